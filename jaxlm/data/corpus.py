@@ -1,0 +1,165 @@
+"""Pairs from files on disk: two parallel files, tab-separated columns, JSON lines.
+
+Every source and wrapper of pairs can be imported from here.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from jaxlm.data.moses import Lowercase, MosesNormalised, moses_detokenise, moses_tokenise
+from jaxlm.data.pairs import Pair, Pairs, PairSource, kept_pairs, read
+from jaxlm.data.subset import Shuffled, SplitBySource, Take
+from jaxlm.data.text import BadLines, OnBadLine, find, lines_or_none
+from jaxlm.errors import UserError
+
+__all__ = [
+    "BadLines",
+    "JsonLines",
+    "Lowercase",
+    "MosesNormalised",
+    "Pair",
+    "PairSource",
+    "Pairs",
+    "ParallelFiles",
+    "Shuffled",
+    "SplitBySource",
+    "Take",
+    "Tsv",
+    "moses_detokenise",
+    "moses_tokenise",
+    "read",
+]
+
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class ParallelFiles(PairSource):
+    """Two files in step: line n of `source` belongs to line n of `target`.
+
+    `keep_blank` keeps pairs with a blank side (a test set answers every line); training data drops and counts them.
+    Raises UserError where a file is missing, empty or corrupt, and at the end where they differ in the number of lines.
+    """
+
+    source: str
+    target: str
+    on_bad_line: OnBadLine = "error"
+    keep_blank: bool = False
+
+    def describe(self) -> str:
+        return f"{self.source} -> {self.target}"
+
+    def read(self, bad: BadLines) -> Iterator[Pair]:
+        return kept_pairs(self._in_step(bad), bad, self.keep_blank, self.describe())
+
+    def _in_step(self, bad: BadLines) -> Iterator[tuple[str | None, str | None]]:
+        source_file, target_file = find(self.source), find(self.target)
+        sources = lines_or_none(source_file, self.on_bad_line, bad)
+        targets = lines_or_none(target_file, self.on_bad_line, bad)
+        ended = object()
+        for number, (source, target) in enumerate(zip_longest(sources, targets, fillvalue=ended)):
+            if source is ended or target is ended:
+                source_count = number if source is ended else number + 1 + sum(1 for _ in sources)
+                target_count = number if target is ended else number + 1 + sum(1 for _ in targets)
+                raise UserError(
+                    f"{source_file} has {source_count:,} lines and {target_file} has {target_count:,}: parallel files "
+                    "need the same number. Fetch both again, or find the line where they part."
+                )
+            yield source, target  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Tsv(PairSource):
+    """Tab-separated columns, without quoting; `source` and `target` are column numbers from 0."""
+
+    path: str
+    source: int
+    target: int
+    on_bad_line: OnBadLine = "error"
+    keep_blank: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.source, self.target) < 0 or self.source == self.target:
+            raise UserError(
+                f"{self.path}: source column {self.source} and target column {self.target}: "
+                "expected two different numbers from 0"
+            )
+
+    def describe(self) -> str:
+        return f"{self.path}, column {self.source} -> column {self.target}"
+
+    def read(self, bad: BadLines) -> Iterator[Pair]:
+        return kept_pairs(self._columns(bad), bad, self.keep_blank, self.describe())
+
+    def _columns(self, bad: BadLines) -> Iterator[tuple[str | None, str | None]]:
+        file, need = find(self.path), max(self.source, self.target) + 1
+        for number, line in enumerate(lines_or_none(file, self.on_bad_line, bad), start=1):
+            columns = [] if line is None else line.split("\t")
+            if len(columns) >= need:
+                yield columns[self.source], columns[self.target]
+            elif line == "":
+                yield "", ""
+            else:
+                if line is not None and self.on_bad_line == "error":
+                    raise UserError(
+                        f"{file}, line {number}: {len(columns)} columns, expected at least {need} between tabs. "
+                        "Mend the line or the column numbers, or set on_bad_line='skip'."
+                    )
+                yield None, None
+
+
+@dataclass(frozen=True)
+class JsonLines(PairSource):
+    """One JSON object a line; `source` and `target` are keys, or paths such as `translation.en` into nested objects."""
+
+    path: str
+    source: str
+    target: str
+    on_bad_line: OnBadLine = "error"
+    keep_blank: bool = False
+
+    def describe(self) -> str:
+        return f"{self.path}, {self.source} -> {self.target}"
+
+    def read(self, bad: BadLines) -> Iterator[Pair]:
+        return kept_pairs(self._objects(bad), bad, self.keep_blank, self.describe())
+
+    def _objects(self, bad: BadLines) -> Iterator[tuple[str | None, str | None]]:
+        file = find(self.path)
+        pair: tuple[str | None, str | None]
+        for number, line in enumerate(lines_or_none(file, self.on_bad_line, bad), start=1):
+            if line is None or not line.strip():
+                yield line, line
+                continue
+            try:
+                record = json.loads(line)
+                pair = self._text(record, self.source, bad), self._text(record, self.target, bad)
+            except ValueError as error:
+                if self.on_bad_line == "error":
+                    raise UserError(
+                        f"{file}, line {number}: {error}. Mend the line or the keys, or set on_bad_line='skip'."
+                    ) from error
+                pair = None, None
+            yield pair
+
+    def _text(self, record: Any, key: str, bad: BadLines) -> str:
+        """The text under `key`. Raises ValueError; half a surrogate pair (JSON can escape one) is a bad character."""
+        if not isinstance(record, dict):
+            raise ValueError(f"expected a JSON object, found {type(record).__name__}")
+        value = record.get(key)
+        if value is None and "." in key:
+            first, rest = key.split(".", 1)
+            return self._text(record.get(first), rest, bad)
+        if not isinstance(value, str):
+            found = type(value).__name__ if key in record else f"only {', '.join(map(repr, record)) or 'no key'}"
+            raise ValueError(f"expected a text under {key!r}, found {found}")
+        if LONE_SURROGATE.search(value):
+            if self.on_bad_line != "replace":
+                raise ValueError(f"the text under {key!r} holds half of a surrogate pair, which is no character")
+            bad.replaced += 1
+            value = LONE_SURROGATE.sub("\ufffd", value)
+        return value

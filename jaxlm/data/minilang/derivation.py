@@ -1,0 +1,77 @@
+"""A rule of a synchronous grammar, and a derivation: the one thing from which both sentences and trees are read."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+ENGLISH, SPANISH = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A rule with all its features given. Side 0 is English, side 1 Spanish."""
+
+    symbol: str
+    fragments: tuple[str, str]  # brackets, words and slots, as in "(NP {0} {1})"
+    slots: tuple[str, ...]  # the names of the slots
+    children: tuple[str, ...]  # their symbols
+    signs: tuple[int, ...]  # what the opinion in a slot counts for here: 1, -1 under negation, 0 when it is another's
+    opinion: int  # the rule's own
+    polarity: int  # -1 negated, 1 the affirmative twin of a negated rule, 0 neither
+
+    @cached_property
+    def words(self) -> tuple[str, str]:
+        """The fragments without the brackets, as in "{0} {1}"."""
+        english, spanish = (" ".join(re.sub(r"\([A-Z]+ |\)", " ", side).split()) for side in self.fragments)
+        return english, spanish
+
+    @cached_property
+    def items(self) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
+        """Each side as a row of words and numbers of slots."""
+        english, spanish = (
+            tuple(int(item[1:-1]) if item[0] == "{" else item for item in side.split()) for side in self.words
+        )
+        return english, spanish
+
+
+class Derivation:
+    """A rule and the derivations of its slots. `words` are the two sentences, before contraction, spaces loose."""
+
+    __slots__ = ("rule", "children", "words")
+
+    def __init__(self, rule: Rule, children: tuple["Derivation", ...] = ()):
+        self.rule = rule
+        self.children = children
+        self.words = rule.words
+        if children:
+            english, spanish = rule.words
+            self.words = (
+                english.format(*[child.words[ENGLISH] for child in children]),
+                spanish.format(*[child.words[SPANISH] for child in children]),
+            )
+
+    def tree(self, side: int) -> str:
+        """The bracketed tree of one side, as loose as `words`."""
+        text = self.rule.fragments[side]
+        return text.format(*[child.tree(side) for child in self.children]) if self.children else text
+
+    def opinion(self) -> int:
+        """The sum of the opinions in a derivation, each with the signs of the rules above it."""
+        counted = zip(self.rule.signs, self.children, strict=True)
+        return self.rule.opinion + sum(sign * child.opinion() for sign, child in counted if sign)
+
+    def polar(self, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], "Derivation"]]:
+        """All phrases that are negated or could be, each with the numbers of the slots that lead to it."""
+        if self.rule.polarity:
+            yield path, self
+        for number, child in enumerate(self.children):
+            yield from child.polar((*path, number))
+
+    def replace(self, path: tuple[int, ...], new: "Derivation") -> "Derivation":
+        """The same derivation with another phrase at the end of the path."""
+        if not path:
+            return new
+        first, rest = path[0], path[1:]
+        children = (*self.children[:first], self.children[first].replace(rest, new), *self.children[first + 1 :])
+        return Derivation(self.rule, children)

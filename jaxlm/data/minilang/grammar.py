@@ -1,0 +1,212 @@
+"""A synchronous grammar with features: one derivation, two sentences, two trees.
+
+A rule rewrites one symbol on both sides at once, and the slots of the two sides are the same ones under the same names
+[Aho and Ullman 1969; with fragments of trees, Eisner 2003]. So the adjective can follow its noun, or the verb lead:
+
+    rule("Nbar.G.N", "{adjective} {noun}", "{noun} {adjective}", {"adjective": "Adjective.G.N", "noun": "Noun.G.N"})
+
+A symbol is a name and its features, parted by dots. A capital letter is a variable; the same letter is the same value
+all over the rule, which is agreement. A slot that one side does not mention is deleted there ("do" has no Spanish, and
+a Spanish clitic no English): it must have one expansion only. The grammar has no recursion, so its language is finite.
+
+A derivation is drawn, parsed or altered here; its words, trees and opinion are read off it in `derivation`.
+"""
+
+import itertools
+import math
+from bisect import bisect
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxlm.data.minilang.derivation import ENGLISH, Derivation, Rule
+
+POOL = 500  # a symbol with so few derivations has them all made beforehand, and drawing one is a bisection
+
+
+@dataclass(frozen=True)
+class Template:
+    """A rule as written, with variables for features."""
+
+    left: tuple[str, ...]
+    fragments: tuple[str, str]
+    slots: Mapping[str, tuple[str, ...]]
+    weight: int
+    opinion: int
+    sign: int
+    mute: str
+    polarity: int
+
+    def bind(self, features: Sequence[str], domains: Mapping[str, Sequence[str]]) -> Iterator[Rule]:
+        """All rules that rewrite the symbol with these features: the variables it leaves free take every value."""
+        bound: dict[str, str] = {}
+        if len(features) != len(self.left):
+            raise ValueError(
+                f"{'.'.join(features)} has {len(features)} parts, the rule for {self.left} {len(self.left)}"
+            )
+        for name, value in zip(self.left, features, strict=True):
+            if name not in domains and name != value:
+                return
+            if name in domains and (value not in domains[name] or bound.setdefault(name, value) != value):
+                return
+        free = sorted({part for slot in self.slots.values() for part in slot if part in domains} - set(bound))
+        for values in itertools.product(*(domains[name] for name in free)):
+            yield self._ground(".".join(features), bound | dict(zip(free, values, strict=True)))
+
+    def _ground(self, symbol: str, bound: Mapping[str, str]) -> Rule:
+        numbers = {name: f"{{{number}}}" for number, name in enumerate(self.slots)}
+        english, spanish = (side.format(**numbers) for side in self.fragments)
+        children = tuple(".".join(bound.get(part, part) for part in slot) for slot in self.slots.values())
+        signs = tuple(0 if name == self.mute else self.sign for name in self.slots)
+        return Rule(symbol, (english, spanish), tuple(self.slots), children, signs, self.opinion, self.polarity)
+
+
+class Grammar:
+    """Templates, and the rules bound from them on demand.
+
+    Args:
+        start: the first symbol.
+        domains: the values each variable may take, by its letter.
+    """
+
+    def __init__(self, start: str, domains: Mapping[str, Sequence[str]]):
+        self.start = start
+        self.domains = domains
+        self._templates: dict[str, list[Template]] = defaultdict(list)  # by symbol, or by "name.*" if with variables
+        self._options: dict[str, tuple[tuple[Rule, ...], ...]] = {}
+        self._counts: dict[str, int] = {}
+        self._pools: dict[str, tuple[list[Derivation], list[float]]] = {}
+
+    def rule(
+        self,
+        left: str,
+        english: str,
+        spanish: str,
+        slots: Mapping[str, str] | None = None,
+        *,
+        weight: int = 1,
+        opinion: int = 0,
+        sign: int = 1,
+        mute: str = "",
+        polarity: int = 0,
+    ) -> None:
+        """Adds a rule.
+
+        Args:
+            left: the symbol it rewrites.
+            english: brackets, words and slots in braces; so too `spanish`.
+            slots: the symbol of each slot.
+            weight: its share among the rules for the same symbol.
+            opinion, sign, mute, polarity: see `Rule`; `sign` is for all slots but `mute`, which counts for nothing.
+        """
+        parts = {name: tuple(symbol.split(".")) for name, symbol in (slots or {}).items()}
+        head = tuple(left.split("."))
+        template = Template(head, (english, spanish), parts, weight, opinion, sign, mute, polarity)
+        self._templates[f"{head[0]}.*" if self.domains.keys() & set(head) else left].append(template)
+
+    def options(self, symbol: str) -> tuple[tuple[Rule, ...], ...]:
+        """The rules for a symbol, one group a template, each group as often as its weight says; the barren left out."""
+        if symbol not in self._options:
+            features = symbol.split(".")
+            groups: list[tuple[Rule, ...]] = []
+            for template in self._templates[f"{features[0]}.*"] + self._templates[symbol]:
+                bound = template.bind(features, self.domains)
+                fertile = tuple(rule for rule in bound if all(map(self.count, rule.children)))
+                groups += [fertile] * template.weight if fertile else []
+            self._options[symbol] = tuple(groups)
+        return self._options[symbol]
+
+    def rules(self, symbol: str) -> list[Rule]:
+        """The rules for a symbol, each once, in the order in which they were written."""
+        return [rule for group in dict.fromkeys(self.options(symbol)) for rule in group]
+
+    def count(self, symbol: str | None = None) -> int:
+        """The exact number of derivations: the sum over rules of the product over slots."""
+        symbol = self.start if symbol is None else symbol
+        if symbol not in self._counts:
+            total = 0
+            for rule in self.rules(symbol):
+                product = 1
+                for child in rule.children:
+                    product *= self.count(child)
+                total += product
+            self._counts[symbol] = total
+        return self._counts[symbol]
+
+    def derive(self, symbol: str, draw: Callable[[], float]) -> Derivation:
+        """A random derivation. `draw` gives uniform numbers in [0, 1), as `random.Random(seed).random` does."""
+        derivations, steps = self._pools.get(symbol) or self.pool(symbol)
+        if derivations:
+            return derivations[bisect(steps, draw())]
+        options = self.options(symbol)
+        group = options[int(draw() * len(options))]
+        rule = group[int(draw() * len(group))]
+        return Derivation(rule, tuple([self.derive(child, draw) for child in rule.children]))
+
+    def pool(self, symbol: str) -> tuple[list[Derivation], list[float]]:
+        """All derivations of a symbol and the running sum of their probabilities; nothing if they are too many."""
+        if symbol not in self._pools:
+            derivations: list[Derivation] = []
+            shares: list[float] = []
+            options = self.options(symbol) if self.count(symbol) <= POOL else ()
+            for rule, alike in ((rule, len(group)) for group in options for rule in group):
+                for row in itertools.product(*(self._shares(child) for child in rule.children)):
+                    derivations.append(Derivation(rule, tuple([child for child, _ in row])))
+                    shares.append(math.prod([share for _, share in row]) / alike / len(options))
+            self._pools[symbol] = derivations, [*itertools.accumulate(shares[:-1]), 1.0]
+        return self._pools[symbol]
+
+    def _shares(self, symbol: str) -> Iterator[tuple[Derivation, float]]:
+        derivations, steps = self.pool(symbol)
+        return zip(derivations, (b - a for a, b in itertools.pairwise([0.0, *steps])), strict=True)
+
+    def only(self, symbol: str) -> Derivation:
+        """The derivation of a symbol that has just one."""
+        (rule,) = self.rules(symbol)
+        return Derivation(rule, tuple(map(self.only, rule.children)))
+
+    def parse(self, words: Sequence[str], side: int = ENGLISH) -> list[Derivation]:
+        """All derivations of a row of words on one side; none if it is not in the language."""
+        memo: dict[tuple[str, int], list[tuple[Derivation, int]]] = {}
+
+        def phrase(symbol: str, begin: int) -> list[tuple[Derivation, int]]:
+            if (symbol, begin) not in memo:
+                memo[symbol, begin] = [
+                    (Derivation(rule, tuple(found.get(n) or self.only(c) for n, c in enumerate(rule.children))), end)
+                    for rule in self.rules(symbol)
+                    for found, end in row(rule, rule.items[side], begin)
+                ]
+            return memo[symbol, begin]
+
+        def row(rule: Rule, items: Sequence[str | int], begin: int) -> Iterator[tuple[dict[int, Derivation], int]]:
+            if not items:
+                yield {}, begin
+            elif isinstance(first := items[0], int):
+                for derivation, middle in phrase(rule.children[first], begin):
+                    for found, end in row(rule, items[1:], middle):
+                        yield {first: derivation} | found, end
+            elif begin < len(words) and words[begin] == first:
+                yield from row(rule, items[1:], begin + 1)
+
+        return [derivation for derivation, end in phrase(self.start, 0) if end == len(words)]
+
+    def exchanges(self, derivation: Derivation) -> Iterator[Derivation]:
+        """All derivations in which the negation has moved: a negated phrase affirmed, and an affirmed one negated."""
+        for (path, one), (other_path, other) in itertools.combinations(derivation.polar(), 2):
+            if one.rule.polarity != other.rule.polarity:
+                yield derivation.replace(path, self._negate(one)).replace(other_path, self._negate(other))
+
+    def _negate(self, derivation: Derivation) -> Derivation:
+        """The twin of a phrase that has a polarity: negated if it was affirmed, affirmed if negated."""
+        rule = derivation.rule
+        same, twins = ([r for r in self.rules(rule.symbol) if r.polarity == p] for p in (rule.polarity, -rule.polarity))
+        twin = twins[same.index(rule)]
+        old = dict(zip(rule.slots, derivation.children, strict=True))
+        slots = zip(twin.slots, twin.children, strict=True)
+        children = (self._inflect(old[name], symbol) if name in old else self.only(symbol) for name, symbol in slots)
+        return Derivation(twin, tuple(children))
+
+    def _inflect(self, word: Derivation, symbol: str) -> Derivation:
+        """The same word under other features: its rule has the same place among those of the other symbol."""
+        place = self.rules(word.rule.symbol).index(word.rule)
+        return Derivation(self.rules(symbol)[place], word.children)

@@ -1,0 +1,139 @@
+"""The words of the little language: English and Spanish forms side by side, with what agreement needs to know.
+
+Gender is a property of the Spanish noun (`el mapa` and `el poeta` are masculine, `la canción` has no -a to show it).
+A noun has a sort, and a verb or an adjective says which sorts it goes with, so that a witch may fall and a key may
+fall, but only the witch can sleep. No two readings share a form: `read`, which is its own past, is left out on purpose,
+and so is "we" (`cantamos`: we sing, or we sang), for then each sentence has one translation and no more.
+"""
+
+from dataclasses import dataclass
+
+SORTS = ("person", "work", "thing", "place")
+INANIMATE = ("work", "thing", "place")
+
+
+@dataclass(frozen=True)
+class Noun:
+    english: tuple[str, str]  # singular, plural
+    spanish: tuple[str, str]
+    gender: str  # "m" or "f"
+    sort: str
+
+
+@dataclass(frozen=True)
+class Adjective:
+    english: str
+    spanish: tuple[str, str, str, str]  # masculine singular, feminine singular, masculine plural, feminine plural
+    order: str  # "outer" stands before "inner" in English, and after it in Spanish: big green house, casa verde grande
+    sorts: tuple[str, ...]
+    opinion: int  # +1 praises, -1 blames, 0 describes
+
+
+@dataclass(frozen=True)
+class Verb:
+    english: tuple[str, str, str]  # base, third person singular, past
+    spanish: tuple[
+        str, str, str, str, str, str
+    ]  # present then past, each: first singular, third singular, third plural
+    kind: (
+        str  # "arrival" and "activity" (no object), "transitive", "dative", "psych" (odiar), "gustar" (order inverted)
+    )
+    sorts: tuple[str, ...]  # of the subject where there is no object, of the object otherwise
+    opinion: int = 0
+
+
+def inflect(lemma: str) -> tuple[str, str, str, str]:
+    """The four forms of a regular Spanish adjective: -o has all four, any other vowel two, a consonant takes -es."""
+    if lemma.endswith("o"):
+        stem = lemma[:-1]
+        return lemma, stem + "a", stem + "os", stem + "as"
+    plural = lemma + ("s" if lemma.endswith("e") else "es")
+    return lemma, lemma, plural, plural
+
+
+def _noun(english: str, spanish: str, gender: str, sort: str) -> Noun:
+    (one, many), (uno, muchos) = english.split(), spanish.split()
+    return Noun((one, many), (uno, muchos), gender, sort)
+
+
+def _verb(english: str, spanish: str, kind: str, sorts: tuple[str, ...], opinion: int = 0) -> Verb:
+    base, third, past = english.split()
+    i, one, many, i_past, one_past, many_past = spanish.split()
+    return Verb((base, third, past), (i, one, many, i_past, one_past, many_past), kind, sorts, opinion)
+
+
+NOUNS = (
+    _noun("witch witches", "bruja brujas", "f", "person"),
+    _noun("king kings", "rey reyes", "m", "person"),
+    _noun("queen queens", "reina reinas", "f", "person"),
+    _noun("doctor doctors", "médico médicos", "m", "person"),
+    _noun("girl girls", "niña niñas", "f", "person"),
+    _noun("captain captains", "capitán capitanes", "m", "person"),
+    _noun("poet poets", "poeta poetas", "m", "person"),
+    _noun("film films", "película películas", "f", "work"),
+    _noun("book books", "libro libros", "m", "work"),
+    _noun("letter letters", "carta cartas", "f", "work"),
+    _noun("poem poems", "poema poemas", "m", "work"),
+    _noun("song songs", "canción canciones", "f", "work"),
+    _noun("key keys", "llave llaves", "f", "thing"),
+    _noun("map maps", "mapa mapas", "m", "thing"),
+    _noun("hat hats", "sombrero sombreros", "m", "thing"),
+    _noun("sword swords", "espada espadas", "f", "thing"),
+    _noun("castle castles", "castillo castillos", "m", "place"),
+    _noun("city cities", "ciudad ciudades", "f", "place"),
+    _noun("garden gardens", "jardín jardines", "m", "place"),
+    _noun("house houses", "casa casas", "f", "place"),
+)
+
+NAMES = (("John", "Juan", "m"), ("Mary", "María", "f"), ("Peter", "Pedro", "m"), ("Anne", "Ana", "f"))
+
+ADJECTIVES = (
+    Adjective("good", inflect("bueno"), "outer", SORTS, +1),
+    Adjective("wonderful", inflect("maravilloso"), "outer", SORTS, +1),
+    Adjective("bad", inflect("malo"), "outer", SORTS, -1),
+    Adjective("terrible", inflect("terrible"), "outer", SORTS, -1),
+    Adjective("old", inflect("viejo"), "outer", SORTS, 0),
+    Adjective("young", ("joven", "joven", "jóvenes", "jóvenes"), "outer", ("person",), 0),
+    Adjective("new", inflect("nuevo"), "outer", INANIMATE, 0),
+    Adjective("big", inflect("grande"), "outer", ("thing", "place"), 0),
+    Adjective("green", inflect("verde"), "inner", SORTS, 0),
+    Adjective("red", inflect("rojo"), "inner", SORTS, 0),
+    Adjective("blue", inflect("azul"), "inner", SORTS, 0),
+    Adjective("French", ("francés", "francesa", "franceses", "francesas"), "inner", SORTS, 0),
+)
+
+# The present and past of `ser`, which the copula alone uses: singular, plural.
+BE = {"present": (("is", "are"), ("es", "son")), "past": (("was", "were"), ("era", "eran"))}
+DO = {"present": {"first": "do", "sg": "does", "pl": "do"}, "past": {"first": "did", "sg": "did", "pl": "did"}}
+
+VERBS = (
+    _verb("arrive arrives arrived", "llego llega llegan llegué llegó llegaron", "arrival", ("person", "work", "thing")),
+    _verb("fall falls fell", "caigo cae caen caí cayó cayeron", "arrival", ("person", "thing", "place")),
+    _verb("come comes came", "vengo viene vienen vine vino vinieron", "arrival", ("person",)),
+    _verb("sleep sleeps slept", "duermo duerme duermen dormí durmió durmieron", "activity", ("person",)),
+    _verb("sing sings sang", "canto canta cantan canté cantó cantaron", "activity", ("person",)),
+    _verb("see sees saw", "veo ve ven vi vio vieron", "transitive", SORTS),
+    _verb("find finds found", "encuentro encuentra encuentran encontré encontró encontraron", "transitive", SORTS),
+    _verb("buy buys bought", "compro compra compran compré compró compraron", "transitive", INANIMATE),
+    _verb("write writes wrote", "escribo escribe escriben escribí escribió escribieron", "transitive", ("work",)),
+    _verb("help helps helped", "ayudo ayuda ayudan ayudé ayudó ayudaron", "transitive", ("person",)),
+    _verb("give gives gave", "doy da dan di dio dieron", "dative", ("work", "thing")),
+    _verb("send sends sent", "envío envía envían envié envió enviaron", "dative", ("work", "thing")),
+    _verb("like likes liked", "gusto gusta gustan gusté gustó gustaron", "gustar", SORTS, +1),
+    _verb("love loves loved", "encanto encanta encantan encanté encantó encantaron", "gustar", INANIMATE, +1),
+    _verb("love loves loved", "amo ama aman amé amó amaron", "psych", ("person",), +1),
+    _verb("hate hates hated", "odio odia odian odié odió odiaron", "psych", SORTS, -1),
+)
+
+# (English, Spanish forms by gender and number as in an adjective), singular then plural; "" where there is none.
+DETERMINERS = (
+    (("the", "the"), ("el", "la", "los", "las")),
+    (("a", ""), ("un", "una", "", "")),
+    (("this", "these"), ("este", "esta", "estos", "estas")),
+    (("", "many"), ("", "", "muchos", "muchas")),
+)
+POSSESSIVE = (("my", "my"), ("mi", "mi", "mis", "mis"))
+NUMERALS = (("two", "dos"), ("three", "tres"), ("four", "cuatro"))
+
+# A form of a verb -> the verb; the auxiliary "do" has no lemma: it comes and goes with the negation.
+LEMMAS = {form: verb.english[0] for verb in VERBS for form in verb.english} | {"do": "", "does": "", "did": ""}

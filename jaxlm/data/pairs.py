@@ -1,0 +1,78 @@
+"""What a source of sentence pairs is.
+
+A source is a frozen dataclass. Iterating over it streams (source text, target text); it can be iterated any number of
+times and gives the same pairs each time. The direction is always spelt out: the first text is what the model reads.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from jaxlm.data.text import BadLines
+from jaxlm.errors import UserError
+
+Pair = tuple[str, str]
+
+
+class Pairs(Protocol):
+    """What the data pipeline asks of a source of pairs."""
+
+    def __iter__(self) -> Iterator[Pair]:
+        """The pairs from the first, each time it is called."""
+        ...
+
+    def describe(self) -> str:
+        """One line that says what is read and in which direction."""
+        ...
+
+
+class PairSource:
+    """Base of the sources here: `read` is theirs, iteration and `check` follow from it."""
+
+    def read(self, bad: BadLines) -> Iterator[Pair]:
+        """The pairs; `bad` counts what was kept, mended and left out."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """One line that says what is read and in which direction."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Pair]:
+        return self.read(BadLines())
+
+    def check(self) -> BadLines:
+        """Reads everything once, so that every fault shows before training starts; the counts."""
+        bad = BadLines()
+        for _ in self.read(bad):
+            pass
+        return bad
+
+
+def read(pairs: Pairs, bad: BadLines) -> Iterator[Pair]:
+    """The pairs of any source; those that know nothing of bad lines count as kept."""
+    if isinstance(pairs, PairSource):
+        yield from pairs.read(bad)
+    else:
+        for pair in pairs:
+            bad.kept += 1
+            yield pair
+
+
+def kept_pairs(
+    pairs: Iterable[tuple[str | None, str | None]], bad: BadLines, keep_blank: bool, name: str
+) -> Iterator[Pair]:
+    """Drops and counts pairs that could not be read (None) or have a blank side. Raises UserError if none is left."""
+    before = bad.kept
+    for source, target in pairs:
+        if source is None or target is None:
+            bad.skipped += 1
+        elif keep_blank or not (_blank(source) or _blank(target)):
+            bad.kept += 1
+            yield source, target
+        else:
+            bad.blank += 1
+    if bad.kept == before:
+        raise UserError(f"{name}: no pair is left ({bad}). Look into the files.")
+
+
+def _blank(text: str) -> bool:
+    return not text or text.isspace()

@@ -1,0 +1,95 @@
+"""Sources that choose or order the pairs of another source."""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, get_args
+
+from jaxlm.data.pairs import Pair, Pairs, PairSource, read
+from jaxlm.data.text import BadLines
+from jaxlm.errors import UserError
+
+Part = Literal["train", "valid", "test"]
+
+
+@dataclass(frozen=True)
+class SplitBySource(PairSource):
+    """One part of a corpus that has no split of its own; the parts are disjoint and together the whole.
+
+    A hash of the text on the `by` side decides, so that all translations of one sentence fall into one part, whatever
+    the order of the corpus. `valid` and `test` are the expected shares; `seed` gives other parts.
+    """
+
+    pairs: Pairs
+    part: Part
+    valid: float = 0.01
+    test: float = 0.01
+    seed: int = 0
+    by: Literal["source", "target"] = "source"
+
+    def __post_init__(self) -> None:
+        if not (self.valid >= 0 and self.test >= 0 and self.valid + self.test < 1):
+            raise UserError(f"valid={self.valid} and test={self.test}: expected shares from 0 that sum to less than 1")
+        if self.part not in get_args(Part) or self.by not in ("source", "target"):
+            raise UserError(
+                f"part {self.part!r} by {self.by!r}: expected 'train', 'valid' or 'test' by 'source' or 'target'"
+            )
+
+    def describe(self) -> str:
+        return f"{self.pairs.describe()}; {self.part} part by {self.by} ({self.valid}, {self.test}, seed {self.seed})"
+
+    def read(self, bad: BadLines) -> Iterator[Pair]:
+        side, found = 0 if self.by == "source" else 1, False
+        for pair in read(self.pairs, bad):
+            if self._part(pair[side]) == self.part:
+                found = True
+                yield pair
+        if not found:
+            raise UserError(f"{self.describe()}: no pair falls into this part. Give it a larger share, or more data.")
+
+    def _part(self, text: str) -> Part:
+        words = " ".join(text.split())
+        digest = hashlib.blake2b(f"{self.seed}\t{words}".encode(errors="replace"), digest_size=8).digest()
+        place = int.from_bytes(digest, "big") / 2**64
+        if place < self.test:
+            return "test"
+        return "valid" if place < self.test + self.valid else "train"
+
+
+@dataclass(frozen=True)
+class Shuffled(PairSource):
+    """Another order, a function of `seed` and the number of pairs alone. Holds all pairs in memory while it is read."""
+
+    pairs: Pairs
+    seed: int = 0
+
+    def describe(self) -> str:
+        return f"{self.pairs.describe()}; shuffled by seed {self.seed}"
+
+    def read(self, bad: BadLines) -> Iterator[Pair]:
+        rows = list(read(self.pairs, bad))
+        place = random.Random(self.seed).random
+        keys = [place() for _ in rows]
+        yield from (rows[index] for index in sorted(range(len(rows)), key=keys.__getitem__))
+
+
+@dataclass(frozen=True)
+class Take(PairSource):
+    """The first `count` pairs. Faults further down go unseen, save by `check`, which reads everything."""
+
+    pairs: Pairs
+    count: int
+
+    def describe(self) -> str:
+        return f"{self.pairs.describe()}; first {self.count:,}"
+
+    def read(self, bad: BadLines) -> Iterator[Pair]:
+        return islice(read(self.pairs, bad), self.count)
+
+    def check(self) -> BadLines:
+        bad = BadLines()
+        for _ in read(self.pairs, bad):
+            pass
+        return bad

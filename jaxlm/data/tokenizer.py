@@ -1,0 +1,50 @@
+"""Tokenizers: the configurations (`.fit(texts)` makes a tokenizer), and reading a saved one back."""
+
+import json
+from pathlib import Path
+
+from jaxlm.data.sentencepiece import SentencePiece, SentencePieceTokenizer
+from jaxlm.data.symbols import Bytes, ByteTokenizer, Characters, CharacterTokenizer, Words, WordTokenizer
+from jaxlm.data.vocabulary import BOS, DESCRIPTION, EOS, PAD, SPECIALS, UNK, Tokenizer, content_hash
+from jaxlm.errors import UserError
+
+__all__ = [
+    "BOS",
+    "EOS",
+    "PAD",
+    "SPECIALS",
+    "UNK",
+    "Bytes",
+    "Characters",
+    "SentencePiece",
+    "Tokenizer",
+    "Words",
+    "load_tokenizer",
+]
+
+KINDS = {kind.kind: kind for kind in (SentencePieceTokenizer, ByteTokenizer, CharacterTokenizer, WordTokenizer)}
+CURE = "Copy the folder again from where it was made, or train anew."
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer that `save` wrote into `folder`. Raises UserError if it is missing, damaged or of another kind."""
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / DESCRIPTION).read_bytes())
+        kind, expected = description["kind"], description["sha256"]
+    except FileNotFoundError as error:
+        raise UserError(
+            f"there is no tokenizer in {folder}: expected {DESCRIPTION} there, which training writes"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / DESCRIPTION} is damaged ({error!r}). {CURE}") from error
+    if kind not in KINDS:
+        raise UserError(f"{folder / DESCRIPTION}: tokenizer kind {kind!r}, expected one of {', '.join(KINDS)}")
+    file = folder / KINDS[kind].file
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} is missing, though {DESCRIPTION} names it. {CURE}") from error
+    if (found := content_hash(kind, content)) != expected:
+        raise UserError(f"{file} is damaged: SHA-256 {found}, expected {expected}. {CURE}")
+    return KINDS[kind].from_content(content)

@@ -1,0 +1,202 @@
+"""Beam search in one jit, for any model that keeps the contract of `jaxlm.types`.
+
+The definition. Lengths count generated tokens, the stop id included and the prompt excluded.
+- Step scores: l = log_softmax(logits / temperature) in float32; constraints set entries to -inf without renormalising.
+- Candidates: all (hypothesis, token) with s + l, the best k * (1 + number of stop ids) of them; ties fall to the lower
+  parent slot, then to the lower id. At the first step there is one hypothesis.
+- Finish rule: a candidate that ends in a stop id enters the finished set (the best k by S) iff its rank is < k.
+- Live rule: the best k candidates that did not stop.
+- Score: S = s / lp(L) + reward * L. Ties stay in order: the earlier finished, then the better rank.
+- At its row's length limit a live hypothesis is kept, must stop, or is dropped; a row whose `stop` rule holds, or that
+  has nothing live, is frozen. `Beam` lists the options of each rule.
+A coverage term would need attention weights, which models do not return: there is none.
+
+Slots live in the state as rows: all of the prompt but its last token is read once a row, the state after it repeated
+k times, and reordered by taking rows. A leaf that `extend` hands back untouched (an encoder's memory) is equal in all
+slots and is never moved.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from jaxlm.decode.constrain import Forced, forbid, log_softmax_parts
+from jaxlm.decode.hypotheses import (
+    Finished,
+    Live,
+    candidates,
+    finish,
+    first_live,
+    go_on,
+    none_finished,
+    reasons,
+    stopping_candidates,
+    union,
+    without_stops,
+)
+from jaxlm.decode.options import Beam
+from jaxlm.decode.prefill import check_request, read_prompt, read_token
+from jaxlm.decode.ranking import Ranking, can_stop, ranking
+from jaxlm.decode.reasons import NONE, STOP
+from jaxlm.errors import UserError
+from jaxlm.types import Array, Batch, Params, State
+
+
+@struct.dataclass
+class Hypotheses:
+    """The N best hypotheses of each row, best S first; tokens past the length are 0 (pad).
+
+    logprob_BN is s, the sum of token_logprob_BNT (natural log); score_BN is S; reason_BN: see `jaxlm.decode.reasons`.
+    A row that has fewer than N (all of them, where its limit is 0) has length 0, s = S = -inf and reason NONE there.
+    """
+
+    tokens_BNT: Array
+    length_BN: Array
+    logprob_BN: Array
+    score_BN: Array
+    reason_BN: Array
+    token_logprob_BNT: Array
+
+
+@struct.dataclass
+class Search:
+    """The loop's carry: a live hypothesis has `step` tokens, the last is `token_BK`; the state has not read it yet."""
+
+    step: Array
+    done_B: Array
+    token_BK: Array
+    live: Live
+    finished: Finished
+    state: State
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What the search is compiled for: the length penalty and the reward are arguments instead (`Ranking`)."""
+
+    beam: Beam
+    stop: tuple[int, ...]
+    length: int
+
+    @property
+    def candidates(self) -> int:
+        return self.beam.size * (1 + len(self.stop))
+
+
+@struct.dataclass
+class Request:
+    """The arrays that stay as they are during the search."""
+
+    limit_B: Array
+    ranking: Ranking
+    forced: Forced | None
+
+
+def beam_search(
+    model: Any,
+    params: Params,
+    batch: Batch,
+    prompt_BP: Array,
+    prompt_valid_BP: Array,
+    limit_B: Array,
+    *,
+    length: int,
+    beam: Beam = Beam(),  # noqa: B008 (frozen)
+    stop: tuple[int, ...] = (3,),
+    forced: Forced | None = None,
+) -> Hypotheses:
+    """The `beam.returns` best continuations of each row's prompt.
+
+    limit_B: the most tokens of each row, a function of that row alone; `length` is the room for them (static: one
+    compilation a length), and a greater limit is cut to it. Prompts may be padded on either side.
+    Raises UserError if the shapes do not fit together, or if a stop id is forced at the limit and there is none.
+    """
+    check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop)
+    if beam.limit == "force_eos" and not stop:
+        raise UserError("limit='force_eos' but stop=(): expected at least one stop id to force, or limit='keep'")
+    request = Request(jnp.minimum(limit_B, length), ranking(beam, length), forced)
+    rules = Rules(dataclasses.replace(beam, penalty="none", alpha=1.0, reward=0.0), tuple(sorted(set(stop))), length)
+    return _beam_search(model, rules, params, batch, prompt_BP, prompt_valid_BP, request)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "rules"))
+def _beam_search(
+    model: Any,
+    rules: Rules,
+    params: Params,
+    batch: Batch,
+    prompt_BP: Array,
+    prompt_valid_BP: Array,
+    request: Request,
+) -> Hypotheses:
+    rows, slots = prompt_BP.shape[0], rules.beam.size
+
+    def step(search: Search) -> Search:
+        valid_R = jnp.repeat(~search.done_B, slots)
+        logits_RV, state = read_token(model, params, search.token_BK.reshape(-1), search.state, valid_R)
+        found, parent_BK = _advance(search, logits_RV.reshape(rows, slots, -1), rules, request)
+        return found.replace(state=_reorder(search.state, state, parent_BK))
+
+    token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, rules.length)
+    search = Search(
+        step=jnp.int32(0),
+        done_B=request.limit_B <= 0,
+        token_BK=jnp.broadcast_to(token_B[:, None], (rows, slots)).astype(jnp.int32),
+        live=first_live(rows, slots, rules.length),
+        finished=none_finished(rows, slots, rules.length),
+        state=jax.tree.map(lambda leaf: jnp.repeat(leaf, slots, axis=0), state),
+    )
+    finished = lax.while_loop(lambda search: ~jnp.all(search.done_B), step, search).finished
+    return _results(finished, rules.beam.returns)
+
+
+def _advance(search: Search, logits_BKV: Array, rules: Rules, request: Request) -> tuple[Search, Array]:
+    """One step of the definition, given the logits after each live hypothesis; and the parents_BK of the new ones."""
+    beam, stop, live = rules.beam, rules.stop, search.live
+    at_limit_B = search.step + 1 >= request.limit_B
+    scaled_BKV, norm_BK1 = log_softmax_parts(logits_BKV, beam.temperature)
+    must_stop_B = at_limit_B if beam.limit == "force_eos" else None
+    step_BKV = forbid(
+        scaled_BKV - norm_BK1, live.tokens_BKT, search.step, beam.constraints, stop, request.forced, must_stop_B
+    )
+    found = candidates(live, step_BKV, rules.candidates)
+    ending = found
+    if beam.finish == "all" and stop:
+        ending = union(without_stops(found, stop), stopping_candidates(live, step_BKV, stop))
+    reason_BA = reasons(ending, beam, stop, at_limit_B, search.done_B)
+    finished = finish(search.finished, live, ending, reason_BA, search.step, request.ranking)
+    new_live, token_BK, parent_BK = go_on(live, found, stop, search.step)
+    over_B = can_stop(
+        beam, request.ranking, search.step + 1, request.limit_B,
+        new_live.logprob_BK, finished.score_BK, reason_BA[:, 0] == STOP,
+    )  # fmt: skip
+    nothing_B = jnp.isneginf(new_live.logprob_BK[:, 0])
+    done_B = search.done_B | at_limit_B | over_B | nothing_B
+    after = search.replace(step=search.step + 1, done_B=done_B, token_BK=token_BK, live=new_live, finished=finished)
+    return after, parent_BK
+
+
+def _reorder(before: State, after: State, parent_BK: Array) -> State:
+    """Each slot takes the state of its parent; a leaf that `extend` did not touch stays where it is."""
+    rows, slots = parent_BK.shape
+    row_R = (jnp.arange(rows)[:, None] * slots + parent_BK).reshape(-1)
+    return jax.tree.map(
+        lambda old, new: old if new is old else jnp.take(new, row_R, axis=0, mode="clip"), before, after
+    )
+
+
+def _results(finished: Finished, count: int) -> Hypotheses:
+    empty_BN = finished.reason_BK[:, :count] == NONE
+    return Hypotheses(
+        tokens_BNT=finished.tokens_BKT[:, :count],
+        length_BN=finished.length_BK[:, :count],
+        logprob_BN=jnp.where(empty_BN, -jnp.inf, finished.logprob_BK[:, :count]),
+        score_BN=jnp.where(empty_BN, -jnp.inf, finished.score_BK[:, :count]),
+        reason_BN=finished.reason_BK[:, :count],
+        token_logprob_BNT=finished.token_logprob_BKT[:, :count],
+    )

@@ -1,0 +1,151 @@
+"""Generation of one continuation a row: greedy search and sampling, in one jit.
+
+Step scores are l = log_softmax(logits / temperature) in float32 (temperature 0: the logits as they are); banned ids,
+minimum length, repeated n-grams and forced prefixes set entries to -inf without renormalising. The reported
+log-probabilities are these l, before the sampler's filters. Lengths count generated tokens, the stop id included.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from jaxlm.decode.choose import Sampler, argbest, line_keys, sample
+from jaxlm.decode.constrain import Constraints, Forced, forbid, is_one_of, log_softmax_parts
+from jaxlm.decode.prefill import check_request, read_prompt, read_token
+from jaxlm.decode.reasons import LENGTH, NONE, STOP
+from jaxlm.types import Array, Batch, Params, State
+
+
+@struct.dataclass
+class Generated:
+    """One continuation a row; tokens past `length_B` are 0 (pad).
+
+    logprob_B is the sum of token_logprob_BT (natural log). reason_B: see `jaxlm.decode.reasons`; NONE where the limit
+    is 0 or where the constraints left no token to say (what was said before that is kept).
+    """
+
+    tokens_BT: Array
+    length_B: Array
+    logprob_B: Array
+    token_logprob_BT: Array
+    reason_B: Array
+
+
+@struct.dataclass
+class Writing:
+    """The loop's carry: what is written, the last token (the state has not read it yet), and the state."""
+
+    step: Array
+    token_B: Array
+    done_B: Array
+    written: Generated
+    state: State
+
+
+def generate(
+    model: Any,
+    params: Params,
+    batch: Batch,
+    prompt_BP: Array,
+    prompt_valid_BP: Array,
+    limit_B: Array,
+    *,
+    length: int,
+    stop: tuple[int, ...] = (3,),
+    sampler: Sampler = Sampler(temperature=0.0),  # noqa: B008 (frozen)
+    constraints: Constraints = Constraints(),  # noqa: B008 (frozen)
+    forced: Forced | None = None,
+    seed: Array | int = 0,
+    line_B: Array | None = None,
+) -> Generated:
+    """Continue each row's prompt until a stop id or the row's limit.
+
+    limit_B: the most tokens of each row; `length` is the room for them (static: one compilation a length), and a
+    greater limit is cut to it. A row with limit 0 is empty. line_B: the line numbers that address the noise (default:
+    the row numbers). Prompts may be padded on either side; the prompt is not part of the result.
+    Raises UserError if the shapes do not fit together.
+    """
+    check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop)
+    line_B = jnp.arange(prompt_BP.shape[0]) if line_B is None else line_B
+    return _generate(
+        model, params, batch, prompt_BP, prompt_valid_BP, limit_B, forced, seed, line_B,
+        length=length, stop=stop, sampler=sampler, constraints=constraints,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("model", "length", "stop", "sampler", "constraints"))
+def _generate(
+    model: Any,
+    params: Params,
+    batch: Batch,
+    prompt_BP: Array,
+    prompt_valid_BP: Array,
+    limit_B: Array,
+    forced: Forced | None,
+    seed: Array,
+    line_B: Array,
+    *,
+    length: int,
+    stop: tuple[int, ...],
+    sampler: Sampler,
+    constraints: Constraints,
+) -> Generated:
+    limit_B = jnp.minimum(limit_B, length)
+    key_B = line_keys(seed, line_B)
+
+    def step(writing: Writing) -> Writing:
+        logits_BV, state = read_token(model, params, writing.token_B, writing.state, ~writing.done_B)
+        logprob_BV = _step_scores(logits_BV, writing, sampler, constraints, stop, forced)
+        if sampler.greedy:
+            token_B = argbest(writing.written.logprob_B[:, None] + logprob_BV)
+        else:
+            token_B = sample(logprob_BV, key_B, writing.step, sampler)
+        return _append(writing.replace(state=state), token_B, logprob_BV, limit_B, stop)
+
+    token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, length)
+    writing = _blank(limit_B, length, token_B, state)
+    return lax.while_loop(lambda writing: ~jnp.all(writing.done_B), step, writing).written
+
+
+def _blank(limit_B: Array, length: int, token_B: Array, state: State) -> Writing:
+    zero_B = jnp.zeros(limit_B.shape, jnp.int32)
+    zero_BT = jnp.zeros((*limit_B.shape, length), jnp.int32)
+    written = Generated(zero_BT, zero_B, zero_B.astype(jnp.float32), zero_BT.astype(jnp.float32), zero_B + NONE)
+    return Writing(jnp.int32(0), token_B.astype(jnp.int32), limit_B <= 0, written, state)
+
+
+def _step_scores(
+    logits_BV: Array,
+    writing: Writing,
+    sampler: Sampler,
+    constraints: Constraints,
+    stop: tuple[int, ...],
+    forced: Forced | None,
+) -> Array:
+    scaled_B1V, norm_B11 = log_softmax_parts(logits_BV[:, None, :], 1.0 if sampler.greedy else sampler.temperature)
+    history_B1T = writing.written.tokens_BT[:, None, :]
+    return forbid(scaled_B1V - norm_B11, history_B1T, writing.step, constraints, stop, forced)[:, 0]
+
+
+def _append(writing: Writing, token_B: Array, logprob_BV: Array, limit_B: Array, stop: tuple[int, ...]) -> Writing:
+    """The chosen tokens of the rows that still write; a row ends on a stop id, at its limit, or with nothing to say."""
+    was, step = writing.written, writing.step
+    logprob_B = jnp.take_along_axis(logprob_BV, token_B[:, None], axis=1, mode="clip")[:, 0]
+    stuck_B = jnp.isneginf(logprob_B)
+    writes_B = ~writing.done_B & ~stuck_B
+    token_B = jnp.where(writes_B, token_B, 0)
+    logprob_B = jnp.where(writes_B, logprob_B, 0.0)
+    stops_B = writes_B & is_one_of(token_B, stop)
+    full_B = writes_B & ~stops_B & (step + 1 >= limit_B)
+    written = Generated(
+        tokens_BT=lax.dynamic_update_slice_in_dim(was.tokens_BT, token_B[:, None], step, axis=1),
+        length_B=was.length_B + writes_B,
+        logprob_B=was.logprob_B + logprob_B,
+        token_logprob_BT=lax.dynamic_update_slice_in_dim(was.token_logprob_BT, logprob_B[:, None], step, axis=1),
+        reason_B=jnp.where(stops_B, STOP, jnp.where(full_B, LENGTH, was.reason_B)),
+    )
+    return Writing(step + 1, token_B, writing.done_B | stuck_B | stops_B | full_B, written, writing.state)

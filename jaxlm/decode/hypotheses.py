@@ -1,0 +1,160 @@
+"""The sets that a beam search keeps: candidates of a step, live hypotheses, and finished ones.
+
+Shape letters, on top of those of `jaxlm.types`: A candidates (arrivals) of a step, best first.
+"""
+
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from jaxlm.decode.best import best
+from jaxlm.decode.constrain import is_one_of
+from jaxlm.decode.options import Beam
+from jaxlm.decode.ranking import Ranking, final_score
+from jaxlm.decode.reasons import LENGTH, NONE, STOP
+from jaxlm.types import Array
+
+
+@struct.dataclass
+class Candidates:
+    """Extensions of live hypotheses by a token: s_BA (-inf: there is none), parent slot, token, and its step score."""
+
+    logprob_BA: Array
+    parent_BA: Array
+    token_BA: Array
+    step_logprob_BA: Array
+
+
+@struct.dataclass
+class Live:
+    """Hypotheses that go on, best first: s_BK (-inf: the slot is empty), tokens and their log-probabilities."""
+
+    logprob_BK: Array
+    tokens_BKT: Array
+    token_logprob_BKT: Array
+
+
+@struct.dataclass
+class Finished:
+    """Ended hypotheses, best first: S_BK (-inf: there is none), s_BK, lengths, reasons, tokens, log-probabilities."""
+
+    score_BK: Array
+    logprob_BK: Array
+    length_BK: Array
+    reason_BK: Array
+    tokens_BKT: Array
+    token_logprob_BKT: Array
+
+
+def first_live(batch: int, slots: int, length: int) -> Live:
+    """Before the first step: an empty hypothesis with s = 0 in slot 0, and none in the others."""
+    logprob_BK = jnp.where(jnp.arange(slots)[None, :] == 0, jnp.zeros((batch, slots)), -jnp.inf)
+    shape = (batch, slots, length)
+    return Live(logprob_BK, jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
+
+
+def none_finished(batch: int, slots: int, length: int) -> Finished:
+    nothing_BK, zero_BK = jnp.full((batch, slots), -jnp.inf), jnp.zeros((batch, slots), jnp.int32)
+    shape = (batch, slots, length)
+    return Finished(nothing_BK, nothing_BK, zero_BK, zero_BK + NONE, jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
+
+
+def candidates(live: Live, step_logprob_BKV: Array, count: int) -> Candidates:
+    """The best `count` of all (hypothesis, token); ties to the lower slot, then to the lower id."""
+    batch, slots, size = step_logprob_BKV.shape
+    logprob_BX = (live.logprob_BK[:, :, None] + step_logprob_BKV).reshape(batch, slots * size)
+    logprob_BA, index_BA = best(logprob_BX, count)
+    step_BA = jnp.take_along_axis(step_logprob_BKV.reshape(batch, slots * size), index_BA, axis=1, mode="clip")
+    return Candidates(logprob_BA, index_BA // size, index_BA % size, step_BA)
+
+
+def stopping_candidates(live: Live, step_logprob_BKV: Array, stop: tuple[int, ...]) -> Candidates:
+    """Every (hypothesis, stop id)."""
+    batch, slots, _ = step_logprob_BKV.shape
+    step_BKM = jnp.take(step_logprob_BKV, jnp.asarray(stop, jnp.int32), axis=2, mode="clip")
+    logprob_BKM = live.logprob_BK[:, :, None] + step_BKM
+    slot_BKM = jnp.broadcast_to(jnp.arange(slots)[None, :, None], step_BKM.shape)
+    token_BKM = jnp.broadcast_to(jnp.asarray(stop, jnp.int32)[None, None, :], step_BKM.shape)
+    return Candidates(*(each.reshape(batch, -1) for each in (logprob_BKM, slot_BKM, token_BKM, step_BKM)))
+
+
+def union(some: Candidates, others: Candidates) -> Candidates:
+    """Both in order of rank: by score, then slot, then id."""
+    columns = [
+        jnp.concatenate(pair, axis=1)
+        for pair in (
+            (-some.logprob_BA, -others.logprob_BA),
+            (some.parent_BA, others.parent_BA),
+            (some.token_BA, others.token_BA),
+            (some.step_logprob_BA, others.step_logprob_BA),
+        )
+    ]
+    minus_BA, parent_BA, token_BA, step_BA = lax.sort(columns, dimension=1, num_keys=3)
+    return Candidates(-minus_BA, parent_BA, token_BA, step_BA)
+
+
+def without_stops(found: Candidates, stop: tuple[int, ...]) -> Candidates:
+    stops_BA = is_one_of(found.token_BA, stop)
+    return found.replace(logprob_BA=jnp.where(stops_BA, -jnp.inf, found.logprob_BA))
+
+
+def go_on(live: Live, found: Candidates, stop: tuple[int, ...], step: Array) -> tuple[Live, Array, Array]:
+    """The live rule: the best k candidates that did not stop; also their last tokens_BK and their parents' slots_BK."""
+    logprob_BK, place_BK = lax.top_k(without_stops(found, stop).logprob_BA, live.logprob_BK.shape[1])
+    parent_BK = jnp.take_along_axis(found.parent_BA, place_BK, axis=1, mode="clip")
+    token_BK = jnp.take_along_axis(found.token_BA, place_BK, axis=1, mode="clip")
+    step_BK = jnp.take_along_axis(found.step_logprob_BA, place_BK, axis=1, mode="clip")
+    tokens_BKT = _write(_slots(live.tokens_BKT, parent_BK), token_BK, step)
+    token_logprob_BKT = _write(_slots(live.token_logprob_BKT, parent_BK), step_BK, step)
+    return Live(logprob_BK, tokens_BKT, token_logprob_BKT), token_BK, parent_BK
+
+
+def reasons(found: Candidates, beam: Beam, stop: tuple[int, ...], at_limit_B: Array, done_B: Array) -> Array:
+    """The finish rule and the length limit: why each candidate_BA ends here, or NONE."""
+    rank_1A = jnp.arange(found.token_BA.shape[1])[None, :]
+    stops_BA = is_one_of(found.token_BA, stop)
+    if beam.finish == "top_k":
+        ends_BA = stops_BA & (rank_1A < beam.size)
+    else:
+        ends_BA = stops_BA
+    reason_BA = jnp.where(ends_BA, STOP, NONE)
+    if beam.limit == "keep":
+        lives_BA = ~stops_BA & (jnp.cumsum(~stops_BA, axis=1) <= beam.size)
+        reason_BA = jnp.where(lives_BA & at_limit_B[:, None], LENGTH, reason_BA)
+    exists_BA = (found.logprob_BA > -jnp.inf) & ~done_B[:, None]
+    return jnp.where(exists_BA, reason_BA, NONE)
+
+
+def finish(finished: Finished, live: Live, found: Candidates, reason_BA: Array, step: Array, rank: Ranking) -> Finished:
+    """The best k of the finished set and the candidates with a reason; among equals the earlier, then the rank."""
+    slots = finished.score_BK.shape[1]
+    length = step + 1
+    score_BA = jnp.where(reason_BA == NONE, -jnp.inf, final_score(found.logprob_BA, length, rank))
+    score_BK, place_BK = lax.top_k(jnp.concatenate([finished.score_BK, score_BA], axis=1), slots)
+
+    def pick(old_BK: Array, new_BA: Array) -> Array:
+        return jnp.take_along_axis(jnp.concatenate([old_BK, new_BA], axis=1), place_BK, axis=1, mode="clip")
+
+    old_BK = jnp.arange(slots)[None, :] + jnp.zeros_like(finished.length_BK)
+    source_BK = pick(old_BK, slots + found.parent_BA)
+    tokens_BKT = _slots(jnp.concatenate([finished.tokens_BKT, live.tokens_BKT], axis=1), source_BK)
+    logprob_BKT = _slots(jnp.concatenate([finished.token_logprob_BKT, live.token_logprob_BKT], axis=1), source_BK)
+    new_BK = place_BK >= slots
+    token_BK = pick(jnp.zeros_like(old_BK), found.token_BA)
+    step_BK = pick(jnp.zeros_like(finished.score_BK), found.step_logprob_BA)
+    return Finished(
+        score_BK=score_BK,
+        logprob_BK=pick(finished.logprob_BK, found.logprob_BA),
+        length_BK=pick(finished.length_BK, jnp.broadcast_to(length, found.token_BA.shape)),
+        reason_BK=pick(finished.reason_BK, reason_BA),
+        tokens_BKT=_write(tokens_BKT, jnp.where(new_BK, token_BK, 0), step),
+        token_logprob_BKT=_write(logprob_BKT, jnp.where(new_BK, step_BK, 0.0), step),
+    )
+
+
+def _write(buffer_BKT: Array, value_BK: Array, step: Array) -> Array:
+    return lax.dynamic_update_slice_in_dim(buffer_BKT, value_BK[:, :, None].astype(buffer_BKT.dtype), step, axis=2)
+
+
+def _slots(buffer_BKT: Array, slot_BK: Array) -> Array:
+    return jnp.take_along_axis(buffer_BKT, slot_BK[:, :, None], axis=1, mode="clip")

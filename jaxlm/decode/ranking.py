@@ -1,0 +1,64 @@
+"""How hypotheses of different lengths compare, and when a row need not go on.
+
+S = s / lp(L) + reward * L. lp is a table over lengths that goes into the compiled search as an argument: a sweep over
+alpha compiles once, and the values are NumPy's on every device.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxlm.decode.options import Beam
+from jaxlm.types import Array
+
+
+@struct.dataclass
+class Ranking:
+    """penalty_T: lp(L) at index L = 0 .. length, float32; reward: gamma, a float32 scalar."""
+
+    penalty_T: Array
+    reward: Array
+
+
+def ranking(beam: Beam, length: int) -> Ranking:
+    """The table of a beam's length penalty (gnmt: Wu et al., 2016, equation 14)."""
+    lengths = np.arange(length + 1, dtype=np.float64)
+    base = {"none": np.ones_like(lengths), "power": np.maximum(lengths, 1), "gnmt": (5 + lengths) / 6}[beam.penalty]
+    return Ranking(jnp.asarray(base**beam.alpha, jnp.float32), jnp.asarray(beam.reward, jnp.float32))
+
+
+def final_score(logprob: Array, length: Array, rank: Ranking) -> Array:
+    """S of hypotheses (any shape) that all have one length (a scalar)."""
+    return logprob / rank.penalty_T[length] + rank.reward * length.astype(jnp.float32)
+
+
+def can_stop(
+    beam: Beam, rank: Ranking, length: Array, limit_B: Array, live_BK: Array, score_BK: Array, first_B: Array
+) -> Array:
+    """True_B where the rule `beam.stop` ends a row after the step that made hypotheses of `length` tokens.
+
+    live_BK: s of the live hypotheses, best first; score_BK: S of the finished ones, best first, -inf where there is
+    none; first_B: the best candidate of this step was finished.
+    """
+    full_B = score_BK[:, -1] > -jnp.inf
+    if beam.size == 1 or beam.stop == "full":
+        return full_B
+    if beam.stop == "first":
+        return first_B
+    if beam.stop == "heuristic":
+        return full_B & (score_BK[:, -1] >= final_score(live_BK[:, 0], length, rank))
+    if beam.stop == "exact":
+        reachable_B = _reachable(live_BK[:, 0], length, limit_B, rank)
+        return (score_BK[:, beam.returns - 1] >= reachable_B) & (rank.reward <= 0)
+    return jnp.zeros(full_B.shape, bool)
+
+
+def _reachable(logprob_B: Array, length: Array, limit_B: Array, rank: Ranking) -> Array:
+    """The best S that a live hypothesis with score s can reach, if the reward is not positive.
+
+    Step scores are <= 0, so s can only fall; lp is monotone in L, so that s / lp(L) is greatest at an end of
+    [length + 1, limit]: at the limit for alpha > 0, at the next token for alpha < 0, and anywhere for alpha = 0.
+    """
+    soon = rank.penalty_T[jnp.minimum(length + 1, rank.penalty_T.shape[0] - 1)]
+    penalty_B = jnp.maximum(soon, jnp.take(rank.penalty_T, limit_B, mode="clip"))
+    return logprob_B / penalty_B + rank.reward * (length + 1).astype(jnp.float32)

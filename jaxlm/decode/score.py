@@ -1,0 +1,75 @@
+"""Forced decoding: the log-probability of given targets, under the same step scores as the searches.
+
+The whole target is read by one `extend`; the logits are made for a few positions at a time, so that [B, T, V] is never
+in memory.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from jaxlm.decode.constrain import log_softmax_parts
+from jaxlm.errors import UserError
+from jaxlm.types import Array, Batch, Params
+
+LOGITS = 2**24
+"""The most logits in memory at a time (64 MiB of float32), as long as one position a row fits in."""
+
+
+@struct.dataclass
+class Scored:
+    """Natural logs: of each label (0 on padding), and summed a row; count_B is the number of labels in the sum."""
+
+    token_logprob_BT: Array
+    logprob_B: Array
+    count_B: Array
+
+
+def score_targets(model: Any, params: Params, batch: Batch) -> Scored:
+    """log p(label_BT | target_BT up to there, source) where `target_valid_BT`; EOS counts where it is a label.
+
+    Raises UserError if the batch lacks a target, labels, or their mask.
+    """
+    missing = [name for name in ("target_BT", "label_BT", "target_valid_BT") if getattr(batch, name) is None]
+    if missing:
+        raise UserError(
+            f"the batch lacks {', '.join(missing)}: scoring needs what the model reads and what it must say"
+        )
+    return _score(model, params, batch)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _score(model: Any, params: Params, batch: Batch) -> Scored:
+    state = model.apply({"params": params}, batch, 0, method="start")
+    features_BTD, _ = model.apply({"params": params}, batch.target_BT, state, batch.target_valid_BT, method="extend")
+    logprob_BT = label_logprob(model, params, features_BTD, batch.label_BT)
+    logprob_BT = jnp.where(batch.target_valid_BT, logprob_BT, 0.0)
+    return Scored(logprob_BT, logprob_BT.sum(axis=1), batch.target_valid_BT.sum(axis=1))
+
+
+def label_logprob(model: Any, params: Params, features_BTD: Array, label_BT: Array) -> Array:
+    """log_softmax(readout(features))[label]_BT in float32, in chunks of the target axis."""
+
+    def readout(features: Array) -> Array:
+        return model.apply({"params": params}, features, method="readout")
+
+    rows, length = label_BT.shape
+    size = jax.eval_shape(readout, features_BTD).shape[-1]
+    chunk = max(1, min(length, LOGITS // (rows * size)))
+    chunks = -(-length // chunk)
+    padding = ((0, 0), (0, chunks * chunk - length))
+    label_BT = jnp.pad(label_BT, padding)
+    features_BTD = jnp.pad(features_BTD, (*padding, *((0, 0),) * (features_BTD.ndim - 2)))
+
+    def piece(index: Array) -> Array:
+        features_BCD = lax.dynamic_slice_in_dim(features_BTD, index * chunk, chunk, axis=1)
+        label_BC = lax.dynamic_slice_in_dim(label_BT, index * chunk, chunk, axis=1)
+        scaled_BCV, norm_BC1 = log_softmax_parts(readout(features_BCD))
+        return (jnp.take_along_axis(scaled_BCV, label_BC[:, :, None], axis=2, mode="clip") - norm_BC1)[:, :, 0]
+
+    logprob_NBC = lax.map(piece, jnp.arange(chunks))
+    return jnp.moveaxis(logprob_NBC, 0, 1).reshape(rows, chunks * chunk)[:, :length]

@@ -1,0 +1,106 @@
+"""An experiment is one frozen object: everything that decides what a run computes, and nothing about the machine."""
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import flax.linen as nn
+
+from jaxlm.data.batching import Buckets, Packing
+from jaxlm.data.sentencepiece import SentencePiece
+from jaxlm.data.symbols import Bytes, Characters, Words
+from jaxlm.errors import UserError
+from jaxlm.optim import AdamW
+from jaxlm.tasks.translation import Translation
+from jaxlm.train.objective import NextToken
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained, on what, how, and how it is judged.
+
+    Attributes:
+      task, tokenizer, model, batching, optimizer, objective: the parts, each its own config.
+      steps: updates in all.
+      seed: of initialisation, dropout and the order of the data.
+      accumulate: micro-batches an update; the update is the same for any number.
+      ema: decay of the moving average of parameters; 0 keeps none. Evaluation then uses the average.
+      log_every: steps between two lines of metrics.jsonl.
+      evaluate_every: steps between two evaluations on the validation split.
+      checkpoint_every: steps between two checkpoints.
+      keep: checkpoints that stay, beside the best.
+      average: checkpoints whose mean `evaluate` and `predict` use (1: the best one).
+      best: the validation figure, higher is better, that names the best checkpoint and that patience watches.
+      patience: evaluations without a better figure after which the run stops; 0 never stops it.
+    """
+
+    task: Translation
+    model: nn.Module
+    tokenizer: SentencePiece | Bytes | Characters | Words = SentencePiece()
+    batching: Buckets | Packing = Buckets()
+    optimizer: AdamW = AdamW()
+    objective: NextToken = NextToken()
+    steps: int = 1000
+    seed: int = 0
+    accumulate: int = 1
+    ema: float = 0.0
+    log_every: int = 50
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    keep: int = 3
+    average: int = 1
+    best: str = "valid/bleu"
+    patience: int = 0
+
+
+HARMLESS = ("steps", "log_every", "evaluate_every", "checkpoint_every", "keep", "average", "best", "patience")
+"""Fields that a resumed run may change: what was computed so far does not depend on them."""
+
+
+def load(name: str) -> Experiment:
+    """`package.module`, `path/to/file.py`, either with `:variant`, the function that returns the Experiment.
+
+    Without a variant the function is `experiment`. Raises UserError that names what exists.
+    """
+    where, _, variant = name.partition(":") if not name[1:3] == ":\\" else (name, "", "")
+    module = _module(where)
+    makers = variants(module)
+    variant = variant or ("experiment" if "experiment" in makers else next(iter(makers), "experiment"))
+    if variant not in makers:
+        raise UserError(f"{where} has no variant {variant!r}; it has {', '.join(makers) or 'none'}")
+    made = makers[variant]()
+    if not isinstance(made, Experiment):
+        raise UserError(f"{where}:{variant} returned a {type(made).__name__}, expected a jaxlm.experiment.Experiment")
+    return made
+
+
+def variants(module: ModuleType) -> dict:
+    """The functions of a module that are annotated to return an Experiment, by name, in the order of the file."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__annotations__", {}).get("return") in (Experiment, "Experiment")
+    }
+
+
+def _module(where: str) -> ModuleType:
+    if where.endswith(".py") or "/" in where:
+        file = Path(where)
+        if not file.is_file():
+            raise UserError(f"no experiment file {where}: see `jaxlm list` for those that exist")
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(file.stem, module)
+        spec.loader.exec_module(module)
+        return module
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name and (where == error.name or where.startswith(error.name + ".")):
+            raise UserError(f"no experiment {where!r}: see `jaxlm list` for those that exist") from None
+        raise

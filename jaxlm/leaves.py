@@ -1,0 +1,53 @@
+"""Trees as named leaves: what is stored, what is asked for, and where the two disagree."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """`{"encoder/layers/kernel": leaf, ...}` in the order of the tree. None and empty nodes have no leaves."""
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
+    if len(named) != len(pairs):
+        raise ValueError("two leaves of the tree have the same path: keys must not contain '/'")
+    return named
+
+
+def rebuild(tree: Any, named: Mapping[str, Any]) -> Any:
+    """`tree` with its leaves taken from `named` by path."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [named[name] for name in named_leaves(tree)])
+
+
+def describe(leaf: Any) -> dict[str, Any]:
+    """Shape and dtype of an array, an abstract array or a number, as JSON."""
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+
+def tree_bytes(tree: Any) -> int:
+    """The bytes that the arrays of a tree (or of its `jax.eval_shape`) take."""
+    leaves = [leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def disagreements(asked: Mapping[str, Any], stored: Mapping[str, Any], item: str) -> list[str]:
+    """A line for each leaf that is asked for and not stored, stored and not asked for, or of another shape or dtype.
+
+    `asked` holds (abstract) leaves by path, `stored` the descriptions of leaves by path; `item` goes before the paths.
+    """
+    lines = [f"{item}/{name} is asked for and not stored" for name in asked if name not in stored]
+    lines += [f"{item}/{name} is stored and not asked for" for name in stored if name not in asked]
+    for name, leaf in asked.items():
+        if name in stored:
+            here, there = _text(describe(leaf)), _text(stored[name])
+            if here != there:
+                lines.append(f"{item}/{name} is asked for as {here} and stored as {there}")
+    return lines
+
+
+def _text(description: Mapping[str, Any]) -> str:
+    return f"{description['dtype']}[{','.join(map(str, description['shape']))}]"

@@ -1,0 +1,248 @@
+"""The encoder-decoder Transformer of Vaswani et al. 2017, "Attention Is All You Need".
+
+    encoder layer:  x <- LN(x + attention(x, x)),  x <- LN(x + FFN(x))                                   (post-norm)
+    decoder layer:  x <- LN(x + attention(x, x<=t)),  x <- LN(x + attention(x, memory)),  x <- LN(x + FFN(x))
+
+Pre-norm puts LN before each sub-layer instead and once more at the end of each stack.
+"""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxlm.nn.attention import Attention, Cache, empty_cache, write
+from jaxlm.nn.dropout import Dropout
+from jaxlm.nn.linear import FeedForward
+from jaxlm.nn.position import Position
+from jaxlm.nn.stack import Stack
+from jaxlm.types import Array, Batch
+
+
+@struct.dataclass
+class LayerState:
+    """What one decoder layer keeps: its own cache, and the keys and values of the source (computed once)."""
+
+    cache: Cache
+    source_key_BSNH: Array
+    source_value_BSNH: Array
+
+
+@struct.dataclass
+class State:
+    """Decoder state. `layers` is empty with capacity 0 (training: one `extend`, nothing kept)."""
+
+    memory_BSD: Array
+    source_valid_BS: Array
+    source_segment_BS: Array | None
+    target_segment_BT: Array | None
+    length_B: Array
+    layers: tuple[LayerState, ...] = ()
+
+
+class Residual(nn.Module):
+    """x + dropout(f(x)) with the layer norm before f ("pre") or after the sum ("post")."""
+
+    norm: str
+    dropout: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array, sublayer: Any) -> Array:
+        """Any shape; `sublayer` maps it to the same shape."""
+        norm, dropout = nn.LayerNorm(epsilon=1e-5, dtype=jnp.dtype(self.dtype), name="norm"), Dropout(self.dropout)
+        flat = x.reshape(-1, x.shape[-1])
+        if self.norm == "pre":
+            return (flat + dropout(sublayer(norm(flat).reshape(x.shape)).reshape(flat.shape))).reshape(x.shape)
+        return norm(flat + dropout(sublayer(x).reshape(flat.shape))).reshape(x.shape)
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention, then the feed-forward net."""
+
+    width: int
+    heads: int
+    hidden: int
+    norm: str
+    activation: str
+    dropout: float
+    attention_dropout: float
+    activation_dropout: float
+    dtype: str
+
+    def setup(self) -> None:
+        self.attention = Attention(self.width, self.heads, self.attention_dropout, self.dtype)
+        self.ffn = FeedForward(self.width, self.hidden, self.activation, self.activation_dropout, self.dtype)
+        self.attention_residual = Residual(self.norm, self.dropout, self.dtype)
+        self.ffn_residual = Residual(self.norm, self.dropout, self.dtype)
+
+    def __call__(self, x_BSD: Array, mask_BSS: Array) -> Array:
+        """(B, S, D) -> (B, S, D)."""
+        x_BSD = self.attention_residual(x_BSD, lambda y: self.attention(y, *self.attention.keys_values(y), mask_BSS))
+        return self.ffn_residual(x_BSD, self.ffn)
+
+
+class DecoderBlock(EncoderBlock):
+    """Causal self-attention, attention to the source, then the feed-forward net."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.source_attention = Attention(self.width, self.heads, self.attention_dropout, self.dtype)
+        self.source_residual = Residual(self.norm, self.dropout, self.dtype)
+
+    def __call__(self, x_BTD: Array, mask_BTT: Array, memory_BSD: Array, source_mask_BTS: Array) -> Array:
+        """The whole target at once: (B, T, D) -> (B, T, D)."""
+        x_BTD = self.attention_residual(x_BTD, lambda y: self.attention(y, *self.attention.keys_values(y), mask_BTT))
+        return self._rest(x_BTD, *self.source_attention.keys_values(memory_BSD), source_mask_BTS)
+
+    def begin(self, memory_BSD: Array, capacity: int) -> LayerState:
+        """An empty cache, and the source's keys and values."""
+        rows, head_width = memory_BSD.shape[0], self.width // self.heads
+        cache = empty_cache(rows, capacity, self.heads, head_width, self.dtype)
+        return LayerState(cache, *self.source_attention.keys_values(memory_BSD))
+
+    def step(self, x_BTD: Array, state: LayerState, slot_BT: Array, mask_BTC: Array, source_mask_BTS: Array):
+        """T more positions, written to their cache slots: (B, T, D) -> (B, T, D), new state."""
+        cache = state.cache
+
+        def self_attention(y_BTD):
+            nonlocal cache
+            cache = write(cache, *self.attention.keys_values(y_BTD), slot_BT)
+            return self.attention(y_BTD, cache.key_BCNH, cache.value_BCNH, mask_BTC)
+
+        x_BTD = self.attention_residual(x_BTD, self_attention)
+        x_BTD = self._rest(x_BTD, state.source_key_BSNH, state.source_value_BSNH, source_mask_BTS)
+        return x_BTD, state.replace(cache=cache)
+
+    def _rest(self, x_BTD, key_BSNH, value_BSNH, source_mask_BTS):
+        x_BTD = self.source_residual(x_BTD, lambda y: self.source_attention(y, key_BSNH, value_BSNH, source_mask_BTS))
+        return self.ffn_residual(x_BTD, self.ffn)
+
+
+class EncoderDecoder(nn.Module):
+    """Encoder-decoder Transformer under the contract of `jaxlm.types.Autoregressive`.
+
+    Attributes:
+      vocab: ids in the one vocabulary of source and target.
+      width, heads, hidden: model width D, attention heads, width of the feed-forward net.
+      encoder_layers, decoder_layers: depth of each stack.
+      norm: "post" (the paper) or "pre" (with a last norm on each stack).
+      activation: "relu", "gelu" or "gelu_tanh".
+      position: "sinusoidal", "learned" (up to `max_length` tokens) or "none".
+      dropout: on the sum of embeddings and positions and on the output of every sub-layer (section 5.4).
+      attention_dropout, activation_dropout: on attention weights and inside the feed-forward net (0 in the paper).
+      tie: which of source embedding, target embedding and output share one table: "all", "target" (the last two), "none".
+      dtype: of activations and products; parameters, scores, softmax and logits are float32 whatever it says.
+      scan, remat: see `jaxlm.nn.stack.Stack`.
+    """
+
+    vocab: int
+    width: int = 512
+    heads: int = 8
+    hidden: int = 2048
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    norm: Literal["post", "pre"] = "post"
+    activation: Literal["relu", "gelu", "gelu_tanh"] = "relu"
+    position: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
+    max_length: int = 1024
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    tie: Literal["all", "target", "none"] = "all"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    scan: bool = False
+    remat: bool = False
+
+    def setup(self) -> None:
+        sizes = (self.width, self.heads, self.hidden, self.norm, self.activation)
+        drops = (self.dropout, self.attention_dropout, self.activation_dropout, self.dtype)
+        self.encoder = Stack(EncoderBlock(*sizes, *drops, parent=None), self.encoder_layers, self.scan, self.remat)
+        self.decoder = Stack(DecoderBlock(*sizes, *drops, parent=None), self.decoder_layers, self.scan, self.remat)
+        table = nn.initializers.normal(self.width**-0.5)
+        self.embedding = self.param("embedding", table, (self.vocab, self.width))
+        if self.tie != "all":
+            self.source_embedding = self.param("source_embedding", table, (self.vocab, self.width))
+        if self.tie == "none":
+            self.output = self.param("output", table, (self.vocab, self.width))
+        self.source_position = Position(self.width, self.position, self.max_length)
+        self.target_position = Position(self.width, self.position, self.max_length)
+        self.embedding_dropout = Dropout(self.dropout)
+        if self.norm == "pre":
+            self.encoder_norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.dtype(self.dtype))
+            self.decoder_norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.dtype(self.dtype))
+
+    def __call__(self, batch: Batch) -> Array:
+        """Logits (B, T, V) of every next target token: start, extend over the whole target, readout."""
+        features_BTD, _ = self.extend(batch.target_BT, self.start(batch, 0), batch.target_valid_BT)
+        return self.readout(features_BTD)
+
+    def start(self, batch: Batch, capacity: int) -> State:
+        """Encode the source; with capacity, also compute each layer's source keys and values once."""
+        valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
+        table = self.embedding if self.tie == "all" else self.source_embedding
+        x_BSD = self._embed(table, batch.source_BS, self.source_position(_positions(valid_BS, segment_BS)))
+        x_BSD = self.encoder(x_BSD, valid_BS[:, None] & _same(segment_BS, segment_BS, valid_BS))
+        if self.norm == "pre":
+            x_BSD = self.encoder_norm(x_BSD)
+        length_B = jnp.zeros(valid_BS.shape[:1], jnp.int32)
+        state = State(x_BSD, valid_BS, segment_BS, batch.target_segment_BT, length_B)
+        if capacity == 0:
+            return state
+        return state.replace(layers=tuple(layer("begin", x_BSD, capacity) for layer in self.decoder.layers()))
+
+    def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
+        """Read T more target tokens -> features (B, T, D) and the new state."""
+        segment_BT = state.target_segment_BT
+        position_BT = state.length_B[:, None] + _positions(valid_BT, segment_BT)
+        x_BTD = self._embed(self.embedding, tokens_BT, self.target_position(position_BT))
+        source_mask_BTS = state.source_valid_BS[:, None] & _same(segment_BT, state.source_segment_BS, valid_BT)
+        if state.layers:
+            x_BTD, state = self._extend_cached(x_BTD, state, position_BT, valid_BT, source_mask_BTS)
+        else:
+            length = tokens_BT.shape[1]
+            causal_TT = jnp.tril(jnp.ones((length, length), bool))
+            mask_BTT = causal_TT[None] & valid_BT[:, None] & _same(segment_BT, segment_BT, valid_BT)
+            x_BTD = self.decoder(x_BTD, mask_BTT, state.memory_BSD, source_mask_BTS)
+        if self.norm == "pre":
+            x_BTD = self.decoder_norm(x_BTD)
+        return x_BTD, state.replace(length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32))
+
+    def readout(self, features: Array) -> Array:
+        """(..., D) -> float32 logits (..., V)."""
+        table = self.output if self.tie == "none" else self.embedding
+        flat = features.reshape(-1, self.width)
+        logits = jnp.einsum("rd,vd->rv", flat, table.astype(flat.dtype), preferred_element_type=jnp.float32)
+        return logits.reshape(*features.shape[:-1], self.vocab)
+
+    def _extend_cached(self, x_BTD, state, position_BT, valid_BT, source_mask_BTS):
+        capacity = state.layers[0].cache.key_BCNH.shape[1]
+        slot_BT = jnp.where(valid_BT, position_BT, capacity)
+        mask_BTC = jnp.arange(capacity)[None, None] <= position_BT[..., None]
+        states = []
+        for layer, old in zip(self.decoder.layers(), state.layers, strict=True):
+            x_BTD, new = layer("step", x_BTD, old, slot_BT, mask_BTC, source_mask_BTS)
+            states.append(new)
+        return x_BTD, state.replace(layers=tuple(states))
+
+    def _embed(self, table, tokens_BT, position_BTD):
+        x_BTD = table[tokens_BT] * self.width**0.5 + position_BTD
+        return self.embedding_dropout(x_BTD.astype(jnp.dtype(self.dtype)))
+
+
+def _positions(valid_BT: Array, segment_BT: Array | None) -> Array:
+    """Positions of the valid tokens, counted from 0 in each row or segment; an invalid token repeats the last one."""
+    position_BT = jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
+    if segment_BT is None:
+        return position_BT
+    first_BT = jnp.diff(segment_BT, axis=1, prepend=-1) != 0
+    return position_BT - jax.lax.cummax(jnp.where(first_BT, position_BT, 0), axis=1)
+
+
+def _same(segment_BT: Array | None, segment_BS: Array | None, valid_BT: Array) -> Array:
+    """(B, T, S) True where both positions belong to one segment; (B, 1, 1) True where nothing is packed."""
+    if segment_BT is None or segment_BS is None:
+        return jnp.ones((valid_BT.shape[0], 1, 1), bool)
+    return segment_BT[:, :, None] == segment_BS[:, None, :]

@@ -1,0 +1,38 @@
+"""Absolute positions: the sinusoids of Vaswani et al. 2017 (section 3.5) or a learned table."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.errors import UserError
+from jaxlm.types import Array
+
+
+def sinusoids(position: Array, width: int) -> Array:
+    """PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos of the same: (...,) -> (..., D) float32."""
+    rate_H = jnp.asarray(np.exp(-np.log(10000.0) * np.arange(0, width, 2) / width), jnp.float32)
+    angle = position[..., None].astype(jnp.float32) * rate_H.reshape((1,) * position.ndim + (-1,))
+    return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*position.shape, -1)[..., :width]
+
+
+class Position(nn.Module):
+    """Position encodings of kind "sinusoidal" (any length), "learned" (at most `max_length`) or "none"."""
+
+    width: int
+    kind: str = "sinusoidal"
+    max_length: int = 1024
+
+    @nn.compact
+    def __call__(self, position_BT: Array) -> Array:
+        """Positions (B, T), counted from 0 -> encodings (B, T, D)."""
+        if self.kind == "none":
+            return jnp.zeros((*position_BT.shape, self.width), jnp.float32)
+        if self.kind == "sinusoidal":
+            return sinusoids(position_BT, self.width)
+        if position_BT.shape[1] > self.max_length:
+            raise UserError(
+                f"a sequence of {position_BT.shape[1]} tokens, but learned positions reach {self.max_length}: "
+                "shorten the input or train with a larger model.max_length"
+            )
+        table = self.param("table", nn.initializers.normal(self.width**-0.5), (self.max_length, self.width))
+        return table[jnp.clip(position_BT, 0, self.max_length - 1)]

@@ -1,0 +1,67 @@
+"""A pile of equal blocks with one parameter layout, whether it is run as a scan or as a Python loop.
+
+The parameters of all layers are stacked on a leading axis L. A checkpoint therefore does not know whether layers were
+scanned (one block compiled, for deep models) or unrolled (faster decoding and shallow models).
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxlm.types import Array
+
+
+class Stack(nn.Module):
+    """`depth` copies of `block`, applied one after the other: block(x, *shared) -> x.
+
+    Attributes:
+      block: the layer, an unbound Linen module.
+      depth: number of layers, L.
+      scan: compile one layer and scan over it, else unroll.
+      remat: recompute activations in the backward pass (all but matrix products without a batch axis are dropped).
+    """
+
+    block: nn.Module
+    depth: int
+    scan: bool = False
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, *shared: Any) -> Array:
+        """x and what every layer sees alike -> x after the last layer. For training and for encoders."""
+        block = self.block.clone(parent=None, name=None)
+
+        def create(key):
+            return jax.vmap(lambda k: block.init(k, x, *shared)["params"])(jax.random.split(key, self.depth))
+
+        params_L = self.param("layers", create)
+        keys_L = jax.random.split(self.make_rng("dropout"), self.depth) if self.has_rng("dropout") else None
+
+        def layer(x, params, key):
+            return block.apply({"params": params}, x, *shared, rngs=None if key is None else {"dropout": key})
+
+        if self.remat:
+            layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+        if self.scan:
+            return jax.lax.scan(lambda x, layer_in: (layer(x, *layer_in), None), x, (params_L, keys_L))[0]
+        for depth in range(self.depth):
+            x = layer(x, take(params_L, depth), None if keys_L is None else keys_L[depth])
+        return x
+
+    def layers(self) -> Iterator[Any]:
+        """Each layer's own function: layer(method, *arguments) runs that method of the block with its parameters."""
+        block, params_L = self.block.clone(parent=None, name=None), self.get_variable("params", "layers")
+        for depth in range(self.depth):
+            yield partial(_call, block, take(params_L, depth))
+
+
+def _call(block: nn.Module, params: Any, method: str, *arguments: Any) -> Any:
+    return block.apply({"params": params}, *arguments, method=method)
+
+
+def take(params_L: Any, depth: int) -> Any:
+    """One layer's slice of stacked parameters."""
+    return jax.tree.map(lambda leaf: leaf[depth], params_L)

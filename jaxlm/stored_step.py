@@ -1,0 +1,201 @@
+"""One step of a checkpoint folder: what is written, and how it is checked when it is read.
+
+    <step>/params/   the parameters, a flat dict of leaves by path ("encoder/layers/kernel")
+    <step>/rest/     all other state (optimizer, step, keys), the same
+    <step>/meta/     JSON: format, the caller's meta, metric, shape, dtype and checksum of each leaf, its own digest
+
+Parameters are an item of their own, so that reading only them is cheap and needs no optimizer. Because leaves are
+stored by path, a checkpoint does not depend on the classes that held them, nor on devices or sharding.
+
+What is read is compared with what was written: orbax casts to another dtype and returns flipped bits without a word.
+"""
+
+import contextlib
+import gc
+import hashlib
+import json
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.checksum import checksums
+from jaxlm.errors import UserError
+from jaxlm.leaves import describe, disagreements, named_leaves, rebuild
+
+FORMAT = 1
+"""Written into each checkpoint. A reader takes its own format and older ones."""
+
+SHOWN = 5
+
+_hook_before: Any = None
+
+
+class Damaged(Exception):
+    """A step that cannot be read back as it was written; the message is the reason."""
+
+
+def orbax() -> Any:
+    """orbax.checkpoint (a third of a second to import), with its progress notes turned off."""
+    global _hook_before
+    import absl.logging
+    import orbax.checkpoint
+
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    if _hook_before is None:
+        _hook_before, sys.unraisablehook = sys.unraisablehook, _report_unraisable
+    return orbax.checkpoint
+
+
+def write_step(manager: Any, step: int, trees: dict[str, Any], meta: dict, metric: dict | None) -> None:
+    """Start to write the trees (by item) and the record of them. Returns when the arrays may be donated."""
+    record = _record_of(step, trees, meta, metric)
+    args = orbax().args
+    items = {item: args.StandardSave(stored) for item, tree in trees.items() if (stored := _storable(tree))}
+    manager.save(step, args=args.Composite(**items, meta=args.JsonSave(record)), force=True)
+
+
+def read_record(manager: Any, folder: Path, step: int) -> dict:
+    """The JSON of a step. Raises Damaged, and UserError where a newer jaxlm wrote it."""
+    args = orbax().args
+    record = _restore(manager, step, meta=args.JsonRestore())["meta"]
+    try:
+        newer = record["format"] > FORMAT
+    except (KeyError, TypeError) as error:
+        raise Damaged(f"its meta is not that of a checkpoint: {first_line(error)}") from error
+    if newer:
+        raise UserError(
+            f"{folder / str(step)} has checkpoint format {record['format']}, this jaxlm reads up to {FORMAT}: "
+            "update jaxlm (pip install -U jaxlm) to use it"
+        )
+    if record.get("digest") != _digest(record):
+        raise Damaged("its meta does not match its digest")
+    return record
+
+
+def read_step(manager: Any, folder: Path, step: int, trees: dict[str, Any]) -> tuple[dict[str, Any], dict]:
+    """(trees by item, meta) of a step; `trees` holds (abstract) leaves whose shardings say where each goes.
+
+    Raises Damaged, and UserError where leaves, shapes or dtypes are not those that were saved.
+    """
+    record = read_record(manager, folder, step)
+    asked = {item: named_leaves(tree) for item, tree in trees.items()}
+    wrong = [line for item in trees for line in disagreements(asked[item], record["leaves"][item], item)]
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise UserError(
+            f"{folder / str(step)} does not fit: {'; '.join(wrong[:SHOWN])}{more}: "
+            "it was saved with another configuration; use that one, or train into another --workdir"
+        )
+    read = _read_arrays(manager, step, asked)
+    for item, leaves in read.items():
+        for name, found in checksums(leaves).items():
+            if found != (stored := record["leaves"][item][name]["checksum"]):
+                raise Damaged(f"{item}/{name} does not match its checksum (stored {stored}, read {found})")
+    return {item: rebuild(tree, read[item]) for item, tree in trees.items()}, record["meta"]
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its message."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    return f"{type(error).__name__}: {text:.200}"
+
+
+def _record_of(step: int, trees: dict[str, Any], meta: dict, metric: dict | None) -> dict:
+    leaves = {}
+    for item, tree in trees.items():
+        named = named_leaves(tree)
+        sums = checksums(named)
+        leaves[item] = {name: describe(leaf) | {"checksum": sums[name]} for name, leaf in named.items()}
+    record = {"format": FORMAT, "step": step, "meta": meta, "metric": metric, "leaves": leaves}
+    record = json.loads(json.dumps(record))  # what will be read back: tuples are lists
+    return record | {"digest": _digest(record)}
+
+
+def _digest(record: dict) -> str:
+    content = {key: value for key, value in record.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _storable(tree: Any) -> dict[str, Any]:
+    """The leaves that orbax takes: numbers as NumPy arrays, and none that is empty."""
+    named = named_leaves(tree).items()
+    leaves = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in named}
+    return {name: leaf for name, leaf in leaves.items() if leaf.size}
+
+
+def _read_arrays(manager: Any, step: int, asked: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The leaves by item and path, of the kinds that were asked for. Raises Damaged."""
+    args = orbax().args
+    targets = {item: {name: _target(leaf) for name, leaf in leaves.items()} for item, leaves in asked.items()}
+    stored = {item: {name: leaf for name, leaf in t.items() if math.prod(leaf.shape)} for item, t in targets.items()}
+    items = {item: args.StandardRestore(leaves) for item, leaves in stored.items() if leaves}
+    read = _restore(manager, step, **items) if items else {}
+    result: dict[str, dict[str, Any]] = {}
+    for item, leaves in asked.items():
+        got = read[item] if item in items else {}
+        result[item] = {name: _as_asked(leaf, got.get(name), targets[item][name]) for name, leaf in leaves.items()}
+    return result
+
+
+def _restore(manager: Any, step: int, **items: Any) -> Any:
+    """Orbax's restore of the items. Raises Damaged where it fails: orbax has no one kind of error for that."""
+    with _forgotten_reads_quiet():
+        try:
+            return manager.restore(step, args=orbax().args.Composite(**items))
+        except MemoryError:
+            raise
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            reason = first_line(error)
+        gc.collect()
+    raise Damaged(reason)
+
+
+@contextlib.contextmanager
+def _forgotten_reads_quiet() -> Iterator[None]:
+    """When one array cannot be read, orbax drops its reads of the others; asyncio reports each when it is collected."""
+    log = logging.getLogger("asyncio")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    """The dropped reads end later, in threads of tensorstore, and find the event loop closed: that is no news."""
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+        _hook_before(unraisable)
+
+
+def _target(leaf: Any) -> Any:
+    """What to ask orbax for: an abstract array with a sharding, or a NumPy array in place of a number."""
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return np.asarray(leaf)
+    sharding = leaf.sharding if leaf.sharding is not None else _default_sharding()
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _default_sharding() -> jax.sharding.Sharding:
+    if jax.process_count() == 1:
+        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices(), "all"), jax.sharding.PartitionSpec())
+
+
+def _as_asked(leaf: Any, read: Any, target: Any) -> Any:
+    if isinstance(target, jax.ShapeDtypeStruct):
+        return read if read is not None else jax.device_put(jnp.zeros(target.shape, target.dtype), target.sharding)
+    read = np.zeros_like(target) if read is None else np.asarray(read)
+    return read if isinstance(leaf, np.ndarray) else type(leaf)(read[()])

@@ -1,0 +1,176 @@
+"""The training loop: batches in, steps dispatched, figures out; evaluated, saved, resumed, stopped."""
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxlm import runtime
+from jaxlm.checkpoint import Checkpoints
+from jaxlm.data.pipeline import Pipeline
+from jaxlm.errors import UserError
+from jaxlm.experiment import Experiment
+from jaxlm.log import Log
+from jaxlm.train.meter import Meter
+from jaxlm.train.prepare import Prepared, prepare
+from jaxlm.train.state import TrainState
+
+VALID_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What patience must remember; it travels in the checkpoint's metadata."""
+
+    best: float | None = None
+    best_step: int = 0
+    worse: int = 0
+
+    def after(self, figure: float | None, step: int) -> "Progress":
+        """The same after one more evaluation."""
+        if figure is None or not math.isfinite(figure):
+            return Progress(self.best, self.best_step, self.worse + 1)
+        if self.best is None or figure > self.best:
+            return Progress(figure, step, 0)
+        return Progress(self.best, self.best_step, self.worse + 1)
+
+
+def train(experiment: Experiment, folder: Path, threads: int = 1, workers: int = 0) -> dict[str, Any]:
+    """Train, or go on from the newest whole checkpoint in `folder`; the last figures, for a JSON line.
+
+    Ctrl-C or SIGTERM saves and stops ("interrupted": True); the same call then goes on. Raises UserError on every
+    mistake that can be known, before training starts where possible.
+    """
+    with ExitStack() as stack:
+        prepared = prepare(experiment, folder, note)
+        checkpoints = Checkpoints(folder / "checkpoints", experiment.keep, keep_best=experiment.best)
+        stack.enter_context(checkpoints)
+        state, progress, step = _resume(prepared, checkpoints)
+        log = Log(folder, total=experiment.steps, resume_step=step, best=experiment.best)
+        stack.enter_context(log)
+        batches = stack.enter_context(Pipeline(prepared.batches, step or 0, threads, workers))
+        stopped = stack.enter_context(_signals())
+        return Run(prepared, checkpoints, log, progress).steps(state, batches, stopped)
+
+
+class Run:
+    """One call of `train`: the parts, and what has been learnt so far about how it goes."""
+
+    def __init__(self, prepared: Prepared, checkpoints: Checkpoints, log: Log, progress: Progress):
+        self.prepared, self.checkpoints, self.log, self.progress = prepared, checkpoints, log, progress
+        self.experiment = prepared.experiment
+        self.meter = Meter()
+        self.figures: dict[str, float] = {}
+        self.first_step_seconds: float | None = None
+        self.metric: float | None = None
+
+    def steps(self, state: TrainState, batches: Iterator, stopped: threading.Event) -> dict[str, Any]:
+        """Every step that is left."""
+        step, last, reason = int(state.step), self.experiment.steps, None
+        self.meter.restart()
+        while step < last and reason is None:
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - asked
+            state, metrics = self.prepared.step(state, batch)
+            step += 1
+            self.meter.add(metrics, waited)
+            if self.first_step_seconds is None:
+                jax.block_until_ready(metrics)
+                self.first_step_seconds = runtime.seconds_since_start()
+            self.log.move(step)
+            reason = self._housekeeping(state, step, stopped)
+        return self._summary(state, step, reason)
+
+    def _housekeeping(self, state: TrainState, step: int, stopped: threading.Event) -> str | None:
+        """Log, evaluate and save where due; a reason to stop, or None."""
+        experiment, end = self.experiment, step == self.experiment.steps
+        reason = "interrupted" if stopped.is_set() else None
+        if step % experiment.log_every == 0 or end or reason:
+            self.figures |= self.meter.read()
+            self._check_finite(step)
+            self.log.write(step, self.figures)
+        self.metric = None
+        if (step % experiment.evaluate_every == 0 or end) and not reason:
+            self._evaluate(state, step)
+            if experiment.patience and self.progress.worse >= experiment.patience:
+                reason = "patience"
+        if step % experiment.checkpoint_every == 0 or end or reason:
+            self.checkpoints.save(step, _swap(state), {"progress": vars(self.progress)}, self.metric)
+            self.meter.restart()
+        return reason
+
+    def _evaluate(self, state: TrainState, step: int) -> None:
+        experiment = self.experiment
+        params = state.params if state.ema is None else state.ema
+        arguments = (experiment.model, params, self.prepared.tokenizer, experiment.objective, VALID_TOKENS)
+        figures = experiment.task.validate(*arguments)
+        self.metric = figures.get(experiment.best)
+        if self.metric is None:
+            raise UserError(f"best = {experiment.best!r}, but the figures are {', '.join(figures)}: choose one of them")
+        self.progress = self.progress.after(self.metric, step)
+        self.figures |= figures
+        self.log.write(step, figures)
+        self.meter.restart()
+
+    def _check_finite(self, step: int) -> None:
+        if not math.isfinite(self.figures["train/loss"]):
+            raise UserError(
+                f"the loss became {self.figures['train/loss']} before step {step} (gradient norm "
+                f"{self.figures['train/gradient_norm']}): lower --optimizer.schedule.peak, raise its warm-up, or set "
+                "--optimizer.clip 1; the newest checkpoint is from before"
+            )
+
+    def _summary(self, state: TrainState, step: int, reason: str | None) -> dict[str, Any]:
+        self.checkpoints.wait()
+        summary: dict[str, Any] = {"step": step, **self.figures, "seconds_to_first_step": self.first_step_seconds}
+        summary["best_step"], summary[f"best/{self.experiment.best}"] = self.progress.best_step, self.progress.best
+        if reason:
+            summary["stopped"] = reason
+        return summary
+
+
+def note(text: str) -> None:
+    """A line for whoever watches, before there is a progress bar."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _resume(prepared: Prepared, checkpoints: Checkpoints) -> tuple[TrainState, Progress, int | None]:
+    """The state to start from, and the step that it was saved at (None: it is new)."""
+    if not checkpoints.steps():
+        return prepared.create(), Progress(), None
+    state, meta, step = checkpoints.restore(_swap(prepared.abstract_state))
+    note(f"resuming from step {step}")
+    return _swap(state), Progress(**meta["progress"]), step
+
+
+def _swap(state: TrainState) -> TrainState:
+    """A checkpoint's `params` are those to use: the moving average, where there is one."""
+    return state if state.ema is None else state.replace(params=state.ema, ema=state.params)
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Set on the first Ctrl-C or SIGTERM, which then does nothing else; a second one ends the process as usual."""
+    stopped, old = threading.Event(), {}
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.set()
+        signal.signal(number, old[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,61 @@
+"""The contract that every model keeps, and the key of the shape letters used in names.
+
+| letter | axis                          | letter | axis                                 |
+|--------|-------------------------------|--------|--------------------------------------|
+| B      | batch row                     | D      | model width                          |
+| T      | target position               | F      | hidden width of the feed-forward net |
+| S      | source position               | N      | attention heads                      |
+| P      | prompt position               | H      | width of one head                    |
+| K      | beam slot                     | V      | vocabulary                           |
+| L      | layer                         | C      | cache position (capacity)            |
+
+`score_BNTS` is a rank 4 array of those axes in that order.
+"""
+
+from typing import Any, Protocol
+
+import jax
+from flax import struct
+
+Array = jax.Array
+Params = Any
+State = Any
+"""Any pytree in which axis 0 of every leaf is the batch: a beam repeats rows and takes rows, and nothing else."""
+
+
+@struct.dataclass
+class Batch:
+    """One batch. A field that a task does not use is None; every field has the batch as axis 0.
+
+    `target_BT` is what the model reads (it starts with BOS) and `label_BT` what it must say next (it ends with EOS).
+    The `valid` masks are True on real tokens. With packing, several examples share a row: `*_segment_*` number them
+    from 1 and are 0 on padding; a token sees only its own segment.
+    """
+
+    source_BS: Array | None = None
+    source_valid_BS: Array | None = None
+    source_segment_BS: Array | None = None
+    target_BT: Array | None = None
+    target_valid_BT: Array | None = None
+    target_segment_BT: Array | None = None
+    label_BT: Array | None = None
+
+
+class Autoregressive(Protocol):
+    """What training, decoding and scoring ask of a sequence model; reached by `model.apply(..., method=...)`.
+
+    Training is `extend` over the whole target with `capacity=0`, prefill is `extend` over a prompt, and a decoding
+    step is `extend` with T = 1. `tests/test_laws.py` holds every model to it.
+    """
+
+    def start(self, batch: Batch, capacity: int) -> State:
+        """All that is known before the first target token; room for `capacity` tokens to come (0: one `extend` only)."""
+        ...
+
+    def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
+        """Read T more tokens: features_BT(D) and the state after them. Invalid tokens leave no trace."""
+        ...
+
+    def readout(self, features: Array) -> Array:
+        """Features (..., D) -> float32 logits (..., V)."""
+        ...

@@ -1,0 +1,157 @@
+"""A run's folder: `experiment.json`, `tokenizer/`, `data/`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
+
+It is all that `evaluate`, `predict` and the others need, and it may be moved.
+"""
+
+import dataclasses
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm import __version__, config
+from jaxlm.checkpoint import Checkpoints
+from jaxlm.data.tokenizer import load_tokenizer
+from jaxlm.data.vocabulary import Tokenizer
+from jaxlm.errors import UserError
+from jaxlm.experiment import HARMLESS, Experiment
+from jaxlm.types import Batch, Params
+
+RECORD = "experiment.json"
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A workdir ready for use. `steps` are the checkpoints whose mean the parameters are."""
+
+    experiment: Experiment
+    tokenizer: Tokenizer
+    params: Params
+    steps: list[int]
+
+
+def claim(folder: Path, experiment: Experiment) -> bool:
+    """Make the folder this experiment's own; True if it already holds the run, which then goes on.
+
+    Raises UserError if it holds a run whose identity differs (the fields are named), or something else altogether.
+    """
+    record = folder / RECORD
+    if not record.exists():
+        strangers = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        if "checkpoints" in strangers:
+            raise UserError(f"{folder} has checkpoints but no {RECORD}: restore that file or choose another --workdir")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(folder, experiment)
+        return False
+    old = read_experiment(folder)
+    if found := _identity_differences(experiment, old, str(record)):
+        raise UserError(
+            f"{folder} holds another experiment:\n  " + "\n  ".join(found) + "\nchoose another --workdir, or give the "
+            "options that it was started with"
+        )
+    write_record(folder, experiment)
+    return True
+
+
+def write_record(folder: Path, experiment: Experiment) -> None:
+    """The run's identity and, for the reader, what it was started with."""
+    record = {"experiment": config.to_json(experiment), "versions": versions(), "git": _git()}
+    partial = folder / f".{RECORD}.partial"
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / RECORD)
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """The experiment of a workdir. Raises UserError where there is none or it cannot be read."""
+    record = folder / RECORD
+    if not record.is_file():
+        raise UserError(f"{folder} is no workdir: it has no {RECORD}. `jaxlm train EXPERIMENT --workdir {folder}` makes one")
+    try:
+        data = json.loads(record.read_text(encoding="utf-8"))["experiment"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record} is damaged ({error}): restore it from a copy") from None
+    experiment = config.from_json(data)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{record} holds a {type(experiment).__name__}, expected an Experiment")
+    return experiment
+
+
+def load(folder: Path, average: int | None = None, step: int | None = None) -> Trained:
+    """The trained model of a workdir: the mean of the last checkpoints, or the best or the given one.
+
+    `average` overrides the experiment's own; `step` picks one checkpoint.
+    """
+    experiment = read_experiment(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    check_vocabulary(experiment, tokenizer)
+    params = abstract_params(experiment.model)
+    count = experiment.average if average is None else average
+    with Checkpoints(folder / "checkpoints", keep_best=experiment.best, read_only=True) as checkpoints:
+        if not checkpoints.steps():
+            raise UserError(f"{folder} holds no checkpoint yet: train it with `jaxlm train`")
+        if step is None and count > 1:
+            params, steps = checkpoints.average(params, count)
+        else:
+            params, _, step = checkpoints.restore_params(params, checkpoints.best() if step is None else step)
+            steps = [step]
+    return Trained(experiment, tokenizer, params, steps)
+
+
+def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
+    """Raises UserError if the tokenizer and the model do not agree on the number of ids."""
+    vocab = getattr(experiment.model, "vocab", tokenizer.size)
+    if tokenizer.size != vocab:
+        raise UserError(
+            f"the tokenizer has {tokenizer.size} ids, the model embeds {vocab}: set both to one number "
+            f"(--model.vocab {tokenizer.size}, or the tokenizer's size)"
+        )
+
+
+def abstract_params(model: Any) -> Params:
+    """Shapes and dtypes of the parameters, without computing anything."""
+    return jax.eval_shape(model.init, jax.random.key(0), example())["params"]
+
+
+def example(rows: int = 1, length: int = 8) -> Batch:
+    """A batch that has every field that a model may ask for; it gives shapes to `init`."""
+    ids, valid = np.full((rows, length), 4, np.int32), np.ones((rows, length), bool)
+    return Batch(source_BS=ids, source_valid_BS=valid, target_BT=ids, target_valid_BT=valid, label_BT=ids)
+
+
+def versions() -> dict[str, str]:
+    """Of jaxlm, Python and the libraries that decide what a run computes."""
+    found = {"jaxlm": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def _identity_differences(new: Experiment, old: Experiment, where: str) -> list[str]:
+    same = {name: getattr(new, name) for name in HARMLESS}
+    if getattr(new.optimizer.schedule, "horizon", False):
+        del same["steps"]
+    aligned = dataclasses.replace(old, **same)
+    task = dataclasses.replace(aligned.task, **{name: getattr(new.task, name) for name in new.task.judging})
+    return config.differences(new, dataclasses.replace(aligned, task=task), where)
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and whether files differ from it, of the code that runs; None outside a repository."""
+
+    def run(*arguments: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": run("rev-parse", "HEAD"), "changed": bool(run("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,54 @@
+"""What every test runs under: the CPU as eight devices, no silent rank promotion, compilations kept from run to run.
+
+JAX has not been imported yet when this file is read; what it must know before that is set here. `pytest -m gpu` and
+`pytest -m tpu` leave the choice of the platform to JAX.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+DEVICES = 8
+
+
+def _wants_accelerator(config: pytest.Config) -> bool:
+    """True for `-m gpu`, `-m "slow and tpu"`; False for `-m "not gpu"`."""
+    return re.search(r"(?<!not )\b(gpu|tpu)\b", config.getoption("markexpr") or "") is not None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set JAX up before the first test module imports it. The environment is for the processes that tests start too."""
+    if not _wants_accelerator(config):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if hasattr(config, "cache"):  # absent under `-p no:cacheprovider`
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", DEVICES)  # not inherited: a process that a test starts sees one device
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs an accelerator that is not there."""
+    for platform in ("gpu", "tpu"):
+        if item.get_closest_marker(platform) is not None:
+            import jax
+
+            if jax.default_backend() != platform:
+                pytest.skip(f"needs a {platform.upper()}; JAX found {jax.default_backend()}")
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder that holds the real text data; a test that asks for it is skipped where there is none."""
+    from jaxlm.data.text import find
+    from jaxlm.errors import UserError
+
+    try:
+        return find("multi30k_eng_deu/train.en.gz").parent.parent
+    except UserError as error:
+        pytest.skip(f"no text data: {error}")
