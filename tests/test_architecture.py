@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxlm.cli.doctor import CORE
+
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "jaxlm").rglob("*.py"))
 SOURCES = [*MODULES, *(path for top in ("experiments", "tests", "benchmarks") for path in (ROOT / top).rglob("*.py"))]
@@ -143,6 +145,7 @@ def test_everything_public_has_a_docstring():
 def test_the_core_has_few_dependencies():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert len(project["dependencies"]) <= DEPENDENCIES
+    assert [re.split("[<>=~]", wanted)[0] for wanted in project["dependencies"]] == list(CORE)
 
 
 def test_files_speak_of_the_project_alone():

@@ -140,7 +140,7 @@ def _beam_search(
         valid_R = jnp.repeat(~search.done_B, slots)
         logits_RV, state = read_token(model, params, search.token_BK.reshape(-1), search.state, valid_R)
         found, parent_BK = _advance(search, logits_RV.reshape(rows, slots, -1), rules, request)
-        return found.replace(state=_reorder(search.state, state, parent_BK))
+        return dataclasses.replace(found, state=_reorder(search.state, state, parent_BK))
 
     token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, rules.length)
     search = Search(
@@ -177,7 +177,9 @@ def _advance(search: Search, logits_BKV: Array, rules: Rules, request: Request) 
     )  # fmt: skip
     nothing_B = jnp.isneginf(new_live.logprob_BK[:, 0])
     done_B = search.done_B | at_limit_B | over_B | nothing_B
-    after = search.replace(step=search.step + 1, done_B=done_B, token_BK=token_BK, live=new_live, finished=finished)
+    after = dataclasses.replace(
+        search, step=search.step + 1, done_B=done_B, token_BK=token_BK, live=new_live, finished=finished
+    )
     return after, parent_BK
 
 

@@ -5,6 +5,7 @@ minimum length, repeated n-grams and forced prefixes set entries to -inf without
 log-probabilities are these l, before the sampler's filters. Lengths count generated tokens, the stop id included.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -104,7 +105,7 @@ def _generate(
             token_B = argbest(writing.written.logprob_B[:, None] + logprob_BV)
         else:
             token_B = sample(logprob_BV, key_B, writing.step, sampler)
-        return _append(writing.replace(state=state), token_B, logprob_BV, limit_B, stop)
+        return _append(dataclasses.replace(writing, state=state), token_B, logprob_BV, limit_B, stop)
 
     token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, length)
     writing = _blank(limit_B, length, token_B, state)

@@ -3,6 +3,8 @@
 Shape letters, on top of those of `jaxlm.types`: A candidates (arrivals) of a step, best first.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
@@ -95,7 +97,7 @@ def union(some: Candidates, others: Candidates) -> Candidates:
 
 def without_stops(found: Candidates, stop: tuple[int, ...]) -> Candidates:
     stops_BA = is_one_of(found.token_BA, stop)
-    return found.replace(logprob_BA=jnp.where(stops_BA, -jnp.inf, found.logprob_BA))
+    return dataclasses.replace(found, logprob_BA=jnp.where(stops_BA, -jnp.inf, found.logprob_BA))
 
 
 def go_on(live: Live, found: Candidates, stop: tuple[int, ...], step: Array) -> tuple[Live, Array, Array]:

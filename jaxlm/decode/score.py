@@ -39,16 +39,15 @@ def score_targets(model: Any, params: Params, batch: Batch) -> Scored:
         raise UserError(
             f"the batch lacks {', '.join(missing)}: scoring needs what the model reads and what it must say"
         )
-    return _score(model, params, batch)
+    return _score(model, params, batch, batch.target_BT, batch.target_valid_BT, batch.label_BT)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _score(model: Any, params: Params, batch: Batch) -> Scored:
+def _score(model: Any, params: Params, batch: Batch, target_BT: Any, valid_BT: Any, label_BT: Any) -> Scored:
     state = model.apply({"params": params}, batch, 0, method="start")
-    features_BTD, _ = model.apply({"params": params}, batch.target_BT, state, batch.target_valid_BT, method="extend")
-    logprob_BT = label_logprob(model, params, features_BTD, batch.label_BT)
-    logprob_BT = jnp.where(batch.target_valid_BT, logprob_BT, 0.0)
-    return Scored(logprob_BT, logprob_BT.sum(axis=1), batch.target_valid_BT.sum(axis=1))
+    features_BTD, _ = model.apply({"params": params}, target_BT, state, valid_BT, method="extend")
+    logprob_BT = jnp.where(valid_BT, label_logprob(model, params, features_BTD, label_BT), 0.0)
+    return Scored(logprob_BT, logprob_BT.sum(axis=1), valid_BT.sum(axis=1))
 
 
 def label_logprob(model: Any, params: Params, features_BTD: Array, label_BT: Array) -> Array:

@@ -95,9 +95,10 @@ class Run:
         experiment, end = self.experiment, step == self.experiment.steps
         reason = "interrupted" if stopped.is_set() else None
         if step % experiment.log_every == 0 or end or reason:
-            self.figures |= self.meter.read()
-            self._check_finite(step)
-            self.log.write(step, self.figures)
+            figures = self.meter.read()
+            self.log.write(step, figures)
+            self._check_finite(figures, step)
+            self.figures |= figures
         self.metric = None
         if (step % experiment.evaluate_every == 0 or end) and not reason:
             self._evaluate(state, step)
@@ -121,11 +122,11 @@ class Run:
         self.log.write(step, figures)
         self.meter.restart()
 
-    def _check_finite(self, step: int) -> None:
-        if not math.isfinite(self.figures["train/loss"]):
+    def _check_finite(self, figures: dict[str, float], step: int) -> None:
+        if not math.isfinite(figures["train/loss"]):
             raise UserError(
-                f"the loss became {self.figures['train/loss']} before step {step} (gradient norm "
-                f"{self.figures['train/gradient_norm']}): lower --optimizer.schedule.peak, raise its warm-up, or set "
+                f"the loss became {figures['train/loss']} before step {step} (gradient norm "
+                f"{figures['train/gradient_norm']}): lower --optimizer.schedule.peak, raise its warm-up, or set "
                 "--optimizer.clip 1; the newest checkpoint is from before"
             )
 

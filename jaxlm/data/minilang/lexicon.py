@@ -14,6 +14,8 @@ INANIMATE = ("work", "thing", "place")
 
 @dataclass(frozen=True)
 class Noun:
+    """A noun in both languages."""
+
     english: tuple[str, str]  # singular, plural
     spanish: tuple[str, str]
     gender: str  # "m" or "f"
@@ -22,6 +24,8 @@ class Noun:
 
 @dataclass(frozen=True)
 class Adjective:
+    """An adjective, where it stands, what it goes with and what it thinks of it."""
+
     english: str
     spanish: tuple[str, str, str, str]  # masculine singular, feminine singular, masculine plural, feminine plural
     order: str  # "outer" stands before "inner" in English, and after it in Spanish: big green house, casa verde grande
@@ -31,6 +35,8 @@ class Adjective:
 
 @dataclass(frozen=True)
 class Verb:
+    """A verb in both languages, and what it goes with."""
+
     english: tuple[str, str, str]  # base, third person singular, past
     spanish: tuple[
         str, str, str, str, str, str

@@ -13,7 +13,7 @@ Width: "short" is a name or a determiner and a noun, "plain" adds adjectives and
 relative clause. No sentence has two relative clauses, and what stands inside one is short: sentences stay short too.
 
 Opinion is the speaker's alone: "I liked the film" and "the film was not bad" are praise, "Mary liked the film" says
-nothing of the speaker, "Mary saw the bad film" does. An English verb's negation turns only what the verb itself says.
+nothing of the speaker, "Mary saw the bad film" does. Negation turns what its own verb or adjective says, no more.
 """
 
 from functools import cache

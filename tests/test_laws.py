@@ -1,0 +1,136 @@
+"""The laws that every model keeps, whatever it is made of; see `jaxlm.types.Autoregressive`."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from zoo import ZOO, Animal, batch_of, by_example, examples, extend, logits, one_by_one, packed, params_of, start
+
+from jaxlm.train.objective import NextToken
+
+TIGHT, WIDE = 5, 8
+ROWS = examples(8, high=TIGHT)
+
+
+@pytest.fixture(params=ZOO)
+def animal(request) -> Animal:
+    return ZOO[request.param]
+
+
+def close(animal: Animal, found, expected) -> None:
+    np.testing.assert_allclose(found, expected, rtol=animal.tolerance, atol=animal.tolerance)
+
+
+def alone(animal: Animal, source: str = "right", target: str = "right") -> np.ndarray:
+    """The logits of all examples without a cache, padded to WIDE."""
+    batch = batch_of(ROWS, WIDE, WIDE, source, target)
+    return in_order(logits(animal.model, params_of(animal.model), batch), batch)
+
+
+def in_order(logits_BTV, batch) -> np.ndarray:
+    found = by_example(logits_BTV, batch.target_valid_BT)
+    assert found.dtype == np.float32 and np.isfinite(found).all() and found.std() > 0.01
+    return found
+
+
+@pytest.mark.parametrize("layout", ["right", "left", "holes"])
+def test_with_a_cache_is_without(animal, layout):
+    """All at once into a cache, and a token at a time, whatever the padding."""
+    batch, params = batch_of(ROWS, WIDE, WIDE, "right", layout), params_of(animal.model)
+    state = start(animal.model, params, batch, WIDE)
+    at_once, _ = extend(animal.model, params, state, batch.target_BT, batch.target_valid_BT)
+    close(animal, in_order(at_once, batch), alone(animal))
+    close(animal, in_order(one_by_one(animal.model, params, batch), batch), alone(animal))
+
+
+def test_a_then_b_is_a_and_b(animal):
+    """At every cut, also those with nothing on one side; the room for more tokens leaves no trace."""
+    batch, params = batch_of(ROWS, WIDE, TIGHT), params_of(animal.model)
+    expected = by_example(logits(animal.model, params, batch), batch.target_valid_BT)
+    tokens_BT, valid_BT = batch.target_BT, batch.target_valid_BT
+    begin = start(animal.model, params, batch, WIDE)
+    for cut in range(1, TIGHT):
+        a, state = extend(animal.model, params, begin, tokens_BT[:, :cut], valid_BT[:, :cut])
+        b, _ = extend(animal.model, params, state, tokens_BT[:, cut:], valid_BT[:, cut:])
+        close(animal, by_example(np.concatenate([a, b], 1), valid_BT), expected)
+    for cut in range(TIGHT + 1):
+        first_BT = valid_BT & (np.arange(TIGHT) < cut)[None]
+        a, state = extend(animal.model, params, begin, tokens_BT, first_BT)
+        b, _ = extend(animal.model, params, state, tokens_BT, valid_BT & ~first_BT)
+        close(animal, by_example(np.where(first_BT[..., None], a, b), valid_BT), expected)
+
+
+def test_every_leaf_of_a_state_has_the_batch_first(animal):
+    """And a row of the state is all that its continuation depends on: what a beam search does to it."""
+    batch, params = batch_of(ROWS, WIDE, WIDE), params_of(animal.model)
+    tokens_BT, valid_BT, order = batch.target_BT, batch.target_valid_BT, np.array([3, 3, 0, 7, 1, 1, 1, 5])
+    _, state = extend(animal.model, params, start(animal.model, params, batch, WIDE), tokens_BT[:, :2], valid_BT[:, :2])
+    assert all(leaf.shape[0] == len(ROWS) for leaf in jax.tree.leaves(state))
+    taken = jax.tree.map(lambda leaf: leaf[order], state)
+    found, _ = extend(animal.model, params, taken, tokens_BT[order, 2:3], valid_BT[order, 2:3])
+    expected, _ = extend(animal.model, params, state, tokens_BT[:, 2:3], valid_BT[:, 2:3])
+    close(animal, found, expected[order])
+
+
+@pytest.mark.parametrize("layout", ["left", "holes"])
+def test_target_padding_leaves_no_trace(animal, layout):
+    close(animal, alone(animal, target=layout), alone(animal))
+
+
+@pytest.mark.parametrize("layout", ["left", "holes"])
+def test_source_padding_leaves_no_trace(animal, layout):
+    close(animal, alone(animal, source=layout), alone(animal))
+
+
+def test_more_padding_leaves_no_trace(animal):
+    batch = batch_of(ROWS, TIGHT, TIGHT)
+    close(animal, in_order(logits(animal.model, params_of(animal.model), batch), batch), alone(animal))
+
+
+def test_the_future_and_nothing_else_is_hidden(animal):
+    """Another last token changes no logits before it, and does change its own; the source is looked at, or is not."""
+    batch, params = batch_of(examples(8, TIGHT), WIDE, TIGHT), params_of(animal.model)
+    expected_BTV = logits(animal.model, params, batch)
+    other_BT = np.array(batch.target_BT)
+    other_BT[:, -1] = (other_BT[:, -1] + 1) % 19 + 4
+    found_BTV = logits(animal.model, params, batch.replace(target_BT=other_BT))
+    np.testing.assert_array_equal(found_BTV[:, :-1], expected_BTV[:, :-1])
+    assert (abs(found_BTV - expected_BTV).max((1, 2)) > 1e-3).all()
+    other_BS = np.where(batch.source_valid_BS, (batch.source_BS + 1) % 23, batch.source_BS)
+    moved_BT = abs(logits(animal.model, params, batch.replace(source_BS=other_BS)) - expected_BTV).max(2)
+    assert (moved_BT > 1e-5).all() if animal.source else (moved_BT == 0).all()
+
+
+def test_batch_mates_leave_no_trace(animal):
+    params, order = params_of(animal.model), np.random.default_rng(0).permutation(len(ROWS))
+    batch = batch_of(ROWS, WIDE, WIDE)
+    expected = logits(animal.model, params, batch)
+    for rows in (order, order[:3]):
+        some = jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch)
+        found = logits(animal.model, params, some)
+        close(animal, by_example(found, some.target_valid_BT), by_example(expected[rows], some.target_valid_BT))
+
+
+def test_sharded_is_unsharded(animal):
+    """Rows dealt out to eight devices, one each: the same sums and the same gradients."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    batch, params = batch_of(ROWS, WIDE, WIDE), params_of(animal.model)
+    gradients = jax.jit(jax.value_and_grad(lambda params, batch: NextToken(0.1)(animal.model, params, batch, None).total))
+    expected, expected_grads = gradients(params, batch)
+    everywhere = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    found, grads = gradients(everywhere, jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data"))))
+    np.testing.assert_allclose(found, expected, rtol=animal.tolerance)
+    for (path, grad), like in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(grad, like, animal.tolerance, animal.tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("name", [name for name, animal in ZOO.items() if animal.segments])
+def test_packed_is_alone(name):
+    """Several examples in a row, each with its segment number, get the logits that each gets in a row of its own."""
+    animal, order = ZOO[name], np.argsort([-len(e.source) - len(e.target) for e in ROWS])
+    rows = [order[:1], order[[1, 7]], order[2:4], order[4:7]]
+    batch = packed([[ROWS[i] for i in row] for row in rows], 3 * TIGHT)
+    single = batch_of([ROWS[i] for i in np.concatenate(rows)], WIDE, WIDE)
+    params = params_of(animal.model)
+    expected = in_order(logits(animal.model, params, single), single)
+    close(animal, in_order(logits(animal.model, params, batch), batch), expected)

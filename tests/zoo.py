@@ -1,0 +1,148 @@
+"""A tiny instance of every model, the examples they are tried on, and the few jitted functions that the tests share."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from zoo_lstm import LSTMLanguageModel, LSTMSeq2Seq
+
+from jaxlm.models.encoder_decoder import EncoderDecoder
+from jaxlm.types import Array, Batch, Params
+
+VOCAB = 23
+
+
+@dataclass(frozen=True)
+class Animal:
+    """A model, whether it knows sources and packed segments, and how exactly its numbers repeat."""
+
+    model: nn.Module
+    source: bool = True
+    segments: bool = True
+    tolerance: float = 1e-5
+
+
+TRANSFORMER = EncoderDecoder(VOCAB, 8, 2, 12, 2, 1, dropout=0.0, max_length=24)
+
+ZOO = {
+    "transformer": Animal(TRANSFORMER),
+    "pre": Animal(replace(TRANSFORMER, norm="pre", position="learned", tie="target", decoder_layers=2)),
+    "untied": Animal(replace(TRANSFORMER, tie="none", position="none", activation="gelu", encoder_layers=1)),
+    "scan": Animal(replace(TRANSFORMER, scan=True, decoder_layers=2)),
+    "remat": Animal(replace(TRANSFORMER, remat=True, norm="pre", activation="gelu_tanh", encoder_layers=1)),
+    "bfloat16": Animal(replace(TRANSFORMER, dtype="bfloat16", scan=True, remat=True), tolerance=0.04),
+    "lstm": Animal(LSTMLanguageModel(VOCAB, 8), source=False, segments=False),
+    "lstm_seq2seq": Animal(LSTMSeq2Seq(VOCAB, 8), segments=False),
+}
+
+
+@lru_cache
+def params_of(model: nn.Module) -> Params:
+    """Random parameters, zero biases and unit gains made random too, so that none of them hides."""
+    params = jax.jit(model.init)(jax.random.key(1), batch_of(examples(2), 8, 8))["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+@dataclass(frozen=True)
+class Example:
+    source: np.ndarray
+    target: np.ndarray
+    label: np.ndarray
+
+
+def examples(count: int, low: int = 2, high: int = 5, seed: int = 0) -> list[Example]:
+    """Random sequences of `low` to `high` tokens, the first ones as long as can be."""
+    rng = np.random.default_rng(seed)
+    ids = partial(rng.integers, 4, VOCAB, dtype=np.int32)
+    sizes = rng.integers(low, high + 1, (count, 2))
+    sizes[0] = high
+    return [Example(ids(source), ids(target), ids(target)) for source, target in sizes]
+
+
+def batch_of(
+    rows: Sequence[Example], source: int, target: int, source_layout: str = "right", target_layout: str = "right"
+) -> Batch:
+    """Each example in a row of its own: padding on the right, on the left, or in "holes", with junk in the padding."""
+    rng = np.random.default_rng(3)
+    source_at = [_places(len(row.source), source, source_layout, rng) for row in rows]
+    target_at = [_places(len(row.target), target, target_layout, rng) for row in rows]
+    return Batch(
+        source_BS=_lay([row.source for row in rows], source_at, source, rng),
+        source_valid_BS=_valid(source_at, source),
+        target_BT=_lay([row.target for row in rows], target_at, target, rng),
+        target_valid_BT=_valid(target_at, target),
+        label_BT=_lay([row.label for row in rows], target_at, target, rng),
+    )
+
+
+def packed(bins: Sequence[Sequence[Example]], length: int) -> Batch:
+    """Several examples a row, one after the other, numbered from 1."""
+    joined = [Example(*(np.concatenate([getattr(e, name) for e in row]) for name in ("source", "target", "label")))
+              for row in bins]  # fmt: skip
+    batch = batch_of(joined, length, length)
+    return batch.replace(
+        source_segment_BS=_segments([[len(e.source) for e in row] for row in bins], length),
+        target_segment_BT=_segments([[len(e.target) for e in row] for row in bins], length),
+    )
+
+
+def _segments(sizes: Iterable[Sequence[int]], length: int) -> np.ndarray:
+    rows = [np.repeat(np.arange(1, len(row) + 1), row) for row in sizes]
+    return np.stack([np.pad(row, (0, length - len(row))) for row in rows]).astype(np.int32)
+
+
+def _places(size: int, length: int, layout: str, rng: np.random.Generator) -> np.ndarray:
+    if layout == "holes":
+        return np.sort(rng.choice(length, size, replace=False))
+    return np.arange(size) + (length - size if layout == "left" else 0)
+
+
+def _lay(rows: Sequence[np.ndarray], at: Sequence[np.ndarray], length: int, rng: np.random.Generator) -> np.ndarray:
+    laid = rng.integers(0, VOCAB, (len(rows), length), dtype=np.int32)
+    for row, ids, places in zip(laid, rows, at, strict=True):
+        row[places] = ids
+    return laid
+
+
+def _valid(at: Sequence[np.ndarray], length: int) -> np.ndarray:
+    return np.stack([np.isin(np.arange(length), places) for places in at])
+
+
+@partial(jax.jit, static_argnums=0)
+def logits(model: Any, params: Params, batch: Batch) -> Array:
+    """(B, T, V), read at once and without a cache: what training sees."""
+    return model.apply({"params": params}, batch)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def start(model: Any, params: Params, batch: Batch, capacity: int) -> Any:
+    return model.apply({"params": params}, batch, capacity, method="start")
+
+
+@partial(jax.jit, static_argnums=0)
+def extend(model: Any, params: Params, state: Any, tokens_BT: Array, valid_BT: Array) -> tuple[Array, Any]:
+    """Logits instead of features, and the new state."""
+    features, state = model.apply({"params": params}, tokens_BT, state, valid_BT, method="extend")
+    return model.apply({"params": params}, features, method="readout"), state
+
+
+def one_by_one(model: Any, params: Params, batch: Batch) -> Array:
+    """(B, T, V), a token at a time, as decoding does it."""
+    state, found = start(model, params, batch, batch.target_BT.shape[1]), []
+    for t in range(batch.target_BT.shape[1]):
+        now, state = extend(model, params, state, batch.target_BT[:, t : t + 1], batch.target_valid_BT[:, t : t + 1])
+        found.append(now)
+    return jnp.concatenate(found, 1)
+
+
+def by_example(values_BT: Array, valid_BT: Array) -> np.ndarray:
+    """The values at the valid positions, row after row: what must not depend on the padding."""
+    return np.asarray(values_BT)[np.asarray(valid_BT)]
