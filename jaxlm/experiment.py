@@ -89,9 +89,10 @@ def variants(module: ModuleType) -> dict:
 def _module(where: str) -> ModuleType:
     if where.endswith(".py") or "/" in where:
         file = Path(where)
-        if not file.is_file():
+        if not file.is_file() or file.suffix != ".py":
             raise UserError(f"no experiment file {where}: see `jaxlm list` for those that exist")
         spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None and spec.loader is not None  # it ends in .py
         module = importlib.util.module_from_spec(spec)
         sys.modules.setdefault(file.stem, module)
         spec.loader.exec_module(module)

@@ -16,7 +16,7 @@ LOGITS_IN_FLIGHT = 2**21
 
 @struct.dataclass
 class Loss:
-    """Sums over the valid tokens: `total` is what training minimises, `nll` the plain negative log-likelihood (nats)."""
+    """Sums over the valid tokens, in nats: `total` is what training minimises, `nll` the plain log-likelihood."""
 
     total: Array
     nll: Array

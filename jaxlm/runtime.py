@@ -21,7 +21,7 @@ def prepare() -> None:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled programs are kept between runs: $JAXLM_CACHE, else ~/.cache/jaxlm; None where $JAXLM_CACHE is ""."""
+    """Where compiled programs are kept: $JAXLM_CACHE, else ~/.cache/jaxlm/xla; None where $JAXLM_CACHE is ""."""
     chosen = os.environ.get("JAXLM_CACHE")
     if chosen == "":
         return None

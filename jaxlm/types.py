@@ -19,6 +19,8 @@ from flax import struct
 
 Array = jax.Array
 Params = Any
+Field = Any
+"""A JAX or NumPy array, or None."""
 State = Any
 """Any pytree in which axis 0 of every leaf is the batch: a beam repeats rows and takes rows, and nothing else."""
 
@@ -32,13 +34,13 @@ class Batch:
     from 1 and are 0 on padding; a token sees only its own segment.
     """
 
-    source_BS: Array | None = None
-    source_valid_BS: Array | None = None
-    source_segment_BS: Array | None = None
-    target_BT: Array | None = None
-    target_valid_BT: Array | None = None
-    target_segment_BT: Array | None = None
-    label_BT: Array | None = None
+    source_BS: Field = None
+    source_valid_BS: Field = None
+    source_segment_BS: Field = None
+    target_BT: Field = None
+    target_valid_BT: Field = None
+    target_segment_BT: Field = None
+    label_BT: Field = None
 
 
 class Autoregressive(Protocol):
@@ -49,7 +51,7 @@ class Autoregressive(Protocol):
     """
 
     def start(self, batch: Batch, capacity: int) -> State:
-        """All that is known before the first target token; room for `capacity` tokens to come (0: one `extend` only)."""
+        """All that is known before the first target token. Room for `capacity` more tokens (0: one `extend` only)."""
         ...
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:

@@ -71,7 +71,9 @@ def read_experiment(folder: Path) -> Experiment:
     """The experiment of a workdir. Raises UserError where there is none or it cannot be read."""
     record = folder / RECORD
     if not record.is_file():
-        raise UserError(f"{folder} is no workdir: it has no {RECORD}. `jaxlm train EXPERIMENT --workdir {folder}` makes one")
+        raise UserError(
+            f"{folder} is no workdir: it has no {RECORD}. `jaxlm train EXPERIMENT --workdir {folder}` makes one"
+        )
     try:
         data = json.loads(record.read_text(encoding="utf-8"))["experiment"]
     except (ValueError, KeyError, TypeError) as error:
@@ -85,15 +87,17 @@ def read_experiment(folder: Path) -> Experiment:
 def load(folder: Path, average: int | None = None, step: int | None = None) -> Trained:
     """The trained model of a workdir: the mean of the last checkpoints, or the best or the given one.
 
-    `average` overrides the experiment's own; `step` picks one checkpoint.
+    `average` overrides the experiment's own, which counts as what there is where a short run has saved fewer; `step`
+    picks one checkpoint.
     """
     experiment = read_experiment(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     check_vocabulary(experiment, tokenizer)
     params = abstract_params(experiment.model)
-    count = experiment.average if average is None else average
     with Checkpoints(folder / "checkpoints", keep_best=experiment.best, read_only=True) as checkpoints:
-        if not checkpoints.steps():
+        there = len(checkpoints.steps())
+        count = min(experiment.average, there) if average is None else average
+        if not there:
             raise UserError(f"{folder} holds no checkpoint yet: train it with `jaxlm train`")
         if step is None and count > 1:
             params, steps = checkpoints.average(params, count)

@@ -115,7 +115,9 @@ def test_sharded_is_unsharded(animal):
     """Rows dealt out to eight devices, one each: the same sums and the same gradients."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     batch, params = batch_of(ROWS, WIDE, WIDE), params_of(animal.model)
-    gradients = jax.jit(jax.value_and_grad(lambda params, batch: NextToken(0.1)(animal.model, params, batch, None).total))
+    gradients = jax.jit(
+        jax.value_and_grad(lambda params, batch: NextToken(0.1)(animal.model, params, batch, None).total)
+    )
     expected, expected_grads = gradients(params, batch)
     everywhere = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     found, grads = gradients(everywhere, jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data"))))

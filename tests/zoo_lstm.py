@@ -1,8 +1,8 @@
 """Two tiny recurrent models under the contract: nothing in training, decoding or checkpoints knows that they are LSTMs.
 
-    i, f, g, o = split(W [x_t; h_{t-1}] + b)
-    c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g),   h_t = sigmoid(o) tanh(c_t)          (Hochreiter and Schmidhuber 1997)
-    a_t = softmax(h_t . memory),  features_t = tanh(W_c [a_t memory; h_t])               (Luong et al. 2015, "dot")
+i, f, g, o = split(W [x_t; h_{t-1}] + b)
+c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g),   h_t = sigmoid(o) tanh(c_t)          (Hochreiter and Schmidhuber 1997)
+a_t = softmax(h_t . memory),  features_t = tanh(W_c [a_t memory; h_t])               (Luong et al. 2015, "dot")
 """
 
 import flax.linen as nn
@@ -116,4 +116,3 @@ class LSTMSeq2Seq(nn.Module):
 
     def readout(self, features: Array) -> Array:
         return self.output(features)
-

@@ -6,6 +6,7 @@
 Pre-norm puts LN before each sub-layer instead and once more at the end of each stack.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -114,7 +115,7 @@ class DecoderBlock(EncoderBlock):
 
         x_BTD = self.attention_residual(x_BTD, self_attention)
         x_BTD = self._rest(x_BTD, state.source_key_BSNH, state.source_value_BSNH, source_mask_BTS)
-        return x_BTD, state.replace(cache=cache)
+        return x_BTD, replace(state, cache=cache)
 
     def _rest(self, x_BTD, key_BSNH, value_BSNH, source_mask_BTS):
         x_BTD = self.source_residual(x_BTD, lambda y: self.source_attention(y, key_BSNH, value_BSNH, source_mask_BTS))
@@ -133,7 +134,7 @@ class EncoderDecoder(nn.Module):
       position: "sinusoidal", "learned" (up to `max_length` tokens) or "none".
       dropout: on the sum of embeddings and positions and on the output of every sub-layer (section 5.4).
       attention_dropout, activation_dropout: on attention weights and inside the feed-forward net (0 in the paper).
-      tie: which of source embedding, target embedding and output share one table: "all", "target" (the last two), "none".
+      tie: what shares a table: "all" (source and target embedding, output), "target" (the last two) or "none".
       dtype: of activations and products; parameters, scores, softmax and logits are float32 whatever it says.
       scan, remat: see `jaxlm.nn.stack.Stack`.
     """
@@ -191,7 +192,7 @@ class EncoderDecoder(nn.Module):
         state = State(x_BSD, valid_BS, segment_BS, batch.target_segment_BT, length_B)
         if capacity == 0:
             return state
-        return state.replace(layers=tuple(layer("begin", x_BSD, capacity) for layer in self.decoder.layers()))
+        return replace(state, layers=tuple(layer("begin", x_BSD, capacity) for layer in self.decoder.layers()))
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
         """Read T more target tokens -> features (B, T, D) and the new state."""
@@ -208,7 +209,7 @@ class EncoderDecoder(nn.Module):
             x_BTD = self.decoder(x_BTD, mask_BTT, state.memory_BSD, source_mask_BTS)
         if self.norm == "pre":
             x_BTD = self.decoder_norm(x_BTD)
-        return x_BTD, state.replace(length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32))
+        return x_BTD, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32))
 
     def readout(self, features: Array) -> Array:
         """(..., D) -> float32 logits (..., V)."""
@@ -225,7 +226,7 @@ class EncoderDecoder(nn.Module):
         for layer, old in zip(self.decoder.layers(), state.layers, strict=True):
             x_BTD, new = layer("step", x_BTD, old, slot_BT, mask_BTC, source_mask_BTS)
             states.append(new)
-        return x_BTD, state.replace(layers=tuple(states))
+        return x_BTD, replace(state, layers=tuple(states))
 
     def _embed(self, table, tokens_BT, position_BTD):
         x_BTD = table[tokens_BT] * self.width**0.5 + position_BTD

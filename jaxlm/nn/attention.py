@@ -27,10 +27,9 @@ def empty_cache(batch: int, capacity: int, heads: int, head_width: int, dtype: s
 def write(cache: Cache, key_BTNH: Array, value_BTNH: Array, slot_BT: Array) -> Cache:
     """Put T new keys and values into their slots; a slot >= capacity (an invalid token's) is dropped."""
     row_BT = jnp.broadcast_to(jnp.arange(slot_BT.shape[0])[:, None], slot_BT.shape)
-    put = {"mode": "drop", "unique_indices": False}
     return Cache(
-        cache.key_BCNH.at[row_BT, slot_BT].set(key_BTNH.astype(cache.key_BCNH.dtype), **put),
-        cache.value_BCNH.at[row_BT, slot_BT].set(value_BTNH.astype(cache.value_BCNH.dtype), **put),
+        cache.key_BCNH.at[row_BT, slot_BT].set(key_BTNH.astype(cache.key_BCNH.dtype), mode="drop"),
+        cache.value_BCNH.at[row_BT, slot_BT].set(value_BTNH.astype(cache.value_BCNH.dtype), mode="drop"),
     )
 
 

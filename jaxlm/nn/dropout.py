@@ -34,7 +34,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 class Dropout(nn.Module):
-    """Zero each element with probability `rate` and scale the rest by 1 / (1 - rate), where a "dropout" key is given."""
+    """Where a "dropout" key is given: zero each element with probability `rate`, scale the rest by 1 / (1 - rate)."""
 
     rate: float
 

@@ -53,7 +53,8 @@ class Stack(nn.Module):
 
     def layers(self) -> Iterator[Any]:
         """Each layer's own function: layer(method, *arguments) runs that method of the block with its parameters."""
-        block, params_L = self.block.clone(parent=None, name=None), self.get_variable("params", "layers")
+        block: nn.Module = self.block.clone(parent=None, name=None)
+        params_L: Any = self.get_variable("params", "layers")
         for depth in range(self.depth):
             yield partial(_call, block, take(params_L, depth))
 

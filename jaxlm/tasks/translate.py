@@ -1,4 +1,4 @@
-"""Lines of text in, lines of text out: tokenise, batch by length, search on the device, detokenise, restore the order."""
+"""Lines in, lines out: tokenise, batch by length, search on the device, detokenise, restore the order."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Search:
     tokens: int = 2048
     max_source: int = 512
 
-    def limit(self, source_tokens: np.ndarray) -> np.ndarray:
+    def limit(self, source_tokens: Any) -> np.ndarray:
         """The most tokens of each answer, a function of its own source length (EOS included) only."""
         return np.asarray(source_tokens * self.ratio + self.extra, np.int32)
 
@@ -66,7 +66,7 @@ def translate(
     column = Ragged.of([ids for ids in tokenizer.encode([lines[index] for index in asked])])
     for row_B, found in _decoded(model, params, column, search):
         for at in np.flatnonzero(row_B >= 0):
-            answers[asked[row_B[at]]] = _hypotheses(found, at, tokenizer)
+            answers[asked[row_B[at]]] = _hypotheses(found, int(at), tokenizer)
         if progress:
             progress(int((row_B >= 0).sum()))
     return answers
@@ -102,7 +102,7 @@ def _hypotheses(found: dict[str, np.ndarray], row: int, tokenizer: Tokenizer) ->
         ids = found["tokens_BNT"][row, slot, :size]
         answers.append(
             Hypothesis(
-                text=_one_line(tokenizer.decode([ids])[0]),
+                text=one_line(tokenizer.decode([ids.tolist()])[0]),
                 logprob=float(found["logprob_BN"][row, slot]),
                 score=float(found["score_BN"][row, slot]),
                 tokens=size,
@@ -113,6 +113,6 @@ def _hypotheses(found: dict[str, np.ndarray], row: int, tokenizer: Tokenizer) ->
     return answers
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """N lines in, N lines out, even from an untrained model that says a line break."""
     return text.replace("\r", " ").replace("\n", " ").strip()

@@ -1,21 +1,20 @@
 """The task of translation: which pairs, what the tokenizer learns from, and how an answer is judged."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import jax
 
-from jaxlm.data.pairs import PairSource, Pairs
+from jaxlm.data.pairs import Pairs, PairSource
 from jaxlm.data.pipeline import in_order
 from jaxlm.data.ragged import encode_pairs
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.losses import Loss
-from jaxlm.metrics import bleu, chrf, moses_bleu
-from jaxlm.tasks.translate import Search, translate
+from jaxlm.metrics import bleu, chrf, moses_bleu, moses_tokenise
+from jaxlm.tasks.translate import Hypothesis, Search, translate
 from jaxlm.types import Params
 
 Progress = Callable[[int], None] | None
@@ -52,6 +51,14 @@ class Translation:
             raise UserError(f"no split {split!r}; this experiment has {', '.join(splits)}")
         return splits[split]
 
+    def check(self) -> None:
+        """Look, before anything is trained, at what is needed only later. Raises UserError on every fault found."""
+        for pairs in (self.valid, self.test):
+            for _ in pairs:
+                pass
+        if self.moses:
+            moses_tokenise([""], self.moses)
+
     def texts(self) -> Iterator[str]:
         """What the tokenizer learns from: both sides of the training pairs."""
         for source, target in self.train:
@@ -63,11 +70,10 @@ class Translation:
     ) -> dict[str, float]:
         """The figures of training: loss and perplexity of all valid pairs, BLEU of the first `quick_lines`."""
         pairs = list(self.valid)
-        total = Loss(0.0, 0.0, 0.0)
         evaluate = _evaluation(model, objective)
-        for _, batch in in_order(encode_pairs(pairs, tokenizer), tokens):
-            total = jax.tree.map(lambda a, b: a + float(b), total, evaluate(params, batch))
-        figures = {"valid/loss": total.total / total.count, "valid/nll": total.nll / total.count}
+        sums = [evaluate(params, batch) for _, batch in in_order(encode_pairs(pairs, tokenizer), tokens)]
+        loss = jax.tree.map(lambda *parts: math.fsum(float(part) for part in parts), *sums)
+        figures = {"valid/loss": loss.total / loss.count, "valid/nll": loss.nll / loss.count}
         figures["valid/perplexity"] = math.exp(min(figures["valid/nll"], 700.0))
         some = pairs[: self.quick_lines]
         answers = self._answers(model, params, tokenizer, some, self.quick or self.search, progress)
@@ -79,6 +85,12 @@ class Translation:
         pairs = [pair for pair, _ in zip(self.test, range(count), strict=False)]
         answers = self._answers(model, params, tokenizer, pairs, self.search)
         return [(source, target, answer) for (source, target), answer in zip(pairs, answers, strict=True)]
+
+    def predict(
+        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: Progress = None
+    ) -> list[list[Hypothesis]]:
+        """The answers to each line, best first, by `search`."""
+        return translate(model, params, tokenizer, lines, self.search, progress)
 
     def evaluate(
         self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: Progress = None
@@ -93,7 +105,13 @@ class Translation:
         return {"split": split, "lines": len(pairs)} | {name: score.to_json() for name, score in scores.items()}
 
     def _answers(
-        self, model: Any, params: Params, tokenizer: Tokenizer, pairs: Iterable, search: Search, progress: Progress = None
+        self,
+        model: Any,
+        params: Params,
+        tokenizer: Tokenizer,
+        pairs: Iterable,
+        search: Search,
+        progress: Progress = None,
     ) -> list[str]:
         found = translate(model, params, tokenizer, [source for source, _ in pairs], search, progress)
         return [hypotheses[0].text for hypotheses in found]

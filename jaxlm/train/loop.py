@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jaxlm.data.pipeline import Pipeline
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.log import Log
+from jaxlm.parallel import split_rows
 from jaxlm.train.meter import Meter
 from jaxlm.train.prepare import Prepared, prepare
 from jaxlm.train.state import TrainState
@@ -80,7 +81,7 @@ class Run:
             asked = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - asked
-            state, metrics = self.prepared.step(state, batch)
+            state, metrics = self.prepared.step(state, split_rows(batch, self.prepared.mesh))
             step += 1
             self.meter.add(metrics, waited)
             if self.first_step_seconds is None:
@@ -155,23 +156,23 @@ def _resume(prepared: Prepared, checkpoints: Checkpoints) -> tuple[TrainState, P
 
 def _swap(state: TrainState) -> TrainState:
     """A checkpoint's `params` are those to use: the moving average, where there is one."""
-    return state if state.ema is None else state.replace(params=state.ema, ema=state.params)
+    return state if state.ema is None else replace(state, params=state.ema, ema=state.params)
 
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
     """Set on the first Ctrl-C or SIGTERM, which then does nothing else; a second one ends the process as usual."""
-    stopped, old = threading.Event(), {}
+    stopped, old = threading.Event(), dict[int, Any]()
 
     def stop(number: int, frame: Any) -> None:
         stopped.set()
         signal.signal(number, old[number])
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in map(int, (signal.SIGINT, signal.SIGTERM)):
             old[number] = signal.signal(number, stop)
     try:
         yield stopped
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        for number in old:
+            signal.signal(number, old[number])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jaxlm import workdir
 from jaxlm.data.batching import Plan
@@ -16,6 +17,7 @@ from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.disk import check_writable
 from jaxlm.experiment import Experiment
+from jaxlm.parallel import data_mesh, everywhere, with_sharding
 from jaxlm.train.state import TrainState, create
 from jaxlm.train.step import make_step
 
@@ -32,6 +34,7 @@ class Prepared:
     step: Any
     abstract_state: TrainState
     create: Any
+    mesh: Mesh
 
 
 def prepare(experiment: Experiment, folder: Path, note: Any) -> Prepared:
@@ -48,13 +51,15 @@ def prepare(experiment: Experiment, folder: Path, note: Any) -> Prepared:
     tokenizer = _tokenizer(experiment, folder, note)
     workdir.check_vocabulary(experiment, tokenizer)
     columns = _columns(experiment, folder, tokenizer, note)
-    plan = experiment.batching.plan(columns, experiment.seed, experiment.accumulate)
+    mesh = data_mesh()
+    plan = experiment.batching.plan(columns, experiment.seed, experiment.accumulate * mesh.size)
     note(_described(plan))
     rate = experiment.optimizer.schedule.build(experiment.steps)
-    step = make_step(
-        experiment.model, experiment.objective, optimizer, rate, experiment.seed, experiment.accumulate, experiment.ema
-    )
-    return Prepared(experiment, folder, tokenizer, plan, Batches(columns, plan), step, abstract, jax.jit(new))
+    parts = experiment.model, experiment.objective, optimizer, rate, experiment.seed
+    step = make_step(*parts, experiment.accumulate, experiment.ema, mesh)
+    abstract = with_sharding(abstract, everywhere(mesh))
+    create_state = jax.jit(new, out_shardings=everywhere(mesh))
+    return Prepared(experiment, folder, tokenizer, plan, Batches(columns, plan), step, abstract, create_state, mesh)
 
 
 def _tokenizer(experiment: Experiment, folder: Path, note: Any) -> Tokenizer:

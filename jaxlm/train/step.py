@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
 from jaxlm.losses import Loss
+from jaxlm.parallel import everywhere
 from jaxlm.streams import stream
 from jaxlm.train.state import TrainState
 from jaxlm.types import Array, Batch, Params
@@ -20,6 +22,9 @@ class Objective(Protocol):
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
         """Sums over the batch; key None means evaluation."""
         ...
+
+
+Gradients = Callable[[Params, Batch, Array], tuple[Params, Loss]]
 
 
 @struct.dataclass
@@ -41,35 +46,18 @@ def make_step(
     seed: int,
     accumulate: int = 1,
     ema: float = 0.0,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """(state, batch) -> (state, metrics), jitted, the old state donated.
 
     `accumulate` splits the rows of the batch into that many micro-batches; the update is that of the whole batch,
-    since sums and counts are added and divided once.
+    since sums and counts are added and divided once. With a `mesh` the state stays on every device of it.
     """
 
-    def gradients(params, batch, key):
-        def total(params):
-            loss = objective(model, params, batch, key)
-            return loss.total, loss
-
-        return jax.grad(total, has_aux=True)(params)
-
-    def accumulated(params, batch, key):
-        if accumulate == 1:
-            return gradients(params, batch, key)
-        micro = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
-        grads, loss = jax.eval_shape(gradients, params, batch, key)
-
-        def one(sums, part):
-            batch, index = part
-            return jax.tree.map(jnp.add, sums, gradients(params, batch, jax.random.fold_in(key, index))), None
-
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (grads, loss))
-        return jax.lax.scan(one, zeros, (micro, jnp.arange(accumulate)))[0]
+    gradients = _gradients(model, objective, accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, loss = accumulated(state.params, batch, stream(seed, "dropout", state.step))
+        grads, loss = gradients(state.params, batch, stream(seed, "dropout", state.step))
         grads = jax.tree.map(lambda grad: grad / jnp.maximum(loss.count, 1.0), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -79,4 +67,30 @@ def make_step(
         metrics = Metrics(loss.total, loss.nll, loss.count, optax.global_norm(grads), rate(state.step))
         return TrainState(state.step + 1, params, opt_state, average), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    placed: dict[str, Any] = {} if mesh is None else {"out_shardings": everywhere(mesh)}
+    return jax.jit(step, donate_argnums=0, **placed)
+
+
+def _gradients(model: Any, objective: Objective, accumulate: int) -> Gradients:
+    """(parameters, batch, key) -> (gradient of the sum, sums), one micro-batch after the other."""
+
+    def whole(params: Params, batch: Batch, key: Array) -> tuple[Params, Loss]:
+        def total(params: Params) -> tuple[Array, Loss]:
+            loss = objective(model, params, batch, key)
+            return loss.total, loss
+
+        return jax.grad(total, has_aux=True)(params)
+
+    def in_parts(params: Params, batch: Batch, key: Array) -> tuple[Params, Loss]:
+        # Every accumulate-th row goes into one part, so that a row never leaves its device.
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
+
+        def one(sums: Any, part: Any) -> tuple[Any, None]:
+            rows, index = part
+            return jax.tree.map(jnp.add, sums, whole(params, rows, jax.random.fold_in(key, index))), None
+
+        shapes = jax.eval_shape(whole, params, jax.tree.map(lambda x: x[0], parts), key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(one, zeros, (parts, jnp.arange(accumulate)))[0]
+
+    return whole if accumulate == 1 else in_parts

@@ -1,0 +1,25 @@
+"""`jaxlm evaluate D`: the scores of a split as one JSON object, the last line of stdout."""
+
+from jaxlm.cli import report
+from jaxlm.cli.trained import add_search_options, open_run, read_experiment, workdir_parser
+from jaxlm.cli.usage import VERBS
+
+
+def main(argv: list[str]) -> int:
+    """Decode the split and score it."""
+    parser = workdir_parser("evaluate", VERBS["evaluate"])
+    parser.add_argument("--split", default="test", help="train, valid, test or another test set of the experiment")
+    add_search_options(parser)
+    options = parser.parse(argv)
+    experiment = read_experiment(options)
+    pairs = experiment.task.pairs(options.split)
+    report.note(f"{options.split}: {pairs.describe()}")
+    trained = open_run(options, experiment)
+    task, beam = experiment.task, experiment.task.search.beam
+    clock = report.Clock()
+    with report.bar(sum(1 for _ in pairs)) as progress:
+        scores = task.evaluate(experiment.model, trained.params, trained.tokenizer, options.split, progress)
+    search = {"beam": beam.size, "penalty": beam.penalty, "alpha": beam.alpha}
+    found = {"workdir": str(options.workdir), "checkpoints": trained.steps, "search": search}
+    report.emit(report.to_json(scores | found | clock.rates(scores["lines"])))
+    return 0

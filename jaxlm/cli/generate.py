@@ -1,0 +1,56 @@
+"""`jaxlm generate D --prompt TEXT`: sampled texts, each printed as soon as it is there."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from jaxlm.cli import report
+from jaxlm.cli.trained import open_run, workdir_parser
+from jaxlm.cli.usage import VERBS, Parser, Usage, whole
+
+
+def main(argv: list[str]) -> int:
+    """Print the samples of each prompt in turn."""
+    options = _parser().parse(argv)
+    prompts = list(options.prompt)
+    if options.file is not None:
+        from jaxlm.data.text import read_lines
+
+        prompts += read_lines(options.file.absolute())
+    if not prompts:
+        raise Usage("expected a prompt: give --prompt TEXT (any number of times) or --file FILE")
+    from jaxlm.decode.choose import Sampler
+
+    sampler = Sampler(options.temperature, options.top_k, options.top_p, options.min_p)
+    trained = open_run(options)
+    from jaxlm.tasks.generate import Request, sample_answers
+    from jaxlm.tasks.translate import one_line
+
+    request = Request(sampler, options.seed, options.num_samples, options.max_tokens)
+    run = trained.experiment
+    for sample in sample_answers(run.model, trained.params, trained.tokenizer, prompts, run.task.search, request):
+        report.emit(report.to_json(dataclasses.asdict(sample)) if options.jsonl else one_line(sample.text))
+        sys.stdout.flush()
+    return 0
+
+
+def _parser() -> Parser:
+    note = "Same seed, same text: a sample depends on the model, the seed, its prompt and its number, and on no other."
+    parser = workdir_parser(
+        "generate", VERBS["generate"] + ". The prompt of a translation model is its source.\n" + note
+    )
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
+    parser.add_argument("--file", type=Path, metavar="FILE", help="prompts, one a line")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy search (default: 1)")
+    parser.add_argument("--top-k", type=whole(0), default=0, metavar="K", help="from the K most probable (0: all)")
+    text = "from the fewest tokens that reach this probability together (1: all)"
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help=text)
+    text = "from the tokens with this share of the greatest probability (0: all)"
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help=text)
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="(default: 0)")
+    text = "the most tokens of a text (default: the limit of the experiment's search)"
+    parser.add_argument("--max-tokens", type=whole(1), metavar="N", help=text)
+    parser.add_argument("--num-samples", type=whole(1), default=1, metavar="N", help="of each prompt (default: 1)")
+    text = "one JSON object a sample: prompt, text, logprob (at this temperature), tokens, reason"
+    parser.add_argument("--jsonl", action="store_true", help=text)
+    return parser

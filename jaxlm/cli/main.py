@@ -1,0 +1,92 @@
+"""The command `jaxlm VERB ...`: finds the verb, and turns whatever goes wrong into one line and an exit code.
+
+0: done. 1: it failed. 2: the command line is wrong. 130: interrupted. 141: the reader of the output went away.
+"""
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from jaxlm import __version__
+from jaxlm.cli.usage import VERBS, Parser, Usage, meant
+from jaxlm.errors import UserError
+
+INTERRUPTED, READER_GONE = 130, 141
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code, and never raises but what ends the process anyway."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # experiments of the current folder
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BrokenPipeError:
+        _give_up_stdout()
+        return READER_GONE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"jaxlm: {_sentence(error)}", file=sys.stderr)
+        return 2 if isinstance(error, Usage) else 1
+
+
+def _run(argv: list[str]) -> int:
+    if not argv:
+        raise Usage(f"expected a verb: {', '.join(VERBS)} (`jaxlm --help` says what they do)")
+    verb, rest = argv[0], argv[1:]
+    if verb in ("-h", "--help", "help"):
+        print(_help())
+    elif verb in ("-V", "--version"):
+        print(f"jaxlm {__version__}")
+    elif verb == "doctor":
+        Parser(verb, VERBS[verb]).parse(rest)
+        from jaxlm.cli.doctor import doctor
+
+        return doctor()
+    elif verb in VERBS:
+        return importlib.import_module(f"jaxlm.cli.{verb}").main(rest)
+    else:
+        raise Usage(f"no verb {verb!r}{meant(verb, VERBS)} (the verbs are {', '.join(VERBS)})")
+    return 0
+
+
+def _help() -> str:
+    lines = ["usage: jaxlm VERB ...", ""]
+    lines += [f"  {verb:10}{summary}" for verb, summary in VERBS.items()]
+    return "\n".join([*lines, "", "`jaxlm VERB --help` has the options; --debug shows the traceback of an error."])
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, for someone who does not read tracebacks."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{where}: free some space and give the command again; a run goes on from its checkpoint"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return "the device is out of memory: lower --batching.tokens (train) or --batch-tokens (the other verbs)"
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text} (run with --debug for the traceback)"
+
+
+def _give_up_stdout() -> None:
+    """Nobody reads it any more; Python must not complain when it flushes at exit."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # no descriptor: a stream of a test
+        pass

@@ -1,0 +1,73 @@
+"""`jaxlm score D < in`: log-probability and tokens of each line's text, a line each; perplexity of all on stderr."""
+
+import argparse
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+from jaxlm.cli import report
+from jaxlm.cli.lines import Input
+from jaxlm.cli.trained import open_run, workdir_parser
+from jaxlm.cli.usage import Parser
+from jaxlm.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxlm.tasks.score import TextScore
+
+SUMMARY = """Log-probabilities of standard input, whose lines are SOURCE<TAB>TARGET: for each line the natural log of
+p(TARGET, end | SOURCE), a TAB, and the number of tokens. The end-of-text token (EOS) is counted in both."""
+
+
+def main(argv: list[str]) -> int:
+    """Score standard input, chunk by chunk."""
+    options = _parser().parse(argv)
+    trained = open_run(options)
+    from jaxlm.tasks.score import score_pairs
+
+    source, clock, run = Input(options.on_bad_line), report.Clock(), trained.experiment
+    search, logprob, tokens, cut = run.task.search, 0.0, 0, 0
+    for lines in source.chunks():
+        first = source.count - len(lines) + 1
+        pairs = [_pair(line, first + index) for index, line in enumerate(lines)]
+        for found in score_pairs(run.model, trained.params, trained.tokenizer, pairs, search.tokens, search.max_source):
+            report.emit(_shown(found, options))
+            logprob, tokens, cut = logprob + found.logprob, tokens + found.tokens, cut + found.cut
+        sys.stdout.flush()
+    if cut:
+        report.note(f"{cut:,} lines had a side of more than {search.max_source} tokens: only its beginning was scored")
+    if tokens:
+        perplexity = math.exp(min(-logprob / tokens, 700.0))
+        report.note(f"perplexity {perplexity:.4f}: {tokens:,} tokens (EOS counted), log-probability {logprob:.4f}")
+    report.note(clock.sentence(source.count))
+    return 0
+
+
+def _parser() -> Parser:
+    parser = workdir_parser("score", SUMMARY)
+    text = "also each token's: after another TAB, separated by spaces; with --jsonl under token_logprobs, with pieces"
+    parser.add_argument("--per-token", action="store_true", help=text)
+    text = "one JSON object a line: source, text, logprob (natural log, summed, EOS counted), tokens (EOS counted), cut"
+    parser.add_argument("--jsonl", action="store_true", help=text)
+    text = "a line that is not UTF-8: stop (the default), or put U+FFFD for its bad bytes"
+    parser.add_argument("--on-bad-line", choices=("error", "replace"), default="error", help=text)
+    return parser
+
+
+def _pair(line: str, number: int) -> tuple[str, str]:
+    sides = line.split("\t")
+    if len(sides) != 2:
+        raise UserError(
+            f"standard input, line {number}: {len(sides) - 1} TABs, expected one, between source and target: {line:.60}"
+        )
+    return sides[0], sides[1]
+
+
+def _shown(found: "TextScore", options: argparse.Namespace) -> str:
+    if options.jsonl:
+        record: dict[str, Any] = {"source": found.source, "text": found.text}
+        record |= {"logprob": found.logprob, "tokens": found.tokens, "cut": found.cut}
+        if options.per_token:
+            record |= {"token_logprobs": found.token_logprobs, "pieces": found.pieces}
+        return report.to_json(record)
+    tail = "\t" + " ".join(f"{x:.4f}" for x in found.token_logprobs) if options.per_token else ""
+    return f"{found.logprob:.4f}\t{found.tokens}{tail}"

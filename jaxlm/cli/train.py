@@ -1,0 +1,111 @@
+"""`jaxlm train EXPERIMENT --workdir D`: train, or go on; then score the test split and show a few answers.
+
+The last line of stdout is a JSON object with every figure.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from jaxlm.cli import report
+from jaxlm.cli.overrides import ExperimentParser
+from jaxlm.cli.usage import VERBS, whole
+
+if TYPE_CHECKING:
+    from jaxlm.experiment import Experiment
+
+SAMPLES = 5
+INTERRUPTED = 130
+
+
+def main(argv: list[str]) -> int:
+    """Train; 130 if it was interrupted."""
+    experiment, options = _parser().parse_experiment(argv, _with_bad_lines)
+    from jaxlm import runtime
+
+    runtime.prepare()
+    from jaxlm.train.loop import train
+
+    folder = options.workdir or _default_workdir(options.experiment)
+    experiment.task.check()
+    summary = train(experiment, folder, options.threads, options.workers)
+    interrupted = summary.get("stopped") == "interrupted"
+    if not interrupted:
+        summary |= _judged(folder)
+    summary |= {"workdir": str(folder), "seconds": round(runtime.seconds_since_start(), 3)}
+    report.emit(report.to_json(summary))
+    if interrupted:
+        command = shlex.join(["jaxlm", "train", *argv])
+        report.note(f"interrupted at step {summary['step']}, which is saved; this goes on from there:\n  {command}")
+    return INTERRUPTED if interrupted else 0
+
+
+def run_this_experiment() -> NoReturn:
+    """`jaxlm train` for the module that is being run: `python -m experiments.x [VARIANT] [options] [overrides]`.
+
+    An experiment's last lines call it: `if __name__ == "__main__": run_this_experiment()`. The module is named as
+    others import it, not `__main__`, so that the workdir's record can be read by every other program.
+    """
+    from jaxlm.cli.main import main as command
+
+    running: Any = sys.modules["__main__"]
+    name, words = running.__spec__.name if running.__spec__ else running.__file__, sys.argv[1:]
+    if words and not words[0].startswith("-"):
+        name, words = f"{name}:{words[0]}", words[1:]
+    raise SystemExit(command(["train", name, *words]))
+
+
+def _parser() -> ExperimentParser:
+    parser = ExperimentParser("train", VERBS["train"])
+    text = "folder of the run, which is made or gone on with (default: runs/EXPERIMENT)"
+    parser.add_argument("--workdir", type=Path, metavar="D", help=text)
+    text = "a line that is not UTF-8: stop (the default), put U+FFFD for the bad bytes, or leave its pair out"
+    parser.add_argument("--on-bad-line", choices=("error", "replace", "skip"), help=text)
+    parser.add_argument("--threads", type=whole(0), default=1, metavar="N", help="threads that make batches")
+    parser.add_argument("--workers", type=whole(0), default=0, metavar="N", help="processes that make batches")
+    return parser
+
+
+def _default_workdir(name: str) -> Path:
+    where, _, variant = name.partition(":")
+    stem = where.removesuffix(".py").replace("/", ".").rpartition(".")[2]
+    return Path("runs") / (f"{stem}-{variant}" if variant else stem)
+
+
+def _with_bad_lines(experiment: "Experiment", options: argparse.Namespace) -> "Experiment":
+    if options.on_bad_line is None:
+        return experiment
+    return dataclasses.replace(experiment, task=_replaced(experiment.task, "on_bad_line", options.on_bad_line))
+
+
+def _replaced(value: Any, field: str, new: Any) -> Any:
+    """The config with every field of that name, at any depth, set to `new`."""
+    if isinstance(value, tuple):
+        return tuple(_replaced(item, field, new) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _replaced(item, field, new) for key, item in value.items()}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    names = [entry.name for entry in dataclasses.fields(value) if entry.init]
+    changed = {name: new if name == field else _replaced(getattr(value, name), field, new) for name in names}
+    return dataclasses.replace(value, **changed)
+
+
+def _judged(folder: Path) -> dict[str, Any]:
+    """Test scores of the parameters that `evaluate` and `predict` use, and a few answers on stdout."""
+    from jaxlm import workdir
+    from jaxlm.tasks.translate import one_line
+
+    trained = workdir.load(folder)
+    task, model = trained.experiment.task, trained.experiment.model
+    clock = report.Clock()
+    with report.bar(sum(1 for _ in task.pairs("test"))) as progress:
+        scores = task.evaluate(model, trained.params, trained.tokenizer, "test", progress)
+    scores |= clock.rates(scores["lines"])
+    for source, reference, answer in task.samples(model, trained.params, trained.tokenizer, SAMPLES):
+        report.emit(f"{one_line(source)} -> {answer} (reference: {one_line(reference)})")
+    return {"checkpoints": trained.steps, "test": scores}

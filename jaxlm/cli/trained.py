@@ -1,0 +1,69 @@
+"""What the verbs that use a trained model share: options of checkpoint and search, and opening a workdir."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxlm.cli.usage import Parser, Usage, whole
+from jaxlm.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxlm.experiment import Experiment
+    from jaxlm.workdir import Trained
+
+
+def workdir_parser(verb: str, summary: str, **options: Any) -> Parser:
+    """A parser for a verb that takes a workdir, with the options that choose a checkpoint."""
+    parser = Parser(verb, summary, **options)
+    parser.add_argument("workdir", metavar="WORKDIR", type=Path, help="the folder of a training run")
+    which = parser.add_mutually_exclusive_group()
+    text = "use the mean of the last N checkpoints (1: the best one; default: as the experiment says)"
+    which.add_argument("--average", type=whole(1), metavar="N", help=text)
+    which.add_argument("--step", type=whole(0), metavar="K", help="use the checkpoint of step K")
+    text = "source positions a batch (default: as the experiment says)"
+    parser.add_argument("--batch-tokens", type=whole(1), metavar="N", help=text)
+    return parser
+
+
+def add_search_options(parser: Parser) -> None:
+    """Options of beam search; what is not given is as the experiment says."""
+    parser.add_argument("--beam", type=whole(1), metavar="K", help="beam slots; 1 is greedy search")
+    text = "length penalty: a score is log-probability / length^A (the power that the experiment's formula uses)"
+    parser.add_argument("--alpha", type=float, metavar="A", help=text)
+
+
+def read_experiment(options: argparse.Namespace) -> "Experiment":
+    """The workdir's experiment with the verb's options. A folder that is none is told before JAX is imported."""
+    folder = options.workdir
+    if not (folder / "experiment.json").is_file():
+        what = "is no workdir: it has no experiment.json" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {what}. `jaxlm train EXPERIMENT --workdir {folder}` makes one")
+    from jaxlm import runtime, workdir
+
+    runtime.prepare()
+    experiment = workdir.read_experiment(folder)
+    task = dataclasses.replace(experiment.task, search=_search(experiment.task.search, options))
+    return dataclasses.replace(experiment, task=task)
+
+
+def open_run(options: argparse.Namespace, experiment: "Experiment | None" = None) -> "Trained":
+    """The trained model that the options name, with their search."""
+    experiment = experiment or read_experiment(options)
+    from jaxlm import workdir
+
+    trained = workdir.load(options.workdir, options.average, options.step)
+    return dataclasses.replace(trained, experiment=experiment)
+
+
+def _search(search: Any, options: argparse.Namespace) -> Any:
+    given = vars(options)
+    size, returns = given.get("beam") or search.beam.size, given.get("n_best") or 1
+    if given.get("beam") and returns > size:
+        raise Usage(f"--n-best {returns} needs --beam {returns} or more, found --beam {size}")
+    changes: dict[str, Any] = {"size": max(size, returns), "returns": returns}
+    if given.get("alpha") is not None:
+        penalty = "power" if search.beam.penalty == "none" else search.beam.penalty
+        changes |= {"alpha": options.alpha, "penalty": penalty}
+    tokens = options.batch_tokens or search.tokens
+    return dataclasses.replace(search, beam=dataclasses.replace(search.beam, **changes), tokens=tokens)

@@ -1,0 +1,77 @@
+"""Command lines that cannot be understood: one line that says what was found and what may have been meant."""
+
+import argparse
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from jaxlm.errors import UserError
+
+VERBS = {
+    "list": "the experiments, a line each",
+    "show": "what an experiment is: its whole config, parameters, batch, FLOPs a step",
+    "train": "train an experiment, or go on with a run that was stopped",
+    "evaluate": "score a trained model on a split, as one JSON object",
+    "predict": "answer each line of standard input with one line",
+    "generate": "sample answers to, or continuations of, given texts",
+    "score": "log-probabilities of given texts",
+    "doctor": "what this machine has, what is missing, and the command that mends it",
+}
+"""Verb -> what it does. Each is a module of this package with `main(arguments) -> exit code`."""
+
+
+class Usage(UserError):
+    """A mistake in the command line itself; the command ends with 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of one verb. What it does not understand is raised as `Usage`, never printed as a page."""
+
+    def __init__(self, verb: str, summary: str, **options: Any):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog=f"jaxlm {verb}", description=summary, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises Usage instead of ending the process."""
+        raise Usage(f"{message} (`{self.prog} --help` says what it takes)")
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        """The options. Raises Usage on one that does not exist, with the nearest that does."""
+        known, rest = self.parse_known_args(argv)
+        if rest:
+            raise Usage(self.unknown(next((word for word in rest if word.startswith("-")), rest[0])))
+        return known
+
+    def unknown(self, word: str, more: Iterable[str] = ()) -> str:
+        """The message for an option that does not exist; `more` are options beside this parser's own."""
+        if not word.startswith("-"):
+            return f"unexpected argument {word!r} (`{self.prog} --help` says what it takes)"
+        name = word.partition("=")[0]
+        own = [option for action in self._actions for option in action.option_strings]
+        return f"no option {name}{meant(name, [*own, *more])} (`{self.prog} --help` lists them)"
+
+
+def meant(word: str, choices: Iterable[str]) -> str:
+    """`: did you mean X?`, or nothing where no choice is near. `--widht` is near `--model.width`."""
+    choices = list(choices)
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.7)
+    if not near:
+        tails = {choice.rpartition(".")[2].lstrip("-"): choice for choice in reversed(choices)}
+        tail = word.rpartition(".")[2].lstrip("-")
+        near = [tails[found] for found in difflib.get_close_matches(tail, tails, n=1, cutoff=0.75)]
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number of at least `least`."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
+        return value
+
+    return number

@@ -1,0 +1,68 @@
+"""The log-probability of given texts: tokenise, batch by length, one forward pass a batch, restore the order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxlm.data.pairs import Pair
+from jaxlm.data.pipeline import in_order
+from jaxlm.data.ragged import Ragged
+from jaxlm.data.vocabulary import EOS, Tokenizer
+from jaxlm.decode.score import score_targets
+from jaxlm.types import Params
+
+END = "</s>"
+"""How EOS is written among the pieces of a text."""
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """log p(text, EOS | source): natural log, summed; `tokens` counts EOS; the two tuples have an entry a token.
+
+    `cut`: a side was longer than the limit, and only its beginning was scored.
+    """
+
+    source: str
+    text: str
+    logprob: float
+    tokens: int
+    token_logprobs: tuple[float, ...]
+    pieces: tuple[str, ...]
+    cut: bool
+
+
+def score_pairs(
+    model: Any, params: Params, tokenizer: Tokenizer, pairs: Sequence[Pair], tokens: int = 2048, max_length: int = 512
+) -> list[TextScore]:
+    """The score of each target given its source, in the order of the pairs.
+
+    `tokens` positions a batch; a side longer than `max_length` (EOS included) is cut.
+    """
+    columns = {
+        name: Ragged.of(tokenizer.encode([pair[side] for pair in pairs]))
+        for side, name in enumerate(("source", "target"))
+    }
+    scores: list[TextScore | None] = [None] * len(pairs)
+    for row_B, batch in in_order(columns, tokens, max_length=max_length):
+        scored = score_targets(model, params, batch)
+        logprob_BT, label_BT = np.asarray(scored.token_logprob_BT), np.asarray(batch.label_BT)
+        for row in np.flatnonzero(row_B >= 0):
+            index = int(row_B[row])
+            size = int(scored.count_B[row])
+            cut = any(len(column[index]) >= max_length for column in columns.values())
+            scores[index] = _score(pairs[index], logprob_BT[row, :size], label_BT[row, :size], tokenizer, cut)
+    return scores
+
+
+def _score(pair: Pair, logprob_T: np.ndarray, label_T: np.ndarray, tokenizer: Tokenizer, cut: bool) -> TextScore:
+    return TextScore(
+        source=pair[0],
+        text=pair[1],
+        logprob=float(logprob_T.sum(dtype=np.float64)),
+        tokens=len(label_T),
+        token_logprobs=tuple(map(float, logprob_T)),
+        pieces=tuple(END if label == EOS else tokenizer.decode([[label]])[0] for label in label_T.tolist()),
+        cut=cut,
+    )
