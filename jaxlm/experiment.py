@@ -78,11 +78,12 @@ def load(name: str) -> Experiment:
 
 
 def variants(module: ModuleType) -> dict:
-    """The functions of a module that are annotated to return an Experiment, by name, in the order of the file."""
+    """The public functions of a module that are annotated to return an Experiment, in the order of the file."""
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     return {
         name: value
-        for name, value in vars(module).items()
-        if callable(value) and getattr(value, "__annotations__", {}).get("return") in (Experiment, "Experiment")
+        for name, value in public.items()
+        if getattr(value, "__annotations__", {}).get("return") in (Experiment, "Experiment")
     }
 
 

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from jaxlm.data.moses import moses_prepare
 from jaxlm.errors import UserError
 
 MOSES_LABEL = "lower-cased Moses-tokenised BLEU, not comparable with sacreBLEU"
@@ -47,39 +48,19 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
 
 
 def moses_bleu(hypotheses: Sequence[str], references: Sequence[str], lang: str) -> Score:
-    """BLEU of raw text after `moses_tokenise` of both sides, which is how the Multi30k papers score.
+    """BLEU of raw text after `moses_prepare` of both sides, which is how the Multi30k papers score.
 
     Not comparable with `bleu`, and its name says so. Errors as in `bleu`.
     """
     from sacrebleu.metrics import BLEU
 
     _check(hypotheses, references)
-    tokenised = moses_tokenise(hypotheses, lang), moses_tokenise(references, lang)
+    tokenised = moses_prepare(hypotheses, lang), moses_prepare(references, lang)
     # force: sacreBLEU would warn that the text is tokenised, which is the point here
     score = _score(BLEU(tokenize="none", force=True), *tokenised, MOSES_LABEL)
     return dataclasses.replace(
         score, signature=f"{score.signature}|moses:lc.norm.tok.{lang}|sacremoses:{_sacremoses()}"
     )
-
-
-def moses_tokenise(lines: Sequence[str], lang: str) -> list[str]:
-    """Lower-case, normalise the punctuation and tokenise as Moses does: tokens with single spaces between them.
-
-    The three steps and their order are those of Multi30k's `task1-tokenize.sh`, except that `"` does not become
-    `&quot;` (no score depends on it). Hyphens stay inside words.
-    """
-    try:
-        from sacremoses import MosesPunctNormalizer, MosesTokenizer
-    except ImportError as error:
-        raise UserError("Moses tokenisation needs the package sacremoses: pip install sacremoses") from error
-
-    normalizer, tokenizer = MosesPunctNormalizer(lang=lang), MosesTokenizer(lang=lang)
-    return [
-        tokenizer.tokenize(
-            normalizer.normalize(line.lower()), aggressive_dash_splits=False, escape=False, return_str=True
-        )
-        for line in lines
-    ]
 
 
 def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str], name: str) -> Score:

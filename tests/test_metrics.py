@@ -7,8 +7,9 @@ import math
 import pytest
 import sacrebleu
 
+from jaxlm.data.moses import moses_prepare
 from jaxlm.errors import UserError
-from jaxlm.metrics import Score, bleu, chrf, moses_bleu, moses_tokenise
+from jaxlm.metrics import Score, bleu, chrf, moses_bleu
 
 HYPOTHESES = [
     "The cat sat on the mat.",
@@ -53,12 +54,12 @@ def test_tokens_are_those_of_multi30k():
         "Ein Mann in einem schwarzen T-Shirt mit dem Aufdruck „Asien 2007“ sitzt.",
         "U-Bahn, Coffee-Shop; Bier – Zapfhähne?",
     ]
-    assert moses_tokenise(german, "de") == [
-        'ein mann in einem schwarzen t-shirt mit dem aufdruck " asien 2007 " sitzt .',
+    assert moses_prepare(german, "de") == [
+        "ein mann in einem schwarzen t-shirt mit dem aufdruck &quot; asien 2007 &quot; sitzt .",
         "u-bahn , coffee-shop ; bier - zapfhähne ?",
     ]
-    assert moses_tokenise(["The man's T-shirt isn't red & it cost 3.50.", ""], "en") == [
-        "the man 's t-shirt isn 't red & it cost 3.50 .",
+    assert moses_prepare(["The man's T-shirt isn't red & it cost 3.50.", ""], "en") == [
+        "the man &apos;s t-shirt isn &apos;t red &amp; it cost 3.50 .",
         "",
     ]
 

@@ -23,7 +23,7 @@ def missing() -> Experiment:
 
 
 def _experiment(train, valid, test) -> Experiment:
-    search = Search(Beam(2), ratio=0.2, extra=4, tokens=512, max_source=40)
+    search = Search(Beam(2), ratio=0.2, extra=4, tokens=192, max_source=24)
     return Experiment(
         task=Translation(train, valid, test, more={"again": MiniLang("test", 3)}, search=search, quick_lines=2),
         tokenizer=Bytes(),

@@ -2,7 +2,8 @@
 
 from jaxlm.cli import report
 from jaxlm.cli.trained import add_search_options, open_run, read_experiment, workdir_parser
-from jaxlm.cli.usage import VERBS
+from jaxlm.cli.usage import VERBS, Usage
+from jaxlm.errors import UserError
 
 
 def main(argv: list[str]) -> int:
@@ -12,7 +13,10 @@ def main(argv: list[str]) -> int:
     add_search_options(parser)
     options = parser.parse(argv)
     experiment = read_experiment(options)
-    pairs = experiment.task.pairs(options.split)
+    try:
+        pairs = experiment.task.pairs(options.split)
+    except UserError as error:
+        raise Usage(str(error)) from error
     report.note(f"{options.split}: {pairs.describe()}")
     trained = open_run(options, experiment)
     task, beam = experiment.task, experiment.task.search.beam

@@ -44,6 +44,7 @@ class ExperimentParser(Parser):
         if not options.experiment:
             raise Usage(f"expected an experiment after `{self.prog}` (`jaxlm list` shows them)")
         options.experiment = catalogue.resolve(options.experiment)
+        self.help_command = f"{self.prog} {options.experiment} --help"
         experiment = catalogue.load(options.experiment)
         if adjust is not None:
             experiment = adjust(experiment, options)
@@ -71,7 +72,7 @@ def override(experiment: "Experiment", argv: list[str], parser: Parser) -> "Expe
     for word in argv:
         if word.startswith("--") and word.partition("=")[0].replace("_", "-") not in names:
             raise Usage(parser.unknown(word, names))
-    raise Usage(_first_words(said.getvalue(), parser.prog))
+    raise Usage(f"{_first_words(said.getvalue())} (`{parser.help_command}` lists the overrides)")
 
 
 def option_names(value: Any, path: str = "") -> Iterator[str]:
@@ -99,7 +100,7 @@ def _tyro(experiment: "Experiment", argv: list[str], prog: str) -> "Experiment":
         return tyro.cli(type(experiment), default=experiment, args=argv, config=settings, prog=prog)
 
 
-def _first_words(boxed: str, prog: str) -> str:
+def _first_words(boxed: str) -> str:
     """The first part of tyro's framed message, as one line."""
     lines = [line.strip(BOX) for line in boxed.splitlines()[1:]]
     text: list[str] = []
@@ -107,4 +108,4 @@ def _first_words(boxed: str, prog: str) -> str:
         if not line and text:
             break
         text += [line] if line else []
-    return f"{' '.join(text).rstrip('.') or 'the overrides cannot be read'} (`{prog} --help` lists the overrides)"
+    return " ".join(text).rstrip(".") or "the overrides cannot be read"

@@ -30,10 +30,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, verb: str, summary: str, **options: Any):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(prog=f"jaxlm {verb}", description=summary, allow_abbrev=False, **options)
+        self.help_command = f"{self.prog} --help"
 
     def error(self, message: str) -> NoReturn:
         """Raises Usage instead of ending the process."""
-        raise Usage(f"{message} (`{self.prog} --help` says what it takes)")
+        raise Usage(f"{message} (`{self.help_command}` says what it takes)")
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """The options. Raises Usage on one that does not exist, with the nearest that does."""
@@ -45,10 +46,10 @@ class Parser(argparse.ArgumentParser):
     def unknown(self, word: str, more: Iterable[str] = ()) -> str:
         """The message for an option that does not exist; `more` are options beside this parser's own."""
         if not word.startswith("-"):
-            return f"unexpected argument {word!r} (`{self.prog} --help` says what it takes)"
+            return f"unexpected argument {word!r} (`{self.help_command}` says what it takes)"
         name = word.partition("=")[0]
         own = [option for action in self._actions for option in action.option_strings]
-        return f"no option {name}{meant(name, [*own, *more])} (`{self.prog} --help` lists them)"
+        return f"no option {name}{meant(name, [*own, *more])} (`{self.help_command}` lists them)"
 
 
 def meant(word: str, choices: Iterable[str]) -> str:

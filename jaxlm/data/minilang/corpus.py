@@ -14,6 +14,8 @@ from typing import Literal
 from jaxlm.data.minilang.derivation import ENGLISH, SPANISH, Derivation
 from jaxlm.data.minilang.lexicon import LEMMAS
 from jaxlm.data.minilang.rules import UPOS_ENGLISH, UPOS_SPANISH, minilang
+from jaxlm.data.pairs import Pair, PairSource
+from jaxlm.data.text import BadLines
 from jaxlm.errors import UserError
 
 SHARES = {"train": 80, "valid": 10, "test": 10}  # of a hundred
@@ -47,7 +49,7 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class MiniLang:
+class MiniLang(PairSource):
     """Distinct pairs of one split, as (source, target) tuples; `sentences()` gives the same as `Sentence`s.
 
     The first `k` pairs are the same for every `count >= k`. Each sentence has one translation, in both directions.
@@ -77,8 +79,9 @@ class MiniLang:
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[tuple[str, str]]:
+    def read(self, bad: BadLines) -> Iterator[Pair]:
         for derivation, english in self._draw():
+            bad.kept += 1
             spanish = _spanish(derivation.words[SPANISH])
             yield (english, spanish) if self.source == "en" else (spanish, english)
 

@@ -1,0 +1,69 @@
+"""Running the command line inside the test process, and one trained workdir for all tests of it."""
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jaxlm.cli.main import main
+
+EXPERIMENT = str(Path(__file__).with_name("tiny_experiment.py"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Exit code, stdout as bytes, stderr as text."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """stdout, split at LF and nowhere else."""
+        assert self.out.endswith(b"\n") or not self.out
+        return self.out.decode().split("\n")[:-1]
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(capsysbinary: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`command("predict", workdir, stdin=b"...")`."""
+    monkeypatch.setenv("JAXLM_CACHE", os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))
+
+    def run(*argv: object, stdin: bytes = b"") -> Outcome:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsysbinary.readouterr()
+        code = main([str(word) for word in argv])
+        out, err = capsysbinary.readouterr()
+        return Outcome(code, out, err.decode())
+
+    return run
+
+
+@pytest.fixture
+def trained(tmp_path_factory: pytest.TempPathFactory, command: Command) -> tuple[Path, Outcome]:
+    """A workdir of the tiny experiment, trained once for all tests, and what training said."""
+    return _trained(tmp_path_factory, command)
+
+
+@pytest.fixture
+def workdir(trained: tuple[Path, Outcome]) -> Path:
+    """The folder alone. Tests must not write into it."""
+    return trained[0]
+
+
+_run: list[tuple[Path, Outcome]] = []
+
+
+def _trained(factory: pytest.TempPathFactory, command: Command) -> tuple[Path, Outcome]:
+    if not _run:
+        folder = factory.mktemp("cli") / "run"
+        _run.append((folder, command("train", f"{EXPERIMENT}:tiny", "--workdir", folder)))
+    return _run[0]
