@@ -86,3 +86,9 @@ def _task(target: str, test: ParallelFiles, more: dict[str, ParallelFiles]) -> T
 def _files(split: str, target: str, keep_blank: bool = False) -> ParallelFiles:
     source, translation = f"multi30k_eng_deu/{split}.en.gz", f"{FOLDERS[target]}/{split}.{target}.gz"
     return ParallelFiles(source, translation, keep_blank=keep_blank)
+
+
+if __name__ == "__main__":
+    from jaxlm.cli.train import run_this_experiment
+
+    run_this_experiment()

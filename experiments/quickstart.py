@@ -37,3 +37,9 @@ def experiment() -> Experiment:
         evaluate_every=200,
         checkpoint_every=200,
     )
+
+
+if __name__ == "__main__":
+    from jaxlm.cli.train import run_this_experiment
+
+    run_this_experiment()

@@ -48,3 +48,9 @@ def experiment() -> Experiment:
 
 def _part(part: str) -> SplitBySource:
     return SplitBySource(Tsv("spa_eng_anki/spa.txt.gz", source=0, target=1), part, valid=0.02, test=0.02)
+
+
+if __name__ == "__main__":
+    from jaxlm.cli.train import run_this_experiment
+
+    run_this_experiment()

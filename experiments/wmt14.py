@@ -82,3 +82,9 @@ def _experiment(target: str, model: EncoderDecoder, steps: int, average: int) ->
         keep=average,
         average=average,
     )
+
+
+if __name__ == "__main__":
+    from jaxlm.cli.train import run_this_experiment
+
+    run_this_experiment()

@@ -53,6 +53,7 @@ LAYERS = {
     "jaxlm.train": 3,
     "jaxlm.interop": 3,
     "jaxlm.cli": 4,
+    "jaxlm.__main__": 4,
     "experiments": 5,
 }
 STRANGERS = {("jaxlm.models", "jaxlm.decode"), ("jaxlm.decode", "jaxlm.models")}

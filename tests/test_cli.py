@@ -148,7 +148,7 @@ def test_generate_is_a_function_of_seed_prompt_and_number(command, workdir, tmp_
 
 def test_generate_at_temperature_zero_is_greedy(command, workdir):
     greedy = command("generate", workdir, "--prompt", LONG[0], "--temperature", "0", "--num-samples", "2")
-    beam = command("predict", workdir, "--beam", "1", stdin=text(LONG[:1]))
+    beam = command("predict", workdir, "--beam", "1", "--alpha", "0.5", stdin=text(LONG[:1]))
     assert greedy.lines == beam.lines * 2
 
 
@@ -184,10 +184,10 @@ def test_the_module_is_the_command(workdir, tmp_path):
     """`python -m jaxlm`, its stdout clean, and a reader that goes away is no error worth a word."""
     (tmp_path / "in").write_bytes(text(LONG))
     run = f"{sys.executable} -m jaxlm predict {workdir} < {tmp_path / 'in'}"
-    found = subprocess.run(run, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(run, shell=True, cwd=ROOT, env=cli_runs.environment(), capture_output=True, text=True)
     assert found.returncode == 0 and len(found.stdout.splitlines()) == 3, found.stderr
     run = f"{sys.executable} -m jaxlm list | true"
-    found = subprocess.run(run, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(run, shell=True, cwd=ROOT, env=cli_runs.environment(), capture_output=True, text=True)
     assert not found.stderr
 
 
@@ -197,11 +197,7 @@ def test_an_experiment_is_a_command(tmp_path):
     body = "from jaxlm.cli.train import run_this_experiment\nprint(__name__)\n"
     body += "def big() -> 'Experiment':\n    pass\n\nif __name__ == '__main__':\n    run_this_experiment()\n"
     (tmp_path / "experiments" / "mine.py").write_text(body)
-    run = [
-        sys.executable,
-        "-c",
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import runpy; "
-        "sys.argv[1:] = ['bigg']; runpy.run_module('experiments.mine', run_name='__main__', alter_sys=True)",
-    ]
-    found = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (tmp_path / "experiments" / "__init__.py").touch()
+    run = [sys.executable, "-m", "experiments.mine", "bigg"]
+    found = subprocess.run(run, cwd=tmp_path, env=cli_runs.environment(), capture_output=True, text=True)
     assert found.returncode == 2 and "experiments.mine has no variant 'bigg': did you mean big?" in found.stderr

@@ -14,6 +14,7 @@ import pytest
 
 EXPERIMENT = cli_runs.EXPERIMENT
 command, trained, workdir = cli_runs.command, cli_runs.trained, cli_runs.workdir  # fixtures
+loaded_once = cli_runs.loaded_once
 ROOT = Path(__file__).resolve().parent.parent
 TINY = f"{EXPERIMENT}:tiny"
 LONG = "John did not see the film that I liked"
@@ -146,7 +147,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("case", ODD)
-def test_predict_gives_a_line_for_a_line(command, workdir, case):
+def test_predict_gives_a_line_for_a_line(loaded_once, command, workdir, case):
     data, count = ODD[case]
     found = command("predict", workdir, stdin=data)
     assert found.code == 0, found.err
@@ -156,13 +157,13 @@ def test_predict_gives_a_line_for_a_line(command, workdir, case):
     )
 
 
-def test_predict_ignores_marks_and_carriage_returns(command, workdir):
+def test_predict_ignores_marks_and_carriage_returns(loaded_once, command, workdir):
     odd = b"\xef\xbb\xbf" + LONG.encode() + b"\r\n" + LONG.encode() + b"\n"
     records = [json.loads(line) for line in command("predict", workdir, "--jsonl", stdin=odd).lines]
     assert records[0] == records[1] and records[0]["source"] == LONG
 
 
-def test_predict_of_what_is_not_utf8(command, workdir):
+def test_predict_of_what_is_not_utf8(loaded_once, command, workdir):
     data = f"{LONG}\n".encode() + b"caf\xe9 " + LONG.encode() + b"\n"
     stopped = command("predict", workdir, stdin=data)
     assert stopped.code == 1 and "line 2, byte 3" in stopped.err and "--on-bad-line replace" in stopped.err
@@ -170,7 +171,7 @@ def test_predict_of_what_is_not_utf8(command, workdir):
     assert json.loads(mended.lines[1])["source"] == f"caf\ufffd {LONG}" and "1 lines were not UTF-8" in mended.err
 
 
-def test_score_wants_one_tab(command, workdir):
+def test_score_wants_one_tab(loaded_once, command, workdir):
     for data in (f"{LONG}\tx\n{LONG}\n", f"{LONG}\tx\na\tb\tc\n", f"{LONG}\tx\n\n"):
         found = command("score", workdir, stdin=data.encode())
         assert found.code == 1 and "line 2" in found.err and "expected one" in found.err

@@ -1,6 +1,6 @@
 """A tiny instance of every model, the examples they are tried on, and the few jitted functions that the tests share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -8,14 +8,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 from zoo_lstm import LSTMLanguageModel, LSTMSeq2Seq
 
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.types import Array, Batch, Params
 
 VOCAB = 23
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Compiler options for what runs for microseconds: compiling is most of the time that these tests take."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,14 @@ ZOO = {
     "lstm": Animal(LSTMLanguageModel(VOCAB, 8), source=False, segments=False),
     "lstm_seq2seq": Animal(LSTMSeq2Seq(VOCAB, 8), segments=False),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """For the modules that import it: what runs for microseconds is compiled in little more than half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @lru_cache
@@ -119,18 +126,18 @@ def _valid(at: Sequence[np.ndarray], length: int) -> np.ndarray:
     return np.stack([np.isin(np.arange(length), places) for places in at])
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@partial(jax.jit, static_argnums=0)
 def logits(model: Any, params: Params, batch: Batch) -> Array:
     """(B, T, V), read at once and without a cache: what training sees."""
     return model.apply({"params": params}, batch)
 
 
-@partial(jax.jit, static_argnums=(0, 3), compiler_options=QUICK)
+@partial(jax.jit, static_argnums=(0, 3))
 def start(model: Any, params: Params, batch: Batch, capacity: int) -> Any:
     return model.apply({"params": params}, batch, capacity, method="start")
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@partial(jax.jit, static_argnums=0)
 def extend(model: Any, params: Params, state: Any, tokens_BT: Array, valid_BT: Array) -> tuple[Array, Any]:
     """Logits instead of features, and the new state."""
     features, state = model.apply({"params": params}, tokens_BT, state, valid_BT, method="extend")

@@ -28,9 +28,13 @@ def to_json(value: Any) -> str:
 
 
 class Clock:
-    """Seconds since it was made, and how many of them went into compiling."""
+    """Seconds since it was made, and how many of them went into tracing and compiling.
 
-    _compiling = 0.0
+    JAX reports how long each such event took, inner ones before the one that they are part of: the spans are kept
+    apart, so that no second counts twice.
+    """
+
+    _spans: list[tuple[float, float]] = []
     _listening = False
 
     def __init__(self) -> None:
@@ -39,7 +43,7 @@ class Clock:
 
             jax.monitoring.register_event_duration_secs_listener(Clock._listen)
             Clock._listening = True
-        self._start, self._compiled = time.perf_counter(), Clock._compiling
+        self._start = time.perf_counter()
 
     @property
     def seconds(self) -> float:
@@ -47,7 +51,7 @@ class Clock:
 
     @property
     def compile_seconds(self) -> float:
-        return Clock._compiling - self._compiled
+        return sum(end - begin for begin, end in Clock._spans if begin >= self._start)
 
     def rates(self, lines: int) -> dict[str, float]:
         """For a JSON object; the rate leaves compilation out."""
@@ -65,9 +69,13 @@ class Clock:
         )
 
     @classmethod
-    def _listen(cls, event: str, seconds: float, **_: Any) -> None:
+    def _listen(cls, event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith(COMPILATION):
-            cls._compiling += seconds
+            end = time.perf_counter()
+            begin = end - duration_secs
+            while cls._spans and cls._spans[-1][0] >= begin:
+                cls._spans.pop()
+            cls._spans.append((begin, end))
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def _sample(found: Generated, row: int, prompt: str, tokenizer: Tokenizer) -> Sa
     size = int(found.length_B[row])
     return Sample(
         prompt=prompt,
-        text=tokenizer.decode([np.asarray(found.tokens_BT[row, :size])])[0],
+        text=tokenizer.decode([np.asarray(found.tokens_BT[row, :size]).tolist()])[0],
         logprob=float(found.logprob_B[row]),
         tokens=size,
         reason=REASONS[int(found.reason_B[row])],

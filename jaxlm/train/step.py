@@ -64,7 +64,7 @@ def make_step(
         average = state.ema
         if average is not None:
             average = optax.incremental_update(params, average, 1.0 - ema)
-        metrics = Metrics(loss.total, loss.nll, loss.count, optax.global_norm(grads), rate(state.step))
+        metrics = Metrics(loss.total, loss.nll, loss.count, optax.tree.norm(grads), rate(state.step))
         return TrainState(state.step + 1, params, opt_state, average), metrics
 
     placed: dict[str, Any] = {} if mesh is None else {"out_shardings": everywhere(mesh)}

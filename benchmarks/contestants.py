@@ -1,0 +1,120 @@
+"""Who takes part in `benchmarks.train_step`: our training step, and PyTorch in several hands."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import batches
+from benchmarks.contest import Run, cores
+
+ALL = {
+    "ours": "the step that `jaxlm train` runs",
+    "library": "PyTorch, nn.Transformer",
+    "written": "PyTorch, written by hand around scaled_dot_product_attention",
+    "tuned": "the same with joint products for q, k, v, cheaper dropout masks, and the loss in chunks",
+    "library-compiled": "nn.Transformer and its loss under torch.compile",
+    "written-compiled": "the hand-written model and its loss under torch.compile",
+    "tuned-compiled": "the tuned model under torch.compile, its loss in chunks",
+}
+EAGER = ("library", "written", "tuned")
+KINDS = {
+    "nn.Transformer": ("library",),
+    "best eager PyTorch": EAGER,
+    "best PyTorch": tuple(name for name in ALL if name != "ours"),
+}
+"""What our ratio is taken against."""
+
+
+def start(name: str, experiment: str, arrays: Path) -> tuple[dict[str, Any], Run]:
+    """Build the contestant and run it once in every batch shape."""
+    made = batches.load(arrays)
+    step, facts = _ours(experiment) if name == "ours" else _torch(name, experiment)
+    begun = time.perf_counter()
+    for _ in range(2):
+        for batch in batches.first_of_each_shape(made):
+            step(batch)
+    facts["compile_seconds"] = time.perf_counter() - begun
+
+    def run(steps: int) -> list[float]:
+        seconds = []
+        for batch in made[:steps]:
+            begun = time.perf_counter()
+            step(batch)
+            seconds.append(time.perf_counter() - begun)
+        return seconds
+
+    return facts, run
+
+
+def _ours(name: str) -> tuple[Any, dict[str, Any]]:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["JAXLM_CACHE"] = ""  # so that compilation is measured, not read from an earlier run
+    from jaxlm import runtime
+
+    runtime.prepare()
+    import jax
+
+    from jaxlm import workdir
+    from jaxlm.experiment import load
+    from jaxlm.train.state import create
+    from jaxlm.train.step import make_step
+    from jaxlm.types import Batch
+
+    chosen = load(name)
+    optimizer = chosen.optimizer.build(chosen.steps)
+    rate = chosen.optimizer.schedule.build(chosen.steps)
+    compiled = make_step(chosen.model, chosen.objective, optimizer, rate, chosen.seed)
+    state = jax.jit(lambda: create(chosen.model, optimizer, workdir.example(), chosen.seed, False))()
+
+    def step(batch: batches.Arrays) -> None:
+        nonlocal state
+        state, metrics = compiled(state, Batch(**batch))
+        jax.block_until_ready((state, metrics))
+
+    return step, {"parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
+
+
+def _torch(name: str, experiment: str) -> tuple[Any, dict[str, Any]]:
+    from jaxlm import runtime
+
+    runtime.keep_freed_memory()  # helps PyTorch too
+    import torch
+
+    from benchmarks import torch_transformer as models
+    from jaxlm.experiment import load
+
+    torch.set_num_threads(cores())
+    torch.manual_seed(0)
+    chosen, kind = load(experiment), name.partition("-")[0]
+    model = {"library": models.Library, "written": models.Written, "tuned": models.Tuned}[kind](chosen.model)
+    table, smoothing, config = model.table.weight, chosen.objective.smoothing, chosen.optimizer
+    # On a CPU fused is the fastest of Adam's three forms.
+    rate = config.schedule.build(chosen.steps)
+    adam = {"lr": float(rate(0)), "betas": (config.b1, config.b2), "eps": config.eps, "fused": True}
+    optimizer = torch.optim.Adam(model.parameters(), **adam)
+
+    def loss(source, source_valid, target, real, label):
+        features = model(source, source_valid, target).flatten(0, 1)[real]
+        return models.whole_loss(features, table, label, smoothing)
+
+    features = model
+    if name.endswith("-compiled"):
+        loss, features = torch.compile(loss, dynamic=True), torch.compile(model, dynamic=True)
+
+    def step(batch: batches.Arrays) -> float:
+        source, source_valid, target, target_valid, label = (torch.from_numpy(batch[key]) for key in batches.FIELDS)
+        # The output layer sees real tokens only, which is faster than ignore_index.
+        real = target_valid.flatten().nonzero()[:, 0]
+        wanted = label.flatten()[real].long()
+        optimizer.zero_grad(set_to_none=True)
+        if kind == "tuned":
+            x = features(source, source_valid, target).flatten(0, 1)[real]
+            total = models.chunked_backward(x, table, wanted, smoothing)
+        else:
+            total = loss(source, source_valid, target, real, wanted)
+            total.backward()
+        optimizer.step()
+        return total.item()
+
+    return step, {"parameters": sum(parameter.numel() for parameter in model.parameters())}

@@ -1,0 +1,199 @@
+"""Step time of the training step of an experiment against PyTorch: same model, batches, machine and minutes.
+
+    python -m benchmarks.train_step                    every contestant, two cores or however many there are
+    python -m benchmarks.train_step --cores 1          CPU seconds without idle threads that spin
+    python -m benchmarks.train_step --only ours,written --rounds 6
+
+Every contestant is a process of its own, warm in every batch shape before the first round, and all take turns
+(A B C A B C ...). Compilation is reported apart. CPU seconds a step are the figure to trust on a machine that is busy
+with something else; on several cores they count threads that spin while they wait, as PyTorch's do.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks import contestants
+from benchmarks.contest import Contestant, cores, load, machine, serve
+
+OURS = "ours"
+
+
+def main() -> int:
+    """Measure and print; 1 if our own step could not be run."""
+    options = _options()
+    if options.worker:
+        serve(lambda: contestants.start(options.worker, options.experiment, options.arrays))
+        return 0
+    if options.cores:
+        import os
+
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: options.cores]))
+    before = machine()
+    print(f"{before['processor']}, {before['cores']} cores, load {before['load']}; {_versions()}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = Path(folder) / "batches.npz"
+        shape = _batches(options, arrays)
+        entered = _contest(options, arrays)
+    results = [_result(one, shape["target_tokens_a_step"]) for one in entered if one.rounds]
+    print(_table(results), flush=True)
+    ratios = _ratios({one.name: one for one in entered if one.rounds})
+    for name, ratio in ratios.items():
+        print(f"ours / {name}: " + ", ".join(f"{key} {value}" for key, value in ratio.items()))
+    after = load()
+    print(f"load before {before['load']}, after {after}")
+    failed = {one.name: one.facts["error"] for one in entered if "error" in one.facts}
+    print(json.dumps({
+        "benchmark": "train_step", "machine": before, "load_after": after, "versions": _versions(), **shape,
+        "results": results, "ratios": ratios, "failed": failed,
+    }))  # fmt: skip
+    return int(OURS in failed)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", default="experiments.multi30k:tiny")
+    parser.add_argument("--steps", type=int, default=12, help="steps a round: the first batches of the training plan")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=4096, help="target positions a batch")
+    parser.add_argument("--length", type=int, default=0, help="rows of one length instead of the data's mix")
+    parser.add_argument("--only", default="", help=f"some of {', '.join(contestants.ALL)}, separated by commas")
+    parser.add_argument("--cores", type=int, default=0, help="use only so many cores (0: all)")
+    parser.add_argument("--json", action="store_true", help="nothing but the last line, a JSON object, on stdout")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--arrays", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.json:
+        global print
+        print = _only_json
+    return options
+
+
+def _only_json(text: str, **_: Any) -> None:
+    sys.stdout.write(text + "\n" if text.startswith("{") else "")
+
+
+def _versions() -> str:
+    names = ("jax", "flax", "torch")
+    installed = {found.metadata["Name"].lower() for found in metadata.distributions()}
+    return ", ".join(f"{name} {metadata.version(name)}" for name in names if name in installed)
+
+
+def _batches(options: argparse.Namespace, file: Path) -> dict[str, Any]:
+    """Write the batches that all use; what is in them."""
+    from benchmarks import batches
+    from jaxlm.experiment import load as load_experiment
+
+    made, origin = batches.make(load_experiment(options.experiment), options.steps, options.tokens, options.length)
+    batches.save(made, file)
+    count = {name: sum(int(one[name].sum()) for one in made) for name in ("source_valid_BS", "target_valid_BT")}
+    size = {name: sum(one[name].size for one in made) for name in count}
+    shapes = sorted({(*one["source_BS"].shape, one["target_BT"].shape[1]) for one in made})
+    padding = {name: 1 - count[name] / size[name] for name in count}
+    print(
+        f"batches: {origin}; {count['target_valid_BT'] / len(made):,.0f} real target tokens a step, padding "
+        f"{padding['source_valid_BS']:.1%} of the source, {padding['target_valid_BT']:.1%} of the target; "
+        f"{len(shapes)} shapes (rows, source, target): {' '.join(map(str, shapes))}",
+        flush=True,
+    )
+    return {"origin": origin, "target_tokens_a_step": count["target_valid_BT"] / len(made), "shapes": shapes,
+            "padding": padding}  # fmt: skip
+
+
+def _contest(options: argparse.Namespace, arrays: Path) -> list[Contestant]:
+    """All rounds; also those that failed, with the reason."""
+    names = options.only.split(",") if options.only else list(contestants.ALL)
+    if strangers := set(names) - set(contestants.ALL):
+        raise SystemExit(f"no contestant {', '.join(strangers)}: expected some of {', '.join(contestants.ALL)}")
+    common = ["--experiment", options.experiment, "--arrays", str(arrays)]
+    threads = {"OMP_NUM_THREADS": str(cores())}
+    entered: list[Contestant] = []
+    try:
+        for name in names:
+            command = [sys.executable, "-m", "benchmarks.train_step", "--worker", name, *common]
+            one = Contestant.start(name, command, threads)
+            entered.append(one)
+            reason = one.facts.get("error")
+            print(f"{name}: " + (f"skipped: {reason}" if reason else f"{contestants.ALL[name]}; {_warm(one)}"), flush=True)
+        _check_sizes(entered)
+        for _ in range(options.rounds):
+            for one in entered:
+                if "error" not in one.facts:
+                    one.round(options.steps)
+    finally:
+        for one in entered:
+            one.close()
+    return entered
+
+
+def _warm(one: Contestant) -> str:
+    return f"{one.facts['parameters']:,} parameters, compiled and warm in {one.facts['compile_seconds']:.1f} s"
+
+
+def _check_sizes(entered: list[Contestant]) -> None:
+    sizes = {one.name: one.facts["parameters"] for one in entered if "error" not in one.facts}
+    if len(set(sizes.values())) > 1:
+        raise SystemExit(f"the models differ in size, so their times say nothing: {sizes}")
+
+
+def _result(one: Contestant, tokens: float) -> dict[str, Any]:
+    wall = [statistics.median(r["seconds"]) for r in one.rounds]
+    mean = statistics.median(sum(r["seconds"]) / r["steps"] for r in one.rounds)
+    return {
+        "name": one.name,
+        "median_ms": 1e3 * statistics.median(wall),
+        "min_ms": 1e3 * min(min(r["seconds"]) for r in one.rounds),
+        "mean_ms": 1e3 * mean,
+        "cpu_ms": 1e3 * statistics.median(r["cpu_seconds"] / r["steps"] for r in one.rounds),
+        "tokens_per_second": tokens / mean,
+        "compile_seconds": one.facts["compile_seconds"],
+        "peak_mib": max(r["peak_mib"] for r in one.rounds),
+        "final_loss": one.rounds[-1].get("loss"),
+    }
+
+
+def _table(results: list[dict[str, Any]]) -> str:
+    head = f"{'':20s}{'median':>9s}{'min':>9s}{'CPU':>9s}  ms a step{'tokens/s':>10s}{'compile':>9s} s{'peak':>8s} MiB"
+    rows = [
+        f"{r['name']:20s}{r['median_ms']:9.1f}{r['min_ms']:9.1f}{r['cpu_ms']:9.1f}{r['tokens_per_second']:21,.0f}"
+        f"{r['compile_seconds']:9.1f}{r['peak_mib']:10,.0f}"
+        for r in results
+    ]
+    return "\n".join([head, *rows])
+
+
+def _ratios(entered: dict[str, Contestant]) -> dict[str, dict[str, float]]:
+    """Ours against the best of each kind: of the medians over rounds, and the smallest and largest of one round."""
+    found: dict[str, dict[str, float]] = {}
+    if OURS not in entered:
+        return found
+    for kind, names in contestants.KINDS.items():
+        rivals = [entered[name] for name in names if name in entered]
+        for unit, seconds in (("wall", _wall), ("CPU", _cpu)):
+            if not rivals:
+                continue
+            best = min(rivals, key=lambda one: statistics.median(map(seconds, one.rounds)))
+            mine = [seconds(r) for r in entered[OURS].rounds]
+            theirs = [seconds(r) for r in best.rounds]
+            each = [a / b for a, b in zip(mine, theirs, strict=True)]
+            ratio = statistics.median(mine) / statistics.median(theirs)
+            key = f"{kind} by {unit} ({best.name})"
+            found[key] = {"ratio": round(ratio, 3), "least": round(min(each), 3), "most": round(max(each), 3)}
+    return found
+
+
+def _wall(measured: dict[str, Any]) -> float:
+    return sum(measured["seconds"])
+
+
+def _cpu(measured: dict[str, Any]) -> float:
+    return measured["cpu_seconds"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The chunked cross-entropy against the plain one, against PyTorch, and what it must never hold in memory."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from zoo import QUICK
+
+from jaxlm import losses
+from jaxlm.losses import Loss, cross_entropy
+
+B, T, D, V = 3, 6, 5, 11
+RNG = np.random.default_rng(0)
+WEIGHTS = {
+    "kernel": RNG.normal(size=(D, V)).astype(np.float32),
+    "bias": RNG.normal(size=V).astype(np.float32),
+    "gain": np.float32(1.3),
+}
+FEATURES = RNG.normal(size=(B, T, D)).astype(np.float32)
+LABEL = RNG.integers(0, V, (B, T)).astype(np.int32)
+VALID = RNG.random((B, T)) < 0.7
+EVERYTHING = np.ones((B, T), bool)
+
+
+def readout(weights, features):
+    flat = features.reshape(-1, features.shape[-1]).astype(jnp.float32)
+    logits = weights["gain"] * (flat @ weights["kernel"]) + weights["bias"][None]
+    return logits.reshape(*features.shape[:-1], -1)
+
+
+def chunked(weights, features, label=LABEL, valid=VALID, smoothing=0.0) -> Loss:
+    return cross_entropy(lambda x: readout(weights, x), features, label, valid, smoothing)
+
+
+def plain(weights, features, label=LABEL, valid=VALID, smoothing=0.0):
+    """The definition, on all logits at once."""
+    log_p = jax.nn.log_softmax(readout(weights, features))
+    target = (1 - smoothing) * jax.nn.one_hot(label, log_p.shape[-1]) + smoothing / log_p.shape[-1]
+    return -jnp.sum(jnp.where(valid[..., None], target * log_p, 0.0))
+
+
+def value_and_grads(function, *arguments, **options):
+    def total(weights, features):
+        found = function(weights, features, *arguments, **options)
+        return found.total if isinstance(found, Loss) else found
+
+    gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1)), compiler_options=QUICK)
+    return gradient(WEIGHTS, FEATURES)
+
+
+def value(*arguments) -> Loss:
+    return jax.jit(lambda: chunked(*arguments), compiler_options=QUICK)()
+
+
+def close(found, expected, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 6])
+def test_value_and_gradients(monkeypatch, width, smoothing):
+    """At every chunk width: with respect to the features and to all that the readout closes over."""
+    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", width * B * V)
+    found = value_and_grads(chunked, smoothing=smoothing)
+    close(found, value_and_grads(plain, smoothing=smoothing))
+    loss = value(WEIGHTS, FEATURES, LABEL, VALID, smoothing)
+    np.testing.assert_allclose(loss.nll, plain(WEIGHTS, FEATURES), rtol=1e-5)
+    np.testing.assert_allclose(loss.total, found[0], rtol=1e-6)  # without a gradient it is another program
+    assert float(loss.count) == VALID.sum()
+
+
+@pytest.mark.parametrize("valid", [EVERYTHING, ~EVERYTHING], ids=["all", "none"])
+def test_all_valid_and_none(valid):
+    found = value_and_grads(chunked, LABEL, valid, smoothing=0.1)
+    close(found, value_and_grads(plain, LABEL, valid, smoothing=0.1))
+    assert valid.any() or not any(np.any(leaf) for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("logits", [1, 3 * B * V])
+def test_a_length_without_divisors(monkeypatch, logits):
+    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", logits)
+    seven = [np.concatenate([x, x[:, :1]], 1) for x in (FEATURES, LABEL, VALID)]
+    close(value(WEIGHTS, *seven).total, plain(WEIGHTS, *seven))
+
+
+def test_the_gradient_is_that_of_any_function_of_the_sum():
+    close(
+        value_and_grads(lambda w, x: jnp.log(chunked(w, x).total) * 3.0),
+        value_and_grads(lambda w, x: jnp.log(plain(w, x)) * 3.0),
+    )
+
+
+def test_labels_of_padding_may_be_anything():
+    junk = np.where(VALID, LABEL, -100)
+    close(value_and_grads(chunked, junk), value_and_grads(chunked))
+    close(value_and_grads(chunked, np.where(VALID, LABEL, 10**6)), value_and_grads(chunked))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_against_torch(smoothing):
+    torch = pytest.importorskip("torch")
+    weights = {name: torch.tensor(value, requires_grad=True) for name, value in WEIGHTS.items()}
+    features = torch.tensor(FEATURES, requires_grad=True)
+    logits = weights["gain"] * (features @ weights["kernel"]) + weights["bias"]
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="sum")
+    total = criterion(logits.reshape(-1, V), torch.tensor(np.where(VALID, LABEL, -100).reshape(-1)).long())
+    total.backward()
+    found, (weight_grads, feature_grads) = value_and_grads(chunked, smoothing=smoothing)
+    np.testing.assert_allclose(found, total.item(), rtol=1e-5)
+    close(feature_grads, features.grad.numpy())
+    close(weight_grads, {name: weight.grad.numpy() for name, weight in weights.items()})
+
+
+def test_the_logits_never_exist_together(monkeypatch):
+    """Neither in the traced program nor in the compiled one is there an array of B x T x V elements."""
+    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", 2 * B * V)
+    gradient = jax.jit(jax.grad(lambda w, x: chunked(w, x).total, (0, 1)))
+    traced, compiled = gradient.trace(WEIGHTS, FEATURES), gradient.lower(WEIGHTS, FEATURES).compile()
+    assert max(sizes(traced.jaxpr.jaxpr)) < B * T * V
+    shapes = re.findall(r"\b(?:f32|bf16|s32|pred)\[([\d,]+)\]", compiled.as_text())
+    assert shapes and max(np.prod([int(n) for n in shape.split(",")]) for shape in shapes) < B * T * V
+    whole = jax.jit(jax.grad(lambda w, x: plain(w, x), (0, 1))).trace(WEIGHTS, FEATURES)
+    assert max(sizes(whole.jaxpr.jaxpr)) >= B * T * V, "the plain loss holds them, so that this test sees something"
+
+
+def sizes(jaxpr):
+    """The sizes of all arrays in a jaxpr and in those inside it."""
+    for equation in jaxpr.eqns:
+        yield from (np.prod(var.aval.shape) for var in equation.outvars)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from sizes(inner)
+
+
+def test_two_halves_add_up_to_the_whole():
+    whole = value(WEIGHTS, FEATURES, LABEL, VALID, 0.1)
+    for cut in (np.s_[:1], np.s_[1:]), (np.s_[:, :2], np.s_[:, 2:]):
+        parts = [value(WEIGHTS, FEATURES[at], LABEL[at], VALID[at], 0.1) for at in cut]
+        close(jax.tree.map(jnp.add, *parts), whole)
+
+
+def test_half_precision_features_get_float32_sums():
+    half = FEATURES.astype(jnp.bfloat16)
+    loss, grads = jax.value_and_grad(lambda x: chunked(WEIGHTS, x).total)(half)
+    assert loss.dtype == np.float32 and grads.dtype == jnp.bfloat16
+    np.testing.assert_allclose(loss, plain(WEIGHTS, half), rtol=1e-5)
