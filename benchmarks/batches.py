@@ -17,7 +17,7 @@ FIELDS = ("source_BS", "source_valid_BS", "target_BT", "target_valid_BT", "label
 Arrays = dict[str, np.ndarray]
 
 MULTI30K = {"mean": 2.57, "deviation": 0.29, "ratio_deviation": 0.18, "pairs": 29_000}
-"""Logarithm of the source length, its deviation, and that of the target to source ratio, with a 10k joint vocabulary."""
+"""Mean logarithm of the source length, its deviation, and that of the ratio of lengths, with 10k joint ids."""
 
 
 def make(experiment: Experiment, steps: int, tokens: int, length: int) -> tuple[list[Arrays], str]:
@@ -36,7 +36,10 @@ def make(experiment: Experiment, steps: int, tokens: int, length: int) -> tuple[
     try:
         columns, origin = _real(experiment), experiment.task.train.describe()
     except UserError:
-        columns, origin = _synthetic(experiment.model.vocab), "random ids of Multi30k's lengths (its text was not found)"
+        columns, origin = (
+            _synthetic(experiment.model.vocab),
+            "random ids of Multi30k's lengths (its text was not found)",
+        )
     plan = batching.plan(columns, experiment.seed, experiment.accumulate)
     planned = Batches(columns, plan)
     return [_arrays(planned[k]) for k in range(steps)], origin

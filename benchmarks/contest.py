@@ -7,9 +7,11 @@ seconds of each. The parent talks to its process in lines: "@@" + JSON one way, 
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,13 +33,18 @@ class Contestant:
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, name: str, command: list[str], environment: dict[str, str]) -> "Contestant":
-        """Start it and wait until it is warm; `facts["error"]` tells why it is not."""
+    def start(cls, name: str, command: list[str], environment: dict[str, str], limit: float) -> "Contestant":
+        """Start it and wait up to `limit` seconds until it is warm; `facts["error"]` tells why it is not."""
         errors = tempfile.TemporaryFile("w+")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
         process = subprocess.Popen(command, text=True, env=os.environ | environment, **pipes)
         contestant = cls(name, process, errors)
+        timer = threading.Timer(limit, process.kill)
+        timer.start()
         contestant.facts = contestant._answer()
+        timer.cancel()
+        if process.poll() == -signal.SIGKILL:
+            contestant.facts = {"error": f"killed, not warm after {limit:.0f} s"}
         return contestant
 
     def round(self, steps: int) -> None:

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo import TRANSFORMER, batch_of, examples, params_of
+from zoo import (
+    TRANSFORMER,
+    batch_of,
+    examples,
+    params_of,
+    quick_compilation,  # noqa: F401 (a fixture)
+)
 
 from jaxlm.nn.attention import attend
 from jaxlm.nn.dropout import Dropout, keep_mask

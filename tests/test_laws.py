@@ -1,11 +1,27 @@
 """The laws that every model keeps, whatever it is made of; see `jaxlm.types.Autoregressive`."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
-from zoo import QUICK, ZOO, Animal, batch_of, by_example, examples, extend, logits, one_by_one, packed, params_of, start
+from zoo import (
+    ZOO,
+    Animal,
+    batch_of,
+    by_example,
+    examples,
+    extend,
+    logits,
+    one_by_one,
+    packed,
+    params_of,
+    quick_compilation,  # noqa: F401 (a fixture)
+    start,
+)
 
+from jaxlm.decode.generate import generate
+from jaxlm.parallel import data_mesh, everywhere, split_rows
 from jaxlm.train.objective import NextToken
 
 TIGHT, WIDE = 5, 8
@@ -113,17 +129,32 @@ def test_batch_mates_leave_no_trace(animal):
 
 def test_sharded_is_unsharded(animal):
     """Rows dealt out to eight devices, one each: the same sums and the same gradients."""
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    batch, params = batch_of(ROWS, WIDE, WIDE), params_of(animal.model)
+    batch, params, mesh = batch_of(ROWS, WIDE, WIDE), params_of(animal.model), data_mesh(8)
     gradients = jax.jit(
         jax.value_and_grad(lambda params, batch: NextToken(0.1)(animal.model, params, batch, None).total)
     )
     expected, expected_grads = gradients(params, batch)
-    everywhere = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    found, grads = gradients(everywhere, jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data"))))
+    found, grads = gradients(jax.device_put(params, everywhere(mesh)), split_rows(batch, mesh))
     np.testing.assert_allclose(found, expected, rtol=animal.tolerance)
     for (path, grad), like in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(grad, like, animal.tolerance, animal.tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("name", ["transformer", "pre", "lstm", "lstm_seq2seq"])
+def test_decoding_is_rereading(name):
+    """Each token that greedy search says is the likeliest one after all before it, read anew and without a cache."""
+    model, params = ZOO[name].model, params_of(ZOO[name].model)
+    prompt, limit_B = batch_of(ROWS, WIDE, WIDE, target_layout="holes"), np.full(len(ROWS), 3)
+    found = generate(
+        model, params, prompt, prompt.target_BT, prompt.target_valid_BT, limit_B, length=3, stop=()
+    ).tokens_BT  # fmt: skip
+    told = [
+        replace(row, target=np.append(row.target, ids[:-1])) for row, ids in zip(ROWS, np.asarray(found), strict=True)
+    ]
+    batch = batch_of([replace(row, label=row.target) for row in told], WIDE, WIDE)
+    likeliest_BT = np.asarray(logits(model, params, batch)).argmax(2)
+    for likeliest, valid, ids in zip(likeliest_BT, batch.target_valid_BT, found, strict=True):
+        np.testing.assert_array_equal(likeliest[valid][-3:], ids)
 
 
 @pytest.mark.parametrize("name", [name for name, animal in ZOO.items() if animal.segments])

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from zoo import TRANSFORMER, ZOO, batch_of, examples, params_of
+from zoo import (
+    TRANSFORMER,
+    ZOO,
+    batch_of,
+    examples,
+    params_of,
+    quick_compilation,  # noqa: F401 (a fixture)
+)
 
 from jaxlm.losses import Loss
 from jaxlm.optim import AdamW, Constant, Cosine
@@ -23,7 +30,8 @@ SGD = optax.sgd(0.1)
 
 def state_of(model, optimizer=SGD, ema=False) -> TrainState:
     params = jax.tree.map(jnp.array, params_of(model))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.tree.map(jnp.copy, params) if ema else None)
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
 def close(found, expected, tolerance=1e-6):
@@ -130,7 +138,8 @@ def test_the_metrics_of_a_step():
     transform = optimizer.build(4)
     step = make_step(TRANSFORMER, NextToken(), transform, schedule.build(4), 0)
     state = state_of(TRANSFORMER, transform)
-    loss, grads = jax.value_and_grad(lambda p: NextToken()(TRANSFORMER, p, BATCHES[0], None).total)(state.params)
+    gradient = jax.jit(jax.value_and_grad(lambda p: NextToken()(TRANSFORMER, p, BATCHES[0], None).total))
+    loss, grads = gradient(state.params)
     count = BATCHES[0].target_valid_BT.sum()
     state, metrics = step(state, BATCHES[0])
     close([metrics.total, metrics.nll, metrics.learning_rate], [loss, loss, 0.25e-2], 1e-5)

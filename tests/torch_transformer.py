@@ -1,4 +1,4 @@
-"""PyTorch's own encoder and decoder layers around the embeddings of the paper, with the weights of an `EncoderDecoder`."""
+"""PyTorch's encoder and decoder layers, with the embeddings of the paper and the weights of an `EncoderDecoder`."""
 
 from typing import Any
 

@@ -33,7 +33,7 @@ ZOO = {
     "transformer": Animal(TRANSFORMER),
     "pre": Animal(replace(TRANSFORMER, norm="pre", position="learned", tie="target", decoder_layers=2)),
     "untied": Animal(replace(TRANSFORMER, tie="none", position="none", activation="gelu", remat=True)),
-    "scan": Animal(replace(TRANSFORMER, scan=True, encoder_layers=2, decoder_layers=2, activation="gelu_tanh")),
+    "scan": Animal(replace(TRANSFORMER, scan=True, encoder_layers=2, activation="gelu_tanh")),
     "bfloat16": Animal(replace(TRANSFORMER, dtype="bfloat16", scan=True, remat=True, norm="pre"), tolerance=0.04),
     "lstm": Animal(LSTMLanguageModel(VOCAB, 8), source=False, segments=False),
     "lstm_seq2seq": Animal(LSTMSeq2Seq(VOCAB, 8), segments=False),
@@ -50,7 +50,7 @@ def quick_compilation() -> Iterator[None]:
 
 @lru_cache
 def params_of(model: nn.Module) -> Params:
-    """Random parameters from NumPy (compiling `init` takes seconds), no bias zero and no gain one, so that none hides."""
+    """Random parameters from NumPy (compiling `init` takes seconds); no bias is 0 and no gain 1, so that none hides."""
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(model.init, jax.random.key(0), batch_of(examples(2), 8, 8))["params"]
 

@@ -56,6 +56,7 @@ def first_live(batch: int, slots: int, length: int) -> Live:
 
 
 def none_finished(batch: int, slots: int, length: int) -> Finished:
+    """Before the first step: every slot empty, S = -inf."""
     nothing_BK, zero_BK = jnp.full((batch, slots), -jnp.inf), jnp.zeros((batch, slots), jnp.int32)
     shape = (batch, slots, length)
     return Finished(nothing_BK, nothing_BK, zero_BK, zero_BK + NONE, jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
@@ -96,6 +97,7 @@ def union(some: Candidates, others: Candidates) -> Candidates:
 
 
 def without_stops(found: Candidates, stop: tuple[int, ...]) -> Candidates:
+    """The candidates with those that end in a stop id ruled out (s = -inf)."""
     stops_BA = is_one_of(found.token_BA, stop)
     return dataclasses.replace(found, logprob_BA=jnp.where(stops_BA, -jnp.inf, found.logprob_BA))
 

@@ -75,7 +75,7 @@ def translate(
 def _decoded(model: Any, params: Params, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
     """(rows, hypotheses as NumPy) a batch; one batch is on the device while the one before it is turned into text."""
     before = None
-    for row_B, batch in in_order({"source": column}, search.tokens, max_length=search.max_source):
+    for row_B, batch in in_order({"source": column}, search.tokens, multiple=1, max_length=search.max_source):
         rows, length = batch.source_BS.shape
         limit_B = np.where(row_B >= 0, search.limit(batch.source_valid_BS.sum(1)), 0)
         prompt_BP = jnp.full((rows, 1), BOS)

@@ -1,0 +1,89 @@
+"""Every experiment that comes with the library: it can be built, written down and read, and its sizes fit together."""
+
+import importlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxlm import config, workdir
+from jaxlm.data.minilang import MiniLang
+from jaxlm.data.symbols import Bytes
+from jaxlm.experiment import Experiment, load, variants
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+MODULES = sorted(f"experiments.{path.stem}" for path in FOLDER.glob("*.py") if path.stem != "__init__")
+NAMES = [f"{module}:{name}" for module in MODULES for name in variants(importlib.import_module(module))]
+
+
+def parameters(experiment: Experiment) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(workdir.abstract_params(experiment.model)))
+
+
+def test_there_are_experiments_in_every_module():
+    assert {name.partition(":")[0] for name in NAMES} == set(MODULES) and MODULES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_parts_fit_together(name):
+    """The model, at its real size, as shapes; what the tokenizer will have, the model embeds."""
+    experiment = load(name)
+    vocab = 260 if isinstance(experiment.tokenizer, Bytes) else experiment.tokenizer.size
+    assert vocab == experiment.model.vocab
+    params = workdir.abstract_params(experiment.model)
+    logits = jax.eval_shape(experiment.model.apply, {"params": params}, workdir.example(2, 16))
+    assert logits.shape == (2, 16, vocab) and logits.dtype == "float32"
+    optimizer = experiment.optimizer.build(experiment.steps)
+    jax.eval_shape(lambda: optimizer.init(jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape), params)))
+    assert float(experiment.optimizer.schedule.build(experiment.steps)(experiment.steps // 2)) > 0
+    assert experiment.average <= max(experiment.keep, 1)
+    assert experiment.evaluate_every % experiment.checkpoint_every == 0, "the best step is one that was saved"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_config_goes_through_json(name):
+    experiment = load(name)
+    text = json.dumps(config.to_json(experiment), allow_nan=False)
+    assert config.from_json(json.loads(text)) == experiment
+    assert config.differences(experiment, json.loads(text)) == []
+    assert "0x" not in config.pretty(experiment), "an address is no description"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_says_what_it_is(name):
+    module, _, variant = name.partition(":")
+    made = getattr(importlib.import_module(module), variant)
+    assert importlib.import_module(module).__doc__ and made.__doc__
+    assert all(source.describe() for source in (load(name).task.train, load(name).task.valid, load(name).task.test))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if isinstance(load(name).task.train, MiniLang)])
+def test_a_vocabulary_of_the_built_in_corpus_is_full(name):
+    """A corpus with fewer words than asked for would give a tokenizer that does not fit the model."""
+    experiment = load(name)
+    task = replace(experiment.task, train=replace(experiment.task.train, count=5000))
+    assert experiment.tokenizer.fit(task.texts()).size == experiment.model.vocab
+
+
+def test_the_transformers_of_the_paper():
+    """Table 3 of Vaswani et al. 2017, and section 5: base 65 million, big 213 million parameters, rounded."""
+    base, big = load("experiments.wmt14:base_en_de"), load("experiments.wmt14:big_en_de")
+    french = load("experiments.wmt14:big_en_fr")
+    assert (base.model.width, base.model.heads, base.model.hidden, base.model.dropout) == (512, 8, 2048, 0.1)
+    assert (big.model.width, big.model.heads, big.model.hidden, big.model.dropout) == (1024, 16, 4096, 0.3)
+    assert french.model.dropout == 0.1
+    assert parameters(base) == 63_082_496 and parameters(big) == 214_245_376
+    for experiment, steps, average in ((base, 100_000, 5), (big, 300_000, 20)):
+        model, optimizer = experiment.model, experiment.optimizer
+        assert (model.encoder_layers, model.decoder_layers, model.norm, model.activation) == (6, 6, "post", "relu")
+        assert (model.position, model.tie) == ("sinusoidal", "all")
+        assert (optimizer.b1, optimizer.b2, optimizer.eps, experiment.objective.smoothing) == (0.9, 0.98, 1e-9, 0.1)
+        assert (experiment.steps, experiment.average) == (steps, average)
+        rate = optimizer.schedule.build(steps)
+        for n in (1, 4000, 100_000):
+            expected = model.width**-0.5 * min(n**-0.5, n * 4000**-1.5)
+            assert float(rate(n - 1)) == pytest.approx(expected, rel=1e-5)
+        beam = experiment.task.search.beam
+        assert (beam.size, beam.penalty, beam.alpha) == (4, "gnmt", 0.6)
