@@ -51,22 +51,25 @@ def _split(x_BT: Array, pieces: int) -> Array:
     return jnp.moveaxis(x_BT.reshape(x_BT.shape[0], pieces, -1, *x_BT.shape[2:]), 1, 0)
 
 
-def _sums(logits_BTV: Array, label_BT: Array, valid_BT: Array, smoothing: float) -> tuple[Array, Array, Array]:
-    """Smoothed and plain sums of one chunk, and the log-normaliser (B, T)."""
-    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+def _sums(logits_BTV: Array, label_BT: Array, valid_BT: Array, smoothing: float) -> tuple[Array, Array, Array, Array]:
+    """Smoothed and plain sums of one chunk; exp(logits - highest) and its sum over V, of which the gradient is made."""
+    highest_BT1 = logits_BTV.max(-1, keepdims=True)
+    exp_BTV = jnp.exp(logits_BTV - highest_BT1)
+    sum_BT = exp_BTV.sum(-1)
+    log_z_BT = jnp.log(sum_BT) + highest_BT1[..., 0]
     picked_BT = jnp.take_along_axis(logits_BTV, label_BT[..., None], axis=-1)[..., 0]
-    nll = jnp.sum(jnp.where(valid_BT, log_z_BT - picked_BT, 0.0))
-    if smoothing == 0.0:
-        return nll, nll, log_z_BT
-    uniform = jnp.sum(jnp.where(valid_BT, log_z_BT - logits_BTV.mean(-1), 0.0))
-    return (1.0 - smoothing) * nll + smoothing * uniform, nll, log_z_BT
+    total = nll = jnp.sum(jnp.where(valid_BT, log_z_BT - picked_BT, 0.0))
+    if smoothing:
+        uniform = jnp.sum(jnp.where(valid_BT, log_z_BT - logits_BTV.mean(-1), 0.0))
+        total = (1.0 - smoothing) * nll + smoothing * uniform
+    return total, nll, exp_BTV, sum_BT
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _chunked(readout, smoothing, weights, features, label, valid):
     def chunk(sums, part):
         features_BTD, label_BT, valid_BT = part
-        total, nll, _ = _sums(readout(features_BTD, *weights), label_BT, valid_BT, smoothing)
+        total, nll, *_ = _sums(readout(features_BTD, *weights), label_BT, valid_BT, smoothing)
         return (sums[0] + total, sums[1] + nll), None
 
     return jax.lax.scan(chunk, (jnp.zeros(()), jnp.zeros(())), (features, label, valid))[0]
@@ -77,12 +80,13 @@ def _chunked_forward(readout, smoothing, weights, features, label, valid):
         sums, grads = carry
         features_BTD, label_BT, valid_BT = part
         logits_BTV, pullback = jax.vjp(lambda x, w: readout(x, *w), features_BTD, weights)
-        total, nll, log_z_BT = _sums(logits_BTV, label_BT, valid_BT, smoothing)
-        probability_BTV = jnp.exp(logits_BTV - log_z_BT[..., None])
+        total, nll, exp_BTV, sum_BT = _sums(logits_BTV, label_BT, valid_BT, smoothing)
+        one_BT = valid_BT.astype(logits_BTV.dtype)
+        rest = smoothing / logits_BTV.shape[-1]
         hit_BTV = jax.lax.broadcasted_iota(label_BT.dtype, logits_BTV.shape, 2) == label_BT[..., None]
-        target_BTV = jnp.where(hit_BTV, 1.0 - smoothing, 0.0) + smoothing / logits_BTV.shape[-1]
-        d_logits_BTV = jnp.where(valid_BT[..., None], probability_BTV - target_BTV, 0.0)
-        d_features_BTD, d_weights = pullback(d_logits_BTV.astype(logits_BTV.dtype))
+        hit_BT1, miss_BT1 = (one_BT * (1.0 - smoothing + rest))[..., None], (one_BT * rest)[..., None]
+        d_logits_BTV = exp_BTV * (one_BT / sum_BT)[..., None] - jnp.where(hit_BTV, hit_BT1, miss_BT1)
+        d_features_BTD, d_weights = pullback(d_logits_BTV)
         return ((sums[0] + total, sums[1] + nll), jax.tree.map(jnp.add, grads, d_weights)), d_features_BTD
 
     zeros = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, weights)

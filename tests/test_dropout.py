@@ -15,6 +15,7 @@ from zoo import (
     quick_compilation,  # noqa: F401 (a fixture)
 )
 
+from jaxlm.errors import UserError
 from jaxlm.nn.attention import attend
 from jaxlm.nn.dropout import Dropout, keep_mask
 from jaxlm.nn.stack import Stack
@@ -68,6 +69,14 @@ def test_keys_are_independent(rate):
             assert abs(correlation(found[i][1:], found[j][:-1])) < 5, (i, j)
 
 
+def test_both_words_of_a_key_count():
+    keys = [jax.random.wrap_key_data(jnp.array(words, jnp.uint32)) for words in ([7, 1], [7, 2], [9, 1], [1, 7])]
+    found = masks(0.5, keys)
+    for i in range(len(keys)):
+        for j in range(i):
+            assert abs(correlation(found[i], found[j])) < 5, (i, j)
+
+
 def test_triples_are_independent():
     """The eight patterns of three neighbours, against their expected counts (chi-square with 7 degrees of freedom)."""
     for mask in masks(0.5).reshape(len(KEYS), -1):
@@ -89,6 +98,13 @@ def test_no_key_no_dropout():
     x = jnp.arange(12.0).reshape(3, 4)
     assert Dropout(0.5).apply({}, x) is x
     assert Dropout(0.0).apply({}, x, rngs={"dropout": KEYS[0]}) is x
+
+
+@pytest.mark.parametrize("rate", [1.0, 1.5, -0.1, float("nan")])
+def test_a_rate_that_is_none(rate):
+    """1 would divide by zero."""
+    with pytest.raises(UserError, match="dropout rate of"):
+        Dropout(rate).apply({}, jnp.ones((2, 2)), rngs={"dropout": KEYS[0]})
 
 
 def test_attention_weights_are_dropped_and_scaled():

@@ -21,13 +21,22 @@ from jaxlm.errors import UserError
 from jaxlm.optim import AdamW, Constant, Cosine
 from jaxlm.parallel import data_mesh, everywhere, with_sharding
 from jaxlm.tasks.translate import translate
-from jaxlm.train.loop import Progress, train
+from jaxlm.train import prepare
+from jaxlm.train.loop import Progress, Run, train
 from jaxlm.train.state import create
 
 CASES = {
     "plain": EXPERIMENT,
-    "accumulate and ema": replace(EXPERIMENT, accumulate=2, ema=0.9, batching=replace(EXPERIMENT.batching, tokens=192)),
+    "accumulate, ema, eight devices": replace(
+        EXPERIMENT, accumulate=2, ema=0.9, batching=replace(EXPERIMENT.batching, tokens=192)
+    ),
 }
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Steps on eight pretended devices take their time; the case with accumulation does them."""
+    monkeypatch.setattr(prepare, "data_mesh", lambda: data_mesh(1))
 
 
 def abstract_state(experiment):
@@ -35,7 +44,7 @@ def abstract_state(experiment):
     shapes = jax.eval_shape(
         lambda: create(experiment.model, optimizer, workdir.example(), experiment.seed, experiment.ema > 0)
     )
-    return with_sharding(shapes, everywhere(data_mesh()))
+    return with_sharding(shapes, everywhere(prepare.data_mesh()))
 
 
 def assert_same_run(experiment, found: Path, expected: Path) -> None:
@@ -64,7 +73,9 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ten_steps_and_ten_more_are_twenty(name, whole, tmp_path):
+def test_ten_steps_and_ten_more_are_twenty(name, whole, tmp_path, monkeypatch):
+    if name != "plain":
+        monkeypatch.setattr(prepare, "data_mesh", data_mesh)
     train(replace(CASES[name], steps=10), tmp_path / "run")
     assert train(CASES[name], tmp_path / "run")["step"] == 20
     assert_same_run(CASES[name], tmp_path / "run", whole(name))
@@ -76,7 +87,6 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import jax
-jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.train.loop import train
@@ -110,8 +120,6 @@ def test_a_killed_run_goes_on(checkpoint, whole, tmp_path):
 
 def test_a_run_that_broke_off_between_checkpoints_goes_on(whole, tmp_path, monkeypatch):
     """Steps, log lines and data positions after the last checkpoint are done again, not twice."""
-    from jaxlm.train.loop import Run
-
     housekeeping = Run._housekeeping
 
     def power_cut(self, state, step, stopped):
@@ -129,8 +137,6 @@ def test_a_run_that_broke_off_between_checkpoints_goes_on(whole, tmp_path, monke
 
 def test_a_signal_saves_and_stops(whole, tmp_path, monkeypatch):
     """At the end of the step under way, which is no checkpoint's otherwise; then the run goes on as if nothing was."""
-    from jaxlm.train.loop import Run
-
     housekeeping, before = Run._housekeeping, signal.getsignal(signal.SIGTERM)
 
     def interrupted(self, state, step, stopped):

@@ -39,15 +39,46 @@ def attend(query_BTNH: Array, key_BSNH: Array, value_BSNH: Array, mask_BTS: Arra
     `mask_BTS` is True where query t may see key s (T may be 1 in the mask, for all queries alike). Scores and softmax
     are float32; a query that may see nothing gives zeros, so padding leaves no trace and no NaN.
     """
-    scale = query_BTNH.shape[-1] ** -0.5
-    score_BNTS = jnp.einsum("btnh,bsnh->bnts", query_BTNH * jnp.asarray(scale, query_BTNH.dtype), key_BSNH)
-    score_BNTS = jnp.where(mask_BTS[:, None], score_BNTS.astype(jnp.float32), -jnp.inf)
+    query_BNTH, key_BNSH, value_BNSH = (jnp.swapaxes(x, 1, 2) for x in (query_BTNH, key_BSNH, value_BSNH))
+    if drop_key is None or drop == 0.0:
+        return jnp.swapaxes(_mix(query_BNTH, key_BNSH, value_BNSH, mask_BTS), 1, 2)
+    weight_BNTS = _weights(query_BNTH, key_BNSH, mask_BTS)
+    weight_BNTS = jnp.where(keep_mask(drop_key, drop, weight_BNTS.shape), weight_BNTS / (1.0 - drop), 0.0)
+    return jnp.einsum("bnts,bnsh->btnh", weight_BNTS.astype(value_BSNH.dtype), value_BNSH)
+
+
+def _weights(query_BNTH: Array, key_BNSH: Array, mask_BTS: Array) -> Array:
+    """softmax(Q K^T / sqrt(H)) over the allowed keys, float32."""
+    score_BNTS = jnp.einsum("bnth,bnsh->bnts", query_BNTH, key_BNSH, preferred_element_type=jnp.float32)
+    score_BNTS = jnp.where(mask_BTS[:, None], score_BNTS * query_BNTH.shape[-1] ** -0.5, -jnp.inf)
     highest = jax.lax.stop_gradient(jnp.maximum(score_BNTS.max(-1, keepdims=True), jnp.finfo(jnp.float32).min))
     weight_BNTS = jnp.exp(score_BNTS - highest)
-    weight_BNTS = weight_BNTS / jnp.maximum(weight_BNTS.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    if drop_key is not None and drop > 0.0:
-        weight_BNTS = jnp.where(keep_mask(drop_key, drop, weight_BNTS.shape), weight_BNTS / (1.0 - drop), 0.0)
-    return jnp.einsum("bnts,bsnh->btnh", weight_BNTS.astype(value_BSNH.dtype), value_BSNH)
+    return weight_BNTS / jnp.maximum(weight_BNTS.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+
+
+@jax.custom_vjp
+def _mix(query_BNTH: Array, key_BNSH: Array, value_BNSH: Array, mask_BTS: Array) -> Array:
+    """weights V -> (B, N, T, H). Its own gradient keeps the weights and nothing else of size T x S."""
+    return _mix_forward(query_BNTH, key_BNSH, value_BNSH, mask_BTS)[0]
+
+
+def _mix_forward(query_BNTH, key_BNSH, value_BNSH, mask_BTS):
+    weight_BNTS = _weights(query_BNTH, key_BNSH, mask_BTS).astype(value_BNSH.dtype)
+    return jnp.einsum("bnts,bnsh->bnth", weight_BNTS, value_BNSH), (query_BNTH, key_BNSH, value_BNSH, weight_BNTS)
+
+
+def _mix_backward(kept, d_mixed_BNTH):
+    query_BNTH, key_BNSH, value_BNSH, weight_BNTS = kept
+    d_value_BNSH = jnp.einsum("bnts,bnth->bnsh", weight_BNTS, d_mixed_BNTH)
+    d_weight_BNTS = jnp.einsum("bnth,bnsh->bnts", d_mixed_BNTH, value_BNSH, preferred_element_type=jnp.float32)
+    inner_BNT1 = (weight_BNTS * d_weight_BNTS).sum(-1, keepdims=True)
+    d_score_BNTS = weight_BNTS * (d_weight_BNTS - inner_BNT1) * query_BNTH.shape[-1] ** -0.5
+    d_score_BNTS = d_score_BNTS.astype(query_BNTH.dtype)
+    d_query_BNTH = jnp.einsum("bnts,bnsh->bnth", d_score_BNTS, key_BNSH)
+    return d_query_BNTH, jnp.einsum("bnts,bnth->bnsh", d_score_BNTS, query_BNTH), d_value_BNSH, None
+
+
+_mix.defvjp(_mix_forward, _mix_backward)
 
 
 class Attention(nn.Module):

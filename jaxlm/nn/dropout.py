@@ -9,11 +9,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlm.errors import UserError
 from jaxlm.types import Array
 
 
 def keep_mask(key: Array, rate: float, shape: tuple[int, ...]) -> Array:
-    """Boolean array of `shape`: True with probability 1 - rate, a pure function of the key and the index."""
+    """Boolean array of `shape`: True with probability 1 - rate, a pure function of the key and the index.
+
+    Raises UserError unless 0 <= rate < 1.
+    """
+    if not 0.0 <= rate < 1.0:
+        raise UserError(f"a dropout rate of {rate}: expected 0 <= rate < 1 (the model's dropout fields)")
     words = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)
     bits = jax.lax.iota(jnp.uint32, _size(shape)) ^ words[0]
     bits = _mix(bits) ^ words[-1]
