@@ -35,7 +35,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """Steps on eight pretended devices take their time; the case with accumulation does them."""
+    """Steps on eight pretended devices take their time; one of the cases does them."""
     monkeypatch.setattr(prepare, "data_mesh", lambda: data_mesh(1))
 
 
