@@ -1,5 +1,6 @@
 """Who takes part in `benchmarks.train_step`: our training step, and PyTorch in several hands."""
 
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -62,10 +63,12 @@ def _ours(name: str) -> tuple[Any, dict[str, Any]]:
     from jaxlm.types import Batch
 
     chosen = load(name)
-    optimizer = chosen.optimizer.build(chosen.steps)
+    # The form that PyTorch's module has: post-norm, no clipping.
+    model = chosen.model.clone(norm="post")
+    optimizer = dataclasses.replace(chosen.optimizer, clip=0.0).build(chosen.steps)
     rate = chosen.optimizer.schedule.build(chosen.steps)
-    compiled = make_step(chosen.model, chosen.objective, optimizer, rate, chosen.seed)
-    state = jax.jit(lambda: create(chosen.model, optimizer, workdir.example(), chosen.seed, False))()
+    compiled = make_step(model, chosen.objective, optimizer, rate, chosen.seed)
+    state = jax.jit(lambda: create(model, optimizer, workdir.example(), chosen.seed, False))()
 
     def step(batch: batches.Arrays) -> None:
         nonlocal state

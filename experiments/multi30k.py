@@ -59,9 +59,11 @@ def _tiny(target: str, test: ParallelFiles, more: dict[str, ParallelFiles]) -> E
     return Experiment(
         task=_task(target, test, more),
         tokenizer=SentencePiece(VOCAB, kind="bpe"),
-        model=EncoderDecoder(VOCAB, width=128, heads=4, hidden=256, encoder_layers=4, decoder_layers=4, dropout=0.3),
+        model=EncoderDecoder(
+            VOCAB, width=128, heads=4, hidden=256, encoder_layers=4, decoder_layers=4, norm="pre", dropout=0.3
+        ),
         batching=Buckets(tokens=4096),
-        optimizer=AdamW(InverseSqrt(peak=5e-3, warmup=2000), b1=0.9, b2=0.98),
+        optimizer=AdamW(InverseSqrt(peak=5e-3, warmup=1000), b1=0.9, b2=0.98, clip=1.0),
         objective=NextToken(smoothing=0.1),
         steps=8000,
         evaluate_every=500,

@@ -16,7 +16,8 @@ LOGITS_IN_FLIGHT = 2**21
 
 @struct.dataclass
 class Loss:
-    """Sums over the valid tokens, in nats: `total` is what training minimises, `nll` the plain log-likelihood."""
+    """Sums over the valid tokens, in nats. Training minimises `total`; `nll`, the plain negative log-likelihood, is a
+    figure for the log and has no gradient."""
 
     total: Array
     nll: Array

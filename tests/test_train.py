@@ -151,9 +151,7 @@ def test_a_signal_saves_and_stops(whole, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
     assert stored(tmp_path / "run", abstract_state(CASES["plain"]))[1] == 7
     assert train(CASES["plain"], tmp_path / "run")["step"] == 20
-    found = stored(tmp_path / "run", abstract_state(CASES["plain"]))[0]
-    expected = stored(whole("plain"), abstract_state(CASES["plain"]))[0]
-    assert all(a.tobytes() == b.tobytes() for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True))
+    assert_same_run(CASES["plain"], tmp_path / "run", whole("plain"))
 
 
 def test_training_in_a_thread_leaves_signals_alone(tmp_path):

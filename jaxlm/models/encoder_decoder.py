@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxlm.errors import UserError
 from jaxlm.nn.attention import Attention, Cache, empty_cache, write
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import FeedForward
@@ -182,6 +183,11 @@ class EncoderDecoder(nn.Module):
 
     def start(self, batch: Batch, capacity: int) -> State:
         """Encode the source; with capacity, also compute each layer's source keys and values once."""
+        if self.position == "learned" and capacity > self.max_length:
+            raise UserError(
+                f"room for {capacity} target tokens, but learned positions reach {self.max_length}: lower the length "
+                "limit or train with a larger model.max_length"
+            )
         valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
         table = self.embedding if self.tie == "all" else self.source_embedding
         x_BSD = self._embed(table, batch.source_BS, self.source_position(_positions(valid_BS, segment_BS)))

@@ -54,28 +54,29 @@ def train(experiment: Experiment, folder: Path, threads: int = 1, workers: int =
         prepared = prepare(experiment, folder, note)
         checkpoints = Checkpoints(folder / "checkpoints", experiment.keep, keep_best=experiment.best)
         stack.enter_context(checkpoints)
-        state, progress, step = _resume(prepared, checkpoints)
+        state, meta, step = _resume(prepared, checkpoints)
         log = Log(folder, total=experiment.steps, resume_step=step, best=experiment.best)
         stack.enter_context(log)
         batches = stack.enter_context(Pipeline(prepared.batches, step or 0, threads, workers))
         stopped = stack.enter_context(_signals())
-        return Run(prepared, checkpoints, log, progress).steps(state, batches, stopped)
+        return Run(prepared, checkpoints, log, meta).steps(state, batches, stopped)
 
 
 class Run:
     """One call of `train`: the parts, and what has been learnt so far about how it goes."""
 
-    def __init__(self, prepared: Prepared, checkpoints: Checkpoints, log: Log, progress: Progress):
-        self.prepared, self.checkpoints, self.log, self.progress = prepared, checkpoints, log, progress
+    def __init__(self, prepared: Prepared, checkpoints: Checkpoints, log: Log, meta: dict[str, Any]):
+        self.prepared, self.checkpoints, self.log = prepared, checkpoints, log
+        self.progress = Progress(**meta.get("progress", {}))
         self.experiment = prepared.experiment
-        self.meter = Meter()
+        self.meter = Meter(meta.get("meter"))
         self.figures: dict[str, float] = {}
         self.first_step_seconds: float | None = None
         self.metric: float | None = None
 
     def steps(self, state: TrainState, batches: Iterator, stopped: threading.Event) -> dict[str, Any]:
         """Every step that is left."""
-        step, last, reason = int(state.step), self.experiment.steps, None
+        step, last, reason = int(state.step), self.experiment.steps, self._impatient()
         self.meter.restart()
         while step < last and reason is None:
             asked = time.perf_counter()
@@ -95,20 +96,28 @@ class Run:
         """Log, evaluate and save where due; a reason to stop, or None."""
         experiment, end = self.experiment, step == self.experiment.steps
         reason = "interrupted" if stopped.is_set() else None
-        if step % experiment.log_every == 0 or end or reason:
+        if step % experiment.log_every == 0 or end:
             figures = self.meter.read()
             self.log.write(step, figures)
-            self._check_finite(figures, step)
+            self._check_finite(figures["train/loss"], step)
             self.figures |= figures
         self.metric = None
         if (step % experiment.evaluate_every == 0 or end) and not reason:
             self._evaluate(state, step)
-            if experiment.patience and self.progress.worse >= experiment.patience:
-                reason = "patience"
+            reason = self._impatient()
         if step % experiment.checkpoint_every == 0 or end or reason:
-            self.checkpoints.save(step, _swap(state), {"progress": vars(self.progress)}, self.metric)
-            self.meter.restart()
+            self._save(state, step)
         return reason
+
+    def _save(self, state: TrainState, step: int) -> None:
+        meta = {"progress": vars(self.progress), "meter": self.meter.sums()}
+        self._check_finite(meta["meter"]["total"], step)
+        self.checkpoints.save(step, _swap(state), meta, self.metric)
+        self.meter.restart()
+
+    def _impatient(self) -> str | None:
+        patience = self.experiment.patience
+        return "patience" if patience and self.progress.worse >= patience else None
 
     def _evaluate(self, state: TrainState, step: int) -> None:
         experiment = self.experiment
@@ -123,12 +132,11 @@ class Run:
         self.log.write(step, figures)
         self.meter.restart()
 
-    def _check_finite(self, figures: dict[str, float], step: int) -> None:
-        if not math.isfinite(figures["train/loss"]):
+    def _check_finite(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
             raise UserError(
-                f"the loss became {figures['train/loss']} before step {step} (gradient norm "
-                f"{figures['train/gradient_norm']}): lower --optimizer.schedule.peak, raise its warm-up, or set "
-                "--optimizer.clip 1; the newest checkpoint is from before"
+                f"the loss became {loss} before step {step}: lower --optimizer.schedule.peak, raise its warm-up, or "
+                "set --optimizer.clip 1; the newest checkpoint is from before"
             )
 
     def _summary(self, state: TrainState, step: int, reason: str | None) -> dict[str, Any]:
@@ -145,13 +153,13 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _resume(prepared: Prepared, checkpoints: Checkpoints) -> tuple[TrainState, Progress, int | None]:
-    """The state to start from, and the step that it was saved at (None: it is new)."""
+def _resume(prepared: Prepared, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any], int | None]:
+    """The state to start from, what was saved with it, and the step that it was saved at (None: it is new)."""
     if not checkpoints.steps():
-        return prepared.create(), Progress(), None
+        return prepared.create(), {}, None
     state, meta, step = checkpoints.restore(_swap(prepared.abstract_state))
     note(f"resuming from step {step}")
-    return _swap(state), Progress(**meta["progress"]), step
+    return _swap(state), meta, step
 
 
 def _swap(state: TrainState) -> TrainState:

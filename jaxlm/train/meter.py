@@ -9,15 +9,20 @@ from jaxlm.train.step import Metrics
 
 AHEAD = 2
 """Steps that may be under way at once: enough to keep the device busy, few enough to stop soon."""
+SUMS = ("total", "nll", "count")
 
 
 class Meter:
-    """Collects `Metrics` that are still being computed, the seconds spent waiting for data, and the clock."""
+    """Collects `Metrics` that are still being computed, the seconds spent waiting for data, and the clock.
 
-    def __init__(self) -> None:
+    `sums` are those of a run that was broken off between two lines: its next line is that of an unbroken run.
+    """
+
+    def __init__(self, sums: dict[str, float] | None = None) -> None:
+        self._sums = dict(sums or dict.fromkeys(SUMS, 0.0))
         self._pending: deque[Metrics] = deque()
-        self._waited = 0.0
-        self._since = time.perf_counter()
+        self._last: Metrics | None = None
+        self.restart()
 
     def add(self, metrics: Metrics, waited: float) -> None:
         """One more step. Waits for the step that lies `AHEAD` behind, never for this one."""
@@ -27,24 +32,39 @@ class Meter:
             self._pending[-1 - AHEAD].total.block_until_ready()
 
     def restart(self) -> None:
-        """Leave the time since the last line (an evaluation, a compilation) out of the rates."""
-        self._since, self._waited = time.perf_counter(), 0.0
+        """Leave the time so far (an evaluation, a compilation) and the steps in it out of the rates."""
+        self._absorb()
+        self._since, self._waited, self._steps, self._tokens = time.perf_counter(), 0.0, 0, 0.0
+
+    def sums(self) -> dict[str, float]:
+        """Of the steps since the last line, for a checkpoint. Waits for them."""
+        self._absorb()
+        return dict(self._sums)
 
     def read(self) -> dict[str, float]:
-        """The figures of the steps since the last call: per token means, the last rate, tokens/s, waiting share."""
-        steps = jax.device_get(list(self._pending))
+        """The figures of the steps since the last call: means a token, the last rate, tokens/s, share of waiting."""
+        self._absorb()
         seconds = max(time.perf_counter() - self._since, 1e-9)
-        count = sum(float(step.count) for step in steps)
+        count, last = self._sums["count"], self._last
+        assert last is not None, "a line of the log is due after a step"
         figures = {
-            "train/loss": sum(float(step.total) for step in steps) / max(count, 1.0),
-            "train/nll": sum(float(step.nll) for step in steps) / max(count, 1.0),
-            "train/gradient_norm": float(steps[-1].gradient_norm),
-            "train/learning_rate": float(steps[-1].learning_rate),
+            "train/loss": self._sums["total"] / max(count, 1.0),
+            "train/nll": self._sums["nll"] / max(count, 1.0),
+            "train/gradient_norm": float(last.gradient_norm),
+            "train/learning_rate": float(last.learning_rate),
             "train/tokens": count,
-            "time/tokens_per_second": count / seconds,
-            "time/steps_per_second": len(steps) / seconds,
+            "time/tokens_per_second": self._tokens / seconds,
+            "time/steps_per_second": self._steps / seconds,
             "time/waiting": min(self._waited / seconds, 1.0),
         }
-        self._pending.clear()
+        self._sums = dict.fromkeys(SUMS, 0.0)
         self.restart()
         return figures
+
+    def _absorb(self) -> None:
+        """Wait for the steps under way and add them up, oldest first."""
+        for step in jax.device_get(list(self._pending)):
+            for name in SUMS:
+                self._sums[name] += float(getattr(step, name))
+            self._steps, self._tokens, self._last = self._steps + 1, self._tokens + float(step.count), step
+        self._pending.clear()

@@ -1,5 +1,6 @@
 """From an experiment and a workdir to everything that the loop needs, in the order in which faults are cheapest."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jaxlm.data.text import BadLines
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.disk import check_writable
+from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.parallel import data_mesh, everywhere, with_sharding
 from jaxlm.train.state import TrainState, create
@@ -52,7 +54,8 @@ def prepare(experiment: Experiment, folder: Path, note: Any) -> Prepared:
     workdir.check_vocabulary(experiment, tokenizer)
     columns = _columns(experiment, folder, tokenizer, note)
     mesh = data_mesh()
-    plan = experiment.batching.plan(columns, experiment.seed, experiment.accumulate * mesh.size)
+    plan = experiment.batching.plan(columns, experiment.seed)
+    _check_rows(plan, experiment.accumulate, mesh.size)
     note(_described(plan))
     rate = experiment.optimizer.schedule.build(experiment.steps)
     parts = experiment.model, experiment.objective, optimizer, rate, experiment.seed
@@ -78,6 +81,16 @@ def _columns(experiment: Experiment, folder: Path, tokenizer: Tokenizer, note: A
     if bad.kept:
         note(f"data: {experiment.task.train.describe()}: {bad}")
     return columns
+
+
+def _check_rows(plan: Plan, accumulate: int, devices: int) -> None:
+    """The batches do not change with the machine, so it must be able to divide them."""
+    rows = math.gcd(*(bucket.rows for bucket in plan.buckets))
+    if rows % (accumulate * devices):
+        raise UserError(
+            f"the rows of the batches are multiples of {rows}, which {accumulate} micro-batches on {devices} devices "
+            f"cannot share evenly: choose --batching.multiple {math.lcm(accumulate * devices, 8)}"
+        )
 
 
 def _described(plan: Plan) -> str:
