@@ -6,6 +6,7 @@ It is all that `evaluate`, `predict` and the others need, and it may be moved.
 import dataclasses
 import json
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +40,8 @@ class Trained:
 def claim(folder: Path, experiment: Experiment) -> bool:
     """Make the folder this experiment's own; True if it already holds the run, which then goes on.
 
-    Raises UserError if it holds a run whose identity differs (the fields are named), or something else altogether.
+    A run that has no checkpoint yet is begun anew. Raises UserError if the folder holds a run whose identity differs
+    (the fields are named), or something else altogether.
     """
     record = folder / RECORD
     if not record.exists():
@@ -50,7 +52,10 @@ def claim(folder: Path, experiment: Experiment) -> bool:
         write_record(folder, experiment)
         return False
     old = read_experiment(folder)
-    if found := _identity_differences(experiment, old, str(record)):
+    found = _identity_differences(experiment, old, str(record))
+    if found and not any((folder / "checkpoints").glob("*")):  # it stopped before it learnt anything
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+    elif found:
         raise UserError(
             f"{folder} holds another experiment:\n  " + "\n  ".join(found) + "\nchoose another --workdir, or give the "
             "options that it was started with"

@@ -185,6 +185,7 @@ def test_a_schedule_with_an_end_keeps_its_end(tmp_path):
     """Another number of steps would have been another rate from the first step on."""
     old = replace(EXPERIMENT, optimizer=AdamW(Cosine(1e-2)), steps=5)
     workdir.claim(tmp_path / "run", old)
+    (tmp_path / "run" / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(UserError, match="steps: 20 here, 5"):
         train(replace(old, steps=20), tmp_path / "run")
 

@@ -139,10 +139,19 @@ def test_what_is_no_workdir(tmp_path):
         workdir.claim(tmp_path, EXPERIMENT)
 
 
+def test_a_run_without_a_checkpoint_is_begun_anew(tmp_path):
+    """Whoever mistyped a path may mend it without another workdir; the tokenizer is learnt again."""
+    workdir.claim(tmp_path, EXPERIMENT)
+    (tmp_path / "tokenizer").mkdir()
+    assert workdir.claim(tmp_path, replace(EXPERIMENT, seed=5))
+    assert workdir.read_experiment(tmp_path).seed == 5 and not (tmp_path / "tokenizer").exists()
+
+
 def test_claiming(tmp_path):
     """New, then known; another experiment is refused and the record stays as it was."""
     assert not workdir.claim(tmp_path / "run", EXPERIMENT)
     assert workdir.claim(tmp_path / "run", EXPERIMENT)
+    (tmp_path / "run" / "checkpoints" / "10").mkdir(parents=True)
     with pytest.raises(UserError, match=r"another experiment:\n  seed: 5 here, 0 in .*experiment.json"):
         workdir.claim(tmp_path / "run", replace(EXPERIMENT, seed=5))
     assert workdir.read_experiment(tmp_path / "run") == EXPERIMENT
