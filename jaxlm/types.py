@@ -7,7 +7,8 @@
 | S      | source position               | N      | attention heads                      |
 | P      | prompt position               | H      | width of one head                    |
 | K      | beam slot                     | V      | vocabulary                           |
-| L      | layer                         | C      | cache position (capacity)            |
+| L      | layer                         | C      | cache position (capacity), or class  |
+| W      | character of a word           |        |                                      |
 
 `score_BNTS` is a rank 4 array of those axes in that order.
 """
@@ -32,6 +33,12 @@ class Batch:
     `target_BT` is what the model reads (it starts with BOS) and `label_BT` what it must say next (it ends with EOS).
     The `valid` masks are True on real tokens. With packing, several examples share a row: `*_segment_*` number them
     from 1 and are 0 on padding; a token sees only its own segment.
+
+    What is to be said about a source is `label_BS`, an id for each token (-1 where nothing is asked), or `label_B`, a
+    class for the row. `character_BSW` spells each source token in ids of characters, 0 after its last one.
+
+    Where rows are windows of a stream that goes on from batch to batch, `begins_B` is True where a stream begins, and
+    the train step puts the model's state after the batch before into `state`.
     """
 
     source_BS: Field = None
@@ -41,6 +48,11 @@ class Batch:
     target_valid_BT: Field = None
     target_segment_BT: Field = None
     label_BT: Field = None
+    label_BS: Field = None
+    label_B: Field = None
+    character_BSW: Field = None
+    begins_B: Field = None
+    state: State = None
 
 
 class Autoregressive(Protocol):

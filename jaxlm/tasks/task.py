@@ -1,0 +1,69 @@
+"""What a task is: which data, what the tokenizer learns from, how batches are made of it, and how answers are judged."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from jaxlm.data.batching import Columns
+from jaxlm.data.text import BadLines
+from jaxlm.data.vocabulary import Tokenizer
+from jaxlm.types import Params
+
+Progress = Callable[[int], None] | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `predict` says of one line: `text` for a person, `record` for `--jsonl`."""
+
+    text: str
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A frozen dataclass; `judging` names its fields that decide how a model is judged, not what is trained."""
+
+    judging: ClassVar[tuple[str, ...]]
+
+    def check(self) -> None:
+        """Read, before anything is trained, what is needed only later. Raises UserError on the first fault."""
+        ...
+
+    def texts(self) -> Iterable[str]:
+        """What the tokenizer learns from."""
+        ...
+
+    def describe(self, split: str = "train") -> str:
+        """One line about a split. Raises UserError with the names that exist."""
+        ...
+
+    def count(self, split: str) -> int:
+        """How many items `evaluate` will tell `progress` of."""
+        ...
+
+    def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
+        """The training split as ids, kept in `folder`; `bad` counts what was left out. See `jaxlm.data.batching`."""
+        ...
+
+    def validate(
+        self, model: Any, params: Params, tokenizer: Tokenizer, objective: Any, tokens: int, progress: Progress = None
+    ) -> dict[str, float]:
+        """Figures of the validation split during training, named "valid/...", in batches of `tokens` positions."""
+        ...
+
+    def evaluate(
+        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: Progress = None
+    ) -> dict[str, Any]:
+        """All scores of a split, for a JSON object; holds "split" and "lines"."""
+        ...
+
+    def samples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+        """A few lines for a person to read: what was asked, what was answered, what was right."""
+        ...
+
+    def predict(
+        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: Progress = None
+    ) -> list[Answer]:
+        """One answer for each line, in order; a blank line gets a blank answer and never reaches the model."""
+        ...
