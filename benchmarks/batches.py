@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxlm.data.collate import Batches, collate
 from jaxlm.data.pairs import read
-from jaxlm.data.pipeline import Batches, collate
 from jaxlm.data.ragged import Ragged, encode_pairs
 from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import EOS

@@ -68,7 +68,7 @@ def _ours(name: str) -> tuple[Any, dict[str, Any]]:
     optimizer = dataclasses.replace(chosen.optimizer, clip=0.0).build(chosen.steps)
     rate = chosen.optimizer.schedule.build(chosen.steps)
     compiled = make_step(model, chosen.objective, optimizer, rate, chosen.seed)
-    state = jax.jit(lambda: create(model, optimizer, workdir.example(), chosen.seed, False))()
+    state = jax.jit(lambda: create(model, optimizer, workdir.example(), chosen.seed))()
 
     def step(batch: batches.Arrays) -> None:
         nonlocal state

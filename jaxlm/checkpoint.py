@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.errors import UserError
+from jaxlm.leaves import nested
 from jaxlm.stored_step import Damaged, first_line, orbax, read_record, read_step, write_step
 
 
@@ -119,6 +120,11 @@ class Checkpoints:
         """(params, meta, step): as `restore`, without reading anything else of the state."""
         trees, meta, step = self._newest({"params": abstract_params}, step)
         return trees["params"], meta, step
+
+    def stored_params(self, step: int | None = None) -> Any:
+        """Shapes and dtypes of the parameters of a step (None: the newest), where the data decided on them."""
+        step = self.steps()[-1] if step is None else step
+        return nested(read_record(self._open(), self.folder, step)["leaves"]["params"])
 
     def average(self, abstract_params: Any, last: int, up_to: int | None = None) -> tuple[Any, list[int]]:
         """(mean of the parameters of the last `last` whole steps, those steps), summed in float32, one at a time.

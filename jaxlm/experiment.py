@@ -6,15 +6,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import flax.linen as nn
 
 from jaxlm.data.batching import Buckets, Packing
 from jaxlm.data.sentencepiece import SentencePiece
-from jaxlm.data.symbols import Bytes, Characters, Words
+from jaxlm.data.windows import Windows
 from jaxlm.errors import UserError
-from jaxlm.optim import AdamW
-from jaxlm.tasks.translation import Translation
+from jaxlm.optim import SGD, AdamW
+from jaxlm.tasks.task import Task
 from jaxlm.train.objective import NextToken
 
 
@@ -28,25 +29,29 @@ class Experiment:
       seed: of initialisation, dropout and the order of the data.
       accumulate: micro-batches an update; the update is the same for any number.
       ema: decay of the moving average of parameters; 0 keeps none. Evaluation then uses the average.
+      average_after: evaluations without a better figure after which the parameters of all further steps are averaged,
+        and the average is what is evaluated (NT-ASGD, Merity et al. 2018, section 4); 0 never does.
       log_every: steps between two lines of metrics.jsonl.
       evaluate_every: steps between two evaluations on the validation split.
       checkpoint_every: steps between two checkpoints.
       keep: checkpoints that stay, beside the best.
       average: checkpoints whose mean `evaluate` and `predict` use (1: the best one).
-      best: the validation figure, higher is better, that names the best checkpoint and that patience watches.
+      best: the validation figure that names the best checkpoint and that patience watches (of a loss or a perplexity
+        less is better, of anything else more).
       patience: evaluations without a better figure after which the run stops; 0 never stops it.
     """
 
-    task: Translation
+    task: Task
     model: nn.Module
-    tokenizer: SentencePiece | Bytes | Characters | Words = SentencePiece()
-    batching: Buckets | Packing = Buckets()
-    optimizer: AdamW = AdamW()
-    objective: NextToken = NextToken()
+    tokenizer: Any = SentencePiece()
+    batching: Buckets | Packing | Windows = Buckets()
+    optimizer: AdamW | SGD = AdamW()
+    objective: Any = NextToken()
     steps: int = 1000
     seed: int = 0
     accumulate: int = 1
     ema: float = 0.0
+    average_after: int = 0
     log_every: int = 50
     evaluate_every: int = 500
     checkpoint_every: int = 500
@@ -54,6 +59,16 @@ class Experiment:
     average: int = 1
     best: str = "valid/bleu"
     patience: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ema and self.average_after:
+            found = f"ema = {self.ema} and average_after = {self.average_after}"
+            raise UserError(f"{found}: one average at a time, set one of them to 0")
+
+    @property
+    def averages(self) -> str:
+        """Which average of the parameters is kept beside them: "ema", "mean" or ""."""
+        return "ema" if self.ema else "mean" if self.average_after else ""
 
 
 HARMLESS = ("steps", "log_every", "evaluate_every", "checkpoint_every", "keep", "average", "best", "patience")

@@ -28,6 +28,18 @@ def describe(leaf: Any) -> dict[str, Any]:
     return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
+def nested(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Abstract arrays in nested dicts, from descriptions of leaves by path."""
+    tree: dict[str, Any] = {}
+    for name, leaf in described.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.dtype(leaf["dtype"]))
+    return tree
+
+
 def tree_bytes(tree: Any) -> int:
     """The bytes that the arrays of a tree (or of its `jax.eval_shape`) take."""
     leaves = [leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in jax.tree.leaves(tree)]

@@ -23,13 +23,19 @@ from jaxlm.progress import Progress, Silent, number, progress
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+LOWER = ("loss", "nll", "perplexity")
+
+
+def sign(figure: str) -> int:
+    """-1 for a figure of which less is better (a loss, a perplexity), else 1."""
+    return -1 if figure.endswith(LOWER) else 1
 
 
 class Log:
     """The log of the run in `workdir`.
 
     `total`: the step at which the run ends. `resume_step`: the step it goes on from; None for a new run, which empties
-    the log. `best`: the metric (higher is better) whose best value is shown. `every_seconds`: how often a plain line
+    the log. `best`: the metric whose best value is shown (see `sign`). `every_seconds`: how often a plain line
     comes where stderr is no terminal. `main=False`: for the processes that are not the first, writes and shows nothing.
     """
 
@@ -99,7 +105,7 @@ class Log:
 
     def _note_best(self, step: int, values: Mapping[str, Any]) -> None:
         value = math.nan if self.best is None else float(values.get(self.best, math.nan))
-        if not math.isnan(value) and (self._best is None or value > self._best[0]):
+        if not math.isnan(value) and (self._best is None or sign(self.best or "") * (value - self._best[0]) > 0):
             self._best = value, step
 
     def _write_events(self, step: int, values: Mapping[str, float | str]) -> None:

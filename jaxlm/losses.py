@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxlm.types import Array
+from jaxlm.types import Array, State
 
 LOGITS_IN_FLIGHT = 2**21
 """Logits that one chunk of the loss may hold: 8 MiB of float32, about a core's share of cache."""
@@ -17,11 +17,12 @@ LOGITS_IN_FLIGHT = 2**21
 @struct.dataclass
 class Loss:
     """Sums over the valid tokens, in nats. Training minimises `total`; `nll`, the plain negative log-likelihood, is a
-    figure for the log and has no gradient."""
+    figure for the log and has no gradient. `state` is what the next batch goes on from, where streams are carried."""
 
     total: Array
     nll: Array
     count: Array
+    state: State = None
 
 
 def cross_entropy(

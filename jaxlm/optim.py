@@ -86,7 +86,26 @@ class Linear:
         return rate
 
 
-Schedule = Constant | InverseSqrt | Cosine | Linear
+@dataclass(frozen=True)
+class Staircase:
+    """`peak` for `hold` steps, then times `factor` after every `every` further steps, from the first of them on.
+
+    Zaremba et al. 2014, section 4.1: 1.0 for 6 epochs, then divided by 1.2 after each epoch (the medium LSTM).
+    """
+
+    peak: float = 1.0
+    hold: int = 1000
+    every: int = 1000
+    factor: float = 0.5
+
+    horizon = False
+
+    def build(self, steps: int) -> Rate:
+        """step (0 at the first update) -> learning rate."""
+        return lambda step: self.peak * self.factor ** jnp.maximum((step - self.hold) // self.every + 1, 0)
+
+
+Schedule = Constant | InverseSqrt | Cosine | Linear | Staircase
 
 
 @dataclass(frozen=True)
@@ -117,6 +136,36 @@ class AdamW:
         if self.weight_decay:
             mask = lambda params: jax.tree_util.tree_map_with_path(_decays, params)  # noqa: E731
             parts.append(optax.add_decayed_weights(self.weight_decay, mask))
+        return optax.chain(*parts, optax.scale_by_learning_rate(self.schedule.build(steps)))
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Plain gradient descent, with momentum (Polyak 1964) and L2 weight decay where they are more than 0.
+
+    Attributes:
+      schedule: the learning rate, for gradients of the mean loss a token.
+      momentum: of the update.
+      weight_decay: added to the gradient, of leaves of rank >= 2 only.
+      clip: largest global norm of the gradient; 0 leaves it alone.
+    """
+
+    schedule: Schedule = Constant(1.0)
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip: float = 0.0
+
+    def build(self, steps: int) -> "optax.GradientTransformation":
+        """The optax transformation for a run of `steps` steps."""
+        import jax
+        import optax
+
+        parts = [optax.clip_by_global_norm(self.clip)] if self.clip else []
+        if self.weight_decay:
+            mask = lambda params: jax.tree_util.tree_map_with_path(_decays, params)  # noqa: E731
+            parts.append(optax.add_decayed_weights(self.weight_decay, mask))
+        if self.momentum:
+            parts.append(optax.trace(self.momentum))
         return optax.chain(*parts, optax.scale_by_learning_rate(self.schedule.build(steps)))
 
 

@@ -20,7 +20,12 @@ def data_mesh(devices: int | None = None) -> Mesh:
 
 def split_rows(tree: Any, mesh: Mesh) -> Any:
     """Axis 0 of every leaf over the mesh: batches and decoding states. Rows must divide by the devices."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(DATA)))
+    return jax.device_put(tree, rows(mesh))
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """The sharding of what has the batch as axis 0."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:

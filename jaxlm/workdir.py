@@ -98,12 +98,13 @@ def load(folder: Path, average: int | None = None, step: int | None = None) -> T
     experiment = read_experiment(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     check_vocabulary(experiment, tokenizer)
-    params = abstract_params(experiment.model)
     with Checkpoints(folder / "checkpoints", keep_best=experiment.best, read_only=True) as checkpoints:
         there = len(checkpoints.steps())
         count = min(experiment.average, there) if average is None else average
         if not there:
             raise UserError(f"{folder} holds no checkpoint yet: train it with `jaxlm train`")
+        fitted = hasattr(experiment.model, "fit")
+        params = checkpoints.stored_params(step) if fitted else abstract_params(experiment.model)
         if step is None and count > 1:
             params, steps = checkpoints.average(params, count)
         else:
@@ -148,9 +149,11 @@ def _identity_differences(new: Experiment, old: Experiment, where: str) -> list[
     same = {name: getattr(new, name) for name in HARMLESS}
     if getattr(new.optimizer.schedule, "horizon", False):
         del same["steps"]
-    aligned = dataclasses.replace(old, **same)
-    task = dataclasses.replace(aligned.task, **{name: getattr(new.task, name) for name in new.task.judging})
-    return config.differences(new, dataclasses.replace(aligned, task=task), where)
+    aligned: Any = dataclasses.replace(old, **same)
+    old_task: Any = aligned.task
+    if type(old_task) is type(new.task):
+        old_task = dataclasses.replace(old_task, **{name: getattr(new.task, name) for name in new.task.judging})
+    return config.differences(new, dataclasses.replace(aligned, task=old_task), where)
 
 
 def _git() -> dict[str, Any] | None:

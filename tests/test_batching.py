@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.data.batching import Buckets, Packing, fit_shapes, pack
-from jaxlm.data.pipeline import Batches
+from jaxlm.data.collate import Batches
 from jaxlm.data.ragged import Ragged
 from jaxlm.errors import UserError
 

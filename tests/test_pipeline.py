@@ -13,7 +13,8 @@ import pytest
 
 from jaxlm.data import ragged
 from jaxlm.data.batching import Buckets, Packing
-from jaxlm.data.pipeline import Batches, Pipeline, in_order, too_long
+from jaxlm.data.collate import Batches, in_order, too_long
+from jaxlm.data.pipeline import Pipeline
 from jaxlm.data.ragged import Ragged, encode_pairs
 from jaxlm.errors import UserError
 
@@ -188,7 +189,8 @@ SCRIPT = """
 import sys, threading
 import numpy as np
 from jaxlm.data.batching import Buckets
-from jaxlm.data.pipeline import Batches, Pipeline
+from jaxlm.data.collate import Batches
+from jaxlm.data.pipeline import Pipeline
 from jaxlm.data.ragged import Ragged, encode_pairs
 from tests.test_pipeline import BATCHES, PAIRS, Letters, same
 

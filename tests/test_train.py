@@ -42,7 +42,7 @@ def one_device(monkeypatch):
 def abstract_state(experiment):
     optimizer = experiment.optimizer.build(experiment.steps)
     shapes = jax.eval_shape(
-        lambda: create(experiment.model, optimizer, workdir.example(), experiment.seed, experiment.ema > 0)
+        lambda: create(experiment.model, optimizer, workdir.example(), experiment.seed, "ema" if experiment.ema else "")
     )
     return with_sharding(shapes, everywhere(prepare.data_mesh()))
 
@@ -210,7 +210,7 @@ def test_patience_stops(tmp_path, monkeypatch):
 
 def test_patience_counts_what_is_no_number_as_worse():
     progress = Progress().after(float("nan"), 1).after(2.0, 2).after(float("inf"), 3).after(None, 4).after(2.0, 5)
-    assert progress == Progress(2.0, 2, 3)
+    assert progress == Progress(2.0, 2, 3, (None, 2.0, None, None, 2.0))
 
 
 def test_a_loss_that_is_no_number_stops(tmp_path):

@@ -1,5 +1,7 @@
 """`jaxlm evaluate D`: the scores of a split as one JSON object, the last line of stdout."""
 
+from typing import Any
+
 from jaxlm.cli import report
 from jaxlm.cli.trained import add_search_options, open_run, read_experiment, workdir_parser
 from jaxlm.cli.usage import VERBS, Usage
@@ -14,16 +16,17 @@ def main(argv: list[str]) -> int:
     options = parser.parse(argv)
     experiment = read_experiment(options)
     try:
-        pairs = experiment.task.pairs(options.split)
+        described = experiment.task.describe(options.split)
     except UserError as error:
         raise Usage(str(error)) from error
-    report.note(f"{options.split}: {pairs.describe()}")
-    trained = open_run(options, experiment)
-    task, beam = experiment.task, experiment.task.search.beam
+    report.note(f"{options.split}: {described}")
+    trained, task = open_run(options, experiment), experiment.task
     clock = report.Clock()
-    with report.bar(sum(1 for _ in pairs)) as progress:
+    with report.bar(task.count(options.split)) as progress:
         scores = task.evaluate(experiment.model, trained.params, trained.tokenizer, options.split, progress)
-    search = {"beam": beam.size, "penalty": beam.penalty, "alpha": beam.alpha}
-    found = {"workdir": str(options.workdir), "checkpoints": trained.steps, "search": search}
+    found: dict[str, Any] = {"workdir": str(options.workdir), "checkpoints": trained.steps}
+    if task.search is not None:
+        beam = task.search.beam
+        found["search"] = {"beam": beam.size, "penalty": beam.penalty, "alpha": beam.alpha}
     report.emit(report.to_json(scores | found | clock.rates(scores["lines"])))
     return 0

@@ -1,10 +1,11 @@
 """`jaxlm predict D < in > out`: a line of output for each line of input, in order, whatever the line holds.
 
 JSON lines: {"source", "prediction", "score", "logprob", "hypotheses": [{"text", "score", "logprob", "tokens",
-"reason"}, ...]}, where logprob is a natural log with EOS counted and score is what the beam ranks by.
+"reason"}, ...]}, where logprob is a natural log with EOS counted and score is what the beam ranks by. With --attention
+also "attention": {"source": pieces, "target": pieces, "weights": a row for each target piece}. Tasks that do not search
+have fields of their own beside "source" and "prediction".
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,26 +13,28 @@ from typing import Any
 from jaxlm.cli import report
 from jaxlm.cli.lines import CHUNK, Input
 from jaxlm.cli.trained import add_search_options, open_run, workdir_parser
-from jaxlm.cli.usage import VERBS, Parser, whole
+from jaxlm.cli.usage import VERBS, Parser, Usage, whole
 
 
 def main(argv: list[str]) -> int:
     """Answer standard input, chunk by chunk."""
     options = _parser().parse(argv)
+    if options.attention and not options.jsonl:
+        raise Usage("--attention needs --jsonl: the weights are a field of the JSON object")
     clock = report.Clock()
     trained = open_run(options)
     task, loading = trained.experiment.task, clock.seconds
+    limit = getattr(task.search, "max_source", 0)
     source, cut, clock = Input(options.on_bad_line, options.chunk), 0, report.Clock()
     report.note(f"checkpoints {trained.steps} loaded in {loading:.1f} s; reading lines" + _hint())
-    show = _json if options.jsonl else _plain
     for lines in source.chunks():
         answers = task.predict(trained.experiment.model, trained.params, trained.tokenizer, lines)
-        for line, hypotheses in zip(lines, answers, strict=True):
-            report.emit(show(line, hypotheses))
+        for answer in answers:
+            report.emit(report.to_json(answer.record) if options.jsonl else answer.text)
         sys.stdout.flush()
-        cut += _cut(lines, trained.tokenizer, task.search.max_source)
+        cut += _cut(lines, trained.tokenizer, limit) if limit else 0
     if cut:
-        report.note(f"{cut:,} lines were longer than {task.search.max_source} tokens and were cut there")
+        report.note(f"{cut:,} lines were longer than {limit} tokens and were cut there")
     if source.bad.replaced:
         report.note(f"{source.bad.replaced:,} lines were not UTF-8: their bad bytes became U+FFFD")
     report.note(clock.sentence(source.count))
@@ -45,6 +48,8 @@ def _parser() -> Parser:
     parser.add_argument("--n-best", type=whole(1), default=1, metavar="N", help=text)
     text = "one JSON object a line: source, prediction, score, logprob (natural log, EOS counted), hypotheses"
     parser.add_argument("--jsonl", action="store_true", help=text)
+    text = "with --jsonl: how much each piece of the best answer looked at each piece of the source"
+    parser.add_argument("--attention", action="store_true", help=text)
     text = "a line that is not UTF-8: stop (the default), or put U+FFFD for its bad bytes"
     parser.add_argument("--on-bad-line", choices=("error", "replace"), default="error", help=text)
     text = f"lines read at most before they are answered (default: {CHUNK})"
@@ -54,20 +59,6 @@ def _parser() -> Parser:
 
 def _hint() -> str:
     return " from the terminal; Ctrl-D ends them" if sys.stdin.isatty() else ""
-
-
-def _plain(line: str, hypotheses: Sequence[Any]) -> str:
-    """The texts, separated by tabs; one text keeps the tabs that it has."""
-    texts = [hypothesis.text for hypothesis in hypotheses]
-    return texts[0] if len(texts) == 1 else "\t".join(text.replace("\t", " ") for text in texts)
-
-
-def _json(line: str, hypotheses: Sequence[Any]) -> str:
-    best = hypotheses[0]
-    names = ("text", "score", "logprob", "tokens", "reason")
-    found = [{name: dataclasses.asdict(item)[name] for name in names} for item in hypotheses if item.reason != "none"]
-    record = {"source": line, "prediction": best.text, "score": best.score, "logprob": best.logprob}
-    return report.to_json(record | {"hypotheses": found})
 
 
 def _cut(lines: Sequence[str], tokenizer: Any, limit: int) -> int:

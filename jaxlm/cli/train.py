@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
 
     folder = options.workdir or _default_workdir(options.experiment)
     experiment.task.check()
-    summary = train(experiment, folder, options.threads, options.workers)
+    summary = train(experiment, folder, options.threads, options.workers, options.minutes)
     interrupted = summary.get("stopped") == "interrupted"
     if not interrupted:
         summary |= _judged(folder)
@@ -67,6 +67,8 @@ def _parser() -> ExperimentParser:
     parser.add_argument("--on-bad-line", choices=("error", "replace", "skip"), help=text)
     parser.add_argument("--threads", type=whole(0), default=1, metavar="N", help="threads that make batches")
     parser.add_argument("--workers", type=whole(0), default=0, metavar="N", help="processes that make batches")
+    text = "stop after so many minutes: evaluate, save, and score the test split"
+    parser.add_argument("--minutes", type=float, default=0.0, metavar="M", help=text)
     return parser
 
 
@@ -98,14 +100,13 @@ def _replaced(value: Any, field: str, new: Any) -> Any:
 def _judged(folder: Path) -> dict[str, Any]:
     """Test scores of the parameters that `evaluate` and `predict` use, and a few answers on stdout."""
     from jaxlm import workdir
-    from jaxlm.tasks.translate import one_line
 
     trained = workdir.load(folder)
     task, model = trained.experiment.task, trained.experiment.model
     clock = report.Clock()
-    with report.bar(sum(1 for _ in task.pairs("test"))) as progress:
+    with report.bar(task.count("test")) as progress:
         scores = task.evaluate(model, trained.params, trained.tokenizer, "test", progress)
     scores |= clock.rates(scores["lines"])
-    for source, reference, answer in task.samples(model, trained.params, trained.tokenizer, SAMPLES):
-        report.emit(f"{one_line(source)} -> {answer} (reference: {one_line(reference)})")
+    for line in task.samples(model, trained.params, trained.tokenizer, SAMPLES):
+        report.emit(line)
     return {"checkpoints": trained.steps, "test": scores}

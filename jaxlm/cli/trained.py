@@ -43,8 +43,7 @@ def read_experiment(options: argparse.Namespace) -> "Experiment":
 
     runtime.prepare()
     experiment = workdir.read_experiment(folder)
-    task = dataclasses.replace(experiment.task, search=_search(experiment.task.search, options))
-    return dataclasses.replace(experiment, task=task)
+    return dataclasses.replace(experiment, task=_chosen(experiment.task, options))
 
 
 def open_run(options: argparse.Namespace, experiment: "Experiment | None" = None) -> "Trained":
@@ -56,6 +55,17 @@ def open_run(options: argparse.Namespace, experiment: "Experiment | None" = None
     return dataclasses.replace(trained, experiment=experiment)
 
 
+def _chosen(task: Any, options: argparse.Namespace) -> Any:
+    """The task with the options of this command. Raises Usage where it has no use for one."""
+    if task.search is not None:
+        return dataclasses.replace(task, search=_search(task.search, options))
+    asked = [name for name in ("beam", "alpha", "attention") if getattr(options, name, None)]
+    asked += ["n_best"] if (getattr(options, "n_best", None) or 1) > 1 else []
+    if asked:
+        raise Usage(f"--{asked[0].replace('_', '-')}: the task {type(task).__name__} does not search")
+    return dataclasses.replace(task, tokens=options.batch_tokens) if options.batch_tokens else task
+
+
 def _search(search: Any, options: argparse.Namespace) -> Any:
     given = vars(options)
     size, returns = given.get("beam") or search.beam.size, given.get("n_best") or 1
@@ -65,5 +75,5 @@ def _search(search: Any, options: argparse.Namespace) -> Any:
     if given.get("alpha") is not None:
         penalty = "power" if search.beam.penalty == "none" else search.beam.penalty
         changes |= {"alpha": options.alpha, "penalty": penalty}
-    tokens = options.batch_tokens or search.tokens
-    return dataclasses.replace(search, beam=dataclasses.replace(search.beam, **changes), tokens=tokens)
+    more = {"tokens": options.batch_tokens or search.tokens, "attention": given.get("attention") or False}
+    return dataclasses.replace(search, beam=dataclasses.replace(search.beam, **changes), **more)

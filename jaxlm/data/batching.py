@@ -17,7 +17,7 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.errors import UserError
 
 Columns = Mapping[str, Ragged]
-"""Columns "source" and "target", or one of them alone."""
+"""Columns "source" and "target", or one of them alone, whose lengths count; `jaxlm.data.collate` has the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +96,7 @@ class Buckets:
     def plan(self, columns: Columns, seed: int = 0, divisor: int = 1) -> Plan:
         """Raises UserError where no example is short enough, or the longest bucket cannot fill `multiple` rows."""
         limit = min(self.max_length, max(self.lengths)) if self.lengths else self.max_length
+        columns = _texts(columns)
         kept = _kept(columns, {name: limit for name in columns}, self.long)
         source, target = kept.source, kept.target
         multiple = math.lcm(self.multiple, divisor)
@@ -136,7 +137,7 @@ class Packing:
 
     def plan(self, columns: Columns, seed: int = 0, divisor: int = 1) -> Plan:
         """Raises UserError where no example is short enough, or `tokens` cannot fill `multiple` rows."""
-        room = {"source": self.source_length or self.length, "target": self.length}
+        columns, room = _texts(columns), {"source": self.source_length or self.length, "target": self.length}
         kept = _kept(columns, room, self.long)
         multiple = math.lcm(self.multiple, divisor)
         side = "target" if "target" in columns else "source"
@@ -159,6 +160,10 @@ class _Kept:
     real: dict[str, int]
     dropped: int
     truncated: int
+
+
+def _texts(columns: Columns) -> Columns:
+    return {name: column for name, column in columns.items() if name in ("source", "target")}
 
 
 def _kept(columns: Columns, limit: dict[str, int], long: str) -> _Kept:

@@ -12,7 +12,7 @@ from zlib import crc32
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.data.pipeline import in_order
+from jaxlm.data.collate import in_order
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.vocabulary import BOS, EOS, Tokenizer
 from jaxlm.decode.choose import Sampler

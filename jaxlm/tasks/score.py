@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.data.collate import in_order
 from jaxlm.data.pairs import Pair
-from jaxlm.data.pipeline import in_order
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.vocabulary import EOS, Tokenizer
 from jaxlm.decode.score import score_targets

@@ -1,9 +1,9 @@
-"""What a task is: which data, what the tokenizer learns from, how batches are made of it, and how answers are judged."""
+"""What a task is: which data, what the tokenizer learns from, what batches are made of, how answers are judged."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from jaxlm.data.batching import Columns
 from jaxlm.data.text import BadLines
@@ -21,49 +21,54 @@ class Answer:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-class Task(Protocol):
-    """A frozen dataclass; `judging` names its fields that decide how a model is judged, not what is trained."""
+class Task:
+    """Base of the tasks, which are frozen dataclasses.
 
-    judging: ClassVar[tuple[str, ...]]
+    judging: the fields that decide how a model is judged, not what is trained: a resumed run may change them.
+    search: how answers are decoded, where they are; a field of the tasks that search.
+    """
+
+    judging: ClassVar[tuple[str, ...]] = ()
+    search: Any = None
 
     def check(self) -> None:
         """Read, before anything is trained, what is needed only later. Raises UserError on the first fault."""
-        ...
+        raise NotImplementedError
 
     def texts(self) -> Iterable[str]:
         """What the tokenizer learns from."""
-        ...
+        raise NotImplementedError
 
     def describe(self, split: str = "train") -> str:
         """One line about a split. Raises UserError with the names that exist."""
-        ...
+        raise NotImplementedError
 
     def count(self, split: str) -> int:
         """How many items `evaluate` will tell `progress` of."""
-        ...
+        raise NotImplementedError
 
     def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
         """The training split as ids, kept in `folder`; `bad` counts what was left out. See `jaxlm.data.batching`."""
-        ...
+        raise NotImplementedError
 
     def validate(
         self, model: Any, params: Params, tokenizer: Tokenizer, objective: Any, tokens: int, progress: Progress = None
     ) -> dict[str, float]:
         """Figures of the validation split during training, named "valid/...", in batches of `tokens` positions."""
-        ...
+        raise NotImplementedError
 
     def evaluate(
         self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: Progress = None
     ) -> dict[str, Any]:
         """All scores of a split, for a JSON object; holds "split" and "lines"."""
-        ...
+        raise NotImplementedError
 
     def samples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
         """A few lines for a person to read: what was asked, what was answered, what was right."""
-        ...
+        raise NotImplementedError
 
     def predict(
         self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: Progress = None
     ) -> list[Answer]:
         """One answer for each line, in order; a blank line gets a blank answer and never reaches the model."""
-        ...
+        raise NotImplementedError

@@ -1,19 +1,22 @@
 """Lines in, lines out: tokenise, batch by length, search on the device, detokenise, restore the order."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.data.pipeline import in_order
+from jaxlm.data.collate import in_order
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.vocabulary import BOS, EOS, Tokenizer
 from jaxlm.decode.beam import beam_search
 from jaxlm.decode.options import Beam
 from jaxlm.decode.reasons import REASONS
-from jaxlm.types import Params
+from jaxlm.errors import UserError
+from jaxlm.types import Array, Batch, Params
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Search:
 
     tokens: source positions a batch (times the beam, decoder rows).
     max_source: source tokens kept of a longer line, EOS included.
+    attention: `predict` also tells what each token of the best answer looked at.
     """
 
     beam: Beam = Beam()
@@ -29,6 +33,7 @@ class Search:
     extra: int = 50
     tokens: int = 2048
     max_source: int = 512
+    attention: bool = False
 
     def limit(self, source_tokens: Any) -> np.ndarray:
         """The most tokens of each answer, a function of its own source length (EOS included) only."""
@@ -45,6 +50,7 @@ class Hypothesis:
     tokens: int
     reason: str
     token_logprobs: tuple[float, ...]
+    ids: tuple[int, ...] = ()
 
 
 def translate(
@@ -108,9 +114,50 @@ def _hypotheses(found: dict[str, np.ndarray], row: int, tokenizer: Tokenizer) ->
                 tokens=size,
                 reason=REASONS[int(found["reason_BN"][row, slot])],
                 token_logprobs=tuple(float(x) for x in found["token_logprob_BNT"][row, slot, :size]),
+                ids=tuple(ids.tolist()),
             )
         )
     return answers
+
+
+def attended(
+    model: Any,
+    params: Params,
+    tokenizer: Tokenizer,
+    lines: Sequence[str],
+    answers: Sequence[Hypothesis],
+    search: Search,
+) -> list[dict[str, Any]]:
+    """For each answer {"source": pieces, "target": pieces, "weights": a row a target piece}: it is read once more.
+
+    Raises UserError for a model without attention weights (it has no method `attention`).
+    """
+    if not hasattr(model, "attention"):
+        raise UserError(f"{type(model).__name__} cannot tell attention weights: leave --attention out")
+    found: list[dict[str, Any]] = [{"source": [], "target": [], "weights": []} for _ in lines]
+    asked = [index for index, answer in enumerate(answers) if answer.ids]
+    said = [[i for i in answers[index].ids if i != EOS] for index in asked]
+    source = Ragged.of(tokenizer.encode([lines[index] for index in asked]))
+    if not asked:
+        return found
+    for row_B, batch in in_order({"source": source, "target": Ragged.of(said)}, search.tokens, multiple=1):
+        weight_BTS = np.asarray(_attention(model, params, batch))
+        for row in np.flatnonzero(row_B >= 0):
+            sizes = batch.target_valid_BT[row].sum(), batch.source_valid_BS[row].sum()
+            pieces = [_pieces(tokenizer, ids[:size]) for ids, size in
+                      ((batch.source_BS[row], sizes[1]), (batch.label_BT[row], sizes[0]))]  # fmt: skip
+            weights = weight_BTS[row, : sizes[0], : sizes[1]].round(4).tolist()
+            found[asked[row_B[row]]] = {"source": pieces[0], "target": pieces[1], "weights": weights}
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _attention(model: Any, params: Params, batch: Batch) -> Array:
+    return model.apply({"params": params}, batch, method="attention")
+
+
+def _pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
+    return ["</s>" if i == EOS else tokenizer.decode([[i]])[0] for i in ids.tolist()]
 
 
 def one_line(text: str) -> str:

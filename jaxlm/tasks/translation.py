@@ -1,28 +1,30 @@
 """The task of translation: which pairs, what the tokenizer learns from, and how an answer is judged."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 
-from jaxlm.data.pairs import Pairs, PairSource
-from jaxlm.data.pipeline import in_order
+from jaxlm.data.batching import Columns
+from jaxlm.data.collate import in_order
+from jaxlm.data.pairs import Pairs, PairSource, read
 from jaxlm.data.ragged import encode_pairs
+from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.metrics import bleu, chrf, moses_bleu
-from jaxlm.tasks.translate import Hypothesis, Search, translate
+from jaxlm.tasks.task import Answer, Progress, Task
+from jaxlm.tasks.translate import Hypothesis, Search, attended, one_line, translate
 from jaxlm.types import Params
-
-Progress = Callable[[int], None] | None
 
 
 @dataclass(frozen=True)
-class Translation:
+class Translation(Task):
     """Source text to target text.
 
     Attributes:
@@ -46,7 +48,7 @@ class Translation:
     """Fields that decide how a model is judged, not what is trained: a resumed run may change them."""
 
     def pairs(self, split: str) -> Pairs:
-        """The source of a split by name. Raises UserError with the names that exist."""
+        """The pairs of a split by name. Raises UserError with the names that exist."""
         splits = {"train": self.train, "valid": self.valid, "test": self.test, **self.more}
         if split not in splits:
             raise UserError(f"no split {split!r}; this experiment has {', '.join(splits)}")
@@ -79,17 +81,36 @@ class Translation:
         figures["valid/bleu"] = bleu(answers, [target for _, target in some]).value
         return figures
 
-    def samples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> list[tuple[str, str, str]]:
-        """(source, reference, answer) of the first `count` test pairs, for a person to read."""
+    def describe(self, split: str = "train") -> str:
+        """Which pairs a split has."""
+        return self.pairs(split).describe()
+
+    def count(self, split: str) -> int:
+        """The pairs of a split."""
+        return sum(1 for _ in self.pairs(split))
+
+    def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
+        """Columns "source" and "target" of the training pairs."""
+        return encode_pairs(read(self.train, bad), tokenizer, folder)
+
+    def samples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+        """The first `count` test pairs and their answers."""
         pairs = [pair for pair, _ in zip(self.test, range(count), strict=False)]
         answers = self._answers(model, params, tokenizer, pairs, self.search)
-        return [(source, target, answer) for (source, target), answer in zip(pairs, answers, strict=True)]
+        for (source, target), answer in zip(pairs, answers, strict=True):
+            yield f"{one_line(source)} -> {answer} (reference: {one_line(target)})"
 
     def predict(
         self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: Progress = None
-    ) -> list[list[Hypothesis]]:
-        """The answers to each line, best first, by `search`."""
-        return translate(model, params, tokenizer, lines, self.search, progress)
+    ) -> list[Answer]:
+        """The answers to each line, best first, by `search`; with their attention if it asks for that."""
+        found = translate(model, params, tokenizer, lines, self.search, progress)
+        answers = [_answer(line, hypotheses) for line, hypotheses in zip(lines, found, strict=True)]
+        if self.search.attention:
+            weights = attended(model, params, tokenizer, lines, [hypotheses[0] for hypotheses in found], self.search)
+            for answer, attention in zip(answers, weights, strict=True):
+                answer.record["attention"] = attention
+        return answers
 
     def evaluate(
         self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: Progress = None
@@ -118,6 +139,16 @@ class Translation:
     ) -> list[str]:
         found = translate(model, params, tokenizer, [source for source, _ in pairs], search, progress)
         return [hypotheses[0].text for hypotheses in found]
+
+
+def _answer(line: str, hypotheses: Sequence[Hypothesis]) -> Answer:
+    """The texts, separated by tabs (one text keeps the tabs that it has), and all that is known about them."""
+    texts, best = [hypothesis.text for hypothesis in hypotheses], hypotheses[0]
+    text = texts[0] if len(texts) == 1 else "\t".join(text.replace("\t", " ") for text in texts)
+    names = ("text", "score", "logprob", "tokens", "reason")
+    found = [{name: getattr(item, name) for name in names} for item in hypotheses if item.reason != "none"]
+    record = {"source": line, "prediction": best.text, "score": best.score, "logprob": best.logprob}
+    return Answer(text, record | {"hypotheses": found})
 
 
 @lru_cache(maxsize=8)

@@ -7,49 +7,40 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxlm import runtime
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.data.pipeline import Pipeline
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
-from jaxlm.log import Log
-from jaxlm.parallel import split_rows
+from jaxlm.log import Log, sign
+from jaxlm.parallel import everywhere, split_rows
+from jaxlm.train.fit import fit
 from jaxlm.train.meter import Meter
+from jaxlm.train.patience import Progress
 from jaxlm.train.prepare import Prepared, prepare
 from jaxlm.train.state import TrainState
 
 VALID_TOKENS = 8192
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What patience must remember; it travels in the checkpoint's metadata."""
-
-    best: float | None = None
-    best_step: int = 0
-    worse: int = 0
-
-    def after(self, figure: float | None, step: int) -> "Progress":
-        """The same after one more evaluation."""
-        if figure is None or not math.isfinite(figure):
-            return Progress(self.best, self.best_step, self.worse + 1)
-        if self.best is None or figure > self.best:
-            return Progress(figure, step, 0)
-        return Progress(self.best, self.best_step, self.worse + 1)
-
-
-def train(experiment: Experiment, folder: Path, threads: int = 1, workers: int = 0) -> dict[str, Any]:
+def train(
+    experiment: Experiment, folder: Path, threads: int = 1, workers: int = 0, minutes: float = 0.0
+) -> dict[str, Any]:
     """Train, or go on from the newest whole checkpoint in `folder`; the last figures, for a JSON line.
 
-    Ctrl-C or SIGTERM saves and stops ("interrupted": True); the same call then goes on. Raises UserError on every
-    mistake that can be known, before training starts where possible.
+    Ctrl-C or SIGTERM saves and stops ("interrupted": True); the same call then goes on. After `minutes` of wall time
+    (0: no limit) the run is evaluated, saved and stopped. A model that is fitted in closed form is fitted at once.
+    Raises UserError on every mistake that can be known, before training starts where possible.
     """
+    if hasattr(experiment.model, "fit"):
+        return fit(experiment, folder, note)
     with ExitStack() as stack:
         prepared = prepare(experiment, folder, note)
         checkpoints = Checkpoints(folder / "checkpoints", experiment.keep, keep_best=experiment.best)
@@ -59,13 +50,16 @@ def train(experiment: Experiment, folder: Path, threads: int = 1, workers: int =
         stack.enter_context(log)
         batches = stack.enter_context(Pipeline(prepared.batches, step or 0, threads, workers))
         stopped = stack.enter_context(_signals())
-        return Run(prepared, checkpoints, log, meta).steps(state, batches, stopped)
+        return Run(prepared, checkpoints, log, meta, minutes).steps(state, batches, stopped)
 
 
 class Run:
     """One call of `train`: the parts, and what has been learnt so far about how it goes."""
 
-    def __init__(self, prepared: Prepared, checkpoints: Checkpoints, log: Log, meta: dict[str, Any]):
+    def __init__(
+        self, prepared: Prepared, checkpoints: Checkpoints, log: Log, meta: dict[str, Any], minutes: float = 0.0
+    ):
+        self.deadline = time.monotonic() + 60 * minutes if minutes else math.inf
         self.prepared, self.checkpoints, self.log = prepared, checkpoints, log
         self.progress = Progress(**meta.get("progress", {}))
         self.experiment = prepared.experiment
@@ -89,25 +83,35 @@ class Run:
                 jax.block_until_ready(metrics)
                 self.first_step_seconds = runtime.seconds_since_start()
             self.log.move(step)
-            reason = self._housekeeping(state, step, stopped)
+            state, reason = self._housekeeping(state, step, stopped)
         return self._summary(state, step, reason)
 
-    def _housekeeping(self, state: TrainState, step: int, stopped: threading.Event) -> str | None:
-        """Log, evaluate and save where due; a reason to stop, or None."""
-        experiment, end = self.experiment, step == self.experiment.steps
-        reason = "interrupted" if stopped.is_set() else None
+    def _housekeeping(self, state: TrainState, step: int, stopped: threading.Event) -> tuple[TrainState, str | None]:
+        """Log, evaluate and save where due; the state to go on with, and a reason to stop or None."""
+        experiment = self.experiment
+        reason = "interrupted" if stopped.is_set() else "time" if time.monotonic() > self.deadline else None
+        end = step == experiment.steps or reason == "time"
         if step % experiment.log_every == 0 or end:
             figures = self.meter.read()
             self.log.write(step, figures)
             self._check_finite(figures["train/loss"], step)
             self.figures |= figures
         self.metric = None
-        if (step % experiment.evaluate_every == 0 or end) and not reason:
+        if (step % experiment.evaluate_every == 0 or end) and reason != "interrupted":
             self._evaluate(state, step)
-            reason = self._impatient()
+            state = self._averaging(state)
+            reason = reason or self._impatient()
         if step % experiment.checkpoint_every == 0 or end or reason:
             self._save(state, step)
-        return reason
+        return state, reason
+
+    def _averaging(self, state: TrainState) -> TrainState:
+        """The same state, or one whose parameters are averaged from here on (NT-ASGD)."""
+        patience = self.experiment.average_after
+        if not patience or int(state.averaged) or not self.progress.stalled(patience):
+            return state
+        self.log.note(f"no better than {patience} evaluations ago: the parameters are averaged from here on")
+        return replace(state, averaged=jax.device_put(jnp.int32(1), everywhere(self.prepared.mesh)))
 
     def _save(self, state: TrainState, step: int) -> None:
         meta = {"progress": vars(self.progress), "meter": self.meter.sums()}
@@ -124,9 +128,10 @@ class Run:
         params = state.params if state.ema is None else state.ema
         arguments = (experiment.model, params, self.prepared.tokenizer, experiment.objective, VALID_TOKENS)
         figures = experiment.task.validate(*arguments)
-        self.metric = figures.get(experiment.best)
-        if self.metric is None:
+        figure = figures.get(experiment.best)
+        if figure is None:
             raise UserError(f"best = {experiment.best!r}, but the figures are {', '.join(figures)}: choose one of them")
+        self.metric = sign(experiment.best) * figure
         self.progress = self.progress.after(self.metric, step)
         self.figures |= figures
         self.log.write(step, figures)
@@ -142,7 +147,9 @@ class Run:
     def _summary(self, state: TrainState, step: int, reason: str | None) -> dict[str, Any]:
         self.checkpoints.wait()
         summary: dict[str, Any] = {"step": step, **self.figures, "seconds_to_first_step": self.first_step_seconds}
-        summary["best_step"], summary[f"best/{self.experiment.best}"] = self.progress.best_step, self.progress.best
+        name, best = self.experiment.best, self.progress.best
+        summary["best_step"] = self.progress.best_step
+        summary[f"best/{name}"] = None if best is None else sign(name) * best
         if reason:
             summary["stopped"] = reason
         return summary

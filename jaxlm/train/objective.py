@@ -1,15 +1,22 @@
 """What is minimised, as frozen configs: called with (model, parameters, batch, dropout key) -> `jaxlm.losses.Loss`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from jaxlm.losses import Loss, cross_entropy
-from jaxlm.types import Array, Batch, Params
+from jaxlm.types import Array, Batch, Params, State
 
 
 @dataclass(frozen=True)
 class NextToken:
-    """Cross-entropy of every next target token, with `smoothing` of the labels; the task of every sequence model."""
+    """Cross-entropy of every next target token, with `smoothing` of the labels; the task of every sequence model.
+
+    A batch whose rows go on from the batch before brings the model's state with it, and the loss gives back the state
+    after it (truncated back-propagation through time: no gradient passes from batch to batch).
+    """
 
     smoothing: float = 0.0
 
@@ -17,12 +24,35 @@ class NextToken:
         """Sums over the valid target tokens; without a key there is no dropout."""
 
         def features(module, batch):
-            return module.extend(batch.target_BT, module.start(batch, 0), batch.target_valid_BT)[0]
+            state = _resumed(batch, module.start(batch, 0))
+            return module.extend(batch.target_BT, state, batch.target_valid_BT)
 
         rngs = None if key is None else {"dropout": key}
-        features_BTD = model.apply({"params": params}, batch, method=features, rngs=rngs)
+        features_BTD, state = model.apply({"params": params}, batch, method=features, rngs=rngs)
+        state = None if batch.begins_B is None else jax.lax.stop_gradient(state)
+        if hasattr(model, "logprob"):  # a model that looks labels up has no need of all logits
+            return replace(_looked_up(model, params, features_BTD, batch), state=state)
 
         def readout(features):
             return model.apply({"params": params}, features, method="readout")
 
-        return cross_entropy(readout, features_BTD, batch.label_BT, batch.target_valid_BT, self.smoothing)
+        loss = cross_entropy(readout, features_BTD, batch.label_BT, batch.target_valid_BT, self.smoothing)
+        return replace(loss, state=state)
+
+
+def _resumed(batch: Batch, fresh: State) -> State:
+    """The state that each row goes on from: that of the batch before, or a fresh one where a stream begins."""
+    if batch.state is None:
+        return fresh
+
+    def choose(new: Array, old: Array) -> Array:
+        begins = batch.begins_B.reshape(-1, *(1,) * (new.ndim - 1))
+        return jnp.where(begins, new, old.astype(new.dtype))
+
+    return jax.tree.map(choose, fresh, batch.state)
+
+
+def _looked_up(model: Any, params: Params, features: Array, batch: Batch) -> Loss:
+    logprob_BT = model.apply({"params": params}, features, batch.label_BT, method="logprob")
+    nll = -jnp.where(batch.target_valid_BT, logprob_BT, 0.0).sum()
+    return Loss(nll, nll, batch.target_valid_BT.sum(dtype=jnp.float32))

@@ -8,7 +8,7 @@ import optax
 from flax import struct
 
 from jaxlm.streams import stream
-from jaxlm.types import Array, Batch, Params
+from jaxlm.types import Array, Batch, Params, State
 
 
 @struct.dataclass
@@ -19,17 +19,36 @@ class TrainState:
       step: updates done, int32.
       params: float32 parameters, a plain nested dict.
       opt_state: of the optax transformation.
-      ema: exponential moving average of the parameters, or None.
+      ema: moving average of the parameters, or None.
+      averaged: updates whose parameters are in `ema`, where it is a plain mean since some step (int32; 0: not begun).
+      carry: the model's state after the last batch, where streams go on from batch to batch, or None.
     """
 
     step: Array
     params: Params
     opt_state: Any
     ema: Params | None = None
+    averaged: Array | None = None
+    carry: State | None = None
 
 
-def create(model: Any, optimizer: optax.GradientTransformation, batch: Batch, seed: int, ema: bool) -> TrainState:
-    """A fresh state, a pure function of the seed; `batch` gives shapes only."""
+def create(
+    model: Any, optimizer: optax.GradientTransformation, batch: Batch, seed: int, averages: str = "", carry: int = 0
+) -> TrainState:
+    """A fresh state, a pure function of the seed; `batch` gives shapes only.
+
+    averages: "ema" (a moving average of the parameters), "mean" (a plain one, which begins later) or "" (none).
+    carry: rows whose model state is carried from batch to batch.
+    """
     params = model.init(stream(seed, "init"), batch)["params"]
-    average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+    average = jax.tree.map(jnp.copy, params) if averages else None
+    averaged = jnp.zeros((), jnp.int32) if averages == "mean" else None
+    state = _empty(model, params, batch, carry) if carry else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, averaged, state)
+
+
+def _empty(model: Any, params: Params, batch: Batch, rows: int) -> State:
+    """The model's state for so many rows, in zeros: where a stream begins it is not looked at."""
+    many = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), batch)
+    start = jax.eval_shape(lambda params: model.apply({"params": params}, many, 0, method="start"), params)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), start)

@@ -1,6 +1,7 @@
 """The one train step: gradient of a (sum, count) loss, accumulated over micro-batches, one optimizer update."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import jax
@@ -10,7 +11,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from jaxlm.losses import Loss
-from jaxlm.parallel import everywhere
+from jaxlm.parallel import everywhere, rows
 from jaxlm.streams import stream
 from jaxlm.train.state import TrainState
 from jaxlm.types import Array, Batch, Params
@@ -51,24 +52,40 @@ def make_step(
     """(state, batch) -> (state, metrics), jitted, the old state donated.
 
     `accumulate` splits the rows of the batch into that many micro-batches; the update is that of the whole batch,
-    since sums and counts are added and divided once. With a `mesh` the state stays on every device of it.
+    since sums and counts are added and divided once. With a `mesh` the state stays on every device of it, but for a
+    carried state, whose rows lie where those of the batch lie.
     """
 
     gradients = _gradients(model, objective, accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if state.carry is not None:
+            batch = replace(batch, state=state.carry)
         grads, loss = gradients(state.params, batch, stream(seed, "dropout", state.step))
         grads = jax.tree.map(lambda grad: grad / jnp.maximum(loss.count, 1.0), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = state.ema
-        if average is not None:
-            average = optax.incremental_update(params, average, 1.0 - ema)
+        average, averaged = _averaged(state, params, ema)
         metrics = Metrics(loss.total, loss.nll, loss.count, optax.tree.norm(grads), rate(state.step))
-        return TrainState(state.step + 1, params, opt_state, average), metrics
+        carry = None if state.carry is None else loss.state
+        return TrainState(state.step + 1, params, opt_state, average, averaged, carry), metrics
 
-    placed: dict[str, Any] = {} if mesh is None else {"out_shardings": everywhere(mesh)}
+    placed: dict[str, Any] = {}
+    if mesh is not None:
+        whole = everywhere(mesh)
+        placed["out_shardings"] = TrainState(*(whole,) * 5, carry=rows(mesh)), whole  # type: ignore[arg-type]
     return jax.jit(step, donate_argnums=0, **placed)
+
+
+def _averaged(state: TrainState, params: Params, ema: float) -> tuple[Params | None, Array | None]:
+    """The average of the parameters after an update, and over how many updates it is taken, where that is counted."""
+    if state.ema is None:
+        return None, None
+    if state.averaged is None:
+        return optax.incremental_update(params, state.ema, 1.0 - ema), None
+    averaged = jnp.where(state.averaged > 0, state.averaged + 1, 0)
+    share = 1.0 / jnp.maximum(averaged, 1).astype(jnp.float32)
+    return optax.incremental_update(params, state.ema, share), averaged
 
 
 def _gradients(model: Any, objective: Objective, accumulate: int) -> Gradients:
@@ -85,12 +102,17 @@ def _gradients(model: Any, objective: Objective, accumulate: int) -> Gradients:
         # Every accumulate-th row goes into one part, so that a row never leaves its device.
         parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
 
-        def one(sums: Any, part: Any) -> tuple[Any, None]:
-            rows, index = part
-            return jax.tree.map(jnp.add, sums, whole(params, rows, jax.random.fold_in(key, index))), None
+        def one(sums: Any, part: Any) -> tuple[Any, Any]:
+            some, index = part
+            grads, loss = whole(params, some, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, sums, (grads, replace(loss, state=None))), loss.state
 
         shapes = jax.eval_shape(whole, params, jax.tree.map(lambda x: x[0], parts), key)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.scan(one, zeros, (parts, jnp.arange(accumulate)))[0]
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[0], replace(shapes[1], state=None))
+        )
+        (grads, loss), states = jax.lax.scan(one, zeros, (parts, jnp.arange(accumulate)))
+        back = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), states)
+        return grads, replace(loss, state=back)
 
     return whole if accumulate == 1 else in_parts

@@ -1,0 +1,131 @@
+"""One long text in rows: windows that follow each other from batch to batch, for states that are carried on.
+
+The texts of the column "target" are joined to one stream, each with EOS at its end. It is cut into `rows` pieces of
+equal length; batch k holds the k-th window of every piece, so that what a model remembers after a row of batch k is
+what it must remember before the same row of batch k + 1. An epoch says every token exactly once: the first token of all
+is said after BOS, the first one of each other row after the token before it, and the last windows are padded.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from jaxlm.data.batching import Columns
+from jaxlm.data.order import permutation
+from jaxlm.data.vocabulary import BOS, EOS
+from jaxlm.errors import UserError
+from jaxlm.types import Batch
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Batches of `rows` windows of `length` tokens.
+
+    carry: windows follow each other and the model's state with them (truncated back-propagation through time), from an
+      empty state in every epoch. Else they are drawn anew in every epoch, with new cuts, and each is read from nothing.
+    end: every text ends with EOS; without it the texts are one text.
+    """
+
+    length: int = 35
+    rows: int = 20
+    carry: bool = True
+    end: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Positions of a batch."""
+        return self.rows * self.length
+
+    @property
+    def carry_rows(self) -> int:
+        """Rows whose state goes on from batch to batch."""
+        return self.rows if self.carry else 0
+
+    def plan(self, columns: Columns, seed: int = 0) -> "WindowBatches":
+        """Raises UserError where the text is shorter than one window."""
+        stream = joined(columns, self.end)
+        if len(stream) < max(self.length, self.rows):
+            raise UserError(
+                f"the text has {len(stream):,} tokens, a batch {self.rows} rows of {self.length}: "
+                "lower --batching.rows and --batching.length, or give more text"
+            )
+        return WindowBatches(stream, self, seed)
+
+
+def joined(columns: Columns, end: bool) -> np.ndarray:
+    """The texts of the column "target" one after the other, int32, each with EOS at its end where `end`."""
+    column = columns["target"]
+    if not end:
+        return np.asarray(column.flat, np.int32)
+    stream = np.full(len(column.flat) + len(column), EOS, np.int32)
+    stream[np.arange(len(column.flat)) + np.repeat(np.arange(len(column)), column.lengths)] = column.flat
+    return stream
+
+
+@dataclass(frozen=True, eq=False)
+class WindowBatches:
+    """`batches[k]` is batch k: a pure function of (stream, config, seed, k)."""
+
+    stream: np.ndarray
+    config: Windows
+    seed: int = 0
+
+    @property
+    def multiple(self) -> int:
+        """The greatest number that divides the rows of every batch."""
+        return self.config.rows
+
+    @cached_property
+    def per_epoch(self) -> int:
+        """Batches of an epoch."""
+        piece = math.ceil(len(self.stream) / self.config.rows)
+        return math.ceil(piece / self.config.length)
+
+    def statistics(self) -> dict[str, float]:
+        """Numbers for a log, as `jaxlm.data.batching.Plan` has them."""
+        positions, tokens = self.per_epoch * self.config.tokens, len(self.stream)
+        padding = 1 - tokens / positions
+        figures: dict[str, float] = {"examples": tokens, "dropped": 0, "truncated": 0, "shapes": 1, "batches_per_epoch": self.per_epoch}
+        figures |= {"tokens": tokens / self.per_epoch, "positions": self.config.tokens}
+        return figures | {"padding_target": padding, "padding_both": padding}
+
+    def __getitem__(self, k: int) -> Batch:
+        epoch, window = divmod(k, self.per_epoch)
+        length, size = self.config.length, len(self.stream)
+        if self.config.carry:
+            piece = math.ceil(size / self.config.rows)
+            row_B = np.arange(self.config.rows) * piece
+            first_B, last_B = row_B + window * length, np.minimum(row_B + piece, size)
+        else:
+            first_B, last_B = self._drawn(epoch, window)
+        at_BT = first_B[:, None] + np.arange(length)
+        valid_BT = (at_BT < last_B[:, None]) & (at_BT >= 0)
+        label_BT = np.where(valid_BT, self.stream[np.clip(at_BT, 0, size - 1)], 0)
+        begun_BT = np.where(at_BT > 0, self.stream[np.clip(at_BT - 1, 0, size - 1)], BOS)
+        begins_B = np.full(self.config.rows, window == 0) if self.config.carry else None
+        return Batch(
+            target_BT=np.where(valid_BT, begun_BT, 0).astype(np.int32), target_valid_BT=valid_BT,
+            label_BT=label_BT.astype(np.int32), begins_B=begins_B,
+        )  # fmt: skip
+
+    def _drawn(self, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """First token and end of each row: the windows of an epoch in a new order, cut at new places."""
+        length, size = self.config.length, len(self.stream)
+        shift = int(permutation(length, self.seed, epoch, lane=1)[0])
+        order = self._order(epoch)
+        rows = np.arange(batch * self.config.rows, (batch + 1) * self.config.rows)
+        first_B = order[rows % len(order)] * length - shift
+        return first_B, np.minimum(first_B + length, size)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._kept:
+            while len(self._kept) > 2:
+                self._kept.pop(next(iter(self._kept)), None)
+            self._kept[epoch] = permutation(math.ceil(len(self.stream) / self.config.length) + 1, self.seed, epoch)
+        return self._kept[epoch]
+
+    @cached_property
+    def _kept(self) -> dict[int, np.ndarray]:
+        return {}
