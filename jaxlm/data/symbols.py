@@ -68,7 +68,7 @@ class Characters:
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(text)
-        return CharacterTokenizer(_most_frequent(counts, self.size))
+        return CharacterTokenizer(most_frequent(counts, self.size))
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Words:
         for text in texts:
             counts.update(text.split())
         counts.pop(UNKNOWN_WORD, None)
-        return WordTokenizer(_most_frequent(counts, self.size))
+        return WordTokenizer(most_frequent(counts, self.size))
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class WordTokenizer(StoredTokenizer):
         return cls(tuple(json.loads(content)))
 
 
-def _most_frequent(counts: Counter[str], size: int | None) -> tuple[str, ...]:
+def most_frequent(counts: Counter[str], size: int | None) -> tuple[str, ...]:
     """The symbols by falling frequency, ties by code points, as many as `size` has room for."""
     if not counts:
         raise UserError("there is no text to learn a vocabulary from: the corpus is empty or blank")

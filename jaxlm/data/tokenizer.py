@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from jaxlm.data.sentencepiece import SentencePiece, SentencePieceTokenizer
+from jaxlm.data.spelling import SpelledWords, SpelledWordTokenizer
 from jaxlm.data.symbols import Bytes, ByteTokenizer, Characters, CharacterTokenizer, Words, WordTokenizer
 from jaxlm.data.vocabulary import BOS, DESCRIPTION, EOS, PAD, SPECIALS, UNK, Tokenizer, content_hash
 from jaxlm.errors import UserError
@@ -17,12 +18,14 @@ __all__ = [
     "Bytes",
     "Characters",
     "SentencePiece",
+    "SpelledWords",
     "Tokenizer",
     "Words",
     "load_tokenizer",
 ]
 
-KINDS = {kind.kind: kind for kind in (SentencePieceTokenizer, ByteTokenizer, CharacterTokenizer, WordTokenizer)}
+STORED = (SentencePieceTokenizer, ByteTokenizer, CharacterTokenizer, WordTokenizer, SpelledWordTokenizer)
+KINDS = {kind.kind: kind for kind in STORED}
 CURE = "Copy the folder again from where it was made, or train anew."
 
 

@@ -1,0 +1,31 @@
+"""How well classes were told: accuracy, and precision, recall and F1 of each class and on average."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxlm.spans import Found
+
+
+def confusion(gold: np.ndarray, said: np.ndarray, classes: int) -> np.ndarray:
+    """(C, C) counts: rows are what is true, columns what was said. Ids from 0 to classes - 1."""
+    pairs = np.asarray(gold, np.int64) * classes + np.asarray(said, np.int64)
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def accuracy(counts_CC: np.ndarray) -> float:
+    """Per cent on the diagonal; 0 of nothing."""
+    return 100.0 * float(np.trace(counts_CC)) / max(int(counts_CC.sum()), 1)
+
+
+def by_class(counts_CC: np.ndarray, names: Sequence[str]) -> dict[str, Found]:
+    """What there was of each class, what was said, what was right."""
+    gold, said, right = counts_CC.sum(1), counts_CC.sum(0), np.diag(counts_CC)
+    return {name: Found(int(gold[i]), int(said[i]), int(right[i])) for i, name in enumerate(names)}
+
+
+def macro_f1(counts_CC: np.ndarray) -> float:
+    """Mean F1, 0 to 100, of the classes that occur or were said: each counts alike, however rare it is."""
+    gold, said, right = counts_CC.sum(1), counts_CC.sum(0), np.diag(counts_CC)
+    seen = gold + said > 0
+    return float(np.mean(200.0 * right[seen] / (gold + said)[seen])) if seen.any() else 0.0
