@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from zoo import quick_compilation  # noqa: F401 (a fixture)
 
-from jaxlm.nn.crf import NEVER, CRF
+from jaxlm.nn.crf import CRF, NEVER
 
 LABELS, LENGTH = 3, 5
 SIZES = np.array([5, 4, 1, 0, 3, 5])

@@ -42,7 +42,7 @@ class TaggedFile(PairSource):
         return kept_pairs(((None, None) if pair is None else pair for pair in sentences), bad, False, self.describe())
 
     def sentences(self, bad: BadLines) -> Iterator[list[Row] | None]:
-        """The words of each sentence, or None for one that has to be left out. Raises UserError as `on_bad_line` says."""
+        """The words of each sentence, or None for one that has to be left out. Raises UserError."""
         file, rows, good = find(self.path), [], True
         for number, line in enumerate(lines_or_none(file, self.on_bad_line, bad), start=1):
             if line is not None and not line.strip():

@@ -1,8 +1,8 @@
 """A recurrent classifier: read the text, make one vector of all hidden states, tell the class.
 
-last       h_S of the net that reads forwards and h_1 of the one that reads backwards    (Sutskever et al. 2014, section 2)
-mean, max  over the positions, feature by feature                                        (Conneau et al. 2017, section 3.2)
-attention  a = softmax(v . tanh(W h_t + b)),  sum_t a_t h_t                              (Yang et al. 2016, equations 5-7)
+last       h_S of the net that reads forwards and h_1 of the one that reads backwards   (Sutskever et al. 2014, 2)
+mean, max  over the positions, feature by feature                                       (Conneau et al. 2017, 3.2)
+attention  a = softmax(v . tanh(W h_t + b)),  sum_t a_t h_t                             (Yang et al. 2016, 2.2)
 """
 
 from typing import Literal

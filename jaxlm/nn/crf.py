@@ -1,6 +1,6 @@
 """Linear-chain conditional random field (Lafferty et al. 2001): a distribution over whole sequences of labels.
 
-score(y) = start_{y_1} + sum_t emission_{t, y_t} + sum_t transition_{y_{t-1}, y_t} + end_{y_T},   p(y) = exp score(y) / Z
+score(y) = start_{y_1} + sum_t emission_{t, y_t} + sum_t transition_{y_{t-1}, y_t} + end_{y_T},  p(y) = exp score(y) / Z
 
 log Z by the forward algorithm, the best y by Viterbi's, both as one scan over S. Positions that are not `valid` are
 skipped wherever they are, so that padding leaves no trace.
