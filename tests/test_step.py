@@ -84,7 +84,7 @@ class Counted:
 def test_a_shape_is_compiled_once():
     """From the freshly made state on, as the training loop makes it, and with batches placed as it places them."""
     objective, optimizer, mesh = Counted([]), AdamW(Cosine(), clip=1.0).build(9), data_mesh()
-    model = ZOO["lstm"].model
+    model = ZOO["lstm_lm"].model
     new = jax.jit(lambda: create(model, optimizer, BATCHES[0], 0, "ema"), out_shardings=everywhere(mesh))
     step = make_step(model, objective, optimizer, Cosine().build(9), 0, ema=0.9, mesh=mesh)
     state, longer = new(), batch_of(examples(8), 6, 7)

@@ -9,9 +9,16 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from zoo_lstm import LSTMLanguageModel, LSTMSeq2Seq
 
+from jaxlm.data.ragged import Ragged
 from jaxlm.models.encoder_decoder import EncoderDecoder
+from jaxlm.models.feedforward_lm import FeedForwardLM
+from jaxlm.models.joined import Joined
+from jaxlm.models.ngram import NGram
+from jaxlm.models.recurrent_lm import RecurrentLM
+from jaxlm.models.seq2seq import Seq2Seq
+from jaxlm.nn.cell import GRU, LSTM, Elman
+from jaxlm.nn.recurrent import Recurrent
 from jaxlm.types import Array, Batch, Params
 
 VOCAB = 23
@@ -28,6 +35,8 @@ class Animal:
 
 
 TRANSFORMER = EncoderDecoder(VOCAB, 8, 2, 12, 1, 1, dropout=0.0, max_length=24)
+SEQ2SEQ = Seq2Seq(VOCAB, 8, Recurrent(LSTM(6)), Recurrent(LSTM(6)))
+BOTH_WAYS = Recurrent(GRU(4), layers=2, bidirectional=True)
 
 ZOO = {
     "transformer": Animal(TRANSFORMER),
@@ -35,8 +44,21 @@ ZOO = {
     "untied": Animal(replace(TRANSFORMER, tie="none", position="none", activation="gelu", remat=True)),
     "scan": Animal(replace(TRANSFORMER, scan=True, encoder_layers=2, activation="gelu_tanh")),
     "bfloat16": Animal(replace(TRANSFORMER, dtype="bfloat16", scan=True, remat=True, norm="pre"), tolerance=0.04),
-    "lstm": Animal(LSTMLanguageModel(VOCAB, 8), source=False, segments=False),
-    "lstm_seq2seq": Animal(LSTMSeq2Seq(VOCAB, 8), segments=False),
+    "ngram": Animal(NGram(VOCAB, 4), source=False),
+    "ngram_stream": Animal(NGram(VOCAB, 2, stream=True), source=False),
+    "feedforward_lm": Animal(FeedForwardLM(VOCAB, 4, 6, 10, dropout=0.1), source=False),
+    "feedforward_lm_tied": Animal(FeedForwardLM(VOCAB, 3, 8, 8, direct=False, tie=True), source=False),
+    "elman_lm": Animal(RecurrentLM(VOCAB, 8, Recurrent(Elman(8)), tie=False), source=False),
+    "lstm_lm": Animal(RecurrentLM(VOCAB, 8, Recurrent(LSTM(8), layers=2)), source=False),
+    "gru_lm": Animal(RecurrentLM(VOCAB, 6, Recurrent(GRU(8), 2, residual=True, layer_norm=True)), source=False),
+    "seq2seq_first": Animal(replace(SEQ2SEQ, context="first", tie="none"), segments=False),
+    "seq2seq_every": Animal(replace(SEQ2SEQ, context="every", decoder=Recurrent(Elman(6), 2)), segments=False),
+    "seq2seq_dot": Animal(replace(SEQ2SEQ, score="dot", tie="target"), segments=False),
+    "seq2seq_additive_feeding": Animal(
+        replace(SEQ2SEQ, encoder=BOTH_WAYS, score="additive", attend="before", input_feeding=True, coverage=True),
+        segments=False,
+    ),
+    "joined": Animal(Joined(RecurrentLM(VOCAB, 8, Recurrent(LSTM(8)))), segments=False),
 }
 
 
@@ -50,8 +72,13 @@ def quick_compilation() -> Iterator[None]:
 
 @lru_cache
 def params_of(model: nn.Module) -> Params:
-    """Random parameters from NumPy (compiling `init` takes seconds); no bias is 0 and no gain 1, so that none hides."""
+    """Random parameters from NumPy (compiling `init` takes seconds); no bias is 0 and no gain 1, so that none hides.
+
+    A model that is fitted in closed form is fitted to random text.
+    """
     rng = np.random.default_rng(1)
+    if hasattr(model, "fit"):
+        return model.fit({"target": Ragged.of([rng.integers(4, VOCAB, length) for length in range(60)])})
     shapes = jax.eval_shape(model.init, jax.random.key(0), batch_of(examples(2), 8, 8))["params"]
 
     def draw(path: tuple, leaf: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Two tiny recurrent models under the contract: nothing in training, decoding or checkpoints knows that they are LSTMs.
+"""A tiny recurrent model under the contract: nothing in training, decoding or checkpoints knows that it is an LSTM.
 
 i, f, g, o = split(W [x_t; h_{t-1}] + b)
 c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g),   h_t = sigmoid(o) tanh(c_t)          (Hochreiter and Schmidhuber 1997)
@@ -46,33 +46,6 @@ class LSTM(nn.Module):
 
         carry, hidden_TBD = jax.lax.scan(read, carry, (jnp.moveaxis(x_BTD, 1, 0), valid_BT.T))
         return jnp.moveaxis(hidden_TBD, 0, 1), carry
-
-
-class LSTMLanguageModel(nn.Module):
-    """p(next token | tokens so far); a source, if there is one, is not looked at."""
-
-    vocab: int
-    width: int = 16
-    dropout: float = 0.0
-
-    def setup(self) -> None:
-        self.embedding = self.param("embedding", nn.initializers.normal(0.5), (self.vocab, self.width))
-        self.lstm = LSTM(self.width)
-        self.output = Linear(self.vocab)
-        self.embedding_dropout = Dropout(self.dropout)
-
-    def __call__(self, batch: Batch) -> Array:
-        features_BTD, _ = self.extend(batch.target_BT, self.start(batch, 0), batch.target_valid_BT)
-        return self.readout(features_BTD)
-
-    def start(self, batch: Batch, capacity: int) -> Carry:
-        return zero_carry(jax.tree.leaves(batch)[0].shape[0], self.width)
-
-    def extend(self, tokens_BT: Array, state: Carry, valid_BT: Array) -> tuple[Array, Carry]:
-        return self.lstm(self.embedding_dropout(self.embedding[tokens_BT]), state, valid_BT)
-
-    def readout(self, features: Array) -> Array:
-        return self.output(features)
 
 
 @struct.dataclass
