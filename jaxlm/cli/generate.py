@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from jaxlm.cli import report
-from jaxlm.cli.trained import open_run, workdir_parser
+from jaxlm.cli.trained import open_run, read_experiment, workdir_parser
 from jaxlm.cli.usage import VERBS, Parser, Usage, whole
 
 
@@ -22,13 +22,17 @@ def main(argv: list[str]) -> int:
     from jaxlm.decode.choose import Sampler
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.min_p)
-    trained = open_run(options)
-    from jaxlm.tasks.generate import Request, sample_answers
+    run = read_experiment(options)
+    if not run.task.prompts:
+        raise Usage(f"generate: the task {type(run.task).__name__} writes no text (`jaxlm predict` answers lines)")
+    trained = open_run(options, run)
+    from jaxlm.tasks.generate import Request, continuations, sample_answers
     from jaxlm.tasks.translate import one_line
 
     request = Request(sampler, options.seed, options.num_samples, options.max_tokens)
-    run = trained.experiment
-    for sample in sample_answers(run.model, trained.params, trained.tokenizer, prompts, run.task.search, request):
+    parts = run.model, trained.params, trained.tokenizer, prompts
+    answers = run.task.prompts == "source"
+    for sample in sample_answers(*parts, run.task.search, request) if answers else continuations(*parts, request):
         report.emit(report.to_json(dataclasses.asdict(sample)) if options.jsonl else one_line(sample.text))
         sys.stdout.flush()
     return 0

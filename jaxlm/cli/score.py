@@ -7,34 +7,43 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli import report
 from jaxlm.cli.lines import Input
-from jaxlm.cli.trained import open_run, workdir_parser
-from jaxlm.cli.usage import Parser
+from jaxlm.cli.trained import open_run, read_experiment, workdir_parser
+from jaxlm.cli.usage import Parser, Usage
 from jaxlm.errors import UserError
 
 if TYPE_CHECKING:
     from jaxlm.tasks.score import TextScore
 
+LONGEST = 4096
+"""Tokens of a line that a language model scores."""
 SUMMARY = """Log-probabilities of standard input, whose lines are SOURCE<TAB>TARGET: for each line the natural log of
-p(TARGET, end | SOURCE), a TAB, and the number of tokens. The end-of-text token (EOS) is counted in both."""
+p(TARGET, end | SOURCE), a TAB, and the number of tokens. The end-of-text token (EOS) is counted in both. For a language
+model a line is a text, and EOS counts if the texts that it learnt from had one."""
 
 
 def main(argv: list[str]) -> int:
     """Score standard input, chunk by chunk."""
     options = _parser().parse(argv)
-    trained = open_run(options)
+    run = read_experiment(options)
+    if not run.task.prompts:
+        raise Usage(f"score: the task {type(run.task).__name__} gives no text a probability")
+    trained = open_run(options, run)
     from jaxlm.tasks.score import score_pairs
 
-    source, clock, run = Input(options.on_bad_line), report.Clock(), trained.experiment
-    search, logprob, tokens, cut = run.task.search, 0.0, 0, 0
+    source, clock = Input(options.on_bad_line), report.Clock()
+    logprob, tokens, cut = 0.0, 0, 0
+    positions, longest = _limits(run.task)
+    parts = run.model, trained.params, trained.tokenizer
     for lines in source.chunks():
         first = source.count - len(lines) + 1
-        pairs = [_pair(line, first + index) for index, line in enumerate(lines)]
-        for found in score_pairs(run.model, trained.params, trained.tokenizer, pairs, search.tokens, search.max_source):
+        alone = run.task.prompts == "text"
+        pairs = [(None, line) if alone else _pair(line, first + index) for index, line in enumerate(lines)]
+        for found in score_pairs(*parts, pairs, positions, longest, run.task.ends):
             report.emit(_shown(found, options))
             logprob, tokens, cut = logprob + found.logprob, tokens + found.tokens, cut + found.cut
         sys.stdout.flush()
     if cut:
-        report.note(f"{cut:,} lines had a side of more than {search.max_source} tokens: only its beginning was scored")
+        report.note(f"{cut:,} lines had a side of more than {longest} tokens: only its beginning was scored")
     if tokens:
         perplexity = math.exp(min(-logprob / tokens, 700.0))
         report.note(f"perplexity {perplexity:.4f}: {tokens:,} tokens (EOS counted), log-probability {logprob:.4f}")
@@ -51,6 +60,11 @@ def _parser() -> Parser:
     text = "a line that is not UTF-8: stop (the default), or put U+FFFD for its bad bytes"
     parser.add_argument("--on-bad-line", choices=("error", "replace"), default="error", help=text)
     return parser
+
+
+def _limits(task: Any) -> tuple[int, int]:
+    """Positions of a batch, and the most tokens of a text."""
+    return (task.search.tokens, task.search.max_source) if task.search is not None else (task.tokens, LONGEST)
 
 
 def _pair(line: str, number: int) -> tuple[str, str]:

@@ -87,7 +87,8 @@ class WindowBatches:
         """Numbers for a log, as `jaxlm.data.batching.Plan` has them."""
         positions, tokens = self.per_epoch * self.config.tokens, len(self.stream)
         padding = 1 - tokens / positions
-        figures: dict[str, float] = {"examples": tokens, "dropped": 0, "truncated": 0, "shapes": 1, "batches_per_epoch": self.per_epoch}
+        figures: dict[str, float]
+        figures = {"examples": tokens, "dropped": 0, "truncated": 0, "shapes": 1, "batches_per_epoch": self.per_epoch}
         figures |= {"tokens": tokens / self.per_epoch, "positions": self.config.tokens}
         return figures | {"padding_target": padding, "padding_both": padding}
 

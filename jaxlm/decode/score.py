@@ -51,7 +51,12 @@ def _score(model: Any, params: Params, batch: Batch, target_BT: Any, valid_BT: A
 
 
 def label_logprob(model: Any, params: Params, features_BTD: Array, label_BT: Array) -> Array:
-    """log_softmax(readout(features))[label]_BT in float32, in chunks of the target axis."""
+    """log_softmax(readout(features))[label]_BT in float32, in chunks of the target axis.
+
+    A model that can look labels up (it has a method `logprob`) does that instead.
+    """
+    if hasattr(model, "logprob"):
+        return model.apply({"params": params}, features_BTD, label_BT, method="logprob")
 
     def readout(features: Array) -> Array:
         return model.apply({"params": params}, features, method="readout")

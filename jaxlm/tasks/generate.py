@@ -1,9 +1,11 @@
 """Sampled texts. A sample is a function of (parameters, seed, its prompt, its number): the prompts beside it and how
 many samples are asked for do not matter, because a prompt is decoded in a batch of its own.
 
-For an encoder-decoder the prompt is the source, and a sample is an answer to it.
+For an encoder-decoder the prompt is the source, and a sample is an answer to it; for a language model it is a text,
+and a sample goes on from it.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 
 from jaxlm.data.collate import in_order
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.vocabulary import BOS, EOS, Tokenizer
+from jaxlm.data.vocabulary import BOS, EOS, PAD, Tokenizer
 from jaxlm.decode.choose import Sampler
 from jaxlm.decode.generate import Generated, generate
 from jaxlm.decode.reasons import REASONS
@@ -23,6 +25,9 @@ from jaxlm.types import Batch, Params
 
 ROWS = 8
 """Rows of a batch, whatever the number of samples: one shape, so that a sample has the same bits each time."""
+
+CONTINUATION = 100
+"""Tokens of a continuation, if the request does not say."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,24 @@ def sample_answers(
     for prompt in prompts:
         column = Ragged.of(tokenizer.encode([prompt]))
         ((_, batch),) = in_order({"source": column}, ROWS, multiple=ROWS, max_length=search.max_source)
-        for first in range(0, request.samples, ROWS):
-            count = min(ROWS, request.samples - first)
-            found = _sampled(model, params, _repeated(batch), prompt, range(first, first + count), search, request)
-            for row in range(count):
-                yield _sample(found, row, prompt, tokenizer)
+        source_tokens, length = int(batch.source_valid_BS[0].sum()), batch.source_BS.shape[1]
+        limit = request.max_tokens or int(search.limit(np.asarray(source_tokens)))
+        room = request.max_tokens or int(search.limit(np.asarray(length)))
+        begun_BP = np.full((ROWS, 1), BOS, np.int32)
+        yield from _samples(model, params, tokenizer, prompt, _repeated(batch), begun_BP, limit, room, request)
+
+
+def continuations(
+    model: Any, params: Params, tokenizer: Tokenizer, prompts: Sequence[str], request: Request
+) -> Iterator[Sample]:
+    """How each text may go on, for a model without a source: the samples of the first text, then those of the next."""
+    for prompt in prompts:
+        ids = np.concatenate([[BOS], tokenizer.encode([prompt])[0]]).astype(np.int32)
+        width = 8 << max(0, math.ceil(math.log2(len(ids) / 8)))  # few shapes: 8, 16, 32, ...
+        prompt_BP = np.pad(ids, (width - len(ids), 0), constant_values=PAD)[None].repeat(ROWS, 0)
+        limit = request.max_tokens or CONTINUATION
+        batch = Batch(target_BT=prompt_BP, target_valid_BT=prompt_BP != PAD)
+        yield from _samples(model, params, tokenizer, prompt, batch, prompt_BP, limit, limit, request)
 
 
 def _repeated(batch: Batch) -> Batch:
@@ -73,20 +91,29 @@ def _repeated(batch: Batch) -> Batch:
     return Batch(source_BS=source[:1].repeat(ROWS, 0), source_valid_BS=valid[:1].repeat(ROWS, 0))
 
 
-def _sampled(
-    model: Any, params: Params, batch: Batch, prompt: str, numbers: range, search: Search, request: Request
-) -> Generated:
-    source_tokens, length = int(batch.source_valid_BS[0].sum()), batch.source_BS.shape[1]
-    limit = request.max_tokens or int(search.limit(np.asarray(source_tokens)))
-    room = request.max_tokens or int(search.limit(np.asarray(length)))
-    line_B = np.zeros(ROWS, np.uint32)
-    line_B[: len(numbers)] = [crc32(f"{number} {prompt}".encode(errors="replace")) for number in numbers]
-    limit_B = np.where(np.arange(ROWS) < len(numbers), limit, 0).astype(np.int32)
-    prompt_BP = jnp.full((ROWS, 1), BOS)
-    return generate(
-        model, params, batch, prompt_BP, prompt_BP > 0, jnp.asarray(limit_B),
-        length=room, stop=(EOS,), sampler=request.sampler, seed=request.seed, line_B=jnp.asarray(line_B),
-    )  # fmt: skip
+def _samples(
+    model: Any,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompt: str,
+    batch: Batch,
+    prompt_BP: np.ndarray,
+    limit: int,
+    room: int,
+    request: Request,
+) -> Iterator[Sample]:
+    """The samples of one prompt, ROWS at a time."""
+    for first in range(0, request.samples, ROWS):
+        count = min(ROWS, request.samples - first)
+        line_B = np.zeros(ROWS, np.uint32)
+        line_B[:count] = [crc32(f"{first + row} {prompt}".encode(errors="replace")) for row in range(count)]
+        limit_B = np.where(np.arange(ROWS) < count, limit, 0).astype(np.int32)
+        found = generate(
+            model, params, batch, jnp.asarray(prompt_BP), jnp.asarray(prompt_BP != PAD), jnp.asarray(limit_B),
+            length=room, stop=(EOS,), sampler=request.sampler, seed=request.seed, line_B=jnp.asarray(line_B),
+        )  # fmt: skip
+        for row in range(count):
+            yield _sample(found, row, prompt, tokenizer)
 
 
 def _sample(found: Generated, row: int, prompt: str, tokenizer: Tokenizer) -> Sample:

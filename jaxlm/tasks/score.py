@@ -24,7 +24,7 @@ class TextScore:
     `cut`: a side was longer than the limit, and only its beginning was scored.
     """
 
-    source: str
+    source: str | None
     text: str
     logprob: float
     tokens: int
@@ -34,15 +34,24 @@ class TextScore:
 
 
 def score_pairs(
-    model: Any, params: Params, tokenizer: Tokenizer, pairs: Sequence[Pair], tokens: int = 2048, max_length: int = 512
+    model: Any,
+    params: Params,
+    tokenizer: Tokenizer,
+    pairs: Sequence[tuple[str | None, str]],
+    tokens: int = 2048,
+    max_length: int = 512,
+    end: bool = True,
 ) -> list[TextScore]:
-    """The score of each target given its source, in the order of the pairs.
+    """The score of each target given its source (None for all: there are no sources), in the order of the pairs.
+
+    Without `end` the EOS after a target is left out of its score.
 
     `tokens` positions a batch; a side longer than `max_length` (EOS included) is cut.
     """
     columns = {
         name: Ragged.of(tokenizer.encode([pair[side] for pair in pairs]))
         for side, name in enumerate(("source", "target"))
+        if pairs and pairs[0][side] is not None
     }
     scores: list[TextScore | None] = [None] * len(pairs)
     for row_B, batch in in_order(columns, tokens, max_length=max_length):
@@ -50,7 +59,7 @@ def score_pairs(
         logprob_BT, label_BT = np.asarray(scored.token_logprob_BT), np.asarray(batch.label_BT)
         for row in np.flatnonzero(row_B >= 0):
             index = int(row_B[row])
-            size = int(scored.count_B[row])
+            size = int(scored.count_B[row]) - (not end)
             cut = any(len(column[index]) >= max_length for column in columns.values())
             scores[index] = _score(pairs[index], logprob_BT[row, :size], label_BT[row, :size], tokenizer, cut)
     return scores

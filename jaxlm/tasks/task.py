@@ -26,10 +26,14 @@ class Task:
 
     judging: the fields that decide how a model is judged, not what is trained: a resumed run may change them.
     search: how answers are decoded, where they are; a field of the tasks that search.
+    prompts: what `generate` and `score` take: a "source" to answer, a "text" to go on from, or "" (neither).
+    ends: a text ends with EOS, which then counts.
     """
 
     judging: ClassVar[tuple[str, ...]] = ()
+    prompts: ClassVar[str] = ""
     search: Any = None
+    ends: bool = True
 
     def check(self) -> None:
         """Read, before anything is trained, what is needed only later. Raises UserError on the first fault."""

@@ -45,6 +45,7 @@ class Translation(Task):
     quick_lines: int = 1000
 
     judging: ClassVar[tuple[str, ...]] = ("test", "more", "search", "moses", "quick", "quick_lines")
+    prompts: ClassVar[str] = "source"
     """Fields that decide how a model is judged, not what is trained: a resumed run may change them."""
 
     def pairs(self, split: str) -> Pairs:

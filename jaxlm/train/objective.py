@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.losses import Loss, cross_entropy
+from jaxlm.models.recurrent_lm import activation_penalty
 from jaxlm.types import Array, Batch, Params, State
 
 
@@ -14,21 +15,31 @@ from jaxlm.types import Array, Batch, Params, State
 class NextToken:
     """Cross-entropy of every next target token, with `smoothing` of the labels; the task of every sequence model.
 
+    `activation` and `temporal` weigh the two penalties on the hidden states of a recurrent model (AWD-LSTM's alpha and
+    beta, see `jaxlm.models.recurrent_lm.activation_penalty`), in training only.
+
     A batch whose rows go on from the batch before brings the model's state with it, and the loss gives back the state
     after it (truncated back-propagation through time: no gradient passes from batch to batch).
     """
 
     smoothing: float = 0.0
+    activation: float = 0.0
+    temporal: float = 0.0
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
         """Sums over the valid target tokens; without a key there is no dropout."""
 
         def features(module, batch):
             state = _resumed(batch, module.start(batch, 0))
-            return module.extend(batch.target_BT, state, batch.target_valid_BT)
+            if key is None or not (self.activation or self.temporal):
+                return *module.extend(batch.target_BT, state, batch.target_valid_BT), 0.0
+            raw_BTD, dropped_BTD, state = module.activations(batch.target_BT, state, batch.target_valid_BT)
+            valid_BT = batch.target_valid_BT
+            penalty = activation_penalty(raw_BTD, dropped_BTD, valid_BT, self.activation, self.temporal)
+            return dropped_BTD, state, penalty
 
         rngs = None if key is None else {"dropout": key}
-        features_BTD, state = model.apply({"params": params}, batch, method=features, rngs=rngs)
+        features_BTD, state, penalty = model.apply({"params": params}, batch, method=features, rngs=rngs)
         state = None if batch.begins_B is None else jax.lax.stop_gradient(state)
         if hasattr(model, "logprob"):  # a model that looks labels up has no need of all logits
             return replace(_looked_up(model, params, features_BTD, batch), state=state)
@@ -37,7 +48,7 @@ class NextToken:
             return model.apply({"params": params}, features, method="readout")
 
         loss = cross_entropy(readout, features_BTD, batch.label_BT, batch.target_valid_BT, self.smoothing)
-        return replace(loss, state=state)
+        return replace(loss, total=loss.total + penalty, state=state)
 
 
 def _resumed(batch: Batch, fresh: State) -> State:

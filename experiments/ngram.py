@@ -1,0 +1,61 @@
+"""n-gram language models, counted in seconds: the floor that every other language model has to beat.
+
+    jaxlm train experiments.ngram --workdir runs/ngram
+
+Characters of tiny shakespeare (Karpathy 2015; train on the first nine tenths) and words of WikiText-2 (Merity et al.
+2016). The published floor of the character 5-gram is 1.669 nats a character on the last tenth (Witten-Bell).
+"""
+
+from jaxlm.data.batching import Buckets
+from jaxlm.data.plain import TextFile
+from jaxlm.data.smoothing import KneserNey, WittenBell
+from jaxlm.data.symbols import Characters, Words
+from jaxlm.data.windows import Windows
+from jaxlm.experiment import Experiment
+from jaxlm.models.ngram import NGram
+from jaxlm.tasks.language import LanguageModelling
+
+CHARACTERS, WORDS = 69, 33_280
+SHAKESPEARE, WIKITEXT = "tinyshakespeare/input.txt.gz", "wikitext2"
+
+
+def shakespeare() -> Experiment:
+    """Tiny shakespeare, character 5-gram, Witten-Bell."""
+    return _shakespeare(WittenBell())
+
+
+def shakespeare_kn() -> Experiment:
+    """Tiny shakespeare, character 5-gram, modified Kneser-Ney."""
+    return _shakespeare(KneserNey())
+
+
+def wikitext2() -> Experiment:
+    """WikiText-2, word 5-gram, modified Kneser-Ney; a line is a sentence, as KenLM has it."""
+    train, valid = (TextFile(f"{WIKITEXT}/{split}.txt.gz") for split in ("train", "valid"))
+    return Experiment(
+        task=LanguageModelling(train, valid, valid, windows=None, sample_tokens=40),
+        tokenizer=Words(WORDS),
+        model=NGram(WORDS, order=5, smoothing=KneserNey()),
+        batching=Buckets(long="truncate", max_length=2048),
+        steps=1,
+        best="valid/perplexity",
+    )
+
+
+def _shakespeare(smoothing: KneserNey | WittenBell) -> Experiment:
+    parts = [TextFile(SHAKESPEARE, "whole", *part) for part in ((0.0, 0.9), (0.9, 1.0))]
+    windows = Windows(length=4096, rows=1, end=False)
+    return Experiment(
+        task=LanguageModelling(parts[0], parts[1], parts[1], windows=windows, sample_tokens=200),
+        tokenizer=Characters(CHARACTERS),
+        model=NGram(CHARACTERS, order=5, smoothing=smoothing, stream=True, end=False),
+        batching=windows,
+        steps=1,
+        best="valid/nll",
+    )
+
+
+if __name__ == "__main__":
+    from jaxlm.cli.train import run_this_experiment
+
+    run_this_experiment()

@@ -1,0 +1,101 @@
+"""Recurrent language models: characters of tiny shakespeare, words of WikiText-2.
+
+    jaxlm train experiments.rnn_lm:shakespeare --workdir runs/shakespeare
+    jaxlm train experiments.rnn_lm:wikitext2_small --workdir runs/wikitext2
+
+The state is carried from batch to batch (truncated back-propagation through time). `wikitext2_elman` and
+`wikitext2_small` are of one size and differ in the cell. `wikitext2_medium` is the tied medium LSTM of Zaremba et al.
+2014 and Press and Wolf 2017 (about 87 to 91 on the validation split after 39 epochs), `wikitext2_awd` the AWD-LSTM of
+Merity et al. 2018 (68.6 after 750 epochs, which also varies the length of its windows: here it is 70).
+"""
+
+from typing import Any
+
+from jaxlm.data.plain import TextFile
+from jaxlm.data.symbols import Characters, Words
+from jaxlm.data.windows import Windows
+from jaxlm.experiment import Experiment
+from jaxlm.models.recurrent_lm import RecurrentLM
+from jaxlm.nn.cell import LSTM, Elman
+from jaxlm.nn.recurrent import Recurrent
+from jaxlm.optim import SGD, AdamW, Constant, Cosine, Staircase
+from jaxlm.tasks.language import LanguageModelling
+from jaxlm.train.objective import NextToken
+
+CHARACTERS, WORDS = 69, 33_280
+WIKITEXT_TOKENS = 2_088_628
+
+
+def shakespeare() -> Experiment:
+    """Tiny shakespeare, characters, LSTM 2 x 256."""
+    parts = [TextFile("tinyshakespeare/input.txt.gz", "whole", *part) for part in ((0.0, 0.9), (0.9, 1.0))]
+    windows = Windows(length=64, rows=32, end=False)
+    return Experiment(
+        task=LanguageModelling(parts[0], parts[1], parts[1], windows=Windows(64, 8, end=False), sample_tokens=300),
+        tokenizer=Characters(CHARACTERS),
+        model=RecurrentLM(CHARACTERS, 64, Recurrent(LSTM(256), layers=2, dropout=0.3), dropout=0.3),
+        batching=windows,
+        optimizer=AdamW(Cosine(peak=4e-3, warmup=100), b2=0.99, clip=1.0),
+        steps=3000,
+        evaluate_every=500,
+        checkpoint_every=500,
+        best="valid/nll",
+    )
+
+
+def wikitext2_elman() -> Experiment:
+    """WikiText-2, words, an Elman network of 256, tied embeddings, dropout .2."""
+    return _small(RecurrentLM(WORDS, 256, Recurrent(Elman(256)), dropout=0.2))
+
+
+def wikitext2_small() -> Experiment:
+    """WikiText-2, words, an LSTM of 256, tied embeddings, dropout .2."""
+    return _small(RecurrentLM(WORDS, 256, Recurrent(LSTM(256)), dropout=0.2))
+
+
+def wikitext2_medium() -> Experiment:
+    """WikiText-2, words, the medium LSTM: 2 x 650, tied, dropout .5, SGD for 39 epochs."""
+    windows = Windows(length=35, rows=20)
+    epoch = WIKITEXT_TOKENS // windows.tokens
+    model = RecurrentLM(WORDS, 650, Recurrent(LSTM(650), layers=2, dropout=0.5, init_scale=0.05), dropout=0.5)
+    schedule = Staircase(peak=35.0, hold=6 * epoch, every=epoch, factor=1 / 1.2)
+    return words(model, windows, SGD(schedule, clip=0.25), steps=39 * epoch)
+
+
+def wikitext2_awd() -> Experiment:
+    """WikiText-2, words, AWD-LSTM: 3 x 1150 over 400, weight drop, locked dropout, AR, TAR, NT-ASGD."""
+    windows = Windows(length=70, rows=80)
+    epoch = WIKITEXT_TOKENS // windows.tokens
+    network = Recurrent(LSTM(1150), layers=3, dropout=0.2, variational=True, weight_drop=0.5)
+    model = RecurrentLM(WORDS, 400, network, dropout=0.4, input_dropout=0.65, embedding_dropout=0.1)
+    optimizer = SGD(Constant(30.0), weight_decay=1.2e-6, clip=0.25)
+    penalised = NextToken(activation=2.0, temporal=1.0)
+    return words(model, windows, optimizer, steps=750 * epoch, objective=penalised, average_after=5)
+
+
+def _small(model: Any) -> Experiment:
+    return words(model, Windows(length=35, rows=32), AdamW(Cosine(peak=2e-3, warmup=200), clip=1.0), steps=5000)
+
+
+def words(model: Any, windows: Windows, optimizer: Any, steps: int, **more: Any) -> Experiment:
+    """A language model over the words of WikiText-2, evaluated once an epoch."""
+    train, valid = (TextFile(f"wikitext2/{split}.txt.gz") for split in ("train", "valid"))
+    epoch = WIKITEXT_TOKENS // windows.tokens
+    return Experiment(
+        task=LanguageModelling(train, valid, valid, windows=Windows(length=70, rows=10), sample_tokens=40),
+        tokenizer=Words(WORDS),
+        model=model,
+        batching=windows,
+        optimizer=optimizer,
+        steps=steps,
+        evaluate_every=epoch,
+        checkpoint_every=epoch,
+        best="valid/perplexity",
+        **more,
+    )
+
+
+if __name__ == "__main__":
+    from jaxlm.cli.train import run_this_experiment
+
+    run_this_experiment()

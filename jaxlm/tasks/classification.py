@@ -1,0 +1,109 @@
+"""The task of classification: one class for a text."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.agreement import accuracy, by_class, confusion, macro_f1
+from jaxlm.data.batching import Columns
+from jaxlm.data.pairs import Pair, Pairs, read
+from jaxlm.data.ragged import Ragged
+from jaxlm.data.text import BadLines
+from jaxlm.data.vocabulary import Tokenizer
+from jaxlm.errors import UserError
+from jaxlm.tasks.labelling import TOKENS, Labelled, batches, mean_loss, source_columns
+from jaxlm.tasks.task import Answer, Progress
+from jaxlm.types import Params
+
+
+@dataclass(frozen=True)
+class Classification(Labelled):
+    """A text to one of `labels`; the sources give pairs (text, class)."""
+
+    def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
+        """Columns "source", "class" and, if the tokenizer spells, "character" of the training pairs, in memory."""
+        return self._columns(self.train, list(read(self.train, bad)), tokenizer)
+
+    def validate(
+        self, model: Any, params: Params, tokenizer: Tokenizer, objective: Any, tokens: int, progress: Progress = None
+    ) -> dict[str, float]:
+        """Loss, accuracy, and the mean F1 of the classes."""
+        self.check_model(model, tokenizer)
+        columns = self._columns(self.valid, list(self.valid), tokenizer)
+        figures = mean_loss(model, objective, params, columns, tokens)
+        said = self._probabilities(model, params, columns, tokens, progress).argmax(1)
+        counts_CC = confusion(columns["class"].flat, said, len(self.labels))
+        return figures | {"valid/accuracy": accuracy(counts_CC), "valid/f1": macro_f1(counts_CC)}
+
+    def evaluate(
+        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: Progress = None
+    ) -> dict[str, Any]:
+        """Accuracy, macro F1, each class's figures, and the confusion: rows what is true, columns what was said."""
+        self.check_model(model, tokenizer)
+        pairs = self.pairs(split)
+        columns = self._columns(pairs, list(pairs), tokenizer)
+        said = self._probabilities(model, params, columns, TOKENS, progress).argmax(1)
+        counts_CC = confusion(columns["class"].flat, said, len(self.labels))
+        figures: dict[str, Any] = {"split": split, "lines": len(said)}
+        figures |= {"accuracy": accuracy(counts_CC), "macro_f1": macro_f1(counts_CC)}
+        figures["classes"] = {name: found.to_json() for name, found in by_class(counts_CC, self.labels).items()}
+        return figures | {"confusion": counts_CC.tolist()}
+
+    def predict(
+        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: Progress = None
+    ) -> list[Answer]:
+        """The likeliest class of each line, and the probability of each."""
+        self.check_model(model, tokenizer)
+        answers = [Answer("", {"source": line, "prediction": "", "probabilities": {}}) for line in lines]
+        asked = [index for index, line in enumerate(lines) if line.strip()]
+        if not asked:
+            return answers
+        columns = source_columns(tokenizer, [lines[index] for index in asked])
+        for index, row in zip(asked, self._probabilities(model, params, columns, TOKENS, progress), strict=True):
+            name = self.labels[int(row.argmax())]
+            probabilities = dict(zip(self.labels, map(float, row), strict=True))
+            record = {"source": lines[index], "prediction": name, "probabilities": probabilities}
+            answers[index] = Answer(name, record)
+        return answers
+
+    def samples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+        """The first `count` test texts, what they were said to be, and what they are."""
+        pairs = [pair for pair, _ in zip(self.test, range(count), strict=False)]
+        answers = self.predict(model, params, tokenizer, [text for text, _ in pairs])
+        for (text, name), answer in zip(pairs, answers, strict=True):
+            yield f"{text} -> {answer.text} (right: {name})"
+
+    def _columns(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer) -> dict[str, Ragged]:
+        columns = source_columns(tokenizer, [text for text, _ in pairs])
+        columns["class"] = Ragged.of([self._ids(source, index, *pair) for index, pair in enumerate(pairs)])
+        return columns
+
+    def _ids(self, pairs: Pairs, index: int, text: str, label: str) -> list[int]:
+        if label not in self.labels:
+            raise UserError(
+                f"{pairs.describe()}: text {index + 1}, {text[:60]!r}, has the class {label!r}, which is none of the "
+                f"task's labels {', '.join(self.labels)}. Mend the file, or add the class to the labels and train anew."
+            )
+        return [self.labels.index(label)]
+
+    def _probabilities(
+        self, model: Any, params: Params, columns: Columns, tokens: int, progress: Progress
+    ) -> np.ndarray:
+        """(texts, classes), in the order of column "source"."""
+        found = np.zeros((len(columns["source"]), len(self.labels)), np.float32)
+        told = _told(model)
+        for row_B, batch in batches({name: columns[name] for name in columns if name != "class"}, tokens, progress):
+            real_B = row_B >= 0
+            found[row_B[real_B]] = np.asarray(told(params, batch))[real_B]
+        return found
+
+
+@lru_cache(maxsize=8)
+def _told(model: Any) -> Any:
+    """The jitted probabilities of a model: batch -> (B, C)."""
+    return jax.jit(lambda params, batch: jax.nn.softmax(model.apply({"params": params}, batch)))

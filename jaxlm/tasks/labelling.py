@@ -1,0 +1,123 @@
+"""What tagging and classification share: pairs (text, labels), a set of labels, batches of texts without targets."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from jaxlm.data.collate import in_order
+from jaxlm.data.pairs import Pairs, PairSource
+from jaxlm.data.ragged import Ragged
+from jaxlm.data.vocabulary import Tokenizer
+from jaxlm.errors import UserError
+from jaxlm.tasks.task import Progress, Task
+from jaxlm.types import Batch, Params
+
+TOKENS = 8192
+"""Positions a batch, where nothing is trained."""
+
+
+@dataclass(frozen=True)
+class Labelled(Task):
+    """Base of the tasks that say labels.
+
+    Attributes:
+      train, valid, test: sources of pairs (text, label or labels); `more` holds further test sets by name.
+      labels: the names of all labels; the id of a label is its place here.
+    """
+
+    train: PairSource
+    valid: PairSource
+    test: PairSource
+    labels: tuple[str, ...]
+    more: dict[str, PairSource] = field(default_factory=dict)
+
+    judging: ClassVar[tuple[str, ...]] = ("test", "more")
+
+    def __post_init__(self) -> None:
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            raise UserError(f"labels {self.labels}: expected two or more, all different")
+
+    def pairs(self, split: str) -> Pairs:
+        """The pairs of a split by name. Raises UserError with the names that exist."""
+        splits = {"train": self.train, "valid": self.valid, "test": self.test, **self.more}
+        if split not in splits:
+            raise UserError(f"no split {split!r}; this experiment has {', '.join(splits)}")
+        return splits[split]
+
+    def check(self) -> None:
+        """Read all that is judged later, and know all of its labels. Raises UserError on the first fault."""
+        for pairs in (self.valid, self.test, *self.more.values()):
+            for index, (text, label) in enumerate(pairs):
+                self._ids(pairs, index, text, label)
+
+    def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
+        """Raises UserError where the model has another number of labels or characters than the data."""
+        if model.labels != len(self.labels):
+            raise UserError(
+                f"the task has {len(self.labels)} labels ({', '.join(self.labels)}), the model tells {model.labels} "
+                f"apart: set the model's labels = {len(self.labels)}"
+            )
+        if (net := getattr(model, "characters", None)) is None:
+            return
+        if not hasattr(tokenizer, "spell"):
+            raise UserError(
+                f"the model reads characters, which {type(tokenizer).__name__} does not give: use the tokenizer "
+                "SpelledWords, or set the model's characters = None"
+            )
+        if net.vocab < tokenizer.characters:
+            raise UserError(
+                f"the tokenizer has {tokenizer.characters} characters, the model's CharacterCNN embeds {net.vocab}: "
+                f"set its vocab = {tokenizer.characters}, or the tokenizer's characters = {net.vocab}"
+            )
+
+    def texts(self) -> Iterator[str]:
+        """What the tokenizer learns from: the texts of the training pairs."""
+        for text, _ in self.train:
+            yield text
+
+    def describe(self, split: str = "train") -> str:
+        """Which pairs a split has."""
+        return self.pairs(split).describe()
+
+    def count(self, split: str) -> int:
+        """The texts of a split."""
+        return sum(1 for _ in self.pairs(split))
+
+    def _ids(self, pairs: Pairs, index: int, text: str, label: str) -> list[int]:
+        """The ids of the label or labels of pair `index`. Raises UserError for one that is not known."""
+        raise NotImplementedError
+
+
+def source_columns(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Ragged]:
+    """Column "source", and "character" where the tokenizer spells words. See `jaxlm.data.collate`."""
+    columns = {"source": Ragged.of(tokenizer.encode(texts))}
+    if spell := getattr(tokenizer, "spell", None):
+        columns["character"] = Ragged.of(spell(texts))
+    return columns
+
+
+def batches(columns: dict[str, Ragged], tokens: int, progress: Progress = None) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every row once: (row_B, batch), and `progress` told of the rows."""
+    for row_B, batch in in_order(columns, tokens):
+        yield row_B, batch
+        if progress:
+            progress(int((row_B >= 0).sum()))
+
+
+def mean_loss(model: Any, objective: Any, params: Params, columns: dict[str, Ragged], tokens: int) -> dict[str, float]:
+    """ "valid/loss", what is minimised, and "valid/nll", in nats a label."""
+    evaluate = _evaluation(model, objective)
+    sums: Iterable = [evaluate(params, batch) for _, batch in in_order(columns, tokens)]
+    loss = jax.tree.map(lambda *parts: math.fsum(float(part) for part in parts), *sums)
+    return {"valid/loss": loss.total / loss.count, "valid/nll": loss.nll / loss.count}
+
+
+@lru_cache(maxsize=8)
+def _evaluation(model: Any, objective: Any) -> Any:
+    """The jitted evaluation of one model under one objective: batch -> sums."""
+    return jax.jit(lambda params, batch: objective(model, params, batch, None))

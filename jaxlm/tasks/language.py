@@ -1,0 +1,165 @@
+"""The task of language modelling: say each token after all those before it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.data.batching import Columns
+from jaxlm.data.collate import in_order
+from jaxlm.data.plain import TextFile
+from jaxlm.data.ragged import BLOCK, Ragged
+from jaxlm.data.text import BadLines
+from jaxlm.data.vocabulary import UNK, Tokenizer
+from jaxlm.data.windows import Windows
+from jaxlm.decode.choose import Sampler
+from jaxlm.errors import UserError
+from jaxlm.tasks.generate import Request, continuations
+from jaxlm.tasks.task import Answer, Progress, Task
+from jaxlm.tasks.translate import one_line
+from jaxlm.types import Batch, Params, State
+
+
+@dataclass(frozen=True)
+class LanguageModelling(Task):
+    """Texts, each one by itself or all of them as one stream.
+
+    Attributes:
+      train, valid, test: where the texts are; `more` holds further test sets by name.
+      windows: how a split is read where the texts are a stream: in rows whose state is carried on. None: a text is a
+        row of its own, between BOS and EOS.
+      tokens: positions of a batch of texts.
+      sample_tokens: the length of the samples that are shown after training.
+    """
+
+    train: TextFile
+    valid: TextFile
+    test: TextFile
+    more: dict[str, TextFile] = field(default_factory=dict)
+    windows: Windows | None = Windows(length=64, rows=8)
+    tokens: int = 8192
+    sample_tokens: int = 100
+
+    judging: ClassVar[tuple[str, ...]] = ("test", "more", "windows", "tokens", "sample_tokens")
+    prompts: ClassVar[str] = "text"
+
+    @property
+    def ends(self) -> bool:
+        """True if a text ends with EOS."""
+        return self.windows is None or self.windows.end
+
+    def check(self) -> None:
+        """Reads the validation and test texts once."""
+        for texts in (self.valid, self.test):
+            for _ in texts:
+                pass
+
+    def texts(self) -> Iterator[str]:
+        """The training texts."""
+        return iter(self.train)
+
+    def split(self, name: str) -> TextFile:
+        """The texts of a split. Raises UserError with the names that exist."""
+        splits = {"train": self.train, "valid": self.valid, "test": self.test, **self.more}
+        if name not in splits:
+            raise UserError(f"no split {name!r}; this experiment has {', '.join(splits)}")
+        return splits[name]
+
+    def describe(self, split: str = "train") -> str:
+        """Where the texts of a split are."""
+        return self.split(split).describe()
+
+    def count(self, split: str) -> int:
+        """The texts of a split."""
+        return sum(1 for _ in self.split(split))
+
+    def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
+        """The column "target"."""
+        return encoded(self.train, tokenizer, bad)
+
+    def validate(
+        self, model: Any, params: Params, tokenizer: Tokenizer, objective: Any, tokens: int, progress: Progress = None
+    ) -> dict[str, float]:
+        """Loss a token (what is trained), negative log-likelihood a token, and its exponential."""
+        total, nll, count = self._sums(model, params, encoded(self.valid, tokenizer), objective)
+        return {
+            "valid/loss": total / count,
+            "valid/nll": nll / count,
+            "valid/perplexity": math.exp(min(nll / count, 700.0)),
+        }
+
+    def evaluate(
+        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: Progress = None
+    ) -> dict[str, Any]:
+        """Per token (EOS counted where texts have one), and per character of the text, which any tokenizer shares."""
+        from jaxlm.train.objective import NextToken
+
+        columns = encoded(self.split(split), tokenizer)
+        _, nll, count = self._sums(model, params, columns, NextToken())
+        characters = sum(len(text) + self.ends for text in self.split(split))
+        if progress:
+            progress(self.count(split))
+        unknown = float((columns["target"].flat == UNK).mean())
+        return {
+            "split": split, "lines": len(columns["target"]), "tokens": int(count), "nll": nll / count,
+            "perplexity": math.exp(min(nll / count, 700.0)), "bits_per_character": nll / math.log(2) / characters,
+            "unknown_tokens": unknown,
+        }  # fmt: skip
+
+    def _sums(self, model: Any, params: Params, columns: Columns, objective: Any) -> tuple[float, float, float]:
+        """Sums over all tokens: loss, negative log-likelihood, number."""
+        evaluate = _evaluation(model, objective)
+        if self.windows is None:
+            losses = [evaluate(params, batch) for _, batch in in_order(columns, self.tokens)]
+        else:
+            losses, state = [], None
+            batches = replace(self.windows, carry=True).plan(columns)
+            for k in range(batches.per_epoch):
+                batch = batches[k]
+                state = _fresh(model, params, batch) if state is None else state
+                losses.append(evaluate(params, replace(batch, state=state)))
+                state = losses[-1].state
+                losses[-1] = replace(losses[-1], state=None)
+        found = jax.device_get(losses)
+        total, nll, count = (math.fsum(float(getattr(x, name)) for x in found) for name in ("total", "nll", "count"))
+        return total, nll, max(count, 1.0)
+
+    def samples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+        """What the model makes of the beginnings of a few test texts."""
+        beginnings = (" ".join(text[:200].split(" ")[:8]) for text in self.test if text.strip())
+        request = Request(Sampler(temperature=0.8), max_tokens=self.sample_tokens)
+        for prompt in islice(beginnings, count):
+            for sample in continuations(model, params, tokenizer, [prompt], request):
+                yield f"{one_line(prompt)} | {one_line(sample.text)}"
+
+    def predict(
+        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: Progress = None
+    ) -> list[Answer]:
+        """Raises UserError: there is no one answer."""
+        raise UserError("a language model has no answer to a line: `jaxlm generate` goes on from it, `score` weighs it")
+
+
+def encoded(texts: TextFile, tokenizer: Tokenizer, bad: BadLines | None = None) -> dict[str, Ragged]:
+    """The texts as the column "target"."""
+    stream, rows = texts.read(BadLines() if bad is None else bad), []
+    while block := list(islice(stream, BLOCK)):
+        rows += tokenizer.encode(block)
+    return {"target": Ragged.of(rows)}
+
+
+@lru_cache(maxsize=8)
+def _evaluation(model: Any, objective: Any) -> Any:
+    """The jitted evaluation of one model under one objective: batch -> sums, and the state after them."""
+    return jax.jit(lambda params, batch: objective(model, params, batch, None))
+
+
+def _fresh(model: Any, params: Params, batch: Batch) -> State:
+    """A state to begin with, in zeros: where a stream begins it is not looked at."""
+    like = jax.eval_shape(lambda params: model.apply({"params": params}, batch, 0, method="start"), params)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
