@@ -46,7 +46,7 @@ def trained(model, accumulate=1, mesh=None):
     return state, metrics
 
 
-@pytest.mark.parametrize("name, accumulate", [("transformer", 2), ("lstm_seq2seq", 1)])
+@pytest.mark.parametrize("name, accumulate", [("transformer", 2), ("seq2seq_dot", 1)])
 def test_three_steps_with_dropout(name, accumulate):
     """Dropout masks are functions of the global index: the same elements are dropped wherever they lie."""
     model = replace(ZOO[name].model, dropout=0.3)

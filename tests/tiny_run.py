@@ -8,7 +8,6 @@ from random import Random
 
 import jax
 import numpy as np
-from zoo_lstm import LSTMSeq2Seq
 
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.data.batching import Buckets
@@ -18,6 +17,9 @@ from jaxlm.data.text import BadLines
 from jaxlm.decode.options import Beam
 from jaxlm.experiment import Experiment
 from jaxlm.models.encoder_decoder import EncoderDecoder
+from jaxlm.models.seq2seq import Seq2Seq
+from jaxlm.nn.cell import LSTM as Cell
+from jaxlm.nn.recurrent import Recurrent
 from jaxlm.optim import AdamW, Constant
 from jaxlm.tasks.translate import Search
 from jaxlm.tasks.translation import Translation
@@ -46,7 +48,7 @@ class Backwards(PairSource):
 
 
 MODEL = EncoderDecoder(VOCAB, 16, 2, 32, 1, 1, dropout=0.1)
-LSTM = LSTMSeq2Seq(VOCAB, 32, dropout=0.1)
+LSTM = Seq2Seq(VOCAB, 32, Recurrent(Cell(32)), Recurrent(Cell(32)), dropout=0.1)
 SEARCH = Search(Beam(1), ratio=1.0, extra=2, tokens=128, max_source=16)
 
 EXPERIMENT = Experiment(
