@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxlm.nn.dropout import Dropout, keep_mask
 from jaxlm.nn.linear import Linear
-from jaxlm.nn.words import CharacterCNN, WordEmbedding, words_of
+from jaxlm.nn.words import CharacterCNN, WordEmbedding, check_unpacked, words_of
 from jaxlm.types import Array, Batch
 
 
@@ -41,6 +41,7 @@ class BagOfWords(nn.Module):
 
     def __call__(self, batch: Batch) -> Array:
         """(B, C) logits. A row without a word has the mean 0."""
+        check_unpacked(batch)
         x_BSD, counted_BS = self.words(batch), words_of(batch)
         if self.word_dropout and self.has_rng("dropout"):
             counted_BS &= keep_mask(self.make_rng("dropout"), self.word_dropout, counted_BS.shape)

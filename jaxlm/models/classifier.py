@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.errors import UserError
+from jaxlm.nn.cell import LSTM
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import Linear
-from jaxlm.nn.recurrent import LSTM, Recurrent
-from jaxlm.nn.words import CharacterCNN, WordEmbedding, words_of
+from jaxlm.nn.recurrent import Recurrent
+from jaxlm.nn.words import CharacterCNN, WordEmbedding, check_unpacked
 from jaxlm.types import Array, Batch
 
 POOLINGS = ("last", "mean", "max", "attention")
@@ -82,7 +83,7 @@ class Classifier(nn.Module):
 
     def __call__(self, batch: Batch) -> Array:
         """(B, C) logits. EOS is read like a word, so that a row without words has something to pool."""
-        words_of(batch)  # refuses packed rows
+        check_unpacked(batch)
         x_BSD = self.words(batch)
         hidden_BSD, _ = self.recurrent(x_BSD, self.recurrent.start(x_BSD.shape[0]), batch.source_valid_BS)
         return self.output(self.drop(self.pool(hidden_BSD, batch.source_valid_BS)))

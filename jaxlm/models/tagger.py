@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jaxlm.errors import UserError
 from jaxlm.label_loss import label_loss
 from jaxlm.losses import Loss
+from jaxlm.nn.cell import LSTM
 from jaxlm.nn.crf import CRF
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import Linear
-from jaxlm.nn.recurrent import LSTM, Recurrent
-from jaxlm.nn.words import CharacterCNN, WordEmbedding, words_of
+from jaxlm.nn.recurrent import Recurrent
+from jaxlm.nn.words import CharacterCNN, WordEmbedding, check_unpacked, words_of
 from jaxlm.types import Array, Batch
 
 
@@ -52,9 +53,12 @@ class Tagger(nn.Module):
 
     def __call__(self, batch: Batch) -> Array:
         """(B, S, C) logits, or emissions of the CRF."""
-        words_of(batch)  # refuses packed rows
+        if self.crf:
+            check_unpacked(batch)  # the chain would go on from text to text
         x_BSD = self.words(batch)
-        hidden_BSD, _ = self.recurrent(x_BSD, self.recurrent.start(x_BSD.shape[0]), batch.source_valid_BS)
+        hidden_BSD, _ = self.recurrent(
+            x_BSD, self.recurrent.start(x_BSD.shape[0]), batch.source_valid_BS, segment_BT=batch.source_segment_BS
+        )
         logits_BSC = self.output(self.drop(hidden_BSD))
         if self.crf and self.is_initializing():
             self.chain.best(logits_BSC, batch.source_valid_BS)

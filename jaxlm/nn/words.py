@@ -16,10 +16,14 @@ from jaxlm.types import Array, Batch
 
 
 def words_of(batch: Batch) -> Array:
-    """(B, S): True on the words of the source, False on EOS and padding. Raises UserError for packed rows."""
-    if batch.source_segment_BS is not None:
-        raise UserError("rows packed with several texts: this model reads one text a row, use Buckets, not Packing")
+    """(B, S): True on the words of the source, False on EOS and padding."""
     return batch.source_valid_BS & (batch.source_BS != EOS)
+
+
+def check_unpacked(batch: Batch) -> None:
+    """Raises UserError where several texts share a row."""
+    if batch.source_segment_BS is not None:
+        raise UserError("several texts packed in a row: this model reads one text a row, use Buckets, not Packing")
 
 
 class CharacterCNN(nn.Module):

@@ -118,7 +118,7 @@ class Tagging(Labelled):
             row = int(differ[0])
             raise UserError(
                 f"{where(source, row, 0)}: {len(labels[row])} tags, and {type(tokenizer).__name__} makes "
-                f"{len(columns['source'][row])} ids of the words: a tagger needs one id a word, use SpelledWords or Words"
+                f"{len(columns['source'][row])} ids of the words: tagging needs one id a word, as of SpelledWords"
             )
         return columns
 

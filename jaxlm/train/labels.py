@@ -34,4 +34,4 @@ class Class:
         """Sums over the rows whose label is not -1; without a key there is no dropout."""
         rngs = None if key is None else {"dropout": key}
         logits_BC = model.apply({"params": params}, batch, rngs=rngs)
-        return label_loss(logits_BC[:, None], batch.label_B[:, None], self.smoothing)
+        return label_loss(logits_BC, batch.label_B, self.smoothing)
