@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxlm.errors import UserError
 from jaxlm.types import Array
 
 EPSILON = 1e-5
@@ -66,6 +67,10 @@ class Elman:
 
     groups: ClassVar[tuple[int, ...]] = (1,)
     sums: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.activation not in ("tanh", "relu"):
+            raise UserError(f'an Elman cell with activation "{self.activation}": expected "tanh" or "relu"')
 
     def small_shapes(self, layer_norm: bool) -> dict[str, tuple[int, float]]:
         """None but the gain of U h."""

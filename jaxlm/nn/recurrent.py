@@ -117,9 +117,8 @@ class Recurrent(nn.Module):
         for layer in range(self.layers):
             if layer > 0:
                 x_BTD = (LockedDropout if self.variational else Dropout)(self.dropout)(x_BTD)
-            nudges_BTD = [None] * ways
-            if nudge_BTD is not None and layer == self.layers - 1:
-                nudges_BTD = jnp.split(nudge_BTD, ways, -1)
+            top = nudge_BTD is not None and layer == self.layers - 1
+            nudges_BTD = jnp.split(nudge_BTD, ways, -1) if top else [None] * ways
             weights = [
                 Direction(self.cell, self.layer_norm, self.weight_drop, scale, name=f"layer_{layer}{way}")(
                     x_BTD.shape[-1]
