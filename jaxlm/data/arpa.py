@@ -121,7 +121,8 @@ class _Reader:
     def __init__(self, file: Path, lines: Iterable[tuple[int, str]]):
         self.file, self.lines = file, iter(lines)
         self.number, self.line = 0, ""
-        self.id_of = dict(MARKS)
+        self.words = [PADDING, *MARKS]
+        self.id_of: dict[str, int] = {}
 
     def read(self) -> tuple[Tables, tuple[str, ...]]:
         """The whole file."""
@@ -131,8 +132,7 @@ class _Reader:
         sections = [self._section(n, size, n == len(sizes)) for n, size in enumerate(sizes, start=1)]
         if self.line != "\\end\\":
             raise self.error(f"{self.line!r}, expected \\end\\")
-        words = (PADDING, *sorted(self.id_of, key=self.id_of.__getitem__))
-        return to_tables(self._levels(sections, len(words))), words
+        return to_tables(self._levels(sections, len(self.words))), tuple(self.words)
 
     def error(self, message: str, line: int | None = None) -> UserError:
         """A UserError that names the place."""
@@ -178,12 +178,21 @@ class _Reader:
         return section
 
     def _ids(self, words: Sequence[str]) -> list[int]:
-        if len(words) == 1 and words[0] not in self.id_of:
-            self.id_of[words[0]] = len(self.id_of) + 1
+        if len(words) == 1:
+            return [self._new(words[0])]
         try:
             return [self.id_of[word] for word in words]
         except KeyError as error:
             raise self.error(f"the word {error.args[0]!r} is not among the 1-grams") from None
+
+    def _new(self, word: str) -> int:
+        if word in self.id_of:
+            raise self.error(f"the 1-gram {word!r} once more")
+        index = MARKS.get(word, len(self.words))
+        self.id_of[word] = index
+        if index == len(self.words):
+            self.words.append(word)
+        return index
 
     def _natural(self, text: str, most: float) -> float:
         """Natural log of what the file gives the log10 of."""
@@ -224,8 +233,7 @@ class _Reader:
         row = np.searchsorted(keys, wanted)
         lost = np.flatnonzero(keys[np.minimum(row, len(keys) - 1)] != wanted) if len(keys) else np.arange(len(wanted))
         if len(lost):
-            words = {index: word for word, index in self.id_of.items()}
-            parent = " ".join(words[index] for index in ids[lost[0], :-1].tolist())
+            parent = " ".join(self.words[index] for index in ids[lost[0], :-1].tolist())
             raise self.error(f"an n-gram that begins with {parent!r}, which is not among the shorter n-grams",
                              section.line[lost[0]])  # fmt: skip
         return row

@@ -6,6 +6,7 @@ The tables are tries of sorted arrays (`jaxlm.data.backoff`). After a history of
                                                                backoff(h_j) + log p(w) if only h_j is
 """
 
+import math
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -53,10 +54,9 @@ class NGram(nn.Module):
 
     def setup(self) -> None:
         # not `self.param`, which insists on the shapes that `init` made: those of the tables come with the text
-        self.tables = [
-            self.variable("params", f"order{n}", lambda n=n: jax.tree.map(jnp.asarray, self.blank()[f"order{n}"])).value
-            for n in range(1, self.order + 1)
-        ]
+        names = [f"order{n}" for n in range(1, self.order + 1)]
+        stored = [self.variable("params", name, lambda name=name: self.blank()[name]).value for name in names]
+        self.tables = jax.tree.map(jnp.asarray, stored)
 
     def __call__(self, batch: Batch) -> Array:
         """Logits (B, T, V) of every next target token."""
@@ -73,8 +73,8 @@ class NGram(nn.Module):
 
     def readout(self, features: Array) -> Array:
         """(..., K) int32 -> float32 log-probabilities (..., V); IMPOSSIBLE for padding and `<s>`."""
-        context_RK = features.reshape(-1, self.order - 1)
-        rows = context_RK.shape[0]
+        rows = math.prod(features.shape[:-1])
+        context_RK = features.reshape(rows, self.order - 1)
         logprob_RV = jnp.broadcast_to(self.tables[0]["logprob"][None], (rows, self.vocab))
         for j in range(1, self.order):
             history_R, found_R = self._history(context_RK[:, self.order - 1 - j :])
@@ -86,7 +86,8 @@ class NGram(nn.Module):
 
     def logprob(self, features: Array, label: Array) -> Array:
         """`readout(features)` at the labels alone, with no row of V numbers: (..., K), (...) -> (...)."""
-        context_RK, label_R = features.reshape(-1, self.order - 1), label.reshape(-1)
+        label_R = label.reshape(-1)
+        context_RK = features.reshape(label_R.shape[0], self.order - 1)
         logprob_R = self.tables[0]["logprob"][label_R]
         for j in range(1, self.order):
             history_R, found_R = self._history(context_RK[:, self.order - 1 - j :])
