@@ -47,7 +47,6 @@ ZOO = {
     "ngram": Animal(NGram(VOCAB, 4), source=False),
     "ngram_stream": Animal(NGram(VOCAB, 2, stream=True), source=False),
     "feedforward_lm": Animal(FeedForwardLM(VOCAB, 4, 6, 10, dropout=0.1), source=False),
-    "feedforward_lm_tied": Animal(FeedForwardLM(VOCAB, 3, 8, 8, direct=False, tie=True), source=False),
     "elman_lm": Animal(RecurrentLM(VOCAB, 8, Recurrent(Elman(8)), tie=False), source=False),
     "lstm_lm": Animal(RecurrentLM(VOCAB, 8, Recurrent(LSTM(8), layers=2)), source=False),
     "gru_lm": Animal(RecurrentLM(VOCAB, 6, Recurrent(GRU(8), 2, residual=True, layer_norm=True)), source=False),
