@@ -1,5 +1,9 @@
-"""Losses as (sum, count) pairs: added over micro-batches, devices and segments, and divided once, last."""
+"""Losses as (sum, count) pairs: added over micro-batches, devices and segments, and divided once, last.
 
+Shape letters of this file: G groups of rows, M = B T / G positions of a group, R of them in one chunk.
+"""
+
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxlm.parallel import devices_of
 from jaxlm.types import Array, State
 
 LOGITS_IN_FLIGHT = 2**21
-"""Logits that one chunk of the loss may hold: 8 MiB of float32, about a core's share of cache."""
+"""Logits that one chunk of the loss may hold on one device: 8 MiB of float32, about a core's share of cache."""
 
 
 @struct.dataclass
@@ -30,73 +35,103 @@ def cross_entropy(
 ) -> Loss:
     """Cross-entropy of the labels against (1 - e) one-hot + e uniform (Szegedy et al. 2016, section 7).
 
-    The logits of all B x T positions never exist together: the loss walks over chunks of T and, in the same pass, turns
-    each chunk's logits into the gradient of its features and of the readout's parameters. Nothing is recomputed and
-    nothing of size B x T x V is kept, whatever the readout is.
+    The logits of all B x T positions never exist together: the loss walks over the valid positions in chunks and, in
+    the same pass, turns each chunk's logits into the gradient of its features and of the readout's parameters. Nothing
+    is recomputed, nothing of size B x T x V is kept, whatever the readout is, and padding costs nothing.
+
+    Where rows may be spread over G devices, each of G groups of neighbouring rows is walked by itself and all in step,
+    so that no position leaves its device; the number of steps is that of the fullest group.
     """
-    rows, length = label_BT.shape
-    vocab = jax.eval_shape(readout, features_BTD[:1, :1]).shape[-1]
-    width = _chunk_width(length, max(1, LOGITS_IN_FLIGHT // (rows * vocab)))
-    readout, weights = jax.closure_convert(readout, features_BTD[:, :width])
-    chunks = tuple(_split(x, length // width) for x in (features_BTD, label_BT, valid_BT))
-    total, nll = _chunked(readout, smoothing, weights, *chunks)
+    groups = math.gcd(label_BT.shape[0], devices_of(features_BTD))
+    features, label_GM, valid_GM = (
+        x.reshape(groups, -1, *x.shape[2:]) for x in (features_BTD, label_BT, valid_BT)
+    )  # fmt: skip
+    vocab = jax.eval_shape(readout, features[:1, :1]).shape[-1]
+    size = min(label_GM.shape[1], max(1, LOGITS_IN_FLIGHT // vocab))
+    readout, weights = jax.closure_convert(readout, features[:, :size])
+    total, nll = _chunked(readout, smoothing, size, weights, features, label_GM, valid_GM)
     return Loss(total, nll, valid_BT.sum(dtype=jnp.float32))
 
 
-def _chunk_width(length: int, most: int) -> int:
-    """The largest divisor of `length` that is at most `most`."""
-    return max(width for width in range(1, min(length, most) + 1) if length % width == 0)
+@struct.dataclass
+class _Walk:
+    """What the loop over chunks carries. `d_features` is in the order of the walk; gradients may be None."""
+
+    total: Array
+    nll: Array
+    d_features: Array | None = None
+    d_weights: Any = None
 
 
-def _split(x_BT: Array, pieces: int) -> Array:
-    """(B, T, ...) -> (pieces, B, T / pieces, ...)."""
-    return jnp.moveaxis(x_BT.reshape(x_BT.shape[0], pieces, -1, *x_BT.shape[2:]), 1, 0)
+def _walk(chunk: Callable, size: int, features: Array, label_GM: Array, valid_GM: Array, begin: _Walk) -> _Walk:
+    """walk <- chunk(walk, first position, its features, labels, valid mask), over the valid positions of each group."""
+    count_G1 = valid_GM.sum(1, keepdims=True, dtype=jnp.int32)
+    spare = -label_GM.shape[1] % size
+    order = jnp.pad(_valid_first(valid_GM), ((0, 0), (0, spare)))
+    features, label_GM = _take(features, order), _take(label_GM, order)
+
+    def step(index: Array, walk: _Walk) -> _Walk:
+        first = index * size
+        part, label_GR = (jax.lax.dynamic_slice_in_dim(x, first, size, 1) for x in (features, label_GM))
+        return chunk(walk, first, part, label_GR, first + jnp.arange(size)[None] < count_G1)
+
+    return jax.lax.fori_loop(0, (count_G1.max() + size - 1) // size, step, begin)
 
 
-def _sums(logits_BTV: Array, label_BT: Array, valid_BT: Array, smoothing: float) -> tuple[Array, Array, Array, Array]:
+def _valid_first(valid_GM: Array) -> Array:
+    """The positions of each group: first the valid ones, then the others."""
+    return jnp.argsort(~valid_GM, axis=1, stable=True)
+
+
+_take = jax.vmap(lambda x, index_M: jnp.take(x, index_M, axis=0, mode="clip"))
+
+
+def _sums(logits_GRV: Array, label_GR: Array, valid_GR: Array, smoothing: float) -> tuple[Array, Array, Array, Array]:
     """Smoothed and plain sums of one chunk; exp(logits - highest) and its sum over V, of which the gradient is made."""
-    highest_BT1 = logits_BTV.max(-1, keepdims=True)
-    exp_BTV = jnp.exp(logits_BTV - highest_BT1)
-    sum_BT = exp_BTV.sum(-1)
-    log_z_BT = jnp.log(sum_BT) + highest_BT1[..., 0]
-    picked_BT = jnp.take_along_axis(logits_BTV, label_BT[..., None], axis=-1)[..., 0]
-    total = nll = jnp.sum(jnp.where(valid_BT, log_z_BT - picked_BT, 0.0))
+    highest_GR1 = logits_GRV.max(-1, keepdims=True)
+    exp_GRV = jnp.exp(logits_GRV - highest_GR1)
+    sum_GR = exp_GRV.sum(-1)
+    log_z_GR = jnp.log(sum_GR) + highest_GR1[..., 0]
+    picked_GR = jnp.take_along_axis(logits_GRV, label_GR[..., None], axis=-1)[..., 0]
+    total = nll = jnp.sum(jnp.where(valid_GR, log_z_GR - picked_GR, 0.0))
     if smoothing:
-        uniform = jnp.sum(jnp.where(valid_BT, log_z_BT - logits_BTV.mean(-1), 0.0))
+        uniform = jnp.sum(jnp.where(valid_GR, log_z_GR - logits_GRV.mean(-1), 0.0))
         total = (1.0 - smoothing) * nll + smoothing * uniform
-    return total, nll, exp_BTV, sum_BT
+    return total, nll, exp_GRV, sum_GR
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked(readout, smoothing, weights, features, label, valid):
-    def chunk(sums, part):
-        features_BTD, label_BT, valid_BT = part
-        total, nll, *_ = _sums(readout(features_BTD, *weights), label_BT, valid_BT, smoothing)
-        return (sums[0] + total, sums[1] + nll), None
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _chunked(readout, smoothing, size, weights, features, label_GM, valid_GM):
+    def chunk(walk, first, features, label_GR, valid_GR):
+        total, nll, *_ = _sums(readout(features, *weights), label_GR, valid_GR, smoothing)
+        return _Walk(walk.total + total, walk.nll + nll)
 
-    return jax.lax.scan(chunk, (jnp.zeros(()), jnp.zeros(())), (features, label, valid))[0]
-
-
-def _chunked_forward(readout, smoothing, weights, features, label, valid):
-    def chunk(carry, part):
-        sums, grads = carry
-        features_BTD, label_BT, valid_BT = part
-        logits_BTV, pullback = jax.vjp(lambda x, w: readout(x, *w), features_BTD, weights)
-        total, nll, exp_BTV, sum_BT = _sums(logits_BTV, label_BT, valid_BT, smoothing)
-        one_BT = valid_BT.astype(logits_BTV.dtype)
-        rest = smoothing / logits_BTV.shape[-1]
-        hit_BTV = jax.lax.broadcasted_iota(label_BT.dtype, logits_BTV.shape, 2) == label_BT[..., None]
-        hit_BT1, miss_BT1 = (one_BT * (1.0 - smoothing + rest))[..., None], (one_BT * rest)[..., None]
-        d_logits_BTV = exp_BTV * (one_BT / sum_BT)[..., None] - jnp.where(hit_BTV, hit_BT1, miss_BT1)
-        d_features_BTD, d_weights = pullback(d_logits_BTV)
-        return ((sums[0] + total, sums[1] + nll), jax.tree.map(jnp.add, grads, d_weights)), d_features_BTD
-
-    zeros = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, weights)
-    (sums, d_weights), d_features = jax.lax.scan(chunk, zeros, (features, label, valid))
-    return sums, (d_weights, d_features)
+    walk = _walk(chunk, size, features, label_GM, valid_GM, _Walk(jnp.zeros(()), jnp.zeros(())))
+    return walk.total, walk.nll
 
 
-def _chunked_backward(readout, smoothing, residuals: Any, cotangents: tuple[Array, Array]):
+def _chunked_forward(readout, smoothing, size, weights, features, label_GM, valid_GM):
+    def chunk(walk, first, features, label_GR, valid_GR):
+        logits_GRV, pullback = jax.vjp(lambda x, w: readout(x, *w), features, weights)
+        total, nll, exp_GRV, sum_GR = _sums(logits_GRV, label_GR, valid_GR, smoothing)
+        one_GR = valid_GR.astype(logits_GRV.dtype)
+        rest = smoothing / logits_GRV.shape[-1]
+        hit_GRV = jax.lax.broadcasted_iota(label_GR.dtype, logits_GRV.shape, 2) == label_GR[..., None]
+        hit_GR1, miss_GR1 = (one_GR * (1.0 - smoothing + rest))[..., None], (one_GR * rest)[..., None]
+        d_logits_GRV = exp_GRV * (one_GR / sum_GR)[..., None] - jnp.where(hit_GRV, hit_GR1, miss_GR1)
+        d_part, d_weights = pullback(d_logits_GRV)
+        d_features = jax.lax.dynamic_update_slice_in_dim(walk.d_features, d_part, first, 1)
+        return _Walk(walk.total + total, walk.nll + nll, d_features, jax.tree.map(jnp.add, walk.d_weights, d_weights))
+
+    spare = [(0, 0), (0, -label_GM.shape[1] % size)] + [(0, 0)] * (features.ndim - 2)
+    d_features, d_weights = jnp.pad(jnp.zeros_like(features), spare), jax.tree.map(jnp.zeros_like, weights)
+    begin = _Walk(jnp.zeros(()), jnp.zeros(()), d_features, d_weights)
+    walk = _walk(chunk, size, features, label_GM, valid_GM, begin)
+    place_GM = jnp.argsort(_valid_first(valid_GM), axis=1)
+    return (walk.total, walk.nll), (walk.d_weights, _take(walk.d_features, place_GM))
+
+
+def _chunked_backward(readout, smoothing, size, residuals: Any, cotangents: tuple[Array, Array]):
     d_weights, d_features = jax.tree.map(lambda grad: (grad * cotangents[0]).astype(grad.dtype), residuals)
     return d_weights, d_features, None, None
 

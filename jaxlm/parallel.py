@@ -33,6 +33,11 @@ def everywhere(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def devices_of(x: Any) -> int:
+    """How many devices an array may be spread over, also while it is being traced; 1 where that is not known."""
+    return max(1, jax.typeof(x).sharding.mesh.size)
+
+
 def with_sharding(abstract: Any, sharding: NamedSharding) -> Any:
     """ShapeDtypeStructs that say where they shall be restored to."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
