@@ -56,6 +56,8 @@ class Writer:
 
 @struct.dataclass
 class State:
+    """What `extend` takes and gives back."""
+
     source: Source
     writer: Writer
 
