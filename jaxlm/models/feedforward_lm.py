@@ -5,6 +5,8 @@
 C is the table of embeddings, n - 1 words are looked at, W (the direct connection) may be left out.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -39,7 +41,7 @@ class FeedForwardLM(nn.Module):
     direct: bool = True
     tie: bool = False
     dropout: float = 0.0
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def setup(self) -> None:
         if self.order < 2:
