@@ -1,0 +1,119 @@
+"""What a text thinks: sentiment of tweets and film reviews, and opinions that hang on where the "not" stands.
+
+    jaxlm train experiments.sentiment:sst2 --workdir runs/sst2
+    echo "a stirring , funny film" | jaxlm predict runs/sst2
+
+No word vectors from elsewhere. Published figures on the same splits: SST-2, naive Bayes 81.5 %, convolutional nets
+with word vectors 83 to 87; SST-5, 40.5 and 46 to 48; Spanish tweets (UMSAB), macro-F1 53.4 for naive Bayes and 68.5 for
+XLM-T.
+"""
+
+from jaxlm.data.batching import Buckets
+from jaxlm.data.corpus import ParallelFiles
+from jaxlm.data.labelled import OPINIONS, ClassNames, LabelFirst, MiniLangMinimalPairs
+from jaxlm.data.spelling import SpelledWords
+from jaxlm.data.symbols import Words
+from jaxlm.experiment import Experiment
+from jaxlm.models.bag_of_words import BagOfWords
+from jaxlm.models.classifier import Classifier
+from jaxlm.nn.cell import LSTM
+from jaxlm.nn.recurrent import Recurrent
+from jaxlm.nn.words import CharacterCNN
+from jaxlm.optim import AdamW, Linear
+from jaxlm.tasks.classification import Classification
+from jaxlm.train.labels import Class
+
+STARS = ("very negative", "negative", "neutral", "positive", "very positive")
+TWINS_VOCAB = 198
+
+
+def umsab_es() -> Experiment:
+    """Sentiment of Spanish tweets (UMSAB, Barbieri et al. 2022; 1,839 training tweets, val as test)."""
+    val = _tweets("val")
+    task = Classification(_tweets("train"), val, val, labels=OPINIONS)
+    return Experiment(
+        task=task,
+        tokenizer=SpelledWords(1800, 90, lowercase=True),
+        model=BagOfWords(
+            1800, labels=3, width=64, hidden=(64,), characters=CharacterCNN(90, 16, 64, window=5), dropout=0.5,
+            word_dropout=0.3,
+        ),
+        batching=Buckets(tokens=512, shapes=3),
+        optimizer=AdamW(Linear(peak=2e-3, warmup=50), weight_decay=0.01, clip=1.0),
+        objective=Class(smoothing=0.1),
+        steps=1000,
+        ema=0.99,
+        evaluate_every=100,
+        checkpoint_every=100,
+        best="valid/f1",
+    )  # fmt: skip
+
+
+def sst2() -> Experiment:
+    """Film reviews, positive or negative: SST-2 (Socher et al. 2013; 6,920 training sentences, dev as test)."""
+    return _reviews("binary", ("0", "1"), ("negative", "positive"))
+
+
+def sst5() -> Experiment:
+    """Film reviews on a scale of five: SST-5 (Socher et al. 2013; 8,544 training sentences, dev as test)."""
+    return _reviews("fine", ("0", "1", "2", "3", "4"), STARS)
+
+
+def opinion() -> Experiment:
+    """Twins of the same Spanish words and opposite opinions, by an LSTM: only the place of "no" tells them apart."""
+    model = Classifier(TWINS_VOCAB, labels=2, recurrent=Recurrent(LSTM(64), bidirectional=True), word_width=32)
+    return _twins(model)
+
+
+def opinion_bag() -> Experiment:
+    """The same twins by a bag of words, which cannot do better than chance."""
+    return _twins(BagOfWords(TWINS_VOCAB, labels=2, width=32, hidden=(64,)))
+
+
+def _reviews(kind: str, codes: tuple[str, ...], names: tuple[str, ...]) -> Experiment:
+    train, dev = (ClassNames(LabelFirst(f"sst/stsa.{kind}.{split}.gz"), codes, names) for split in ("train", "dev"))
+    return Experiment(
+        task=Classification(train, dev, dev, labels=names),
+        tokenizer=Words(8000),
+        model=Classifier(
+            8000, labels=len(names), recurrent=Recurrent(LSTM(96), bidirectional=True), word_width=96, pooling="max",
+            dropout=0.5, word_dropout=0.2,
+        ),
+        batching=Buckets(tokens=1024, shapes=4),
+        optimizer=AdamW(Linear(peak=2e-3, warmup=50), clip=1.0),
+        objective=Class(smoothing=0.1),
+        steps=1000,
+        ema=0.99,
+        evaluate_every=100,
+        checkpoint_every=100,
+        best="valid/accuracy",
+    )  # fmt: skip
+
+
+def _twins(model: Classifier | BagOfWords) -> Experiment:
+    train, valid, test = (
+        MiniLangMinimalPairs("train", 10_000), MiniLangMinimalPairs("valid", 1000), MiniLangMinimalPairs("test", 2000),
+    )  # fmt: skip
+    return Experiment(
+        task=Classification(train, valid, test, labels=("N", "P")),
+        tokenizer=Words(TWINS_VOCAB),
+        model=model,
+        batching=Buckets(tokens=1024, shapes=2),
+        optimizer=AdamW(Linear(peak=3e-3, warmup=50), clip=1.0),
+        objective=Class(),
+        steps=400,
+        evaluate_every=100,
+        checkpoint_every=100,
+        best="valid/accuracy",
+    )
+
+
+def _tweets(split: str) -> ClassNames:
+    files = ParallelFiles(f"umsab_spanish/spanish.{split}_text.txt.gz", f"umsab_spanish/spanish.{split}_labels.txt.gz")
+    return ClassNames(files, codes=("0", "1", "2"), names=OPINIONS)
+
+
+if __name__ == "__main__":
+    from jaxlm.cli.train import run_this_experiment
+
+    run_this_experiment()
