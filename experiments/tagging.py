@@ -19,7 +19,7 @@ from jaxlm.nn.cell import LSTM
 from jaxlm.nn.recurrent import Recurrent
 from jaxlm.nn.words import CharacterCNN
 from jaxlm.optim import AdamW, Linear
-from jaxlm.spans import forbidden_transitions, iob2
+from jaxlm.spans import iob2
 from jaxlm.tasks.tagging import Tagging
 from jaxlm.train.labels import Labels
 
@@ -78,7 +78,7 @@ def _experiment(
             dropout=0.4,
             word_dropout=0.1,
             crf=crf,
-            forbidden=forbidden_transitions(task.labels) if crf else (),
+            tags=task.labels if crf else (),
         ),
         batching=Buckets(tokens=tokens, max_length=192),
         optimizer=AdamW(Linear(peak=3e-3, warmup=50), clip=1.0),

@@ -202,6 +202,8 @@ def test_models_and_tokenizers_that_do_not_fit():
     task = tagging()
     with pytest.raises(UserError, match=r"5 labels .* tells 3 apart"):
         task.predict(ById(3), {}, SPELLED, ["a"])
+    with pytest.raises(UserError, match="O, B-LOC, .* are not the task's labels O, B-PER"):
+        task.check_model(Tagger(SPELLED.size, 5, tags=iob2("LOC", "PER")), SPELLED)
     net = CharacterCNN(SPELLED.characters - 1)
     with pytest.raises(UserError, match=f"embeds {net.vocab}"):
         task.check_model(Tagger(SPELLED.size, 5, characters=net), SPELLED)

@@ -24,7 +24,7 @@ SPELLED = CharacterCNN(LETTERS, width=3, filters=4)
 
 ZOO = {
     "tagger": Tagger(VOCAB, LABELS, BOTH_WAYS, 6, SPELLED),
-    "tagger_crf": Tagger(VOCAB, LABELS, Recurrent(GRU(4), 2, True), 6, SPELLED, crf=True, forbidden=((-1, 2), (0, 2))),
+    "tagger_crf": Tagger(VOCAB, LABELS, Recurrent(GRU(4), 2, True), 6, SPELLED, crf=True, tags=("O", "B-x", "I-x")),
     "tagger_plain": Tagger(VOCAB, LABELS, Recurrent(Elman(4)), 6),
     "last": Classifier(VOCAB, LABELS, BOTH_WAYS, 6, SPELLED),
     "last_forwards": Classifier(VOCAB, LABELS, Recurrent(LSTM(4)), 6),

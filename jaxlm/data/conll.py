@@ -43,7 +43,8 @@ class TaggedFile(PairSource):
 
     def sentences(self, bad: BadLines) -> Iterator[list[Row] | None]:
         """The words of each sentence, or None for one that has to be left out. Raises UserError."""
-        file, rows, good = find(self.path), [], True
+        file, good = find(self.path), True
+        rows: list[Row] = []
         for number, line in enumerate(lines_or_none(file, self.on_bad_line, bad), start=1):
             if line is not None and not line.strip():
                 if rows or not good:

@@ -17,6 +17,7 @@ from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import Linear
 from jaxlm.nn.recurrent import Recurrent
 from jaxlm.nn.words import CharacterCNN, WordEmbedding, check_unpacked, words_of
+from jaxlm.spans import forbidden_transitions
 from jaxlm.types import Array, Batch
 
 
@@ -31,7 +32,7 @@ class Tagger(nn.Module):
       dropout: before and after the recurrent layers.
       word_dropout: the share of words read as UNK in training.
       crf: score whole sequences of labels.
-      forbidden: transitions between labels that the CRF never makes; see `jaxlm.spans.forbidden_transitions`.
+      tags: the names of the labels where they are IOB2; the CRF then never says an I- that continues nothing.
     """
 
     vocab: int
@@ -42,14 +43,14 @@ class Tagger(nn.Module):
     dropout: float = 0.0
     word_dropout: float = 0.0
     crf: bool = False
-    forbidden: tuple[tuple[int, int], ...] = ()
+    tags: tuple[str, ...] = ()
 
     def setup(self) -> None:
         self.words = WordEmbedding(self.vocab, self.word_width, self.characters, self.dropout, self.word_dropout)
         self.drop = Dropout(self.dropout)
         self.output = Linear(self.labels)
         if self.crf:
-            self.chain = CRF(self.labels, self.forbidden)
+            self.chain = CRF(self.labels, forbidden_transitions(self.tags))
 
     def __call__(self, batch: Batch) -> Array:
         """(B, S, C) logits, or emissions of the CRF."""

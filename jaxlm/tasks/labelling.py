@@ -12,6 +12,7 @@ import numpy as np
 from jaxlm.data.collate import in_order
 from jaxlm.data.pairs import Pairs, PairSource
 from jaxlm.data.ragged import Ragged
+from jaxlm.data.spelling import SpelledWordTokenizer
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.tasks.task import Progress, Task
@@ -62,9 +63,14 @@ class Labelled(Task):
                 f"the task has {len(self.labels)} labels ({', '.join(self.labels)}), the model tells {model.labels} "
                 f"apart: set the model's labels = {len(self.labels)}"
             )
+        if getattr(model, "tags", ()) not in ((), self.labels):
+            raise UserError(
+                f"the model's tags {', '.join(model.tags)} are not the task's labels {', '.join(self.labels)}, in this "
+                "order: write them once and give them to both"
+            )
         if (net := getattr(model, "characters", None)) is None:
             return
-        if not hasattr(tokenizer, "spell"):
+        if not isinstance(tokenizer, SpelledWordTokenizer):
             raise UserError(
                 f"the model reads characters, which {type(tokenizer).__name__} does not give: use the tokenizer "
                 "SpelledWords, or set the model's characters = None"
@@ -96,8 +102,8 @@ class Labelled(Task):
 def source_columns(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Ragged]:
     """Column "source", and "character" where the tokenizer spells words. See `jaxlm.data.collate`."""
     columns = {"source": Ragged.of(tokenizer.encode(texts))}
-    if spell := getattr(tokenizer, "spell", None):
-        columns["character"] = Ragged.of(spell(texts))
+    if isinstance(tokenizer, SpelledWordTokenizer):
+        columns["character"] = Ragged.of(tokenizer.spell(texts))
     return columns
 
 

@@ -147,8 +147,10 @@ class Tagging(Labelled):
         return Ragged(flat, source.offsets)
 
     def _span_scores(self, gold: Ragged, said: Ragged) -> Any:
-        named = ([[self.labels[label] for label in row] for row in column] for column in (gold, said))
-        return score_spans(*named)
+        return score_spans(self._names(gold), self._names(said))
+
+    def _names(self, column: Ragged) -> list[list[str]]:
+        return [[self.labels[label] for label in column[row]] for row in range(len(column))]
 
 
 @lru_cache(maxsize=8)
