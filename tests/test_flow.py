@@ -143,11 +143,11 @@ def test_a_transformer_has_short_ways_only():
     assert np.isfinite(norm).all() and norm.min() > 0.01 * norm.max()
 
 
-def test_rows_without_a_target_do_not_count():
-    batch, params = batch_of(ROWS, 12, 12), params_of(ELMAN)
-    rows = np.arange(len(ROWS))
-    empty = batch.replace(target_valid_BT=batch.target_valid_BT & (rows < 3)[:, None])
-    found, expected = gradient_flow(ELMAN, params, empty), gradient_flow(ELMAN, params, batch_of(ROWS[:3], 12, 12))
+@pytest.mark.parametrize("model", [ELMAN, SEQ2SEQ], ids=["target", "source"])
+def test_rows_without_a_target_do_not_count(model):
+    batch, params, some = batch_of(ROWS, 12, 12), params_of(model), np.arange(len(ROWS)) < 3
+    empty = batch.replace(target_valid_BT=batch.target_valid_BT & some[:, None])
+    found, expected = gradient_flow(model, params, empty), gradient_flow(model, params, batch_of(ROWS[:3], 12, 12))
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 

@@ -13,6 +13,7 @@ from zoo import (
     batch_of,
     by_example,
     examples,
+    extend,
     logits,
     params_of,
     quick_compilation,  # noqa: F401 (a fixture)
@@ -86,6 +87,18 @@ def test_capacity_counts_the_source():
     source_B = np.where(batch.source_valid_BS, batch.source_BS, 0).sum(1)
     np.testing.assert_array_equal(total_BT[:, -1], source_B + batch.target_BT.sum(1))
     assert after.source_BS is None
+
+
+def test_the_source_is_read_once():
+    """Also where it waits for the first `extend`: a second one goes on from the target."""
+    batch, params = batch_of(ROWS, 7, 6), params_of(JOINED)
+    state, found = start(JOINED, params, batch, 0), []
+    for piece in (slice(0, 2), slice(2, 6)):
+        now, state = extend(JOINED, params, state, batch.target_BT[:, piece], batch.target_valid_BT[:, piece])
+        found.append(now)
+    expected = by_example(logits(JOINED, params, batch), batch.target_valid_BT)
+    found = by_example(np.concatenate(found, 1), batch.target_valid_BT)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_beam_and_greedy_search():

@@ -197,6 +197,26 @@ def test_dropout_is_on_with_a_key():
     )
 
 
+@pytest.mark.parametrize(
+    "options, locked",
+    [({"weight_drop": 0.5}, True), ({"dropout": 0.5, "variational": True}, True), ({"dropout": 0.5}, False)],
+    ids=str,
+)
+def test_masks_that_hold_for_all_positions(options, locked):
+    """A forgetful decoder that reads one token again and again comes to rest, unless its mask is another each time."""
+    decoder = Recurrent(Elman(6), layers=2, **options)
+    model = replace(ELMAN, decoder=decoder, coverage=True)  # a step at a time
+    params = dict(params_of(model))
+    params["decoder"] = jax.tree.map(lambda leaf: 0.3 * leaf, params["decoder"])
+    params["scores"] = params["scores"] | {"cover": np.zeros(1, np.float32)}
+    batch = batch_of(examples(2, low=40, high=40), 40, 40)
+    batch = batch.replace(target_BT=np.full_like(batch.target_BT, 5))
+    found_BTV = model.apply({"params": params}, batch, rngs={"dropout": jax.random.key(0)})
+    moved = abs(found_BTV[:, -1] - found_BTV[:, -2]).max()
+    assert moved < 1e-5 if locked else moved > 1e-3
+    assert abs(found_BTV[:, -1] - logits(model, params, batch)[:, -1]).max() > 1e-3
+
+
 def test_one_object_is_two_networks():
     """Encoder and decoder made of one `Recurrent`, or of one cell, do not share parameters; the config survives."""
     one, cell = Recurrent(Elman(6)), Elman(6)
