@@ -284,4 +284,4 @@ def test_wikitext2(data_root):
     ids = np.concatenate([[BOS, *row, EOS] for row in valid])
     logprob, label = score(model, params, ids), ids[1:]
     assert 200_000 < (label != BOS).sum() < 220_000 and (logprob[label == BOS] == np.float32(IMPOSSIBLE)).all()
-    assert math.exp(-logprob[label != BOS].mean()) < 242
+    assert math.exp(-logprob[label != BOS].mean()) < 240  # 239.98; KenLM says the same of the same tables
