@@ -1,14 +1,13 @@
-"""The recurrent language model: its equations in NumPy, streams that go on, and what keeps it regular."""
+"""The recurrent language model: its equations in NumPy, and what keeps it regular."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from zoo import VOCAB, batch_of, examples, extend, logits, params_of, quick_compilation, start  # noqa: F401 (a fixture)
+from zoo import VOCAB, batch_of, examples, logits, params_of, quick_compilation  # noqa: F401 (a fixture)
 
 from jaxlm.errors import UserError
 from jaxlm.models.recurrent_lm import RecurrentLM, State, activation_penalty
@@ -40,22 +39,6 @@ def test_the_equations(tie, width):
         for t, token in enumerate(tokens[valid]):
             h = np.tanh(p["embedding"][token] @ W + h @ U + b)
             np.testing.assert_allclose(found_BTV[row, t], V @ h + p["output_bias"], rtol=1e-4, atol=1e-4)
-
-
-def test_a_stream_goes_on():
-    """Two windows, the state of the first one given to the second: the logits of the whole, but where a row begins."""
-    model, tokens_BT, ones_BT = AWD, np.asarray(BATCH.target_BT), np.ones((6, 4), bool)
-    params, begins_B = params_of(model), np.array([False, True, False, False, True, False])
-    whole_BTV = logits(model, params, Batch(target_BT=tokens_BT, target_valid_BT=np.ones((6, 8), bool)))
-    first = Batch(target_BT=tokens_BT[:, :4], target_valid_BT=ones_BT)
-    _, state = extend(model, params, start(model, params, first, 0), first.target_BT, ones_BT)
-    second = Batch(target_BT=tokens_BT[:, 4:], target_valid_BT=ones_BT)
-    alone_BTV = logits(model, params, second)
-    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
-    close(logits(model, params, second.replace(state=state)), whole_BTV[:, 4:])
-    found_BTV = logits(model, params, second.replace(state=state, begins_B=begins_B))
-    close(found_BTV, np.where(begins_B[:, None, None], alone_BTV, whole_BTV[:, 4:]))
-    assert abs(alone_BTV - whole_BTV[:, 4:]).max() > 1e-2
 
 
 def test_dropout_of_every_kind_is_on_with_a_key_alone():

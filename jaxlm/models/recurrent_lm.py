@@ -78,14 +78,8 @@ class RecurrentLM(nn.Module):
         return self.readout(features_BTD)
 
     def start(self, batch: Batch, capacity: int) -> State:
-        """Zeros; in a stream that goes on, the carry of `batch.state`, zero again where `batch.begins_B`."""
-        zeros = self.recurrent.start(jax.tree.leaves(batch)[0].shape[0])
-        if batch.state is None:
-            return State(zeros, batch.target_segment_BT)
-        carry = batch.state.carry
-        if batch.begins_B is not None:
-            carry = jax.tree.map(lambda x_BD, zero_BD: jnp.where(batch.begins_B[:, None], zero_BD, x_BD), carry, zeros)
-        return State(carry, batch.target_segment_BT)
+        """Zeros."""
+        return State(self.recurrent.start(jax.tree.leaves(batch)[0].shape[0]), batch.target_segment_BT)
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
         """Read T more tokens -> features (B, T, H) and the new state."""

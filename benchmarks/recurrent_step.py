@@ -1,0 +1,197 @@
+"""Step time of a recurrent language model's training step against PyTorch: same model, batches, machine and minutes.
+
+    python -m benchmarks.recurrent_step               all cores
+    python -m benchmarks.recurrent_step --cores 1     without threads that wait for each other
+    python -m benchmarks.recurrent_step --tie         the output table is the embeddings
+
+The medium LSTM of Zaremba et al. 2014: 2 layers of 650, 20 rows of 35 tokens, 10,000 words, dropout 0.5, plain gradient
+descent with its gradient clipped at 5, the state carried from batch to batch, float32. The contestants:
+
+    ours     the step that `jaxlm train` runs on `RecurrentLM`
+    scan     the same with the loop differentiated by JAX, without the gradient of `jaxlm.nn.unroll`
+    torch    torch.nn.LSTM, which runs oneDNN's LSTM on a CPU
+
+Each is a process of its own, warm before the first round, and all take turns. Compilation is reported apart.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.contest import Contestant, Run, cores, load, machine, serve
+
+VOCAB, WIDTH, LAYERS, LENGTH, ROWS, DROPOUT, CLIP = 10_000, 650, 2, 35, 20, 0.5, 5.0
+ALL = ("ours", "scan", "torch")
+
+
+def main() -> None:
+    """Measure and print; the last line is JSON."""
+    options = _options()
+    if options.worker:
+        serve(lambda: _start(options.worker, options.tie))
+        return
+    if options.cores:
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: options.cores]))
+    before = machine()
+    print(f"{before['processor']}, {before['cores']} cores, load {before['load']}", flush=True)
+    results = [_result(one) for one in _contest(options)]
+    ratios = {one["name"]: _ratio(results[0], one) for one in results[1:]}
+    for name, ratio in ratios.items():
+        print(f"{name} / {results[0]['name']}: " + ", ".join(f"{key} {value:.2f}" for key, value in ratio.items()))
+    print(f"load before {before['load']}, after {load()}")
+    for one in results:
+        one.pop("wall"), one.pop("cpu")
+    print(json.dumps({"benchmark": "recurrent_step", "machine": before, "results": results, "ratios": ratios}))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5, help="steps a round")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument(
+        "--only", default=",".join(ALL), help="contestants, separated by commas; ratios are to the first"
+    )
+    parser.add_argument("--cores", type=int, default=0, help="use only so many cores (0: all)")
+    parser.add_argument("--tie", action="store_true", help="tie the output to the embeddings")
+    parser.add_argument("--worker", choices=ALL, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _contest(options: argparse.Namespace) -> list[Contestant]:
+    entered: list[Contestant] = []
+    try:
+        for name in options.only.split(","):
+            command = [sys.executable, "-m", "benchmarks.recurrent_step", "--worker", name]
+            command += ["--tie"] if options.tie else []
+            one = Contestant.start(name, command, {"OMP_NUM_THREADS": str(cores())}, 600)
+            if "error" in one.facts:
+                raise SystemExit(f"{name}: {one.facts['error']}")
+            print(f"{name}: {one.facts['parameters']:,} parameters, warm in {one.facts['compile_seconds']:.1f} s")
+            entered.append(one)
+        for _ in range(options.rounds):
+            for one in entered:
+                one.round(options.steps)
+    finally:
+        for one in entered:
+            one.close()
+    return entered
+
+
+def _result(one: Contestant) -> dict[str, Any]:
+    wall = [statistics.median(r["seconds"]) for r in one.rounds]
+    cpu = [r["cpu_seconds"] / r["steps"] for r in one.rounds]
+    least = min(min(r["seconds"]) for r in one.rounds)
+    found = {"median_ms": statistics.median(wall), "min_ms": least, "cpu_ms": statistics.median(cpu)}
+    print(f"{one.name:8s}" + ", ".join(f"{key} {1e3 * value:.1f}" for key, value in found.items()))
+    milliseconds = {key: 1e3 * value for key, value in found.items()}
+    return {"name": one.name, **milliseconds, **one.facts, "wall": wall, "cpu": cpu}
+
+
+def _ratio(ours: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
+    """How many times as long the other takes: medians over rounds, the extremes of one round, best steps, CPU time."""
+    each = [theirs / mine for mine, theirs in zip(ours["wall"], other["wall"], strict=True)]
+    medians = {key: other[f"{key}_ms"] / ours[f"{key}_ms"] for key in ("median", "min", "cpu")}
+    return {**medians, "least": min(each), "most": max(each)}
+
+
+def _start(name: str, tie: bool) -> tuple[dict[str, Any], Run]:
+    step, parameters = _torch(tie) if name == "torch" else _ours(tie, name == "scan")
+    ids_BT = np.random.default_rng(0).integers(0, VOCAB, (ROWS, 64 * LENGTH + 1), dtype=np.int32)
+    windows = [ids_BT[:, at : at + LENGTH + 1] for at in range(0, 64 * LENGTH, LENGTH)]
+    begun = time.perf_counter()
+    for window_BT in windows[:3]:
+        step(window_BT)
+    facts = {"parameters": parameters, "compile_seconds": time.perf_counter() - begun}
+
+    def run(steps: int) -> list[float]:
+        seconds = []
+        for window_BT in windows[:steps]:
+            begun = time.perf_counter()
+            step(window_BT)
+            seconds.append(time.perf_counter() - begun)
+        return seconds
+
+    return facts, run
+
+
+def _ours(tie: bool, plain_scan: bool) -> tuple[Any, int]:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["JAXLM_CACHE"] = ""  # so that compilation is measured, not read from an earlier run
+    from jaxlm import runtime
+
+    runtime.prepare()
+    import jax
+
+    from jaxlm.models.recurrent_lm import RecurrentLM
+    from jaxlm.nn import recurrent, unroll
+    from jaxlm.nn.cell import LSTM
+    from jaxlm.optim import SGD
+    from jaxlm.train.objective import NextToken
+    from jaxlm.train.state import create
+    from jaxlm.train.step import make_step
+    from jaxlm.types import Batch
+
+    if plain_scan:
+        recurrent.unroll = lambda *arguments: unroll._forward(*arguments)[0]
+
+    def batch(window_BT: np.ndarray) -> Batch:
+        return Batch(
+            target_BT=window_BT[:, :-1], label_BT=window_BT[:, 1:], target_valid_BT=valid_BT, begins_B=begins_B
+        )
+
+    valid_BT, begins_B = np.ones((ROWS, LENGTH), bool), np.zeros(ROWS, bool)
+    network = recurrent.Recurrent(LSTM(WIDTH), LAYERS, dropout=DROPOUT)
+    model = RecurrentLM(VOCAB, WIDTH, network, dropout=DROPOUT, tie=tie)
+    config = SGD(clip=CLIP)
+    optimizer, example = config.build(1), batch(np.zeros((ROWS, LENGTH + 1), np.int32))
+    compiled = make_step(model, NextToken(), optimizer, config.schedule.build(1), 0)
+    state = jax.jit(lambda: create(model, optimizer, example, 0, carry=ROWS))()
+
+    def step(window_BT: np.ndarray) -> None:
+        nonlocal state
+        state, metrics = compiled(state, batch(window_BT))
+        jax.block_until_ready((state, metrics))
+
+    return step, sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def _torch(tie: bool) -> tuple[Any, int]:
+    from jaxlm import runtime
+
+    runtime.keep_freed_memory()  # helps PyTorch too
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(cores())
+    torch.manual_seed(0)
+    embedding, output = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
+    if tie:
+        output.weight = embedding.weight
+    lstm, dropout = nn.LSTM(WIDTH, WIDTH, LAYERS, batch_first=True, dropout=DROPOUT), nn.Dropout(DROPOUT)
+    parameters = list(nn.ModuleList([embedding, lstm, output]).parameters())
+    optimizer, state = torch.optim.SGD(parameters, lr=1.0), None
+
+    def step(window_BT: np.ndarray) -> float:
+        nonlocal state
+        ids_BT = torch.from_numpy(window_BT).long()
+        optimizer.zero_grad(set_to_none=True)
+        hidden_BTD, state = lstm(dropout(embedding(ids_BT[:, :-1])), state)
+        state = tuple(one.detach() for one in state)
+        logits = output(dropout(hidden_BTD)).flatten(0, 1)
+        loss = nn.functional.cross_entropy(logits, ids_BT[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        return loss.item()
+
+    return step, sum(parameter.numel() for parameter in parameters)
+
+
+if __name__ == "__main__":
+    main()
