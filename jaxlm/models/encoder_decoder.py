@@ -82,7 +82,7 @@ class EncoderBlock(nn.Module):
 
     def __call__(self, x_BSD: Array, mask_BSS: Array) -> Array:
         """(B, S, D) -> (B, S, D)."""
-        x_BSD = self.attention_residual(x_BSD, lambda y: self.attention(y, *self.attention.keys_values(y), mask_BSS))
+        x_BSD = self.attention_residual(x_BSD, lambda y: self.attention.mix(*self.attention.project(y), mask_BSS))
         return self.ffn_residual(x_BSD, self.ffn)
 
 
@@ -96,7 +96,7 @@ class DecoderBlock(EncoderBlock):
 
     def __call__(self, x_BTD: Array, mask_BTT: Array, memory_BSD: Array, source_mask_BTS: Array) -> Array:
         """The whole target at once: (B, T, D) -> (B, T, D)."""
-        x_BTD = self.attention_residual(x_BTD, lambda y: self.attention(y, *self.attention.keys_values(y), mask_BTT))
+        x_BTD = self.attention_residual(x_BTD, lambda y: self.attention.mix(*self.attention.project(y), mask_BTT))
         return self._rest(x_BTD, *self.source_attention.keys_values(memory_BSD), source_mask_BTS)
 
     def begin(self, memory_BSD: Array, capacity: int) -> LayerState:
@@ -111,8 +111,9 @@ class DecoderBlock(EncoderBlock):
 
         def self_attention(y_BTD):
             nonlocal cache
-            cache = write(cache, *self.attention.keys_values(y_BTD), slot_BT)
-            return self.attention(y_BTD, cache.key_BCNH, cache.value_BCNH, mask_BTC)
+            query_BTNH, *keys_values = self.attention.project(y_BTD)
+            cache = write(cache, *keys_values, slot_BT)
+            return self.attention.mix(query_BTNH, cache.key_BCNH, cache.value_BCNH, mask_BTC)
 
         x_BTD = self.attention_residual(x_BTD, self_attention)
         x_BTD = self._rest(x_BTD, state.source_key_BSNH, state.source_value_BSNH, source_mask_BTS)

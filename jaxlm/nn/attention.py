@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.nn.dropout import keep_mask
-from jaxlm.nn.linear import Linear
+from jaxlm.nn.linear import Linear, joint
 from jaxlm.types import Array
 
 
@@ -92,15 +92,25 @@ class Attention(nn.Module):
     def setup(self) -> None:
         self.query, self.key, self.value, self.out = (Linear(self.width, dtype=self.dtype) for _ in range(4))
 
+    def project(self, x_BTD: Array) -> tuple[Array, Array, Array]:
+        """The queries, keys and values of x, each (B, T, N, H): what attention of x to itself begins with."""
+        query, key, value = joint(x_BTD, self.query, self.key, self.value)
+        return self._heads(query), self._heads(key), self._heads(value)
+
     def keys_values(self, x_BSD: Array) -> tuple[Array, Array]:
         """The keys and the values of x, each (B, S, N, H)."""
-        return self._heads(self.key(x_BSD)), self._heads(self.value(x_BSD))
+        key, value = joint(x_BSD, self.key, self.value)
+        return self._heads(key), self._heads(value)
 
     def __call__(self, x_BTD: Array, key_BSNH: Array, value_BSNH: Array, mask_BTS: Array) -> Array:
         """Queries from x, attention to the given keys and values -> (B, T, D)."""
+        return self.mix(self._heads(self.query(x_BTD)), key_BSNH, value_BSNH, mask_BTS)
+
+    def mix(self, query_BTNH: Array, key_BSNH: Array, value_BSNH: Array, mask_BTS: Array) -> Array:
+        """Attention of the queries to the keys and values, and the output map -> (B, T, D)."""
         drop_key = self.make_rng("dropout") if self.dropout > 0.0 and self.has_rng("dropout") else None
-        mixed_BTNH = attend(self._heads(self.query(x_BTD)), key_BSNH, value_BSNH, mask_BTS, drop_key, self.dropout)
-        return self.out(mixed_BTNH.reshape(x_BTD.shape))
+        mixed_BTNH = attend(query_BTNH, key_BSNH, value_BSNH, mask_BTS, drop_key, self.dropout)
+        return self.out(mixed_BTNH.reshape(*mixed_BTNH.shape[:2], self.width))
 
     def _heads(self, x_BTD: Array) -> Array:
         return x_BTD.reshape(*x_BTD.shape[:2], self.heads, -1)

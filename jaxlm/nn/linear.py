@@ -28,14 +28,35 @@ class Linear(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
+    def weights(self, width: int) -> tuple[Array, Array | None]:
+        """W (width, features) and b (features,), in the dtype of the product."""
+        dtype = jnp.dtype(self.dtype)
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (width, self.features)).astype(dtype)
+        if not self.bias:
+            return kernel, None
+        return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(dtype)
+
     def __call__(self, x: Array) -> Array:
         """(..., D) -> (..., features)."""
-        dtype = jnp.dtype(self.dtype)
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (x.shape[-1], self.features))
-        y = x.reshape(-1, x.shape[-1]).astype(dtype) @ kernel.astype(dtype)
-        if self.bias:
-            y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(dtype)[None]
-        return y.reshape(*x.shape[:-1], self.features)
+        return _affine(x, *self.weights(x.shape[-1]))
+
+
+def joint(x: Array, *maps: Linear) -> list[Array]:
+    """Several maps of one x, all with a bias, as a single product: faster than one after the other.
+
+    Their parameters stay apart; inside a decoding loop XLA joins them once, before it.
+    """
+    kernels, biases = zip(*(one.weights(x.shape[-1]) for one in maps), strict=True)
+    y = _affine(x, jnp.concatenate(kernels, axis=1), jnp.concatenate(biases))
+    ends = [sum(one.features for one in maps[: count + 1]) for count in range(len(maps) - 1)]
+    return jnp.split(y, ends, axis=-1)
+
+
+def _affine(x: Array, kernel: Array, bias: Array | None) -> Array:
+    y = x.reshape(-1, x.shape[-1]).astype(kernel.dtype) @ kernel
+    if bias is not None:
+        y = y + bias[None]
+    return y.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 class FeedForward(nn.Module):
