@@ -6,12 +6,11 @@ Five words are seen, as by the 5-gram of `experiments.ngram`, but through embedd
 have neighbours that were.
 """
 
+from experiments.rnn_lm import WORDS, words
 from jaxlm.data.windows import Windows
 from jaxlm.experiment import Experiment
 from jaxlm.models.feedforward_lm import FeedForwardLM
 from jaxlm.optim import AdamW, Cosine
-
-from experiments.rnn_lm import WORDS, words
 
 
 def wikitext2() -> Experiment:

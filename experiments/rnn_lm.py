@@ -16,7 +16,7 @@ from jaxlm.data.symbols import Characters, Words
 from jaxlm.data.windows import Windows
 from jaxlm.experiment import Experiment
 from jaxlm.models.recurrent_lm import RecurrentLM
-from jaxlm.nn.cell import LSTM, Elman
+from jaxlm.nn.cell import GRU, LSTM, Elman
 from jaxlm.nn.recurrent import Recurrent
 from jaxlm.optim import SGD, AdamW, Constant, Cosine, Staircase
 from jaxlm.tasks.language import LanguageModelling
@@ -28,15 +28,34 @@ WIKITEXT_TOKENS = 2_088_628
 
 def shakespeare() -> Experiment:
     """Tiny shakespeare, characters, LSTM 2 x 256."""
+    return _characters(Recurrent(LSTM(256), layers=2, dropout=0.3), dropout=0.3, steps=3000)
+
+
+def shakespeare_elman() -> Experiment:
+    """Tiny shakespeare, characters, an Elman network of 128: for `jaxlm report --flow` beside the next two."""
+    return _characters(Recurrent(Elman(128)), dropout=0.0, steps=600)
+
+
+def shakespeare_lstm() -> Experiment:
+    """Tiny shakespeare, characters, an LSTM of 128."""
+    return _characters(Recurrent(LSTM(128)), dropout=0.0, steps=600)
+
+
+def shakespeare_gru() -> Experiment:
+    """Tiny shakespeare, characters, a GRU of 128."""
+    return _characters(Recurrent(GRU(128)), dropout=0.0, steps=600)
+
+
+def _characters(network: Recurrent, dropout: float, steps: int) -> Experiment:
     parts = [TextFile("tinyshakespeare/input.txt.gz", "whole", *part) for part in ((0.0, 0.9), (0.9, 1.0))]
     windows = Windows(length=64, rows=32, end=False)
     return Experiment(
         task=LanguageModelling(parts[0], parts[1], parts[1], windows=Windows(64, 8, end=False), sample_tokens=300),
         tokenizer=Characters(CHARACTERS),
-        model=RecurrentLM(CHARACTERS, 64, Recurrent(LSTM(256), layers=2, dropout=0.3), dropout=0.3),
+        model=RecurrentLM(CHARACTERS, 64, network, dropout=dropout),
         batching=windows,
         optimizer=AdamW(Cosine(peak=4e-3, warmup=100), b2=0.99, clip=1.0),
-        steps=3000,
+        steps=steps,
         evaluate_every=500,
         checkpoint_every=500,
         best="valid/nll",

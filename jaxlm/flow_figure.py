@@ -17,7 +17,7 @@ def flow_figure(flows: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
-        raise UserError("drawing needs matplotlib, which is not installed: pip install matplotlib") from error
+        raise UserError("drawing needs matplotlib, which is not installed: pip install 'jaxlm[plots]'") from error
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     for name, (distance, norm) in flows.items():

@@ -56,6 +56,7 @@ LAYERS = {
     "jaxlm.flow": 3,
     "jaxlm.flow_figure": 3,
     "jaxlm.train": 3,
+    "jaxlm.report": 3,
     "jaxlm.interop": 3,
     "jaxlm.cli": 4,
     "jaxlm.__main__": 4,

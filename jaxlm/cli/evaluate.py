@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxlm.cli import report
+from jaxlm.cli import output
 from jaxlm.cli.trained import add_search_options, open_run, read_experiment, workdir_parser
 from jaxlm.cli.usage import VERBS, Usage
 from jaxlm.errors import UserError
@@ -19,14 +19,14 @@ def main(argv: list[str]) -> int:
         described = experiment.task.describe(options.split)
     except UserError as error:
         raise Usage(str(error)) from error
-    report.note(f"{options.split}: {described}")
+    output.note(f"{options.split}: {described}")
     trained, task = open_run(options, experiment), experiment.task
-    clock = report.Clock()
-    with report.bar(task.count(options.split)) as progress:
+    clock = output.Clock()
+    with output.bar(task.count(options.split)) as progress:
         scores = task.evaluate(experiment.model, trained.params, trained.tokenizer, options.split, progress)
     found: dict[str, Any] = {"workdir": str(options.workdir), "checkpoints": trained.steps}
     if task.search is not None:
         beam = task.search.beam
         found["search"] = {"beam": beam.size, "penalty": beam.penalty, "alpha": beam.alpha}
-    report.emit(report.to_json(scores | found | clock.rates(scores["lines"])))
+    output.emit(output.to_json(scores | found | clock.rates(scores["lines"])))
     return 0

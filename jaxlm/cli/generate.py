@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from jaxlm.cli import report
+from jaxlm.cli import output
 from jaxlm.cli.trained import open_run, read_experiment, workdir_parser
 from jaxlm.cli.usage import VERBS, Parser, Usage, whole
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     parts = run.model, trained.params, trained.tokenizer, prompts
     answers = run.task.prompts == "source"
     for sample in sample_answers(*parts, run.task.search, request) if answers else continuations(*parts, request):
-        report.emit(report.to_json(dataclasses.asdict(sample)) if options.jsonl else one_line(sample.text))
+        output.emit(output.to_json(dataclasses.asdict(sample)) if options.jsonl else one_line(sample.text))
         sys.stdout.flush()
     return 0
 

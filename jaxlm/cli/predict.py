@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxlm.cli import report
+from jaxlm.cli import output
 from jaxlm.cli.lines import CHUNK, Input
 from jaxlm.cli.trained import add_search_options, open_run, workdir_parser
 from jaxlm.cli.usage import VERBS, Parser, Usage, whole
@@ -21,23 +21,23 @@ def main(argv: list[str]) -> int:
     options = _parser().parse(argv)
     if options.attention and not options.jsonl:
         raise Usage("--attention needs --jsonl: the weights are a field of the JSON object")
-    clock = report.Clock()
+    clock = output.Clock()
     trained = open_run(options)
     task, loading = trained.experiment.task, clock.seconds
     limit = getattr(task.search, "max_source", 0)
-    source, cut, clock = Input(options.on_bad_line, options.chunk), 0, report.Clock()
-    report.note(f"checkpoints {trained.steps} loaded in {loading:.1f} s; reading lines" + _hint())
+    source, cut, clock = Input(options.on_bad_line, options.chunk), 0, output.Clock()
+    output.note(f"checkpoints {trained.steps} loaded in {loading:.1f} s; reading lines" + _hint())
     for lines in source.chunks():
         answers = task.predict(trained.experiment.model, trained.params, trained.tokenizer, lines)
         for answer in answers:
-            report.emit(report.to_json(answer.record) if options.jsonl else answer.text)
+            output.emit(output.to_json(answer.record) if options.jsonl else answer.text)
         sys.stdout.flush()
         cut += _cut(lines, trained.tokenizer, limit) if limit else 0
     if cut:
-        report.note(f"{cut:,} lines were longer than {limit} tokens and were cut there")
+        output.note(f"{cut:,} lines were longer than {limit} tokens and were cut there")
     if source.bad.replaced:
-        report.note(f"{source.bad.replaced:,} lines were not UTF-8: their bad bytes became U+FFFD")
-    report.note(clock.sentence(source.count))
+        output.note(f"{source.bad.replaced:,} lines were not UTF-8: their bad bytes became U+FFFD")
+    output.note(clock.sentence(source.count))
     return 0
 
 

@@ -1,101 +1,43 @@
-"""What a verb says: JSON on stdout; notes, rates and a bar on stderr."""
+"""`jaxlm report D [D...]`: one HTML page about one run or several, with nothing to load from elsewhere."""
 
-import json
-import math
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
-COMPILATION = "/jax/core/compile/"
-
-
-def note(text: str) -> None:
-    """A line for whoever watches."""
-    print(text, file=sys.stderr, flush=True)
+from jaxlm.cli import output
+from jaxlm.cli.trained import open_run, workdir_parser
+from jaxlm.cli.usage import VERBS, Usage, whole
+from jaxlm.errors import UserError
 
 
-def emit(text: str) -> None:
-    """A line of stdout in UTF-8, whatever the terminal's locale; half surrogates, which UTF-8 has not, become `?`."""
+def main(argv: list[str]) -> int:
+    """Write the page; its path is the last line of stdout."""
+    parser = workdir_parser("report", VERBS["report"] + ": curves, scores, samples, gradients, attention.")
+    parser.add_argument("more", nargs="*", type=Path, metavar="WORKDIR", help="further runs, to compare with")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the first workdir")
+    text = "answers of each run that are shown"
+    parser.add_argument("--samples", type=whole(0), default=5, metavar="N", help=f"{text} (default: 5)")
+    text = "draw the norm of d loss at T / d hidden state at t against T - t: vanishing gradients"
+    parser.add_argument("--flow", action="store_true", help=text)
+    text = "draw what each token of the answer to this text looked at (may be given several times)"
+    parser.add_argument("--attention", action="append", default=[], metavar="TEXT", help=text)
+    options = parser.parse(argv)
+    folders = [options.workdir, *options.more]
+    for folder in folders:
+        if not (folder / "experiment.json").is_file():
+            raise UserError(f"{folder} is no workdir: it has no experiment.json")
+    if options.out and not options.out.parent.is_dir():
+        raise Usage(f"--out {options.out}: there is no folder {options.out.parent}")
+    texts, options.attention = options.attention, None  # the search's own option of that name is for `predict`
+    from jaxlm.report.page import page
+    from jaxlm.report.run import Run
+
+    runs = []
+    for folder in folders:
+        options.workdir = folder
+        output.note(f"reading {folder}")
+        runs.append(Run(folder, open_run(options), options.samples, options.flow, tuple(texts)))
+    out = options.out or folders[0] / "report.html"
+    out.write_text(page(runs), encoding="utf-8")
+    output.emit(str(out))
     sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode(errors="replace") + b"\n")
-
-
-def to_json(value: Any) -> str:
-    """One line of JSON; the numbers that JSON lacks become the strings "nan", "inf" and "-inf"."""
-    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
-
-
-class Clock:
-    """Seconds since it was made, and how many of them went into tracing and compiling.
-
-    JAX reports how long each such event took, inner ones before the one that they are part of: the spans are kept
-    apart, so that no second counts twice.
-    """
-
-    _spans: list[tuple[float, float]] = []
-    _listening = False
-
-    def __init__(self) -> None:
-        if not Clock._listening:
-            import jax.monitoring
-
-            jax.monitoring.register_event_duration_secs_listener(Clock._listen)
-            Clock._listening = True
-        self._start = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._start
-
-    @property
-    def compile_seconds(self) -> float:
-        return sum(end - begin for begin, end in Clock._spans if begin >= self._start)
-
-    def rates(self, lines: int) -> dict[str, float]:
-        """For a JSON object; the rate leaves compilation out."""
-        seconds, compiling = self.seconds, self.compile_seconds
-        rate = lines / max(seconds - compiling, 1e-9)
-        figures = {"seconds": seconds, "compile_seconds": compiling, "sentences_per_second": rate}
-        return {name: round(value, 3) for name, value in figures.items()}
-
-    def sentence(self, lines: int) -> str:
-        """For a person."""
-        figures = self.rates(lines)
-        return (
-            f"{lines:,} lines in {figures['seconds']:.1f} s, of which {figures['compile_seconds']:.1f} s compiling: "
-            f"{figures['sentences_per_second']:.1f} lines/s without that"
-        )
-
-    @classmethod
-    def _listen(cls, event: str, duration_secs: float, **_: Any) -> None:
-        if event.startswith(COMPILATION):
-            end = time.perf_counter()
-            begin = end - duration_secs
-            while cls._spans and cls._spans[-1][0] >= begin:
-                cls._spans.pop()
-            cls._spans.append((begin, end))
-
-
-@contextmanager
-def bar(total: int) -> Iterator[Callable[[int], None] | None]:
-    """A callback that moves a bar on stderr by so many lines; None where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda count: progress.advance(task, count)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return 0

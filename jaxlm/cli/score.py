@@ -5,7 +5,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.cli import report
+from jaxlm.cli import output
 from jaxlm.cli.lines import Input
 from jaxlm.cli.trained import open_run, read_experiment, workdir_parser
 from jaxlm.cli.usage import Parser, Usage
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     trained = open_run(options, run)
     from jaxlm.tasks.score import score_pairs
 
-    source, clock = Input(options.on_bad_line), report.Clock()
+    source, clock = Input(options.on_bad_line), output.Clock()
     logprob, tokens, cut = 0.0, 0, 0
     positions, longest = _limits(run.task)
     parts = run.model, trained.params, trained.tokenizer
@@ -39,15 +39,15 @@ def main(argv: list[str]) -> int:
         alone = run.task.prompts == "text"
         pairs = [(None, line) if alone else _pair(line, first + index) for index, line in enumerate(lines)]
         for found in score_pairs(*parts, pairs, positions, longest, run.task.ends):
-            report.emit(_shown(found, options))
+            output.emit(_shown(found, options))
             logprob, tokens, cut = logprob + found.logprob, tokens + found.tokens, cut + found.cut
         sys.stdout.flush()
     if cut:
-        report.note(f"{cut:,} lines had a side of more than {longest} tokens: only its beginning was scored")
+        output.note(f"{cut:,} lines had a side of more than {longest} tokens: only its beginning was scored")
     if tokens:
         perplexity = math.exp(min(-logprob / tokens, 700.0))
-        report.note(f"perplexity {perplexity:.4f}: {tokens:,} tokens (EOS counted), log-probability {logprob:.4f}")
-    report.note(clock.sentence(source.count))
+        output.note(f"perplexity {perplexity:.4f}: {tokens:,} tokens (EOS counted), log-probability {logprob:.4f}")
+    output.note(clock.sentence(source.count))
     return 0
 
 
@@ -82,6 +82,6 @@ def _shown(found: "TextScore", options: argparse.Namespace) -> str:
         record |= {"logprob": found.logprob, "tokens": found.tokens, "cut": found.cut}
         if options.per_token:
             record |= {"token_logprobs": found.token_logprobs, "pieces": found.pieces}
-        return report.to_json(record)
+        return output.to_json(record)
     tail = "\t" + " ".join(f"{x:.4f}" for x in found.token_logprobs) if options.per_token else ""
     return f"{found.logprob:.4f}\t{found.tokens}{tail}"

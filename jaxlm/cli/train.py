@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from jaxlm.cli import report
+from jaxlm.cli import output
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.usage import VERBS, whole
 
@@ -37,10 +37,10 @@ def main(argv: list[str]) -> int:
     if not interrupted:
         summary |= _judged(folder)
     summary |= {"workdir": str(folder), "seconds": round(runtime.seconds_since_start(), 3)}
-    report.emit(report.to_json(summary))
+    output.emit(output.to_json(summary))
     if interrupted:
         command = shlex.join(["jaxlm", "train", *argv])
-        report.note(f"interrupted at step {summary['step']}, which is saved; this goes on from there:\n  {command}")
+        output.note(f"interrupted at step {summary['step']}, which is saved; this goes on from there:\n  {command}")
     return INTERRUPTED if interrupted else 0
 
 
@@ -103,10 +103,10 @@ def _judged(folder: Path) -> dict[str, Any]:
 
     trained = workdir.load(folder)
     task, model = trained.experiment.task, trained.experiment.model
-    clock = report.Clock()
-    with report.bar(task.count("test")) as progress:
+    clock = output.Clock()
+    with output.bar(task.count("test")) as progress:
         scores = task.evaluate(model, trained.params, trained.tokenizer, "test", progress)
     scores |= clock.rates(scores["lines"])
     for line in task.samples(model, trained.params, trained.tokenizer, SAMPLES):
-        report.emit(line)
+        output.emit(line)
     return {"checkpoints": trained.steps, "test": scores}

@@ -15,6 +15,7 @@ VERBS = {
     "predict": "answer each line of standard input with one line",
     "generate": "sample answers to, or continuations of, given texts",
     "score": "log-probabilities of given texts",
+    "report": "one HTML page about one or several runs, to look at",
     "doctor": "what this machine has, what is missing, and the command that mends it",
 }
 """Verb -> what it does. Each is a module of this package with `main(arguments) -> exit code`."""

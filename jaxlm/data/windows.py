@@ -80,8 +80,15 @@ class WindowBatches:
     @cached_property
     def per_epoch(self) -> int:
         """Batches of an epoch."""
+        if not self.config.carry:
+            return math.ceil(self._drawable / self.config.rows)
         piece = math.ceil(len(self.stream) / self.config.rows)
         return math.ceil(piece / self.config.length)
+
+    @property
+    def _drawable(self) -> int:
+        """Windows of an epoch whose first one may begin before the text does."""
+        return math.ceil(len(self.stream) / self.config.length) + 1
 
     def statistics(self) -> dict[str, float]:
         """Numbers for a log, as `jaxlm.data.batching.Plan` has them."""
@@ -124,7 +131,7 @@ class WindowBatches:
         if epoch not in self._kept:
             while len(self._kept) > 2:
                 self._kept.pop(next(iter(self._kept)), None)
-            self._kept[epoch] = permutation(math.ceil(len(self.stream) / self.config.length) + 1, self.seed, epoch)
+            self._kept[epoch] = permutation(self._drawable, self.seed, epoch)
         return self._kept[epoch]
 
     @cached_property

@@ -1,0 +1,101 @@
+"""What a verb says: JSON on stdout; notes, rates and a bar on stderr."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+COMPILATION = "/jax/core/compile/"
+
+
+def note(text: str) -> None:
+    """A line for whoever watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(text: str) -> None:
+    """A line of stdout in UTF-8, whatever the terminal's locale; half surrogates, which UTF-8 has not, become `?`."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode(errors="replace") + b"\n")
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON; the numbers that JSON lacks become the strings "nan", "inf" and "-inf"."""
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+
+
+class Clock:
+    """Seconds since it was made, and how many of them went into tracing and compiling.
+
+    JAX reports how long each such event took, inner ones before the one that they are part of: the spans are kept
+    apart, so that no second counts twice.
+    """
+
+    _spans: list[tuple[float, float]] = []
+    _listening = False
+
+    def __init__(self) -> None:
+        if not Clock._listening:
+            import jax.monitoring
+
+            jax.monitoring.register_event_duration_secs_listener(Clock._listen)
+            Clock._listening = True
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    @property
+    def compile_seconds(self) -> float:
+        return sum(end - begin for begin, end in Clock._spans if begin >= self._start)
+
+    def rates(self, lines: int) -> dict[str, float]:
+        """For a JSON object; the rate leaves compilation out."""
+        seconds, compiling = self.seconds, self.compile_seconds
+        rate = lines / max(seconds - compiling, 1e-9)
+        figures = {"seconds": seconds, "compile_seconds": compiling, "sentences_per_second": rate}
+        return {name: round(value, 3) for name, value in figures.items()}
+
+    def sentence(self, lines: int) -> str:
+        """For a person."""
+        figures = self.rates(lines)
+        return (
+            f"{lines:,} lines in {figures['seconds']:.1f} s, of which {figures['compile_seconds']:.1f} s compiling: "
+            f"{figures['sentences_per_second']:.1f} lines/s without that"
+        )
+
+    @classmethod
+    def _listen(cls, event: str, duration_secs: float, **_: Any) -> None:
+        if event.startswith(COMPILATION):
+            end = time.perf_counter()
+            begin = end - duration_secs
+            while cls._spans and cls._spans[-1][0] >= begin:
+                cls._spans.pop()
+            cls._spans.append((begin, end))
+
+
+@contextmanager
+def bar(total: int) -> Iterator[Callable[[int], None] | None]:
+    """A callback that moves a bar on stderr by so many lines; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,100 @@
+"""The page of a report: HTML with its pictures inside."""
+
+import html
+import math
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from jaxlm import config
+from jaxlm.errors import UserError
+from jaxlm.flow_figure import flow_figure
+from jaxlm.log import sign
+from jaxlm.report.figures import attention_map, curves, svg
+from jaxlm.report.run import Run
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1, h2 { font-weight: 600; } table { border-collapse: collapse; } td, th { padding: .25rem .8rem; text-align: left;
+border-bottom: 1px solid #ddd; } figure { display: inline-block; margin: 0 1rem 1rem 0; }
+svg { max-width: 100%; height: auto; }
+pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 13px; } ol li { margin: .3rem 0; }
+"""
+HIDDEN = ("train/tokens", "train/total")
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The whole document."""
+    parts = [f"<h1>{_text(', '.join(run.name for run in runs))}</h1>", _summary(runs), *_curves(runs)]
+    if any(run.flow for run in runs):
+        parts += ["<h2>How far gradients reach</h2>", _flow(runs)]
+    for run in runs:
+        parts += [f"<h2>{_text(run.name)}</h2>", *_attention(run), *_answers(run)]
+        shown = config.pretty(run.trained.experiment)
+        parts.append(f"<details><summary>configuration</summary><pre>{_text(shown)}</pre></details>")
+    title = _text("jaxlm: " + ", ".join(run.name for run in runs))
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
+
+
+def _text(text: str) -> str:
+    return html.escape(text)
+
+
+def _summary(runs: Sequence[Run]) -> str:
+    """A row for each run: its size and its best figure of every kind."""
+    names = sorted({name for run in runs for line in run.metrics for name in line if name.startswith("valid/")})
+    rows = [["run", "model", "parameters", "steps", *names]]
+    for run in runs:
+        size = sum(leaf.size for leaf in jax.tree.leaves(run.trained.params))
+        last = run.metrics[-1]["step"] if run.metrics else 0
+        row = [run.name, type(run.trained.experiment.model).__name__, f"{size:,}", f"{last:,}"]
+        rows.append([*row, *(_best(run, name) for name in names)])
+    head, *body = ("".join(f"<td>{_text(cell)}</td>" for cell in row) for row in rows)
+    lines = [head.replace("td>", "th>"), *body]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _best(run: Run, name: str) -> str:
+    steps, values = run.curve(name)
+    known = [(sign(name) * value, step) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
+    if not known:
+        return ""
+    value, step = max(known, key=lambda pair: pair[0])
+    return f"{sign(name) * value:.4g} at {step:,}"
+
+
+def _curves(runs: Sequence[Run]) -> Iterator[str]:
+    names = sorted({name for run in runs for line in run.metrics for name in line})
+    wanted = [n for n in names if n.startswith(("train/", "valid/")) and n not in HIDDEN]
+    wanted += [name for name in names if name == "time/tokens_per_second"]
+    for name in wanted:
+        lines = {run.name: run.curve(name) for run in runs if run.curve(name)[0]}
+        drawn = curves(name, lines, log=name.endswith("perplexity"))
+        yield f"<figure>{svg(drawn)}</figure>"
+
+
+def _flow(runs: Sequence[Run]) -> str:
+    """One picture of all runs that have it, and a word about those that have not."""
+    flows, without = {}, []
+    for run in runs:
+        try:
+            flows[run.name] = run.gradient_flow()
+        except UserError as error:
+            without.append(f"<p>{_text(f'{run.name}: {error}')}</p>")
+    return (f"<figure>{svg(flow_figure(flows))}</figure>" if flows else "") + "".join(without)
+
+
+def _attention(run: Run) -> Iterator[str]:
+    for found in run.attention():
+        if found["weights"]:
+            yield f"<figure>{svg(attention_map(found['source'], found['target'], found['weights']))}</figure>"
+
+
+def _answers(run: Run) -> Iterator[str]:
+    try:
+        answers = run.answers()
+    except UserError:
+        return
+    if answers:
+        yield "<ol>" + "".join(f"<li>{_text(answer)}</li>" for answer in answers) + "</ol>"

@@ -1,0 +1,72 @@
+"""Windows of one stream: every token said once an epoch, each after the right one, wherever the rows are cut."""
+
+import numpy as np
+import pytest
+
+from jaxlm.data.ragged import Ragged
+from jaxlm.data.vocabulary import BOS, EOS
+from jaxlm.data.windows import Windows, joined
+from jaxlm.errors import UserError
+
+TEXTS = [[5, 6, 7], [], [8], list(range(10, 40)), [9, 9]]
+COLUMNS = {"target": Ragged.of(TEXTS)}
+STREAM = [5, 6, 7, EOS, EOS, 8, EOS, *range(10, 40), EOS, 9, 9, EOS]
+
+
+def test_a_stream_is_all_texts_with_their_ends():
+    np.testing.assert_array_equal(joined(COLUMNS, end=True), STREAM)
+    np.testing.assert_array_equal(joined(COLUMNS, end=False), [i for text in TEXTS for i in text])
+
+
+@pytest.mark.parametrize("rows, length", [(1, 7), (3, 4), (4, 5), (5, 8), (2, 21)])
+def test_an_epoch_says_every_token_once_after_the_one_before(rows, length):
+    """Row r of batch after batch is one piece of the stream, and pieces follow each other."""
+    batches = Windows(length, rows).plan(COLUMNS)
+    epoch = [batches[k] for k in range(batches.per_epoch)]
+    valid_BT = np.concatenate([batch.target_valid_BT for batch in epoch], 1)
+    said = np.concatenate([batch.label_BT for batch in epoch], 1)[valid_BT]
+    read = np.concatenate([batch.target_BT for batch in epoch], 1)[valid_BT]
+    np.testing.assert_array_equal(said, STREAM)
+    np.testing.assert_array_equal(read, [BOS, *STREAM[:-1]])
+    assert [bool(batch.begins_B.all()) for batch in epoch] == [True] + [False] * (len(epoch) - 1)
+    assert all(batch.target_BT.shape == (rows, length) and batch.target_BT.dtype == np.int32 for batch in epoch)
+
+
+def test_epochs_repeat_and_batches_do_not_depend_on_who_asks():
+    batches = Windows(4, 3).plan(COLUMNS)
+    again = Windows(4, 3).plan(COLUMNS)
+    for k in (0, 2, 5):
+        np.testing.assert_array_equal(batches[k].label_BT, again[k + batches.per_epoch].label_BT)
+
+
+@pytest.mark.parametrize("rows, length", [(3, 4), (5, 8), (1, 41)])
+def test_drawn_windows_hold_every_token_once_in_an_order_of_their_own(rows, length):
+    """Rows past the end of an epoch's windows repeat its first ones: what is said is the stream, at least once each."""
+    batches = Windows(length, rows, carry=False).plan(COLUMNS, seed=3)
+    orders = []
+    for epoch in range(2):
+        seen = np.zeros(len(STREAM), int)
+        for k in range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch):
+            batch = batches[k]
+            assert batch.begins_B is None
+            for read, label, valid in zip(batch.target_BT, batch.label_BT, batch.target_valid_BT, strict=True):
+                said, before = label[valid], read[valid]
+                starts = [at for at in range(len(STREAM)) if STREAM[at : at + len(said)] == said.tolist()]
+                assert starts
+                start = next(s for s in starts if before[0] == (STREAM[s - 1] if s else BOS)) if len(said) else 0
+                seen[start : start + len(said)] += 1
+        assert (seen >= 1).all() and seen.sum() <= len(STREAM) + rows * length
+        orders.append([batches[epoch * batches.per_epoch + k].label_BT.tolist() for k in range(batches.per_epoch)])
+    assert orders[0] != orders[1]
+
+
+def test_a_text_shorter_than_a_batch_is_an_error():
+    with pytest.raises(UserError, match="41 tokens, a batch 8 rows of 64.*lower"):
+        Windows(64, 8).plan(COLUMNS)
+
+
+def test_statistics():
+    batches = Windows(4, 3).plan(COLUMNS)
+    figures = batches.statistics()
+    assert batches.multiple == 3 and figures["batches_per_epoch"] == 4 and figures["shapes"] == 1
+    assert figures["padding_target"] == pytest.approx(1 - 41 / 48) and figures["tokens"] == pytest.approx(41 / 4)
