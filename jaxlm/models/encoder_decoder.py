@@ -191,7 +191,8 @@ class EncoderDecoder(nn.Module):
             )
         valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
         table = self.embedding if self.tie == "all" else self.source_embedding
-        x_BSD = self._embed(table, batch.source_BS, self.source_position(_positions(valid_BS, segment_BS)))
+        position_BS = _positions(valid_BS, segment_BS)
+        x_BSD = self._embed(table, batch.source_BS, self.source_position(position_BS, valid_BS.shape[1]))
         x_BSD = self.encoder(x_BSD, valid_BS[:, None] & _same(segment_BS, segment_BS, valid_BS))
         if self.norm == "pre":
             x_BSD = self.encoder_norm(x_BSD)
@@ -205,7 +206,8 @@ class EncoderDecoder(nn.Module):
         """Read T more target tokens -> features (B, T, D) and the new state."""
         segment_BT = state.target_segment_BT
         position_BT = state.length_B[:, None] + _positions(valid_BT, segment_BT)
-        x_BTD = self._embed(self.embedding, tokens_BT, self.target_position(position_BT))
+        bound = None if state.layers else tokens_BT.shape[1]  # without a cache this is the one call: lengths are 0
+        x_BTD = self._embed(self.embedding, tokens_BT, self.target_position(position_BT, bound))
         source_mask_BTS = state.source_valid_BS[:, None] & _same(segment_BT, state.source_segment_BS, valid_BT)
         if state.layers:
             x_BTD, state = self._extend_cached(x_BTD, state, position_BT, valid_BT, source_mask_BTS)

@@ -23,10 +23,15 @@ class Position(nn.Module):
     max_length: int = 1024
 
     @nn.compact
-    def __call__(self, position_BT: Array) -> Array:
-        """Positions (B, T), counted from 0 -> encodings (B, T, D)."""
+    def __call__(self, position_BT: Array, bound: int | None = None) -> Array:
+        """Positions (B, T), counted from 0 and below `bound` where one is given -> encodings (B, T, D).
+
+        With a bound each sinusoid is computed once and then looked up.
+        """
         if self.kind == "none":
             return jnp.zeros((*position_BT.shape, self.width), jnp.float32)
+        if self.kind == "sinusoidal" and bound is not None:
+            return jnp.take(sinusoids(jnp.arange(bound), self.width), position_BT, axis=0, mode="clip")
         if self.kind == "sinusoidal":
             return sinusoids(position_BT, self.width)
         if position_BT.shape[1] > self.max_length:

@@ -74,9 +74,7 @@ class Run:
             return []
         run, task = self.trained, self.trained.experiment.task
         if task.search is None:
-            raise UserError(
-                f"{self.folder}: the task {type(task).__name__} writes no answers to draw the attention of"
-            )
+            raise UserError(f"{self.folder}: the task {type(task).__name__} writes no answers to draw the attention of")
         looking: Any = dataclasses.replace(task, search=dataclasses.replace(task.search, attention=True))  # type: ignore[type-var]
         answers = looking.predict(run.experiment.model, run.params, run.tokenizer, self.texts)
         return [answer.record["attention"] for answer in answers]
