@@ -10,6 +10,7 @@ from zoo import quick_compilation  # noqa: F401 (a fixture)
 
 from jaxlm import losses
 from jaxlm.losses import Loss, cross_entropy
+from jaxlm.parallel import data_mesh, everywhere, split_rows
 
 B, T, D, V = 3, 6, 5, 11
 RNG = np.random.default_rng(0)
@@ -60,10 +61,11 @@ def close(found, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("width", [1, 2, 3, 5, 6])
-def test_value_and_gradients(monkeypatch, width, smoothing):
-    """At every chunk width: with respect to the features and to all that the readout closes over."""
-    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", width * B * V)
+@pytest.mark.parametrize("size", [1, 4, 9, 10, 18, 100])
+def test_value_and_gradients(monkeypatch, size, smoothing):
+    """At every size of a chunk, of 9 real tokens: with respect to the features and to all the readout closes over."""
+    assert VALID.sum() == 9
+    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", size * V)
     found = value_and_grads(chunked, smoothing=smoothing)
     close(found, value_and_grads(plain, smoothing=smoothing))
     loss = value(WEIGHTS, FEATURES, LABEL, VALID, smoothing)
@@ -79,7 +81,7 @@ def test_all_valid_and_none(valid):
     assert valid.any() or not any(np.any(leaf) for leaf in jax.tree.leaves(found))
 
 
-@pytest.mark.parametrize("logits", [1, 3 * B * V])
+@pytest.mark.parametrize("logits", [1, 4 * V])
 def test_a_length_without_divisors(monkeypatch, logits):
     monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", logits)
     seven = [np.concatenate([x, x[:, :1]], 1) for x in (FEATURES, LABEL, VALID)]
@@ -116,7 +118,7 @@ def test_against_torch(smoothing):
 
 def test_the_logits_never_exist_together(monkeypatch):
     """Neither in the traced program nor in the compiled one is there an array of B x T x V elements."""
-    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", 2 * B * V)
+    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", 5 * V)
     gradient = jax.jit(jax.grad(lambda w, x: chunked(w, x).total, (0, 1)))
     traced, compiled = gradient.trace(WEIGHTS, FEATURES), gradient.lower(WEIGHTS, FEATURES).compile()
     assert max(sizes(traced.jaxpr.jaxpr)) < B * T * V
@@ -148,3 +150,46 @@ def test_half_precision_features_get_float32_sums():
     loss, grads = jax.value_and_grad(lambda x: chunked(WEIGHTS, x).total)(half)
     assert loss.dtype == np.float32 and grads.dtype == jnp.bfloat16
     np.testing.assert_allclose(loss, plain(WEIGHTS, half), rtol=1e-5)
+
+
+def test_padding_is_not_read_out(monkeypatch):
+    """The readout is asked for the chunks that the real tokens fill, and for no more, with a gradient and without."""
+    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", 2 * V)
+    calls = []
+
+    def counted(features):
+        jax.debug.callback(lambda: calls.append(features.shape))
+        return readout(WEIGHTS, features)
+
+    def total(features, valid):
+        return cross_entropy(counted, features, LABEL, valid).total
+
+    plainly, with_gradient = jax.jit(total), jax.jit(jax.value_and_grad(total))
+    for real in (0, 1, 4, 5, B * T):
+        valid = np.random.default_rng(real).permutation(B * T).reshape(B, T) < real
+        for function in (plainly, with_gradient):
+            calls.clear()
+            jax.block_until_ready(function(FEATURES, valid))
+            jax.effects_barrier()
+            assert calls == [(1, 2, D)] * -(-real // 2)
+
+
+def test_no_token_leaves_its_device(monkeypatch):
+    """On eight devices with unequal shares of padding: the same numbers, and nothing but sums is exchanged."""
+    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", 4 * V)
+    rng, mesh = np.random.default_rng(1), data_mesh(8)
+    features, label = rng.normal(size=(16, T, D)).astype(np.float32), rng.integers(0, V, (16, T)).astype(np.int32)
+    valid = np.arange(T)[None] < rng.integers(0, T + 1, (16, 1))
+    gradient = jax.jit(jax.value_and_grad(lambda w, *batch: chunked(w, *batch, 0.1).total, (0, 1)))
+    arguments = jax.device_put(WEIGHTS, everywhere(mesh)), *split_rows((features, label, valid), mesh)
+    close(gradient(*arguments), gradient(WEIGHTS, features, label, valid))
+    program = gradient.lower(*arguments).compile().as_text()
+    assert "all-reduce(" in program
+    assert not re.search(r"(all-gather|all-to-all|collective-permute|reduce-scatter)[\w-]*\(", program)
+    assert max(map(size_of, re.findall(r"= (.*) all-reduce\(", program))) <= 2 + sum(map(np.size, WEIGHTS.values()))
+
+
+def size_of(shapes: str) -> int:
+    """Elements of an array or a tuple of arrays as XLA writes them: `(f32[], f32[11,5]{1,0})`."""
+    found = re.findall(r"[a-z]\w*\[([\d,]*)\]", shapes)
+    return sum(int(np.prod([int(n) for n in extents.split(",") if n])) for extents in found)
