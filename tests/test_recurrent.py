@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from zoo import quick_compilation  # noqa: F401 (a fixture)
 
 from jaxlm.errors import UserError
@@ -42,52 +41,19 @@ def read(network: Recurrent, params: Any, x_BTD, state, valid_BT, nudge_BTD=None
     return network.apply({"params": params}, x_BTD, state, valid_BT, nudge_BTD, segment_BT)
 
 
-def in_torch(network: Recurrent) -> torch.nn.RNNBase:
-    torch.manual_seed(0)
-    kind = {Elman: torch.nn.RNN, LSTM: torch.nn.LSTM, GRU: torch.nn.GRU}[type(network.cell)]
-    more = {"nonlinearity": network.cell.activation} if isinstance(network.cell, Elman) else {}
-    return kind(IN, D, network.layers, batch_first=True, bidirectional=network.bidirectional, **more)
-
-
-def from_torch(network: Recurrent, module: torch.nn.RNNBase, gradients: bool) -> Any:
-    """PyTorch's parameters in our layout, or their gradients: those of both biases are equal where we have one."""
-    found = {}
-    for layer in range(network.layers):
-        for way in ("", "_reverse")[: 1 + network.bidirectional]:
-            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            tensors = [getattr(module, f"{name}_l{layer}{way}") for name in names]
-            W, U, b, c = ((t.grad if gradients else t).detach().numpy() for t in tensors)
-            found[f"layer_{layer}{way}"] = one = {"input": W.T, "recurrent": U.T, "bias": b if gradients else b + c}
-            if isinstance(network.cell, GRU):
-                one["recurrent_bias"] = c[2 * D :]
-                one["bias"] = b if gradients else b + np.concatenate([c[: 2 * D], np.zeros(D, np.float32)])
-    return found
-
-
-def torch_result(module: torch.nn.RNNBase, x_BTD, first, weight_BTD, last_weight) -> tuple[Any, ...]:
-    """(outputs, last states, gradient of x, gradients of the first states); those of the parameters stay with them."""
-    x, first = torch.tensor(x_BTD, requires_grad=True), [torch.tensor(one, requires_grad=True) for one in first]
-    packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor(LENGTHS), batch_first=True, enforce_sorted=False)
-    out, last = module(packed, tuple(first) if len(first) > 1 else first[0])
-    out = torch.nn.utils.rnn.pad_packed_sequence(out, batch_first=True, total_length=T)[0]
-    last = last if len(first) > 1 else (last,)
-    total = (out * torch.tensor(weight_BTD)).sum()
-    (total + sum((one * torch.tensor(weight)).sum() for one, weight in zip(last, last_weight, strict=True))).backward()
-    return out.detach().numpy(), [one.detach().numpy() for one in last], x.grad.numpy(), [
-        one.grad.numpy() for one in first
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("layers, bidirectional", [(1, False), (2, True)])
 @pytest.mark.parametrize("name", CELLS)
 def test_is_pytorch(name, layers, bidirectional):
     """Rows of different length: outputs, last states, and the gradients of parameters, inputs and first states."""
+    pytest.importorskip("torch")
+    from torch_recurrent import as_torch, from_torch, result
+
     network = Recurrent(CELLS[name], layers, bidirectional)
-    module, ways = in_torch(network), 1 + bidirectional
+    module, ways = as_torch(network, IN), 1 + bidirectional
     x_BTD, weight_BTD = drawn(B, T, IN), drawn(B, T, D * ways, seed=1) * RIGHT[..., None]
     first = [drawn(layers * ways, B, D, seed=2 + i) for i in range(1 + (name == "lstm"))]
     last_weight = [drawn(layers * ways, B, D, seed=4 + i) for i in range(len(first))]
-    expected = torch_result(module, x_BTD, first, weight_BTD, last_weight)
+    expected = result(module, x_BTD, LENGTHS, first, weight_BTD, last_weight)
 
     def loss(params, x_BTD, first):
         state = tuple(Carry(*(one[i] for one in first)) for i in range(layers * ways))
