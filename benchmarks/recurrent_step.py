@@ -13,9 +13,9 @@ descent with its gradient clipped at 5, the state carried from batch to batch, f
 
 Each is a process of its own, warm before the first round, and all take turns. Compilation is reported apart.
 
-Expected: a step is 53 GFLOP, so the products decide (80 ms of the 100 of one layer's loop on one core); adding up dU
-inside the loop costs most of the rest; sigmoids recomputed in the backward loop do not matter. Found, in CPU time on one
-core of a machine busy with other work:
+Expected: a step is 56 GFLOP, so the products decide (80 ms of 100 of one layer's loop on one core); adding up dU
+inside the loop costs most of the rest; sigmoids recomputed in the backward loop do not matter. Found, in CPU time on
+one core of a machine busy with other work:
 
 - `unroll` with its gradient takes 109 ms a layer, the plain scan 156; both layers with all their products 330 and 385.
 - U read across in the backward loop doubles its products; U^T laid out once does not.
