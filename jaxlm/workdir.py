@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxlm import __version__, config
 from jaxlm.checkpoint import Checkpoints
+from jaxlm.data.collate import WORD_LENGTH
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
@@ -131,7 +132,10 @@ def abstract_params(model: Any) -> Params:
 def example(rows: int = 1, length: int = 8) -> Batch:
     """A batch that has every field that a model may ask for; it gives shapes to `init`."""
     ids, valid = np.full((rows, length), 4, np.int32), np.ones((rows, length), bool)
-    return Batch(source_BS=ids, source_valid_BS=valid, target_BT=ids, target_valid_BT=valid, label_BT=ids)
+    return Batch(
+        source_BS=ids, source_valid_BS=valid, target_BT=ids, target_valid_BT=valid, label_BT=ids, label_BS=0 * ids,
+        label_B=np.zeros(rows, np.int32), character_BSW=np.full((rows, length, WORD_LENGTH), 4, np.int32),
+    )  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -150,8 +154,9 @@ def _identity_differences(new: Experiment, old: Experiment, where: str) -> list[
     if getattr(new.optimizer.schedule, "horizon", False):
         del same["steps"]
     aligned: Any = dataclasses.replace(old, **same)
+    task: Any = new.task
     old_task: Any = aligned.task
-    if type(old_task) is type(new.task):
+    if type(old_task) is type(task):
         old_task = dataclasses.replace(old_task, **{name: getattr(new.task, name) for name in new.task.judging})
     return config.differences(new, dataclasses.replace(aligned, task=old_task), where)
 
