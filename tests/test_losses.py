@@ -60,6 +60,12 @@ def close(found, expected, tolerance=1e-5):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """The features of these tests are wider than the chunks that they ask for."""
+    monkeypatch.setattr(losses, "WIDE_LOGITS", 0)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("size", [1, 4, 9, 10, 18, 100])
 def test_value_and_gradients(monkeypatch, size, smoothing):
@@ -150,6 +156,21 @@ def test_half_precision_features_get_float32_sums():
     loss, grads = jax.value_and_grad(lambda x: chunked(WEIGHTS, x).total)(half)
     assert loss.dtype == np.float32 and grads.dtype == jnp.bfloat16
     np.testing.assert_allclose(loss, plain(WEIGHTS, half), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "positions, vocab, width, expected",
+    [
+        (4096, 10_000, 128, 205),  # narrow: what fits the cache, in equal parts
+        (700, 10_000, 650, 700),  # wide: as many as the features are wide, and no second chunk of 50
+        (1120, 33_280, 256, 280),
+        (512, 260, 256, 512),
+        (3, 2**26, 1024, 3 // 3),  # at least one
+    ],
+)
+def test_size_of_a_chunk(monkeypatch, positions, vocab, width, expected):
+    monkeypatch.setattr(losses, "WIDE_LOGITS", 2**25)
+    assert losses._chunk_size(positions, vocab, width) == expected
 
 
 def test_padding_is_not_read_out(monkeypatch):
