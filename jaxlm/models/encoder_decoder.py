@@ -111,8 +111,8 @@ class DecoderBlock(EncoderBlock):
 
         def self_attention(y_BTD):
             nonlocal cache
-            query_BTNH, *keys_values = self.attention.project(y_BTD)
-            cache = write(cache, *keys_values, slot_BT)
+            query_BTNH, key_BTNH, value_BTNH = self.attention.project(y_BTD)
+            cache = write(cache, key_BTNH, value_BTNH, slot_BT)
             return self.attention.mix(query_BTNH, cache.key_BCNH, cache.value_BCNH, mask_BTC)
 
         x_BTD = self.attention_residual(x_BTD, self_attention)
