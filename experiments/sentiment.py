@@ -74,20 +74,26 @@ def _reviews(kind: str, codes: tuple[str, ...], names: tuple[str, ...]) -> Exper
     train, dev = (ClassNames(LabelFirst(f"sst/stsa.{kind}.{split}.gz"), codes, names) for split in ("train", "dev"))
     return Experiment(
         task=Classification(train, dev, dev, labels=names),
-        tokenizer=Words(8000),
+        tokenizer=SpelledWords(7000, 50, lowercase=True),
         model=Classifier(
-            8000, labels=len(names), recurrent=Recurrent(LSTM(96), bidirectional=True), word_width=96, pooling="max",
-            dropout=0.5, word_dropout=0.2,
+            7000,
+            labels=len(names),
+            recurrent=Recurrent(LSTM(96), bidirectional=True),
+            word_width=96,
+            characters=CharacterCNN(50, 16, 64, window=5),
+            pooling="attention",
+            dropout=0.6,
+            word_dropout=0.4,
         ),
         batching=Buckets(tokens=1024, shapes=4),
-        optimizer=AdamW(Linear(peak=2e-3, warmup=50), clip=1.0),
+        optimizer=AdamW(Linear(peak=3e-3, warmup=50), weight_decay=0.01, clip=1.0),
         objective=Class(smoothing=0.1),
         steps=1000,
         ema=0.99,
         evaluate_every=100,
         checkpoint_every=100,
         best="valid/accuracy",
-    )  # fmt: skip
+    )
 
 
 def _twins(model: Classifier | BagOfWords) -> Experiment:

@@ -31,7 +31,7 @@ def ewt() -> Experiment:
     """Universal parts of speech, UD English EWT (Silveira et al. 2014; 12,544 training sentences, dev as test)."""
     dev = ConllU("ud_english_ewt/en_ewt-ud-dev.conllu.gz")
     task = Tagging(ConllU("ud_english_ewt/en_ewt-ud-train.conllu.gz"), valid=dev, test=dev, labels=UPOS)
-    return _experiment(task, words=8000, characters=100, steps=1500, tokens=2048, best="valid/accuracy")
+    return _experiment(task, words=8000, characters=100, steps=2500, tokens=2048, best="valid/accuracy")
 
 
 def gsd() -> Experiment:
