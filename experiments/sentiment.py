@@ -107,7 +107,7 @@ def _twins(model: Classifier | BagOfWords) -> Experiment:
         batching=Buckets(tokens=1024, shapes=2),
         optimizer=AdamW(Linear(peak=3e-3, warmup=50), clip=1.0),
         objective=Class(),
-        steps=400,
+        steps=800,
         evaluate_every=100,
         checkpoint_every=100,
         best="valid/accuracy",
