@@ -78,7 +78,7 @@ def wikitext2_medium() -> Experiment:
     epoch = WIKITEXT_TOKENS // windows.tokens
     model = RecurrentLM(WORDS, 650, Recurrent(LSTM(650), layers=2, dropout=0.5, init_scale=0.05), dropout=0.5)
     schedule = Staircase(peak=35.0, hold=6 * epoch, every=epoch, factor=1 / 1.2)
-    return words(model, windows, SGD(schedule, clip=0.25), steps=39 * epoch)
+    return on_wikitext2(model, windows, SGD(schedule, clip=0.25), steps=39 * epoch)
 
 
 def wikitext2_awd() -> Experiment:
@@ -89,14 +89,14 @@ def wikitext2_awd() -> Experiment:
     model = RecurrentLM(WORDS, 400, network, dropout=0.4, input_dropout=0.65, embedding_dropout=0.1)
     optimizer = SGD(Constant(30.0), weight_decay=1.2e-6, clip=0.25)
     penalised = NextToken(activation=2.0, temporal=1.0)
-    return words(model, windows, optimizer, steps=750 * epoch, objective=penalised, average_after=5)
+    return on_wikitext2(model, windows, optimizer, steps=750 * epoch, objective=penalised, average_after=5)
 
 
 def _small(model: Any) -> Experiment:
-    return words(model, Windows(length=35, rows=32), AdamW(Cosine(peak=2e-3, warmup=200), clip=1.0), steps=5000)
+    return on_wikitext2(model, Windows(length=35, rows=32), AdamW(Cosine(peak=2e-3, warmup=200), clip=1.0), steps=5000)
 
 
-def words(model: Any, windows: Windows, optimizer: Any, steps: int, **more: Any) -> Experiment:
+def on_wikitext2(model: Any, windows: Windows, optimizer: Any, steps: int, **more: Any):
     """A language model over the words of WikiText-2, evaluated once an epoch."""
     train, valid = (TextFile(f"wikitext2/{split}.txt.gz") for split in ("train", "valid"))
     epoch = WIKITEXT_TOKENS // windows.tokens

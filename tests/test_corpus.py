@@ -15,9 +15,11 @@ from jaxlm.data.corpus import (
     MosesNormalised,
     Pair,
     ParallelFiles,
+    Renamed,
     Shuffled,
     SplitBySource,
     Take,
+    Together,
     Tsv,
     moses_detokenise,
     moses_tokenise,
@@ -218,6 +220,18 @@ def test_shuffled_and_take():
     assert list(Take(Shuffled(MANY, 1), 10)) == once[:10]
     assert list(Take(MANY, 10**6)) == list(MANY)
     assert Take(Shuffled(MANY, 1), 10).describe() == "given; shuffled by seed 1; first 10"
+
+
+def test_together_and_renamed(folder):
+    """One source after the other, as often as named; words of the target renamed wherever they stand."""
+    few = parallel(folder, b"a\nb\n", b"B-PER O\nO I-PER\n")
+    renamed = Renamed(few, {"B-PER": "B-person", "I-PER": "I-person"})
+    assert list(renamed) == [("a", "B-person O"), ("b", "O I-person")]
+    both = Together((few, few, renamed))
+    assert list(both) == [*few, *few, *renamed] and both.check().kept == 6
+    assert both.describe().count(" and ") == 2 and "B-PER as B-person" in both.describe()
+    with pytest.raises(UserError, match="no source"):
+        Together(())
 
 
 def test_take_checks_what_it_does_not_deliver(folder):

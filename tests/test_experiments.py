@@ -12,6 +12,8 @@ from jaxlm import config, workdir
 from jaxlm.data.minilang import MiniLang
 from jaxlm.data.symbols import Bytes
 from jaxlm.experiment import Experiment, load, variants
+from jaxlm.tasks.classification import Classification
+from jaxlm.tasks.tagging import Tagging
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 MODULES = sorted(f"experiments.{path.stem}" for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -30,11 +32,15 @@ def test_there_are_experiments_in_every_module():
 def test_the_parts_fit_together(name):
     """The model, at its real size, as shapes; what the tokenizer will have, the model embeds."""
     experiment = load(name)
-    vocab = 260 if isinstance(experiment.tokenizer, Bytes) else experiment.tokenizer.size
-    assert vocab == experiment.model.vocab
-    params = workdir.abstract_params(experiment.model)
-    logits = jax.eval_shape(experiment.model.apply, {"params": params}, workdir.example(2, 16))
-    assert logits.shape == (2, 16, vocab) and logits.dtype == "float32"
+    vocab, model = 260 if isinstance(experiment.tokenizer, Bytes) else experiment.tokenizer.size, experiment.model
+    assert vocab == model.vocab
+    params = workdir.abstract_params(model)
+    logits = jax.eval_shape(model.apply, {"params": params}, workdir.example(2, 16))
+    shapes = {Tagging: (2, 16, -1), Classification: (2, -1)}
+    expected = shapes.get(type(experiment.task), (2, 16, vocab))
+    if expected[-1] < 0:
+        expected = (*expected[:-1], len(experiment.task.labels))
+    assert logits.shape == expected and logits.dtype == "float32"
     optimizer = experiment.optimizer.build(experiment.steps)
     jax.eval_shape(lambda: optimizer.init(jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape), params)))
     assert float(experiment.optimizer.schedule.build(experiment.steps)(experiment.steps // 2)) > 0

@@ -32,6 +32,7 @@ ZOO = {
     "max": Classifier(VOCAB, LABELS, BOTH_WAYS, 6, pooling="max"),
     "attention": Classifier(VOCAB, LABELS, BOTH_WAYS, 6, pooling="attention"),
     "bag": BagOfWords(VOCAB, LABELS, 6, (5, 4), SPELLED),
+    "bag_of_pairs": BagOfWords(VOCAB, LABELS, 6, (), SPELLED, pairs=31),
 }
 TAGGERS = [name for name, model in ZOO.items() if isinstance(model, Tagger)]
 CLASSIFIERS = [name for name in ZOO if name not in TAGGERS]

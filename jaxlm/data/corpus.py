@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxlm.data.moses import Lowercase, MosesNormalised, moses_detokenise, moses_tokenise
 from jaxlm.data.pairs import Pair, Pairs, PairSource, kept_pairs, read
-from jaxlm.data.subset import Shuffled, SplitBySource, Take
+from jaxlm.data.subset import Renamed, Shuffled, SplitBySource, Take, Together
 from jaxlm.data.text import BadLines, OnBadLine, find, lines_or_none
 from jaxlm.errors import UserError
 
@@ -25,9 +25,11 @@ __all__ = [
     "PairSource",
     "Pairs",
     "ParallelFiles",
+    "Renamed",
     "Shuffled",
     "SplitBySource",
     "Take",
+    "Together",
     "Tsv",
     "moses_detokenise",
     "moses_tokenise",

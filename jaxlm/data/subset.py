@@ -1,4 +1,4 @@
-"""Sources that choose or order the pairs of another source."""
+"""Sources that choose, order or join the pairs of other sources."""
 
 import hashlib
 import random
@@ -93,3 +93,36 @@ class Take(PairSource):
         for _ in read(self.pairs, bad):
             pass
         return bad
+
+
+@dataclass(frozen=True)
+class Together(PairSource):
+    """The pairs of several sources, one source after the other; one that is named twice is read twice."""
+
+    parts: tuple[Pairs, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise UserError("Together of no source: expected one at least")
+
+    def describe(self) -> str:
+        return " and ".join(part.describe() for part in self.parts)
+
+    def read(self, bad: BadLines) -> Iterator[Pair]:
+        for part in self.parts:
+            yield from read(part, bad)
+
+
+@dataclass(frozen=True)
+class Renamed(PairSource):
+    """The targets with some of their words renamed, as the tags of one data set into those of another."""
+
+    pairs: Pairs
+    names: dict[str, str]
+
+    def describe(self) -> str:
+        return f"{self.pairs.describe()}, with {', '.join(f'{old} as {new}' for old, new in self.names.items())}"
+
+    def read(self, bad: BadLines) -> Iterator[Pair]:
+        for source, target in read(self.pairs, bad):
+            yield source, " ".join(self.names.get(word, word) for word in target.split())

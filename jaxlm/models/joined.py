@@ -30,6 +30,11 @@ class Joined(nn.Module):
 
     model: nn.Module
 
+    @property
+    def vocab(self) -> int:
+        """Ids in the vocabulary of source and target."""
+        return self.model.vocab
+
     def __call__(self, batch: Batch) -> Array:
         """Logits (B, T, V) of every next target token."""
         features_BTD, _ = self.extend(batch.target_BT, self.start(batch, 0), batch.target_valid_BT)

@@ -39,6 +39,9 @@ class Task:
         """Read, before anything is trained, what is needed only later. Raises UserError on the first fault."""
         raise NotImplementedError
 
+    def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
+        """Raises UserError where the model's sizes are not those of the task or its tokenizer."""
+
     def texts(self) -> Iterable[str]:
         """What the tokenizer learns from."""
         raise NotImplementedError

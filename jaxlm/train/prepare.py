@@ -50,6 +50,7 @@ def prepare_data(experiment: Experiment, folder: Path, note: Any, size: int = 0)
     workdir.claim(folder, experiment)
     tokenizer = _tokenizer(experiment, folder, note)
     workdir.check_vocabulary(experiment, tokenizer)
+    experiment.task.check_model(experiment.model, tokenizer)
     bad, task = BadLines(), experiment.task
     columns = task.columns(tokenizer, folder / "data" / "train", bad)
     if bad.kept:
