@@ -1,4 +1,4 @@
-"""`jaxlm generate D --prompt TEXT`: sampled texts, each printed as soon as it is there."""
+"""`jaxlm generate D --prompt TEXT`: sampled texts, each printed as soon as it is there; on a terminal, as it comes."""
 
 import dataclasses
 import sys
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         raise Usage("expected a prompt: give --prompt TEXT (any number of times) or --file FILE")
     from jaxlm.decode.choose import Sampler
 
-    sampler = Sampler(options.temperature, options.top_k, options.top_p, options.min_p)
+    sampler = Sampler(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
     run = read_experiment(options)
     if not run.task.prompts:
         raise Usage(f"generate: the task {type(run.task).__name__} writes no text (`jaxlm predict` answers lines)")
@@ -29,13 +29,26 @@ def main(argv: list[str]) -> int:
     from jaxlm.tasks.generate import Request, continuations, sample_answers
     from jaxlm.tasks.translate import one_line
 
-    request = Request(sampler, options.seed, options.num_samples, options.max_tokens)
+    request = Request(sampler, options.seed, options.num_samples, options.max_tokens, tuple(options.stop))
     parts = run.model, trained.params, trained.tokenizer, prompts
-    answers = run.task.prompts == "source"
-    for sample in sample_answers(*parts, run.task.search, request) if answers else continuations(*parts, request):
-        output.emit(output.to_json(dataclasses.asdict(sample)) if options.jsonl else one_line(sample.text))
+    live = options.num_samples == 1 and not options.jsonl and (options.stream or sys.stdout.isatty())
+    show = _show if live else None
+    if run.task.prompts == "source":
+        samples = sample_answers(*parts, run.task.search, request, show)
+    else:
+        samples = continuations(*parts, request, show)
+    for sample in samples:
+        if live:
+            output.emit("")  # the text is there already
+        else:
+            output.emit(output.to_json(dataclasses.asdict(sample)) if options.jsonl else one_line(sample.text))
         sys.stdout.flush()
     return 0
+
+
+def _show(piece: str) -> None:
+    sys.stdout.buffer.write(piece.encode(errors="replace"))
+    sys.stdout.flush()
 
 
 def _parser() -> Parser:
@@ -51,6 +64,12 @@ def _parser() -> Parser:
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help=text)
     text = "from the tokens with this share of the greatest probability (0: all)"
     parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help=text)
+    text = "divides the scores of ids that were there already (1: off; 1.1 to 1.3 is usual)"
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help=text)
+    text = "end a text where this comes, which is not printed (may be given several times)"
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=text)
+    text = "print a token at a time also where stdout is no terminal (one sample a prompt, no --jsonl)"
+    parser.add_argument("--stream", action="store_true", help=text)
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="(default: 0)")
     text = "the most tokens of a text (default: the limit of the experiment's search)"
     parser.add_argument("--max-tokens", type=whole(1), metavar="N", help=text)

@@ -28,12 +28,14 @@ class Sampler:
     top_k: keep the k most probable tokens; 0 keeps all.
     top_p: keep the fewest most probable tokens that reach this probability together; 1 keeps all.
     min_p: keep the tokens with at least this share of the greatest probability; 0 keeps all.
+    repetition: penalty on ids that the prompt or the text already has (see `penalised`); 1 is none.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition: float = 1.0
 
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
@@ -44,10 +46,20 @@ class Sampler:
             raise UserError(f"top_p={self.top_p} must be above 0 and at most 1 (off)")
         if not 0 <= self.min_p <= 1:
             raise UserError(f"min_p={self.min_p} must be between 0 (off) and 1")
+        if not (self.repetition > 0 and math.isfinite(self.repetition)):
+            raise UserError(
+                f"repetition={self.repetition} must be a positive number: 1 (off), or above 1 to repeat less"
+            )
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+
+def penalised(logits_BV: Array, seen_BV: Array, repetition: float) -> Array:
+    """Logits of seen ids divided by `repetition` where positive, multiplied where negative (Keskar et al. 2019)."""
+    less_BV = jnp.where(logits_BV > 0, logits_BV / repetition, logits_BV * repetition)
+    return jnp.where(seen_BV, less_BV, logits_BV)
 
 
 def filter_top_k(logprob_BV: Array, top_k: int) -> Array:

@@ -1,12 +1,14 @@
-"""Generation of one continuation a row: greedy search and sampling, in one jit.
+"""Generation of one continuation a row: greedy search and sampling, in one jit, or told token by token.
 
 Step scores are l = log_softmax(logits / temperature) in float32 (temperature 0: the logits as they are); banned ids,
 minimum length, repeated n-grams and forced prefixes set entries to -inf without renormalising. The reported
 log-probabilities are these l, before the sampler's filters. Lengths count generated tokens, the stop id included.
+A repetition penalty acts on the logits themselves, before everything else.
 """
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from jaxlm.decode.choose import Sampler, argbest, line_keys, sample
+from jaxlm.decode.choose import Sampler, argbest, line_keys, penalised, sample
 from jaxlm.decode.constrain import Constraints, Forced, forbid, is_one_of, log_softmax_parts
 from jaxlm.decode.prefill import check_request, read_prompt, read_token
 from jaxlm.decode.reasons import LENGTH, NONE, STOP
@@ -38,13 +40,17 @@ class Generated:
 
 @struct.dataclass
 class Writing:
-    """The loop's carry: what is written, the last token (the state has not read it yet), and the state."""
+    """The loop's carry: what is written, the last token (the state has not read it yet), and the state.
+
+    seen_BV: the ids of the prompt and of what is written, where a penalty asks for them.
+    """
 
     step: Array
     token_B: Array
     done_B: Array
     written: Generated
     state: State
+    seen_BV: Array | None = None
 
 
 def generate(
@@ -99,24 +105,90 @@ def _generate(
     key_B = line_keys(seed, line_B)
 
     def step(writing: Writing) -> Writing:
-        logits_BV, state = read_token(model, params, writing.token_B, writing.state, ~writing.done_B)
-        logprob_BV = _step_scores(logits_BV, writing, sampler, constraints, stop, forced)
-        if sampler.greedy:
-            token_B = argbest(writing.written.logprob_B[:, None] + logprob_BV)
-        else:
-            token_B = sample(logprob_BV, key_B, writing.step, sampler)
-        return _append(dataclasses.replace(writing, state=state), token_B, logprob_BV, limit_B, stop)
+        return _step(model, params, writing, limit_B, key_B, forced, stop, sampler, constraints)
 
-    token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, length)
-    writing = _blank(limit_B, length, token_B, state)
+    writing = _blank(model, params, batch, prompt_BP, prompt_valid_BP, limit_B, length, sampler)
     return lax.while_loop(lambda writing: ~jnp.all(writing.done_B), step, writing).written
 
 
-def _blank(limit_B: Array, length: int, token_B: Array, state: State) -> Writing:
+def stream(
+    model: Any,
+    params: Params,
+    batch: Batch,
+    prompt_BP: Array,
+    prompt_valid_BP: Array,
+    limit_B: Array,
+    *,
+    length: int,
+    stop: tuple[int, ...] = (3,),
+    sampler: Sampler = Sampler(temperature=0.0),  # noqa: B008 (frozen)
+    seed: Array | int = 0,
+    line_B: Array | None = None,
+) -> Iterator[Generated]:
+    """What `generate` gives, told anew after every token. Two programs, whatever is generated; the caller may leave."""
+    check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop)
+    key_B = line_keys(seed, jnp.arange(prompt_BP.shape[0]) if line_B is None else line_B)
+    limit_B = jnp.minimum(limit_B, length)
+    writing = _begin(model, params, batch, prompt_BP, prompt_valid_BP, limit_B, length, sampler)
+    while not bool(writing.done_B.all()):
+        writing = _one_more(model, params, writing, limit_B, key_B, stop, sampler)
+        yield writing.written
+
+
+@functools.partial(jax.jit, static_argnames=("model", "stop", "sampler"))
+def _one_more(
+    model: Any, params: Params, writing: Writing, limit_B: Array, key_B: Array, stop: tuple[int, ...], sampler: Sampler
+) -> Writing:
+    return _step(model, params, writing, limit_B, key_B, None, stop, sampler, Constraints())
+
+
+def _step(
+    model: Any,
+    params: Params,
+    writing: Writing,
+    limit_B: Array,
+    key_B: Array,
+    forced: Forced | None,
+    stop: tuple[int, ...],
+    sampler: Sampler,
+    constraints: Constraints,
+) -> Writing:
+    """One more token in every row that still writes."""
+    logits_BV, state = read_token(model, params, writing.token_B, writing.state, ~writing.done_B)
+    if writing.seen_BV is not None:
+        logits_BV = penalised(logits_BV, writing.seen_BV, sampler.repetition)
+    logprob_BV = _step_scores(logits_BV, writing, sampler, constraints, stop, forced)
+    if sampler.greedy:
+        token_B = argbest(writing.written.logprob_B[:, None] + logprob_BV)
+    else:
+        token_B = sample(logprob_BV, key_B, writing.step, sampler)
+    return _append(dataclasses.replace(writing, state=state), token_B, logprob_BV, limit_B, stop)
+
+
+def _blank(
+    model: Any,
+    params: Params,
+    batch: Batch,
+    prompt_BP: Array,
+    prompt_valid_BP: Array,
+    limit_B: Array,
+    length: int,
+    sampler: Sampler,
+) -> Writing:
+    """Before the first token: the prompt is read, nothing is written."""
+    token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, length)
     zero_B = jnp.zeros(limit_B.shape, jnp.int32)
     zero_BT = jnp.zeros((*limit_B.shape, length), jnp.int32)
     written = Generated(zero_BT, zero_B, zero_B.astype(jnp.float32), zero_BT.astype(jnp.float32), zero_B + NONE)
-    return Writing(jnp.int32(0), token_B.astype(jnp.int32), limit_B <= 0, written, state)
+    seen_BV = None
+    if sampler.repetition != 1.0:
+        logits_BV = jax.eval_shape(lambda: read_token(model, params, token_B, state, limit_B > 0)[0])
+        row_B1 = jnp.arange(prompt_BP.shape[0])[:, None]
+        seen_BV = jnp.zeros(logits_BV.shape, bool).at[row_B1, prompt_BP].max(prompt_valid_BP)
+    return Writing(jnp.int32(0), token_B.astype(jnp.int32), limit_B <= 0, written, state, seen_BV)
+
+
+_begin = jax.jit(_blank, static_argnames=("model", "length", "sampler"))
 
 
 def _step_scores(
@@ -149,4 +221,7 @@ def _append(writing: Writing, token_B: Array, logprob_BV: Array, limit_B: Array,
         token_logprob_BT=lax.dynamic_update_slice_in_dim(was.token_logprob_BT, logprob_B[:, None], step, axis=1),
         reason_B=jnp.where(stops_B, STOP, jnp.where(full_B, LENGTH, was.reason_B)),
     )
-    return Writing(step + 1, token_B, writing.done_B | stuck_B | stops_B | full_B, written, writing.state)
+    seen_BV = writing.seen_BV
+    if seen_BV is not None:
+        seen_BV = seen_BV.at[jnp.arange(token_B.shape[0]), token_B].max(writes_B)
+    return Writing(step + 1, token_B, writing.done_B | stuck_B | stops_B | full_B, written, writing.state, seen_BV)

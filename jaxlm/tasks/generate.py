@@ -6,11 +6,12 @@ and a sample goes on from it.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,14 +19,16 @@ from jaxlm.data.collate import in_order
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.vocabulary import BOS, EOS, PAD, Tokenizer
 from jaxlm.decode.choose import Sampler
-from jaxlm.decode.generate import Generated, generate
-from jaxlm.decode.reasons import REASONS
+from jaxlm.decode.generate import Generated, generate, stream
+from jaxlm.decode.reasons import NONE, REASONS
+from jaxlm.tasks.stream import TextStream
 from jaxlm.tasks.translate import Search
 from jaxlm.types import Batch, Params
 
 ROWS = 8
 """Rows of a batch, whatever the number of samples: one shape, so that a sample has the same bits each time."""
 
+Show = Callable[[str], None] | None
 CONTINUATION = 100
 """Tokens of a continuation, if the request does not say."""
 
@@ -35,6 +38,7 @@ class Request:
     """What is wanted of each prompt.
 
     samples: how many texts, drawn independently.
+    stops: strings that end a text and are not part of it.
     max_tokens: the most tokens of a text; None takes the limit of the task's search.
     """
 
@@ -42,11 +46,15 @@ class Request:
     seed: int = 0
     samples: int = 1
     max_tokens: int | None = None
+    stops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One text: log-probability (natural log, EOS included, at the sampler's temperature), tokens, why it ended."""
+    """One text: log-probability (natural log, EOS included, at the sampler's temperature), tokens, why it ended.
+
+    Both count what was written up to and with the token that completed a stop string ("string" is then the reason).
+    """
 
     prompt: str
     text: str
@@ -55,10 +63,29 @@ class Sample:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt in ROWS equal rows, the most tokens of its texts, and the room for them (few sizes)."""
+
+    prompt: str
+    batch: Batch
+    prompt_BP: np.ndarray
+    limit: int
+    room: int
+
+
 def sample_answers(
-    model: Any, params: Params, tokenizer: Tokenizer, prompts: Sequence[str], search: Search, request: Request
+    model: Any,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    search: Search,
+    request: Request,
+    show: Show = None,
 ) -> Iterator[Sample]:
     """The samples of the first prompt, then those of the next, each as soon as it is there.
+
+    `show` is called with each new piece of text of the first sample of a prompt.
 
     `search` gives the length limits: of a source, the rest is cut off; of an answer, unless `request` has its own.
     """
@@ -69,11 +96,12 @@ def sample_answers(
         limit = request.max_tokens or int(search.limit(np.asarray(source_tokens)))
         room = request.max_tokens or int(search.limit(np.asarray(length)))
         begun_BP = np.full((ROWS, 1), BOS, np.int32)
-        yield from _samples(model, params, tokenizer, prompt, _repeated(batch), begun_BP, limit, room, request)
+        asked = _Asked(prompt, _repeated(batch), begun_BP, limit, room)
+        yield from _samples(model, params, tokenizer, asked, request, show)
 
 
 def continuations(
-    model: Any, params: Params, tokenizer: Tokenizer, prompts: Sequence[str], request: Request
+    model: Any, params: Params, tokenizer: Tokenizer, prompts: Sequence[str], request: Request, show: Show = None
 ) -> Iterator[Sample]:
     """How each text may go on, for a model without a source: the samples of the first text, then those of the next."""
     for prompt in prompts:
@@ -82,7 +110,8 @@ def continuations(
         prompt_BP = np.pad(ids, (width - len(ids), 0), constant_values=PAD)[None].repeat(ROWS, 0)
         limit = request.max_tokens or CONTINUATION
         batch = Batch(target_BT=prompt_BP, target_valid_BT=prompt_BP != PAD)
-        yield from _samples(model, params, tokenizer, prompt, batch, prompt_BP, limit, limit, request)
+        asked = _Asked(prompt, batch, prompt_BP, limit, limit)
+        yield from _samples(model, params, tokenizer, asked, request, show)
 
 
 def _repeated(batch: Batch) -> Batch:
@@ -92,36 +121,61 @@ def _repeated(batch: Batch) -> Batch:
 
 
 def _samples(
-    model: Any,
-    params: Params,
-    tokenizer: Tokenizer,
-    prompt: str,
-    batch: Batch,
-    prompt_BP: np.ndarray,
-    limit: int,
-    room: int,
-    request: Request,
+    model: Any, params: Params, tokenizer: Tokenizer, asked: _Asked, request: Request, show: Show
 ) -> Iterator[Sample]:
     """The samples of one prompt, ROWS at a time."""
     for first in range(0, request.samples, ROWS):
         count = min(ROWS, request.samples - first)
         line_B = np.zeros(ROWS, np.uint32)
-        line_B[:count] = [crc32(f"{first + row} {prompt}".encode(errors="replace")) for row in range(count)]
-        limit_B = np.where(np.arange(ROWS) < count, limit, 0).astype(np.int32)
-        found = generate(
-            model, params, batch, jnp.asarray(prompt_BP), jnp.asarray(prompt_BP != PAD), jnp.asarray(limit_B),
-            length=room, stop=(EOS,), sampler=request.sampler, seed=request.seed, line_B=jnp.asarray(line_B),
-        )  # fmt: skip
-        for row in range(count):
-            yield _sample(found, row, prompt, tokenizer)
+        line_B[:count] = [crc32(f"{first + row} {asked.prompt}".encode(errors="replace")) for row in range(count)]
+        limit_B = np.where(np.arange(ROWS) < count, asked.limit, 0).astype(np.int32)
+        prompt = asked.batch, jnp.asarray(asked.prompt_BP), jnp.asarray(asked.prompt_BP != PAD), jnp.asarray(limit_B)
+        options: dict[str, Any] = {"length": asked.room, "stop": (EOS,), "sampler": request.sampler}
+        options |= {"seed": request.seed, "line_B": jnp.asarray(line_B)}
+        if request.stops or show:
+            told = _told(stream(model, params, *prompt, **options), count, asked.prompt, tokenizer, request, show)
+            yield from told
+            show = None  # the rest is not the first sample
+        else:
+            found = generate(model, params, *prompt, **options)
+            yield from (_sample(found, row, asked.prompt, tokenizer) for row in range(count))
 
 
-def _sample(found: Generated, row: int, prompt: str, tokenizer: Tokenizer) -> Sample:
+def _told(
+    tokens: Iterator[Generated], count: int, prompt: str, tokenizer: Tokenizer, request: Request, show: Show
+) -> list[Sample]:
+    """The samples of a batch that is watched as it is written; a text ends where a stop string does."""
+    texts = [TextStream(tokenizer, request.stops) for _ in range(count)]
+    samples: list[Sample | None] = [None] * count
+    host: Any = None
+    for host in map(jax.device_get, tokens):
+        for row, text in enumerate(texts):
+            if samples[row] is not None:
+                continue
+            over = host.reason_B[row] != NONE
+            piece = text.show(host.tokens_BT[row, : host.length_B[row]].tolist(), last=over)
+            if show and row == 0 and piece:
+                show(piece)
+            if over or text.ended:
+                reason = "string" if text.ended else None
+                samples[row] = _sample(host, row, prompt, tokenizer, text.text, reason)
+        if all(samples):
+            break
+    blank = Sample(prompt, "", 0.0, 0, REASONS[NONE])
+    return [
+        sample or (blank if host is None else _sample(host, row, prompt, tokenizer))
+        for row, sample in enumerate(samples)
+    ]
+
+
+def _sample(
+    found: Generated, row: int, prompt: str, tokenizer: Tokenizer, text: str | None = None, reason: str | None = None
+) -> Sample:
     size = int(found.length_B[row])
     return Sample(
         prompt=prompt,
-        text=tokenizer.decode([np.asarray(found.tokens_BT[row, :size]).tolist()])[0],
+        text=tokenizer.decode([np.asarray(found.tokens_BT[row, :size]).tolist()])[0] if text is None else text,
         logprob=float(found.logprob_B[row]),
         tokens=size,
-        reason=REASONS[int(found.reason_B[row])],
+        reason=reason or REASONS[int(found.reason_B[row])],
     )
