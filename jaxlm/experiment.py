@@ -61,6 +61,9 @@ class Experiment:
     patience: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "log_every", "evaluate_every", "checkpoint_every", "keep", "average"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)}: expected 1 or more")
         if self.ema and self.average_after:
             found = f"ema = {self.ema} and average_after = {self.average_after}"
             raise UserError(f"{found}: one average at a time, set one of them to 0")
@@ -83,9 +86,13 @@ def load(name: str) -> Experiment:
     where, _, variant = name.partition(":") if not name[1:3] == ":\\" else (name, "", "")
     module = _module(where)
     makers = variants(module)
-    variant = variant or ("experiment" if "experiment" in makers else next(iter(makers), "experiment"))
+    own = [name for name, maker in makers.items() if getattr(maker, "__module__", None) == module.__name__]
+    variant = variant or ("experiment" if "experiment" in own else next(iter(own), ""))
     if variant not in makers:
-        raise UserError(f"{where} has no variant {variant!r}; it has {', '.join(makers) or 'none'}")
+        unmarked = callable(getattr(module, variant, None)) if variant else False
+        cure = f"annotate it: def {variant}() -> Experiment" if unmarked else f"it has {', '.join(own) or 'none'}"
+        asked = f"no variant {variant!r}" if variant else "no function of its own that is annotated `-> Experiment`"
+        raise UserError(f"{where} has {asked}; {cure}")
     made = makers[variant]()
     if not isinstance(made, Experiment):
         raise UserError(f"{where}:{variant} returned a {type(made).__name__}, expected a jaxlm.experiment.Experiment")

@@ -46,6 +46,8 @@ def gradient_flow(model: Any, params: Params, batch: Batch) -> tuple[np.ndarray,
 
 def _place(model: Any, params: Params, batch: Batch) -> tuple[Phase, tuple[int, ...]]:
     """Where the nudge goes, and its shape (B, T, D): while the source is read, or else the target."""
+    if not hasattr(model, "extend"):
+        raise UserError(f"{type(model).__name__} says nothing token by token: there is no loss at T to go back from")
     for phase in ("start", "extend"):
         shapes: list[tuple[int, ...]] = []
         jax.eval_shape(partial(_last_losses, model, phase, None, shapes), params, batch)

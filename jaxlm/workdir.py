@@ -1,4 +1,4 @@
-"""A run's folder: `experiment.json`, `tokenizer/`, `data/`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
+"""A run's folder: `experiment.json`, `tokenizer/`, `data/`, `checkpoints/`, `metrics.jsonl`, `test.json`, ...
 
 It is all that `evaluate`, `predict` and the others need, and it may be moved.
 """
@@ -25,6 +25,8 @@ from jaxlm.experiment import HARMLESS, Experiment
 from jaxlm.types import Batch, Params
 
 RECORD = "experiment.json"
+TEST = "test.json"
+"""The scores of the test split, written when training ends."""
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -199,3 +200,29 @@ def test_what_may_happen_on_the_way(command, monkeypatch, error, code, said):
     assert found.err.count("\n") == bool(said)
     if said:
         assert "Traceback" in command("list", "--debug").err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--evaluate-every", "0"], "evaluate_every = 0: expected 1 or more"),
+        (["--steps", "0"], "steps = 0: expected 1 or more"),
+        (["--minutes", "-1"], "--minutes"),
+        (["--best", "valid/blue"], "expected one of the figures valid/loss, .*valid/bleu"),
+        (["--model.heads", "3"], "does not divide into 3 heads"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_told_before_training(command, tmp_path, words, message):
+    found = command("train", f"{EXPERIMENT}:tiny", "--workdir", tmp_path / "run", *words)
+    assert found.code in (1, 2) and re.search(message, found.err), found.err
+    assert not (tmp_path / "run" / "checkpoints").exists() and "Traceback" not in found.err
+
+
+def test_functions_that_are_not_marked_as_experiments(command, tmp_path):
+    """An imported experiment is not the file's own, and what is not annotated is named."""
+    file = tmp_path / "mine.py"
+    file.write_text("from experiments.quickstart import experiment as q\ndef un():\n    return q()\n")
+    found = command("show", file)
+    assert found.code in (1, 2) and "no function of its own that is annotated `-> Experiment`" in found.err
+    found = command("show", f"{file}:un")
+    assert found.code in (1, 2) and "un" in found.err and "Experiment" in found.err, found.err

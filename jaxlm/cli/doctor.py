@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import jaxlm
+from jaxlm import runtime
 from jaxlm.data.text import find
 from jaxlm.errors import UserError
 
@@ -139,9 +140,9 @@ def _devices() -> Iterator[Finding]:
         yield Finding("devices", f"{len(same)} x {kind}" + (f", {limit / 2**30:,.1f} GiB each" if limit else ""))
     if jax.default_backend() == "cpu" and not asked:
         yield from _idle_accelerators()
-    cache = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    cure = "" if cache else "export JAX_COMPILATION_CACHE_DIR=~/.cache/jaxlm"
-    yield Finding("compile cache", cache or "off: every start compiles anew", "ok" if cache else "absent", cure)
+    cache = runtime.cache_folder()
+    cure = "" if cache else "unset JAXLM_CACHE"
+    yield Finding("compile cache", str(cache or "off: every start compiles anew"), "ok" if cache else "absent", cure)
 
 
 def _idle_accelerators() -> Iterator[Finding]:

@@ -52,7 +52,8 @@ def _show(piece: str) -> None:
 
 
 def _parser() -> Parser:
-    note = "Same seed, same text: a sample depends on the model, the seed, its prompt and its number, and on no other."
+    note = "Line breaks of a text become spaces, but with --stream or --jsonl.\n"
+    note += "Same seed, same text: a sample depends on the model, the seed, its prompt and its number, and on no other."
     parser = workdir_parser(
         "generate", VERBS["generate"] + ". The prompt of a translation model is its source.\n" + note
     )

@@ -33,6 +33,8 @@ class Input:
 
     def chunks(self) -> Iterator[list[str]]:
         """Lists of 1 to `chunk` lines. Raises UserError at a line that is not UTF-8, unless it is to be mended."""
+        if sys.stdin is None:
+            raise UserError("standard input is closed: give the lines by < FILE or | ")
         lines: list[str] = []
         for raw in _raw_lines(sys.stdin.buffer):
             if raw is not None:

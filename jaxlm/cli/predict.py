@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxlm.cli import output
 from jaxlm.cli.lines import CHUNK, Input
 from jaxlm.cli.trained import add_search_options, open_run, workdir_parser
@@ -25,6 +27,9 @@ def main(argv: list[str]) -> int:
     trained = open_run(options)
     task, loading = trained.experiment.task, clock.seconds
     limit = getattr(task.search, "max_source", 0)
+    from jaxlm.data.vocabulary import UNK
+
+    words = unknown = 0
     source, cut, clock = Input(options.on_bad_line, options.chunk), 0, output.Clock()
     output.note(f"checkpoints {trained.steps} loaded in {loading:.1f} s; reading lines" + _hint())
     for lines in source.chunks():
@@ -33,6 +38,10 @@ def main(argv: list[str]) -> int:
             output.emit(output.to_json(answer.record) if options.jsonl else answer.text)
         sys.stdout.flush()
         cut += _cut(lines, trained.tokenizer, limit) if limit else 0
+        ids = np.concatenate([np.zeros(0, np.int32), *trained.tokenizer.encode(lines)])
+        words, unknown = words + len(ids), unknown + int((ids == UNK).sum())
+    if unknown:
+        output.note(f"{unknown:,} of {words:,} tokens are unknown to the tokenizer: it saw none such in training")
     if cut:
         output.note(f"{cut:,} lines were longer than {limit} tokens and were cut there")
     if source.bad.replaced:
@@ -58,7 +67,7 @@ def _parser() -> Parser:
 
 
 def _hint() -> str:
-    return " from the terminal; Ctrl-D ends them" if sys.stdin.isatty() else ""
+    return " from the terminal; Ctrl-D ends them" if sys.stdin is not None and sys.stdin.isatty() else ""
 
 
 def _cut(lines: Sequence[str], tokenizer: Any, limit: int) -> int:

@@ -45,8 +45,9 @@ def main(argv: list[str]) -> int:
     if cut:
         output.note(f"{cut:,} lines had a side of more than {longest} tokens: only its beginning was scored")
     if tokens:
+        counted = " (EOS counted)" if run.task.ends else ""
         perplexity = math.exp(min(-logprob / tokens, 700.0))
-        output.note(f"perplexity {perplexity:.4f}: {tokens:,} tokens (EOS counted), log-probability {logprob:.4f}")
+        output.note(f"perplexity {perplexity:.4f}: {tokens:,} tokens{counted}, log-probability {logprob:.4f}")
     output.note(clock.sentence(source.count))
     return 0
 
@@ -55,7 +56,7 @@ def _parser() -> Parser:
     parser = workdir_parser("score", SUMMARY)
     text = "also each token's: after another TAB, separated by spaces; with --jsonl under token_logprobs, with pieces"
     parser.add_argument("--per-token", action="store_true", help=text)
-    text = "one JSON object a line: source, text, logprob (natural log, summed, EOS counted), tokens (EOS counted), cut"
+    text = "one JSON object a line: source, text, logprob (natural log, summed), tokens (EOS in both as above), cut"
     parser.add_argument("--jsonl", action="store_true", help=text)
     text = "a line that is not UTF-8: stop (the default), or put U+FFFD for its bad bytes"
     parser.add_argument("--on-bad-line", choices=("error", "replace"), default="error", help=text)

@@ -68,8 +68,15 @@ def _parser() -> ExperimentParser:
     parser.add_argument("--threads", type=whole(0), default=1, metavar="N", help="threads that make batches")
     parser.add_argument("--workers", type=whole(0), default=0, metavar="N", help="processes that make batches")
     text = "stop after so many minutes: evaluate, save, and score the test split"
-    parser.add_argument("--minutes", type=float, default=0.0, metavar="M", help=text)
+    parser.add_argument("--minutes", type=_minutes, default=0.0, metavar="M", help=text)
     return parser
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not minutes > 0:
+        raise ValueError
+    return minutes
 
 
 def _default_workdir(name: str) -> Path:
@@ -109,4 +116,6 @@ def _judged(folder: Path) -> dict[str, Any]:
     scores |= clock.rates(scores["lines"])
     for line in task.samples(model, trained.params, trained.tokenizer, SAMPLES):
         output.emit(line)
-    return {"checkpoints": trained.steps, "test": scores}
+    found = {"checkpoints": trained.steps, "test": scores}
+    (folder / workdir.TEST).write_text(output.to_json(found) + "\n", encoding="utf-8")
+    return found

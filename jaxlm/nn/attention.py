@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxlm.errors import UserError
 from jaxlm.nn.dropout import keep_mask
 from jaxlm.nn.linear import Linear, joint
 from jaxlm.types import Array
@@ -100,6 +101,8 @@ class Attention(nn.Module):
     dtype: str = "float32"
 
     def setup(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"a width of {self.width} does not divide into {self.heads} heads: choose a multiple of it")
         self.query, self.key, self.value, self.out = (Linear(self.width, dtype=self.dtype) for _ in range(4))
 
     def project(self, x_BTD: Array) -> tuple[Array, Array, Array]:

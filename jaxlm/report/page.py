@@ -12,6 +12,7 @@ from jaxlm.flow_figure import flow_figure
 from jaxlm.log import sign
 from jaxlm.report.figures import attention_map, curves, svg
 from jaxlm.report.run import Run
+from jaxlm.workdir import TEST
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -29,7 +30,7 @@ def page(runs: Sequence[Run]) -> str:
     if any(run.flow for run in runs):
         parts += ["<h2>How far gradients reach</h2>", _flow(runs)]
     for run in runs:
-        parts += [f"<h2>{_text(run.name)}</h2>", *_attention(run), *_answers(run)]
+        parts += [f"<h2>{_text(run.name)}</h2>", *_test(run), *_attention(run), *_answers(run)]
         shown = config.pretty(run.trained.experiment)
         parts.append(f"<details><summary>configuration</summary><pre>{_text(shown)}</pre></details>")
     title = _text("jaxlm: " + ", ".join(run.name for run in runs))
@@ -86,9 +87,21 @@ def _flow(runs: Sequence[Run]) -> str:
 
 
 def _attention(run: Run) -> Iterator[str]:
-    for found in run.attention():
+    try:
+        looked = run.attention()
+    except UserError as error:
+        yield f"<p>{_text(str(error))}</p>"
+        return
+    for found in looked:
         if found["weights"]:
             yield f"<figure>{svg(attention_map(found['source'], found['target'], found['weights']))}</figure>"
+
+
+def _test(run: Run) -> Iterator[str]:
+    """What `train` wrote when it was done."""
+    file = run.folder / TEST
+    if file.is_file():
+        yield f"<details><summary>test</summary><pre>{_text(file.read_text(encoding='utf-8'))}</pre></details>"
 
 
 def _answers(run: Run) -> Iterator[str]:

@@ -38,6 +38,7 @@ class Labelled(Task):
     more: dict[str, PairSource] = field(default_factory=dict)
 
     judging: ClassVar[tuple[str, ...]] = ("test", "more")
+    figures: ClassVar[tuple[str, ...]] = ("loss", "nll", "accuracy", "f1")
 
     def __post_init__(self) -> None:
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):

@@ -48,6 +48,7 @@ class LanguageModelling(Task):
 
     judging: ClassVar[tuple[str, ...]] = ("test", "more", "windows", "tokens", "sample_tokens")
     prompts: ClassVar[str] = "text"
+    figures: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity")
 
     @property
     def ends(self) -> bool:

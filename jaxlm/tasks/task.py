@@ -28,10 +28,12 @@ class Task:
     search: how answers are decoded, where they are; a field of the tasks that search.
     prompts: what `generate` and `score` take: a "source" to answer, a "text" to go on from, or "" (neither).
     ends: a text ends with EOS, which then counts.
+    figures: what `validate` gives, without its "valid/".
     """
 
     judging: ClassVar[tuple[str, ...]] = ()
     prompts: ClassVar[str] = ""
+    figures: ClassVar[tuple[str, ...]] = ()
     search: Any = None
     ends: bool = True
 

@@ -133,7 +133,10 @@ def attended(
     Raises UserError for a model without attention weights (it has no method `attention`).
     """
     if not hasattr(model, "attention"):
-        raise UserError(f"{type(model).__name__} cannot tell attention weights: leave --attention out")
+        raise UserError(
+            f"{type(model).__name__} cannot tell attention weights, a Seq2Seq with context='attention' can: "
+            "leave --attention out"
+        )
     found: list[dict[str, Any]] = [{"source": [], "target": [], "weights": []} for _ in lines]
     asked = [index for index, answer in enumerate(answers) if answer.ids]
     said = [[i for i in answers[index].ids if i != EOS] for index in asked]

@@ -46,6 +46,7 @@ class Translation(Task):
 
     judging: ClassVar[tuple[str, ...]] = ("test", "more", "search", "moses", "quick", "quick_lines")
     prompts: ClassVar[str] = "source"
+    figures: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "bleu")
     """Fields that decide how a model is judged, not what is trained: a resumed run may change them."""
 
     def pairs(self, split: str) -> Pairs:

@@ -50,6 +50,7 @@ def prepare_data(experiment: Experiment, folder: Path, note: Any, size: int = 0)
     workdir.claim(folder, experiment)
     tokenizer = _tokenizer(experiment, folder, note)
     workdir.check_vocabulary(experiment, tokenizer)
+    _check_best(experiment)
     experiment.task.check_model(experiment.model, tokenizer)
     bad, task = BadLines(), experiment.task
     columns = task.columns(tokenizer, folder / "data" / "train", bad)
@@ -85,6 +86,12 @@ def prepare(experiment: Experiment, folder: Path, note: Any) -> Prepared:
     return Prepared(
         experiment, folder, data.tokenizer, batches, step, abstract, jax.jit(new, out_shardings=placed), mesh
     )
+
+
+def _check_best(experiment: Experiment) -> None:
+    figures = [f"valid/{name}" for name in experiment.task.figures]
+    if figures and experiment.best not in figures:
+        raise UserError(f"best = {experiment.best!r}: expected one of the figures {', '.join(figures)}")
 
 
 def _tokenizer(experiment: Experiment, folder: Path, note: Any) -> Tokenizer:
