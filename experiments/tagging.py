@@ -65,7 +65,7 @@ def wnut17() -> Experiment:
     # Few entities occur twice: spelling tells more than the word does.
     spelling = CharacterCNN(150, width=32, filters=128, window=5, dropout=0.2)
     model = made.model.clone(characters=spelling, word_dropout=0.3, parent=None)
-    return replace(made, model=model, batching=Buckets(tokens=1024, shapes=4))
+    return replace(made, model=model, batching=Buckets(tokens=1024, shapes=4, max_length=128))
 
 
 def minilang() -> Experiment:
