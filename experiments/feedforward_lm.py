@@ -3,7 +3,7 @@
     jaxlm train experiments.feedforward_lm --workdir runs/feedforward
 
 Five words are seen, as by the 5-gram of `experiments.ngram`, but through embeddings: histories that were never counted
-have neighbours that were.
+have neighbours that were. Not run to its end yet.
 """
 
 from experiments.rnn_lm import WORDS, on_wikitext2

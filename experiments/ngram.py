@@ -4,6 +4,9 @@
 
 Characters of tiny shakespeare (Karpathy 2015; train on the first nine tenths) and words of WikiText-2 (Merity et al.
 2016). The published floor of the character 5-gram is 1.669 nats a character on the last tenth (Witten-Bell).
+
+Measured on two cores: `shakespeare` 1.6688 nats a character, `shakespeare_kn` 1.5612 (fitted in 1.1 s), `wikitext2`
+valid perplexity 234.9 (fitted in 6.5 s).
 """
 
 from jaxlm.data.batching import Buckets

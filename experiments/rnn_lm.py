@@ -6,7 +6,8 @@
 The state is carried from batch to batch (truncated back-propagation through time). `wikitext2_elman` and
 `wikitext2_small` are of one size and differ in the cell. `wikitext2_medium` is the tied medium LSTM of Zaremba et al.
 2014 and Press and Wolf 2017 (about 87 to 91 on the validation split after 39 epochs), `wikitext2_awd` the AWD-LSTM of
-Merity et al. 2018 (68.6 after 750 epochs, which also varies the length of its windows: here it is 70).
+Merity et al. 2018 (68.6 after 750 epochs, which also varies the length of its windows: here it is 70). None of them has
+been run to its end yet.
 """
 
 from typing import Any

@@ -6,6 +6,8 @@
 No word vectors from elsewhere: all that is known was learnt from the training file. Words are folded to lower case,
 their characters are not. Published figures on the same splits: English EWT, the most frequent tag of each word 88.3 %
 of the dev words; WNUT17, systems with word vectors and gazetteers, span F1 40 to 50.
+
+Measured on two cores: `ewt` 95.27 % on dev after 4 min 40 s; `wikiann_es` span F1 87.4 on val; `wnut17` 26.1 on dev.
 """
 
 from dataclasses import replace
