@@ -23,7 +23,7 @@ quickstart: $(VENV)/.with-core
 	$(RUN)/jaxlm train experiments.quickstart --workdir $(WORKDIR) $(ARGS)
 
 test: $(VENV)/.with-test
-	$(RUN)/python -m pytest $(ARGS)
+	$(RUN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.with-test
 	$(RUN)/ruff check .
