@@ -1,15 +1,25 @@
 """`predict --jsonl --attention`: what each piece of an answer looked at, and who cannot tell."""
 
+import functools
 import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from cli_runs import command  # noqa: F401 (a fixture)
 from tiny_run import EXPERIMENT, LSTM, MODEL
+from zoo import quick_compilation  # noqa: F401 (a fixture)
 
+from jaxlm.parallel import data_mesh
 from jaxlm.train.loop import train
 
 SOURCE = b"a b c\n\nh\n"
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Eight take twice as long to compile for."""
+    monkeypatch.setattr("jaxlm.train.prepare.data_mesh", functools.partial(data_mesh, 1))
 
 
 def test_attention_of_answers(tmp_path, command):  # noqa: F811

@@ -1,5 +1,6 @@
 """Language modelling from text to text: streams with carried state, resume, figures by hand, the verbs."""
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from cli_runs import command, environment  # noqa: F401 (a fixture)
 from tiny_run import lines, stored
+from zoo import quick_compilation  # noqa: F401 (a fixture)
 
 from jaxlm import workdir
 from jaxlm.data.batching import Buckets
@@ -25,6 +27,7 @@ from jaxlm.models.recurrent_lm import RecurrentLM
 from jaxlm.nn.cell import LSTM
 from jaxlm.nn.recurrent import Recurrent
 from jaxlm.optim import SGD, Constant, Staircase
+from jaxlm.parallel import data_mesh
 from jaxlm.tasks.language import LanguageModelling, encoded
 from jaxlm.train.loop import train
 from jaxlm.train.objective import NextToken
@@ -46,6 +49,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def data(folder, monkeypatch):
     monkeypatch.setenv("JAXLM_DATA", str(folder))
+    monkeypatch.setattr("jaxlm.train.prepare.data_mesh", functools.partial(data_mesh, 1))  # eight compile twice as long
 
 
 def experiment(model=None, **changes) -> Experiment:
