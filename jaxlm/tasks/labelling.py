@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import jax
@@ -15,7 +14,7 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.spelling import SpelledWordTokenizer
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.tasks.task import Progress, Task
+from jaxlm.tasks.task import Progress, Task, evaluation
 from jaxlm.types import Batch, Params
 
 TOKENS = 8192
@@ -118,13 +117,7 @@ def batches(columns: dict[str, Ragged], tokens: int, progress: Progress = None) 
 
 def mean_loss(model: Any, objective: Any, params: Params, columns: dict[str, Ragged], tokens: int) -> dict[str, float]:
     """ "valid/loss", what is minimised, and "valid/nll", in nats a label."""
-    evaluate = _evaluation(model, objective)
+    evaluate = evaluation(model, objective)
     sums: Iterable = [evaluate(params, batch) for _, batch in in_order(columns, tokens)]
     loss = jax.tree.map(lambda *parts: math.fsum(float(part) for part in parts), *sums)
     return {"valid/loss": loss.total / loss.count, "valid/nll": loss.nll / loss.count}
-
-
-@lru_cache(maxsize=8)
-def _evaluation(model: Any, objective: Any) -> Any:
-    """The jitted evaluation of one model under one objective: batch -> sums."""
-    return jax.jit(lambda params, batch: objective(model, params, batch, None))

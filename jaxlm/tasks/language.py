@@ -3,13 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from jaxlm.data.batching import Columns
 from jaxlm.data.collate import in_order
@@ -21,9 +19,10 @@ from jaxlm.data.windows import Windows
 from jaxlm.decode.choose import Sampler
 from jaxlm.errors import UserError
 from jaxlm.tasks.generate import Request, continuations
-from jaxlm.tasks.task import Answer, Progress, Task
+from jaxlm.tasks.task import Answer, Progress, Task, evaluation
 from jaxlm.tasks.translate import one_line
-from jaxlm.types import Batch, Params, State
+from jaxlm.train.state import blank_state
+from jaxlm.types import Params
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class LanguageModelling(Task):
 
     def _sums(self, model: Any, params: Params, columns: Columns, objective: Any) -> tuple[float, float, float]:
         """Sums over all tokens: loss, negative log-likelihood, number."""
-        evaluate = _evaluation(model, objective)
+        evaluate = evaluation(model, objective)
         if self.windows is None:
             losses = [evaluate(params, batch) for _, batch in in_order(columns, self.tokens)]
         else:
@@ -123,7 +122,7 @@ class LanguageModelling(Task):
             batches = replace(self.windows, carry=True).plan(columns)
             for k in range(batches.per_epoch):
                 batch = batches[k]
-                state = _fresh(model, params, batch) if state is None else state
+                state = blank_state(model, params, batch) if state is None else state
                 losses.append(evaluate(params, replace(batch, state=state)))
                 state = losses[-1].state
                 losses[-1] = replace(losses[-1], state=None)
@@ -152,15 +151,3 @@ def encoded(texts: TextFile, tokenizer: Tokenizer, bad: BadLines | None = None) 
     while block := list(islice(stream, BLOCK)):
         rows += tokenizer.encode(block)
     return {"target": Ragged.of(rows)}
-
-
-@lru_cache(maxsize=8)
-def _evaluation(model: Any, objective: Any) -> Any:
-    """The jitted evaluation of one model under one objective: batch -> sums, and the state after them."""
-    return jax.jit(lambda params, batch: objective(model, params, batch, None))
-
-
-def _fresh(model: Any, params: Params, batch: Batch) -> State:
-    """A state to begin with, in zeros: where a stream begins it is not looked at."""
-    like = jax.eval_shape(lambda params: model.apply({"params": params}, batch, 0, method="start"), params)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)

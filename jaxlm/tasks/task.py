@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
+
+import jax
 
 from jaxlm.data.batching import Columns
 from jaxlm.data.text import BadLines
@@ -11,6 +14,12 @@ from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.types import Params
 
 Progress = Callable[[int], None] | None
+
+
+@lru_cache(maxsize=8)
+def evaluation(model: Any, objective: Any) -> Any:
+    """The jitted evaluation of one model under one objective: (parameters, batch) -> sums."""
+    return jax.jit(lambda params, batch: objective(model, params, batch, None))
 
 
 @dataclass(frozen=True)

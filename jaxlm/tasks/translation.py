@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.metrics import bleu, chrf, moses_bleu
-from jaxlm.tasks.task import Answer, Progress, Task
+from jaxlm.tasks.task import Answer, Progress, Task, evaluation
 from jaxlm.tasks.translate import Hypothesis, Search, attended, one_line, translate
 from jaxlm.types import Params
 
@@ -47,7 +46,6 @@ class Translation(Task):
     judging: ClassVar[tuple[str, ...]] = ("test", "more", "search", "moses", "quick", "quick_lines")
     prompts: ClassVar[str] = "source"
     figures: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "bleu")
-    """Fields that decide how a model is judged, not what is trained: a resumed run may change them."""
 
     def pairs(self, split: str) -> Pairs:
         """The pairs of a split by name. Raises UserError with the names that exist."""
@@ -73,7 +71,7 @@ class Translation(Task):
     ) -> dict[str, float]:
         """The figures of training: loss and perplexity of all valid pairs, BLEU of the first `quick_lines`."""
         pairs = list(self.valid)
-        evaluate = _evaluation(model, objective)
+        evaluate = evaluation(model, objective)
         sums = [evaluate(params, batch) for _, batch in in_order(encode_pairs(pairs, tokenizer), tokens)]
         loss = jax.tree.map(lambda *parts: math.fsum(float(part) for part in parts), *sums)
         figures = {"valid/loss": loss.total / loss.count, "valid/nll": loss.nll / loss.count}
@@ -151,9 +149,3 @@ def _answer(line: str, hypotheses: Sequence[Hypothesis]) -> Answer:
     found = [{name: getattr(item, name) for name in names} for item in hypotheses if item.reason != "none"]
     record = {"source": line, "prediction": best.text, "score": best.score, "logprob": best.logprob}
     return Answer(text, record | {"hypotheses": found})
-
-
-@lru_cache(maxsize=8)
-def _evaluation(model: Any, objective: Any) -> Any:
-    """The jitted evaluation of one model under one objective: batch -> sums."""
-    return jax.jit(lambda params, batch: objective(model, params, batch, None))

@@ -11,10 +11,8 @@ from jaxlm import runtime
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.experiment import Experiment
 from jaxlm.log import Log, sign
-from jaxlm.train.prepare import prepare_data
+from jaxlm.train.prepare import VALID_TOKENS, prepare_data
 from jaxlm.train.state import TrainState
-
-VALID_TOKENS = 8192
 
 
 def fit(experiment: Experiment, folder: Path, note: Any) -> dict[str, Any]:

@@ -24,10 +24,8 @@ from jaxlm.parallel import everywhere, split_rows
 from jaxlm.train.fit import fit
 from jaxlm.train.meter import Meter
 from jaxlm.train.patience import Progress
-from jaxlm.train.prepare import Prepared, prepare
+from jaxlm.train.prepare import VALID_TOKENS, Prepared, prepare
 from jaxlm.train.state import TrainState
-
-VALID_TOKENS = 8192
 
 
 def train(

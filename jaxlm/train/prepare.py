@@ -21,6 +21,9 @@ from jaxlm.parallel import data_mesh, everywhere, rows, with_sharding
 from jaxlm.train.state import TrainState, create
 from jaxlm.train.step import make_step
 
+VALID_TOKENS = 8192
+"""Positions of a batch of the evaluations during training."""
+
 
 @dataclass(frozen=True)
 class Data:

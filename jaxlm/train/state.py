@@ -43,12 +43,12 @@ def create(
     params = model.init(stream(seed, "init"), batch)["params"]
     average = jax.tree.map(jnp.copy, params) if averages else None
     averaged = jnp.zeros((), jnp.int32) if averages == "mean" else None
-    state = _empty(model, params, batch, carry) if carry else None
+    rows = jax.tree.map(lambda x: jnp.zeros((carry, *x.shape[1:]), x.dtype), batch)
+    state = blank_state(model, params, rows) if carry else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, averaged, state)
 
 
-def _empty(model: Any, params: Params, batch: Batch, rows: int) -> State:
-    """The model's state for so many rows, in zeros: where a stream begins it is not looked at."""
-    many = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), batch)
-    start = jax.eval_shape(lambda params: model.apply({"params": params}, many, 0, method="start"), params)
+def blank_state(model: Any, params: Params, batch: Batch) -> State:
+    """The model's state for the rows of `batch`, in zeros: where a stream begins it is not looked at."""
+    start = jax.eval_shape(lambda params: model.apply({"params": params}, batch, 0, method="start"), params)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), start)
