@@ -1,7 +1,9 @@
-"""Whether a folder can take what a run will write, asked before the run starts."""
+"""Whether a folder can take what a run will write, asked before the run starts; and that one run at a time writes it."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from jaxlm.errors import UserError
@@ -28,6 +30,49 @@ def check_writable(folder: Path | str, bytes_needed: int = 0) -> None:
             f"{folder} has {size(free)} free, the checkpoints of this run need {size(bytes_needed)}: "
             "free disk space, keep fewer checkpoints, or choose another --workdir"
         )
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep every other process out of `folder` until the block, or this process, ends.
+
+    Raises UserError if another one is in it. Where files cannot be locked (Windows, some network disks) nobody is
+    kept out. A folder that is empty in the end is removed.
+    """
+    check_writable(folder)
+    lock = folder / ".lock"
+    descriptor = _lock(lock)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    """A descriptor of the locked file at `path`."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 20).decode(errors="replace")
+            os.close(descriptor)
+            raise UserError(
+                f"another run ({owner or 'unknown process'}) is training in {path.parent}: wait for its end, stop it "
+                "(Ctrl-C saves), or choose another --workdir"
+            ) from None
+        except (ImportError, OSError):
+            return descriptor
+        if os.fstat(descriptor).st_nlink:  # else its last owner removed it between our two calls
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()}".encode())
+            return descriptor
+        os.close(descriptor)
 
 
 def size(count: int) -> str:

@@ -22,6 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set JAX up before the first test module imports it. The environment is for the processes that tests start too."""
     if not _wants_accelerator(config):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        # What runs for microseconds is compiled in little more than half the time. The processes that tests start too.
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     if hasattr(config, "cache"):  # absent under `-p no:cacheprovider`
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

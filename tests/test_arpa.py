@@ -6,7 +6,6 @@ import math
 import jax
 import numpy as np
 import pytest
-from zoo import quick_compilation  # noqa: F401 (a fixture)
 
 from jaxlm.data.arpa import read_arpa, write_arpa
 from jaxlm.data.backoff import NEVER

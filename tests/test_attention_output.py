@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from cli_runs import command  # noqa: F401 (a fixture)
 from tiny_run import EXPERIMENT, LSTM, MODEL
-from zoo import quick_compilation  # noqa: F401 (a fixture)
 
 from jaxlm.parallel import data_mesh
 from jaxlm.train.loop import train

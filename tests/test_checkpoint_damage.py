@@ -13,7 +13,7 @@ from tiny_state import ABSTRACT, assert_same, data_files, make_state, three_step
 
 from jaxlm import disk
 from jaxlm.checkpoint import Checkpoints
-from jaxlm.disk import check_writable
+from jaxlm.disk import alone, check_writable
 from jaxlm.errors import UserError
 from jaxlm.leaves import tree_bytes
 
@@ -168,6 +168,19 @@ def test_check_writable(tmp_path, monkeypatch):
     assert (
         tree_bytes({"a": jnp.zeros((3, 4), jnp.bfloat16), "b": jax.ShapeDtypeStruct((5,), jnp.int32), "c": None}) == 44
     )
+
+
+def test_one_run_a_folder(tmp_path):
+    run = tmp_path / "run"
+    with alone(run):
+        with pytest.raises(UserError, match=rf"another run \(process {os.getpid()}\) is training in .*--workdir"):
+            with alone(run):
+                raise AssertionError("two runs in one folder")
+        (run / "metrics.jsonl").write_text("")
+    assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
+    with alone(run), alone(tmp_path / "empty"):
+        pass
+    assert run.exists() and not (tmp_path / "empty").exists()
 
 
 def test_file_in_the_way(tmp_path):

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import rnn
-from zoo import quick_compilation  # noqa: F401 (a fixture)
 
 from jaxlm.nn import cudnn_lstm
 from jaxlm.nn.cell import LSTM

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from cli_runs import command, trained, workdir  # noqa: F401 (fixtures)
-from zoo import ZOO, batch_of, examples, params_of, quick_compilation  # noqa: F401 (a fixture)
+from zoo import ZOO, batch_of, examples, params_of
 
 from jaxlm.data.symbols import Bytes, Words
 from jaxlm.decode.choose import Sampler, penalised

@@ -12,7 +12,6 @@ from zoo import (
     batch_of,
     examples,
     params_of,
-    quick_compilation,  # noqa: F401 (a fixture)
 )
 
 from jaxlm.errors import UserError

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo import VOCAB, batch_of, examples, params_of, quick_compilation  # noqa: F401 (a fixture)
+from zoo import VOCAB, batch_of, examples, params_of
 
 from jaxlm.data.vocabulary import BOS
 from jaxlm.errors import UserError

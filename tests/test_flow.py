@@ -14,7 +14,6 @@ from zoo import (
     batch_of,
     examples,
     params_of,
-    quick_compilation,  # noqa: F401 (a fixture)
 )
 
 from jaxlm.errors import UserError

@@ -16,7 +16,6 @@ from zoo import (
     extend,
     logits,
     params_of,
-    quick_compilation,  # noqa: F401 (a fixture)
     start,
 )
 

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from zoo import quick_compilation  # noqa: F401 (a fixture)
 from zoo_labels import CLASSIFIERS, LABELS, TAGGERS, ZOO, batch_of, params_of, texts
 
 from jaxlm.data.vocabulary import UNK

@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from zoo import quick_compilation  # noqa: F401 (a fixture)
 
 from jaxlm.data.collate import collate
 from jaxlm.data.conll import ColumnFile, ConllU

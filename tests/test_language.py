@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from cli_runs import command, environment  # noqa: F401 (a fixture)
 from tiny_run import lines, stored
-from zoo import quick_compilation  # noqa: F401 (a fixture)
 
 from jaxlm import workdir
 from jaxlm.data.batching import Buckets

@@ -16,7 +16,6 @@ from zoo import (
     one_by_one,
     packed,
     params_of,
-    quick_compilation,  # noqa: F401 (a fixture)
     start,
 )
 

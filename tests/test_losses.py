@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo import quick_compilation  # noqa: F401 (a fixture)
 
 from jaxlm import losses
 from jaxlm.losses import Loss, cross_entropy

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ngram_oracle import kneser_ney, occurrences, sentences, stupid_backoff, witten_bell
-from zoo import quick_compilation  # noqa: F401 (a fixture)
 
 from jaxlm.config import from_json, to_json
 from jaxlm.data.backoff import NEVER, to_levels, to_tables

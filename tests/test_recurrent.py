@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo import quick_compilation  # noqa: F401 (a fixture)
 
 from jaxlm.errors import UserError
 from jaxlm.nn.cell import GRU, LSTM, Carry, Elman

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from zoo import VOCAB, batch_of, examples, logits, params_of, quick_compilation  # noqa: F401 (a fixture)
+from zoo import VOCAB, batch_of, examples, logits, params_of
 
 from jaxlm.errors import UserError
 from jaxlm.models.recurrent_lm import RecurrentLM, State, activation_penalty

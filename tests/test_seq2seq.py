@@ -15,7 +15,6 @@ from zoo import (
     examples,
     logits,
     params_of,
-    quick_compilation,  # noqa: F401 (a fixture)
 )
 
 from jaxlm.config import from_json, to_json

@@ -12,9 +12,6 @@ import jax
 import numpy as np
 import pytest
 from tiny_run import EXPERIMENT, LSTM, MODEL, lines, overfit, stored
-from zoo import (
-    quick_compilation,  # noqa: F401 (a fixture)
-)
 
 from jaxlm import workdir
 from jaxlm.errors import UserError

@@ -8,7 +8,6 @@ import pytest
 from tiny_run import LETTERS, LSTM, MODEL, VOCAB, Backwards
 from zoo import (
     params_of,
-    quick_compilation,  # noqa: F401 (a fixture)
 )
 
 from jaxlm.data.symbols import Words

@@ -1,6 +1,6 @@
 """A tiny instance of every model, the examples they are tried on, and the few jitted functions that the tests share."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import pytest
 
 from jaxlm.data.ragged import Ragged
 from jaxlm.models.encoder_decoder import EncoderDecoder
@@ -59,14 +58,6 @@ ZOO = {
     ),
     "joined": Animal(Joined(RecurrentLM(VOCAB, 8, Recurrent(LSTM(8)))), segments=False),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """For the modules that import it: what runs for microseconds is compiled in little more than half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @lru_cache

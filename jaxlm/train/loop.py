@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxlm import runtime
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.data.pipeline import Pipeline
+from jaxlm.disk import alone
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.log import Log, sign
@@ -37,9 +38,10 @@ def train(
     (0: no limit) the run is evaluated, saved and stopped. A model that is fitted in closed form is fitted at once.
     Raises UserError on every mistake that can be known, before training starts where possible.
     """
-    if hasattr(experiment.model, "fit"):
-        return fit(experiment, folder, note)
     with ExitStack() as stack:
+        stack.enter_context(alone(folder))
+        if hasattr(experiment.model, "fit"):
+            return fit(experiment, folder, note)
         prepared = prepare(experiment, folder, note)
         checkpoints = Checkpoints(folder / "checkpoints", experiment.keep, keep_best=experiment.best)
         stack.enter_context(checkpoints)
