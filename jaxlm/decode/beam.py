@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from jaxlm.decode.automaton import Grammar, followed, restricted
 from jaxlm.decode.constrain import Forced, forbid, log_softmax_parts
 from jaxlm.decode.hypotheses import (
     Finished,
@@ -73,6 +74,7 @@ class Search:
     live: Live
     finished: Finished
     state: State
+    grammar_state: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Request:
     limit_B: Array
     ranking: Ranking
     forced: Forced | None
+    grammar: Grammar | None = None
 
 
 def beam_search(
@@ -109,17 +112,19 @@ def beam_search(
     beam: Beam = Beam(),  # noqa: B008 (frozen)
     stop: tuple[int, ...] = (3,),
     forced: Forced | None = None,
+    grammar: Grammar | None = None,
 ) -> Hypotheses:
     """The `beam.returns` best continuations of each row's prompt.
 
     limit_B: the most tokens of each row, a function of that row alone; `length` is the room for them (static: one
-    compilation a length), and a greater limit is cut to it. Prompts may be padded on either side.
+    compilation a length), and a greater limit is cut to it. Prompts may be padded on either side. grammar: what may be
+    said, as `jaxlm.decode.automaton` or `jaxlm.decode.quote` make it.
     Raises UserError if the shapes do not fit together, or if a stop id is forced at the limit and there is none.
     """
     check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop)
     if beam.limit == "force_eos" and not stop:
         raise UserError("limit='force_eos' but stop=(): expected at least one stop id to force, or limit='keep'")
-    request = Request(jnp.minimum(limit_B, length), ranking(beam, length), forced)
+    request = Request(jnp.minimum(limit_B, length), ranking(beam, length), forced, grammar)
     rules = Rules(dataclasses.replace(beam, penalty="none", alpha=1.0, reward=0.0), tuple(sorted(set(stop))), length)
     return _beam_search(model, rules, params, batch, prompt_BP, prompt_valid_BP, request)
 
@@ -150,6 +155,7 @@ def _beam_search(
         live=first_live(rows, slots, rules.length),
         finished=none_finished(rows, slots, rules.length),
         state=jax.tree.map(lambda leaf: jnp.repeat(leaf, slots, axis=0), state),
+        grammar_state=None if request.grammar is None else request.grammar.begin(slots),
     )
     finished = lax.while_loop(lambda search: ~jnp.all(search.done_B), step, search).finished
     return _results(finished, rules.beam.returns)
@@ -164,6 +170,7 @@ def _advance(search: Search, logits_BKV: Array, rules: Rules, request: Request) 
     step_BKV = forbid(
         scaled_BKV - norm_BK1, live.tokens_BKT, search.step, beam.constraints, stop, request.forced, must_stop_B
     )
+    step_BKV = restricted(step_BKV, request.grammar, search.grammar_state, request.limit_B - search.step)
     found = candidates(live, step_BKV, rules.candidates)
     ending = found
     if beam.finish == "all" and stop:
@@ -178,8 +185,9 @@ def _advance(search: Search, logits_BKV: Array, rules: Rules, request: Request) 
     nothing_B = jnp.isneginf(new_live.logprob_BK[:, 0])
     done_B = search.done_B | at_limit_B | over_B | nothing_B
     after = dataclasses.replace(
-        search, step=search.step + 1, done_B=done_B, token_BK=token_BK, live=new_live, finished=finished
-    )
+        search, step=search.step + 1, done_B=done_B, token_BK=token_BK, live=new_live, finished=finished,
+        grammar_state=followed(request.grammar, search.grammar_state, parent_BK, token_BK),
+    )  # fmt: skip
     return after, parent_BK
 
 
