@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from jaxlm.cli import output
 from jaxlm.cli.constrained import add_rule_options, read_rule
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     from jaxlm.tasks.generate import Request, continuations, sample_answers
     from jaxlm.tasks.translate import one_line
 
-    kept = compiled(rule, trained.tokenizer) if rule else None
+    kept: Any = compiled(rule, trained.tokenizer) if rule else None
     request = Request(sampler, options.seed, options.num_samples, options.max_tokens, tuple(options.stop), kept)
     parts = run.model, trained.params, trained.tokenizer, prompts
     live = options.num_samples == 1 and not options.jsonl and (options.stream or sys.stdout.isatty())
