@@ -41,7 +41,7 @@ class TokenAutomaton:
         if limit < self.least:
             raise UserError(
                 f"{self.what}: the shortest text that matches has {self.least} tokens (EOS counted), and the limit is "
-                f"{limit}: allow {self.least} tokens or more"
+                f"{limit}: allow {self.least} or more, as in --max-tokens {self.least}"
             )
 
 
