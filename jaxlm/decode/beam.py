@@ -11,9 +11,8 @@ The definition. Lengths count generated tokens, the stop id included and the pro
   has nothing live, is frozen. `Beam` lists the options of each rule.
 A coverage term would need attention weights, which models do not return: there is none.
 
-Slots live in the state as rows: all of the prompt but its last token is read once a row, the state after it repeated
-k times, and reordered by taking rows. A leaf that `extend` hands back untouched (an encoder's memory) is equal in all
-slots and is never moved.
+All of the prompt but its last token is read once a row; the state after it is spread over k slots, which a model reads
+as rows (`jaxlm.decode.slots`: what the slots of a row have in common stays one a row, and no cache is ever moved).
 """
 
 import dataclasses
@@ -43,6 +42,7 @@ from jaxlm.decode.options import Beam
 from jaxlm.decode.prefill import check_request, read_prompt, read_token
 from jaxlm.decode.ranking import Ranking, can_stop, ranking
 from jaxlm.decode.reasons import NONE, STOP
+from jaxlm.decode.slots import reorder, spread
 from jaxlm.errors import UserError
 from jaxlm.types import Array, Batch, Params, State
 
@@ -140,7 +140,7 @@ def _beam_search(
         valid_R = jnp.repeat(~search.done_B, slots)
         logits_RV, state = read_token(model, params, search.token_BK.reshape(-1), search.state, valid_R)
         found, parent_BK = _advance(search, logits_RV.reshape(rows, slots, -1), rules, request)
-        return dataclasses.replace(found, state=_reorder(search.state, state, parent_BK))
+        return dataclasses.replace(found, state=reorder(search.state, state, parent_BK))
 
     token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, rules.length)
     search = Search(
@@ -149,7 +149,7 @@ def _beam_search(
         token_BK=jnp.broadcast_to(token_B[:, None], (rows, slots)).astype(jnp.int32),
         live=first_live(rows, slots, rules.length),
         finished=none_finished(rows, slots, rules.length),
-        state=jax.tree.map(lambda leaf: jnp.repeat(leaf, slots, axis=0), state),
+        state=spread(state, slots, prompt_BP.shape[1] - 1, rules.length),
     )
     finished = lax.while_loop(lambda search: ~jnp.all(search.done_B), step, search).finished
     return _results(finished, rules.beam.returns)
@@ -181,15 +181,6 @@ def _advance(search: Search, logits_BKV: Array, rules: Rules, request: Request) 
         search, step=search.step + 1, done_B=done_B, token_BK=token_BK, live=new_live, finished=finished
     )
     return after, parent_BK
-
-
-def _reorder(before: State, after: State, parent_BK: Array) -> State:
-    """Each slot takes the state of its parent; a leaf that `extend` did not touch stays where it is."""
-    rows, slots = parent_BK.shape
-    row_R = (jnp.arange(rows)[:, None] * slots + parent_BK).reshape(-1)
-    return jax.tree.map(
-        lambda old, new: old if new is old else jnp.take(new, row_R, axis=0, mode="clip"), before, after
-    )
 
 
 def _results(finished: Finished, count: int) -> Hypotheses:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.errors import UserError
-from jaxlm.nn.attention import Attention, Cache, empty_cache, write
+from jaxlm.nn.attention import Attention
+from jaxlm.nn.cache import Layer, Past, Shared, View
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import FeedForward
 from jaxlm.nn.position import Position
@@ -24,24 +25,23 @@ from jaxlm.types import Array, Batch
 
 
 @struct.dataclass
-class LayerState:
-    """What one decoder layer keeps: its own cache, and the keys and values of the source (computed once)."""
+class Source:
+    """What is known of the source: as memory (training), or as each decoder layer's keys and values (decoding)."""
 
-    cache: Cache
-    source_key_BSNH: Array
-    source_value_BSNH: Array
+    valid_BS: Array
+    segment_BS: Array | None
+    memory_BSD: Array | None = None
+    keys_values: tuple[tuple[Array, Array], ...] = ()
 
 
 @struct.dataclass
 class State:
-    """Decoder state. `layers` is empty with capacity 0 (training: one `extend`, nothing kept)."""
+    """Decoder state. There is no `past` with capacity 0 (training: one `extend`, nothing kept)."""
 
-    memory_BSD: Array
-    source_valid_BS: Array
-    source_segment_BS: Array | None
+    source: Shared
     target_segment_BT: Array | None
     length_B: Array
-    layers: tuple[LayerState, ...] = ()
+    past: Past | None = None
 
 
 class Residual(nn.Module):
@@ -96,32 +96,26 @@ class DecoderBlock(EncoderBlock):
 
     def __call__(self, x_BTD: Array, mask_BTT: Array, memory_BSD: Array, source_mask_BTS: Array) -> Array:
         """The whole target at once: (B, T, D) -> (B, T, D)."""
+        keys_values = self.source_attention.keys_values(memory_BSD)
         x_BTD = self.attention_residual(x_BTD, lambda y: self.attention.mix(*self.attention.project(y), mask_BTT))
-        return self._rest(x_BTD, *self.source_attention.keys_values(memory_BSD), source_mask_BTS)
-
-    def begin(self, memory_BSD: Array, capacity: int) -> LayerState:
-        """An empty cache, and the source's keys and values."""
-        rows, head_width = memory_BSD.shape[0], self.width // self.heads
-        cache = empty_cache(rows, capacity, self.heads, head_width, self.dtype)
-        return LayerState(cache, *self.source_attention.keys_values(memory_BSD))
-
-    def step(self, x_BTD: Array, state: LayerState, slot_BT: Array, mask_BTC: Array, source_mask_BTS: Array):
-        """T more positions, written to their cache slots: (B, T, D) -> (B, T, D), new state."""
-        cache = state.cache
-
-        def self_attention(y_BTD):
-            nonlocal cache
-            query_BTNH, key_BTNH, value_BTNH = self.attention.project(y_BTD)
-            cache = write(cache, key_BTNH, value_BTNH, slot_BT)
-            return self.attention.mix(query_BTNH, cache.key_BCNH, cache.value_BCNH, mask_BTC)
-
-        x_BTD = self.attention_residual(x_BTD, self_attention)
-        x_BTD = self._rest(x_BTD, state.source_key_BSNH, state.source_value_BSNH, source_mask_BTS)
-        return x_BTD, replace(state, cache=cache)
-
-    def _rest(self, x_BTD, key_BSNH, value_BSNH, source_mask_BTS):
-        x_BTD = self.source_residual(x_BTD, lambda y: self.source_attention(y, key_BSNH, value_BSNH, source_mask_BTS))
+        x_BTD = self.source_residual(x_BTD, lambda y: self.source_attention(y, *keys_values, source_mask_BTS))
         return self.ffn_residual(x_BTD, self.ffn)
+
+    def source_keys(self, memory_BSD: Array) -> tuple[Array, Array]:
+        """The source's keys and values, each (B, N, S, H)."""
+        return self.source_attention.source(memory_BSD)
+
+    def step(self, x_RTD: Array, cache: Layer, view: View, *source: Array) -> tuple[Array, Layer]:
+        """T more positions a slot, written to the cache: (R, T, D) -> (R, T, D), new cache."""
+
+        def self_attention(y_RTD: Array) -> Array:
+            nonlocal cache
+            mixed_RTD, cache = self.attention.read(y_RTD, cache, view)
+            return mixed_RTD
+
+        x_RTD = self.attention_residual(x_RTD, self_attention)
+        x_RTD = self.source_residual(x_RTD, lambda y: self.source_attention.read_source(y, *source))
+        return self.ffn_residual(x_RTD, self.ffn), cache
 
 
 class EncoderDecoder(nn.Module):
@@ -197,25 +191,27 @@ class EncoderDecoder(nn.Module):
         if self.norm == "pre":
             x_BSD = self.encoder_norm(x_BSD)
         length_B = jnp.zeros(valid_BS.shape[:1], jnp.int32)
-        state = State(x_BSD, valid_BS, segment_BS, batch.target_segment_BT, length_B)
         if capacity == 0:
-            return state
-        return replace(state, layers=tuple(layer("begin", x_BSD, capacity) for layer in self.decoder.layers()))
+            return State(Shared(Source(valid_BS, segment_BS, x_BSD)), batch.target_segment_BT, length_B)
+        keys_values = tuple(layer("source_keys", x_BSD) for layer in self.decoder.layers())
+        head_width = self.width // self.heads
+        past = Past.empty(length_B.shape[0], capacity, self.decoder_layers, self.heads, head_width, self.dtype)
+        return State(Shared(Source(valid_BS, None, keys_values=keys_values)), None, length_B, past)
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
         """Read T more target tokens -> features (B, T, D) and the new state."""
-        segment_BT = state.target_segment_BT
+        segment_BT, source, length = state.target_segment_BT, state.source.value, tokens_BT.shape[1]
         position_BT = state.length_B[:, None] + _positions(valid_BT, segment_BT)
-        bound = None if state.layers else tokens_BT.shape[1]  # without a cache this is the one call: lengths are 0
+        bound = None if state.past else length  # without a cache this is the one call: lengths are 0
         x_BTD = self._embed(self.embedding, tokens_BT, self.target_position(position_BT, bound))
-        source_mask_BTS = state.source_valid_BS[:, None] & _same(segment_BT, state.source_segment_BS, valid_BT)
-        if state.layers:
-            x_BTD, state = self._extend_cached(x_BTD, state, position_BT, valid_BT, source_mask_BTS)
+        if state.past:
+            x_BTD, past = self._extend_cached(x_BTD, state.past, source, valid_BT)
+            state = replace(state, past=past)
         else:
-            length = tokens_BT.shape[1]
+            source_mask_BTS = source.valid_BS[:, None] & _same(segment_BT, source.segment_BS, valid_BT)
             causal_TT = jnp.tril(jnp.ones((length, length), bool))
             mask_BTT = causal_TT[None] & valid_BT[:, None] & _same(segment_BT, segment_BT, valid_BT)
-            x_BTD = self.decoder(x_BTD, mask_BTT, state.memory_BSD, source_mask_BTS)
+            x_BTD = self.decoder(x_BTD, mask_BTT, source.memory_BSD, source_mask_BTS)
         if self.norm == "pre":
             x_BTD = self.decoder_norm(x_BTD)
         return x_BTD, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32))
@@ -227,15 +223,13 @@ class EncoderDecoder(nn.Module):
         logits = jnp.einsum("rd,vd->rv", flat, table.astype(flat.dtype), preferred_element_type=jnp.float32)
         return logits.reshape(*features.shape[:-1], self.vocab)
 
-    def _extend_cached(self, x_BTD, state, position_BT, valid_BT, source_mask_BTS):
-        capacity = state.layers[0].cache.key_BCNH.shape[1]
-        slot_BT = jnp.where(valid_BT, position_BT, capacity)
-        mask_BTC = jnp.arange(capacity)[None, None] <= position_BT[..., None]
-        states = []
-        for layer, old in zip(self.decoder.layers(), state.layers, strict=True):
-            x_BTD, new = layer("step", x_BTD, old, slot_BT, mask_BTC, source_mask_BTS)
-            states.append(new)
-        return x_BTD, replace(state, layers=tuple(states))
+    def _extend_cached(self, x_RTD: Array, past: Past, source: Source, valid_RT: Array) -> tuple[Array, Past]:
+        past, view = past.advance(valid_RT)
+        caches = []
+        for layer, cache, keys_values in zip(self.decoder.layers(), past.layers, source.keys_values, strict=True):
+            x_RTD, cache = layer("step", x_RTD, cache, view, *keys_values, source.valid_BS[:, None])
+            caches.append(cache)
+        return x_RTD, replace(past, layers=tuple(caches))
 
     def _embed(self, table, tokens_BT, position_BTD):
         x_BTD = table[tokens_BT] * self.width**0.5 + position_BTD

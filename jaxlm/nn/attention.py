@@ -1,37 +1,19 @@
 """Scaled dot-product attention with several heads (Vaswani et al. 2017, section 3.2), with and without a cache."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxlm.errors import UserError
+from jaxlm.nn.cache import Layer, View, seen, write
 from jaxlm.nn.dropout import keep_mask
 from jaxlm.nn.linear import Linear, joint
 from jaxlm.types import Array
 
-
-@struct.dataclass
-class Cache:
-    """Keys and values of the positions read so far; slot c holds position c."""
-
-    key_BCNH: Array
-    value_BCNH: Array
-
-
-def empty_cache(batch: int, capacity: int, heads: int, head_width: int, dtype: str) -> Cache:
-    """A cache of `capacity` zeroed slots for each of `batch` rows."""
-    zeros = jnp.zeros((batch, capacity, heads, head_width), jnp.dtype(dtype))
-    return Cache(zeros, zeros)
-
-
-def write(cache: Cache, key_BTNH: Array, value_BTNH: Array, slot_BT: Array) -> Cache:
-    """Put T new keys and values into their slots; a slot >= capacity (an invalid token's) is dropped."""
-    row_BT = jnp.broadcast_to(jnp.arange(slot_BT.shape[0])[:, None], slot_BT.shape)
-    return Cache(
-        cache.key_BCNH.at[row_BT, slot_BT].set(key_BTNH.astype(cache.key_BCNH.dtype), mode="drop"),
-        cache.value_BCNH.at[row_BT, slot_BT].set(value_BTNH.astype(cache.value_BCNH.dtype), mode="drop"),
-    )
+Keys = tuple[Array, Array, Array]
+"""Keys and values (B, G, S, H) and the mask (B, T or 1, S) of what is seen of them."""
 
 
 def attend(query_BTNH: Array, key_BSNH: Array, value_BSNH: Array, mask_BTS: Array, drop_key=None, drop=0.0) -> Array:
@@ -92,6 +74,36 @@ def _turned(x_BNTS: Array) -> Array:
 _mix.defvjp(_mix_forward, _mix_backward)
 
 
+def look(query_RTNH: Array, *parts: Keys) -> Array:
+    """`attend` for decoding, over several sets of keys as if they were one -> (R, T, N, H).
+
+    Queries have R = B * K rows, K slots for each of the B rows of keys, and the masks T * K queries a row. There may be
+    fewer heads of keys than of queries: N / G queries in a row share one (Ainslie et al. 2023).
+    """
+    rows, heads = parts[0][0].shape[:2]
+    (_, tokens, _, width), group = query_RTNH.shape, query_RTNH.shape[2] // heads
+    query_BKTGMH = query_RTNH.reshape(rows, -1, tokens, heads, group, width)
+    query_BGMQH = jnp.transpose(query_BKTGMH, (0, 3, 4, 1, 2, 5)).reshape(rows, heads, group, -1, width)
+    scores = [_scores(query_BGMQH, key_BGSH, mask_BQS) for key_BGSH, _, mask_BQS in parts]
+    highest = functools.reduce(jnp.maximum, (score.max(-1, keepdims=True) for score in scores))
+    weights = [jnp.exp(score - jnp.maximum(highest, jnp.finfo(jnp.float32).min)) for score in scores]
+    total_BGMQ1 = sum(weight.sum(-1, keepdims=True) for weight in weights)
+    mixed = [
+        jnp.einsum("bgmqs,bgsh->bgmqh", weight.astype(value_BGSH.dtype), value_BGSH, preferred_element_type=jnp.float32)
+        for weight, (_, value_BGSH, _) in zip(weights, parts, strict=True)
+    ]
+    mixed_BGMQH = sum(mixed) / jnp.maximum(total_BGMQ1, jnp.finfo(jnp.float32).tiny)
+    mixed_BKTGMH = jnp.transpose(
+        mixed_BGMQH.reshape(rows, heads, group, -1, tokens, width).astype(query_RTNH.dtype), (0, 3, 4, 1, 2, 5)
+    )
+    return mixed_BKTGMH.reshape(query_RTNH.shape)
+
+
+def _scores(query_BGMQH: Array, key_BGSH: Array, mask_BQS: Array) -> Array:
+    scores = jnp.einsum("bgmqh,bgsh->bgmqs", query_BGMQH, key_BGSH, preferred_element_type=jnp.float32)
+    return jnp.where(mask_BQS[:, None, None], scores * query_BGMQH.shape[-1] ** -0.5, -jnp.inf)
+
+
 class Attention(nn.Module):
     """Projections around `attend`: q, k, v of `heads` heads of width / heads each, and the output map."""
 
@@ -123,6 +135,24 @@ class Attention(nn.Module):
         """Attention of the queries to the keys and values, and the output map -> (B, T, D)."""
         drop_key = self.make_rng("dropout") if self.dropout > 0.0 and self.has_rng("dropout") else None
         mixed_BTNH = attend(query_BTNH, key_BSNH, value_BSNH, mask_BTS, drop_key, self.dropout)
+        return self._out(mixed_BTNH)
+
+    def source(self, x_BSD: Array) -> tuple[Array, Array]:
+        """The keys and the values of a source as `read_source` takes them, each (B, N, S, H)."""
+        key_BSNH, value_BSNH = self.keys_values(x_BSD)
+        return jnp.swapaxes(key_BSNH, 1, 2), jnp.swapaxes(value_BSNH, 1, 2)
+
+    def read_source(self, x_RTD: Array, key_BNSH: Array, value_BNSH: Array, mask_B1S: Array) -> Array:
+        """Queries from x, attention to the source of each slot's row -> (R, T, D)."""
+        return self._out(look(self._heads(self.query(x_RTD)), (key_BNSH, value_BNSH, mask_B1S)))
+
+    def read(self, x_RTD: Array, cache: Layer, view: View) -> tuple[Array, Layer]:
+        """Write the keys and values of T more tokens a slot, look at all that each sees -> (R, T, D), the new cache."""
+        query_RTNH, key_RTNH, value_RTNH = self.project(x_RTD)
+        cache = write(cache, key_RTNH, value_RTNH, view)
+        return self._out(look(query_RTNH, *seen(cache, view))), cache
+
+    def _out(self, mixed_BTNH: Array) -> Array:
         return self.out(mixed_BTNH.reshape(*mixed_BTNH.shape[:2], self.width))
 
     def _heads(self, x_BTD: Array) -> Array:

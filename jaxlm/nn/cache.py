@@ -1,0 +1,140 @@
+"""What a decoder keeps of the tokens it has read: keys and values, written once and never moved.
+
+A beam search has K slots a row, which the model sees as B * K rows. Everything that the slots of a row have in common
+is kept once a row: the prompt's part of the cache (the prefix) and whatever is wrapped in `Shared` (the source). What
+the slots wrote lies side by side, C positions of K entries, and
+
+    ancestor_BKC    the slot that wrote what slot k of row b sees at position c; -1 where it sees nothing
+
+says which entries are a slot's own. To reorder slots is to permute `ancestor_BKC`: all queries of a row look at all
+C * K entries under the mask `ancestor == slot`, which reads the bytes that gathered caches would read, and copies none.
+
+A node of a state may define `spread`, `reorder` and `take` for itself; every other leaf has one row a slot
+(`jaxlm.decode.slots`).
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+
+from jaxlm.types import Array
+
+
+@struct.dataclass
+class Shared:
+    """A part of a state that all slots of a row have in common and that no token changes."""
+
+    value: Any
+
+    def spread(self, slots: int, prefix: int, room: int) -> "Shared":
+        """The same: it stays one a row."""
+        return self
+
+    def reorder(self, parent_BK: Array) -> "Shared":
+        """The same."""
+        return self
+
+
+@struct.dataclass
+class Layer:
+    """One layer's keys and values; G heads of keys (as many as of queries, or fewer: grouped queries)."""
+
+    key_BGCKH: Array
+    value_BGCKH: Array
+    prefix_key_BGPH: Array | None = None
+    prefix_value_BGPH: Array | None = None
+
+
+@struct.dataclass
+class View:
+    """Where T new tokens are written, and what their queries (K * T a row) see of the cache and of the prefix."""
+
+    position_BT: Array
+    mask_BTC: Array
+    prefix_mask_B1P: Array | None
+
+
+@struct.dataclass
+class Past:
+    """The cache of all layers. length_B: the positions of each row that are taken."""
+
+    length_B: Array
+    ancestor_BKC: Array
+    layers: tuple[Layer, ...]
+    prefix_valid_BP: Array | None = None
+
+    @classmethod
+    def empty(cls, rows: int, capacity: int, depth: int, heads: int, head_width: int, dtype: str) -> "Past":
+        """Room for `capacity` tokens in each of `rows` rows, one slot each."""
+        zeros = jnp.zeros((rows, heads, capacity, 1, head_width), jnp.dtype(dtype))
+        layers = tuple(Layer(zeros, zeros) for _ in range(depth))
+        return cls(jnp.zeros(rows, jnp.int32), jnp.full((rows, 1, capacity), -1, jnp.int32), layers)
+
+    def advance(self, valid_RT: Array) -> tuple["Past", View]:
+        """Take positions for T more tokens a slot (R = B * K); invalid ones get none where no slot has a valid one."""
+        rows, slots, capacity = self.ancestor_BKC.shape
+        valid_BKT = valid_RT.reshape(rows, slots, -1)
+        any_BT = valid_BKT.any(1)
+        position_BT = self.length_B[:, None] + jnp.cumsum(any_BT, axis=1, dtype=jnp.int32) - 1
+        position_BT = jnp.where(any_BT, position_BT, capacity)
+        slot_1K1 = jnp.arange(slots, dtype=jnp.int32)[None, :, None]
+        writer_BTK = jnp.swapaxes(jnp.where(valid_BKT, slot_1K1, -1), 1, 2)
+        row_B1 = jnp.arange(rows)[:, None]
+        ancestor_BKC = self.ancestor_BKC.at[row_B1, :, position_BT].set(writer_BTK, mode="drop")
+        own_BKCK = ancestor_BKC[..., None] == jnp.arange(slots)[None, None, None]
+        past_BTC = jnp.arange(capacity)[None, None] <= position_BT[..., None]
+        seen_BKTCK = own_BKCK[:, :, None] & past_BTC[:, None, :, :, None]
+        mask_BTC = seen_BKTCK.reshape(rows, -1, capacity * slots)
+        prefix_mask_B1P = None if self.prefix_valid_BP is None else self.prefix_valid_BP[:, None]
+        taken_B = self.length_B + any_BT.sum(1, dtype=jnp.int32)
+        return replace(self, length_B=taken_B, ancestor_BKC=ancestor_BKC), View(position_BT, mask_BTC, prefix_mask_B1P)
+
+    def spread(self, slots: int, prefix: int, room: int) -> "Past":
+        """From one slot a row to `slots`: the first `prefix` positions become the prefix, with room for `room` more."""
+        rows = self.length_B.shape[0]
+        ancestor_BKC = jnp.full((rows, slots, room), -1, jnp.int32)
+        layers = tuple(_spread(layer, slots, prefix, room) for layer in self.layers)
+        valid_BP = self.ancestor_BKC[:, 0, :prefix] >= 0 if prefix else None
+        return Past(jnp.zeros(rows, jnp.int32), ancestor_BKC, layers, valid_BP)
+
+    def reorder(self, parent_BK: Array) -> "Past":
+        """Slot k sees what slot parent_BK[b, k] saw."""
+        taken_BKC = jnp.take_along_axis(self.ancestor_BKC, parent_BK[:, :, None], axis=1, mode="clip")
+        return replace(self, ancestor_BKC=taken_BKC)
+
+
+def _spread(layer: Layer, slots: int, prefix: int, room: int) -> Layer:
+    rows, heads, _, _, head_width = layer.key_BGCKH.shape
+    zeros = jnp.zeros((rows, heads, room, slots, head_width), layer.key_BGCKH.dtype)
+    if not prefix:
+        return Layer(zeros, zeros)
+    return Layer(zeros, zeros, layer.key_BGCKH[:, :, :prefix, 0], layer.value_BGCKH[:, :, :prefix, 0])
+
+
+def write(layer: Layer, key_RTGH: Array, value_RTGH: Array, view: View) -> Layer:
+    """Put T new keys and values a slot into the positions of `view`; a position >= capacity is dropped."""
+    rows, tokens = view.position_BT.shape
+    row_B1 = jnp.arange(rows)[:, None]
+
+    def put(cache_BGCKH: Array, new_RTGH: Array) -> Array:
+        new_BKTGH = new_RTGH.reshape(rows, -1, tokens, *new_RTGH.shape[2:])
+        new_BTGKH = jnp.transpose(new_BKTGH, (0, 2, 3, 1, 4)).astype(cache_BGCKH.dtype)
+        return cache_BGCKH.at[row_B1, :, view.position_BT].set(new_BTGKH, mode="drop")
+
+    return replace(layer, key_BGCKH=put(layer.key_BGCKH, key_RTGH), value_BGCKH=put(layer.value_BGCKH, value_RTGH))
+
+
+def seen(layer: Layer, view: View) -> list[tuple[Array, Array, Array]]:
+    """Keys, values (B, G, S, H) and masks (B, T, S) of the cache and, where there is one, of the prefix."""
+    flat = (*layer.key_BGCKH.shape[:2], -1, layer.key_BGCKH.shape[-1])
+    parts = [(layer.key_BGCKH.reshape(flat), layer.value_BGCKH.reshape(flat), view.mask_BTC)]
+    if view.prefix_mask_B1P is not None:
+        parts.append((layer.prefix_key_BGPH, layer.prefix_value_BGPH, view.prefix_mask_B1P))
+    return parts
+
+
+def fold(x_RT: Array, rows: int) -> Array:
+    """(B * K, T, ...) -> (B, K * T, ...): the slots of a row side by side."""
+    return x_RT.reshape(rows, -1, *x_RT.shape[2:])
