@@ -44,6 +44,7 @@ from jaxlm.decode.ranking import Ranking, can_stop, ranking
 from jaxlm.decode.reasons import NONE, STOP
 from jaxlm.decode.slots import reorder, spread
 from jaxlm.errors import UserError
+from jaxlm.nn.stack import unstacked
 from jaxlm.types import Array, Batch, Params, State
 
 
@@ -135,10 +136,11 @@ def _beam_search(
     request: Request,
 ) -> Hypotheses:
     rows, slots = prompt_BP.shape[0], rules.beam.size
+    layers = unstacked(params)
 
     def step(search: Search) -> Search:
         valid_R = jnp.repeat(~search.done_B, slots)
-        logits_RV, state = read_token(model, params, search.token_BK.reshape(-1), search.state, valid_R)
+        logits_RV, state = read_token(model, layers, search.token_BK.reshape(-1), search.state, valid_R)
         found, parent_BK = _advance(search, logits_RV.reshape(rows, slots, -1), rules, request)
         return dataclasses.replace(found, state=reorder(search.state, state, parent_BK))
 
@@ -149,7 +151,7 @@ def _beam_search(
         token_BK=jnp.broadcast_to(token_B[:, None], (rows, slots)).astype(jnp.int32),
         live=first_live(rows, slots, rules.length),
         finished=none_finished(rows, slots, rules.length),
-        state=spread(state, slots, prompt_BP.shape[1] - 1, rules.length),
+        state=spread(state, slots, prompt_BP.shape[1] - 1, rules.length, side_by_side=True),
     )
     finished = lax.while_loop(lambda search: ~jnp.all(search.done_B), step, search).finished
     return _results(finished, rules.beam.returns)

@@ -13,7 +13,7 @@ from jaxlm.nn.linear import Linear, joint
 from jaxlm.types import Array
 
 Keys = tuple[Array, Array, Array]
-"""Keys and values (B, G, S, H) and the mask (B, T or 1, S) of what is seen of them."""
+"""Keys (B, G, H, S), values (B, G, S, H) and the mask (B, T or 1, S) of what is seen of them."""
 
 
 def attend(query_BTNH: Array, key_BSNH: Array, value_BSNH: Array, mask_BTS: Array, drop_key=None, drop=0.0) -> Array:
@@ -77,31 +77,38 @@ _mix.defvjp(_mix_forward, _mix_backward)
 def look(query_RTNH: Array, *parts: Keys) -> Array:
     """`attend` for decoding, over several sets of keys as if they were one -> (R, T, N, H).
 
-    Queries have R = B * K rows, K slots for each of the B rows of keys, and the masks T * K queries a row. There may be
+    Each set has its own B rows, and R = B * K: K slots share a row of keys, whose mask has K * T queries. There may be
     fewer heads of keys than of queries: N / G queries in a row share one (Ainslie et al. 2023).
     """
-    rows, heads = parts[0][0].shape[:2]
-    (_, tokens, _, width), group = query_RTNH.shape, query_RTNH.shape[2] // heads
-    query_BKTGMH = query_RTNH.reshape(rows, -1, tokens, heads, group, width)
-    query_BGMQH = jnp.transpose(query_BKTGMH, (0, 3, 4, 1, 2, 5)).reshape(rows, heads, group, -1, width)
-    scores = [_scores(query_BGMQH, key_BGSH, mask_BQS) for key_BGSH, _, mask_BQS in parts]
-    highest = functools.reduce(jnp.maximum, (score.max(-1, keepdims=True) for score in scores))
-    weights = [jnp.exp(score - jnp.maximum(highest, jnp.finfo(jnp.float32).min)) for score in scores]
-    total_BGMQ1 = sum(weight.sum(-1, keepdims=True) for weight in weights)
-    mixed = [
-        jnp.einsum("bgmqs,bgsh->bgmqh", weight.astype(value_BGSH.dtype), value_BGSH, preferred_element_type=jnp.float32)
-        for weight, (_, value_BGSH, _) in zip(weights, parts, strict=True)
-    ]
-    mixed_BGMQH = sum(mixed) / jnp.maximum(total_BGMQ1, jnp.finfo(jnp.float32).tiny)
-    mixed_BKTGMH = jnp.transpose(
-        mixed_BGMQH.reshape(rows, heads, group, -1, tokens, width).astype(query_RTNH.dtype), (0, 3, 4, 1, 2, 5)
+    if len(parts) == 1:
+        mixed, total, _ = _look(query_RTNH, *parts[0])
+    else:
+        found = [_look(query_RTNH, *part) for part in parts]
+        highest = functools.reduce(jnp.maximum, (one[2] for one in found))
+        shares = [jnp.exp(one[2] - highest) for one in found]
+        mixed = sum(share * one[0] for share, one in zip(shares, found, strict=True))
+        total = sum(share * one[1] for share, one in zip(shares, found, strict=True))
+    return (mixed / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)).astype(query_RTNH.dtype)
+
+
+def _look(query_RTNH: Array, key_BGHS: Array, value_BGSH: Array, mask_BQS: Array) -> tuple[Array, Array, Array]:
+    """With w = exp(score - highest): sum of w * value (R, T, N, H), sum of w, highest, both (R, T, N, 1)."""
+    (rows, heads), (_, tokens, queries, width) = key_BGHS.shape[:2], query_RTNH.shape
+    query_BKTGMH = query_RTNH.reshape(rows, -1, tokens, heads, queries // heads, width)
+    query_BGMQH = jnp.transpose(query_BKTGMH, (0, 3, 4, 1, 2, 5)).reshape(rows, heads, queries // heads, -1, width)
+    score_BGMQS = jnp.einsum("bgmqh,bghs->bgmqs", query_BGMQH, key_BGHS, preferred_element_type=jnp.float32)
+    score_BGMQS = jnp.where(mask_BQS[:, None, None], score_BGMQS * width**-0.5, -jnp.inf)
+    highest = jnp.maximum(score_BGMQS.max(-1, keepdims=True), jnp.finfo(jnp.float32).min)
+    weight_BGMQS = jnp.exp(score_BGMQS - highest)
+    mixed = jnp.einsum(
+        "bgmqs,bgsh->bgmqh", weight_BGMQS.astype(value_BGSH.dtype), value_BGSH, preferred_element_type=jnp.float32
     )
-    return mixed_BKTGMH.reshape(query_RTNH.shape)
 
+    def back(x_BGMQX: Array) -> Array:
+        x_BGMKTX = x_BGMQX.reshape(*x_BGMQX.shape[:3], -1, tokens, x_BGMQX.shape[-1])
+        return jnp.transpose(x_BGMKTX, (0, 3, 4, 1, 2, 5)).reshape(-1, tokens, queries, x_BGMQX.shape[-1])
 
-def _scores(query_BGMQH: Array, key_BGSH: Array, mask_BQS: Array) -> Array:
-    scores = jnp.einsum("bgmqh,bgsh->bgmqs", query_BGMQH, key_BGSH, preferred_element_type=jnp.float32)
-    return jnp.where(mask_BQS[:, None, None], scores * query_BGMQH.shape[-1] ** -0.5, -jnp.inf)
+    return back(mixed), back(weight_BGMQS.sum(-1, keepdims=True)), back(highest)
 
 
 class Attention(nn.Module):
@@ -138,13 +145,13 @@ class Attention(nn.Module):
         return self._out(mixed_BTNH)
 
     def source(self, x_BSD: Array) -> tuple[Array, Array]:
-        """The keys and the values of a source as `read_source` takes them, each (B, N, S, H)."""
+        """The keys (B, N, H, S) and the values (B, N, S, H) of a source as `read_source` takes them."""
         key_BSNH, value_BSNH = self.keys_values(x_BSD)
-        return jnp.swapaxes(key_BSNH, 1, 2), jnp.swapaxes(value_BSNH, 1, 2)
+        return jnp.transpose(key_BSNH, (0, 2, 3, 1)), jnp.swapaxes(value_BSNH, 1, 2)
 
-    def read_source(self, x_RTD: Array, key_BNSH: Array, value_BNSH: Array, mask_B1S: Array) -> Array:
+    def read_source(self, x_RTD: Array, key_BNHS: Array, value_BNSH: Array, mask_B1S: Array) -> Array:
         """Queries from x, attention to the source of each slot's row -> (R, T, D)."""
-        return self._out(look(self._heads(self.query(x_RTD)), (key_BNSH, value_BNSH, mask_B1S)))
+        return self._out(look(self._heads(self.query(x_RTD)), (key_BNHS, value_BNSH, mask_B1S)))
 
     def read(self, x_RTD: Array, cache: Layer, view: View) -> tuple[Array, Layer]:
         """Write the keys and values of T more tokens a slot, look at all that each sees -> (R, T, D), the new cache."""
