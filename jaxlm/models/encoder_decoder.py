@@ -7,19 +7,20 @@ Pre-norm puts LN before each sub-layer instead and once more at the end of each 
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxlm.errors import UserError
 from jaxlm.nn.attention import Attention
-from jaxlm.nn.cache import Layer, Past, Shared, View
+from jaxlm.nn.block import Block, SourceBlock
+from jaxlm.nn.cache import Past, Shared
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import FeedForward
-from jaxlm.nn.position import Position
+from jaxlm.nn.norm import Norm
+from jaxlm.nn.position import Position, check_capacity
+from jaxlm.nn.segments import causal_mask, positions, same_segment
 from jaxlm.nn.stack import Stack
 from jaxlm.types import Array, Batch
 
@@ -42,80 +43,6 @@ class State:
     target_segment_BT: Array | None
     length_B: Array
     past: Past | None = None
-
-
-class Residual(nn.Module):
-    """x + dropout(f(x)) with the layer norm before f ("pre") or after the sum ("post")."""
-
-    norm: str
-    dropout: float
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Array, sublayer: Any) -> Array:
-        """Any shape; `sublayer` maps it to the same shape."""
-        norm, dropout = nn.LayerNorm(epsilon=1e-5, dtype=jnp.dtype(self.dtype), name="norm"), Dropout(self.dropout)
-        flat = x.reshape(-1, x.shape[-1])
-        if self.norm == "pre":
-            return (flat + dropout(sublayer(norm(flat).reshape(x.shape)).reshape(flat.shape))).reshape(x.shape)
-        return norm(flat + dropout(sublayer(x).reshape(flat.shape))).reshape(x.shape)
-
-
-class EncoderBlock(nn.Module):
-    """Self-attention, then the feed-forward net."""
-
-    width: int
-    heads: int
-    hidden: int
-    norm: str
-    activation: str
-    dropout: float
-    attention_dropout: float
-    activation_dropout: float
-    dtype: str
-
-    def setup(self) -> None:
-        self.attention = Attention(self.width, self.heads, self.attention_dropout, self.dtype)
-        self.ffn = FeedForward(self.width, self.hidden, self.activation, self.activation_dropout, self.dtype)
-        self.attention_residual = Residual(self.norm, self.dropout, self.dtype)
-        self.ffn_residual = Residual(self.norm, self.dropout, self.dtype)
-
-    def __call__(self, x_BSD: Array, mask_BSS: Array) -> Array:
-        """(B, S, D) -> (B, S, D)."""
-        x_BSD = self.attention_residual(x_BSD, lambda y: self.attention.mix(*self.attention.project(y), mask_BSS))
-        return self.ffn_residual(x_BSD, self.ffn)
-
-
-class DecoderBlock(EncoderBlock):
-    """Causal self-attention, attention to the source, then the feed-forward net."""
-
-    def setup(self) -> None:
-        super().setup()
-        self.source_attention = Attention(self.width, self.heads, self.attention_dropout, self.dtype)
-        self.source_residual = Residual(self.norm, self.dropout, self.dtype)
-
-    def __call__(self, x_BTD: Array, mask_BTT: Array, memory_BSD: Array, source_mask_BTS: Array) -> Array:
-        """The whole target at once: (B, T, D) -> (B, T, D)."""
-        keys_values = self.source_attention.keys_values(memory_BSD)
-        x_BTD = self.attention_residual(x_BTD, lambda y: self.attention.mix(*self.attention.project(y), mask_BTT))
-        x_BTD = self.source_residual(x_BTD, lambda y: self.source_attention(y, *keys_values, source_mask_BTS))
-        return self.ffn_residual(x_BTD, self.ffn)
-
-    def source_keys(self, memory_BSD: Array) -> tuple[Array, Array]:
-        """The source's keys (B, N, H, S) and values (B, N, S, H)."""
-        return self.source_attention.source(memory_BSD)
-
-    def step(self, x_RTD: Array, cache: Layer, view: View, *source: Array) -> tuple[Array, Layer]:
-        """T more positions a slot, written to the cache: (R, T, D) -> (R, T, D), new cache."""
-
-        def self_attention(y_RTD: Array) -> Array:
-            nonlocal cache
-            mixed_RTD, cache = self.attention.read(y_RTD, cache, view)
-            return mixed_RTD
-
-        x_RTD = self.attention_residual(x_RTD, self_attention)
-        x_RTD = self.source_residual(x_RTD, lambda y: self.source_attention.read_source(y, *source))
-        return self.ffn_residual(x_RTD, self.ffn), cache
 
 
 class EncoderDecoder(nn.Module):
@@ -154,10 +81,12 @@ class EncoderDecoder(nn.Module):
     remat: bool = False
 
     def setup(self) -> None:
-        sizes = (self.width, self.heads, self.hidden, self.norm, self.activation)
-        drops = (self.dropout, self.attention_dropout, self.activation_dropout, self.dtype)
-        self.encoder = Stack(EncoderBlock(*sizes, *drops, parent=None), self.encoder_layers, self.scan, self.remat)
-        self.decoder = Stack(DecoderBlock(*sizes, *drops, parent=None), self.decoder_layers, self.scan, self.remat)
+        norm, how = Norm(self.norm), (self.scan, self.remat)
+        attention = Attention(self.width, self.heads, self.attention_dropout, self.dtype, parent=None)
+        ffn = FeedForward(self.width, self.hidden, self.activation, self.activation_dropout, self.dtype, parent=None)
+        parts = (attention, ffn, norm, self.dropout, self.dtype)
+        self.encoder = Stack(Block(*parts, parent=None), self.encoder_layers, *how)
+        self.decoder = Stack(SourceBlock(*parts, attention.clone(), parent=None), self.decoder_layers, *how)
         table = nn.initializers.normal(self.width**-0.5)
         self.embedding = self.param("embedding", table, (self.vocab, self.width))
         if self.tie != "all":
@@ -168,8 +97,7 @@ class EncoderDecoder(nn.Module):
         self.target_position = Position(self.width, self.position, self.max_length)
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
-            self.encoder_norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.dtype(self.dtype))
-            self.decoder_norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.dtype(self.dtype))
+            self.encoder_norm, self.decoder_norm = norm.layer(self.dtype), norm.layer(self.dtype)
 
     def __call__(self, batch: Batch) -> Array:
         """Logits (B, T, V) of every next target token: start, extend over the whole target, readout."""
@@ -178,16 +106,12 @@ class EncoderDecoder(nn.Module):
 
     def start(self, batch: Batch, capacity: int) -> State:
         """Encode the source; with capacity, also compute each layer's source keys and values once."""
-        if self.position == "learned" and capacity > self.max_length:
-            raise UserError(
-                f"room for {capacity} target tokens, but learned positions reach {self.max_length}: lower the length "
-                "limit or train with a larger model.max_length"
-            )
+        check_capacity(self.position, capacity, self.max_length)
         valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
         table = self.embedding if self.tie == "all" else self.source_embedding
-        position_BS = _positions(valid_BS, segment_BS)
+        position_BS = positions(valid_BS, segment_BS)
         x_BSD = self._embed(table, batch.source_BS, self.source_position(position_BS, valid_BS.shape[1]))
-        x_BSD = self.encoder(x_BSD, valid_BS[:, None] & _same(segment_BS, segment_BS, valid_BS))
+        x_BSD = self.encoder(x_BSD, valid_BS[:, None] & same_segment(segment_BS, segment_BS, valid_BS))
         if self.norm == "pre":
             x_BSD = self.encoder_norm(x_BSD)
         length_B = jnp.zeros(valid_BS.shape[:1], jnp.int32)
@@ -201,17 +125,15 @@ class EncoderDecoder(nn.Module):
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
         """Read T more target tokens -> features (B, T, D) and the new state."""
         segment_BT, source, length = state.target_segment_BT, state.source.value, tokens_BT.shape[1]
-        position_BT = state.length_B[:, None] + _positions(valid_BT, segment_BT)
+        position_BT = state.length_B[:, None] + positions(valid_BT, segment_BT)
         bound = None if state.past else length  # without a cache this is the one call: lengths are 0
         x_BTD = self._embed(self.embedding, tokens_BT, self.target_position(position_BT, bound))
         if state.past:
             x_BTD, past = self._extend_cached(x_BTD, state.past, source, valid_BT)
             state = replace(state, past=past)
         else:
-            source_mask_BTS = source.valid_BS[:, None] & _same(segment_BT, source.segment_BS, valid_BT)
-            causal_TT = jnp.tril(jnp.ones((length, length), bool))
-            mask_BTT = causal_TT[None] & valid_BT[:, None] & _same(segment_BT, segment_BT, valid_BT)
-            x_BTD = self.decoder(x_BTD, mask_BTT, source.memory_BSD, source_mask_BTS)
+            source_mask_BTS = source.valid_BS[:, None] & same_segment(segment_BT, source.segment_BS, valid_BT)
+            x_BTD = self.decoder(x_BTD, causal_mask(valid_BT, segment_BT), source.memory_BSD, source_mask_BTS)
         if self.norm == "pre":
             x_BTD = self.decoder_norm(x_BTD)
         return x_BTD, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32))
@@ -234,19 +156,3 @@ class EncoderDecoder(nn.Module):
     def _embed(self, table, tokens_BT, position_BTD):
         x_BTD = table[tokens_BT] * self.width**0.5 + position_BTD
         return self.embedding_dropout(x_BTD.astype(jnp.dtype(self.dtype)))
-
-
-def _positions(valid_BT: Array, segment_BT: Array | None) -> Array:
-    """Positions of the valid tokens, counted from 0 in each row or segment; an invalid token repeats the last one."""
-    position_BT = jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
-    if segment_BT is None:
-        return position_BT
-    first_BT = jnp.diff(segment_BT, axis=1, prepend=-1) != 0
-    return position_BT - jax.lax.cummax(jnp.where(first_BT, position_BT, 0), axis=1)
-
-
-def _same(segment_BT: Array | None, segment_BS: Array | None, valid_BT: Array) -> Array:
-    """(B, T, S) True where both positions belong to one segment; (B, 1, 1) True where nothing is packed."""
-    if segment_BT is None or segment_BS is None:
-        return jnp.ones((valid_BT.shape[0], 1, 1), bool)
-    return segment_BT[:, :, None] == segment_BS[:, None, :]

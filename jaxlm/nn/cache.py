@@ -53,11 +53,15 @@ class Layer:
 
 @struct.dataclass
 class View:
-    """Where T new tokens are written, and what their queries (K * T a row) see of the cache and of the prefix."""
+    """Where T new tokens are written, and what their queries (Q = K * T a row) see of the cache and of the prefix.
+
+    `biases` are added to the scores of the cache and of the prefix, where a model has such: see `attention.look`.
+    """
 
     position_BT: Array
-    mask_BTC: Array
-    prefix_mask_B1P: Array | None
+    mask_BQC: Array
+    prefix_mask_BQP: Array | None
+    biases: tuple[Array, ...] = ()
 
 
 @struct.dataclass
@@ -75,8 +79,11 @@ class Past:
         layers = tuple(_empty(rows, heads, head_width, capacity, 1, jnp.dtype(dtype)) for _ in range(depth))
         return cls(jnp.zeros(rows, jnp.int32), jnp.full((rows, 1, capacity), -1, jnp.int32), layers)
 
-    def advance(self, valid_RT: Array) -> tuple["Past", View]:
-        """Take positions for T more tokens a slot (R = B * K); invalid ones get none where no slot has a valid one."""
+    def advance(self, valid_RT: Array, window: int | None = None) -> tuple["Past", View]:
+        """Take positions for T more tokens a slot (R = B * K); invalid ones get none where no slot has a valid one.
+
+        With a window a token sees itself and the window - 1 before it.
+        """
         rows, slots, capacity = self.ancestor_BKC.shape
         valid_BKT = valid_RT.reshape(rows, slots, -1)
         any_BT = valid_BKT.any(1)
@@ -89,10 +96,32 @@ class Past:
         own_BKCK = ancestor_BKC[..., None] == jnp.arange(slots)[None, None, None]
         past_BTC = jnp.arange(capacity)[None, None] <= position_BT[..., None]
         seen_BKTCK = own_BKCK[:, :, None] & past_BTC[:, None, :, :, None]
-        mask_BTC = seen_BKTCK.reshape(rows, -1, capacity * slots)
-        prefix_mask_B1P = None if self.prefix_valid_BP is None else self.prefix_valid_BP[:, None]
+        mask_BQC = seen_BKTCK.reshape(rows, -1, capacity * slots)
+        prefix_mask_BQP = None if self.prefix_valid_BP is None else self.prefix_valid_BP[:, None]
         taken_B = self.length_B + any_BT.sum(1, dtype=jnp.int32)
-        return replace(self, length_B=taken_B, ancestor_BKC=ancestor_BKC), View(position_BT, mask_BTC, prefix_mask_B1P)
+        past = replace(self, length_B=taken_B, ancestor_BKC=ancestor_BKC)
+        if window is not None:
+            back_BQC, back_BQP = past.distances(valid_RT)
+            mask_BQC &= back_BQC < window
+            prefix_mask_BQP = None if back_BQP is None else prefix_mask_BQP & (back_BQP < window)
+        return past, View(position_BT, mask_BQC, prefix_mask_BQP)
+
+    def distances(self, valid_RT: Array) -> tuple[Array, Array | None]:
+        """How many tokens before each of the T newest ones, as its slot counts, lies what it sees (after `advance`).
+
+        (B, Q, C * K) for the cache and (B, Q, P) for the prefix, if there is one; what is not seen counts as anything.
+        """
+        rows, slots, capacity = self.ancestor_BKC.shape
+        valid_BKT = valid_RT.reshape(rows, slots, -1)
+        place_BKC = jnp.cumsum(self.ancestor_BKC >= 0, axis=2, dtype=jnp.int32)
+        new_BKT = jnp.cumsum(valid_BKT, axis=2, dtype=jnp.int32)
+        place_BKT = place_BKC[..., -1:] - new_BKT[..., -1:] + new_BKT
+        back_BQC = (place_BKT[..., None] - place_BKC[:, :, None]).reshape(rows, -1, capacity)
+        back_BQC = jnp.repeat(back_BQC, slots, axis=2)
+        if self.prefix_valid_BP is None:
+            return back_BQC, None
+        after_BP = jnp.cumsum(self.prefix_valid_BP[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1] - 1
+        return back_BQC, place_BKT.reshape(after_BP.shape[0], -1, 1) + after_BP[:, None]
 
     def spread(self, slots: int, prefix: int, room: int, side_by_side: bool) -> "Past":
         """From one slot a row to `slots`: the first `prefix` positions become the prefix, with room for `room` more.
@@ -153,12 +182,12 @@ def write(layer: Layer, key_RTGH: Array, value_RTGH: Array, view: View) -> Layer
 
 
 def seen(layer: Layer, view: View) -> list[tuple[Array, Array, Array]]:
-    """Keys (B, G, H, S), values (B, G, S, H), masks (B, T, S) of the cache and, where there is one, of the prefix."""
+    """Keys (B, G, H, S), values (B, G, S, H), masks (B, Q, S) of the cache and, where there is one, of the prefix."""
     rows, heads, width = layer.key_BGHCK.shape[:3]
     key_BGHS = layer.key_BGHCK.reshape(rows, heads, width, -1)
-    parts = [(key_BGHS, layer.value_BGCKH.reshape(rows, heads, -1, width), view.mask_BTC)]
-    if view.prefix_mask_B1P is not None:
-        parts.append((layer.prefix_key_BGHP, layer.prefix_value_BGPH, view.prefix_mask_B1P))
+    parts = [(key_BGHS, layer.value_BGCKH.reshape(rows, heads, -1, width), view.mask_BQC)]
+    if view.prefix_mask_BQP is not None:
+        parts.append((layer.prefix_key_BGHP, layer.prefix_value_BGPH, view.prefix_mask_BQP))
     return parts
 
 

@@ -15,12 +15,25 @@ def sinusoids(position: Array, width: int) -> Array:
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*position.shape, -1)[..., :width]
 
 
+def check_capacity(kind: str, capacity: int, max_length: int) -> None:
+    """Raises UserError if room is asked for more tokens than learned positions reach."""
+    if kind == "learned" and capacity > max_length:
+        raise UserError(
+            f"room for {capacity} target tokens, but learned positions reach {max_length}: lower the length "
+            "limit or train with a larger model.max_length"
+        )
+
+
 class Position(nn.Module):
-    """Position encodings of kind "sinusoidal" (any length), "learned" (at most `max_length`) or "none"."""
+    """Position encodings of kind "sinusoidal" (any length), "learned" (at most `max_length`) or "none".
+
+    A learned table starts from a normal with standard deviation `deviation`; None: D^-1/2.
+    """
 
     width: int
     kind: str = "sinusoidal"
     max_length: int = 1024
+    deviation: float | None = None
 
     @nn.compact
     def __call__(self, position_BT: Array, bound: int | None = None) -> Array:
@@ -39,5 +52,6 @@ class Position(nn.Module):
                 f"a sequence of {position_BT.shape[1]} tokens, but learned positions reach {self.max_length}: "
                 "shorten the input or train with a larger model.max_length"
             )
-        table = self.param("table", nn.initializers.normal(self.width**-0.5), (self.max_length, self.width))
+        deviation = self.width**-0.5 if self.deviation is None else self.deviation
+        table = self.param("table", nn.initializers.normal(deviation), (self.max_length, self.width))
         return table[jnp.clip(position_BT, 0, self.max_length - 1)]
