@@ -36,6 +36,10 @@ class Animal:
 
 
 TRANSFORMER = EncoderDecoder(VOCAB, 8, 2, 12, 1, 1, dropout=0.0, max_length=24)
+T5 = replace(
+    TRANSFORMER, position="relative", norm="pre", norm_kind="rms", activation="geglu", bias=False, scaled=False,
+    head_width=3, buckets=6, distance=4, logit_scale=0.35, tie="input",
+)  # fmt: skip
 GPT2 = Decoder(VOCAB, 8, 2, 12, 2, max_length=24)
 LLAMA = Decoder(
     VOCAB, 8, 4, 12, 2, kv_heads=2, position="rotary", norm_kind="rms", activation="swiglu", qkv_bias=False,
@@ -50,6 +54,7 @@ ZOO = {
     "untied": Animal(replace(TRANSFORMER, tie="none", position="none", activation="gelu", remat=True)),
     "scan": Animal(replace(TRANSFORMER, scan=True, encoder_layers=2, activation="gelu_tanh")),
     "bfloat16": Animal(replace(TRANSFORMER, dtype="bfloat16", scan=True, remat=True, norm="pre"), tolerance=0.04),
+    "t5": Animal(T5),
     "gpt2": Animal(GPT2, source=False),
     "llama": Animal(replace(LLAMA, scan=True, rotary=Rotary(500.0, Llama3Scaling(original=8))), source=False),
     "mistral": Animal(replace(LLAMA, window=2, head_width=6, logit_cap=30.0), source=False),

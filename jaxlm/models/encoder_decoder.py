@@ -13,13 +13,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
 
-from jaxlm.nn.attention import Attention
+from jaxlm.nn.attention import Attention, check_heads
 from jaxlm.nn.block import Block, SourceBlock
 from jaxlm.nn.cache import Past, Shared
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import FeedForward
 from jaxlm.nn.norm import Norm
 from jaxlm.nn.position import Position, check_capacity
+from jaxlm.nn.relative import RelativeBias
 from jaxlm.nn.segments import causal_mask, positions, same_segment
 from jaxlm.nn.stack import Stack
 from jaxlm.types import Array, Batch
@@ -53,13 +54,24 @@ class EncoderDecoder(nn.Module):
       width, heads, hidden: model width D, attention heads, width of the feed-forward net.
       encoder_layers, decoder_layers: depth of each stack.
       norm: "post" (the paper) or "pre" (with a last norm on each stack).
-      activation: "relu", "gelu" or "gelu_tanh".
-      position: "sinusoidal", "learned" (up to `max_length` tokens) or "none".
+      activation: of the feed-forward net; "swiglu" and "geglu" are gated.
+      position: "sinusoidal", "sinusoidal_halves" (see `jaxlm.nn.position`), "learned" (up to `max_length` tokens),
+        "relative" (see `jaxlm.nn.relative`) or "none".
       dropout: on the sum of embeddings and positions and on the output of every sub-layer (section 5.4).
       attention_dropout, activation_dropout: on attention weights and inside the feed-forward net (0 in the paper).
-      tie: what shares a table: "all" (source and target embedding, output), "target" (the last two) or "none".
+      tie: what shares a table: "all" (source and target embedding, output), "target" (the last two), "input" (the
+        first two) or "none".
       dtype: of activations and products; parameters, scores, softmax and logits are float32 whatever it says.
       scan, remat: see `jaxlm.nn.stack.Stack`.
+      source_vocab: ids in the source's own vocabulary, where it has one.
+      head_width: width of a head; None: width / heads.
+      norm_kind, norm_epsilon: see `jaxlm.nn.norm.Norm`.
+      bias: whether the maps in attention and the feed-forward net have one.
+      scaled: attention scores are divided by sqrt(head width).
+      buckets, distance: of relative positions.
+      embedding_scale: embeddings are multiplied by it; None: sqrt(width).
+      logit_scale: features are multiplied by it before the output.
+      logit_bias: the output has a bias.
     """
 
     vocab: int
@@ -69,32 +81,54 @@ class EncoderDecoder(nn.Module):
     encoder_layers: int = 6
     decoder_layers: int = 6
     norm: Literal["post", "pre"] = "post"
-    activation: Literal["relu", "gelu", "gelu_tanh"] = "relu"
-    position: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"] = "relu"
+    position: Literal["sinusoidal", "sinusoidal_halves", "learned", "relative", "none"] = "sinusoidal"
     max_length: int = 1024
     dropout: float = 0.1
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
-    tie: Literal["all", "target", "none"] = "all"
+    tie: Literal["all", "target", "input", "none"] = "all"
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = False
     remat: bool = False
+    source_vocab: int | None = None
+    head_width: int | None = None
+    norm_kind: Literal["layer", "rms"] = "layer"
+    norm_epsilon: float = 1e-5
+    bias: bool = True
+    scaled: bool = True
+    buckets: int = 32
+    distance: int = 128
+    embedding_scale: float | None = None
+    logit_scale: float = 1.0
+    logit_bias: bool = False
 
     def setup(self) -> None:
-        norm, how = Norm(self.norm), (self.scan, self.remat)
-        attention = Attention(self.width, self.heads, self.attention_dropout, self.dtype, parent=None)
-        ffn = FeedForward(self.width, self.hidden, self.activation, self.activation_dropout, self.dtype, parent=None)
+        norm, how = Norm(self.norm, self.norm_kind, self.norm_epsilon), (self.scan, self.remat)
+        attention = Attention(
+            self.width, self.heads, self.attention_dropout, self.dtype, None, self.head_width, self.bias, self.bias,
+            self.scaled, parent=None,
+        )  # fmt: skip
+        ffn = FeedForward(
+            self.width, self.hidden, self.activation, self.activation_dropout, self.dtype, self.bias, parent=None
+        )
         parts = (attention, ffn, norm, self.dropout, self.dtype)
         self.encoder = Stack(Block(*parts, parent=None), self.encoder_layers, *how)
         self.decoder = Stack(SourceBlock(*parts, attention.clone(), parent=None), self.decoder_layers, *how)
         table = nn.initializers.normal(self.width**-0.5)
         self.embedding = self.param("embedding", table, (self.vocab, self.width))
-        if self.tie != "all":
-            self.source_embedding = self.param("source_embedding", table, (self.vocab, self.width))
-        if self.tie == "none":
+        if self.tie in ("target", "none"):
+            sources = self.vocab if self.source_vocab is None else self.source_vocab
+            self.source_embedding = self.param("source_embedding", table, (sources, self.width))
+        if self.tie in ("input", "none"):
             self.output = self.param("output", table, (self.vocab, self.width))
-        self.source_position = Position(self.width, self.position, self.max_length)
-        self.target_position = Position(self.width, self.position, self.max_length)
+        if self.logit_bias:
+            self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
+        if self.position == "relative":
+            relative = (self.heads, self.buckets, self.distance)
+            self.source_relative, self.target_relative = RelativeBias(*relative, True), RelativeBias(*relative)
+        absolute = "none" if self.position == "relative" else self.position
+        self.source_position, self.target_position = (Position(self.width, absolute, self.max_length) for _ in "st")
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
             self.encoder_norm, self.decoder_norm = norm.layer(self.dtype), norm.layer(self.dtype)
@@ -108,17 +142,20 @@ class EncoderDecoder(nn.Module):
         """Encode the source; with capacity, also compute each layer's source keys and values once."""
         check_capacity(self.position, capacity, self.max_length)
         valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
-        table = self.embedding if self.tie == "all" else self.source_embedding
+        table = self.source_embedding if self.tie in ("target", "none") else self.embedding
         position_BS = positions(valid_BS, segment_BS)
         x_BSD = self._embed(table, batch.source_BS, self.source_position(position_BS, valid_BS.shape[1]))
-        x_BSD = self.encoder(x_BSD, valid_BS[:, None] & same_segment(segment_BS, segment_BS, valid_BS))
+        mask_BSS, bias_BNSS = valid_BS[:, None] & same_segment(segment_BS, segment_BS, valid_BS), None
+        if self.position == "relative":
+            bias_BNSS = self.source_relative(position_BS[:, :, None] - position_BS[:, None])
+        x_BSD = self.encoder(x_BSD, mask_BSS, None, bias_BNSS)
         if self.norm == "pre":
             x_BSD = self.encoder_norm(x_BSD)
         length_B = jnp.zeros(valid_BS.shape[:1], jnp.int32)
         if capacity == 0:
             return State(Shared(Source(valid_BS, segment_BS, x_BSD)), batch.target_segment_BT, length_B)
         keys_values = tuple(layer("source_keys", x_BSD) for layer in self.decoder.layers())
-        head_width = self.width // self.heads
+        head_width, _ = check_heads(self.width, self.heads, None, self.head_width)
         past = Past.empty(length_B.shape[0], capacity, self.decoder_layers, self.heads, head_width, self.dtype)
         return State(Shared(Source(valid_BS, None, keys_values=keys_values)), None, length_B, past)
 
@@ -133,20 +170,30 @@ class EncoderDecoder(nn.Module):
             state = replace(state, past=past)
         else:
             source_mask_BTS = source.valid_BS[:, None] & same_segment(segment_BT, source.segment_BS, valid_BT)
-            x_BTD = self.decoder(x_BTD, causal_mask(valid_BT, segment_BT), source.memory_BSD, source_mask_BTS)
+            mask_BTT, bias_BNTT = causal_mask(valid_BT, segment_BT), None
+            if self.position == "relative":
+                bias_BNTT = self.target_relative(position_BT[:, :, None] - position_BT[:, None])
+            x_BTD = self.decoder(x_BTD, mask_BTT, source.memory_BSD, source_mask_BTS, bias_BNTT)
         if self.norm == "pre":
             x_BTD = self.decoder_norm(x_BTD)
         return x_BTD, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32))
 
     def readout(self, features: Array) -> Array:
         """(..., D) -> float32 logits (..., V)."""
-        table = self.output if self.tie == "none" else self.embedding
+        table = self.output if self.tie in ("input", "none") else self.embedding
         flat = features.reshape(-1, self.width)
+        if self.logit_scale != 1.0:
+            flat = flat * self.logit_scale
         logits = jnp.einsum("rd,vd->rv", flat, table.astype(flat.dtype), preferred_element_type=jnp.float32)
+        if self.logit_bias:
+            logits = logits + self.output_bias[None]
         return logits.reshape(*features.shape[:-1], self.vocab)
 
     def _extend_cached(self, x_RTD: Array, past: Past, source: Source, valid_RT: Array) -> tuple[Array, Past]:
         past, view = past.advance(valid_RT)
+        if self.position == "relative":
+            back = [one for one in past.distances(valid_RT) if one is not None]
+            view = replace(view, biases=tuple(self.target_relative(back_BQC) for back_BQC in back))
         caches = []
         for layer, cache, keys_values in zip(self.decoder.layers(), past.layers, source.keys_values, strict=True):
             x_RTD, cache = layer("step", x_RTD, cache, view, *keys_values, source.valid_BS[:, None])
@@ -154,5 +201,6 @@ class EncoderDecoder(nn.Module):
         return x_RTD, replace(past, layers=tuple(caches))
 
     def _embed(self, table, tokens_BT, position_BTD):
-        x_BTD = table[tokens_BT] * self.width**0.5 + position_BTD
+        scale = self.width**0.5 if self.embedding_scale is None else self.embedding_scale
+        x_BTD = table[tokens_BT] * scale + position_BTD
         return self.embedding_dropout(x_BTD.astype(jnp.dtype(self.dtype)))
