@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from jaxlm.decode.automaton import Grammar, followed, restricted
 from jaxlm.decode.constrain import Forced, forbid, log_softmax_parts
 from jaxlm.decode.hypotheses import (
     Finished,
@@ -74,6 +75,7 @@ class Search:
     live: Live
     finished: Finished
     state: State
+    grammar_state: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Request:
     limit_B: Array
     ranking: Ranking
     forced: Forced | None
+    grammar: Grammar | None = None
 
 
 def beam_search(
@@ -110,17 +113,19 @@ def beam_search(
     beam: Beam = Beam(),  # noqa: B008 (frozen)
     stop: tuple[int, ...] = (3,),
     forced: Forced | None = None,
+    grammar: Grammar | None = None,
 ) -> Hypotheses:
     """The `beam.returns` best continuations of each row's prompt.
 
     limit_B: the most tokens of each row, a function of that row alone; `length` is the room for them (static: one
-    compilation a length), and a greater limit is cut to it. Prompts may be padded on either side.
+    compilation a length), and a greater limit is cut to it. Prompts may be padded on either side. grammar: what may be
+    said, as `jaxlm.decode.automaton` or `jaxlm.decode.quote` make it.
     Raises UserError if the shapes do not fit together, or if a stop id is forced at the limit and there is none.
     """
     check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop)
     if beam.limit == "force_eos" and not stop:
         raise UserError("limit='force_eos' but stop=(): expected at least one stop id to force, or limit='keep'")
-    request = Request(jnp.minimum(limit_B, length), ranking(beam, length), forced)
+    request = Request(jnp.minimum(limit_B, length), ranking(beam, length), forced, grammar)
     coverage = float(beam.coverage > 0)
     if coverage:
         model = covering(model)
@@ -166,6 +171,7 @@ def _beam_search(
         live=first_live(rows, slots, rules.length),
         finished=none_finished(rows, slots, rules.length),
         state=spread(state, slots, prompt_BP.shape[1] - 1, rules.length, side_by_side=True),
+        grammar_state=None if request.grammar is None else request.grammar.begin(slots),
     )
     finished = lax.while_loop(lambda search: ~jnp.all(search.done_B), step, search).finished
     return _results(finished, rules.beam.returns)
@@ -182,6 +188,7 @@ def _advance(
     step_BKV = forbid(
         scaled_BKV - norm_BK1, live.tokens_BKT, search.step, beam.constraints, stop, request.forced, must_stop_B
     )
+    step_BKV = restricted(step_BKV, request.grammar, search.grammar_state, request.limit_B - search.step)
     if beam.renormalise:
         norm_BK1 = jax.nn.logsumexp(step_BKV, axis=-1, keepdims=True)
         step_BKV = step_BKV - jnp.where(jnp.isneginf(norm_BK1), 0.0, norm_BK1)
@@ -200,8 +207,9 @@ def _advance(
     nothing_B = jnp.isneginf(new_live.logprob_BK[:, 0])
     done_B = search.done_B | at_limit_B | over_B | nothing_B
     after = dataclasses.replace(
-        search, step=search.step + 1, done_B=done_B, token_BK=token_BK, live=new_live, finished=finished
-    )
+        search, step=search.step + 1, done_B=done_B, token_BK=token_BK, live=new_live, finished=finished,
+        grammar_state=followed(request.grammar, search.grammar_state, parent_BK, token_BK),
+    )  # fmt: skip
     return after, parent_BK
 
 
