@@ -69,11 +69,11 @@ def test_coverage_is_of_the_attention_that_a_source_got(name):
     ask = (model, params, source, bos_B1, bos_B1 > 0, LIMIT_B)
     options = Beam(3, 2, coverage=0.7)
     found = jax.device_get(beam_search(*ask, length=6, beam=options))
-    attention = jax.jit(lambda batch: model.apply({"params": params}, batch, method="attention"))
+    attention = jax.jit(lambda params, batch: model.apply({"params": params}, batch, method="attention"))
     for n in range(2):
         target_BT = np.concatenate([bos_B1, found.tokens_BNT[:, n, :-1]], 1)
         valid_BT = np.arange(6)[None] < found.length_BN[:, n, None]
-        covered_BS = np.asarray(attention(batch.replace(target_BT=target_BT, target_valid_BT=valid_BT))).sum(1)
+        covered_BS = np.asarray(attention(params, batch.replace(target_BT=target_BT, target_valid_BT=valid_BT))).sum(1)
         logs_BS = np.where(batch.source_valid_BS, np.log(np.minimum(covered_BS + 1e-30, 1)), 0)
         expected_B = found.logprob_BN[:, n] / found.length_BN[:, n] + 0.7 * logs_BS.sum(1)
         real_B = found.length_BN[:, n] > 0
