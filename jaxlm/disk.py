@@ -1,4 +1,4 @@
-"""Whether a folder can take what a run will write, asked before the run starts; and that one run at a time writes it."""
+"""Whether a folder can take what a run will write, asked before the run starts; and one run at a time in it."""
 
 import contextlib
 import os

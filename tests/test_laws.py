@@ -142,7 +142,8 @@ def test_sharded_is_unsharded(animal):
         np.testing.assert_allclose(grad, like, animal.tolerance, animal.tolerance, err_msg=jax.tree_util.keystr(path))
 
 
-DECODED = ["transformer", "pre", "lstm_lm", "ngram", "feedforward_lm", "seq2seq_dot", "seq2seq_additive_feeding"]
+DECODED = ["transformer", "pre", "gpt2", "mistral", "lstm_lm", "ngram", "feedforward_lm", "seq2seq_dot"]
+DECODED += ["seq2seq_additive_feeding"]
 
 
 @pytest.mark.parametrize("name", DECODED)

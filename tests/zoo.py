@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxlm.data.ragged import Ragged
+from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.feedforward_lm import FeedForwardLM
 from jaxlm.models.joined import Joined
@@ -18,6 +19,7 @@ from jaxlm.models.recurrent_lm import RecurrentLM
 from jaxlm.models.seq2seq import Seq2Seq
 from jaxlm.nn.cell import GRU, LSTM, Elman
 from jaxlm.nn.recurrent import Recurrent
+from jaxlm.nn.rotary import Llama3Scaling, Rotary
 from jaxlm.types import Array, Batch, Params
 
 VOCAB = 23
@@ -34,6 +36,15 @@ class Animal:
 
 
 TRANSFORMER = EncoderDecoder(VOCAB, 8, 2, 12, 1, 1, dropout=0.0, max_length=24)
+T5 = replace(
+    TRANSFORMER, position="relative", norm="pre", norm_kind="rms", activation="geglu", bias=False, scaled=False,
+    head_width=3, buckets=6, distance=4, logit_scale=0.35, tie="input",
+)  # fmt: skip
+GPT2 = Decoder(VOCAB, 8, 2, 12, 2, max_length=24)
+LLAMA = Decoder(
+    VOCAB, 8, 4, 12, 2, kv_heads=2, position="rotary", norm_kind="rms", activation="swiglu", qkv_bias=False,
+    out_bias=False, ffn_bias=False, tie=False,
+)  # fmt: skip
 SEQ2SEQ = Seq2Seq(VOCAB, 8, Recurrent(LSTM(6)), Recurrent(LSTM(6)))
 BOTH_WAYS = Recurrent(GRU(4), layers=2, bidirectional=True)
 
@@ -43,6 +54,11 @@ ZOO = {
     "untied": Animal(replace(TRANSFORMER, tie="none", position="none", activation="gelu", remat=True)),
     "scan": Animal(replace(TRANSFORMER, scan=True, encoder_layers=2, activation="gelu_tanh")),
     "bfloat16": Animal(replace(TRANSFORMER, dtype="bfloat16", scan=True, remat=True, norm="pre"), tolerance=0.04),
+    "t5": Animal(T5),
+    "gpt2": Animal(GPT2, source=False),
+    "llama": Animal(replace(LLAMA, scan=True, rotary=Rotary(500.0, Llama3Scaling(original=8))), source=False),
+    "mistral": Animal(replace(LLAMA, window=2, head_width=6, logit_cap=30.0), source=False),
+    "qwen": Animal(replace(LLAMA, qkv_bias=True, qk_norm=True, tie=True, kv_heads=1, remat=True), source=False),
     "ngram": Animal(NGram(VOCAB, 4), source=False),
     "ngram_stream": Animal(NGram(VOCAB, 2, stream=True), source=False),
     "feedforward_lm": Animal(FeedForwardLM(VOCAB, 4, 6, 10, dropout=0.1), source=False),

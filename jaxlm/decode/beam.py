@@ -6,14 +6,13 @@ The definition. Lengths count generated tokens, the stop id included and the pro
   parent slot, then to the lower id. At the first step there is one hypothesis.
 - Finish rule: a candidate that ends in a stop id enters the finished set (the best k by S) iff its rank is < k.
 - Live rule: the best k candidates that did not stop.
-- Score: S = s / lp(L) + reward * L. Ties stay in order: the earlier finished, then the better rank.
+- Score: S = s / lp(L) + coverage * sum_j log min(c_j, 1) + reward * L, where c_j is the attention that source position
+  j got. Ties stay in order: the earlier finished, then the better rank.
 - At its row's length limit a live hypothesis is kept, must stop, or is dropped; a row whose `stop` rule holds, or that
   has nothing live, is frozen. `Beam` lists the options of each rule.
-A coverage term would need attention weights, which models do not return: there is none.
 
-Slots live in the state as rows: all of the prompt but its last token is read once a row, the state after it repeated
-k times, and reordered by taking rows. A leaf that `extend` hands back untouched (an encoder's memory) is equal in all
-slots and is never moved.
+All of the prompt but its last token is read once a row; the state after it is spread over k slots, which a model reads
+as rows (`jaxlm.decode.slots`: what the slots of a row have in common stays one a row, and no cache is ever moved).
 """
 
 import dataclasses
@@ -42,10 +41,15 @@ from jaxlm.decode.hypotheses import (
 )
 from jaxlm.decode.options import Beam
 from jaxlm.decode.prefill import check_request, read_prompt, read_token
-from jaxlm.decode.ranking import Ranking, can_stop, ranking
+from jaxlm.decode.ranking import Ranking, can_stop, ranking, uncovered
 from jaxlm.decode.reasons import NONE, STOP
+from jaxlm.decode.slots import reorder, spread
 from jaxlm.errors import UserError
+from jaxlm.nn.stack import unstacked
 from jaxlm.types import Array, Batch, Params, State
+
+SIDE_BY_SIDE = 16
+"""The most slots whose caches lie side by side: each query looks at the entries of all slots, K times too many."""
 
 
 @struct.dataclass
@@ -125,8 +129,21 @@ def beam_search(
     if beam.limit == "force_eos" and not stop:
         raise UserError("limit='force_eos' but stop=(): expected at least one stop id to force, or limit='keep'")
     request = Request(jnp.minimum(limit_B, length), ranking(beam, length), forced, grammar)
-    rules = Rules(dataclasses.replace(beam, penalty="none", alpha=1.0, reward=0.0), tuple(sorted(set(stop))), length)
+    coverage = float(beam.coverage > 0)
+    if coverage:
+        model = covering(model)
+    same = dataclasses.replace(beam, penalty="none", alpha=1.0, reward=0.0, coverage=coverage)
+    rules = Rules(same, tuple(sorted(set(stop))), length)
     return _beam_search(model, rules, params, batch, prompt_BP, prompt_valid_BP, request)
+
+
+def covering(model: Any) -> Any:
+    """The model that tells what each source position got of the attention. Raises UserError if it cannot."""
+    if not hasattr(model, "covers"):
+        raise UserError(
+            f"coverage > 0 needs attention to a source, and {type(model).__name__} tells of none: use coverage=0"
+        )
+    return model.clone(covers=True)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rules"))
@@ -140,12 +157,14 @@ def _beam_search(
     request: Request,
 ) -> Hypotheses:
     rows, slots = prompt_BP.shape[0], rules.beam.size
+    layers = unstacked(params)
 
     def step(search: Search) -> Search:
         valid_R = jnp.repeat(~search.done_B, slots)
-        logits_RV, state = read_token(model, params, search.token_BK.reshape(-1), search.state, valid_R)
-        found, parent_BK = _advance(search, logits_RV.reshape(rows, slots, -1), rules, request)
-        return dataclasses.replace(found, state=_reorder(search.state, state, parent_BK))
+        logits_RV, state = read_token(model, layers, search.token_BK.reshape(-1), search.state, valid_R)
+        covered_RS = state.covered_RS if rules.beam.coverage else None
+        found, parent_BK = _advance(search, logits_RV.reshape(rows, slots, -1), rules, request, covered_RS)
+        return dataclasses.replace(found, state=reorder(search.state, state, parent_BK))
 
     token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, rules.length)
     search = Search(
@@ -154,14 +173,16 @@ def _beam_search(
         token_BK=jnp.broadcast_to(token_B[:, None], (rows, slots)).astype(jnp.int32),
         live=first_live(rows, slots, rules.length),
         finished=none_finished(rows, slots, rules.length),
-        state=jax.tree.map(lambda leaf: jnp.repeat(leaf, slots, axis=0), state),
+        state=spread(state, slots, prompt_BP.shape[1] - 1, rules.length, slots <= SIDE_BY_SIDE),
         grammar_state=None if request.grammar is None else request.grammar.begin(slots),
     )
     finished = lax.while_loop(lambda search: ~jnp.all(search.done_B), step, search).finished
     return _results(finished, rules.beam.returns)
 
 
-def _advance(search: Search, logits_BKV: Array, rules: Rules, request: Request) -> tuple[Search, Array]:
+def _advance(
+    search: Search, logits_BKV: Array, rules: Rules, request: Request, covered_RS: Array | None = None
+) -> tuple[Search, Array]:
     """One step of the definition, given the logits after each live hypothesis; and the parents_BK of the new ones."""
     beam, stop, live = rules.beam, rules.stop, search.live
     at_limit_B = search.step + 1 >= request.limit_B
@@ -171,12 +192,16 @@ def _advance(search: Search, logits_BKV: Array, rules: Rules, request: Request) 
         scaled_BKV - norm_BK1, live.tokens_BKT, search.step, beam.constraints, stop, request.forced, must_stop_B
     )
     step_BKV = restricted(step_BKV, request.grammar, search.grammar_state, request.limit_B - search.step)
+    if beam.renormalise:
+        norm_BK1 = jax.nn.logsumexp(step_BKV, axis=-1, keepdims=True)
+        step_BKV = step_BKV - jnp.where(jnp.isneginf(norm_BK1), 0.0, norm_BK1)
     found = candidates(live, step_BKV, rules.candidates)
     ending = found
     if beam.finish == "all" and stop:
         ending = union(without_stops(found, stop), stopping_candidates(live, step_BKV, stop))
     reason_BA = reasons(ending, beam, stop, at_limit_B, search.done_B)
-    finished = finish(search.finished, live, ending, reason_BA, search.step, request.ranking)
+    uncovered_BK = None if covered_RS is None else uncovered(covered_RS, beam.size)
+    finished = finish(search.finished, live, ending, reason_BA, search.step, request.ranking, beam, uncovered_BK)
     new_live, token_BK, parent_BK = go_on(live, found, stop, search.step)
     over_B = can_stop(
         beam, request.ranking, search.step + 1, request.limit_B,
@@ -189,15 +214,6 @@ def _advance(search: Search, logits_BKV: Array, rules: Rules, request: Request) 
         grammar_state=followed(request.grammar, search.grammar_state, parent_BK, token_BK),
     )  # fmt: skip
     return after, parent_BK
-
-
-def _reorder(before: State, after: State, parent_BK: Array) -> State:
-    """Each slot takes the state of its parent; a leaf that `extend` did not touch stays where it is."""
-    rows, slots = parent_BK.shape
-    row_R = (jnp.arange(rows)[:, None] * slots + parent_BK).reshape(-1)
-    return jax.tree.map(
-        lambda old, new: old if new is old else jnp.take(new, row_R, axis=0, mode="clip"), before, after
-    )
 
 
 def _results(finished: Finished, count: int) -> Hypotheses:

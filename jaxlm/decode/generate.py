@@ -21,6 +21,8 @@ from jaxlm.decode.choose import Sampler, argbest, line_keys, penalised, sample
 from jaxlm.decode.constrain import Constraints, Forced, forbid, is_one_of, log_softmax_parts
 from jaxlm.decode.prefill import check_request, read_prompt, read_token
 from jaxlm.decode.reasons import LENGTH, NONE, STOP
+from jaxlm.decode.slots import spread
+from jaxlm.nn.stack import unstacked
 from jaxlm.types import Array, Batch, Params, State
 
 
@@ -75,14 +77,16 @@ def generate(
 ) -> Generated:
     """Continue each row's prompt until a stop id or the row's limit.
 
+    With K limits (and lines) a prompt, limit_B of K * B rows, there are K continuations of each, one after the other,
+    and the prompt is read once for all of them.
     limit_B: the most tokens of each row; `length` is the room for them (static: one compilation a length), and a
     greater limit is cut to it. A row with limit 0 is empty. line_B: the line numbers that address the noise (default:
     the row numbers). Prompts may be padded on either side; the prompt is not part of the result. grammar: what may be
     said, as `jaxlm.decode.automaton` or `jaxlm.decode.quote` make it; the sampler's filters judge what it leaves.
     Raises UserError if the shapes do not fit together.
     """
-    check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop)
-    line_B = jnp.arange(prompt_BP.shape[0]) if line_B is None else line_B
+    check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop, samples=True)
+    line_B = jnp.arange(limit_B.shape[0]) if line_B is None else line_B
     return _generate(
         model, params, batch, prompt_BP, prompt_valid_BP, limit_B, forced, grammar, seed, line_B,
         length=length, stop=stop, sampler=sampler, constraints=constraints,
@@ -108,10 +112,10 @@ def _generate(
     constraints: Constraints,
 ) -> Generated:
     limit_B = jnp.minimum(limit_B, length)
-    key_B = line_keys(seed, line_B)
+    key_B, layers = line_keys(seed, line_B), unstacked(params)
 
     def step(writing: Writing) -> Writing:
-        return _step(model, params, writing, limit_B, key_B, forced, grammar, stop, sampler, constraints)
+        return _step(model, layers, writing, limit_B, key_B, forced, grammar, stop, sampler, constraints)
 
     writing = _blank(model, params, batch, prompt_BP, prompt_valid_BP, limit_B, grammar, length, sampler)
     return lax.while_loop(lambda writing: ~jnp.all(writing.done_B), step, writing).written
@@ -133,12 +137,13 @@ def stream(
     line_B: Array | None = None,
 ) -> Iterator[Generated]:
     """What `generate` gives, told anew after every token. Two programs, whatever is generated; the caller may leave."""
-    check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop)
-    key_B = line_keys(seed, jnp.arange(prompt_BP.shape[0]) if line_B is None else line_B)
+    check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop, samples=True)
+    key_B = line_keys(seed, jnp.arange(limit_B.shape[0]) if line_B is None else line_B)
     limit_B = jnp.minimum(limit_B, length)
     writing = _begin(model, params, batch, prompt_BP, prompt_valid_BP, limit_B, grammar, length, sampler)
+    layers = _unstacked(params)
     while not bool(writing.done_B.all()):
-        writing = _one_more(model, params, writing, limit_B, key_B, grammar, stop, sampler)
+        writing = _one_more(model, layers, writing, limit_B, key_B, grammar, stop, sampler)
         yield writing.written
 
 
@@ -198,6 +203,9 @@ def _blank(
 ) -> Writing:
     """Before the first token: the prompt is read, nothing is written."""
     token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, length)
+    samples = limit_B.shape[0] // prompt_BP.shape[0]
+    state = spread(state, samples, prompt_BP.shape[1] - 1, length, side_by_side=False)
+    token_B, prompt_BP, prompt_valid_BP = (jnp.repeat(x, samples, 0) for x in (token_B, prompt_BP, prompt_valid_BP))
     zero_B = jnp.zeros(limit_B.shape, jnp.int32)
     zero_BT = jnp.zeros((*limit_B.shape, length), jnp.int32)
     written = Generated(zero_BT, zero_B, zero_B.astype(jnp.float32), zero_BT.astype(jnp.float32), zero_B + NONE)
@@ -211,6 +219,7 @@ def _blank(
 
 
 _begin = jax.jit(_blank, static_argnames=("model", "length", "sampler"))
+_unstacked = jax.jit(unstacked)
 
 
 def _step_scores(

@@ -1,83 +1,83 @@
 """Scaled dot-product attention with several heads (Vaswani et al. 2017, section 3.2), with and without a cache."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxlm.errors import UserError
+from jaxlm.nn.cache import Layer, View, seen, write
 from jaxlm.nn.dropout import keep_mask
 from jaxlm.nn.linear import Linear, joint
+from jaxlm.nn.rotary import Rotation, rotate
 from jaxlm.types import Array
 
-
-@struct.dataclass
-class Cache:
-    """Keys and values of the positions read so far; slot c holds position c."""
-
-    key_BCNH: Array
-    value_BCNH: Array
+Keys = tuple[Array, Array, Array]
+"""Keys (B, G, H, S), values (B, G, S, H) and the mask (B, T or 1, S) of what is seen of them."""
 
 
-def empty_cache(batch: int, capacity: int, heads: int, head_width: int, dtype: str) -> Cache:
-    """A cache of `capacity` zeroed slots for each of `batch` rows."""
-    zeros = jnp.zeros((batch, capacity, heads, head_width), jnp.dtype(dtype))
-    return Cache(zeros, zeros)
-
-
-def write(cache: Cache, key_BTNH: Array, value_BTNH: Array, slot_BT: Array) -> Cache:
-    """Put T new keys and values into their slots; a slot >= capacity (an invalid token's) is dropped."""
-    row_BT = jnp.broadcast_to(jnp.arange(slot_BT.shape[0])[:, None], slot_BT.shape)
-    return Cache(
-        cache.key_BCNH.at[row_BT, slot_BT].set(key_BTNH.astype(cache.key_BCNH.dtype), mode="drop"),
-        cache.value_BCNH.at[row_BT, slot_BT].set(value_BTNH.astype(cache.value_BCNH.dtype), mode="drop"),
-    )
-
-
-def attend(query_BTNH: Array, key_BSNH: Array, value_BSNH: Array, mask_BTS: Array, drop_key=None, drop=0.0) -> Array:
-    """softmax(Q K^T / sqrt(H)) V over the allowed keys -> (B, T, N, H).
+def attend(
+    query_BTNH: Array, key_BSGH: Array, value_BSGH: Array, mask_BTS: Array, drop_key: Array | None = None,
+    drop: float = 0.0, scale: float | None = None, bias_BNTS: Array | None = None,
+) -> Array:  # fmt: skip
+    """softmax(Q K^T scale + bias) V over the allowed keys -> (B, T, N, H). `scale` is 1 / sqrt(H) unless given.
 
     `mask_BTS` is True where query t may see key s (T may be 1 in the mask, for all queries alike). Scores and softmax
-    are float32; a query that may see nothing gives zeros, so padding leaves no trace and no NaN.
+    are float32; a query that may see nothing gives zeros, so padding leaves no trace and no NaN. There may be fewer
+    heads of keys than of queries: N / G in a row share one, and are laid side by side as if they were more positions.
     """
-    query_BNTH, key_BNSH, value_BNSH = (jnp.swapaxes(x, 1, 2) for x in (query_BTNH, key_BSNH, value_BSNH))
+    query_BNTH, key_BGSH, value_BGSH = (jnp.swapaxes(x, 1, 2) for x in (query_BTNH, key_BSGH, value_BSGH))
+    (rows, heads, length, width), groups = query_BNTH.shape, key_BGSH.shape[1]
+    scale = width**-0.5 if scale is None else scale
+    if heads != groups:
+        query_BNTH = query_BNTH.reshape(rows, groups, -1, width)
+        mask_BTS = mask_BTS if mask_BTS.shape[1] == 1 else jnp.tile(mask_BTS, (1, heads // groups, 1))
+        bias_BNTS = None if bias_BNTS is None else bias_BNTS.reshape(rows, groups, -1, bias_BNTS.shape[-1])
     if drop_key is None or drop == 0.0:
-        return jnp.swapaxes(_mix(query_BNTH, key_BNSH, value_BNSH, mask_BTS), 1, 2)
-    weight_BNTS = _weights(query_BNTH, key_BNSH, mask_BTS)
+        mixed_BNTH = _mix(query_BNTH, key_BGSH, value_BGSH, mask_BTS, bias_BNTS, scale)
+        return jnp.swapaxes(mixed_BNTH.reshape(rows, heads, length, width), 1, 2)
+    weight_BNTS = _weights(query_BNTH, key_BGSH, mask_BTS, bias_BNTS, scale)
     weight_BNTS = jnp.where(keep_mask(drop_key, drop, weight_BNTS.shape), weight_BNTS / (1.0 - drop), 0.0)
-    return jnp.einsum("bnts,bnsh->btnh", weight_BNTS.astype(value_BSNH.dtype), value_BNSH)
+    if heads == groups:
+        return jnp.einsum("bnts,bnsh->btnh", weight_BNTS.astype(value_BSGH.dtype), value_BGSH)
+    mixed_BNTH = jnp.einsum("bnts,bnsh->bnth", weight_BNTS.astype(value_BSGH.dtype), value_BGSH)
+    return jnp.swapaxes(mixed_BNTH.reshape(rows, heads, length, width), 1, 2)
 
 
-def _weights(query_BNTH: Array, key_BNSH: Array, mask_BTS: Array) -> Array:
-    """softmax(Q K^T / sqrt(H)) over the allowed keys, float32."""
-    score_BNTS = jnp.einsum("bnth,bnsh->bnts", query_BNTH, key_BNSH, preferred_element_type=jnp.float32)
-    score_BNTS = jnp.where(mask_BTS[:, None], score_BNTS * query_BNTH.shape[-1] ** -0.5, -jnp.inf)
+def _weights(query_BNTH: Array, key_BNSH: Array, mask_BTS: Array, bias_BNTS: Array | None, scale: float) -> Array:
+    """softmax(Q K^T scale + bias) over the allowed keys, float32."""
+    score_BNTS = jnp.einsum("bnth,bnsh->bnts", query_BNTH, key_BNSH, preferred_element_type=jnp.float32) * scale
+    if bias_BNTS is not None:
+        score_BNTS = score_BNTS + bias_BNTS
+    score_BNTS = jnp.where(mask_BTS[:, None], score_BNTS, -jnp.inf)
     highest = jax.lax.stop_gradient(jnp.maximum(score_BNTS.max(-1, keepdims=True), jnp.finfo(jnp.float32).min))
     weight_BNTS = jnp.exp(score_BNTS - highest)
     return weight_BNTS / jnp.maximum(weight_BNTS.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
 
 
-@jax.custom_vjp
-def _mix(query_BNTH: Array, key_BNSH: Array, value_BNSH: Array, mask_BTS: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _mix(query_BNTH, key_BNSH, value_BNSH, mask_BTS, bias_BNTS, scale: float) -> Array:
     """weights V -> (B, N, T, H). Its own gradient keeps the weights and nothing else of size T x S."""
-    return _mix_forward(query_BNTH, key_BNSH, value_BNSH, mask_BTS)[0]
+    return _mix_forward(query_BNTH, key_BNSH, value_BNSH, mask_BTS, bias_BNTS, scale)[0]
 
 
-def _mix_forward(query_BNTH, key_BNSH, value_BNSH, mask_BTS):
-    weight_BNTS = _weights(query_BNTH, key_BNSH, mask_BTS).astype(value_BNSH.dtype)
-    return jnp.einsum("bnts,bnsh->bnth", weight_BNTS, value_BNSH), (query_BNTH, key_BNSH, value_BNSH, weight_BNTS)
+def _mix_forward(query_BNTH, key_BNSH, value_BNSH, mask_BTS, bias_BNTS, scale):
+    weight_BNTS = _weights(query_BNTH, key_BNSH, mask_BTS, bias_BNTS, scale).astype(value_BNSH.dtype)
+    kept = (query_BNTH, key_BNSH, value_BNSH, weight_BNTS, None if bias_BNTS is None else jnp.zeros(()))
+    return jnp.einsum("bnts,bnsh->bnth", weight_BNTS, value_BNSH), kept
 
 
-def _mix_backward(kept, d_mixed_BNTH):
-    query_BNTH, key_BNSH, value_BNSH, weight_BNTS = kept
+def _mix_backward(scale, kept, d_mixed_BNTH):
+    query_BNTH, key_BNSH, value_BNSH, weight_BNTS, biased = kept
     d_value_BNSH = jnp.einsum("bnst,bnth->bnsh", _turned(weight_BNTS), d_mixed_BNTH)
     d_weight_BNTS = jnp.einsum("bnth,bnsh->bnts", d_mixed_BNTH, value_BNSH, preferred_element_type=jnp.float32)
     inner_BNT1 = (weight_BNTS * d_weight_BNTS).sum(-1, keepdims=True)
-    d_score_BNTS = weight_BNTS * (d_weight_BNTS - inner_BNT1) * query_BNTH.shape[-1] ** -0.5
-    d_score_BNTS = d_score_BNTS.astype(query_BNTH.dtype)
+    d_biased_BNTS = weight_BNTS * (d_weight_BNTS - inner_BNT1)
+    d_score_BNTS = (d_biased_BNTS * scale).astype(query_BNTH.dtype)
     d_query_BNTH = jnp.einsum("bnts,bnsh->bnth", d_score_BNTS, key_BNSH)
     d_key_BNSH = jnp.einsum("bnst,bnth->bnsh", _turned(d_score_BNTS), query_BNTH)
-    return d_query_BNTH, d_key_BNSH, d_value_BNSH, None
+    return d_query_BNTH, d_key_BNSH, d_value_BNSH, None, None if biased is None else d_biased_BNTS
 
 
 def _turned(x_BNTS: Array) -> Array:
@@ -92,38 +92,153 @@ def _turned(x_BNTS: Array) -> Array:
 _mix.defvjp(_mix_forward, _mix_backward)
 
 
+def look(query_RTNH: Array, *parts: Keys, scale: float | None = None, biases: tuple[Array, ...] = ()) -> Array:
+    """`attend` for decoding, over several sets of keys as if they were one -> (R, T, N, H).
+
+    Each set has its own B rows, and R = B * K: K slots share a row of keys, whose mask has K * T queries. There may be
+    fewer heads of keys than of queries: N / G queries in a row share one (Ainslie et al. 2023). `biases`, where given,
+    are added to the scores of each set of keys: (B, N, K * T, S), or 1 in the place of B.
+    """
+    scale = query_RTNH.shape[-1] ** -0.5 if scale is None else scale
+    several = zip(parts, biases or (None,) * len(parts), strict=True)
+    found = [_look(query_RTNH, *part, bias, scale) for part, bias in several]
+    mixed, total, highest = found[0]
+    if len(found) > 1:
+        highest = functools.reduce(jnp.maximum, (one[2] for one in found))
+        shares = [jnp.exp(one[2] - highest) for one in found]
+        mixed = sum(share * one[0] for share, one in zip(shares, found, strict=True))
+        total = sum(share * one[1] for share, one in zip(shares, found, strict=True))
+    return (mixed / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)).astype(query_RTNH.dtype)
+
+
+def _look(query_RTNH, key_BGHS, value_BGSH, mask_BQS, bias_BNQS, scale: float) -> tuple[Array, Array, Array]:
+    """With w = exp(score - highest): sum of w * value (R, T, N, H), sum of w, highest, both (R, T, N, 1)."""
+    (rows, heads), (_, tokens, queries, width) = key_BGHS.shape[:2], query_RTNH.shape
+    query_BKTGMH = query_RTNH.reshape(rows, -1, tokens, heads, queries // heads, width)
+    query_BGMQH = jnp.transpose(query_BKTGMH, (0, 3, 4, 1, 2, 5)).reshape(rows, heads, queries // heads, -1, width)
+    score_BGMQS = jnp.einsum("bgmqh,bghs->bgmqs", query_BGMQH, key_BGHS, preferred_element_type=jnp.float32) * scale
+    if bias_BNQS is not None:
+        score_BGMQS = score_BGMQS + bias_BNQS.reshape(bias_BNQS.shape[0], *score_BGMQS.shape[1:])
+    score_BGMQS = jnp.where(mask_BQS[:, None, None], score_BGMQS, -jnp.inf)
+    highest = jnp.maximum(score_BGMQS.max(-1, keepdims=True), jnp.finfo(jnp.float32).min)
+    weight_BGMQS = jnp.exp(score_BGMQS - highest)
+    mixed = jnp.einsum(
+        "bgmqs,bgsh->bgmqh", weight_BGMQS.astype(value_BGSH.dtype), value_BGSH, preferred_element_type=jnp.float32
+    )
+
+    def back(x_BGMQX: Array) -> Array:
+        x_BGMKTX = x_BGMQX.reshape(*x_BGMQX.shape[:3], -1, tokens, x_BGMQX.shape[-1])
+        return jnp.transpose(x_BGMKTX, (0, 3, 4, 1, 2, 5)).reshape(-1, tokens, queries, x_BGMQX.shape[-1])
+
+    return back(mixed), back(weight_BGMQS.sum(-1, keepdims=True)), back(highest)
+
+
 class Attention(nn.Module):
-    """Projections around `attend`: q, k, v of `heads` heads of width / heads each, and the output map."""
+    """Projections around `attend`: q, k, v of `heads` heads, and the output map.
+
+    Attributes:
+      width, heads: model width D, heads N.
+      dropout: on the attention weights.
+      kv_heads: heads of keys and values, G (Ainslie et al. 2023); None: as many as of queries.
+      head_width: H; None: width / heads.
+      qkv_bias, out_bias: whether these maps have one.
+      scaled: scores are divided by sqrt(H).
+      qk_norm: the epsilon of a root mean square norm of each head of q and k (Dehghani et al. 2023); None: no norm.
+      deviation, out_deviation: of the normal that the maps start from; None: Xavier-uniform.
+    """
 
     width: int
     heads: int
     dropout: float = 0.0
     dtype: str = "float32"
+    kv_heads: int | None = None
+    head_width: int | None = None
+    qkv_bias: bool = True
+    out_bias: bool = True
+    scaled: bool = True
+    qk_norm: float | None = None
+    deviation: float | None = None
+    out_deviation: float | None = None
 
     def setup(self) -> None:
-        if self.width % self.heads:
-            raise UserError(f"a width of {self.width} does not divide into {self.heads} heads: choose a multiple of it")
-        self.query, self.key, self.value, self.out = (Linear(self.width, dtype=self.dtype) for _ in range(4))
+        head_width, groups = check_heads(self.width, self.heads, self.kv_heads, self.head_width)
+        inner, outer = (self.qkv_bias, self.dtype, self.deviation), (self.out_bias, self.dtype, self.out_deviation)
+        self.query = Linear(self.heads * head_width, *inner)
+        self.key, self.value = (Linear(groups * head_width, *inner) for _ in range(2))
+        self.out = Linear(self.width, *outer)
+        self.scale = None if self.scaled else 1.0
+        if self.qk_norm is not None:
+            self.query_norm, self.key_norm = (nn.RMSNorm(self.qk_norm, jnp.dtype(self.dtype)) for _ in range(2))
 
-    def project(self, x_BTD: Array) -> tuple[Array, Array, Array]:
-        """The queries, keys and values of x, each (B, T, N, H): what attention of x to itself begins with."""
-        query, key, value = joint(x_BTD, self.query, self.key, self.value)
-        return self._heads(query), self._heads(key), self._heads(value)
+    def project(self, x_BTD: Array, rotation: Rotation | None = None) -> tuple[Array, Array, Array]:
+        """Queries (B, T, N, H), keys and values (B, T, G, H) of x: what attention of x to itself begins with."""
+        query, key, value = (self._heads(y) for y in joint(x_BTD, self.query, self.key, self.value))
+        if self.qk_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        return query, key, value
 
     def keys_values(self, x_BSD: Array) -> tuple[Array, Array]:
-        """The keys and the values of x, each (B, S, N, H)."""
+        """The keys and the values of x, each (B, S, G, H)."""
         key, value = joint(x_BSD, self.key, self.value)
         return self._heads(key), self._heads(value)
 
-    def __call__(self, x_BTD: Array, key_BSNH: Array, value_BSNH: Array, mask_BTS: Array) -> Array:
+    def __call__(self, x_BTD: Array, key_BSGH: Array, value_BSGH: Array, mask_BTS: Array) -> Array:
         """Queries from x, attention to the given keys and values -> (B, T, D)."""
-        return self.mix(self._heads(self.query(x_BTD)), key_BSNH, value_BSNH, mask_BTS)
+        return self._mix(self._heads(self.query(x_BTD)), key_BSGH, value_BSGH, mask_BTS)
 
-    def mix(self, query_BTNH: Array, key_BSNH: Array, value_BSNH: Array, mask_BTS: Array) -> Array:
+    def within(
+        self, x_BTD: Array, mask_BTT: Array, rotation: Rotation | None = None, bias_BNTT: Array | None = None
+    ) -> Array:
+        """Attention of x to itself -> (B, T, D)."""
+        return self._mix(*self.project(x_BTD, rotation), mask_BTT, bias_BNTT)
+
+    def _mix(self, query_BTNH, key_BSGH, value_BSGH, mask_BTS, bias_BNTS=None) -> Array:
         """Attention of the queries to the keys and values, and the output map -> (B, T, D)."""
-        drop_key = self.make_rng("dropout") if self.dropout > 0.0 and self.has_rng("dropout") else None
-        mixed_BTNH = attend(query_BTNH, key_BSNH, value_BSNH, mask_BTS, drop_key, self.dropout)
-        return self.out(mixed_BTNH.reshape(*mixed_BTNH.shape[:2], self.width))
+        key = self.make_rng("dropout") if self.dropout > 0.0 and self.has_rng("dropout") else None
+        args = (query_BTNH, key_BSGH, value_BSGH, mask_BTS, key, self.dropout, self.scale, bias_BNTS)
+        return self._out(attend(*args))
+
+    def source(self, x_BSD: Array) -> tuple[Array, Array]:
+        """The keys (B, G, H, S) and the values (B, G, S, H) of a source as `read_source` takes them."""
+        key_BSGH, value_BSGH = self.keys_values(x_BSD)
+        return jnp.transpose(key_BSGH, (0, 2, 3, 1)), jnp.swapaxes(value_BSGH, 1, 2)
+
+    def read_source(self, x_RTD: Array, key_BGHS: Array, value_BGSH: Array, mask_B1S: Array) -> Array:
+        """Queries from x, attention to the source of each slot's row -> (R, T, D)."""
+        query_RTNH = self._heads(self.query(x_RTD))
+        return self._out(look(query_RTNH, (key_BGHS, value_BGSH, mask_B1S), scale=self.scale))
+
+    def source_weights(self, x_RTD: Array, key_BGHS: Array, value_BGSH: Array, mask_B1S: Array) -> Array:
+        """How much each position of x looks at each position of the source, mean of the heads -> (R, T, S)."""
+        query_RTNH = self._heads(self.query(x_RTD))
+        rows, (_, _, heads, width) = key_BGHS.shape[0], query_RTNH.shape
+        query_BQNH = query_RTNH.reshape(rows, -1, heads, width)
+        key_BNHS = jnp.repeat(key_BGHS, heads // key_BGHS.shape[1], axis=1)
+        scale = width**-0.5 if self.scale is None else self.scale
+        weight_BNQS = _weights(jnp.swapaxes(query_BQNH, 1, 2), jnp.swapaxes(key_BNHS, 2, 3), mask_B1S, None, scale)
+        return weight_BNQS.mean(1).reshape(*x_RTD.shape[:2], -1)
+
+    def read(self, x_RTD: Array, cache: Layer, view: View, rotation: Rotation | None = None) -> tuple[Array, Layer]:
+        """Write the keys and values of T more tokens a slot, look at all that each sees -> (R, T, D), the new cache."""
+        query_RTNH, key_RTGH, value_RTGH = self.project(x_RTD, rotation)
+        cache = write(cache, key_RTGH, value_RTGH, view)
+        return self._out(look(query_RTNH, *seen(cache, view), scale=self.scale, biases=view.biases)), cache
+
+    def _out(self, mixed_BTNH: Array) -> Array:
+        return self.out(mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1))
 
     def _heads(self, x_BTD: Array) -> Array:
-        return x_BTD.reshape(*x_BTD.shape[:2], self.heads, -1)
+        head_width, _ = check_heads(self.width, self.heads, self.kv_heads, self.head_width)
+        return x_BTD.reshape(*x_BTD.shape[:2], -1, head_width)
+
+
+def check_heads(width: int, heads: int, kv_heads: int | None, head_width: int | None) -> tuple[int, int]:
+    """Width of a head and heads of keys, H and G. Raises UserError where heads do not share the width or the keys."""
+    if head_width is None and width % heads:
+        raise UserError(f"a width of {width} does not divide into {heads} heads: choose a multiple of it")
+    groups = heads if kv_heads is None else kv_heads
+    if heads % groups:
+        raise UserError(f"{heads} heads of queries cannot share {groups} of keys evenly: choose a divisor of {heads}")
+    return width // heads if head_width is None else head_width, groups

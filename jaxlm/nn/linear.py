@@ -17,21 +17,30 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": jax.nn.gelu,
+    "silu": jax.nn.silu,
 }
+GATED: dict[str, Callable[[Array], Array]] = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
+"""Gated forms (Shazeer 2020): f(x W_gate) * (x W_up). The GELU is the one by tanh."""
 
 
 class Linear(nn.Module):
-    """y = x W + b with W (D, features) and b (features,) kept in float32; Xavier-uniform W, zero b."""
+    """y = x W + b with W (D, features) and b (features,) kept in float32; zero b.
+
+    W starts Xavier-uniform or, where a `deviation` is given, from a normal with that standard deviation.
+    """
 
     features: int
     bias: bool = True
     dtype: str = "float32"
+    deviation: float | None = None
 
     @nn.compact
     def weights(self, width: int) -> tuple[Array, Array | None]:
         """W (width, features) and b (features,), in the dtype of the product."""
         dtype = jnp.dtype(self.dtype)
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (width, self.features)).astype(dtype)
+        normal = nn.initializers.normal(self.deviation or 0.0)
+        start = nn.initializers.xavier_uniform() if self.deviation is None else normal
+        kernel = self.param("kernel", start, (width, self.features)).astype(dtype)
         if not self.bias:
             return kernel, None
         return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(dtype)
@@ -42,12 +51,13 @@ class Linear(nn.Module):
 
 
 def joint(x: Array, *maps: Linear) -> list[Array]:
-    """Several maps of one x, all with a bias, as a single product: faster than one after the other.
+    """Several maps of one x, all with a bias or all without, as a single product: faster than one after the other.
 
     Their parameters stay apart; inside a decoding loop XLA joins them once, before it.
     """
     kernels, biases = zip(*(one.weights(x.shape[-1]) for one in maps), strict=True)
-    y = _affine(x, jnp.concatenate(kernels, axis=1), jnp.concatenate(biases))
+    bias = None if biases[0] is None else jnp.concatenate(biases)
+    y = _affine(x, jnp.concatenate(kernels, axis=1), bias)
     ends = [sum(one.features for one in maps[: count + 1]) for count in range(len(maps) - 1)]
     return jnp.split(y, ends, axis=-1)
 
@@ -60,17 +70,29 @@ def _affine(x: Array, kernel: Array, bias: Array | None) -> Array:
 
 
 class FeedForward(nn.Module):
-    """FFN(x) = W2 dropout(f(W1 x + b1)) + b2 (Vaswani et al. 2017, equation 2; f is theirs with "relu")."""
+    """FFN(x) = W2 dropout(f(W1 x + b1)) + b2 (Vaswani et al. 2017, equation 2; f is theirs with "relu").
+
+    With an activation of `GATED`, f(W1 x + b1) is f(W_gate x + b_gate) * (W1 x + b1). `deviation` and `out_deviation`
+    are those of W1 and W2 at the start, see `Linear`.
+    """
 
     width: int
     hidden: int
     activation: str = "relu"
     dropout: float = 0.0
     dtype: str = "float32"
+    bias: bool = True
+    deviation: float | None = None
+    out_deviation: float | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(..., D) -> (..., D)."""
-        hidden = Linear(self.hidden, dtype=self.dtype, name="up")(x.reshape(-1, x.shape[-1]))
-        hidden = Dropout(self.dropout)(ACTIVATIONS[self.activation](hidden))
-        return Linear(self.width, dtype=self.dtype, name="down")(hidden).reshape(x.shape)
+        flat, inner = x.reshape(-1, x.shape[-1]), (self.hidden, self.bias, self.dtype, self.deviation)
+        if self.activation in GATED:
+            gate, up = joint(flat, Linear(*inner, name="gate"), Linear(*inner, name="up"))
+            hidden = GATED[self.activation](gate) * up
+        else:
+            hidden = ACTIVATIONS[self.activation](Linear(*inner, name="up")(flat))
+        hidden = Dropout(self.dropout)(hidden)
+        return Linear(self.width, self.bias, self.dtype, self.out_deviation, name="down")(hidden).reshape(x.shape)

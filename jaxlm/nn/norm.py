@@ -1,0 +1,48 @@
+"""Layer norm (Ba, Kiros and Hinton 2016), its root mean square form (Zhang and Sennrich 2019), residual sub-layers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxlm.nn.dropout import Dropout
+from jaxlm.types import Array
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Which norm, and where.
+
+    Attributes:
+      place: "pre": before each sub-layer, and once more at the end of the stack; "post": after each sum.
+      kind: "layer": (x - mean) / deviation * scale + bias; "rms": x / root mean square * scale.
+      epsilon: added to the variance or mean square.
+    """
+
+    place: Literal["post", "pre"] = "post"
+    kind: Literal["layer", "rms"] = "layer"
+    epsilon: float = 1e-5
+
+    def layer(self, dtype: str, name: str | None = None) -> Callable[[Array], Array]:
+        """The Linen module; statistics are float32 whatever `dtype` says."""
+        kind = nn.LayerNorm if self.kind == "layer" else nn.RMSNorm
+        return kind(epsilon=self.epsilon, dtype=jnp.dtype(dtype), name=name)
+
+
+class Residual(nn.Module):
+    """x + dropout(f(x)) with the norm before f ("pre") or after the sum ("post")."""
+
+    norm: Norm
+    dropout: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array, sublayer: Callable[[Array], Array]) -> Array:
+        """Any shape; `sublayer` maps it to the same shape."""
+        norm, dropout = self.norm.layer(self.dtype, name="norm"), Dropout(self.dropout)
+        flat = x.reshape(-1, x.shape[-1])
+        if self.norm.place == "pre":
+            return (flat + dropout(sublayer(norm(flat).reshape(x.shape)).reshape(flat.shape))).reshape(x.shape)
+        return norm(flat + dropout(sublayer(x).reshape(flat.shape))).reshape(x.shape)
