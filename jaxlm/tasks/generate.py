@@ -139,11 +139,14 @@ def _samples(
 
 
 def _grammar(request: Request, asked: _Asked, limit_B: np.ndarray) -> Grammar | None:
+    """What each sample must be; all of them have the source, or the prompt, of the one row that they share."""
     if request.rule is None:
         return None
-    if asked.batch.source_BS is not None:
-        return request.rule.grammar(asked.batch.source_BS, asked.batch.source_valid_BS, limit_B)
-    return request.rule.grammar(asked.prompt_BP, asked.prompt_BP != PAD, limit_B)
+    batch, prompt_BP = asked.batch, asked.prompt_BP
+    has_source = batch.source_BS is not None
+    one = (batch.source_BS, batch.source_valid_BS) if has_source else (prompt_BP, prompt_BP != PAD)
+    source_BS, valid_BS = (np.asarray(each)[:1].repeat(len(limit_B), axis=0) for each in one)
+    return request.rule.grammar(source_BS, valid_BS, limit_B)
 
 
 def _told(
