@@ -20,6 +20,7 @@ from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import FeedForward
 from jaxlm.nn.norm import Norm
 from jaxlm.nn.position import Position, check_capacity
+from jaxlm.nn.quantized import rows, scores
 from jaxlm.nn.relative import RelativeBias
 from jaxlm.nn.segments import causal_mask, positions, same_segment
 from jaxlm.nn.stack import Stack
@@ -206,7 +207,7 @@ class EncoderDecoder(nn.Module):
         flat = features.reshape(-1, self.width)
         if self.logit_scale != 1.0:
             flat = flat * self.logit_scale
-        logits = jnp.einsum("rd,vd->rv", flat, table.astype(flat.dtype), preferred_element_type=jnp.float32)
+        logits = scores(flat, table)
         if self.logit_bias:
             logits = logits + self.output_bias[None]
         return logits.reshape(*features.shape[:-1], self.vocab)
@@ -225,5 +226,5 @@ class EncoderDecoder(nn.Module):
 
     def _embed(self, table, tokens_BT, position_BTD):
         scale = self.width**0.5 if self.embedding_scale is None else self.embedding_scale
-        x_BTD = table[tokens_BT] * scale + position_BTD
+        x_BTD = rows(table, tokens_BT) * scale + position_BTD
         return self.embedding_dropout(x_BTD.astype(jnp.dtype(self.dtype)))
