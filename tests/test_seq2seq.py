@@ -78,7 +78,7 @@ def test_scores_against_numpy(kind, coverage):
     score = Score(kind, width, coverage)
 
     def run(module):
-        return module(query_BTD, module.keys(memory_BSD), covered_BS if coverage else None)
+        return module(query_BTD, module.keys(memory_BSD), covered_BS[:, None] if coverage else None)
 
     shapes = jax.eval_shape(partial(score.init, method=run), jax.random.key(0)).get("params", {})
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)

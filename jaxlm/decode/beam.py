@@ -6,10 +6,10 @@ The definition. Lengths count generated tokens, the stop id included and the pro
   parent slot, then to the lower id. At the first step there is one hypothesis.
 - Finish rule: a candidate that ends in a stop id enters the finished set (the best k by S) iff its rank is < k.
 - Live rule: the best k candidates that did not stop.
-- Score: S = s / lp(L) + reward * L. Ties stay in order: the earlier finished, then the better rank.
+- Score: S = s / lp(L) + coverage * sum_j log min(c_j, 1) + reward * L, where c_j is the attention that source position
+  j got. Ties stay in order: the earlier finished, then the better rank.
 - At its row's length limit a live hypothesis is kept, must stop, or is dropped; a row whose `stop` rule holds, or that
   has nothing live, is frozen. `Beam` lists the options of each rule.
-A coverage term would need attention weights, which models do not return: there is none.
 
 All of the prompt but its last token is read once a row; the state after it is spread over k slots, which a model reads
 as rows (`jaxlm.decode.slots`: what the slots of a row have in common stays one a row, and no cache is ever moved).
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from jaxlm.decode.automaton import Grammar, followed, restricted
 from jaxlm.decode.constrain import Forced, forbid, log_softmax_parts
 from jaxlm.decode.hypotheses import (
     Finished,
@@ -40,10 +41,11 @@ from jaxlm.decode.hypotheses import (
 )
 from jaxlm.decode.options import Beam
 from jaxlm.decode.prefill import check_request, read_prompt, read_token
-from jaxlm.decode.ranking import Ranking, can_stop, ranking
+from jaxlm.decode.ranking import Ranking, can_stop, ranking, uncovered
 from jaxlm.decode.reasons import NONE, STOP
 from jaxlm.decode.slots import reorder, spread
 from jaxlm.errors import UserError
+from jaxlm.nn.stack import unstacked
 from jaxlm.types import Array, Batch, Params, State
 
 
@@ -73,6 +75,7 @@ class Search:
     live: Live
     finished: Finished
     state: State
+    grammar_state: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Request:
     limit_B: Array
     ranking: Ranking
     forced: Forced | None
+    grammar: Grammar | None = None
 
 
 def beam_search(
@@ -109,19 +113,34 @@ def beam_search(
     beam: Beam = Beam(),  # noqa: B008 (frozen)
     stop: tuple[int, ...] = (3,),
     forced: Forced | None = None,
+    grammar: Grammar | None = None,
 ) -> Hypotheses:
     """The `beam.returns` best continuations of each row's prompt.
 
     limit_B: the most tokens of each row, a function of that row alone; `length` is the room for them (static: one
-    compilation a length), and a greater limit is cut to it. Prompts may be padded on either side.
+    compilation a length), and a greater limit is cut to it. Prompts may be padded on either side. grammar: what may be
+    said, as `jaxlm.decode.automaton` or `jaxlm.decode.quote` make it.
     Raises UserError if the shapes do not fit together, or if a stop id is forced at the limit and there is none.
     """
     check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop)
     if beam.limit == "force_eos" and not stop:
         raise UserError("limit='force_eos' but stop=(): expected at least one stop id to force, or limit='keep'")
-    request = Request(jnp.minimum(limit_B, length), ranking(beam, length), forced)
-    rules = Rules(dataclasses.replace(beam, penalty="none", alpha=1.0, reward=0.0), tuple(sorted(set(stop))), length)
+    request = Request(jnp.minimum(limit_B, length), ranking(beam, length), forced, grammar)
+    coverage = float(beam.coverage > 0)
+    if coverage:
+        model = covering(model)
+    same = dataclasses.replace(beam, penalty="none", alpha=1.0, reward=0.0, coverage=coverage)
+    rules = Rules(same, tuple(sorted(set(stop))), length)
     return _beam_search(model, rules, params, batch, prompt_BP, prompt_valid_BP, request)
+
+
+def covering(model: Any) -> Any:
+    """The model that tells what each source position got of the attention. Raises UserError if it cannot."""
+    if not hasattr(model, "covers"):
+        raise UserError(
+            f"coverage > 0 needs attention to a source, and {type(model).__name__} tells of none: use coverage=0"
+        )
+    return model.clone(covers=True)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rules"))
@@ -135,11 +154,13 @@ def _beam_search(
     request: Request,
 ) -> Hypotheses:
     rows, slots = prompt_BP.shape[0], rules.beam.size
+    layers = unstacked(params)
 
     def step(search: Search) -> Search:
         valid_R = jnp.repeat(~search.done_B, slots)
-        logits_RV, state = read_token(model, params, search.token_BK.reshape(-1), search.state, valid_R)
-        found, parent_BK = _advance(search, logits_RV.reshape(rows, slots, -1), rules, request)
+        logits_RV, state = read_token(model, layers, search.token_BK.reshape(-1), search.state, valid_R)
+        covered_RS = state.covered_RS if rules.beam.coverage else None
+        found, parent_BK = _advance(search, logits_RV.reshape(rows, slots, -1), rules, request, covered_RS)
         return dataclasses.replace(found, state=reorder(search.state, state, parent_BK))
 
     token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, rules.length)
@@ -149,13 +170,16 @@ def _beam_search(
         token_BK=jnp.broadcast_to(token_B[:, None], (rows, slots)).astype(jnp.int32),
         live=first_live(rows, slots, rules.length),
         finished=none_finished(rows, slots, rules.length),
-        state=spread(state, slots, prompt_BP.shape[1] - 1, rules.length),
+        state=spread(state, slots, prompt_BP.shape[1] - 1, rules.length, side_by_side=True),
+        grammar_state=None if request.grammar is None else request.grammar.begin(slots),
     )
     finished = lax.while_loop(lambda search: ~jnp.all(search.done_B), step, search).finished
     return _results(finished, rules.beam.returns)
 
 
-def _advance(search: Search, logits_BKV: Array, rules: Rules, request: Request) -> tuple[Search, Array]:
+def _advance(
+    search: Search, logits_BKV: Array, rules: Rules, request: Request, covered_RS: Array | None = None
+) -> tuple[Search, Array]:
     """One step of the definition, given the logits after each live hypothesis; and the parents_BK of the new ones."""
     beam, stop, live = rules.beam, rules.stop, search.live
     at_limit_B = search.step + 1 >= request.limit_B
@@ -164,12 +188,17 @@ def _advance(search: Search, logits_BKV: Array, rules: Rules, request: Request) 
     step_BKV = forbid(
         scaled_BKV - norm_BK1, live.tokens_BKT, search.step, beam.constraints, stop, request.forced, must_stop_B
     )
+    step_BKV = restricted(step_BKV, request.grammar, search.grammar_state, request.limit_B - search.step)
+    if beam.renormalise:
+        norm_BK1 = jax.nn.logsumexp(step_BKV, axis=-1, keepdims=True)
+        step_BKV = step_BKV - jnp.where(jnp.isneginf(norm_BK1), 0.0, norm_BK1)
     found = candidates(live, step_BKV, rules.candidates)
     ending = found
     if beam.finish == "all" and stop:
         ending = union(without_stops(found, stop), stopping_candidates(live, step_BKV, stop))
     reason_BA = reasons(ending, beam, stop, at_limit_B, search.done_B)
-    finished = finish(search.finished, live, ending, reason_BA, search.step, request.ranking)
+    uncovered_BK = None if covered_RS is None else uncovered(covered_RS, beam.size)
+    finished = finish(search.finished, live, ending, reason_BA, search.step, request.ranking, beam, uncovered_BK)
     new_live, token_BK, parent_BK = go_on(live, found, stop, search.step)
     over_B = can_stop(
         beam, request.ranking, search.step + 1, request.limit_B,
@@ -178,8 +207,9 @@ def _advance(search: Search, logits_BKV: Array, rules: Rules, request: Request) 
     nothing_B = jnp.isneginf(new_live.logprob_BK[:, 0])
     done_B = search.done_B | at_limit_B | over_B | nothing_B
     after = dataclasses.replace(
-        search, step=search.step + 1, done_B=done_B, token_BK=token_BK, live=new_live, finished=finished
-    )
+        search, step=search.step + 1, done_B=done_B, token_BK=token_BK, live=new_live, finished=finished,
+        grammar_state=followed(request.grammar, search.grammar_state, parent_BK, token_BK),
+    )  # fmt: skip
     return after, parent_BK
 
 

@@ -1,7 +1,7 @@
 """Generation of one continuation a row: greedy search and sampling, in one jit, or told token by token.
 
 Step scores are l = log_softmax(logits / temperature) in float32 (temperature 0: the logits as they are); banned ids,
-minimum length, repeated n-grams and forced prefixes set entries to -inf without renormalising. The reported
+minimum length, repeated n-grams, forced prefixes and a grammar set entries to -inf without renormalising. The reported
 log-probabilities are these l, before the sampler's filters. Lengths count generated tokens, the stop id included.
 A repetition penalty acts on the logits themselves, before everything else.
 """
@@ -16,10 +16,13 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from jaxlm.decode.automaton import Grammar, restricted
 from jaxlm.decode.choose import Sampler, argbest, line_keys, penalised, sample
 from jaxlm.decode.constrain import Constraints, Forced, forbid, is_one_of, log_softmax_parts
 from jaxlm.decode.prefill import check_request, read_prompt, read_token
 from jaxlm.decode.reasons import LENGTH, NONE, STOP
+from jaxlm.decode.slots import spread
+from jaxlm.nn.stack import unstacked
 from jaxlm.types import Array, Batch, Params, State
 
 
@@ -43,6 +46,7 @@ class Writing:
     """The loop's carry: what is written, the last token (the state has not read it yet), and the state.
 
     seen_BV: the ids of the prompt and of what is written, where a penalty asks for them.
+    grammar_state: of the grammar, if there is one, with one slot a row.
     """
 
     step: Array
@@ -51,6 +55,7 @@ class Writing:
     written: Generated
     state: State
     seen_BV: Array | None = None
+    grammar_state: Any = None
 
 
 def generate(
@@ -66,20 +71,24 @@ def generate(
     sampler: Sampler = Sampler(temperature=0.0),  # noqa: B008 (frozen)
     constraints: Constraints = Constraints(),  # noqa: B008 (frozen)
     forced: Forced | None = None,
+    grammar: Grammar | None = None,
     seed: Array | int = 0,
     line_B: Array | None = None,
 ) -> Generated:
     """Continue each row's prompt until a stop id or the row's limit.
 
+    With K limits (and lines) a prompt, limit_B of K * B rows, there are K continuations of each, one after the other,
+    and the prompt is read once for all of them.
     limit_B: the most tokens of each row; `length` is the room for them (static: one compilation a length), and a
     greater limit is cut to it. A row with limit 0 is empty. line_B: the line numbers that address the noise (default:
-    the row numbers). Prompts may be padded on either side; the prompt is not part of the result.
+    the row numbers). Prompts may be padded on either side; the prompt is not part of the result. grammar: what may be
+    said, as `jaxlm.decode.automaton` or `jaxlm.decode.quote` make it; the sampler's filters judge what it leaves.
     Raises UserError if the shapes do not fit together.
     """
-    check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop)
-    line_B = jnp.arange(prompt_BP.shape[0]) if line_B is None else line_B
+    check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop, samples=True)
+    line_B = jnp.arange(limit_B.shape[0]) if line_B is None else line_B
     return _generate(
-        model, params, batch, prompt_BP, prompt_valid_BP, limit_B, forced, seed, line_B,
+        model, params, batch, prompt_BP, prompt_valid_BP, limit_B, forced, grammar, seed, line_B,
         length=length, stop=stop, sampler=sampler, constraints=constraints,
     )  # fmt: skip
 
@@ -93,6 +102,7 @@ def _generate(
     prompt_valid_BP: Array,
     limit_B: Array,
     forced: Forced | None,
+    grammar: Grammar | None,
     seed: Array,
     line_B: Array,
     *,
@@ -102,12 +112,12 @@ def _generate(
     constraints: Constraints,
 ) -> Generated:
     limit_B = jnp.minimum(limit_B, length)
-    key_B = line_keys(seed, line_B)
+    key_B, layers = line_keys(seed, line_B), unstacked(params)
 
     def step(writing: Writing) -> Writing:
-        return _step(model, params, writing, limit_B, key_B, forced, stop, sampler, constraints)
+        return _step(model, layers, writing, limit_B, key_B, forced, grammar, stop, sampler, constraints)
 
-    writing = _blank(model, params, batch, prompt_BP, prompt_valid_BP, limit_B, length, sampler)
+    writing = _blank(model, params, batch, prompt_BP, prompt_valid_BP, limit_B, grammar, length, sampler)
     return lax.while_loop(lambda writing: ~jnp.all(writing.done_B), step, writing).written
 
 
@@ -122,24 +132,33 @@ def stream(
     length: int,
     stop: tuple[int, ...] = (3,),
     sampler: Sampler = Sampler(temperature=0.0),  # noqa: B008 (frozen)
+    grammar: Grammar | None = None,
     seed: Array | int = 0,
     line_B: Array | None = None,
 ) -> Iterator[Generated]:
     """What `generate` gives, told anew after every token. Two programs, whatever is generated; the caller may leave."""
-    check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop)
-    key_B = line_keys(seed, jnp.arange(prompt_BP.shape[0]) if line_B is None else line_B)
+    check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop, samples=True)
+    key_B = line_keys(seed, jnp.arange(limit_B.shape[0]) if line_B is None else line_B)
     limit_B = jnp.minimum(limit_B, length)
-    writing = _begin(model, params, batch, prompt_BP, prompt_valid_BP, limit_B, length, sampler)
+    writing = _begin(model, params, batch, prompt_BP, prompt_valid_BP, limit_B, grammar, length, sampler)
+    layers = _unstacked(params)
     while not bool(writing.done_B.all()):
-        writing = _one_more(model, params, writing, limit_B, key_B, stop, sampler)
+        writing = _one_more(model, layers, writing, limit_B, key_B, grammar, stop, sampler)
         yield writing.written
 
 
 @functools.partial(jax.jit, static_argnames=("model", "stop", "sampler"))
 def _one_more(
-    model: Any, params: Params, writing: Writing, limit_B: Array, key_B: Array, stop: tuple[int, ...], sampler: Sampler
+    model: Any,
+    params: Params,
+    writing: Writing,
+    limit_B: Array,
+    key_B: Array,
+    grammar: Grammar | None,
+    stop: tuple[int, ...],
+    sampler: Sampler,
 ) -> Writing:
-    return _step(model, params, writing, limit_B, key_B, None, stop, sampler, Constraints())
+    return _step(model, params, writing, limit_B, key_B, None, grammar, stop, sampler, Constraints())
 
 
 def _step(
@@ -149,6 +168,7 @@ def _step(
     limit_B: Array,
     key_B: Array,
     forced: Forced | None,
+    grammar: Grammar | None,
     stop: tuple[int, ...],
     sampler: Sampler,
     constraints: Constraints,
@@ -158,11 +178,16 @@ def _step(
     if writing.seen_BV is not None:
         logits_BV = penalised(logits_BV, writing.seen_BV, sampler.repetition)
     logprob_BV = _step_scores(logits_BV, writing, sampler, constraints, stop, forced)
+    remaining_B = limit_B - writing.step
+    logprob_BV = restricted(logprob_BV[:, None], grammar, writing.grammar_state, remaining_B)[:, 0]
     if sampler.greedy:
         token_B = argbest(writing.written.logprob_B[:, None] + logprob_BV)
     else:
         token_B = sample(logprob_BV, key_B, writing.step, sampler)
-    return _append(dataclasses.replace(writing, state=state), token_B, logprob_BV, limit_B, stop)
+    after = _append(dataclasses.replace(writing, state=state), token_B, logprob_BV, limit_B, stop)
+    if grammar is None:
+        return after
+    return dataclasses.replace(after, grammar_state=grammar.advance(writing.grammar_state, after.token_B[:, None]))
 
 
 def _blank(
@@ -172,11 +197,15 @@ def _blank(
     prompt_BP: Array,
     prompt_valid_BP: Array,
     limit_B: Array,
+    grammar: Grammar | None,
     length: int,
     sampler: Sampler,
 ) -> Writing:
     """Before the first token: the prompt is read, nothing is written."""
     token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, length)
+    samples = limit_B.shape[0] // prompt_BP.shape[0]
+    state = spread(state, samples, prompt_BP.shape[1] - 1, length, side_by_side=False)
+    token_B, prompt_BP, prompt_valid_BP = (jnp.repeat(x, samples, 0) for x in (token_B, prompt_BP, prompt_valid_BP))
     zero_B = jnp.zeros(limit_B.shape, jnp.int32)
     zero_BT = jnp.zeros((*limit_B.shape, length), jnp.int32)
     written = Generated(zero_BT, zero_B, zero_B.astype(jnp.float32), zero_BT.astype(jnp.float32), zero_B + NONE)
@@ -185,10 +214,12 @@ def _blank(
         logits_BV = jax.eval_shape(lambda: read_token(model, params, token_B, state, limit_B > 0)[0])
         row_B1 = jnp.arange(prompt_BP.shape[0])[:, None]
         seen_BV = jnp.zeros(logits_BV.shape, bool).at[row_B1, prompt_BP].max(prompt_valid_BP)
-    return Writing(jnp.int32(0), token_B.astype(jnp.int32), limit_B <= 0, written, state, seen_BV)
+    grammar_state = None if grammar is None else grammar.begin(1)
+    return Writing(jnp.int32(0), token_B.astype(jnp.int32), limit_B <= 0, written, state, seen_BV, grammar_state)
 
 
 _begin = jax.jit(_blank, static_argnames=("model", "length", "sampler"))
+_unstacked = jax.jit(unstacked)
 
 
 def _step_scores(

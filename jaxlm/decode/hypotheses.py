@@ -129,11 +129,28 @@ def reasons(found: Candidates, beam: Beam, stop: tuple[int, ...], at_limit_B: Ar
     return jnp.where(exists_BA, reason_BA, NONE)
 
 
-def finish(finished: Finished, live: Live, found: Candidates, reason_BA: Array, step: Array, rank: Ranking) -> Finished:
+def finish(
+    finished: Finished,
+    live: Live,
+    found: Candidates,
+    reason_BA: Array,
+    step: Array,
+    rank: Ranking,
+    beam: Beam,
+    uncovered_BK: Array | None = None,
+) -> Finished:
     """The best k of the finished set and the candidates with a reason; among equals the earlier, then the rank."""
     slots = finished.score_BK.shape[1]
     length = step + 1
-    score_BA = jnp.where(reason_BA == NONE, -jnp.inf, final_score(found.logprob_BA, length, rank))
+    uncounted = 0 if beam.count_stop else (reason_BA == STOP).astype(jnp.int32)
+    score_BA = final_score(found.logprob_BA, length, rank, uncounted)
+    if uncovered_BK is not None:
+        score_BA += rank.coverage * jnp.take_along_axis(uncovered_BK, found.parent_BA, axis=1, mode="clip")
+    score_BA = jnp.where(reason_BA == NONE, -jnp.inf, score_BA)
+    if beam.arrival:
+        free_B1 = slots - (finished.reason_BK != NONE).sum(1, keepdims=True)
+        score_BA = jnp.where(jnp.cumsum(reason_BA != NONE, axis=1) <= free_B1, score_BA, -jnp.inf)
+        reason_BA = jnp.where(jnp.isneginf(score_BA), NONE, reason_BA)
     score_BK, place_BK = lax.top_k(jnp.concatenate([finished.score_BK, score_BA], axis=1), slots)
 
     def pick(old_BK: Array, new_BA: Array) -> Array:

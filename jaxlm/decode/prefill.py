@@ -8,15 +8,23 @@ from jaxlm.errors import UserError
 from jaxlm.types import Array, Batch, Params, State
 
 
-def check_request(prompt_BP: Array, prompt_valid_BP: Array, limit_B: Array, length: int, stop: tuple[int, ...]) -> None:
-    """Raises UserError if the shapes of a request do not fit together."""
+def check_request(
+    prompt_BP: Array,
+    prompt_valid_BP: Array,
+    limit_B: Array,
+    length: int,
+    stop: tuple[int, ...],
+    samples: bool = False,
+) -> None:
+    """Raises UserError if the shapes of a request do not fit together. With `samples` a row may have several limits."""
     if prompt_BP.ndim != 2 or prompt_BP.shape[1] < 1:
         raise UserError(f"prompt_BP has shape {prompt_BP.shape}, expected [B, P] with P >= 1: start it with BOS")
     if prompt_valid_BP.shape != prompt_BP.shape:
         raise UserError(
             f"prompt_valid_BP has shape {prompt_valid_BP.shape}, expected that of prompt_BP: {prompt_BP.shape}"
         )
-    if limit_B.shape != prompt_BP.shape[:1]:
+    several = samples and limit_B.ndim == 1 and 0 < prompt_BP.shape[0] <= limit_B.shape[0]
+    if limit_B.shape != prompt_BP.shape[:1] and not (several and limit_B.shape[0] % prompt_BP.shape[0] == 0):
         raise UserError(f"limit_B has shape {limit_B.shape}, expected {prompt_BP.shape[:1]}: one limit a row")
     if length < 1:
         raise UserError(f"length={length} must be at least 1: it is the room for generated tokens, limit_B the limits")

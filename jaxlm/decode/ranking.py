@@ -14,22 +14,31 @@ from jaxlm.types import Array
 
 @struct.dataclass
 class Ranking:
-    """penalty_T: lp(L) at index L = 0 .. length, float32; reward: gamma, a float32 scalar."""
+    """penalty_T: lp(L) at index L = 0 .. length, float32; reward and coverage: gamma and beta, float32 scalars."""
 
     penalty_T: Array
     reward: Array
+    coverage: Array
 
 
 def ranking(beam: Beam, length: int) -> Ranking:
     """The table of a beam's length penalty (gnmt: Wu et al., 2016, equation 14)."""
     lengths = np.arange(length + 1, dtype=np.float64)
     base = {"none": np.ones_like(lengths), "power": np.maximum(lengths, 1), "gnmt": (5 + lengths) / 6}[beam.penalty]
-    return Ranking(jnp.asarray(base**beam.alpha, jnp.float32), jnp.asarray(beam.reward, jnp.float32))
+    scalars = jnp.asarray(beam.reward, jnp.float32), jnp.asarray(beam.coverage, jnp.float32)
+    return Ranking(jnp.asarray(base**beam.alpha, jnp.float32), *scalars)
 
 
-def final_score(logprob: Array, length: Array, rank: Ranking) -> Array:
-    """S of hypotheses (any shape) that all have one length (a scalar)."""
-    return logprob / rank.penalty_T[length] + rank.reward * length.astype(jnp.float32)
+def final_score(logprob: Array, length: Array, rank: Ranking, uncounted: Array | int = 0) -> Array:
+    """S of hypotheses (any shape) without coverage; lp is taken at length - uncounted."""
+    penalty = jnp.take(rank.penalty_T, jnp.maximum(length - uncounted, 0), mode="clip")
+    return logprob / penalty + rank.reward * length.astype(jnp.float32)
+
+
+def uncovered(covered_RS: Array, slots: int) -> Array:
+    """sum_j log min(c_j, 1) of each slot_BK, at most 0; a position that nothing looked at counts as the least float."""
+    clipped_RS = jnp.clip(covered_RS.astype(jnp.float32), jnp.finfo(jnp.float32).tiny, 1.0)
+    return jnp.log(clipped_RS).sum(-1).reshape(-1, slots)
 
 
 def can_stop(
@@ -48,17 +57,17 @@ def can_stop(
     if beam.stop == "heuristic":
         return full_B & (score_BK[:, -1] >= final_score(live_BK[:, 0], length, rank))
     if beam.stop == "exact":
-        reachable_B = _reachable(live_BK[:, 0], length, limit_B, rank)
+        reachable_B = _reachable(live_BK[:, 0], length, limit_B, rank, beam.count_stop)
         return (score_BK[:, beam.returns - 1] >= reachable_B) & (rank.reward <= 0)
     return jnp.zeros(full_B.shape, bool)
 
 
-def _reachable(logprob_B: Array, length: Array, limit_B: Array, rank: Ranking) -> Array:
-    """The best S that a live hypothesis with score s can reach, if the reward is not positive.
+def _reachable(logprob_B: Array, length: Array, limit_B: Array, rank: Ranking, count_stop: bool) -> Array:
+    """The best S that a live hypothesis with score s can reach, if the reward is not positive. Coverage adds <= 0.
 
     Step scores are <= 0, so s can only fall; lp is monotone in L, so that s / lp(L) is greatest at an end of
     [length + 1, limit]: at the limit for alpha > 0, at the next token for alpha < 0, and anywhere for alpha = 0.
     """
-    soon = rank.penalty_T[jnp.minimum(length + 1, rank.penalty_T.shape[0] - 1)]
+    soon = jnp.take(rank.penalty_T, length + count_stop, mode="clip")
     penalty_B = jnp.maximum(soon, jnp.take(rank.penalty_T, limit_B, mode="clip"))
     return logprob_B / penalty_B + rank.reward * (length + 1).astype(jnp.float32)

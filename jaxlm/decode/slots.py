@@ -16,11 +16,14 @@ def _special(node: Any) -> bool:
     return hasattr(node, "spread")
 
 
-def spread(state: State, slots: int, prefix: int, room: int) -> State:
-    """K equal slots a row: B rows become B * K. At most `prefix` tokens were read, `room` more will be."""
+def spread(state: State, slots: int, prefix: int, room: int, side_by_side: bool) -> State:
+    """K equal slots a row: B rows become B * K. At most `prefix` tokens were read, `room` more will be.
+
+    side_by_side: the slots will take each other's places, and have caches that are quick at it.
+    """
 
     def each(node: Any) -> Any:
-        return node.spread(slots, prefix, room) if _special(node) else jnp.repeat(node, slots, axis=0)
+        return node.spread(slots, prefix, room, side_by_side) if _special(node) else jnp.repeat(node, slots, axis=0)
 
     return jax.tree.map(each, state, is_leaf=_special)
 

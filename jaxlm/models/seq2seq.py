@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.errors import UserError
+from jaxlm.nn.cache import Shared, fold
 from jaxlm.nn.cell import LSTM
 from jaxlm.nn.dropout import Dropout, keep_mask
 from jaxlm.nn.linear import Linear
@@ -58,7 +59,7 @@ class Writer:
 class State:
     """What `extend` takes and gives back."""
 
-    source: Source
+    source: Shared
     writer: Writer
 
 
@@ -138,11 +139,11 @@ class Seq2Seq(nn.Module):
         if self.coverage:
             writer = replace(writer, covered_BS=jnp.zeros(valid_BS.shape, x_BSD.dtype))
         if self.context == "first":
-            return State(Source(valid_BS), writer)
+            return State(Shared(Source(valid_BS)), writer)
         if self.context == "every":
-            return State(Source(valid_BS, context_BD=jnp.tanh(self.summary(final_BD))), writer)
+            return State(Shared(Source(valid_BS, context_BD=jnp.tanh(self.summary(final_BD)))), writer)
         key_BSD = self.scores.keys(memory_BSD)
-        return State(Source(valid_BS, memory_BSD, None if key_BSD is memory_BSD else key_BSD), writer)
+        return State(Shared(Source(valid_BS, memory_BSD, None if key_BSD is memory_BSD else key_BSD)), writer)
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
         """Read T more target tokens -> features o_t (B, T, D) and the new state."""
@@ -166,13 +167,14 @@ class Seq2Seq(nn.Module):
 
     def _read(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, Array | None, Writer]:
         """Features (B, T, D), attention weights (B, T, S), and what the decoder carries after the last token."""
-        x_BTD, source, writer = self.embedding_dropout(self.embedding[tokens_BT]), state.source, state.writer
+        x_BTD, source, writer = self.embedding_dropout(self.embedding[tokens_BT]), state.source.value, state.writer
         if self.input_feeding or self.coverage or self.attend == "before":
             return self._read_in_turn(x_BTD, source, writer, valid_BT)
         context_BTD = weight_BTS = None
         if self.context == "every":
-            shape = (*tokens_BT.shape, self.width)
-            context_BTD = jnp.broadcast_to(source.context_BD[:, None], shape)
+            slots = tokens_BT.shape[0] // source.context_BD.shape[0]
+            context_B1D = jnp.repeat(source.context_BD, slots, axis=0)[:, None]
+            context_BTD = jnp.broadcast_to(context_B1D, (*tokens_BT.shape, self.width))
             x_BTD = jnp.concatenate([x_BTD, context_BTD], -1)
         hidden_BTD, carry = self.decoder(x_BTD, writer.carry, valid_BT)
         if self.context == "attention":
@@ -213,11 +215,14 @@ class Seq2Seq(nn.Module):
         )
         return features_BD, weight_BS, new
 
-    def _look_back(self, query_BTD: Array, source: Source, covered_BS: Array | None) -> tuple[Array, Array]:
-        """c_t (B, T, width of the memory) and a_t (B, T, S)."""
+    def _look_back(self, query_RTD: Array, source: Source, covered_RS: Array | None) -> tuple[Array, Array]:
+        """c_t (R, T, width of the memory) and a_t (R, T, S) for R = B * K rows, K slots a source."""
         key_BSD = source.memory_BSD if source.key_BSD is None else source.key_BSD
-        weight_BTS = attention_weights(self.scores(query_BTD, key_BSD, covered_BS), source.valid_BS)
-        return jnp.einsum("bts,bsd->btd", weight_BTS, source.memory_BSD), weight_BTS
+        rows, (all_rows, length) = key_BSD.shape[0], query_RTD.shape[:2]
+        covered_BKS = None if covered_RS is None else fold(covered_RS[:, None], rows)
+        weight_BQS = attention_weights(self.scores(fold(query_RTD, rows), key_BSD, covered_BKS), source.valid_BS)
+        context_BQD = jnp.einsum("bqs,bsd->bqd", weight_BQS, source.memory_BSD)
+        return context_BQD.reshape(all_rows, length, -1), weight_BQS.reshape(all_rows, length, -1)
 
     def _mixed(self, context: Array | None, hidden: Array) -> Array:
         """o_t; where there is no context it is h_t, mapped to the width of the output table."""

@@ -14,7 +14,7 @@ from jaxlm.nn.rotary import Rotation, rotate
 from jaxlm.types import Array
 
 Keys = tuple[Array, Array, Array]
-"""Keys and values (B, G, S, H) and the mask (B, T or 1, S) of what is seen of them."""
+"""Keys (B, G, H, S), values (B, G, S, H) and the mask (B, T or 1, S) of what is seen of them."""
 
 
 def attend(
@@ -95,36 +95,42 @@ _mix.defvjp(_mix_forward, _mix_backward)
 def look(query_RTNH: Array, *parts: Keys, scale: float | None = None, biases: tuple[Array, ...] = ()) -> Array:
     """`attend` for decoding, over several sets of keys as if they were one -> (R, T, N, H).
 
-    Queries have R = B * K rows, K slots for each of the B rows of keys, and the masks T * K queries a row. There may be
+    Each set has its own B rows, and R = B * K: K slots share a row of keys, whose mask has K * T queries. There may be
     fewer heads of keys than of queries: N / G queries in a row share one (Ainslie et al. 2023). `biases`, where given,
     are added to the scores of each set of keys: (B, N, K * T, S), or 1 in the place of B.
     """
-    rows, heads = parts[0][0].shape[:2]
-    (_, tokens, _, width), group = query_RTNH.shape, query_RTNH.shape[2] // heads
-    query_BKTGMH = query_RTNH.reshape(rows, -1, tokens, heads, group, width)
-    query_BGMQH = jnp.transpose(query_BKTGMH, (0, 3, 4, 1, 2, 5)).reshape(rows, heads, group, -1, width)
-    scale = width**-0.5 if scale is None else scale
-    biases = biases or (None,) * len(parts)
-    scores = [_scores(query_BGMQH, key, mask, bias, scale) for (key, _, mask), bias in zip(parts, biases, strict=True)]
-    highest = functools.reduce(jnp.maximum, (score.max(-1, keepdims=True) for score in scores))
-    weights = [jnp.exp(score - jnp.maximum(highest, jnp.finfo(jnp.float32).min)) for score in scores]
-    total_BGMQ1 = sum(weight.sum(-1, keepdims=True) for weight in weights)
-    mixed = [
-        jnp.einsum("bgmqs,bgsh->bgmqh", weight.astype(value_BGSH.dtype), value_BGSH, preferred_element_type=jnp.float32)
-        for weight, (_, value_BGSH, _) in zip(weights, parts, strict=True)
-    ]
-    mixed_BGMQH = sum(mixed) / jnp.maximum(total_BGMQ1, jnp.finfo(jnp.float32).tiny)
-    mixed_BKTGMH = jnp.transpose(
-        mixed_BGMQH.reshape(rows, heads, group, -1, tokens, width).astype(query_RTNH.dtype), (0, 3, 4, 1, 2, 5)
-    )
-    return mixed_BKTGMH.reshape(query_RTNH.shape)
+    scale = query_RTNH.shape[-1] ** -0.5 if scale is None else scale
+    several = zip(parts, biases or (None,) * len(parts), strict=True)
+    found = [_look(query_RTNH, *part, bias, scale) for part, bias in several]
+    mixed, total, highest = found[0]
+    if len(found) > 1:
+        highest = functools.reduce(jnp.maximum, (one[2] for one in found))
+        shares = [jnp.exp(one[2] - highest) for one in found]
+        mixed = sum(share * one[0] for share, one in zip(shares, found, strict=True))
+        total = sum(share * one[1] for share, one in zip(shares, found, strict=True))
+    return (mixed / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)).astype(query_RTNH.dtype)
 
 
-def _scores(query_BGMQH: Array, key_BGSH: Array, mask_BQS: Array, bias_BNQS: Array | None, scale: float) -> Array:
-    scores = jnp.einsum("bgmqh,bgsh->bgmqs", query_BGMQH, key_BGSH, preferred_element_type=jnp.float32) * scale
+def _look(query_RTNH, key_BGHS, value_BGSH, mask_BQS, bias_BNQS, scale: float) -> tuple[Array, Array, Array]:
+    """With w = exp(score - highest): sum of w * value (R, T, N, H), sum of w, highest, both (R, T, N, 1)."""
+    (rows, heads), (_, tokens, queries, width) = key_BGHS.shape[:2], query_RTNH.shape
+    query_BKTGMH = query_RTNH.reshape(rows, -1, tokens, heads, queries // heads, width)
+    query_BGMQH = jnp.transpose(query_BKTGMH, (0, 3, 4, 1, 2, 5)).reshape(rows, heads, queries // heads, -1, width)
+    score_BGMQS = jnp.einsum("bgmqh,bghs->bgmqs", query_BGMQH, key_BGHS, preferred_element_type=jnp.float32) * scale
     if bias_BNQS is not None:
-        scores = scores + bias_BNQS.reshape(bias_BNQS.shape[0], *scores.shape[1:])
-    return jnp.where(mask_BQS[:, None, None], scores, -jnp.inf)
+        score_BGMQS = score_BGMQS + bias_BNQS.reshape(bias_BNQS.shape[0], *score_BGMQS.shape[1:])
+    score_BGMQS = jnp.where(mask_BQS[:, None, None], score_BGMQS, -jnp.inf)
+    highest = jnp.maximum(score_BGMQS.max(-1, keepdims=True), jnp.finfo(jnp.float32).min)
+    weight_BGMQS = jnp.exp(score_BGMQS - highest)
+    mixed = jnp.einsum(
+        "bgmqs,bgsh->bgmqh", weight_BGMQS.astype(value_BGSH.dtype), value_BGSH, preferred_element_type=jnp.float32
+    )
+
+    def back(x_BGMQX: Array) -> Array:
+        x_BGMKTX = x_BGMQX.reshape(*x_BGMQX.shape[:3], -1, tokens, x_BGMQX.shape[-1])
+        return jnp.transpose(x_BGMKTX, (0, 3, 4, 1, 2, 5)).reshape(-1, tokens, queries, x_BGMQX.shape[-1])
+
+    return back(mixed), back(weight_BGMQS.sum(-1, keepdims=True)), back(highest)
 
 
 class Attention(nn.Module):
@@ -195,14 +201,14 @@ class Attention(nn.Module):
         return self._out(attend(*args))
 
     def source(self, x_BSD: Array) -> tuple[Array, Array]:
-        """The keys and the values of a source as `read_source` takes them, each (B, G, S, H)."""
+        """The keys (B, G, H, S) and the values (B, G, S, H) of a source as `read_source` takes them."""
         key_BSGH, value_BSGH = self.keys_values(x_BSD)
-        return jnp.swapaxes(key_BSGH, 1, 2), jnp.swapaxes(value_BSGH, 1, 2)
+        return jnp.transpose(key_BSGH, (0, 2, 3, 1)), jnp.swapaxes(value_BSGH, 1, 2)
 
-    def read_source(self, x_RTD: Array, key_BGSH: Array, value_BGSH: Array, mask_B1S: Array) -> Array:
+    def read_source(self, x_RTD: Array, key_BGHS: Array, value_BGSH: Array, mask_B1S: Array) -> Array:
         """Queries from x, attention to the source of each slot's row -> (R, T, D)."""
         query_RTNH = self._heads(self.query(x_RTD))
-        return self._out(look(query_RTNH, (key_BGSH, value_BGSH, mask_B1S), scale=self.scale))
+        return self._out(look(query_RTNH, (key_BGHS, value_BGSH, mask_B1S), scale=self.scale))
 
     def read(self, x_RTD: Array, cache: Layer, view: View, rotation: Rotation | None = None) -> tuple[Array, Layer]:
         """Write the keys and values of T more tokens a slot, look at all that each sees -> (R, T, D), the new cache."""

@@ -71,7 +71,7 @@ class SourceBlock(Block):
         return self.ffn_residual(x_BTD, self.ffn)
 
     def source_keys(self, memory_BSD: Array) -> tuple[Array, Array]:
-        """The source's keys and values, each (B, N, S, H)."""
+        """The source's keys (B, G, H, S) and values (B, G, S, H)."""
         return self.source_attention.source(memory_BSD)
 
     def step(self, x_RTD: Array, cache: Layer, view: View, *source: Array) -> tuple[Array, Layer]:

@@ -1,8 +1,9 @@
 """What a decoder keeps of the tokens it has read: keys and values, written once and never moved.
 
-A beam search has K slots a row, which the model sees as B * K rows. Everything that the slots of a row have in common
-is kept once a row: the prompt's part of the cache (the prefix) and whatever is wrapped in `Shared` (the source). What
-the slots wrote lies side by side, C positions of K entries, and
+A search has K slots a row, which the model sees as B * K rows. Everything that the slots of a row have in common is
+kept once a row: the prompt's part of the cache (the prefix) and whatever is wrapped in `Shared` (the source). Slots
+that do not take each other's places, such as samples, then have rows of their own. Those of a beam search lie side by
+side, C positions of K entries, and
 
     ancestor_BKC    the slot that wrote what slot k of row b sees at position c; -1 where it sees nothing
 
@@ -28,7 +29,7 @@ class Shared:
 
     value: Any
 
-    def spread(self, slots: int, prefix: int, room: int) -> "Shared":
+    def spread(self, slots: int, prefix: int, room: int, side_by_side: bool) -> "Shared":
         """The same: it stays one a row."""
         return self
 
@@ -39,11 +40,14 @@ class Shared:
 
 @struct.dataclass
 class Layer:
-    """One layer's keys and values; G heads of keys (as many as of queries, or fewer: grouped queries)."""
+    """One layer's keys and values; G heads of keys (as many as of queries, or fewer: grouped queries).
 
-    key_BGCKH: Array
+    Keys have their width before their positions: a product with the queries then need not turn the cache at each step.
+    """
+
+    key_BGHCK: Array
     value_BGCKH: Array
-    prefix_key_BGPH: Array | None = None
+    prefix_key_BGHP: Array | None = None
     prefix_value_BGPH: Array | None = None
 
 
@@ -72,8 +76,7 @@ class Past:
     @classmethod
     def empty(cls, rows: int, capacity: int, depth: int, heads: int, head_width: int, dtype: str) -> "Past":
         """Room for `capacity` tokens in each of `rows` rows, one slot each."""
-        zeros = jnp.zeros((rows, heads, capacity, 1, head_width), jnp.dtype(dtype))
-        layers = tuple(Layer(zeros, zeros) for _ in range(depth))
+        layers = tuple(_empty(rows, heads, head_width, capacity, 1, jnp.dtype(dtype)) for _ in range(depth))
         return cls(jnp.zeros(rows, jnp.int32), jnp.full((rows, 1, capacity), -1, jnp.int32), layers)
 
     def advance(self, valid_RT: Array, window: int | None = None) -> tuple["Past", View]:
@@ -118,28 +121,49 @@ class Past:
         if self.prefix_valid_BP is None:
             return back_BQC, None
         after_BP = jnp.cumsum(self.prefix_valid_BP[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1] - 1
-        return back_BQC, place_BKT.reshape(rows, -1, 1) + after_BP[:, None]
+        return back_BQC, place_BKT.reshape(after_BP.shape[0], -1, 1) + after_BP[:, None]
 
-    def spread(self, slots: int, prefix: int, room: int) -> "Past":
-        """From one slot a row to `slots`: the first `prefix` positions become the prefix, with room for `room` more."""
-        rows = self.length_B.shape[0]
-        ancestor_BKC = jnp.full((rows, slots, room), -1, jnp.int32)
-        layers = tuple(_spread(layer, slots, prefix, room) for layer in self.layers)
+    def spread(self, slots: int, prefix: int, room: int, side_by_side: bool) -> "Past":
+        """From one slot a row to `slots`: the first `prefix` positions become the prefix, with room for `room` more.
+
+        Not side by side, the slots are rows of their own which share nothing but the prefix.
+        """
+        rows, slots = (self.length_B.shape[0], slots) if side_by_side else (self.length_B.shape[0] * slots, 1)
+        layers = tuple(_spread(layer, rows, slots, prefix, room) for layer in self.layers)
         valid_BP = self.ancestor_BKC[:, 0, :prefix] >= 0 if prefix else None
+        ancestor_BKC = jnp.full((rows, slots, room), -1, jnp.int32)
         return Past(jnp.zeros(rows, jnp.int32), ancestor_BKC, layers, valid_BP)
 
     def reorder(self, parent_BK: Array) -> "Past":
-        """Slot k sees what slot parent_BK[b, k] saw."""
-        taken_BKC = jnp.take_along_axis(self.ancestor_BKC, parent_BK[:, :, None], axis=1, mode="clip")
-        return replace(self, ancestor_BKC=taken_BKC)
+        """Slot k sees what slot parent_BK[b, k] saw. Slots that are rows of their own are gathered."""
+        rows, slots = parent_BK.shape
+        if self.length_B.shape[0] == rows:
+            taken_BKC = jnp.take_along_axis(self.ancestor_BKC, parent_BK[:, :, None], axis=1, mode="clip")
+            return replace(self, ancestor_BKC=taken_BKC)
+        row_R = (jnp.arange(rows)[:, None] * slots + parent_BK).reshape(-1)
+
+        def take(leaf: Array) -> Array:
+            return jnp.take(leaf, row_R, axis=0, mode="clip")
+
+        layers = tuple(
+            replace(layer, key_BGHCK=take(layer.key_BGHCK), value_BGCKH=take(layer.value_BGCKH))
+            for layer in self.layers
+        )
+        return replace(self, length_B=take(self.length_B), ancestor_BKC=take(self.ancestor_BKC), layers=layers)
 
 
-def _spread(layer: Layer, slots: int, prefix: int, room: int) -> Layer:
-    rows, heads, _, _, head_width = layer.key_BGCKH.shape
-    zeros = jnp.zeros((rows, heads, room, slots, head_width), layer.key_BGCKH.dtype)
+def _empty(rows: int, heads: int, width: int, capacity: int, slots: int, dtype: Any) -> Layer:
+    keys, values = (rows, heads, width, capacity, slots), (rows, heads, capacity, slots, width)
+    return Layer(jnp.zeros(keys, dtype), jnp.zeros(values, dtype))
+
+
+def _spread(layer: Layer, rows: int, slots: int, prefix: int, room: int) -> Layer:
+    heads, width = layer.key_BGHCK.shape[1:3]
+    empty = _empty(rows, heads, width, room, slots, layer.key_BGHCK.dtype)
     if not prefix:
-        return Layer(zeros, zeros)
-    return Layer(zeros, zeros, layer.key_BGCKH[:, :, :prefix, 0], layer.value_BGCKH[:, :, :prefix, 0])
+        return empty
+    key_BGHP, value_BGPH = layer.key_BGHCK[:, :, :, :prefix, 0], layer.value_BGCKH[:, :, :prefix, 0]
+    return replace(empty, prefix_key_BGHP=key_BGHP, prefix_value_BGPH=value_BGPH)
 
 
 def write(layer: Layer, key_RTGH: Array, value_RTGH: Array, view: View) -> Layer:
@@ -147,20 +171,23 @@ def write(layer: Layer, key_RTGH: Array, value_RTGH: Array, view: View) -> Layer
     rows, tokens = view.position_BT.shape
     row_B1 = jnp.arange(rows)[:, None]
 
-    def put(cache_BGCKH: Array, new_RTGH: Array) -> Array:
+    def by_slot(new_RTGH: Array, *order: int) -> Array:
         new_BKTGH = new_RTGH.reshape(rows, -1, tokens, *new_RTGH.shape[2:])
-        new_BTGKH = jnp.transpose(new_BKTGH, (0, 2, 3, 1, 4)).astype(cache_BGCKH.dtype)
-        return cache_BGCKH.at[row_B1, :, view.position_BT].set(new_BTGKH, mode="drop")
+        return jnp.transpose(new_BKTGH, order).astype(layer.key_BGHCK.dtype)
 
-    return replace(layer, key_BGCKH=put(layer.key_BGCKH, key_RTGH), value_BGCKH=put(layer.value_BGCKH, value_RTGH))
+    new_BTGHK, new_BTGKH = by_slot(key_RTGH, 0, 2, 3, 4, 1), by_slot(value_RTGH, 0, 2, 3, 1, 4)
+    key_BGHCK = layer.key_BGHCK.at[row_B1, :, :, view.position_BT].set(new_BTGHK, mode="drop")
+    value_BGCKH = layer.value_BGCKH.at[row_B1, :, view.position_BT].set(new_BTGKH, mode="drop")
+    return replace(layer, key_BGHCK=key_BGHCK, value_BGCKH=value_BGCKH)
 
 
 def seen(layer: Layer, view: View) -> list[tuple[Array, Array, Array]]:
-    """Keys, values (B, G, S, H) and masks (B, Q, S) of the cache and, where there is one, of the prefix."""
-    flat = (*layer.key_BGCKH.shape[:2], -1, layer.key_BGCKH.shape[-1])
-    parts = [(layer.key_BGCKH.reshape(flat), layer.value_BGCKH.reshape(flat), view.mask_BQC)]
+    """Keys (B, G, H, S), values (B, G, S, H), masks (B, Q, S) of the cache and, where there is one, of the prefix."""
+    rows, heads, width = layer.key_BGHCK.shape[:3]
+    key_BGHS = layer.key_BGHCK.reshape(rows, heads, width, -1)
+    parts = [(key_BGHS, layer.value_BGCKH.reshape(rows, heads, -1, width), view.mask_BQC)]
     if view.prefix_mask_BQP is not None:
-        parts.append((layer.prefix_key_BGPH, layer.prefix_value_BGPH, view.prefix_mask_BQP))
+        parts.append((layer.prefix_key_BGHP, layer.prefix_value_BGPH, view.prefix_mask_BQP))
     return parts
 
 

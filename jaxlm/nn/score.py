@@ -54,25 +54,25 @@ class Score(nn.Module):
             )
         return memory_BSD
 
-    def __call__(self, query_BTD: Array, key_BSD: Array, covered_BS: Array | None = None) -> Array:
-        """Scores (B, T, S). `covered_BS` is the attention spent on each source position so far."""
+    def __call__(self, query_BTD: Array, key_BSD: Array, covered_BTS: Array | None = None) -> Array:
+        """Scores (B, T, S). `covered_BTS` (T may be 1) is the attention spent on each source position so far."""
         if self.kind == "additive":
             cover_D = self.cover if self.coverage else None
-            return _additive(self.query(query_BTD), key_BSD, self.vector, covered_BS, cover_D)
+            return _additive(self.query(query_BTD), key_BSD, self.vector, covered_BTS, cover_D)
         score_BTS = jnp.einsum("btd,bsd->bts", query_BTD, key_BSD)
         if self.kind == "scaled_dot":
             score_BTS = score_BTS * self.width**-0.5
-        if covered_BS is not None:
-            score_BTS += (covered_BS * self.cover[None])[:, None]
+        if covered_BTS is not None:
+            score_BTS += covered_BTS * self.cover[None, None]
         return score_BTS
 
 
 @jax.checkpoint
-def _additive(query_BTD: Array, key_BSD: Array, vector_D: Array, covered_BS: Array | None, cover_D: Array | None):
+def _additive(query_BTD: Array, key_BSD: Array, vector_D: Array, covered_BTS: Array | None, cover_D: Array | None):
     """v . tanh(..) of every pair. The tanh has T x S x D numbers a row: they are made again in the backward pass."""
     inner_BTSD = query_BTD[:, :, None] + key_BSD[:, None]
-    if covered_BS is not None:
-        inner_BTSD += (covered_BS[:, :, None] * cover_D[None, None])[:, None]
+    if covered_BTS is not None:
+        inner_BTSD += covered_BTS[..., None] * cover_D[None, None, None]
     return (jnp.tanh(inner_BTSD).reshape(-1, vector_D.shape[0]) @ vector_D).reshape(inner_BTSD.shape[:-1])
 
 

@@ -56,11 +56,22 @@ class Stack(nn.Module):
         block: nn.Module = self.block.clone(parent=None, name=None)
         params_L: Any = self.get_variable("params", "layers")
         for depth in range(self.depth):
-            yield partial(_call, block, take(params_L, depth))
+            yield partial(_call, block, params_L[depth] if isinstance(params_L, tuple) else take(params_L, depth))
 
 
 def _call(block: nn.Module, params: Any, method: str, *arguments: Any) -> Any:
     return block.apply({"params": params}, *arguments, method=method)
+
+
+def unstacked(params: Any) -> Any:
+    """Parameters for `layers`: those of each layer by themselves. A loop would else copy every slice at every turn."""
+    if not isinstance(params, dict):
+        return params
+    apart = {name: unstacked(value) for name, value in params.items() if name != "layers"}
+    if "layers" in params:
+        depth = jax.tree.leaves(params["layers"])[0].shape[0]
+        apart["layers"] = tuple(take(params["layers"], at) for at in range(depth))
+    return apart
 
 
 def take(params_L: Any, depth: int) -> Any:

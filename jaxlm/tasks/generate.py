@@ -26,7 +26,7 @@ from jaxlm.tasks.translate import Search
 from jaxlm.types import Batch, Params
 
 ROWS = 8
-"""Rows of a batch, whatever the number of samples: one shape, so that a sample has the same bits each time."""
+"""Samples at a time, whatever their number: one shape, so that a sample has the same bits each time."""
 
 Show = Callable[[str], None] | None
 CONTINUATION = 100
@@ -65,7 +65,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A prompt in ROWS equal rows, the most tokens of its texts, and the room for them (few sizes)."""
+    """A prompt in a row, which is read once for all samples, the most tokens of its texts, and the room for them."""
 
     prompt: str
     batch: Batch
@@ -91,12 +91,11 @@ def sample_answers(
     """
     for prompt in prompts:
         column = Ragged.of(tokenizer.encode([prompt]))
-        ((_, batch),) = in_order({"source": column}, ROWS, multiple=ROWS, max_length=search.max_source)
+        ((_, batch),) = in_order({"source": column}, 1, multiple=1, max_length=search.max_source)
         source_tokens, length = int(batch.source_valid_BS[0].sum()), batch.source_BS.shape[1]
         limit = request.max_tokens or int(search.limit(np.asarray(source_tokens)))
         room = request.max_tokens or int(search.limit(np.asarray(length)))
-        begun_BP = np.full((ROWS, 1), BOS, np.int32)
-        asked = _Asked(prompt, _repeated(batch), begun_BP, limit, room)
+        asked = _Asked(prompt, batch, np.full((1, 1), BOS, np.int32), limit, room)
         yield from _samples(model, params, tokenizer, asked, request, show)
 
 
@@ -107,17 +106,11 @@ def continuations(
     for prompt in prompts:
         ids = np.concatenate([[BOS], tokenizer.encode([prompt])[0]]).astype(np.int32)
         width = 8 << max(0, math.ceil(math.log2(len(ids) / 8)))  # few shapes: 8, 16, 32, ...
-        prompt_BP = np.pad(ids, (width - len(ids), 0), constant_values=PAD)[None].repeat(ROWS, 0)
+        prompt_BP = np.pad(ids, (width - len(ids), 0), constant_values=PAD)[None]
         limit = request.max_tokens or CONTINUATION
         batch = Batch(target_BT=prompt_BP, target_valid_BT=prompt_BP != PAD)
         asked = _Asked(prompt, batch, prompt_BP, limit, limit)
         yield from _samples(model, params, tokenizer, asked, request, show)
-
-
-def _repeated(batch: Batch) -> Batch:
-    """The first row in every row."""
-    source, valid = np.asarray(batch.source_BS), np.asarray(batch.source_valid_BS)
-    return Batch(source_BS=source[:1].repeat(ROWS, 0), source_valid_BS=valid[:1].repeat(ROWS, 0))
 
 
 def _samples(

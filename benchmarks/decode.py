@@ -1,0 +1,93 @@
+"""New tokens a second of beam search: the same Transformer base, weights, inputs and rules in several programs.
+
+    python -m benchmarks.decode                                  every contestant, on all cores
+    python -m benchmarks.decode --only ours,ctranslate2 --rounds 6
+
+Random weights, sources of 25 tokens, 30 new tokens in every hypothesis (the end is forbidden before), so that all do
+the same work. Each contestant is a process of its own, warm before the first round, and all take turns. The share of
+tokens on which a contestant agrees with the first one is printed too: same weights, same search, same answers.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import translators
+from benchmarks.contest import Contestant, cores, load, machine, serve
+
+
+def main() -> None:
+    """Measure and print; the last line is JSON."""
+    options = _options()
+    if options.worker:
+        serve(lambda: translators.start(options.worker, options.folder))
+        return
+    before = machine()
+    print(f"{before['processor']}, {before['cores']} cores, load {before['load']}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        translators.draw(Path(folder), options.rows, options.source, options.new, options.beam)
+        results = [_result(one, options.rows * options.new) for one in _contest(options, folder)]
+    first = results[0]
+    for one in results[1:]:
+        ratios = [theirs / ours for ours, theirs in zip(first["seconds"], one["seconds"], strict=True)]
+        print(f"{first['name']} / {one['name']}: {first['tokens_per_second'] / one['tokens_per_second']:.2f}x "
+              f"(rounds {min(ratios):.2f} to {max(ratios):.2f}), agreement {_agreement(first, one):.2%}")  # fmt: skip
+    print(f"load before {before['load']}, after {load()}")
+    for one in results:
+        del one["tokens"]
+    print(json.dumps({"benchmark": "decode", "machine": before, "results": results}))
+
+
+def _contest(options: argparse.Namespace, folder: str) -> list[Contestant]:
+    entered: list[Contestant] = []
+    try:
+        for name in options.only.split(","):
+            command = [sys.executable, "-m", "benchmarks.decode", "--worker", name, "--folder", folder]
+            one = Contestant.start(name, command, {"OMP_NUM_THREADS": str(cores())}, 900)
+            if "error" in one.facts:
+                raise SystemExit(f"{name}: {one.facts['error']}")
+            print(f"{name}: first batch {one.facts['first_seconds']:.1f} s", flush=True)
+            entered.append(one)
+        for _ in range(options.rounds):
+            for one in entered:
+                one.round(options.steps)
+    finally:
+        for one in entered:
+            one.close()
+    return entered
+
+
+def _result(one: Contestant, tokens: int) -> dict[str, Any]:
+    seconds = [statistics.median(round["seconds"]) for round in one.rounds]
+    best = min(min(round["seconds"]) for round in one.rounds)
+    found = {"tokens_per_second": tokens / statistics.median(seconds), "best": tokens / best}
+    print(f"{one.name:18s} {found['tokens_per_second']:7.1f} new tokens/s, best {found['best']:.1f}")
+    return {"name": one.name, **found, "seconds": seconds, "tokens": one.facts["tokens"]}
+
+
+def _agreement(one: dict[str, Any], other: dict[str, Any]) -> float:
+    pairs = [pair for rows in zip(one["tokens"], other["tokens"], strict=True) for pair in zip(*rows, strict=False)]
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = "ours,huggingface,ctranslate2,ctranslate2_int8"
+    parser.add_argument("--only", default=default, help="contestants, separated by commas; ratios are of the first")
+    parser.add_argument("--rows", type=int, default=32, help="sentences a batch")
+    parser.add_argument("--source", type=int, default=25, help="source tokens, the end counted")
+    parser.add_argument("--new", type=int, default=30, help="new tokens of every hypothesis")
+    parser.add_argument("--beam", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=2, help="batches a round")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--worker", choices=translators.NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

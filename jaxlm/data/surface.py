@@ -1,0 +1,78 @@
+"""What each id adds to the decoded text, as bytes: the first id of a text may add other bytes than a later one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxlm.data.sentencepiece import ESCAPE, SPACE_MARK, SentencePieceTokenizer
+from jaxlm.data.spelling import SpelledWordTokenizer
+from jaxlm.data.symbols import ByteTokenizer, CharacterTokenizer, WordTokenizer
+from jaxlm.data.vocabulary import SPECIALS, Tokenizer
+from jaxlm.errors import UserError
+
+Bytes = bytes | None
+"""None: an id that adds no text (padding, BOS, EOS, control symbols) or none that is its own (unknown)."""
+
+
+@dataclass(frozen=True)
+class Surfaces:
+    """The bytes of each id at the beginning of a text, and after it.
+
+    `unescaped`: the decoder reads an escape (U+E000), so that no text may hold one.
+    """
+
+    first: Sequence[Bytes]
+    later: Sequence[Bytes]
+    unescaped: bool = False
+
+
+def surfaces(tokenizer: Tokenizer) -> Surfaces:
+    """How `tokenizer.decode` joins its ids. Raises UserError for a tokenizer of a kind that is not known here."""
+    special: list[Bytes] = [None] * SPECIALS
+    if isinstance(tokenizer, ByteTokenizer):
+        single = [*special, *(bytes([byte]) for byte in range(256))]
+        return Surfaces(single, single)
+    if isinstance(tokenizer, CharacterTokenizer):
+        single = [*special, *(_utf8(symbol) for symbol in tokenizer.symbols)]
+        return Surfaces(single, single)
+    if isinstance(tokenizer, WordTokenizer | SpelledWordTokenizer):
+        words = [_utf8(symbol) for symbol in tokenizer.symbols]
+        return Surfaces([*special, *words], [*special, *(b" " + word for word in words)])
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return _pieces(tokenizer)
+    raise UserError(
+        f"{type(tokenizer).__name__} does not say what text its ids are: constrained decoding works with byte, "
+        "character, word and SentencePiece tokenizers"
+    )
+
+
+def _utf8(symbol: str) -> bytes:
+    return symbol.encode(errors="surrogatepass")
+
+
+def _pieces(tokenizer: SentencePieceTokenizer) -> Surfaces:
+    """A piece's U+2581 is a space. What a model drops of the first piece is found by decoding it alone."""
+    processor: Any = tokenizer._processor
+    first: list[Bytes] = []
+    later: list[Bytes] = []
+    for index in range(tokenizer.size):
+        piece = processor.id_to_piece(index)
+        if index < SPECIALS or processor.is_control(index) or processor.is_unknown(index) or processor.is_unused(index):
+            first.append(None)
+            later.append(None)
+        elif processor.is_byte(index):
+            first.append(bytes([int(piece[3:-1], 16)]))
+            later.append(first[-1])
+        else:
+            later.append(piece.replace(SPACE_MARK, " ").encode())
+            first.append(processor.decode([index]).encode())
+    # A model that removes extra spaces drops the spaces of the second piece too, if the first one was nothing else.
+    again = processor.piece_to_id(SPACE_MARK)
+    if not processor.is_unknown(again) and processor.decode([again, again]) == "":
+        first[again] = None
+    return Surfaces(first, later, unescaped=True)
+
+
+def escape_bytes() -> bytes:
+    """The UTF-8 of the character that SentencePiece texts may not hold."""
+    return ESCAPE.encode()
