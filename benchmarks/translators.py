@@ -14,14 +14,14 @@ from benchmarks.contest import Run, cores
 
 VOCAB, WIDTH, HEADS, HIDDEN, LAYERS = 32_000, 512, 8, 2048, 6
 BOS, EOS = 2, 3
-NAMES = ("ours", "ours_bf16", "ours_int8", "huggingface", "ctranslate2", "ctranslate2_int8")
+NAMES = ("ours", "ours_bfloat16", "ours_int8", "ours_int8_dynamic", "huggingface", "ctranslate2", "ctranslate2_int8")
 
 
-def model(dtype: str = "float32") -> Any:
+def model() -> Any:
     """Transformer base, post-norm, one table."""
     from jaxlm.models.encoder_decoder import EncoderDecoder
 
-    return EncoderDecoder(VOCAB, WIDTH, HEADS, HIDDEN, LAYERS, LAYERS, dropout=0.0, dtype=dtype)
+    return EncoderDecoder(VOCAB, WIDTH, HEADS, HIDDEN, LAYERS, LAYERS, dropout=0.0)
 
 
 def draw(folder: Path, rows: int, source: int, new: int, beam: int) -> None:
@@ -79,10 +79,11 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
 
     from jaxlm.decode.beam import beam_search
     from jaxlm.decode.options import Beam
+    from jaxlm.nn.quantized import at_precision
     from jaxlm.types import Batch
 
-    net = model("bfloat16" if variant == "bf16" else "float32")
     params = jax.tree.map(jnp.asarray, unflatten_dict(_params(folder), sep="/"))
+    net, params = at_precision(model(), params, variant or "float32")
     rows = len(source_BS)
     batch = Batch(source_BS=jnp.asarray(source_BS), source_valid_BS=jnp.ones(source_BS.shape, bool))
     prompt_B1, limit_B = jnp.full((rows, 1), BOS), jnp.full(rows, new)

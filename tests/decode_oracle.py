@@ -5,8 +5,9 @@ import numpy as np
 F = np.float32
 
 
-def S(beam, s, length):
-    base = {"none": 1.0, "power": float(length), "gnmt": (5 + length) / 6}[beam.penalty]
+def S(beam, s, length, uncounted=0):
+    counted = length - uncounted
+    base = {"none": 1.0, "power": float(max(counted, 1)), "gnmt": (5 + counted) / 6}[beam.penalty]
     return F(s / F(base**beam.alpha) + F(beam.reward) * F(length))
 
 
@@ -21,6 +22,8 @@ def step_scores(beam, logprob, tokens, limit, stop, forced):
         strays = t <= len(forced) and v != forced[t - 1]
         if v in beam.banned or repeats or early or strays or (ending and v not in stop):
             row[v] = -np.inf
+    if beam.renormalise and (row > -np.inf).any():
+        row -= np.logaddexp.reduce(row.astype(np.float64)).astype(F)
     return row
 
 
@@ -38,7 +41,11 @@ def beam_oracle(beam, logprob, limit, stop, forced=()):
         live = [h for h in ranked if h[0][-1] not in stop][:k]
         kept = live if t == limit and beam.limit == "keep" else []
         arrived = [h for h in ranked if h in ended or h in kept]
-        finished += [(*h, S(beam, h[1], t), "stop" if h[0][-1] in stop else "length") for h in arrived]
+        arrived = arrived[: k - len(finished)] if beam.arrival else arrived
+        for tokens, s in arrived:
+            stopped = tokens[-1] in stop
+            score = S(beam, s, t, int(stopped and not beam.count_stop))
+            finished.append((tokens, s, score, "stop" if stopped else "length"))
         finished = sorted(finished, key=lambda h: -h[2])[:k]
         if not live or stops(beam, finished, live[0][1], t, limit, ranked[0] in ended):
             break
@@ -52,5 +59,6 @@ def stops(beam, finished, s, t, limit, first):
     if beam.stop == "heuristic":
         return full and finished[-1][2] >= S(beam, s, t)
     if beam.stop == "exact" and beam.reward <= 0 and len(finished) >= beam.returns:
-        return finished[beam.returns - 1][2] >= max((S(beam, s, n) for n in range(t + 1, limit + 1)), default=-np.inf)
+        lengths = [(n, not beam.count_stop) for n in range(t + 1, limit + 1)] + [(limit, 0)]
+        return finished[beam.returns - 1][2] >= max(S(beam, s, *length) for length in lengths)
     return beam.stop == "first" and first

@@ -9,6 +9,10 @@ import pytest
 from cli_runs import command  # noqa: F401 (a fixture)
 from tiny_run import EXPERIMENT, LSTM, MODEL
 
+from jaxlm.models.joined import Joined
+from jaxlm.models.recurrent_lm import RecurrentLM
+from jaxlm.nn import cell
+from jaxlm.nn.recurrent import Recurrent
 from jaxlm.parallel import data_mesh
 from jaxlm.train.loop import train
 
@@ -21,9 +25,10 @@ def one_device(monkeypatch):
     monkeypatch.setattr("jaxlm.train.prepare.data_mesh", functools.partial(data_mesh, 1))
 
 
-def test_attention_of_answers(tmp_path, command):  # noqa: F811
+@pytest.mark.parametrize("model", [LSTM, MODEL], ids=["lstm", "transformer"])
+def test_attention_of_answers(tmp_path, command, model):  # noqa: F811
     """A row a target piece, a column a source piece, each row sums to one; a blank line looked at nothing."""
-    train(replace(EXPERIMENT, model=LSTM, steps=2), tmp_path / "run")
+    train(replace(EXPERIMENT, model=model, steps=2), tmp_path / "run")
     found = command("predict", tmp_path / "run", "--jsonl", "--attention", stdin=SOURCE)
     assert found.code == 0, found.err
     records = [json.loads(line) for line in found.lines]
@@ -41,8 +46,9 @@ def test_attention_of_answers(tmp_path, command):  # noqa: F811
 
 
 def test_who_cannot_tell(tmp_path, command):  # noqa: F811
-    train(replace(EXPERIMENT, model=MODEL, steps=2), tmp_path / "run")
+    model = Joined(RecurrentLM(MODEL.vocab, 8, Recurrent(cell.LSTM(8))))
+    train(replace(EXPERIMENT, model=model, steps=2), tmp_path / "run")
     refused = command("predict", tmp_path / "run", "--jsonl", "--attention", stdin=SOURCE)
-    assert refused.code == 1 and "EncoderDecoder cannot tell attention weights" in refused.err
+    assert refused.code == 1 and "Joined cannot tell attention weights" in refused.err
     refused = command("predict", tmp_path / "run", "--attention", stdin=SOURCE)
     assert refused.code == 2 and "--attention needs --jsonl" in refused.err

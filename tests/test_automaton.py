@@ -1,4 +1,4 @@
-"""What an untrained model says under a grammar is a whole text of it, within the limit, whoever shares its batch."""
+"""Whatever a model says under a grammar is a whole text of it, within the limit, whoever shares its batch."""
 
 import re
 

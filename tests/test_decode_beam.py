@@ -7,7 +7,7 @@ from table_model import TableModel, random_cases
 
 from jaxlm.decode.beam import beam_search
 from jaxlm.decode.constrain import Forced
-from jaxlm.decode.options import T2T, Beam
+from jaxlm.decode.options import CTRANSLATE2, FAIRSEQ, T2T, Beam
 from jaxlm.decode.reasons import REASONS
 
 ROWS = 270
@@ -20,6 +20,9 @@ CASES = {
     "banned, no repeats": (Beam(3, 3, banned=(1, 4), no_repeat_ngram=2, stop="never"), 5, 5, (3,)),
     "one token": (Beam(4, 4, finish="top_2k"), 5, 1, (3, 0)),
     "three stop ids, all that stop": (Beam(3, 3, finish="all", alpha=0.6, reward=0.5), 5, 4, (3, 0, 1)),
+    "fairseq": (Beam(**{**vars(FAIRSEQ), "size": 3, "returns": 3}), 4, 5, (3,)),
+    "CTranslate2": (Beam(**{**vars(CTRANSLATE2), "size": 3, "returns": 3, "min_length": 3}), 4, 5, (3,)),
+    "ends uncounted, exact": (Beam(3, 2, count_stop=False, banned=(1,)), 4, 5, (3, 2)),
     "malus, sharp": (Beam(4, 2, reward=-0.5, penalty="gnmt", finish="top_2k", temperature=0.5), 4, 5, (3,)),
 }
 

@@ -3,8 +3,10 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from jaxlm.cli import output
+from jaxlm.cli.constrained import add_rule_options, read_rule
 from jaxlm.cli.trained import open_run, read_experiment, workdir_parser
 from jaxlm.cli.usage import VERBS, Parser, Usage, whole
 
@@ -19,6 +21,7 @@ def main(argv: list[str]) -> int:
         prompts += read_lines(options.file.absolute())
     if not prompts:
         raise Usage("expected a prompt: give --prompt TEXT (any number of times) or --file FILE")
+    rule = read_rule(options)
     from jaxlm.decode.choose import Sampler
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
@@ -26,10 +29,12 @@ def main(argv: list[str]) -> int:
     if not run.task.prompts:
         raise Usage(f"generate: the task {type(run.task).__name__} writes no text (`jaxlm predict` answers lines)")
     trained = open_run(options, run)
+    from jaxlm.tasks.constrained import compiled
     from jaxlm.tasks.generate import Request, continuations, sample_answers
     from jaxlm.tasks.translate import one_line
 
-    request = Request(sampler, options.seed, options.num_samples, options.max_tokens, tuple(options.stop))
+    kept: Any = compiled(rule, trained.tokenizer) if rule else None
+    request = Request(sampler, options.seed, options.num_samples, options.max_tokens, tuple(options.stop), kept)
     parts = run.model, trained.params, trained.tokenizer, prompts
     live = options.num_samples == 1 and not options.jsonl and (options.stream or sys.stdout.isatty())
     show = _show if live else None
@@ -77,4 +82,5 @@ def _parser() -> Parser:
     parser.add_argument("--num-samples", type=whole(1), default=1, metavar="N", help="of each prompt (default: 1)")
     text = "one JSON object a sample: prompt, text, logprob (at this temperature), tokens, reason"
     parser.add_argument("--jsonl", action="store_true", help=text)
+    add_rule_options(parser)
     return parser

@@ -6,6 +6,7 @@ also "attention": {"source": pieces, "target": pieces, "weights": a row for each
 have fields of their own beside "source" and "prediction".
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.cli import output
+from jaxlm.cli.constrained import add_rule_options, read_rule
 from jaxlm.cli.lines import CHUNK, Input
 from jaxlm.cli.trained import add_search_options, open_run, workdir_parser
 from jaxlm.cli.usage import VERBS, Parser, Usage, whole
@@ -23,9 +25,11 @@ def main(argv: list[str]) -> int:
     options = _parser().parse(argv)
     if options.attention and not options.jsonl:
         raise Usage("--attention needs --jsonl: the weights are a field of the JSON object")
-    clock = output.Clock()
+    rule, clock = read_rule(options), output.Clock()
     trained = open_run(options)
     task, loading = trained.experiment.task, clock.seconds
+    if rule:
+        task = _constrained(task, rule, trained.tokenizer)
     limit = getattr(task.search, "max_source", 0)
     from jaxlm.data.vocabulary import UNK
 
@@ -63,7 +67,17 @@ def _parser() -> Parser:
     parser.add_argument("--on-bad-line", choices=("error", "replace"), default="error", help=text)
     text = f"lines read at most before they are answered (default: {CHUNK})"
     parser.add_argument("--chunk", type=whole(1), default=CHUNK, metavar="N", help=text)
+    add_rule_options(parser)
     return parser
+
+
+def _constrained(task: Any, rule: Any, tokenizer: Any) -> Any:
+    """The task with a search that follows the rule. Raises Usage where it does not search."""
+    if task.search is None:
+        raise Usage(f"the task {type(task).__name__} does not search: no rule for its text can be kept")
+    from jaxlm.tasks.constrained import constrained
+
+    return dataclasses.replace(task, search=constrained(task.search, rule, tokenizer))
 
 
 def _hint() -> str:

@@ -71,7 +71,7 @@ class _Builder:
         elif name == "SUBPATTERN":
             self.sequence(value[3], start, end, (flags | value[1]) & ~value[2])
         elif name in ("MAX_REPEAT", "MIN_REPEAT"):
-            self.repeat(*value, start, end, flags)
+            self.repeat(value, start, end, flags)
         elif name == "AT" and str(value) in BEGINS + ENDS and not flags & re.MULTILINE:
             self.graph.skip(start, end, AT_BEGIN if str(value) in BEGINS else AT_END)
         else:
@@ -81,8 +81,9 @@ class _Builder:
                 "write it with literals, sets, groups, | and repeats"
             )
 
-    def repeat(self, least: int, most: Any, inner: Any, start: int, end: int, flags: int) -> None:
-        """At least `least` times, then up to `most`, which may be without end."""
+    def repeat(self, value: tuple[int, Any, Any], start: int, end: int, flags: int) -> None:
+        """(least, most, what): at least `least` times, then up to `most`, which may be without end."""
+        least, most, inner = value
         for _ in range(least):
             after = self.graph.node()
             self.sequence(inner, start, after, flags)
@@ -105,7 +106,7 @@ class _Builder:
         if name == "ANY":
             return ((0, LAST),) if flags & re.DOTALL else complement([(10, 10)])
         items = value if name == "IN" else [(_parser.LITERAL, value)]
-        negated, found = name == "NOT_LITERAL", []
+        negated, found = name == "NOT_LITERAL", list[Range]()
         for kind, content in items:
             if str(kind) == "NEGATE":
                 negated = True

@@ -41,7 +41,7 @@ class TokenAutomaton:
         if limit < self.least:
             raise UserError(
                 f"{self.what}: the shortest text that matches has {self.least} tokens (EOS counted), and the limit is "
-                f"{limit}: allow {self.least} tokens or more"
+                f"{limit}: allow {self.least} or more, as in --max-tokens {self.least}"
             )
 
 
@@ -133,8 +133,7 @@ def _table(
     automaton: ByteAutomaton, first: _Ids, later: _Ids, states: list[int], one_C: np.ndarray, eos: int
 ) -> np.ndarray:
     """next_QC from one id of each class; the beginning is state 0, and the end the last one."""
-    chosen = [_chosen(ids, one_C) for ids in (first, later)]
-    byte_QC = _rows(automaton, *chosen, states)
+    byte_QC = _rows(automaton, _chosen(first, one_C), _chosen(later, one_C), states)
     place = np.full(len(automaton.accepting_Q) + 1, FORBIDDEN, np.int32)
     place[states] = np.arange(1, len(states) + 1)
     next_QC = place[byte_QC]  # FORBIDDEN is the last place

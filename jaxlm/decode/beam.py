@@ -48,6 +48,9 @@ from jaxlm.errors import UserError
 from jaxlm.nn.stack import unstacked
 from jaxlm.types import Array, Batch, Params, State
 
+SIDE_BY_SIDE = 16
+"""The most slots whose caches lie side by side: each query looks at the entries of all slots, K times too many."""
+
 
 @struct.dataclass
 class Hypotheses:
@@ -170,7 +173,7 @@ def _beam_search(
         token_BK=jnp.broadcast_to(token_B[:, None], (rows, slots)).astype(jnp.int32),
         live=first_live(rows, slots, rules.length),
         finished=none_finished(rows, slots, rules.length),
-        state=spread(state, slots, prompt_BP.shape[1] - 1, rules.length, side_by_side=True),
+        state=spread(state, slots, prompt_BP.shape[1] - 1, rules.length, slots <= SIDE_BY_SIDE),
         grammar_state=None if request.grammar is None else request.grammar.begin(slots),
     )
     finished = lax.while_loop(lambda search: ~jnp.all(search.done_B), step, search).finished

@@ -1,8 +1,8 @@
 """Quotations inside jit: what stands between two marks must be a substring of the row's source, token for token.
 
-The state of a hypothesis is a set of source positions: those whose token may come next, which are the ones that follow
-a place where all that was said since the open mark stands. After the open mark it is every position; a token leaves
-those positions that have it, each one further. A source of S tokens costs S booleans a hypothesis, whatever is quoted.
+The state of a hypothesis is a set of source positions: those whose token may come next, which follow the places where
+all that was said since the open mark stands. After the open mark it is every position; a token leaves those positions
+that have it, each one further. A source of S tokens costs S booleans a hypothesis, whatever is quoted.
 """
 
 from typing import Any

@@ -28,6 +28,7 @@ from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import FeedForward
 from jaxlm.nn.norm import Norm
 from jaxlm.nn.position import Position, check_capacity
+from jaxlm.nn.quantized import rows, scores
 from jaxlm.nn.rotary import Rotary
 from jaxlm.nn.segments import causal_mask, positions
 from jaxlm.nn.stack import Stack
@@ -145,7 +146,7 @@ class Decoder(nn.Module):
         """Read T more tokens -> features (B, T, D) and the new state."""
         position_BT = state.length_B[:, None] + positions(valid_BT, state.segment_BT)
         bound = None if state.past else tokens_BT.shape[1]  # without a cache this is the one call: lengths are 0
-        x_BTD = self.embedding[tokens_BT] * self.embedding_scale + self.absolute_position(position_BT, bound)
+        x_BTD = rows(self.embedding, tokens_BT) * self.embedding_scale + self.absolute_position(position_BT, bound)
         x_BTD = self.embedding_dropout(x_BTD.astype(jnp.dtype(self.dtype)))
         rotation = None
         if self.position == "rotary":
@@ -170,7 +171,7 @@ class Decoder(nn.Module):
         """(..., D) -> float32 logits (..., V)."""
         table = self.embedding if self.tie else self.output
         flat = features.reshape(-1, self.width)
-        logits = jnp.einsum("rd,vd->rv", flat, table.astype(flat.dtype), preferred_element_type=jnp.float32)
+        logits = scores(flat, table)
         if self.logit_cap is not None:
             logits = self.logit_cap * jnp.tanh(logits / self.logit_cap)
         return logits.reshape(*features.shape[:-1], self.vocab)

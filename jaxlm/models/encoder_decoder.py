@@ -20,6 +20,7 @@ from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import FeedForward
 from jaxlm.nn.norm import Norm
 from jaxlm.nn.position import Position, check_capacity
+from jaxlm.nn.quantized import rows, scores
 from jaxlm.nn.relative import RelativeBias
 from jaxlm.nn.segments import causal_mask, positions, same_segment
 from jaxlm.nn.stack import Stack
@@ -38,12 +39,16 @@ class Source:
 
 @struct.dataclass
 class State:
-    """Decoder state. There is no `past` with capacity 0 (training: one `extend`, nothing kept)."""
+    """Decoder state. There is no `past` with capacity 0 (training: one `extend`, nothing kept).
+
+    covered_RS: how much attention each source position has got, if the model `covers`; padding is counted as covered.
+    """
 
     source: Shared
     target_segment_BT: Array | None
     length_B: Array
     past: Past | None = None
+    covered_RS: Array | None = None
 
 
 class EncoderDecoder(nn.Module):
@@ -72,6 +77,8 @@ class EncoderDecoder(nn.Module):
       embedding_scale: embeddings are multiplied by it; None: sqrt(width).
       logit_scale: features are multiplied by it before the output.
       logit_bias: the output has a bias.
+      covers: keep the attention that each source position got in the last layer, mean of the heads, for a coverage
+        penalty (decoding only).
     """
 
     vocab: int
@@ -102,6 +109,7 @@ class EncoderDecoder(nn.Module):
     embedding_scale: float | None = None
     logit_scale: float = 1.0
     logit_bias: bool = False
+    covers: bool = False
 
     def setup(self) -> None:
         norm, how = Norm(self.norm, self.norm_kind, self.norm_epsilon), (self.scan, self.remat)
@@ -157,16 +165,29 @@ class EncoderDecoder(nn.Module):
         keys_values = tuple(layer("source_keys", x_BSD) for layer in self.decoder.layers())
         head_width, _ = check_heads(self.width, self.heads, None, self.head_width)
         past = Past.empty(length_B.shape[0], capacity, self.decoder_layers, self.heads, head_width, self.dtype)
-        return State(Shared(Source(valid_BS, None, keys_values=keys_values)), None, length_B, past)
+        covered_BS = (~valid_BS).astype(jnp.float32) if self.covers else None
+        return State(Shared(Source(valid_BS, None, keys_values=keys_values)), None, length_B, past, covered_BS)
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
         """Read T more target tokens -> features (B, T, D) and the new state."""
+        features_BTD, _, state = self._read(tokens_BT, state, valid_BT, self.covers)
+        return features_BTD, state
+
+    def attention(self, batch: Batch) -> Array:
+        """How much each target position looks at each source position (B, T, S): last layer, mean of the heads."""
+        state = self.start(batch, batch.target_BT.shape[1])
+        _, weight_BTS, _ = self._read(batch.target_BT, state, batch.target_valid_BT, True)
+        return jnp.where(batch.target_valid_BT[:, :, None], weight_BTS, 0.0)
+
+    def _read(self, tokens_BT: Array, state: State, valid_BT: Array, weigh: bool) -> tuple[Array, Array | None, State]:
+        """Features (B, T, D), the attention to the source (B, T, S) if asked for and cached, and the new state."""
+        weight_BTS = None
         segment_BT, source, length = state.target_segment_BT, state.source.value, tokens_BT.shape[1]
         position_BT = state.length_B[:, None] + positions(valid_BT, segment_BT)
         bound = None if state.past else length  # without a cache this is the one call: lengths are 0
         x_BTD = self._embed(self.embedding, tokens_BT, self.target_position(position_BT, bound))
         if state.past:
-            x_BTD, past = self._extend_cached(x_BTD, state.past, source, valid_BT)
+            x_BTD, weight_BTS, past = self._read_cached(x_BTD, state.past, source, valid_BT, weigh)
             state = replace(state, past=past)
         else:
             source_mask_BTS = source.valid_BS[:, None] & same_segment(segment_BT, source.segment_BS, valid_BT)
@@ -176,7 +197,9 @@ class EncoderDecoder(nn.Module):
             x_BTD = self.decoder(x_BTD, mask_BTT, source.memory_BSD, source_mask_BTS, bias_BNTT)
         if self.norm == "pre":
             x_BTD = self.decoder_norm(x_BTD)
-        return x_BTD, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32))
+        if state.covered_RS is not None:
+            state = replace(state, covered_RS=state.covered_RS + jnp.where(valid_BT[..., None], weight_BTS, 0.0).sum(1))
+        return x_BTD, weight_BTS, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32))
 
     def readout(self, features: Array) -> Array:
         """(..., D) -> float32 logits (..., V)."""
@@ -184,23 +207,24 @@ class EncoderDecoder(nn.Module):
         flat = features.reshape(-1, self.width)
         if self.logit_scale != 1.0:
             flat = flat * self.logit_scale
-        logits = jnp.einsum("rd,vd->rv", flat, table.astype(flat.dtype), preferred_element_type=jnp.float32)
+        logits = scores(flat, table)
         if self.logit_bias:
             logits = logits + self.output_bias[None]
         return logits.reshape(*features.shape[:-1], self.vocab)
 
-    def _extend_cached(self, x_RTD: Array, past: Past, source: Source, valid_RT: Array) -> tuple[Array, Past]:
+    def _read_cached(self, x_RTD: Array, past: Past, source: Source, valid_RT: Array, weigh: bool):
         past, view = past.advance(valid_RT)
         if self.position == "relative":
             back = [one for one in past.distances(valid_RT) if one is not None]
             view = replace(view, biases=tuple(self.target_relative(back_BQC) for back_BQC in back))
         caches = []
         for layer, cache, keys_values in zip(self.decoder.layers(), past.layers, source.keys_values, strict=True):
-            x_RTD, cache = layer("step", x_RTD, cache, view, *keys_values, source.valid_BS[:, None])
+            last = weigh and len(caches) == self.decoder_layers - 1
+            x_RTD, cache, weight_RTS = layer("step", x_RTD, cache, view, last, *keys_values, source.valid_BS[:, None])
             caches.append(cache)
-        return x_RTD, replace(past, layers=tuple(caches))
+        return x_RTD, weight_RTS, replace(past, layers=tuple(caches))
 
     def _embed(self, table, tokens_BT, position_BTD):
         scale = self.width**0.5 if self.embedding_scale is None else self.embedding_scale
-        x_BTD = table[tokens_BT] * scale + position_BTD
+        x_BTD = rows(table, tokens_BT) * scale + position_BTD
         return self.embedding_dropout(x_BTD.astype(jnp.dtype(self.dtype)))

@@ -61,6 +61,7 @@ class State:
 
     source: Shared
     writer: Writer
+    covered_RS: Array | None = None
 
 
 class Seq2Seq(nn.Module):
@@ -79,6 +80,7 @@ class Seq2Seq(nn.Module):
         true one (Bengio et al. 2015). What it would say is found in a first pass over the true tokens, without a
         gradient, and read in a second one (Mihaylova and Martins 2019).
       tie: what shares a table: "all" (source and target embedding, output), "target" (the last two) or "none".
+      covers: keep the attention that each source position got, for a coverage penalty (decoding only).
     """
 
     vocab: int
@@ -93,6 +95,7 @@ class Seq2Seq(nn.Module):
     dropout: float = 0.0
     scheduled_sampling: float = 0.0
     tie: Literal["all", "target", "none"] = "all"
+    covers: bool = False
 
     def __post_init__(self) -> None:
         # Linen gives one object one set of parameters; encoder and decoder have two, even if made of one object.
@@ -143,14 +146,18 @@ class Seq2Seq(nn.Module):
         if self.context == "every":
             return State(Shared(Source(valid_BS, context_BD=jnp.tanh(self.summary(final_BD)))), writer)
         key_BSD = self.scores.keys(memory_BSD)
-        return State(Shared(Source(valid_BS, memory_BSD, None if key_BSD is memory_BSD else key_BSD)), writer)
+        source = Shared(Source(valid_BS, memory_BSD, None if key_BSD is memory_BSD else key_BSD))
+        return State(source, writer, (~valid_BS).astype(x_BSD.dtype) if self.covers else None)
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
         """Read T more target tokens -> features o_t (B, T, D) and the new state."""
         if self.scheduled_sampling > 0.0 and self.has_rng("dropout"):
             tokens_BT = self._sampled(tokens_BT, state, valid_BT)
-        features_BTD, _, writer = self._read(tokens_BT, state, valid_BT)
-        return self.output_dropout(features_BTD), replace(state, writer=writer)
+        features_BTD, weight_BTS, writer = self._read(tokens_BT, state, valid_BT)
+        covered_RS = state.covered_RS
+        if covered_RS is not None:
+            covered_RS = covered_RS + jnp.where(valid_BT[..., None], weight_BTS, 0.0).sum(1)
+        return self.output_dropout(features_BTD), State(state.source, writer, covered_RS)
 
     def readout(self, features: Array) -> Array:
         """(..., D) -> float32 logits (..., V)."""
@@ -248,6 +255,7 @@ class Seq2Seq(nn.Module):
     def _check(self) -> None:
         """Raises UserError on options that contradict each other."""
         asked = {"input_feeding": self.input_feeding, "coverage": self.coverage, "attend": self.attend == "before"}
+        asked["covers"] = self.covers
         wrong = [name for name, on in asked.items() if on and self.context != "attention"]
         if wrong:
             raise UserError(f'{", ".join(wrong)}: only context="attention" has it, and context is "{self.context}"')

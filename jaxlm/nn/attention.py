@@ -210,6 +210,16 @@ class Attention(nn.Module):
         query_RTNH = self._heads(self.query(x_RTD))
         return self._out(look(query_RTNH, (key_BGHS, value_BGSH, mask_B1S), scale=self.scale))
 
+    def source_weights(self, x_RTD: Array, key_BGHS: Array, value_BGSH: Array, mask_B1S: Array) -> Array:
+        """How much each position of x looks at each position of the source, mean of the heads -> (R, T, S)."""
+        query_RTNH = self._heads(self.query(x_RTD))
+        rows, (_, _, heads, width) = key_BGHS.shape[0], query_RTNH.shape
+        query_BQNH = query_RTNH.reshape(rows, -1, heads, width)
+        key_BNHS = jnp.repeat(key_BGHS, heads // key_BGHS.shape[1], axis=1)
+        scale = width**-0.5 if self.scale is None else self.scale
+        weight_BNQS = _weights(jnp.swapaxes(query_BQNH, 1, 2), jnp.swapaxes(key_BNHS, 2, 3), mask_B1S, None, scale)
+        return weight_BNQS.mean(1).reshape(*x_RTD.shape[:2], -1)
+
     def read(self, x_RTD: Array, cache: Layer, view: View, rotation: Rotation | None = None) -> tuple[Array, Layer]:
         """Write the keys and values of T more tokens a slot, look at all that each sees -> (R, T, D), the new cache."""
         query_RTNH, key_RTGH, value_RTGH = self.project(x_RTD, rotation)

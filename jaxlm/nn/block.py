@@ -74,8 +74,18 @@ class SourceBlock(Block):
         """The source's keys (B, G, H, S) and values (B, G, S, H)."""
         return self.source_attention.source(memory_BSD)
 
-    def step(self, x_RTD: Array, cache: Layer, view: View, *source: Array) -> tuple[Array, Layer]:
-        """T more positions a slot, written to the cache: (R, T, D) -> (R, T, D), new cache."""
+    def step(
+        self, x_RTD: Array, cache: Layer, view: View, weigh: bool, *source: Array
+    ) -> tuple[Array, Layer, Array | None]:
+        """T more positions a slot: (R, T, D) -> (R, T, D), new cache, attention to the source (R, T, S) if asked."""
+        weight_RTS = None
+
+        def source_attention(y_RTD: Array) -> Array:
+            nonlocal weight_RTS
+            if weigh:
+                weight_RTS = self.source_attention.source_weights(y_RTD, *source)
+            return self.source_attention.read_source(y_RTD, *source)
+
         x_RTD, cache = self.read(x_RTD, cache, view)
-        x_RTD = self.source_residual(x_RTD, lambda y: self.source_attention.read_source(y, *source))
-        return self.ffn_residual(x_RTD, self.ffn), cache
+        x_RTD = self.source_residual(x_RTD, source_attention)
+        return self.ffn_residual(x_RTD, self.ffn), cache, weight_RTS

@@ -5,12 +5,14 @@ transposes and recomputes the rank 3 element-wise chain in the backward pass.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxlm.nn.dropout import Dropout
+from jaxlm.nn.quantized import joined, product
 from jaxlm.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -35,19 +37,18 @@ class Linear(nn.Module):
     deviation: float | None = None
 
     @nn.compact
-    def weights(self, width: int) -> tuple[Array, Array | None]:
-        """W (width, features) and b (features,), in the dtype of the product."""
-        dtype = jnp.dtype(self.dtype)
+    def weights(self, width: int) -> tuple[Any, Array | None]:
+        """W (width, features), or what stands for it (`jaxlm.nn.quantized`), and b (features,)."""
         normal = nn.initializers.normal(self.deviation or 0.0)
         start = nn.initializers.xavier_uniform() if self.deviation is None else normal
-        kernel = self.param("kernel", start, (width, self.features)).astype(dtype)
+        kernel = self.param("kernel", start, (width, self.features))
         if not self.bias:
             return kernel, None
-        return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(dtype)
+        return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))
 
     def __call__(self, x: Array) -> Array:
         """(..., D) -> (..., features)."""
-        return _affine(x, *self.weights(x.shape[-1]))
+        return _affine(x, *self.weights(x.shape[-1]), jnp.dtype(self.dtype))
 
 
 def joint(x: Array, *maps: Linear) -> list[Array]:
@@ -57,16 +58,16 @@ def joint(x: Array, *maps: Linear) -> list[Array]:
     """
     kernels, biases = zip(*(one.weights(x.shape[-1]) for one in maps), strict=True)
     bias = None if biases[0] is None else jnp.concatenate(biases)
-    y = _affine(x, jnp.concatenate(kernels, axis=1), bias)
+    y = _affine(x, joined(kernels), bias, jnp.dtype(maps[0].dtype))
     ends = [sum(one.features for one in maps[: count + 1]) for count in range(len(maps) - 1)]
     return jnp.split(y, ends, axis=-1)
 
 
-def _affine(x: Array, kernel: Array, bias: Array | None) -> Array:
-    y = x.reshape(-1, x.shape[-1]).astype(kernel.dtype) @ kernel
+def _affine(x: Array, kernel: Any, bias: Array | None, dtype: Any) -> Array:
+    y = product(x.reshape(-1, x.shape[-1]), kernel, dtype)
     if bias is not None:
-        y = y + bias[None]
-    return y.reshape(*x.shape[:-1], kernel.shape[1])
+        y = y + bias.astype(dtype)[None]
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class FeedForward(nn.Module):

@@ -37,7 +37,9 @@ class Stack(nn.Module):
         def create(key):
             return jax.vmap(lambda k: block.init(k, x, *shared)["params"])(jax.random.split(key, self.depth))
 
-        params_L = self.param("layers", create)
+        # Not `self.param` where they are given: it would compare leaves, and weights of eight bits have other ones.
+        known = self.has_variable("params", "layers")
+        params_L = self.get_variable("params", "layers") if known else self.param("layers", create)
         keys_L = jax.random.split(self.make_rng("dropout"), self.depth) if self.has_rng("dropout") else None
 
         def layer(x, params, key):

@@ -18,9 +18,11 @@ import numpy as np
 from jaxlm.data.collate import in_order
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.vocabulary import BOS, EOS, PAD, Tokenizer
+from jaxlm.decode.automaton import Grammar
 from jaxlm.decode.choose import Sampler
 from jaxlm.decode.generate import Generated, generate, stream
 from jaxlm.decode.reasons import NONE, REASONS
+from jaxlm.tasks.constrained import CompiledRule
 from jaxlm.tasks.stream import TextStream
 from jaxlm.tasks.translate import Search
 from jaxlm.types import Batch, Params
@@ -40,6 +42,7 @@ class Request:
     samples: how many texts, drawn independently.
     stops: strings that end a text and are not part of it.
     max_tokens: the most tokens of a text; None takes the limit of the task's search.
+    rule: what each text must be; a quotation is one of the source, or of the prompt where there is no source.
     """
 
     sampler: Sampler = Sampler()
@@ -47,6 +50,7 @@ class Request:
     samples: int = 1
     max_tokens: int | None = None
     stops: tuple[str, ...] = ()
+    rule: CompiledRule | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def _samples(
         limit_B = np.where(np.arange(ROWS) < count, asked.limit, 0).astype(np.int32)
         prompt = asked.batch, jnp.asarray(asked.prompt_BP), jnp.asarray(asked.prompt_BP != PAD), jnp.asarray(limit_B)
         options: dict[str, Any] = {"length": asked.room, "stop": (EOS,), "sampler": request.sampler}
-        options |= {"seed": request.seed, "line_B": jnp.asarray(line_B)}
+        options |= {"seed": request.seed, "line_B": jnp.asarray(line_B), "grammar": _grammar(request, asked, limit_B)}
         if request.stops or show:
             told = _told(stream(model, params, *prompt, **options), count, asked.prompt, tokenizer, request, show)
             yield from told
@@ -132,6 +136,17 @@ def _samples(
         else:
             found = generate(model, params, *prompt, **options)
             yield from (_sample(found, row, asked.prompt, tokenizer) for row in range(count))
+
+
+def _grammar(request: Request, asked: _Asked, limit_B: np.ndarray) -> Grammar | None:
+    """What each sample must be; all of them have the source, or the prompt, of the one row that they share."""
+    if request.rule is None:
+        return None
+    batch, prompt_BP = asked.batch, asked.prompt_BP
+    has_source = batch.source_BS is not None
+    one = (batch.source_BS, batch.source_valid_BS) if has_source else (prompt_BP, prompt_BP != PAD)
+    source_BS, valid_BS = (np.asarray(each)[:1].repeat(len(limit_B), axis=0) for each in one)
+    return request.rule.grammar(source_BS, valid_BS, limit_B)
 
 
 def _told(

@@ -39,6 +39,10 @@ class Search:
         """The most tokens of each answer, a function of its own source length (EOS included) only."""
         return np.asarray(source_tokens * self.ratio + self.extra, np.int32)
 
+    def grammar(self, source_BS: Any, valid_BS: Any, limit_B: Any) -> Any:
+        """What the answers of a batch must be (`jaxlm.decode.automaton.Grammar`): here anything."""
+        return None
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -88,7 +92,7 @@ def _decoded(model: Any, params: Params, column: Ragged, search: Search) -> Iter
         room = int(search.limit(np.asarray(length)))
         found = beam_search(
             model, params, batch, prompt_BP, prompt_BP > 0, jnp.asarray(limit_B), length=room, beam=search.beam,
-            stop=(EOS,),
+            stop=(EOS,), grammar=search.grammar(batch.source_BS, batch.source_valid_BS, limit_B),
         )  # fmt: skip
         if before is not None:
             yield before[0], _on_host(before[1])
