@@ -8,7 +8,7 @@ steps, in 3 min 33 s on two shared CPU cores with evaluations, 12,700 tokens/s; 
 is read from nothing, as in the reference, so that its first characters are said with little to go on.
 
 Learned positions beyond the context of training are untrained, and texts that go on so far fall apart. `cpu_rotary` has
-rotary positions and a sliding window as wide as its context, and goes on for ever.
+rotary positions and a sliding window as wide as its context, and goes on for ever: 1.801 after as many steps.
 """
 
 from dataclasses import replace
