@@ -57,7 +57,7 @@ def _run(argv: list[str]) -> int:
 
         return doctor()
     elif verb in VERBS:
-        return importlib.import_module(f"jaxlm.cli.{verb}").main(rest)
+        return importlib.import_module(f"jaxlm.cli.{verb.replace('-', '_')}").main(rest)
     else:
         raise Usage(f"no verb {verb!r}{meant(verb, VERBS)} (the verbs are {', '.join(VERBS)})")
     return 0
@@ -65,7 +65,7 @@ def _run(argv: list[str]) -> int:
 
 def _help() -> str:
     lines = ["usage: jaxlm VERB ...", ""]
-    lines += [f"  {verb:10}{summary}" for verb, summary in VERBS.items()]
+    lines += [f"  {verb:11}{summary}" for verb, summary in VERBS.items()]
     return "\n".join([*lines, "", "`jaxlm VERB --help` has the options; --debug shows the traceback of an error."])
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from jaxlm.data.published import FastTokenizer, Published, PublishedPieces
 from jaxlm.data.sentencepiece import SentencePiece, SentencePieceTokenizer
 from jaxlm.data.spelling import SpelledWords, SpelledWordTokenizer
 from jaxlm.data.symbols import Bytes, ByteTokenizer, Characters, CharacterTokenizer, Words, WordTokenizer
@@ -17,6 +18,7 @@ __all__ = [
     "UNK",
     "Bytes",
     "Characters",
+    "Published",
     "SentencePiece",
     "SpelledWords",
     "Tokenizer",
@@ -24,7 +26,8 @@ __all__ = [
     "load_tokenizer",
 ]
 
-STORED = (SentencePieceTokenizer, ByteTokenizer, CharacterTokenizer, WordTokenizer, SpelledWordTokenizer)
+LEARNT = (SentencePieceTokenizer, ByteTokenizer, CharacterTokenizer, WordTokenizer, SpelledWordTokenizer)
+STORED = (*LEARNT, FastTokenizer, PublishedPieces)
 KINDS = {kind.kind: kind for kind in STORED}
 CURE = "Copy the folder again from where it was made, or train anew."
 

@@ -39,6 +39,8 @@ from jaxlm.types import Array, Batch
 class State:
     """What was read. There is no `past` with capacity 0 (training: one `extend`, nothing kept).
 
+    Whoever hands such a state on, from window to window of a stream, reads each window from nothing.
+
     `segment_BT` numbers the examples of packed rows, else None; length_B counts the tokens read.
     """
 
@@ -161,6 +163,8 @@ class Decoder(nn.Module):
             x_BTD = self.stack(x_BTD, causal_mask(valid_BT, state.segment_BT, self.window), rotation)
         if self.norm == "pre":
             x_BTD = self.last_norm(x_BTD)
+        if not past:
+            return x_BTD, state
         return x_BTD, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32), past=past)
 
     def readout(self, features: Array) -> Array:

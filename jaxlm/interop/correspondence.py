@@ -1,0 +1,110 @@
+"""Which of our parameters is which array of a file: one table a family, read in both directions.
+
+Ours are stacked, kernels are (in, out); in a file every layer has its own array, mostly (out, in), and sometimes one
+array holds several of ours side by side.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.errors import UserError
+from jaxlm.types import Params
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One array of a file and the parameters that it holds.
+
+    Attributes:
+      theirs: its name; `{}` is the number of the layer.
+      ours: paths of parameters, as in "stack/layers/ffn/up/kernel"; several lie side by side on the last axis.
+      transpose: it lies (out, in).
+      lead: it has an axis of one more, in front.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    transpose: bool = False
+    lead: bool = False
+
+    def shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """The shape in the file, of one layer, from those of ours."""
+        shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+        return (1, *shape) if self.lead else shape[::-1] if self.transpose else shape
+
+
+@dataclass(frozen=True)
+class Place:
+    """One array of a file: its name and shape there, and the slices of our parameters that it holds."""
+
+    entry: Entry
+    name: str
+    shape: tuple[int, ...]
+    slices: tuple[np.ndarray, ...]
+
+    def load(self, tensor: np.ndarray) -> None:
+        """File to parameters."""
+        tensor = tensor[0] if self.entry.lead else tensor.T if self.entry.transpose else tensor
+        at = 0
+        for part in self.slices:
+            part[...] = tensor[..., at : at + part.shape[-1]]
+            at += part.shape[-1]
+
+    def store(self, dtype: Any) -> np.ndarray:
+        """Parameters to file."""
+        tensor = self.slices[0] if len(self.slices) == 1 else np.concatenate(self.slices, axis=-1)
+        tensor = tensor[None] if self.entry.lead else tensor.T if self.entry.transpose else tensor
+        return tensor.astype(dtype, copy=False)
+
+
+def from_tensors(table: Sequence[Entry], abstract: Params, tensors: Mapping[str, np.ndarray], where: str) -> Params:
+    """Parameters in the shapes and dtypes of `abstract`, from the arrays of a file.
+
+    Raises UserError with all names and shapes that are missing, left over or different.
+    """
+    params = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
+    places = list(_places(table, params))
+    wrong = [f"{place.name} {place.shape} is missing" for place in places if place.name not in tensors]
+    for place in places:
+        if place.name in tensors and tensors[place.name].shape != place.shape:
+            wrong.append(f"{place.name} has shape {tensors[place.name].shape}, expected {place.shape}")
+    wanted = {place.name for place in places}
+    wrong += [f"{name} {tensors[name].shape} has no place in the model" for name in tensors if name not in wanted]
+    if wrong:
+        listed = "\n  ".join(wrong[:20] + ([f"and {len(wrong) - 20} more"] if len(wrong) > 20 else []))
+        raise UserError(
+            f"{where}: the arrays do not fit the model that its config.json describes:\n  {listed}\n"
+            "fetch both files from one place"
+        )
+    for place in places:
+        place.load(tensors[place.name])
+    return params
+
+
+def to_tensors(table: Sequence[Entry], params: Params, dtype: Any) -> dict[str, np.ndarray]:
+    """The arrays of a file, from parameters. Raises UserError if the table does not name every parameter."""
+    params = jax.tree.map(np.asarray, params)
+    return {place.name: place.store(dtype) for place in _places(table, params)}
+
+
+def _places(table: Sequence[Entry], params: Params) -> Iterator[Place]:
+    leaves = {
+        "/".join(str(key.key) for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }  # fmt: skip
+    named = {path for entry in table for path in entry.ours}
+    if named != set(leaves):
+        raise UserError(
+            f"parameters without a place in the file: {sorted(set(leaves) - named)}; places without a parameter: "
+            f"{sorted(named - set(leaves))}: this model has a form that the format cannot say"
+        )
+    for entry in table:
+        found = [leaves[path] for path in entry.ours]
+        stacked = "{}" in entry.theirs
+        for layer in range(len(found[0]) if stacked else 1):
+            slices = tuple(leaf[layer] if stacked else leaf for leaf in found)
+            name = entry.theirs.format(layer) if stacked else entry.theirs
+            yield Place(entry, name, entry.shape([part.shape for part in slices]), slices)

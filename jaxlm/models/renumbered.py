@@ -1,0 +1,66 @@
+"""A published model under the ids of this library: 0 pad, 1 unknown, 2 BOS, 3 EOS, and from 4 on those of its own text.
+
+Published vocabularies put their special ids anywhere, and some have one where we have two (GPT-2 begins and ends a text
+with the same token). Our id i >= 4 is theirs, i - 4; the four first ones stand for ids that are named here.
+"""
+
+from dataclasses import replace
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxlm.data.vocabulary import BOS, EOS, PAD, SPECIALS, UNK
+from jaxlm.types import Array, Batch, State
+
+NEVER = -1e9
+"""The logit of an id that is never said; finite, so that a product with 0 is 0."""
+
+
+class Renumbered(nn.Module):
+    """`model` under `jaxlm.types.Autoregressive`, with ids as above.
+
+    Attributes:
+      model: whose ids are its own.
+      bos: what its texts, or its answers, begin with.
+      eos: what ends them; it is said as our EOS alone.
+      unknown: its id for what it has no piece for.
+      never: ids that it must not say.
+    """
+
+    model: nn.Module
+    bos: int
+    eos: int
+    unknown: int = 0
+    never: tuple[int, ...] = ()
+
+    @property
+    def vocab(self) -> int:
+        """Ids, the four special ones included."""
+        return self.model.vocab + SPECIALS
+
+    def __call__(self, batch: Batch) -> Array:
+        """Logits (B, T, V) of every next target token: start, extend over the whole target, readout."""
+        features_BTD, _ = self.extend(batch.target_BT, self.start(batch, 0), batch.target_valid_BT)
+        return self.readout(features_BTD)
+
+    def start(self, batch: Batch, capacity: int) -> State:
+        """The model's own state."""
+        source_BS = None if batch.source_BS is None else self._theirs(batch.source_BS)
+        return self.model.start(replace(batch, source_BS=source_BS), capacity)
+
+    def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
+        """Read T more tokens -> features (B, T, D) and the new state."""
+        return self.model.extend(self._theirs(tokens_BT), state, valid_BT)
+
+    def readout(self, features: Array) -> Array:
+        """(..., D) -> float32 logits (..., V): those of the model, each at its id here."""
+        logits = self.model.readout(features)
+        eos, blank = logits[..., self.eos, None], jnp.full((*logits.shape[:-1], EOS), NEVER, logits.dtype)
+        said = logits.at[..., jnp.array((self.eos, *self.never))].set(NEVER)
+        return jnp.concatenate([blank, eos, said], axis=-1)
+
+    def _theirs(self, tokens: Array) -> Array:
+        special = {PAD: self.unknown, UNK: self.unknown, BOS: self.bos, EOS: self.eos}
+        table = jnp.array([special[i] for i in range(SPECIALS)], jnp.int32)
+        tokens = jnp.asarray(tokens, jnp.int32)
+        return jnp.where(tokens < SPECIALS, table[jnp.minimum(tokens, EOS)], tokens - SPECIALS)
