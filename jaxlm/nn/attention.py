@@ -106,7 +106,9 @@ def look(query_RTNH: Array, *parts: Keys, scale: float | None = None, biases: tu
     if len(found) > 1:
         highest = functools.reduce(jnp.maximum, (one[2] for one in found))
         shares = [jnp.exp(one[2] - highest) for one in found]
-        mixed, total = (sum(share * one[at] for share, one in zip(shares, found, strict=True)) for at in (0, 1))
+        mixed, total = (
+            functools.reduce(jnp.add, [s * one[at] for s, one in zip(shares, found, strict=True)]) for at in (0, 1)
+        )
     return (mixed / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)).astype(query_RTNH.dtype)
 
 
