@@ -151,11 +151,40 @@ def in_order(
         # A few rows take a smaller shape: 1, 2, 4, ... multiples.
         rows = min(rows, multiple << (math.ceil(len(ranked) / multiple) - 1).bit_length())
         now, ranked = ranked[:rows], ranked[rows:]
-        batch = collate(columns, now, np.arange(len(now)), rows, length, length, packed=False)
-        for field, value in ((batch.source_BS, EOS), (batch.source_valid_BS, True)):
-            if isinstance(field, np.ndarray):
-                field[len(now) :, 0] = value
-        yield np.concatenate([now, np.full(rows - len(now), -1)]), batch
+        row_B = np.concatenate([now, np.full(rows - len(now), -1)])
+        yield row_B, collate_some(columns, row_B, length)
+
+
+def collate_some(columns: Columns, row_B: np.ndarray, length: int) -> Batch:
+    """The named rows of the columns in this order, then, where `row_B` is -1, rows of an empty source and no target."""
+    now = row_B[row_B >= 0]
+    batch = collate(columns, now, np.arange(len(now)), len(row_B), length, length, packed=False)
+    for field, value in ((batch.source_BS, EOS), (batch.source_valid_BS, True)):
+        if isinstance(field, np.ndarray):
+            field[len(now) :, 0] = value
+    return batch
+
+
+def shapes_in_order(column: Ragged, tokens: int, max_length: int) -> Iterator[tuple[np.ndarray, int, int, int]]:
+    """For a queue, longest first: (rows of the column, their length with padding, places, rows that begin together).
+
+    `places` times the length is `tokens` at most. A length that would not fill a quarter of its places takes in the
+    next shorter one.
+    """
+    longer = np.minimum(column.lengths + 1, max_length)
+    ranked = np.argsort(-longer, kind="stable")
+    level = np.array([_level(int(size), max_length) for size in longer[ranked]])
+    while len(ranked):
+        length, count = int(level[0]), 0
+        places = max(tokens // length // 8, 1) * 8
+        while count < len(ranked) and count < places // 4:
+            count = int((level >= level[count]).sum())
+        rows, ranked, level = ranked[:count], ranked[count:], level[count:]
+        if count <= places:
+            places = min(places, 1 << (count - 1).bit_length())
+            yield rows, length, places, places
+        else:
+            yield rows, length, places, places // 8
 
 
 def too_long(columns: Columns, max_length: int) -> int:

@@ -25,7 +25,7 @@ from flax import struct
 from jax import lax
 
 from jaxlm.decode.automaton import Grammar, followed, restricted
-from jaxlm.decode.constrain import Forced, forbid, log_softmax_parts
+from jaxlm.decode.constrain import Forced, forbid
 from jaxlm.decode.hypotheses import (
     Finished,
     Live,
@@ -70,9 +70,9 @@ class Hypotheses:
 
 @struct.dataclass
 class Search:
-    """The loop's carry: a live hypothesis has `step` tokens, the last is `token_BK`; the state has not read it yet."""
+    """The loop's carry: a live hypothesis has `step_B` tokens, the last, `token_BK`, not yet read by the state."""
 
-    step: Array
+    step_B: Array
     done_B: Array
     token_BK: Array
     live: Live
@@ -129,21 +129,22 @@ def beam_search(
     if beam.limit == "force_eos" and not stop:
         raise UserError("limit='force_eos' but stop=(): expected at least one stop id to force, or limit='keep'")
     request = Request(jnp.minimum(limit_B, length), ranking(beam, length), forced, grammar)
-    coverage = float(beam.coverage > 0)
-    if coverage:
-        model = covering(model)
-    same = dataclasses.replace(beam, penalty="none", alpha=1.0, reward=0.0, coverage=coverage)
-    rules = Rules(same, tuple(sorted(set(stop))), length)
+    model, rules = compiled(model, beam, stop, length)
     return _beam_search(model, rules, params, batch, prompt_BP, prompt_valid_BP, request)
 
 
-def covering(model: Any) -> Any:
-    """The model that tells what each source position got of the attention. Raises UserError if it cannot."""
-    if not hasattr(model, "covers"):
+def compiled(model: Any, beam: Beam, stop: tuple[int, ...], length: int) -> tuple[Any, Rules]:
+    """What a search is compiled for: a model that tells what it must, and the rules without their numbers.
+
+    Raises UserError for coverage with a model that does not attend to a source.
+    """
+    coverage = float(beam.coverage > 0)
+    if coverage and not hasattr(model, "covers"):
         raise UserError(
             f"coverage > 0 needs attention to a source, and {type(model).__name__} tells of none: use coverage=0"
         )
-    return model.clone(covers=True)
+    same = dataclasses.replace(beam, penalty="none", alpha=1.0, reward=0.0, coverage=coverage)
+    return model.clone(covers=True) if coverage else model, Rules(same, tuple(sorted(set(stop))), length)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rules"))
@@ -156,19 +157,29 @@ def _beam_search(
     prompt_valid_BP: Array,
     request: Request,
 ) -> Hypotheses:
-    rows, slots = prompt_BP.shape[0], rules.beam.size
+    search = begin(model, rules, params, batch, prompt_BP, prompt_valid_BP, request)
     layers = unstacked(params)
 
-    def step(search: Search) -> Search:
-        valid_R = jnp.repeat(~search.done_B, slots)
-        logits_RV, state = read_token(model, layers, search.token_BK.reshape(-1), search.state, valid_R)
-        covered_RS = state.covered_RS if rules.beam.coverage else None
-        found, parent_BK = _advance(search, logits_RV.reshape(rows, slots, -1), rules, request, covered_RS)
-        return dataclasses.replace(found, state=reorder(search.state, state, parent_BK))
+    def more(search: Search) -> Search:
+        return step(model, rules, layers, search, request)
 
+    return results(lax.while_loop(lambda search: ~jnp.all(search.done_B), more, search).finished, rules.beam.returns)
+
+
+def begin(
+    model: Any,
+    rules: Rules,
+    params: Params,
+    batch: Batch,
+    prompt_BP: Array,
+    prompt_valid_BP: Array,
+    request: Request,
+) -> Search:
+    """The prompts are read, nothing is said."""
+    rows, slots = prompt_BP.shape[0], rules.beam.size
     token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, rules.length)
-    search = Search(
-        step=jnp.int32(0),
+    return Search(
+        step_B=jnp.zeros(rows, jnp.int32),
         done_B=request.limit_B <= 0,
         token_BK=jnp.broadcast_to(token_B[:, None], (rows, slots)).astype(jnp.int32),
         live=first_live(rows, slots, rules.length),
@@ -176,8 +187,16 @@ def _beam_search(
         state=spread(state, slots, prompt_BP.shape[1] - 1, rules.length, slots <= SIDE_BY_SIDE),
         grammar_state=None if request.grammar is None else request.grammar.begin(slots),
     )
-    finished = lax.while_loop(lambda search: ~jnp.all(search.done_B), step, search).finished
-    return _results(finished, rules.beam.returns)
+
+
+def step(model: Any, rules: Rules, layers: Params, search: Search, request: Request) -> Search:
+    """One more token in each live hypothesis of each row that is not done. `layers`: the unstacked parameters."""
+    rows, slots = search.token_BK.shape
+    valid_R = jnp.repeat(~search.done_B, slots)
+    logits_RV, state = read_token(model, layers, search.token_BK.reshape(-1), search.state, valid_R)
+    covered_RS = state.covered_RS if rules.beam.coverage else None
+    found, parent_BK = _advance(search, logits_RV.reshape(rows, slots, -1), rules, request, covered_RS)
+    return dataclasses.replace(found, state=reorder(search.state, state, parent_BK))
 
 
 def _advance(
@@ -185,38 +204,39 @@ def _advance(
 ) -> tuple[Search, Array]:
     """One step of the definition, given the logits after each live hypothesis; and the parents_BK of the new ones."""
     beam, stop, live = rules.beam, rules.stop, search.live
-    at_limit_B = search.step + 1 >= request.limit_B
-    scaled_BKV, norm_BK1 = log_softmax_parts(logits_BKV, beam.temperature)
+    at_limit_B = search.step_B + 1 >= request.limit_B
+    logits_BKV = logits_BKV.astype(jnp.float32)
+    if beam.temperature != 1.0:
+        logits_BKV = logits_BKV / beam.temperature
     must_stop_B = at_limit_B if beam.limit == "force_eos" else None
-    step_BKV = forbid(
-        scaled_BKV - norm_BK1, live.tokens_BKT, search.step, beam.constraints, stop, request.forced, must_stop_B
+    allowed_BKV = forbid(
+        logits_BKV, live.tokens_BKT, search.step_B, beam.constraints, stop, request.forced, must_stop_B
     )
-    step_BKV = restricted(step_BKV, request.grammar, search.grammar_state, request.limit_B - search.step)
-    if beam.renormalise:
-        norm_BK1 = jax.nn.logsumexp(step_BKV, axis=-1, keepdims=True)
-        step_BKV = step_BKV - jnp.where(jnp.isneginf(norm_BK1), 0.0, norm_BK1)
-    found = candidates(live, step_BKV, rules.candidates)
+    allowed_BKV = restricted(allowed_BKV, request.grammar, search.grammar_state, request.limit_B - search.step_B)
+    whole_BKV = allowed_BKV if beam.renormalise else logits_BKV
+    found, norm_BK1 = candidates(live, whole_BKV, allowed_BKV, rules.candidates)
     ending = found
     if beam.finish == "all" and stop:
-        ending = union(without_stops(found, stop), stopping_candidates(live, step_BKV, stop))
+        ending = union(without_stops(found, stop), stopping_candidates(live, allowed_BKV, norm_BK1, stop))
     reason_BA = reasons(ending, beam, stop, at_limit_B, search.done_B)
     uncovered_BK = None if covered_RS is None else uncovered(covered_RS, beam.size)
-    finished = finish(search.finished, live, ending, reason_BA, search.step, request.ranking, beam, uncovered_BK)
-    new_live, token_BK, parent_BK = go_on(live, found, stop, search.step)
+    finished = finish(search.finished, live, ending, reason_BA, search.step_B, request.ranking, beam, uncovered_BK)
+    new_live, token_BK, parent_BK = go_on(live, found, stop, search.step_B)
     over_B = can_stop(
-        beam, request.ranking, search.step + 1, request.limit_B,
+        beam, request.ranking, search.step_B + 1, request.limit_B,
         new_live.logprob_BK, finished.score_BK, reason_BA[:, 0] == STOP,
     )  # fmt: skip
     nothing_B = jnp.isneginf(new_live.logprob_BK[:, 0])
     done_B = search.done_B | at_limit_B | over_B | nothing_B
     after = dataclasses.replace(
-        search, step=search.step + 1, done_B=done_B, token_BK=token_BK, live=new_live, finished=finished,
-        grammar_state=followed(request.grammar, search.grammar_state, parent_BK, token_BK),
+        search, step_B=search.step_B + ~search.done_B, done_B=done_B, token_BK=token_BK, live=new_live,
+        finished=finished, grammar_state=followed(request.grammar, search.grammar_state, parent_BK, token_BK),
     )  # fmt: skip
     return after, parent_BK
 
 
-def _results(finished: Finished, count: int) -> Hypotheses:
+def results(finished: Finished, count: int) -> Hypotheses:
+    """The `count` best of each row."""
     empty_BN = finished.reason_BK[:, :count] == NONE
     return Hypotheses(
         tokens_BNT=finished.tokens_BKT[:, :count],

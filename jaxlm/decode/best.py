@@ -29,6 +29,12 @@ def best(score_BX: Array, count: int) -> tuple[Array, Array]:
     return jnp.pad(score_BA, padding, constant_values=-jnp.inf), jnp.pad(index_BA, padding)
 
 
+def divisor(width: int) -> int:
+    """The size of equal chunks of a row, near CHUNK; 1, which is none, where the row is short or nothing divides it."""
+    near = [size for size in range(CHUNK // 2, 2 * CHUNK + 1) if width % size == 0]
+    return min(near, key=lambda size: abs(size - CHUNK)) if near and width >= SMALL else 1
+
+
 def _best_by_chunks(score_BX: Array, count: int) -> tuple[Array, Array]:
     """`lax.top_k` over the `count` chunks with the greatest maximum, and over the remainder of the last chunk.
 

@@ -1,6 +1,6 @@
 """Tokens that may not be said: masks set to -inf after normalisation, without renormalising what is left.
 
-Beam search, greedy search and sampling share them. `step` counts the tokens generated so far (the prompt is no part
+Beam search, greedy search and sampling share them. `step_B` counts the tokens generated so far (the prompt is no part
 of it), `history_BKT` holds those tokens, and all masks hold together: a forced id that is also banned leaves nothing.
 """
 
@@ -67,13 +67,13 @@ def is_one_of(token: Array, ids: tuple[int, ...]) -> Array:
 def forbid(
     logprob_BKV: Array,
     history_BKT: Array,
-    step: Array,
+    step_B: Array,
     constraints: Constraints,
     stop: tuple[int, ...],
     forced: Forced | None = None,
     must_stop_B: Array | None = None,
 ) -> Array:
-    """Step scores_BKV with -inf on the ids that may not be said as generated token number `step` (from 0).
+    """Step scores_BKV with -inf on the ids that may not be said as generated token number `step_B` (from 0).
 
     A row of `must_stop_B` may say nothing but a stop id, and the minimum length does not bind it.
     """
@@ -81,37 +81,39 @@ def forbid(
     id_11V = jnp.arange(size)[None, None, :]
     masks = [is_one_of(id_11V, constraints.banned)] if constraints.banned else []
     if constraints.min_length > 1 and stop:
-        early_B11 = jnp.reshape(step + 1 < constraints.min_length, (1, 1, 1))
+        early_B11 = (step_B + 1 < constraints.min_length)[:, None, None]
         if must_stop_B is not None:
             early_B11 = early_B11 & ~must_stop_B[:, None, None]
         masks.append(early_B11 & is_one_of(id_11V, stop))
     if constraints.no_repeat_ngram:
-        masks.append(_repeats(history_BKT, step, constraints.no_repeat_ngram, size))
+        masks.append(_repeats(history_BKT, step_B, constraints.no_repeat_ngram, size))
     if forced is not None:
-        masks.append(_strays(forced, step, size))
+        masks.append(_strays(forced, step_B, size))
     if must_stop_B is not None:
         masks.append(must_stop_B[:, None, None] & ~is_one_of(id_11V, stop))
     return jnp.where(functools.reduce(jnp.logical_or, masks), -jnp.inf, logprob_BKV) if masks else logprob_BKV
 
 
-def _strays(forced: Forced, step: Array, size: int) -> Array:
+def _strays(forced: Forced, step_B: Array, size: int) -> Array:
     """True_B1V on the ids that leave the forced prefix."""
     columns = forced.token_BF.shape[1]
-    column = jnp.minimum(step, columns - 1)
-    token_B = jnp.take(forced.token_BF, column, axis=1, mode="clip")
-    binding_B = jnp.take(forced.valid_BF, column, axis=1, mode="clip") & (step < columns)
+    column_B1 = jnp.minimum(step_B, columns - 1)[:, None]
+    token_B = jnp.take_along_axis(jnp.asarray(forced.token_BF), column_B1, axis=1, mode="clip")[:, 0]
+    valid_B = jnp.take_along_axis(jnp.asarray(forced.valid_BF), column_B1, axis=1, mode="clip")[:, 0]
+    binding_B = valid_B & (step_B < columns)
     other_BV = token_B[:, None] != jnp.arange(size)[None, :]
     return (binding_B[:, None] & other_BV)[:, None, :]
 
 
-def _repeats(history_BKT: Array, step: Array, order: int, size: int) -> Array:
-    """True_BKV on the ids that would repeat `order` tokens in a row, given that `step` tokens were generated."""
+def _repeats(history_BKT: Array, step_B: Array, order: int, size: int) -> Array:
+    """True_BKV on the ids that would repeat `order` tokens in a row, given that `step_B` tokens were generated."""
     batch, slots, length = history_BKT.shape
-    matches_BKT = jnp.ones((batch, slots, length), bool) & (jnp.arange(length) < step)[None, None, :]
+    step_B11 = step_B[:, None, None]
+    matches_BKT = jnp.ones((batch, slots, length), bool) & (jnp.arange(length)[None, None, :] < step_B11)
     for back in range(1, order):
-        recent_BK1 = jnp.take(history_BKT, jnp.maximum(step - back, 0), axis=2, mode="clip")[:, :, None]
+        recent_BK1 = jnp.take_along_axis(history_BKT, jnp.maximum(step_B11 - back, 0), axis=2, mode="clip")
         before_BKT = jnp.pad(history_BKT, ((0, 0), (0, 0), (back, 0)), constant_values=-1)[:, :, :length]
         matches_BKT = matches_BKT & (before_BKT == recent_BK1)
-    matches_BKT = matches_BKT & jnp.asarray(step >= order - 1).reshape(1, 1, 1)
+    matches_BKT = matches_BKT & (step_B11 >= order - 1)
     row_B11, slot_1K1 = jnp.arange(batch)[:, None, None], jnp.arange(slots)[None, :, None]
     return jnp.zeros((batch, slots, size), bool).at[row_B11, slot_1K1, history_BKT].max(matches_BKT, mode="drop")

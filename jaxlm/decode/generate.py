@@ -232,7 +232,8 @@ def _step_scores(
 ) -> Array:
     scaled_B1V, norm_B11 = log_softmax_parts(logits_BV[:, None, :], 1.0 if sampler.greedy else sampler.temperature)
     history_B1T = writing.written.tokens_BT[:, None, :]
-    return forbid(scaled_B1V - norm_B11, history_B1T, writing.step, constraints, stop, forced)[:, 0]
+    step_B = jnp.broadcast_to(writing.step, history_B1T.shape[:1])
+    return forbid(scaled_B1V - norm_B11, history_B1T, step_B, constraints, stop, forced)[:, 0]
 
 
 def _append(writing: Writing, token_B: Array, logprob_BV: Array, limit_B: Array, stop: tuple[int, ...]) -> Writing:

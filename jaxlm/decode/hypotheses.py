@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from jaxlm.decode.best import best
+from jaxlm.decode.best import best, divisor
 from jaxlm.decode.constrain import is_one_of
 from jaxlm.decode.options import Beam
 from jaxlm.decode.ranking import Ranking, final_score
@@ -62,19 +62,43 @@ def none_finished(batch: int, slots: int, length: int) -> Finished:
     return Finished(nothing_BK, nothing_BK, zero_BK, zero_BK + NONE, jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
 
 
-def candidates(live: Live, step_logprob_BKV: Array, count: int) -> Candidates:
-    """The best `count` of all (hypothesis, token); ties to the lower slot, then to the lower id."""
-    batch, slots, size = step_logprob_BKV.shape
-    logprob_BX = (live.logprob_BK[:, :, None] + step_logprob_BKV).reshape(batch, slots * size)
-    logprob_BA, index_BA = best(logprob_BX, count)
-    step_BA = jnp.take_along_axis(step_logprob_BKV.reshape(batch, slots * size), index_BA, axis=1, mode="clip")
-    return Candidates(logprob_BA, index_BA // size, index_BA % size, step_BA)
+def candidates(live: Live, logits_BKV: Array, allowed_BKV: Array, count: int) -> tuple[Candidates, Array]:
+    """The best `count` of all (hypothesis, token), ties to the lower slot, then to the lower id; and norm_BK1.
+
+    Step scores are allowed_BKV (the logits, -inf where forbidden) less the log-sum-exp of the logits, norm_BK1. A long
+    row of logits is read twice, for the peaks of its chunks and for its sum, and no array of its size is written.
+    """
+    batch, slots, size = logits_BKV.shape
+    chunk = divisor(size)
+    peak_BKG = allowed_BKV.reshape(batch, slots, size // chunk, chunk).max(-1)
+    peak_BK1 = (peak_BKG if allowed_BKV is logits_BKV else logits_BKV).max(-1, keepdims=True)
+    peak_BK1 = jnp.maximum(peak_BK1, jnp.finfo(jnp.float32).min)
+    norm_BK1 = jnp.log(jnp.exp(logits_BKV - peak_BK1).sum(-1, keepdims=True)) + peak_BK1
+
+    def scored(x_BX: Array, slot_BX: Array) -> tuple[Array, Array]:
+        live_BX, norm_BX = (
+            jnp.take_along_axis(each_BK, slot_BX, axis=1, mode="clip")
+            for each_BK in (live.logprob_BK, norm_BK1[..., 0])
+        )
+        return live_BX + (x_BX - norm_BX), x_BX - norm_BX
+
+    # A chunk whose peak is not among the best `count` holds none of them, or only such as tie with an earlier one.
+    chunks = slots * size // chunk
+    of_chunk_BX = jnp.broadcast_to(jnp.arange(chunks, dtype=jnp.int32)[None], (batch, chunks))
+    of_peak_BX, _ = scored(peak_BKG.reshape(batch, chunks), of_chunk_BX // (size // chunk))
+    chunk_BA = jnp.sort(lax.top_k(of_peak_BX, min(count, chunks))[1], axis=-1)
+    x_BAC = jnp.take_along_axis(allowed_BKV.reshape(batch, chunks, chunk), chunk_BA[..., None], axis=1, mode="clip")
+    index_BX = (chunk_BA[..., None] * chunk + jnp.arange(chunk, dtype=jnp.int32)[None, None]).reshape(batch, -1)
+    score_BX, step_BX = scored(x_BAC.reshape(batch, -1), index_BX // size)
+    logprob_BA, place_BA = best(score_BX, count)
+    index_BA, step_BA = (jnp.take_along_axis(x, place_BA, axis=1, mode="clip") for x in (index_BX, step_BX))
+    return Candidates(logprob_BA, index_BA // size, index_BA % size, step_BA), norm_BK1
 
 
-def stopping_candidates(live: Live, step_logprob_BKV: Array, stop: tuple[int, ...]) -> Candidates:
+def stopping_candidates(live: Live, allowed_BKV: Array, norm_BK1: Array, stop: tuple[int, ...]) -> Candidates:
     """Every (hypothesis, stop id)."""
-    batch, slots, _ = step_logprob_BKV.shape
-    step_BKM = jnp.take(step_logprob_BKV, jnp.asarray(stop, jnp.int32), axis=2, mode="clip")
+    batch, slots, _ = allowed_BKV.shape
+    step_BKM = jnp.take(allowed_BKV, jnp.asarray(stop, jnp.int32), axis=2, mode="clip") - norm_BK1
     logprob_BKM = live.logprob_BK[:, :, None] + step_BKM
     slot_BKM = jnp.broadcast_to(jnp.arange(slots)[None, :, None], step_BKM.shape)
     token_BKM = jnp.broadcast_to(jnp.asarray(stop, jnp.int32)[None, None, :], step_BKM.shape)
@@ -102,14 +126,14 @@ def without_stops(found: Candidates, stop: tuple[int, ...]) -> Candidates:
     return dataclasses.replace(found, logprob_BA=jnp.where(stops_BA, -jnp.inf, found.logprob_BA))
 
 
-def go_on(live: Live, found: Candidates, stop: tuple[int, ...], step: Array) -> tuple[Live, Array, Array]:
+def go_on(live: Live, found: Candidates, stop: tuple[int, ...], step_B: Array) -> tuple[Live, Array, Array]:
     """The live rule: the best k candidates that did not stop; also their last tokens_BK and their parents' slots_BK."""
     logprob_BK, place_BK = lax.top_k(without_stops(found, stop).logprob_BA, live.logprob_BK.shape[1])
     parent_BK = jnp.take_along_axis(found.parent_BA, place_BK, axis=1, mode="clip")
     token_BK = jnp.take_along_axis(found.token_BA, place_BK, axis=1, mode="clip")
     step_BK = jnp.take_along_axis(found.step_logprob_BA, place_BK, axis=1, mode="clip")
-    tokens_BKT = _write(_slots(live.tokens_BKT, parent_BK), token_BK, step)
-    token_logprob_BKT = _write(_slots(live.token_logprob_BKT, parent_BK), step_BK, step)
+    tokens_BKT = _write(_slots(live.tokens_BKT, parent_BK), token_BK, step_B)
+    token_logprob_BKT = _write(_slots(live.token_logprob_BKT, parent_BK), step_BK, step_B)
     return Live(logprob_BK, tokens_BKT, token_logprob_BKT), token_BK, parent_BK
 
 
@@ -134,16 +158,16 @@ def finish(
     live: Live,
     found: Candidates,
     reason_BA: Array,
-    step: Array,
+    step_B: Array,
     rank: Ranking,
     beam: Beam,
     uncovered_BK: Array | None = None,
 ) -> Finished:
     """The best k of the finished set and the candidates with a reason; among equals the earlier, then the rank."""
     slots = finished.score_BK.shape[1]
-    length = step + 1
+    length_BA = jnp.broadcast_to(step_B[:, None] + 1, found.token_BA.shape)
     uncounted = 0 if beam.count_stop else (reason_BA == STOP).astype(jnp.int32)
-    score_BA = final_score(found.logprob_BA, length, rank, uncounted)
+    score_BA = final_score(found.logprob_BA, length_BA, rank, uncounted)
     if uncovered_BK is not None:
         score_BA += rank.coverage * jnp.take_along_axis(uncovered_BK, found.parent_BA, axis=1, mode="clip")
     score_BA = jnp.where(reason_BA == NONE, -jnp.inf, score_BA)
@@ -166,15 +190,16 @@ def finish(
     return Finished(
         score_BK=score_BK,
         logprob_BK=pick(finished.logprob_BK, found.logprob_BA),
-        length_BK=pick(finished.length_BK, jnp.broadcast_to(length, found.token_BA.shape)),
+        length_BK=pick(finished.length_BK, length_BA),
         reason_BK=pick(finished.reason_BK, reason_BA),
-        tokens_BKT=_write(tokens_BKT, jnp.where(new_BK, token_BK, 0), step),
-        token_logprob_BKT=_write(logprob_BKT, jnp.where(new_BK, step_BK, 0.0), step),
+        tokens_BKT=_write(tokens_BKT, jnp.where(new_BK, token_BK, 0), step_B),
+        token_logprob_BKT=_write(logprob_BKT, jnp.where(new_BK, step_BK, 0.0), step_B),
     )
 
 
-def _write(buffer_BKT: Array, value_BK: Array, step: Array) -> Array:
-    return lax.dynamic_update_slice_in_dim(buffer_BKT, value_BK[:, :, None].astype(buffer_BKT.dtype), step, axis=2)
+def _write(buffer_BKT: Array, value_BK: Array, step_B: Array) -> Array:
+    here_B1T = jnp.arange(buffer_BKT.shape[2])[None, None, :] == step_B[:, None, None]
+    return jnp.where(here_B1T, value_BK[:, :, None].astype(buffer_BKT.dtype), buffer_BKT)
 
 
 def _slots(buffer_BKT: Array, slot_BK: Array) -> Array:

@@ -42,9 +42,9 @@ def uncovered(covered_RS: Array, slots: int) -> Array:
 
 
 def can_stop(
-    beam: Beam, rank: Ranking, length: Array, limit_B: Array, live_BK: Array, score_BK: Array, first_B: Array
+    beam: Beam, rank: Ranking, length_B: Array, limit_B: Array, live_BK: Array, score_BK: Array, first_B: Array
 ) -> Array:
-    """True_B where the rule `beam.stop` ends a row after the step that made hypotheses of `length` tokens.
+    """True_B where the rule `beam.stop` ends a row after the step that made hypotheses of `length_B` tokens.
 
     live_BK: s of the live hypotheses, best first; score_BK: S of the finished ones, best first, -inf where there is
     none; first_B: the best candidate of this step was finished.
@@ -55,19 +55,19 @@ def can_stop(
     if beam.stop == "first":
         return first_B
     if beam.stop == "heuristic":
-        return full_B & (score_BK[:, -1] >= final_score(live_BK[:, 0], length, rank))
+        return full_B & (score_BK[:, -1] >= final_score(live_BK[:, 0], length_B, rank))
     if beam.stop == "exact":
-        reachable_B = _reachable(live_BK[:, 0], length, limit_B, rank, beam.count_stop)
+        reachable_B = _reachable(live_BK[:, 0], length_B, limit_B, rank, beam.count_stop)
         return (score_BK[:, beam.returns - 1] >= reachable_B) & (rank.reward <= 0)
     return jnp.zeros(full_B.shape, bool)
 
 
-def _reachable(logprob_B: Array, length: Array, limit_B: Array, rank: Ranking, count_stop: bool) -> Array:
+def _reachable(logprob_B: Array, length_B: Array, limit_B: Array, rank: Ranking, count_stop: bool) -> Array:
     """The best S that a live hypothesis with score s can reach, if the reward is not positive. Coverage adds <= 0.
 
     Step scores are <= 0, so s can only fall; lp is monotone in L, so that s / lp(L) is greatest at an end of
     [length + 1, limit]: at the limit for alpha > 0, at the next token for alpha < 0, and anywhere for alpha = 0.
     """
-    soon = jnp.take(rank.penalty_T, length + count_stop, mode="clip")
-    penalty_B = jnp.maximum(soon, jnp.take(rank.penalty_T, limit_B, mode="clip"))
-    return logprob_B / penalty_B + rank.reward * (length + 1).astype(jnp.float32)
+    soon_B = jnp.take(rank.penalty_T, length_B + count_stop, mode="clip")
+    penalty_B = jnp.maximum(soon_B, jnp.take(rank.penalty_T, limit_B, mode="clip"))
+    return logprob_B / penalty_B + rank.reward * (length_B + 1).astype(jnp.float32)

@@ -46,6 +46,11 @@ class ConstrainedSearch(Search):
 
     rule: CompiledRule = CompiledRule()
 
+    @property
+    def constrained(self) -> bool:
+        """Whether `grammar` gives one."""
+        return True
+
     def limit(self, source_tokens: Any) -> np.ndarray:
         """As `Search.limit`, and never too few tokens for any text."""
         return np.maximum(super().limit(source_tokens), self.rule.least)

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.data.collate import in_order
+from jaxlm.data.collate import collate_some, in_order, shapes_in_order
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.vocabulary import BOS, EOS, Tokenizer
 from jaxlm.decode.beam import beam_search
 from jaxlm.decode.options import Beam
+from jaxlm.decode.queue import search_queue
 from jaxlm.decode.reasons import REASONS
 from jaxlm.errors import UserError
 from jaxlm.types import Array, Batch, Params
@@ -38,6 +39,11 @@ class Search:
     def limit(self, source_tokens: Any) -> np.ndarray:
         """The most tokens of each answer, a function of its own source length (EOS included) only."""
         return np.asarray(source_tokens * self.ratio + self.extra, np.int32)
+
+    @property
+    def constrained(self) -> bool:
+        """Whether `grammar` gives one."""
+        return False
 
     def grammar(self, source_BS: Any, valid_BS: Any, limit_B: Any) -> Any:
         """What the answers of a batch must be (`jaxlm.decode.automaton.Grammar`): here anything."""
@@ -83,7 +89,24 @@ def translate(
 
 
 def _decoded(model: Any, params: Params, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
-    """(rows, hypotheses as NumPy) a batch; one batch is on the device while the one before it is turned into text."""
+    """(rows, hypotheses as NumPy) for some rows at a time, the longest sources first."""
+    if search.constrained:
+        yield from _in_batches(model, params, column, search)
+        return
+    for rows, length, places, group in shapes_in_order(column, search.tokens, search.max_source):
+
+        def group_of(rows_G: np.ndarray, length: int = length) -> tuple[Batch, np.ndarray]:
+            batch = collate_some({"source": column}, rows_G, length)
+            return batch, np.where(rows_G >= 0, search.limit(batch.source_valid_BS.sum(1)), 0)
+
+        yield from search_queue(
+            model, params, rows, group_of, places, group, length=int(search.limit(np.asarray(length))),
+            begin_with=BOS, beam=search.beam, stop=(EOS,),
+        )  # fmt: skip
+
+
+def _in_batches(model: Any, params: Params, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
+    """The same under a grammar; one batch is on the device while the one before it is turned into text."""
     before = None
     for row_B, batch in in_order({"source": column}, search.tokens, multiple=1, max_length=search.max_source):
         rows, length = batch.source_BS.shape
