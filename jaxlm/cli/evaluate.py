@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxlm.cli import output
-from jaxlm.cli.trained import add_search_options, open_run, read_experiment, workdir_parser
+from jaxlm.cli.trained import add_model_options, add_search_options, open_run, read_experiment, workdir_parser
 from jaxlm.cli.usage import VERBS, Usage
 from jaxlm.errors import UserError
 
@@ -13,6 +13,7 @@ def main(argv: list[str]) -> int:
     parser = workdir_parser("evaluate", VERBS["evaluate"])
     parser.add_argument("--split", default="test", help="train, valid, test or another test set of the experiment")
     add_search_options(parser)
+    add_model_options(parser)
     options = parser.parse(argv)
     experiment = read_experiment(options)
     try:
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> int:
     trained, task = open_run(options, experiment), experiment.task
     clock = output.Clock()
     with output.bar(task.count(options.split)) as progress:
-        scores = task.evaluate(experiment.model, trained.params, trained.tokenizer, options.split, progress)
+        scores = task.evaluate(trained.experiment.model, trained.params, trained.tokenizer, options.split, progress)
     found: dict[str, Any] = {"workdir": str(options.workdir), "checkpoints": trained.steps}
     if task.search is not None:
         beam = task.search.beam

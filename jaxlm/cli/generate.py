@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxlm.cli import output
 from jaxlm.cli.constrained import add_rule_options, read_rule
-from jaxlm.cli.trained import open_run, read_experiment, workdir_parser
+from jaxlm.cli.trained import add_model_options, open_run, read_experiment, workdir_parser
 from jaxlm.cli.usage import VERBS, Parser, Usage, whole
 
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
     kept: Any = compiled(rule, trained.tokenizer) if rule else None
     request = Request(sampler, options.seed, options.num_samples, options.max_tokens, tuple(options.stop), kept)
-    parts = run.model, trained.params, trained.tokenizer, prompts
+    parts = trained.experiment.model, trained.params, trained.tokenizer, prompts
     live = options.num_samples == 1 and not options.jsonl and (options.stream or sys.stdout.isatty())
     show = _show if live else None
     if run.task.prompts == "source":
@@ -83,4 +83,5 @@ def _parser() -> Parser:
     text = "one JSON object a sample: prompt, text, logprob (at this temperature), tokens, reason"
     parser.add_argument("--jsonl", action="store_true", help=text)
     add_rule_options(parser)
+    add_model_options(parser)
     return parser

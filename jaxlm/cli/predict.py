@@ -16,7 +16,7 @@ import numpy as np
 from jaxlm.cli import output
 from jaxlm.cli.constrained import add_rule_options, read_rule
 from jaxlm.cli.lines import CHUNK, Input
-from jaxlm.cli.trained import add_search_options, open_run, workdir_parser
+from jaxlm.cli.trained import add_model_options, add_search_options, open_run, workdir_parser
 from jaxlm.cli.usage import VERBS, Parser, Usage, whole
 
 
@@ -68,6 +68,7 @@ def _parser() -> Parser:
     text = f"lines read at most before they are answered (default: {CHUNK})"
     parser.add_argument("--chunk", type=whole(1), default=CHUNK, metavar="N", help=text)
     add_rule_options(parser)
+    add_model_options(parser)
     return parser
 
 

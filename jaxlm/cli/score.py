@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli import output
 from jaxlm.cli.lines import Input
-from jaxlm.cli.trained import open_run, read_experiment, workdir_parser
+from jaxlm.cli.trained import add_model_options, open_run, read_experiment, workdir_parser
 from jaxlm.cli.usage import Parser, Usage
 from jaxlm.errors import UserError
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     source, clock = Input(options.on_bad_line), output.Clock()
     logprob, tokens, cut = 0.0, 0, 0
     positions, longest = _limits(run.task)
-    parts = run.model, trained.params, trained.tokenizer
+    parts = trained.experiment.model, trained.params, trained.tokenizer
     for lines in source.chunks():
         first = source.count - len(lines) + 1
         alone = run.task.prompts == "text"
@@ -60,6 +60,7 @@ def _parser() -> Parser:
     parser.add_argument("--jsonl", action="store_true", help=text)
     text = "a line that is not UTF-8: stop (the default), or put U+FFFD for its bad bytes"
     parser.add_argument("--on-bad-line", choices=("error", "replace"), default="error", help=text)
+    add_model_options(parser)
     return parser
 
 

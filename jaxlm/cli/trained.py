@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from jaxlm.cli.usage import Parser, Usage, whole
 from jaxlm.errors import UserError
 
+PRECISIONS = ("float32", "bfloat16", "int8", "int8_dynamic")
+"""As `jaxlm.nn.quantized` has them; here for an error without JAX."""
+
 if TYPE_CHECKING:
     from jaxlm.experiment import Experiment
     from jaxlm.workdir import Trained
@@ -24,6 +27,16 @@ def workdir_parser(verb: str, summary: str, **options: Any) -> Parser:
     text = "source positions a batch (default: as the experiment says)"
     parser.add_argument("--batch-tokens", type=whole(1), metavar="N", help=text)
     return parser
+
+
+def add_model_options(parser: Parser) -> None:
+    """Options of how the model computes, and with whom."""
+    text = "of the weights: bfloat16, int8 (a scale a channel), or int8_dynamic (the activations too); default: float32"
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", metavar="P", help=text)
+    text = "decode with this run's model too (may be given several times); all must have one tokenizer"
+    parser.add_argument("--ensemble", action="append", default=[], type=Path, metavar="WORKDIR", help=text)
+    text = "the mean of an ensemble: of probabilities (the default) or of their logarithms"
+    parser.add_argument("--ensemble-mean", choices=("probabilities", "logarithms"), default="probabilities", help=text)
 
 
 def add_search_options(parser: Parser) -> None:
@@ -52,7 +65,33 @@ def open_run(options: argparse.Namespace, experiment: "Experiment | None" = None
     from jaxlm import workdir
 
     trained = workdir.load(options.workdir, options.average, options.step)
-    return dataclasses.replace(trained, experiment=experiment)
+    others = [_member(options.workdir, folder) for folder in getattr(options, "ensemble", ())]
+    runs = [dataclasses.replace(trained, experiment=experiment), *others]
+    from jaxlm.nn.quantized import at_precision
+
+    precision = getattr(options, "precision", "float32")
+    parts = [at_precision(run.experiment.model, run.params, precision) for run in runs]
+    model, params = parts[0]
+    if others:
+        from jaxlm.models.ensemble import Ensemble, joined_params
+
+        model = Ensemble(tuple(model for model, _ in parts), options.ensemble_mean)
+        params = joined_params([params for _, params in parts])
+    return dataclasses.replace(trained, experiment=dataclasses.replace(experiment, model=model), params=params)
+
+
+def _member(first: Path, folder: Path) -> "Trained":
+    """Another run of an ensemble. Raises UserError if its ids mean other things than those of the first."""
+    from jaxlm import workdir
+
+    member = workdir.load(folder)
+    ours, theirs = ({path.name: path.read_bytes() for path in (one / "tokenizer").iterdir()} for one in (first, folder))
+    if ours != theirs:
+        raise UserError(
+            f"{folder} has another tokenizer than {first}: an ensemble needs one; before training, copy "
+            f"{first / 'tokenizer'} into the new workdir"
+        )
+    return member
 
 
 def _chosen(task: Any, options: argparse.Namespace) -> Any:

@@ -15,7 +15,7 @@ from flax import struct
 
 from jaxlm.nn.attention import Attention, check_heads
 from jaxlm.nn.block import Block, SourceBlock
-from jaxlm.nn.cache import Past, Shared
+from jaxlm.nn.cache import Layer, Past, Shared
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import FeedForward
 from jaxlm.nn.norm import Norm
@@ -217,7 +217,7 @@ class EncoderDecoder(nn.Module):
         if self.position == "relative":
             back = [one for one in past.distances(valid_RT) if one is not None]
             view = replace(view, biases=tuple(self.target_relative(back_BQC) for back_BQC in back))
-        caches = []
+        caches: list[Layer] = []
         for layer, cache, keys_values in zip(self.decoder.layers(), past.layers, source.keys_values, strict=True):
             last = weigh and len(caches) == self.decoder_layers - 1
             x_RTD, cache, weight_RTS = layer("step", x_RTD, cache, view, last, *keys_values, source.valid_BS[:, None])

@@ -106,8 +106,9 @@ def look(query_RTNH: Array, *parts: Keys, scale: float | None = None, biases: tu
     if len(found) > 1:
         highest = functools.reduce(jnp.maximum, (one[2] for one in found))
         shares = [jnp.exp(one[2] - highest) for one in found]
-        mixed = sum(share * one[0] for share, one in zip(shares, found, strict=True))
-        total = sum(share * one[1] for share, one in zip(shares, found, strict=True))
+        mixed, total = (
+            functools.reduce(jnp.add, [s * one[at] for s, one in zip(shares, found, strict=True)]) for at in (0, 1)
+        )
     return (mixed / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)).astype(query_RTNH.dtype)
 
 
