@@ -19,6 +19,7 @@ from jaxlm.errors import UserError
 from jaxlm.interop.huggingface import save
 from jaxlm.interop.published import export_folder, import_folder, read_tokenizer
 from jaxlm.models.decoder import Decoder
+from jaxlm.models.encoder import Encoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.renumbered import NEVER, Renumbered
 from jaxlm.tasks.translate import Search
@@ -164,6 +165,13 @@ def test_one_model_for_both_sides(tmp_path):
         np.testing.assert_array_equal(ids, expected + 4)
     assert tokenizer.decode(tokenizer.encode(TEXTS)) == TEXTS
     assert tokenizer.decode([[2, 3, 4, 6, 7, 313]]) == [""]
+
+
+def test_a_model_that_writes_nothing(tmp_path):
+    model = Encoder(23, 8, 2, 12, 1)
+    save(tmp_path / "bert", model, params_of(model))
+    with pytest.raises(UserError, match="fills gaps and writes no text"):
+        import_folder(tmp_path / "bert", tmp_path / "run")
 
 
 def test_a_folder_without_a_tokenizer(gpt2, tmp_path):
