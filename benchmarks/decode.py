@@ -1,11 +1,12 @@
-"""New tokens a second of beam search: the same Transformer base, weights, inputs and rules in several programs.
+"""New tokens a second of decoding: the same model, weights, inputs and rules in several programs, in turns.
 
-    python -m benchmarks.decode                                  every contestant, on all cores
-    python -m benchmarks.decode --only ours,ctranslate2 --rounds 6
+    python -m benchmarks.decode                    Transformer base, beam 4, sources of 25 tokens, 30 new ones, 32 rows
+    python -m benchmarks.decode --task write       GPT-2 small, 8 prompts of 32 tokens, 64 new ones, top-k 40
+    python -m benchmarks.decode --only ours_int8_dynamic,ctranslate2_int8 --rounds 6
 
-Random weights, sources of 25 tokens, 30 new tokens in every hypothesis (the end is forbidden before), so that all do
-the same work. Each contestant is a process of its own, warm before the first round, and all take turns. The share of
-tokens on which a contestant agrees with the first one is printed too: same weights, same search, same answers.
+Random weights, and the same number of new tokens in every text (the end is forbidden before), so that all do the same
+work. Each contestant is a process of its own, warm before the first round, and all take turns. In the translation, the
+share of tokens on which a contestant agrees with the first one is printed too: same weights, same search, same answers.
 """
 
 import argparse
@@ -16,20 +17,24 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import translators
+from benchmarks import translators, writers
 from benchmarks.contest import Contestant, cores, load, machine, serve
+
+TASKS = {"translate": translators, "write": writers}
+SIZES = {"translate": {"rows": 32, "length": 25, "new": 30}, "write": {"rows": 8, "length": 32, "new": 64}}
+NAMES = ("ours", "ours_bfloat16", "ours_int8", "ours_int8_dynamic", "huggingface", "ctranslate2", "ctranslate2_int8")
 
 
 def main() -> None:
     """Measure and print; the last line is JSON."""
     options = _options()
     if options.worker:
-        serve(lambda: translators.start(options.worker, options.folder))
+        serve(lambda: TASKS[options.task].start(options.worker, options.folder))
         return
     before = machine()
     print(f"{before['processor']}, {before['cores']} cores, load {before['load']}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        translators.draw(Path(folder), options.rows, options.source, options.new, options.beam)
+        TASKS[options.task].draw(Path(folder), options.rows, options.length, options.new, options.beam)
         results = [_result(one, options.rows * options.new) for one in _contest(options, folder)]
     first = results[0]
     for one in results[1:]:
@@ -39,7 +44,7 @@ def main() -> None:
     print(f"load before {before['load']}, after {load()}")
     for one in results:
         del one["tokens"]
-    print(json.dumps({"benchmark": "decode", "machine": before, "results": results}))
+    print(json.dumps({"benchmark": "decode", "task": options.task, "machine": before, "results": results}))
 
 
 def _contest(options: argparse.Namespace, folder: str) -> list[Contestant]:
@@ -47,6 +52,7 @@ def _contest(options: argparse.Namespace, folder: str) -> list[Contestant]:
     try:
         for name in options.only.split(","):
             command = [sys.executable, "-m", "benchmarks.decode", "--worker", name, "--folder", folder]
+            command += ["--task", options.task]
             one = Contestant.start(name, command, {"OMP_NUM_THREADS": str(cores())}, 900)
             if "error" in one.facts:
                 raise SystemExit(f"{name}: {one.facts['error']}")
@@ -78,15 +84,20 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = "ours,huggingface,ctranslate2,ctranslate2_int8"
     parser.add_argument("--only", default=default, help="contestants, separated by commas; ratios are of the first")
-    parser.add_argument("--rows", type=int, default=32, help="sentences a batch")
-    parser.add_argument("--source", type=int, default=25, help="source tokens, the end counted")
-    parser.add_argument("--new", type=int, default=30, help="new tokens of every hypothesis")
+    parser.add_argument("--task", choices=TASKS, default="translate")
+    parser.add_argument("--rows", type=int, help="texts a batch")
+    parser.add_argument("--length", type=int, help="source tokens (the end counted) or prompt tokens")
+    parser.add_argument("--new", type=int, help="new tokens of every text")
     parser.add_argument("--beam", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2, help="batches a round")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--worker", choices=translators.NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name, default in SIZES[options.task].items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+    return options
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """One translation Transformer with one set of random weights in three programs: jaxlm, Hugging Face, CTranslate2.
 
-`start(name, folder)` is a contestant of `benchmarks.contest`: one step translates the batch in `folder`. The weights
-are jaxlm's parameters, stored by the parent as `params.npz`; PyTorch and CTranslate2 are imported here alone.
+`start(name, folder)` is a contestant of `benchmarks.contest`: one step translates the batch in `folder`, which holds
+the model as Hugging Face stores it. PyTorch and CTranslate2 are imported here alone.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,59 +15,65 @@ from benchmarks.contest import Run, cores
 
 VOCAB, WIDTH, HEADS, HIDDEN, LAYERS = 32_000, 512, 8, 2048, 6
 BOS, EOS = 2, 3
-NAMES = ("ours", "ours_bfloat16", "ours_int8", "ours_int8_dynamic", "huggingface", "ctranslate2", "ctranslate2_int8")
 
 
-def model() -> Any:
-    """Transformer base, post-norm, one table."""
+def draw(folder: Path, rows: int, length: int, new: int, beam: int) -> None:
+    """A random Transformer base (post-norm, one table), a random batch, and what is asked of it."""
+    from jaxlm.interop.huggingface import save
     from jaxlm.models.encoder_decoder import EncoderDecoder
 
-    return EncoderDecoder(VOCAB, WIDTH, HEADS, HIDDEN, LAYERS, LAYERS, dropout=0.0)
+    model = EncoderDecoder(
+        VOCAB, WIDTH, HEADS, HIDDEN, LAYERS, LAYERS, position="sinusoidal_halves", max_length=256, dropout=0.0,
+        logit_bias=True,
+    )  # fmt: skip
+    ids = {"pad_token_id": 0, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": BOS}
+    save(folder / "model", model, random_params(model), ids | {"forced_eos_token_id": None})
+    rng = np.random.default_rng(0)
+    source_BS = rng.integers(4, VOCAB, (rows, length))
+    source_BS[:, -1] = EOS
+    np.savez(folder / "batch.npz", ids=source_BS, new=new, beam=beam)
 
 
-def draw(folder: Path, rows: int, source: int, new: int, beam: int) -> None:
-    """Random parameters, a random batch, and what is asked of it."""
+def random_params(model: Any) -> Any:
+    """Normal with deviations of .02 (matrices of layers) and .04 (tables); gains near 1."""
     import jax
 
     from jaxlm.workdir import abstract_params
 
     rng = np.random.default_rng(0)
-    arrays = {}
-    for path, leaf in jax.tree.leaves_with_path(abstract_params(model())):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        gain = name.endswith("scale")
-        arrays[name] = (gain + rng.normal(0, 0.02 if leaf.ndim > 2 or gain else 0.04, leaf.shape)).astype(np.float32)
-    np.savez(folder / "params.npz", **arrays)
-    source_BS = rng.integers(4, VOCAB, (rows, source))
-    source_BS[:, -1] = EOS
-    np.savez(folder / "batch.npz", source=source_BS, new=new, beam=beam)
+
+    def draw(path: tuple, leaf: Any) -> np.ndarray:
+        gain = path[-1].key == "scale"
+        table = path[-1].key == "embedding"
+        return (gain + rng.normal(0, 0.04 if table else 0.02, leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(model))
 
 
 def start(name: str, folder: Path) -> tuple[dict[str, Any], Run]:
     """The contestant `name`, warm."""
     with np.load(folder / "batch.npz") as stored:
-        source_BS, new, beam = stored["source"], int(stored["new"]), int(stored["beam"])
+        source_BS, new, beam = stored["ids"], int(stored["new"]), int(stored["beam"])
     kind, _, variant = name.partition("_")
     make = {"ours": _ours, "huggingface": _huggingface, "ctranslate2": _ctranslate2}[kind]
-    translate = make(folder, source_BS, new, beam, variant)
+    return timed(make(folder, source_BS, new, beam, variant))
+
+
+def timed(answer: Callable[[], Any]) -> tuple[dict[str, Any], Run]:
+    """Facts of a first call (seconds, tokens), and how to measure more of them."""
     begun = time.perf_counter()
-    tokens_BT = translate()
+    tokens_BT = answer()
     facts = {"first_seconds": time.perf_counter() - begun, "tokens": np.asarray(tokens_BT).tolist()}
 
     def run(steps: int) -> list[float]:
         seconds = []
         for _ in range(steps):
             begun = time.perf_counter()
-            translate()
+            answer()
             seconds.append(time.perf_counter() - begun)
         return seconds
 
     return facts, run
-
-
-def _params(folder: Path) -> dict[str, np.ndarray]:
-    with np.load(folder / "params.npz") as stored:
-        return dict(stored)
 
 
 def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str) -> Any:
@@ -75,15 +82,15 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
     runtime.prepare()
     import jax
     import jax.numpy as jnp
-    from flax.traverse_util import unflatten_dict
 
     from jaxlm.decode.beam import beam_search
     from jaxlm.decode.options import Beam
+    from jaxlm.interop.huggingface import load
     from jaxlm.nn.quantized import at_precision
     from jaxlm.types import Batch
 
-    params = jax.tree.map(jnp.asarray, unflatten_dict(_params(folder), sep="/"))
-    net, params = at_precision(model(), params, variant or "float32")
+    net, params, _ = load(folder / "model")
+    net, params = at_precision(net, jax.tree.map(jnp.asarray, params), variant or "float32")
     rows = len(source_BS)
     batch = Batch(source_BS=jnp.asarray(source_BS), source_valid_BS=jnp.ones(source_BS.shape, bool))
     prompt_B1, limit_B = jnp.full((rows, 1), BOS), jnp.full(rows, new)
@@ -96,67 +103,17 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
     return translate
 
 
-def marian(folder: Path) -> Any:
-    """The same weights as a `transformers.MarianMTModel`."""
-    import torch
-    from transformers import MarianConfig, MarianMTModel
+def _marian(folder: Path) -> Any:
+    from transformers import MarianMTModel
 
-    config = MarianConfig(
-        vocab_size=VOCAB, d_model=WIDTH, encoder_layers=LAYERS, decoder_layers=LAYERS, encoder_ffn_dim=HIDDEN,
-        decoder_ffn_dim=HIDDEN, encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, dropout=0.0,
-        attention_dropout=0.0, activation_dropout=0.0, activation_function="relu", scale_embedding=True,
-        max_position_embeddings=256, pad_token_id=0, bos_token_id=BOS, eos_token_id=EOS, decoder_start_token_id=BOS,
-        forced_eos_token_id=None,
-    )  # fmt: skip
-    net = MarianMTModel(config).eval()
-    missing, unexpected = net.load_state_dict(
-        {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in _marian_names(_params(folder)).items()},
-        strict=False,
-    )
-    assert not unexpected and all("lm_head" in x or "embed_" in x or "bias" in x for x in missing), (
-        missing,
-        unexpected,
-    )
-    net.tie_weights()
-    return net
-
-
-def _marian_names(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """jaxlm's parameters by Marian's names."""
-    from jaxlm.nn.position import sinusoids
-
-    table = np.asarray(sinusoids(np.arange(256), WIDTH))
-    named = {"model.shared.weight": params["embedding"]}
-    for stack in ("encoder", "decoder"):
-        named[f"model.{stack}.embed_positions.weight"] = table
-        for depth in range(LAYERS):
-            for name, theirs in _LAYER.items():
-                for kind, suffix in (("kernel", "weight"), ("bias", "bias"), ("scale", "weight")):
-                    values = params.get(f"{stack}/layers/{name}/{kind}")
-                    if values is not None:
-                        one = values[depth].T if kind == "kernel" else values[depth]
-                        named[f"model.{stack}.layers.{depth}.{theirs}.{suffix}"] = one
-    return named
-
-
-_LAYER = {
-    **{f"attention/{ours}": f"self_attn.{theirs}" for ours, theirs in
-       (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("out", "out_proj"))},
-    **{f"source_attention/{ours}": f"encoder_attn.{theirs}" for ours, theirs in
-       (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("out", "out_proj"))},
-    "ffn/up": "fc1",
-    "ffn/down": "fc2",
-    "attention_residual/norm": "self_attn_layer_norm",
-    "source_residual/norm": "encoder_attn_layer_norm",
-    "ffn_residual/norm": "final_layer_norm",
-}  # fmt: skip
+    return MarianMTModel.from_pretrained(folder / "model").eval()
 
 
 def _huggingface(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str) -> Any:
     import torch
 
     torch.set_num_threads(cores())
-    net, ids = marian(folder), torch.from_numpy(source_BS)
+    net, ids = _marian(folder), torch.from_numpy(source_BS)
     options = {"num_beams": beam, "min_new_tokens": new, "max_new_tokens": new, "early_stopping": False}
 
     def translate() -> np.ndarray:
@@ -189,7 +146,7 @@ def _ctranslate2(folder: Path, source_BS: np.ndarray, new: int, beam: int, varia
 def _convert(folder: Path, path: Path) -> None:
     from ctranslate2.converters.transformers import BartLoader
 
-    net = marian(folder)
+    net = _marian(folder)
     net.config.normalize_before, net.config.normalize_embedding = False, False
     spec = BartLoader().get_model_spec(net)
     words = [str(i) for i in range(VOCAB)]
