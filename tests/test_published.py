@@ -104,6 +104,8 @@ def test_generate_and_score_and_out_again(gpt2, tmp_path, capsys, monkeypatch):
     prompt = torch.tensor([[0, *(tokenizer.encode(["the green"])[0] - 4)]])
     expected = model.generate(prompt, do_sample=False, max_new_tokens=8, pad_token_id=0, eos_token_id=0)
     assert found["text"] == tokenizer.decode([(expected[0, prompt.shape[1] :].numpy() + 4).tolist()])[0]
+    assert main(["generate", str(tmp_path / "run"), *arguments, "--precision", "int8"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] <= 8
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the green witch\n")))
     assert main(["score", str(tmp_path / "run"), "--jsonl"]) == 0
     found = json.loads(capsys.readouterr().out)
