@@ -12,6 +12,7 @@ from jaxlm.decode.options import Beam
 from jaxlm.errors import UserError
 from jaxlm.models.decoder import Decoder
 from jaxlm.nn.rotary import Interpolation, Llama3Scaling, Rotary, Yarn
+from jaxlm.train.objective import NextToken
 from jaxlm.types import Batch
 from jaxlm.workdir import abstract_params
 
@@ -64,6 +65,17 @@ def test_what_a_beam_finds_is_worth_what_it_says(name):
         places = np.arange(start, start + count)
         expected = np.asarray(logprob_BTV)[row, places - 1, read_BT[row, places]].sum()
         np.testing.assert_allclose(found.logprob_BN[row // 3, row % 3], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_is_on_with_a_key():
+    """At every site, under scan and remat; without a key there is none."""
+    sites, batch, params = ("dropout", "attention_dropout", "activation_dropout"), batch_of(examples(4), 8, 8), None
+    for site in sites:
+        model = replace(LLAMA, scan=True, remat=True, **{site: 0.4})
+        params = params_of(model)
+        found = [NextToken()(model, params, batch, key).total for key in (None, *jax.random.split(jax.random.key(0)))]
+        assert len({float(total) for total in found}) == 3 and np.isfinite(found).all(), site
+        np.testing.assert_allclose(found[0], NextToken()(LLAMA, params, batch, None).total, rtol=1e-5)
 
 
 def test_scaled_rates():

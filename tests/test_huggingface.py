@@ -27,6 +27,7 @@ T5 = {
     "vocab_size": VOCAB, "d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_heads": 2,
     "decoder_start_token_id": 0, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20,
 }  # fmt: skip
+BERT = {**SMALL, "num_attention_heads": 2, "max_position_embeddings": 20}
 LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 16, "rope_theta": 500.0}  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 20, "rope_theta": 100.0}
@@ -51,6 +52,10 @@ ONE_SIDED = {
     "qwen2": ("Qwen2", {**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}),
 }  # fmt: skip
+FILLING = {
+    "bert": ("Bert", {**BERT, "type_vocab_size": 3, "hidden_act": "gelu_new"}),
+    "roberta": ("Roberta", {**BERT, "pad_token_id": 1, "type_vocab_size": 1}),
+}
 TWO_SIDED = {
     "marian": ("MarianMT", MARIAN),
     "marian_odd": (
@@ -65,14 +70,20 @@ TWO_SIDED = {
 
 def theirs(family: str, options: dict[str, Any]) -> Any:
     """A model with random parameters; no bias is 0, no gain 1."""
-    ending = {"GPT2": "LMHeadModel", "MarianMT": "Model", "T5": "ForConditionalGeneration"}.get(family, "ForCausalLM")
+    ending = {
+        "GPT2": "LMHeadModel",
+        "MarianMT": "Model",
+        "T5": "ForConditionalGeneration",
+        "Bert": "ForMaskedLM",
+        "Roberta": "ForMaskedLM",
+    }.get(family, "ForCausalLM")
     config = getattr(transformers, f"{family.removesuffix('MT')}Config")(**options)
     model = getattr(transformers, family + ending)(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
             if parameter.requires_grad or "final_logits_bias" in name:
-                gain = float("norm" in name or "ln_" in name) if name.endswith("weight") else 0.0
+                gain = float("norm" in name.lower() or "ln_" in name) if name.endswith("weight") else 0.0
                 parameter.copy_(gain + 0.25 * torch.randn(parameter.shape, generator=generator))
     return model
 
@@ -80,7 +91,7 @@ def theirs(family: str, options: dict[str, Any]) -> Any:
 @pytest.fixture(scope="module")
 def pair(request, tmp_path_factory):
     """Their model, and ours read from the folder that theirs was saved to."""
-    family, options = {**ONE_SIDED, **TWO_SIDED}[request.param]
+    family, options = {**ONE_SIDED, **TWO_SIDED, **FILLING}[request.param]
     model = theirs(family, options)
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
@@ -141,17 +152,30 @@ def test_encoder_decoder(pair):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("pair", FILLING, indirect=True)
+def test_encoder_only(pair):
+    their, _, model, params, _ = pair
+    ids_BS, valid_BS = rows("right")
+    ids_BS = np.where(valid_BS, ids_BS + 1, 1)
+    with torch.no_grad():
+        expected = their(*tensors(ids_BS, valid_BS)).logits.numpy()
+    found = logits(model, params, Batch(ids_BS, valid_BS))
+    np.testing.assert_allclose(found[valid_BS], expected[valid_BS], rtol=0, atol=1e-4)
+
+
 def greedily(model: Any) -> dict[str, Any]:
     model.generation_config.eos_token_id = model.generation_config.forced_eos_token_id = None
     return {"do_sample": False, "num_beams": 1, "max_new_tokens": MORE, "min_new_tokens": MORE, "pad_token_id": 0}
 
 
-@pytest.mark.parametrize("pair", {**ONE_SIDED, **TWO_SIDED}, indirect=True)
+@pytest.mark.parametrize("pair", {**ONE_SIDED, **TWO_SIDED, **FILLING}, indirect=True)
 def test_out_and_in_again(pair, tmp_path):
     """Bit for bit, and Transformers says the same with what we wrote, in one file and in several."""
     their, folder, model, params, config = pair
     for shard_bytes in (10**9, 5_000):
         save(tmp_path, model, params, config, shard_bytes=shard_bytes)
+        if shard_bytes == 10**9:
+            assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
         again, same, _ = load(tmp_path)
         assert again == model
         jax.tree.map(np.testing.assert_array_equal, same, params)

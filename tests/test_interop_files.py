@@ -12,6 +12,7 @@ from jaxlm.errors import UserError
 from jaxlm.interop import safetensors
 from jaxlm.interop.family import Family
 from jaxlm.interop.huggingface import FAMILIES, load, save
+from jaxlm.models.encoder import Encoder
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 23, "hidden_size": 8,
@@ -157,6 +158,21 @@ def test_a_trunk_without_its_head(tmp_path):
     safetensors.write(tmp_path / "model.safetensors", {**tensors, "h.0.attn.bias": np.ones((1, 1, 4, 4), np.uint8)})
     _, params, _ = load(tmp_path)
     np.testing.assert_array_equal(params["embedding"], params_of(GPT2)["embedding"])
+
+
+def test_names_of_old(tmp_path):
+    """As bert-base-uncased is stored: gamma and beta, and a head for pairs of sentences."""
+    model = Encoder(23, 8, 2, 12, 2)
+    save(tmp_path, model, params_of(model))
+    tensors = {
+        name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): np.array(x)
+        for name, x in safetensors.read(tmp_path / "model.safetensors").items()
+    }
+    more = {"bert.pooler.dense.weight": np.ones((8, 8)), "cls.seq_relationship.bias": np.ones(2)}
+    safetensors.write(tmp_path / "model.safetensors", {**tensors, **more})
+    found, params, _ = load(tmp_path)
+    assert found == model
+    np.testing.assert_array_equal(params["embedding_norm"]["scale"], params_of(model)["embedding_norm"]["scale"])
 
 
 @pytest.mark.parametrize("model", [TRANSFORMER, replace(LLAMA, logit_cap=3.0), replace(GPT2, norm="post")])

@@ -1,5 +1,6 @@
 """Published models as workdirs: tokenizers under our ids, the verbs, and out again; against Transformers."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -18,6 +19,7 @@ from jaxlm.errors import UserError
 from jaxlm.interop.huggingface import save
 from jaxlm.interop.published import export_folder, import_folder, read_tokenizer
 from jaxlm.models.decoder import Decoder
+from jaxlm.models.encoder import Encoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.renumbered import NEVER, Renumbered
 from jaxlm.tasks.translate import Search
@@ -88,7 +90,7 @@ def test_fast_tokenizer(gpt2, tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_generate_and_score_and_out_again(gpt2, tmp_path, capsys):
+def test_generate_and_score_and_out_again(gpt2, tmp_path, capsys, monkeypatch):
     assert main(["import-hf", str(gpt2), "--workdir", str(tmp_path / "run")]) == 0
     capsys.readouterr()
     arguments = ["--prompt", "the green", "--temperature", "0", "--max-tokens", "8", "--jsonl"]
@@ -102,6 +104,14 @@ def test_generate_and_score_and_out_again(gpt2, tmp_path, capsys):
     prompt = torch.tensor([[0, *(tokenizer.encode(["the green"])[0] - 4)]])
     expected = model.generate(prompt, do_sample=False, max_new_tokens=8, pad_token_id=0, eos_token_id=0)
     assert found["text"] == tokenizer.decode([(expected[0, prompt.shape[1] :].numpy() + 4).tolist()])[0]
+    assert main(["generate", str(tmp_path / "run"), *arguments, "--precision", "int8"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] <= 8
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the green witch\n")))
+    assert main(["score", str(tmp_path / "run"), "--jsonl"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    ids = torch.tensor([[0, *(tokenizer.encode(["the green witch"])[0] - 4), 0]])
+    expected = -model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    np.testing.assert_allclose(found["logprob"], expected, rtol=1e-4)
     assert main(["export-hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
     for name in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / "out" / name).read_bytes() == (gpt2 / name).read_bytes()
@@ -145,6 +155,25 @@ def test_pieces_of_both_sides(marian, tmp_path):
         np.testing.assert_array_equal(left, right)
         assert ((left >= 4) & (left < 74) | (left == 1)).all()
     assert again.decode([[2, 3]]) == [""]
+
+
+def test_one_model_for_both_sides(tmp_path):
+    """As T5 and Llama 2 have it: the ids are those of the SentencePiece model, and the model may embed more."""
+    learnt = SentencePiece(290).fit(TEXTS)
+    (tmp_path / "spiece.model").write_bytes(learnt.model)
+    tokenizer = read_tokenizer(tmp_path, {}, 310)
+    assert tokenizer.size == 314
+    for ids, expected in zip(tokenizer.encode(TEXTS), learnt.encode(TEXTS), strict=True):
+        np.testing.assert_array_equal(ids, expected + 4)
+    assert tokenizer.decode(tokenizer.encode(TEXTS)) == TEXTS
+    assert tokenizer.decode([[2, 3, 4, 6, 7, 313]]) == [""]
+
+
+def test_a_model_that_writes_nothing(tmp_path):
+    model = Encoder(23, 8, 2, 12, 1)
+    save(tmp_path / "bert", model, params_of(model))
+    with pytest.raises(UserError, match="fills gaps and writes no text"):
+        import_folder(tmp_path / "bert", tmp_path / "run")
 
 
 def test_a_folder_without_a_tokenizer(gpt2, tmp_path):

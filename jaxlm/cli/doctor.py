@@ -40,6 +40,7 @@ CORE = {
 OPTIONAL = {
     "sacremoses": ("scores on Moses-tokenized text (Multi30k)", "pip install sacremoses"),
     "torch": ("comparisons with PyTorch; nothing in jaxlm needs it", "pip install torch==2.13.0"),
+    "tokenizers": ("tokenizers of published models (import-hf)", "pip install tokenizers"),
     "transformers": ("comparisons with Hugging Face models", "pip install transformers"),
     "tensorflow": ("TFDS datasets stored as tfrecord; array_record ones are read without it", "pip install tensorflow"),
 }

@@ -11,6 +11,7 @@ from jaxlm.interop.family import (
     activation,
     activation_name,
     attention,
+    expect,
     linear,
     need,
     norm,
@@ -30,6 +31,7 @@ MARIAN_NAMES, T5_NAMES = ("q_proj", "k_proj", "v_proj", "out_proj"), ("q", "k", 
 
 
 def _marian_model(config: Config) -> EncoderDecoder:
+    expect(config, normalize_before=False, normalize_embedding=False, add_final_layer_norm=False)
     for name in ("attention_heads", "ffn_dim"):
         sides = [need(config, f"{side}_{name}") for side in ("encoder", "decoder")]
         if sides[0] != sides[1]:

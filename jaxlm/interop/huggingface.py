@@ -20,12 +20,13 @@ from jaxlm.errors import UserError
 from jaxlm.interop.correspondence import from_tensors, to_tensors
 from jaxlm.interop.decoder_families import GPT2, LLAMA, MISTRAL, QWEN2, QWEN3
 from jaxlm.interop.encoder_decoder_families import MARIAN, T5
+from jaxlm.interop.encoder_families import BERT, ROBERTA
 from jaxlm.interop.family import Family
 from jaxlm.interop.folder import SHARD_BYTES, read_config, read_tensors, write_folder
 from jaxlm.types import Params
 from jaxlm.workdir import abstract_params
 
-FAMILIES = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, MARIAN, T5)
+FAMILIES = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, MARIAN, T5, BERT, ROBERTA)
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 HOW = ("dropout", "attention_dropout", "activation_dropout", "deviation", "dtype", "scan", "remat")
 """Fields that say how a model is trained or run, and not what it says."""
@@ -112,8 +113,10 @@ def _family(config: Mapping[str, Any], folder: Path) -> Family:
 
 def _canonical(tensors: Mapping[str, np.ndarray], family: Family, model: Any, folder: Path) -> dict[str, np.ndarray]:
     """The arrays under the names of the table: with the prefix, without copies and without what is computed."""
+    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):  # layer norms of files that began in TensorFlow
+        tensors = {name.removesuffix(old) + new if name.endswith(old) else name: x for name, x in tensors.items()}
     if not any(name.startswith(family.prefix) for name in tensors):
-        bare = ("lm_head.", "final_logits_bias")
+        bare = ("lm_head.", "cls.", "final_logits_bias")
         tensors = {name if name.startswith(bare) else family.prefix + name: tensors[name] for name in tensors}
     found = {name: x for name, x in tensors.items() if not any(re.fullmatch(rule, name) for rule in family.ignored)}
     for other, name in family.aliases(model).items():

@@ -18,6 +18,7 @@ from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.interop.folder import read_config
 from jaxlm.interop.huggingface import family_of, load, save
+from jaxlm.models.encoder import Encoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.renumbered import Renumbered
 from jaxlm.tasks.language import LanguageModelling
@@ -38,6 +39,11 @@ def import_folder(folder: Path, target: Path, **how: Any) -> Experiment:
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} is not empty: choose another --workdir")
     model, params, config = load(folder, **how)
+    if isinstance(model, Encoder):
+        raise UserError(
+            f"{folder} holds a model that fills gaps and writes no text, so no verb has a use for it: read it with "
+            "jaxlm.interop.huggingface.load"
+        )
     tokenizer = read_tokenizer(folder, config, model.vocab)
     named = Renumbered(model, *_special(config, isinstance(model, EncoderDecoder)))
     experiment = Experiment(

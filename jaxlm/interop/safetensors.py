@@ -61,7 +61,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         header[name] = {
             "dtype": NAMES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]
         }  # fmt: skip
-    raw = json.dumps(header).encode()
+    raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:

@@ -59,6 +59,11 @@ class Renumbered(nn.Module):
         said = logits.at[..., jnp.array((self.eos, *self.never))].set(NEVER)
         return jnp.concatenate([blank, eos, said], axis=-1)
 
+    def attention(self, batch: Batch) -> Array:
+        """What each target position looks at, of a model that can tell: (B, T, S)."""
+        theirs = replace(batch, source_BS=self._theirs(batch.source_BS), target_BT=self._theirs(batch.target_BT))
+        return self.model.attention(theirs)
+
     def _theirs(self, tokens: Array) -> Array:
         special = {PAD: self.unknown, UNK: self.unknown, BOS: self.bos, EOS: self.eos}
         table = jnp.array([special[i] for i in range(SPECIALS)], jnp.int32)

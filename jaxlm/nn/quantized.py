@@ -69,6 +69,9 @@ def at_precision(model: Any, params: Any, precision: str) -> tuple[Any, Any]:
         raise UserError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
     if precision == "float32":
         return model, params
+    if not hasattr(model, "dtype") and hasattr(model, "model"):  # a model around another
+        inner, changed = at_precision(model.model, params["model"], precision)
+        return model.clone(model=inner), {**params, "model": changed}
     if not hasattr(model, "dtype"):
         raise UserError(f"{type(model).__name__} computes in float32 only: leave out --precision {precision}")
     if precision != "int8_dynamic" and jax.default_backend() != "cpu":

@@ -1,0 +1,118 @@
+"""The encoder-only Transformer with a head that fills gaps: BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019).
+
+x_s = LN(E w_s + P s + Y type_s)                            E, P, Y learned tables
+layer:  x <- LN(x + attention(x, x)),  x <- LN(x + FFN(x))
+y_s = softmax(E LN(f(W x_s + c)) + b)                       what stands, or stood, at s
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxlm.errors import UserError
+from jaxlm.label_loss import label_loss
+from jaxlm.losses import Loss
+from jaxlm.nn.attention import Attention
+from jaxlm.nn.block import Block
+from jaxlm.nn.dropout import Dropout
+from jaxlm.nn.linear import ACTIVATIONS, FeedForward, Linear
+from jaxlm.nn.norm import Norm
+from jaxlm.nn.position import Position
+from jaxlm.nn.segments import positions, same_segment
+from jaxlm.nn.stack import Stack
+from jaxlm.types import Array, Batch
+
+
+class Encoder(nn.Module):
+    """p(token at s | all tokens of the source, some of them masked).
+
+    Attributes:
+      vocab: ids in the vocabulary.
+      width, heads, hidden, layers: model width D, attention heads, width of the feed-forward net, depth.
+      max_length: rows of the table of positions.
+      first_position: the row of the first token (RoBERTa leaves two free, so that 514 rows are for 512 tokens).
+      types: kinds of text in a row (BERT: the first sentence and the second).
+      norm, norm_epsilon: "post" or "pre", see `jaxlm.nn.norm.Norm`.
+      activation: of the feed-forward net and of the head.
+      dropout, attention_dropout: on embeddings and sub-layers, and on attention weights.
+      deviation: of the normal that maps and tables start from.
+      dtype: of activations and products; parameters, scores, softmax and logits are float32 whatever it says.
+      scan, remat: see `jaxlm.nn.stack.Stack`.
+    """
+
+    vocab: int
+    width: int = 768
+    heads: int = 12
+    hidden: int = 3072
+    layers: int = 12
+    max_length: int = 512
+    first_position: int = 0
+    types: int = 2
+    norm: Literal["post", "pre"] = "post"
+    norm_epsilon: float = 1e-12
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "gelu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    deviation: float = 0.02
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    scan: bool = False
+    remat: bool = False
+
+    def setup(self) -> None:
+        starts = (self.deviation, self.deviation)
+        attention = Attention(
+            self.width, self.heads, self.attention_dropout, self.dtype, deviation=starts[0], out_deviation=starts[1],
+            parent=None,
+        )  # fmt: skip
+        ffn = FeedForward(self.width, self.hidden, self.activation, 0.0, self.dtype, True, *starts, parent=None)
+        norm = Norm(self.norm, "layer", self.norm_epsilon)
+        block = Block(attention, ffn, norm, self.dropout, self.dtype, parent=None)
+        self.stack = Stack(block, self.layers, self.scan, self.remat)
+        table = nn.initializers.normal(self.deviation)
+        self.embedding = self.param("embedding", table, (self.vocab, self.width))
+        self.type_embedding = self.param("type_embedding", table, (self.types, self.width))
+        self.position = Position(self.width, "learned", self.max_length, self.deviation)
+        self.embedding_norm = norm.layer(self.dtype)
+        self.embedding_dropout = Dropout(self.dropout)
+        if self.norm == "pre":
+            self.last_norm = norm.layer(self.dtype)
+        self.transform = Linear(self.width, True, self.dtype, self.deviation)
+        self.transform_norm = norm.layer(self.dtype)
+        self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
+
+    def __call__(self, batch: Batch) -> Array:
+        """Logits (B, S, V) of what stands at each place of the source."""
+        return self.readout(self.features(batch))
+
+    def features(self, batch: Batch, type_BS: Array | None = None) -> Array:
+        """The source, read: (B, S, D). `type_BS` are the kinds of text, 0 where it is not given.
+
+        Raises UserError for a source that is longer than the table of positions.
+        """
+        valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
+        if valid_BS.shape[1] + self.first_position > self.max_length:
+            raise UserError(
+                f"a source of {valid_BS.shape[1]} tokens, but positions reach {self.max_length - self.first_position}: "
+                "shorten the input or train with a larger model.max_length"
+            )
+        types = self.type_embedding[:1][None] if type_BS is None else self.type_embedding[type_BS]
+        x_BSD = self.embedding[jnp.asarray(batch.source_BS)] + self.position(
+            positions(valid_BS, segment_BS) + self.first_position
+        )
+        x_BSD = self.embedding_norm((x_BSD + jnp.broadcast_to(types, x_BSD.shape)).astype(jnp.dtype(self.dtype)))
+        mask_BSS = valid_BS[:, None] & same_segment(segment_BS, segment_BS, valid_BS)
+        x_BSD = self.stack(self.embedding_dropout(x_BSD), mask_BSS)
+        return self.last_norm(x_BSD) if self.norm == "pre" else x_BSD
+
+    def readout(self, features: Array) -> Array:
+        """(..., D) -> float32 logits (..., V)."""
+        flat = self.transform(features.reshape(-1, self.width))
+        flat = self.transform_norm(ACTIVATIONS[self.activation](flat))
+        table = self.embedding.astype(flat.dtype)
+        logits = jnp.einsum("rd,vd->rv", flat, table, preferred_element_type=jnp.float32) + self.output_bias[None]
+        return logits.reshape(*features.shape[:-1], self.vocab)
+
+    def loss(self, batch: Batch, smoothing: float = 0.0) -> Loss:
+        """-log p of `label_BS`, which is -1 where nothing is asked (what was not masked)."""
+        return label_loss(self(batch), batch.label_BS, smoothing)
