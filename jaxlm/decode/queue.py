@@ -132,12 +132,13 @@ def _empty(
     places: int,
 ) -> Desk:
     """A desk with nobody at it. Every leaf has one row a place, or one a slot."""
-    shapes = jax.eval_shape(
-        functools.partial(_begun, model, rules, begin_with), params, batch, jnp.asarray(limit_G), rank
-    )
+    shapes = jax.eval_shape(functools.partial(_begun, model, rules, begin_with), params, batch, limit_G, rank)
     group = len(limit_G)
     blank = jax.tree.map(lambda x: np.zeros((x.shape[0] // group * places, *x.shape[1:]), x.dtype), shapes)
-    return jax.device_put(Desk(blank.limit_B, blank.search.replace(done_B=np.ones(places, bool))))
+    # Bound to the parameters' device if they are: what comes back from the jit is then, and is no other argument to it.
+    first = jax.tree.leaves(params)[0]
+    device = first.sharding if getattr(first, "committed", False) and first.is_fully_replicated else None
+    return jax.device_put(Desk(blank.limit_B, blank.search.replace(done_B=np.ones(places, bool))), device)
 
 
 _unstacked = jax.jit(unstacked)

@@ -25,8 +25,7 @@ def ranking(beam: Beam, length: int) -> Ranking:
     """The table of a beam's length penalty (gnmt: Wu et al., 2016, equation 14)."""
     lengths = np.arange(length + 1, dtype=np.float64)
     base = {"none": np.ones_like(lengths), "power": np.maximum(lengths, 1), "gnmt": (5 + lengths) / 6}[beam.penalty]
-    scalars = jnp.asarray(beam.reward, jnp.float32), jnp.asarray(beam.coverage, jnp.float32)
-    return Ranking(jnp.asarray(base**beam.alpha, jnp.float32), *scalars)
+    return Ranking(*(np.asarray(x, np.float32) for x in (base**beam.alpha, beam.reward, beam.coverage)))
 
 
 def final_score(logprob: Array, length: Array, rank: Ranking, uncounted: Array | int = 0) -> Array:
