@@ -3,6 +3,7 @@
     python -m benchmarks.decode                    Transformer base, beam 4, sources of 25 tokens, 30 new ones, 32 rows
     python -m benchmarks.decode --task write       GPT-2 small, 8 prompts of 32 tokens, 64 new ones, top-k 40
     python -m benchmarks.decode --only ours_int8_dynamic,ctranslate2_int8 --rounds 6
+    python -m benchmarks.decode --only ours_lstm,ours --beam 5            an attention LSTM of the Transformer's size
 
 Random weights, and the same number of new tokens in every text (the end is forbidden before), so that all do the same
 work. Each contestant is a process of its own, warm before the first round, and all take turns. In the translation, the
@@ -22,7 +23,16 @@ from benchmarks.contest import Contestant, cores, load, machine, serve
 
 TASKS = {"translate": translators, "write": writers}
 SIZES = {"translate": {"rows": 32, "length": 25, "new": 30}, "write": {"rows": 8, "length": 32, "new": 64}}
-NAMES = ("ours", "ours_bfloat16", "ours_int8", "ours_int8_dynamic", "huggingface", "ctranslate2", "ctranslate2_int8")
+NAMES = (
+    "ours",
+    "ours_lstm",
+    "ours_bfloat16",
+    "ours_int8",
+    "ours_int8_dynamic",
+    "huggingface",
+    "ctranslate2",
+    "ctranslate2_int8",
+)
 
 
 def main() -> None:
@@ -71,7 +81,9 @@ def _result(one: Contestant, tokens: int) -> dict[str, Any]:
     seconds = [statistics.median(round["seconds"]) for round in one.rounds]
     best = min(min(round["seconds"]) for round in one.rounds)
     found = {"tokens_per_second": tokens / statistics.median(seconds), "best": tokens / best}
-    print(f"{one.name:18s} {found['tokens_per_second']:7.1f} new tokens/s, best {found['best']:.1f}")
+    found["cpu_seconds"] = statistics.median(round["cpu_seconds"] / round["steps"] for round in one.rounds)
+    print(f"{one.name:18s} {found['tokens_per_second']:7.1f} new tokens/s, best {found['best']:.1f}, "
+          f"{statistics.median(seconds):.2f} s and {found['cpu_seconds']:.2f} CPU s a batch")  # fmt: skip
     return {"name": one.name, **found, "seconds": seconds, "tokens": one.facts["tokens"]}
 
 

@@ -89,8 +89,9 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
     from jaxlm.nn.quantized import at_precision
     from jaxlm.types import Batch
 
-    net, params, _ = load(folder / "model")
-    net, params = at_precision(net, jax.tree.map(jnp.asarray, params), variant or "float32")
+    net, params = _recurrent() if variant == "lstm" else load(folder / "model")[:2]
+    precision = "float32" if variant == "lstm" else variant or "float32"
+    net, params = at_precision(net, jax.tree.map(jnp.asarray, params), precision)
     rows = len(source_BS)
     batch = Batch(source_BS=jnp.asarray(source_BS), source_valid_BS=jnp.ones(source_BS.shape, bool))
     prompt_B1, limit_B = jnp.full((rows, 1), BOS), jnp.full(rows, new)
@@ -101,6 +102,17 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
         return np.asarray(found.tokens_BNT[:, 0])
 
     return translate
+
+
+def _recurrent() -> tuple[Any, Any]:
+    """An attention LSTM with as many parameters as the Transformer, 60 million."""
+    from jaxlm.models.seq2seq import Seq2Seq
+    from jaxlm.nn.cell import LSTM
+    from jaxlm.nn.recurrent import Recurrent
+
+    encoder, decoder = Recurrent(LSTM(512), layers=2, bidirectional=True), Recurrent(LSTM(1024), layers=2)
+    net = Seq2Seq(VOCAB, WIDTH, encoder, decoder)
+    return net, random_params(net)
 
 
 def _marian(folder: Path) -> Any:

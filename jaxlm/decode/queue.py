@@ -65,9 +65,9 @@ def search_queue(
             rows_G = np.concatenate([now, np.full(group - len(now), -1)])
             place_G = np.where(rows_G >= 0, np.resize(free, group), places).astype(np.int32)
             batch, limit_G = group_of(rows_G)
-            asked = model, rules, begin_with, params, batch, np.minimum(limit_G, length), rank
+            asked: Any = model, rules, begin_with, params, batch, np.minimum(limit_G, length), rank
             if desk is None:
-                desk = _empty(*asked, places)
+                desk = _empty(places, *asked)
             desk = _admit(*asked, desk, place_G)
         desk, found = _work(model, rules, layers, desk, rank)
         ended = np.flatnonzero(np.asarray(desk.search.done_B) & (of_place >= 0))
@@ -122,14 +122,7 @@ def _admit(
 
 
 def _empty(
-    model: Any,
-    rules: Rules,
-    begin_with: int,
-    params: Params,
-    batch: Batch,
-    limit_G: Array,
-    rank: Ranking,
-    places: int,
+    places: int, model: Any, rules: Rules, begin_with: int, params: Params, batch: Batch, limit_G: Any, rank: Ranking
 ) -> Desk:
     """A desk with nobody at it. Every leaf has one row a place, or one a slot."""
     shapes = jax.eval_shape(functools.partial(_begun, model, rules, begin_with), params, batch, limit_G, rank)

@@ -4,6 +4,8 @@ S = s / lp(L) + reward * L. lp is a table over lengths that goes into the compil
 alpha compiles once, and the values are NumPy's on every device.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -25,7 +27,8 @@ def ranking(beam: Beam, length: int) -> Ranking:
     """The table of a beam's length penalty (gnmt: Wu et al., 2016, equation 14)."""
     lengths = np.arange(length + 1, dtype=np.float64)
     base = {"none": np.ones_like(lengths), "power": np.maximum(lengths, 1), "gnmt": (5 + lengths) / 6}[beam.penalty]
-    return Ranking(*(np.asarray(x, np.float32) for x in (base**beam.alpha, beam.reward, beam.coverage)))
+    numbers: list[Any] = [np.asarray(x, np.float32) for x in (base**beam.alpha, beam.reward, beam.coverage)]
+    return Ranking(*numbers)
 
 
 def final_score(logprob: Array, length: Array, rank: Ranking, uncounted: Array | int = 0) -> Array:
