@@ -1,0 +1,87 @@
+"""Narrow weights give nearly what float32 gives, and an ensemble what its members give together."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cli_runs import command  # noqa: F401 (a fixture)
+from tiny_run import EXPERIMENT
+from zoo import ZOO, batch_of, examples, logits, params_of
+
+from jaxlm.decode.beam import beam_search
+from jaxlm.decode.options import Beam
+from jaxlm.errors import UserError
+from jaxlm.models.ensemble import Ensemble, joined_params
+from jaxlm.nn.quantized import Int8, at_precision, product, rounded, rows, scores
+from jaxlm.train.loop import train
+
+BATCH = batch_of(examples(6), 6, 6)
+
+
+def test_rounding_is_to_the_nearest_of_255_levels():
+    weights = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)
+    weights[0, :, 0] = 0
+    values, scale = rounded(jnp.asarray(weights), 1)
+    assert values.dtype == jnp.int8 and scale.shape == (3, 7)
+    np.testing.assert_allclose(scale[1], abs(weights[1]).max(0) / 127, rtol=1e-6)
+    assert (abs(values * scale[:, None] - weights) <= scale[:, None] * 0.501 + 1e-30).all()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_products_of_eight_bits(dynamic):
+    rng = np.random.default_rng(1)
+    x, kernel, table = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 32), (32, 9), (9, 32)))
+    small, wide = (Int8(*rounded(jnp.asarray(w), axis), dynamic) for w, axis in ((kernel, 0), (table, 1)))
+    np.testing.assert_allclose(product(jnp.asarray(x), small, jnp.float32), x @ kernel, atol=0.25)
+    np.testing.assert_allclose(scores(jnp.asarray(x), wide), x @ table.T, atol=0.25)
+    np.testing.assert_allclose(rows(wide, jnp.array([[3, 3], [0, 8]])), table[[[3, 3], [0, 8]]], atol=0.02)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8", "int8_dynamic"])
+@pytest.mark.parametrize("name", ["pre", "llama"])
+def test_narrow_models_say_nearly_the_same(name, precision):
+    model, params = ZOO[name].model, params_of(ZOO[name].model)
+    expected_BTV = logits(model, params, BATCH)
+    found_BTV = logits(*at_precision(model, params, precision), BATCH)
+    error = abs(found_BTV - expected_BTV)[BATCH.target_valid_BT].mean() / expected_BTV.std()
+    assert 1e-5 < error < 0.05
+
+
+def test_precision_of_what_has_none():
+    with pytest.raises(UserError, match="RecurrentLM computes in float32 only: leave out --precision int8"):
+        at_precision(ZOO["lstm_lm"].model, {}, "int8")
+    with pytest.raises(UserError, match="precision='fp4' must be one of float32, bfloat16"):
+        at_precision(ZOO["pre"].model, {}, "fp4")
+
+
+@pytest.mark.parametrize("mean", ["probabilities", "logarithms"])
+def test_an_ensemble_is_the_mean_of_its_members(mean):
+    """Of models of different kinds; and a search with it is a search."""
+    members = [ZOO[name].model for name in ("pre", "seq2seq_dot")]
+    params = [params_of(model) for model in members]
+    model, both = Ensemble(tuple(members), mean), joined_params(params)
+    parts = [jax.nn.log_softmax(logits(*part, BATCH)) for part in zip(members, params, strict=True)]
+    expected = np.mean(parts, 0) if mean == "logarithms" else np.log(np.mean(np.exp(parts), 0))
+    found = jax.nn.log_softmax(logits(model, both, BATCH))
+    valid_BT = BATCH.target_valid_BT
+    np.testing.assert_allclose(found[valid_BT], jax.nn.log_softmax(expected)[valid_BT], atol=1e-4)
+    bos_B1 = np.full((6, 1), 2)
+    said = beam_search(model, both, BATCH, bos_B1, bos_B1 > 0, np.full(6, 4), length=4, beam=Beam(2))
+    assert (np.asarray(said.length_BN) > 0).all()
+
+
+def test_the_verbs(tmp_path, command):  # noqa: F811
+    """A model with itself is itself; narrow weights and a run of another tokenizer are answered."""
+    train(replace(EXPERIMENT, steps=2), tmp_path / "a")
+    tokenizer = tmp_path / "a" / "tokenizer"
+    plain = command("predict", tmp_path / "a", stdin=b"a b c\n")
+    twice = command("predict", tmp_path / "a", "--ensemble", tmp_path / "a", stdin=b"a b c\n")
+    assert plain.code == 0 and plain.out == twice.out
+    assert command("predict", tmp_path / "a", "--precision", "int8", stdin=b"a b c\n").code == 0
+    train(replace(EXPERIMENT, steps=2), tmp_path / "b")
+    other = tmp_path / "b" / "tokenizer"
+    next(path for path in other.iterdir()).write_bytes(next(path for path in tokenizer.iterdir()).read_bytes() + b" ")
+    refused = command("predict", tmp_path / "a", "--ensemble", tmp_path / "b", stdin=b"a\n")
+    assert refused.code == 1 and "another tokenizer than" in refused.err
