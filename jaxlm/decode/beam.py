@@ -8,7 +8,7 @@ The definition. Lengths count generated tokens, the stop id included and the pro
 - Live rule: the best k candidates that did not stop.
 - Score: S = s / lp(L) + coverage * sum_j log min(c_j, 1) + reward * L, where c_j is the attention that source position
   j got. Ties stay in order: the earlier finished, then the better rank.
-- At its row's length limit a live hypothesis is kept, must stop, or is dropped; a row whose `stop` rule holds, or that
+- At its row's length limit a live hypothesis is kept, is kept if its rank is < k, must stop, or is dropped; a row whose `stop` rule holds, or that
   has nothing live, is frozen. `Beam` lists the options of each rule.
 
 All of the prompt but its last token is read once a row; the state after it is spread over k slots, which a model reads
@@ -70,10 +70,14 @@ class Hypotheses:
 
 @struct.dataclass
 class Search:
-    """The loop's carry: a live hypothesis has `step` tokens, the last is `token_BK`; the state has not read it yet."""
+    """The loop's carry: a live hypothesis has `step` tokens, the last is `token_BK`; the state has not read it yet.
+
+    first_B: the best candidate of some step ended in a stop id.
+    """
 
     step: Array
     done_B: Array
+    first_B: Array
     token_BK: Array
     live: Live
     finished: Finished
@@ -170,6 +174,7 @@ def _beam_search(
     search = Search(
         step=jnp.int32(0),
         done_B=request.limit_B <= 0,
+        first_B=jnp.zeros(rows, bool),
         token_BK=jnp.broadcast_to(token_B[:, None], (rows, slots)).astype(jnp.int32),
         live=first_live(rows, slots, rules.length),
         finished=none_finished(rows, slots, rules.length),
@@ -200,20 +205,34 @@ def _advance(
     if beam.finish == "all" and stop:
         ending = union(without_stops(found, stop), stopping_candidates(live, step_BKV, stop))
     reason_BA = reasons(ending, beam, stop, at_limit_B, search.done_B)
-    uncovered_BK = None if covered_RS is None else uncovered(covered_RS, beam.size)
-    finished = finish(search.finished, live, ending, reason_BA, search.step, request.ranking, beam, uncovered_BK)
+    uncovered_BA = _uncovered(search.state, covered_RS, ending.parent_BA, reason_BA, beam)
+    finished = finish(search.finished, live, ending, reason_BA, search.step, request.ranking, beam, uncovered_BA)
+    first_B = search.first_B | (reason_BA[:, 0] == STOP)
     new_live, token_BK, parent_BK = go_on(live, found, stop, search.step)
     over_B = can_stop(
         beam, request.ranking, search.step + 1, request.limit_B,
-        new_live.logprob_BK, finished.score_BK, reason_BA[:, 0] == STOP,
+        new_live.logprob_BK, finished.score_BK, first_B,
     )  # fmt: skip
     nothing_B = jnp.isneginf(new_live.logprob_BK[:, 0])
     done_B = search.done_B | at_limit_B | over_B | nothing_B
     after = dataclasses.replace(
-        search, step=search.step + 1, done_B=done_B, token_BK=token_BK, live=new_live, finished=finished,
-        grammar_state=followed(request.grammar, search.grammar_state, parent_BK, token_BK),
+        search, step=search.step + 1, done_B=done_B, first_B=first_B, token_BK=token_BK, live=new_live,
+        finished=finished, grammar_state=followed(request.grammar, search.grammar_state, parent_BK, token_BK),
     )  # fmt: skip
     return after, parent_BK
+
+
+def _uncovered(
+    before: State, covered_RS: Array | None, parent_BA: Array, reason_BA: Array, beam: Beam
+) -> Array | None:
+    """What is uncovered after each candidate; without the stop id's own attention where it does not count."""
+    if covered_RS is None:
+        return None
+    after_BA = jnp.take_along_axis(uncovered(covered_RS, beam.size), parent_BA, axis=1, mode="clip")
+    if beam.count_stop:
+        return after_BA
+    before_BA = jnp.take_along_axis(uncovered(before.covered_RS, beam.size), parent_BA, axis=1, mode="clip")
+    return jnp.where(reason_BA == STOP, before_BA, after_BA)
 
 
 def _results(finished: Finished, count: int) -> Hypotheses:

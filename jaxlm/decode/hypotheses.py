@@ -122,8 +122,9 @@ def reasons(found: Candidates, beam: Beam, stop: tuple[int, ...], at_limit_B: Ar
     else:
         ends_BA = stops_BA
     reason_BA = jnp.where(ends_BA, STOP, NONE)
-    if beam.limit == "keep":
-        lives_BA = ~stops_BA & (jnp.cumsum(~stops_BA, axis=1) <= beam.size)
+    if beam.limit in ("keep", "keep_top_k"):
+        place_BA = jnp.cumsum(~stops_BA, axis=1) if beam.limit == "keep" else rank_1A + 1
+        lives_BA = ~stops_BA & (place_BA <= beam.size)
         reason_BA = jnp.where(lives_BA & at_limit_B[:, None], LENGTH, reason_BA)
     exists_BA = (found.logprob_BA > -jnp.inf) & ~done_B[:, None]
     return jnp.where(exists_BA, reason_BA, NONE)
@@ -137,15 +138,15 @@ def finish(
     step: Array,
     rank: Ranking,
     beam: Beam,
-    uncovered_BK: Array | None = None,
+    uncovered_BA: Array | None = None,
 ) -> Finished:
     """The best k of the finished set and the candidates with a reason; among equals the earlier, then the rank."""
     slots = finished.score_BK.shape[1]
     length = step + 1
     uncounted = 0 if beam.count_stop else (reason_BA == STOP).astype(jnp.int32)
     score_BA = final_score(found.logprob_BA, length, rank, uncounted)
-    if uncovered_BK is not None:
-        score_BA += rank.coverage * jnp.take_along_axis(uncovered_BK, found.parent_BA, axis=1, mode="clip")
+    if uncovered_BA is not None:
+        score_BA += rank.coverage * uncovered_BA
     score_BA = jnp.where(reason_BA == NONE, -jnp.inf, score_BA)
     if beam.arrival:
         free_B1 = slots - (finished.reason_BK != NONE).sum(1, keepdims=True)

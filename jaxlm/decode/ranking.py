@@ -22,11 +22,17 @@ class Ranking:
 
 
 def ranking(beam: Beam, length: int) -> Ranking:
-    """The table of a beam's length penalty (gnmt: Wu et al., 2016, equation 14)."""
+    """The table of a beam's length penalty (gnmt: Wu et al., 2016, equation 14).
+
+    Length 0 is that of a stop id alone which does not count; 0^alpha is kept within what float32 can divide by.
+    """
     lengths = np.arange(length + 1, dtype=np.float64)
-    base = {"none": np.ones_like(lengths), "power": np.maximum(lengths, 1), "gnmt": (5 + lengths) / 6}[beam.penalty]
+    base = {"none": np.ones_like(lengths), "power": lengths, "gnmt": (5 + lengths) / 6}[beam.penalty]
+    with np.errstate(divide="ignore"):
+        penalty_T = base**beam.alpha
+    penalty_T[0] = np.clip(penalty_T[0], 1e-30, 1e30)
     scalars = jnp.asarray(beam.reward, jnp.float32), jnp.asarray(beam.coverage, jnp.float32)
-    return Ranking(jnp.asarray(base**beam.alpha, jnp.float32), *scalars)
+    return Ranking(jnp.asarray(penalty_T, jnp.float32), *scalars)
 
 
 def final_score(logprob: Array, length: Array, rank: Ranking, uncounted: Array | int = 0) -> Array:
@@ -47,13 +53,13 @@ def can_stop(
     """True_B where the rule `beam.stop` ends a row after the step that made hypotheses of `length` tokens.
 
     live_BK: s of the live hypotheses, best first; score_BK: S of the finished ones, best first, -inf where there is
-    none; first_B: the best candidate of this step was finished.
+    none; first_B: the best candidate of some step so far was finished.
     """
     full_B = score_BK[:, -1] > -jnp.inf
     if beam.size == 1 or beam.stop == "full":
         return full_B
     if beam.stop == "first":
-        return first_B
+        return first_B & (score_BK[:, beam.returns - 1] > -jnp.inf)
     if beam.stop == "heuristic":
         return full_B & (score_BK[:, -1] >= final_score(live_BK[:, 0], length, rank))
     if beam.stop == "exact":

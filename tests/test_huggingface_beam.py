@@ -1,0 +1,182 @@
+"""Beam search token for token against `generate` of Hugging Face Transformers, on small random models of three families.
+
+The fast tests try every length penalty and every `early_stopping`; the slow ones the whole grid, several models each.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.decode.beam import beam_search
+from jaxlm.decode.constrain import Forced
+from jaxlm.decode.options import EARLY_STOPPING, hugging_face
+from jaxlm.decode.reasons import REASONS
+from jaxlm.interop.huggingface import load
+from jaxlm.types import Batch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+from published_models import GPT2, MARIAN, T5, tensors, theirs  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+ROWS, COLUMNS, LENGTH = 16, 7, 12
+PENALTIES = (0.0, 0.6, 1.0, 2.0)
+GAP = 1e-5
+FAMILIES = {
+    "marian": ("MarianMT", {**MARIAN, "encoder_layers": 1}, 0.35),
+    "t5": ("T5", {**T5, "num_layers": 1, "tie_word_embeddings": False}, 0.6),
+    "gpt2": ("GPT2", {**GPT2, "n_layer": 1}, 0.45),
+}
+"""Name, config, and how large the random parameters are: hypotheses differ, and end early and late."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is asked of both sides. ends: how many stop ids; prefix: columns of `decoder_input_ids` after the first."""
+
+    num_beams: int
+    num_return_sequences: int
+    early_stopping: bool | str
+    length_penalty: float = 1.0
+    min_new_tokens: int = 0
+    no_repeat_ngram_size: int = 0
+    banned: tuple[int, ...] = ()
+    forced: bool = False
+    ends: int = 1
+    prefix: int = 0
+
+    @property
+    def searched(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("ends", "prefix")}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Their model and ours with the same parameters, inputs padded as the family pads them, and ids that are said."""
+
+    their: Any
+    model: Any
+    params: Any
+    start: int | None
+    ids_BS: np.ndarray
+    valid_BS: np.ndarray
+    said: tuple[int, ...]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    @cache
+    def make(name: str, seed: int) -> Pair:
+        family, options, scale = FAMILIES[name]
+        their, folder = theirs(family, options, seed, scale), tmp_path_factory.mktemp(name)
+        their.generation_config.eos_token_id = their.generation_config.forced_eos_token_id = None
+        their.save_pretrained(folder)
+        model, params, config = load(folder)
+        rng = np.random.default_rng(seed)
+        size_B1, at_1S = rng.integers(1, COLUMNS + 1, (ROWS, 1)), np.arange(COLUMNS)[None]
+        left = name == "gpt2"
+        valid_BS = at_1S >= COLUMNS - size_B1 if left else at_1S < size_B1
+        pair = Pair(
+            their, model, params, None if left else config["decoder_start_token_id"],
+            rng.integers(1, 50, (ROWS, COLUMNS)), valid_BS, (),
+        )  # fmt: skip
+        return replace(pair, said=said(pair))
+
+    return make
+
+
+def said(pair: Pair) -> tuple[int, ...]:
+    """Ids in the order of how near they come to being said by half of the hypotheses: good ends of a text."""
+    tokens_BNT = generated(pair, Case(4, 4, False, ends=0))[0]
+    share = {int(i): (tokens_BNT == i).any(-1).mean() for i in np.unique(tokens_BNT) if i != pair.start}
+    return tuple(sorted(share, key=lambda i: abs(share[i] - 0.5)))
+
+
+def generated(pair: Pair, case: Case) -> tuple[np.ndarray, np.ndarray | None]:
+    """Their tokens_BNT (0 past the end) and scores_BN."""
+    stop = pair.said[: case.ends]
+    options = case.searched
+    banned, forced = options.pop("banned"), options.pop("forced")
+    options.update({"bad_words_ids": [[i] for i in banned]} if banned else {})
+    options.update({"forced_bos_token_id": pair.said[1], "forced_eos_token_id": stop[0]} if forced else {})
+    if case.prefix:
+        options["decoder_input_ids"] = tensors(prompt(pair, case)[0])[0]
+    ids, valid = tensors(pair.ids_BS, pair.valid_BS)
+    with torch.no_grad():
+        found = pair.their.generate(
+            ids, attention_mask=valid, do_sample=False, max_new_tokens=LENGTH, pad_token_id=0, output_scores=True,
+            eos_token_id=list(stop) or None, return_dict_in_generate=True, **options,
+        )  # fmt: skip
+    read = COLUMNS if pair.start is None else 1 + case.prefix
+    tokens_RT = np.pad(found.sequences.numpy()[:, read:], ((0, 0), (0, LENGTH)))[:, :LENGTH]
+    stops_RT = np.isin(tokens_RT, stop)
+    tokens_RT = np.where(stops_RT.cumsum(1) - stops_RT > 0, 0, tokens_RT)
+    scores_R = getattr(found, "sequences_scores", None)
+    shape = (ROWS, case.num_return_sequences)
+    return tokens_RT.reshape(*shape, LENGTH), None if scores_R is None else scores_R.numpy().reshape(shape)
+
+
+def prompt(pair: Pair, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """What our search reads first, and which of it is valid."""
+    if pair.start is None:
+        return pair.ids_BS, pair.valid_BS
+    prompt_BP = np.concatenate([np.full((ROWS, 1), pair.start), pair.ids_BS[:, : case.prefix]], axis=1)
+    return prompt_BP, np.ones(prompt_BP.shape, bool)
+
+
+def searched(pair: Pair, case: Case) -> dict[str, np.ndarray]:
+    """Our hypotheses."""
+    prompt_BP, valid_BP = prompt(pair, case)
+    forced = Forced(np.full((ROWS, 1), pair.said[1]), np.ones((ROWS, 1), bool)) if case.forced else None
+    batch = Batch(target_BT=prompt_BP) if pair.start is None else Batch(pair.ids_BS, pair.valid_BS)
+    found = beam_search(
+        pair.model, pair.params, batch, jnp.asarray(prompt_BP), jnp.asarray(valid_BP), jnp.full(ROWS, LENGTH),
+        length=LENGTH, beam=hugging_face(**case.searched), stop=pair.said[: case.ends], forced=forced,
+    )  # fmt: skip
+    return {name: np.asarray(value) for name, value in vars(found).items()}
+
+
+@dataclass
+class Tally:
+    """Hypotheses compared, those that are equal, and how they ended."""
+
+    compared: int = 0
+    equal: int = 0
+    stopped: int = 0
+    cases: int = 0
+
+    def compare(self, pair: Pair, case: Case) -> None:
+        tokens_BNT, scores_BN = generated(pair, case)
+        found = searched(pair, case)
+        same_BN = (found["tokens_BNT"] == tokens_BNT).all(-1)
+        if scores_BN is not None:
+            np.testing.assert_allclose(found["score_BN"][same_BN], scores_BN[same_BN], rtol=1e-5, atol=1e-5)
+            gap_BN = np.abs(found["score_BN"] - scores_BN)
+            assert (gap_BN[~same_BN] < GAP).all(), (case, np.argwhere(~same_BN), gap_BN[~same_BN])
+        else:
+            assert same_BN.all(), (case, np.argwhere(~same_BN))
+        self.cases += 1
+        self.compared += same_BN.size
+        self.equal += int(same_BN.sum())
+        self.stopped += int((found["reason_BN"] == REASONS.index("stop")).sum())
+
+    def check(self) -> None:
+        print(f"{self.cases} cases, {self.equal} of {self.compared} hypotheses equal, {self.stopped} ended by a stop id")
+        assert self.equal >= 0.999 * self.compared
+        assert 0.1 * self.compared < self.stopped < 0.97 * self.compared, "rows must end early, and at the limit"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_early_stopping(pairs, name):
+    """Four beams, all length penalties; a minimum and a ban."""
+    tally = Tally()
+    for early_stopping in EARLY_STOPPING:
+        for length_penalty in PENALTIES:
+            for seed in (0, 1):
+                tally.compare(pairs(name, seed), Case(4, 4, early_stopping, length_penalty, min_new_tokens=2))
+    tally.check()
