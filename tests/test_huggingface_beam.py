@@ -17,17 +17,15 @@ from jaxlm.decode.beam import beam_search
 from jaxlm.decode.constrain import Forced
 from jaxlm.decode.options import EARLY_STOPPING, hugging_face
 from jaxlm.decode.reasons import REASONS
-from jaxlm.interop.huggingface import load
 from jaxlm.types import Batch
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from published_models import GPT2, MARIAN, T5, VOCAB, tensors, theirs  # noqa: E402
+from published_models import ENDS, GPT2, MARIAN, T5, Pair, searchable, tensors  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")
 
 ROWS, COLUMNS, LENGTH = 16, 7, 12
-ENDS = (41, 42)
 PENALTIES = (0.0, 0.6, 1.0, 2.0)
 GAP = 1e-5
 FAMILIES = {
@@ -58,50 +56,13 @@ class Case:
         return {name: value for name, value in vars(self).items() if name not in ("ends", "prefix")}
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Their model and ours with the same parameters, and inputs padded as the family pads them."""
-
-    their: Any
-    model: Any
-    params: Any
-    start: int | None
-    ids_BS: np.ndarray
-    valid_BS: np.ndarray
-
-
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     @cache
     def make(name: str, seed: int) -> Pair:
-        family, options, scale = FAMILIES[name]
-        their, folder = theirs(family, options, seed, scale), tmp_path_factory.mktemp(name)
-        their.generation_config.eos_token_id = their.generation_config.forced_eos_token_id = None
-        rng = np.random.default_rng(seed)
-        size_B1, at_1S = rng.integers(1, COLUMNS + 1, (ROWS, 1)), np.arange(COLUMNS)[None]
-        left = name == "gpt2"
-        valid_BS = at_1S >= COLUMNS - size_B1 if left else at_1S < size_B1
-        start = None if left else their.config.decoder_start_token_id
-        pair = Pair(their, None, None, start, rng.integers(1, 40, (ROWS, COLUMNS)), valid_BS)
-        move_ends(pair)
-        their.save_pretrained(folder)
-        model, params, _ = load(folder)
-        return replace(pair, model=model, params=params)
+        return searchable(*FAMILIES[name], seed, (ROWS, COLUMNS, LENGTH), tmp_path_factory.mktemp(name))
 
     return make
-
-
-def move_ends(pair: Pair) -> None:
-    """Exchange the parameters of ENDS for those of two ids that half of the hypotheses say or so: good ends of a text."""
-    for place, end in enumerate(ENDS):
-        tokens_BNT = generated(pair, Case(4, 4, False, ends=place))[0]
-        share = {int(i): (tokens_BNT == i).any(-1).mean() for i in np.unique(tokens_BNT)}
-        better = min(share.keys() - {pair.start, 0, *ENDS[:place]}, key=lambda i: abs(share[i] - 0.5))
-        with torch.no_grad():
-            for value in [*pair.their.parameters(), *pair.their.buffers()]:
-                if VOCAB in value.shape:
-                    ids_V = value.movedim(value.shape.index(VOCAB), 0)
-                    ids_V[[end, better]] = ids_V[[better, end]].clone()
 
 
 def generated(pair: Pair, case: Case) -> tuple[np.ndarray, np.ndarray | None]:
