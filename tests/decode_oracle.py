@@ -7,9 +7,8 @@ F = np.float32
 
 def S(beam, s, length, uncounted=0):
     counted = length - uncounted
-    base = {"none": 1.0, "power": float(counted), "gnmt": (5 + counted) / 6}[beam.penalty]
-    lp = base**beam.alpha if base else {1: 1e-30, 0: 1.0, -1: 1e30}[np.sign(beam.alpha)]
-    return F(s / F(lp) + F(beam.reward) * F(length))
+    base = {"none": 1.0, "power": float(max(counted, 1)), "gnmt": (5 + counted) / 6}[beam.penalty]
+    return F(s / F(base**beam.alpha) + F(beam.reward) * F(length))
 
 
 def step_scores(beam, logprob, tokens, limit, stop, forced):

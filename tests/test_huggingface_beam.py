@@ -1,4 +1,4 @@
-"""Beam search token for token against `generate` of Hugging Face Transformers, on small random models of three families.
+"""Beam search token for token against `generate` of Hugging Face Transformers, on small random models.
 
 The fast tests try every length penalty and every `early_stopping`; the slow ones the whole grid, several models each.
 """
@@ -133,10 +133,13 @@ class Tally:
         self.equal += int(same_BN.sum())
         self.stopped += int((found["reason_BN"] == REASONS.index("stop")).sum())
 
-    def check(self) -> None:
-        print(f"{self.cases} cases, {self.equal} of {self.compared} hypotheses equal, {self.stopped} ended by a stop id")
+    def check(self, forced: bool = False) -> None:
+        print(
+            f"{self.cases} cases, {self.equal} of {self.compared} hypotheses equal, {self.stopped} ended by a stop id"
+        )
         assert self.equal >= 0.999 * self.compared
-        assert 0.1 * self.compared < self.stopped < 0.97 * self.compared, "rows must end early, and at the limit"
+        most = 1.0 if forced else 0.97
+        assert 0.1 * self.compared < self.stopped <= most * self.compared, "rows must end early, and at the limit"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -177,7 +180,7 @@ def test_the_grid(pairs, name, options):
             pair = pairs(name, seed)
             banned = (*case.banned, pair.start) if case.no_repeat_ngram_size else case.banned
             tally.compare(pair, replace(case, banned=banned))
-    tally.check()
+    tally.check("forced" in GRID[options])
 
 
 def grid(options: dict[str, Any], returns: bool) -> Iterator[Case]:

@@ -8,8 +8,8 @@ The definition. Lengths count generated tokens, the stop id included and the pro
 - Live rule: the best k candidates that did not stop.
 - Score: S = s / lp(L) + coverage * sum_j log min(c_j, 1) + reward * L, where c_j is the attention that source position
   j got. Ties stay in order: the earlier finished, then the better rank.
-- At its row's length limit a live hypothesis is kept, is kept if its rank is < k, must stop, or is dropped; a row whose `stop` rule holds, or that
-  has nothing live, is frozen. `Beam` lists the options of each rule.
+- At its row's length limit a live hypothesis is kept, is kept if its rank is < k, must stop, or is dropped; a row whose
+  `stop` rule holds, or that has nothing live, is frozen. `Beam` lists the options of each rule.
 
 All of the prompt but its last token is read once a row; the state after it is spread over k slots, which a model reads
 as rows (`jaxlm.decode.slots`: what the slots of a row have in common stays one a row, and no cache is ever moved).
@@ -205,8 +205,8 @@ def _advance(
     if beam.finish == "all" and stop:
         ending = union(without_stops(found, stop), stopping_candidates(live, step_BKV, stop))
     reason_BA = reasons(ending, beam, stop, at_limit_B, search.done_B)
-    uncovered_BA = _uncovered(search.state, covered_RS, ending.parent_BA, reason_BA, beam)
-    finished = finish(search.finished, live, ending, reason_BA, search.step, request.ranking, beam, uncovered_BA)
+    uncovered_BK = None if covered_RS is None else uncovered(covered_RS, beam.size)
+    finished = finish(search.finished, live, ending, reason_BA, search.step, request.ranking, beam, uncovered_BK)
     first_B = search.first_B | (reason_BA[:, 0] == STOP)
     new_live, token_BK, parent_BK = go_on(live, found, stop, search.step)
     over_B = can_stop(
@@ -220,19 +220,6 @@ def _advance(
         finished=finished, grammar_state=followed(request.grammar, search.grammar_state, parent_BK, token_BK),
     )  # fmt: skip
     return after, parent_BK
-
-
-def _uncovered(
-    before: State, covered_RS: Array | None, parent_BA: Array, reason_BA: Array, beam: Beam
-) -> Array | None:
-    """What is uncovered after each candidate; without the stop id's own attention where it does not count."""
-    if covered_RS is None:
-        return None
-    after_BA = jnp.take_along_axis(uncovered(covered_RS, beam.size), parent_BA, axis=1, mode="clip")
-    if beam.count_stop:
-        return after_BA
-    before_BA = jnp.take_along_axis(uncovered(before.covered_RS, beam.size), parent_BA, axis=1, mode="clip")
-    return jnp.where(reason_BA == STOP, before_BA, after_BA)
 
 
 def _results(finished: Finished, count: int) -> Hypotheses:

@@ -138,15 +138,15 @@ def finish(
     step: Array,
     rank: Ranking,
     beam: Beam,
-    uncovered_BA: Array | None = None,
+    uncovered_BK: Array | None = None,
 ) -> Finished:
     """The best k of the finished set and the candidates with a reason; among equals the earlier, then the rank."""
     slots = finished.score_BK.shape[1]
     length = step + 1
     uncounted = 0 if beam.count_stop else (reason_BA == STOP).astype(jnp.int32)
     score_BA = final_score(found.logprob_BA, length, rank, uncounted)
-    if uncovered_BA is not None:
-        score_BA += rank.coverage * uncovered_BA
+    if uncovered_BK is not None:
+        score_BA += rank.coverage * jnp.take_along_axis(uncovered_BK, found.parent_BA, axis=1, mode="clip")
     score_BA = jnp.where(reason_BA == NONE, -jnp.inf, score_BA)
     if beam.arrival:
         free_B1 = slots - (finished.reason_BK != NONE).sum(1, keepdims=True)

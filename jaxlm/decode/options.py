@@ -25,7 +25,7 @@ class Beam:
     penalty, alpha, reward: S = s / lp(L) + reward * L with lp = 1 (none), L^alpha (power), ((5 + L) / 6)^alpha (gnmt).
     coverage: beta of S + beta * sum_j log min(c_j, 1), c_j being the attention that source position j got from all
         tokens (Wu et al. 2016, equation 14); needs a model with a field `covers`.
-    count_stop: the stop id counts: in lp's L (a stop id alone has L = 0 otherwise), and what it attends to in c_j.
+    count_stop: the stop id counts in lp's L.
     renormalise: what the constraints leave is a distribution again.
     arrival: the finished set takes what arrives until it is full, instead of keeping the best.
     finish: which candidates that end in a stop id count: those of rank < k, of the best k * (1 + stop ids), or all.
@@ -100,10 +100,11 @@ def hugging_face(
     all of `decoder_input_ids` or of a decoder-only model's `input_ids`, left padding included. The minimum does not
     count the token that ends a text, ours does. banned: `bad_words_ids` of one id each.
 
-    forced: there is a `forced_bos_token_id` (our `Forced`) or a `forced_eos_token_id` (here, at the limit). Transformers
-    scores what is forced 0 and leaves other scores as they are, so that this is exact only where nothing else is masked.
+    forced: there is a `forced_eos_token_id`, said at the limit, and maybe a `forced_bos_token_id`, our `Forced`.
 
-    Deviation: `no_repeat_ngram_size` there looks at the prompt too, here at generated tokens alone.
+    Deviations. `no_repeat_ngram_size` there looks at the prompt too, here at generated tokens alone. What is forced is
+    scored 0 there and other scores stay as they are; here all are normalised anew, which is the same only where nothing
+    else is masked.
     """
     return Beam(
         size=num_beams,
@@ -124,7 +125,7 @@ FAIRSEQ = Beam(finish="top_k", penalty="power", limit="force_eos", stop="full", 
 """fairseq's `SequenceGenerator`: the first k hypotheses that end, the last of them forced to."""
 
 CTRANSLATE2 = Beam(
-    finish="top_k", penalty="power", count_stop=False, renormalise=True, limit="keep_top_k", stop="full"
+    finish="top_k", penalty="power", renormalise=True, limit="keep_top_k", stop="full"
 )
 """CTranslate2's `translate_batch` with a length or a coverage penalty; see `ctranslate2`."""
 
@@ -141,12 +142,13 @@ def ctranslate2(
     """What `Translator.translate_batch(**options)` of CTranslate2 4 does, in terms of `Beam`; patience 1.
 
     The limit is `max_decoding_length`, in which the end token has its place; the minimum does not count it, ours does.
-    Without penalties a row ends once the best candidate of some step has ended and there are `num_hypotheses`; with one,
-    once `beam_size` hypotheses have ended. At the limit the best `beam_size` candidates end, whether they stop or not.
-    An empty text has length 0, so that a positive length penalty ranks it last. Coverage is that of the last layer, mean
-    of the first `alignment_heads` heads, which a converter may set to fewer than all: then the two differ.
+    Scores are normalised after the masks, and lengths count the end token, although the hypotheses come without it.
+    Without penalties a row ends once `num_hypotheses` have ended, the best candidate of some step among them; with one,
+    once `beam_size` have. At the limit the best `beam_size` candidates end, whether they stop or not.
 
-    Deviation: right after a `target_prefix`, CTranslate2 lets no candidate but the best one end; we let those that do.
+    Deviations. Coverage there is that of the last layer's first `alignment_heads` heads, by default one, here the mean
+    of all; and in a batch on a CPU, release 4.8.5 takes the first step's from another row. Right after a
+    `target_prefix` no candidate but the best one may end there; here all may.
     """
     penalised = length_penalty != 0 or coverage_penalty != 0
     return Beam(
@@ -154,7 +156,6 @@ def ctranslate2(
         returns=num_hypotheses,
         alpha=length_penalty,
         coverage=coverage_penalty,
-        count_stop=CTRANSLATE2.count_stop,
         renormalise=CTRANSLATE2.renormalise,
         finish=CTRANSLATE2.finish,
         penalty=CTRANSLATE2.penalty,

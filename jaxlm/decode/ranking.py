@@ -22,17 +22,11 @@ class Ranking:
 
 
 def ranking(beam: Beam, length: int) -> Ranking:
-    """The table of a beam's length penalty (gnmt: Wu et al., 2016, equation 14).
-
-    Length 0 is that of a stop id alone which does not count; 0^alpha is kept within what float32 can divide by.
-    """
+    """The table of a beam's length penalty (gnmt: Wu et al., 2016, equation 14)."""
     lengths = np.arange(length + 1, dtype=np.float64)
-    base = {"none": np.ones_like(lengths), "power": lengths, "gnmt": (5 + lengths) / 6}[beam.penalty]
-    with np.errstate(divide="ignore"):
-        penalty_T = base**beam.alpha
-    penalty_T[0] = np.clip(penalty_T[0], 1e-30, 1e30)
+    base = {"none": np.ones_like(lengths), "power": np.maximum(lengths, 1), "gnmt": (5 + lengths) / 6}[beam.penalty]
     scalars = jnp.asarray(beam.reward, jnp.float32), jnp.asarray(beam.coverage, jnp.float32)
-    return Ranking(jnp.asarray(penalty_T, jnp.float32), *scalars)
+    return Ranking(jnp.asarray(base**beam.alpha, jnp.float32), *scalars)
 
 
 def final_score(logprob: Array, length: Array, rank: Ranking, uncounted: Array | int = 0) -> Array:
