@@ -124,9 +124,7 @@ def hugging_face(
 FAIRSEQ = Beam(finish="top_k", penalty="power", limit="force_eos", stop="full", arrival=True)
 """fairseq's `SequenceGenerator`: the first k hypotheses that end, the last of them forced to."""
 
-CTRANSLATE2 = Beam(
-    finish="top_k", penalty="power", renormalise=True, limit="keep_top_k", stop="full"
-)
+CTRANSLATE2 = Beam(finish="top_k", penalty="power", renormalise=True, limit="keep_top_k", stop="full")
 """CTranslate2's `translate_batch` with a length or a coverage penalty; see `ctranslate2`."""
 
 
