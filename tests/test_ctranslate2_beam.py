@@ -146,7 +146,10 @@ GRID = {
 @pytest.mark.slow
 @pytest.mark.parametrize("options", GRID)
 def test_the_grid(pairs, options):
-    """Beams 1, 2, 4; one, two and all hypotheses; several models."""
+    """Beams 1, 2, 4; one, two and all hypotheses; several models.
+
+    No coverage penalty with one beam, which crashes CTranslate2 4.8.5 (where it searches greedily).
+    """
     tally = Tally()
     for case, seed in product(grid(GRID[options]), range(6)):
         tally.compare(*pairs(seed), case)
@@ -154,6 +157,6 @@ def test_the_grid(pairs, options):
 
 
 def grid(options: dict[str, Any]) -> Iterator[Case]:
-    for size in (1, 2, 4):
+    for size in (2, 4) if "coverage_penalty" in options else (1, 2, 4):
         for count, penalty in product([n for n in sorted({1, 2, size}) if n <= size], PENALTIES):
             yield Case(size, count, penalty, **options)

@@ -9,6 +9,7 @@ from functools import cache
 from itertools import product
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -133,13 +134,16 @@ class Tally:
         self.equal += int(same_BN.sum())
         self.stopped += int((found["reason_BN"] == REASONS.index("stop")).sum())
 
-    def check(self, forced: bool = False) -> None:
+    def add(self, other: "Tally") -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def check(self) -> None:
         print(
             f"{self.cases} cases, {self.equal} of {self.compared} hypotheses equal, {self.stopped} ended by a stop id"
         )
         assert self.equal >= 0.999 * self.compared
-        most = 1.0 if forced else 0.97
-        assert 0.1 * self.compared < self.stopped <= most * self.compared, "rows must end early, and at the limit"
+        assert 0.1 * self.compared < self.stopped < 0.97 * self.compared, "rows must end early, and at the limit"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -168,19 +172,22 @@ is the ban on repeats, which Transformers extends to the prompt (there one id, w
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", GRID)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_grid(pairs, name, options):
+def test_the_grid(pairs, name):
     """Beams 1, 2, 4, 5; all penalties and stops; one, two and all hypotheses; several models."""
-    if name == "gpt2" and options in ("forced_end", "prefix", "no_repeat"):
-        pytest.skip("asked of encoder-decoders alone")
-    tally = Tally()
-    for case in grid(GRID[options], options == "plain"):
-        for seed in range(4):
+    total = Tally()
+    for asked, options in GRID.items():
+        if name == "gpt2" and asked in ("forced_end", "prefix", "no_repeat"):
+            continue
+        tally = Tally()
+        for case, seed in product(grid(options, asked == "plain"), range(4)):
             pair = pairs(name, seed)
             banned = (*case.banned, pair.start) if case.no_repeat_ngram_size else case.banned
             tally.compare(pair, replace(case, banned=banned))
-    tally.check("forced" in GRID[options])
+        print(f"{name}, {asked}: {tally}")
+        total.add(tally)
+        jax.clear_caches()  # hundreds of compiled searches would be more memory maps than a process may have
+    total.check()
 
 
 def grid(options: dict[str, Any], returns: bool) -> Iterator[Case]:
