@@ -29,7 +29,7 @@ def step_scores(beam, logprob, tokens, limit, stop, forced):
 
 def beam_oracle(beam, logprob, limit, stop, forced=()):
     """[(tokens, s, S, reason)], best first; `logprob(tokens)` gives float32 log-probabilities of the next token."""
-    k, live, finished = beam.size, [([], F(0))], []
+    k, live, finished, first = beam.size, [([], F(0))], [], False
     for t in range(1, limit + 1):
         ranked = []
         for slot, (tokens, s) in enumerate(live):
@@ -39,7 +39,8 @@ def beam_oracle(beam, logprob, limit, stop, forced=()):
         reach = {"top_k": k, "top_2k": k * (1 + len(stop)), "all": len(ranked)}[beam.finish]
         ended = [h for h in ranked[:reach] if h[0][-1] in stop]
         live = [h for h in ranked if h[0][-1] not in stop][:k]
-        kept = live if t == limit and beam.limit == "keep" else []
+        kept = {"keep": live, "keep_top_k": [h for h in ranked[:k] if h in live]}.get(beam.limit, [])
+        kept = kept if t == limit else []
         arrived = [h for h in ranked if h in ended or h in kept]
         arrived = arrived[: k - len(finished)] if beam.arrival else arrived
         for tokens, s in arrived:
@@ -47,7 +48,8 @@ def beam_oracle(beam, logprob, limit, stop, forced=()):
             score = S(beam, s, t, int(stopped and not beam.count_stop))
             finished.append((tokens, s, score, "stop" if stopped else "length"))
         finished = sorted(finished, key=lambda h: -h[2])[:k]
-        if not live or stops(beam, finished, live[0][1], t, limit, ranked[0] in ended):
+        first = first or (len(ranked) > 0 and ranked[0] in ended)
+        if not live or stops(beam, finished, live[0][1], t, limit, first):
             break
     return finished[: beam.returns]
 
@@ -61,4 +63,4 @@ def stops(beam, finished, s, t, limit, first):
     if beam.stop == "exact" and beam.reward <= 0 and len(finished) >= beam.returns:
         lengths = [(n, not beam.count_stop) for n in range(t + 1, limit + 1)] + [(limit, 0)]
         return finished[beam.returns - 1][2] >= max(S(beam, s, *length) for length in lengths)
-    return beam.stop == "first" and first
+    return beam.stop == "first" and first and len(finished) >= beam.returns

@@ -25,7 +25,7 @@ def one_device(monkeypatch):
     monkeypatch.setattr("jaxlm.train.prepare.data_mesh", functools.partial(data_mesh, 1))
 
 
-@pytest.mark.parametrize("model", [LSTM, MODEL], ids=["lstm", "transformer"])
+@pytest.mark.parametrize("model", [pytest.param(LSTM, marks=pytest.mark.slow), MODEL], ids=["lstm", "transformer"])
 def test_attention_of_answers(tmp_path, command, model):  # noqa: F811
     """A row a target piece, a column a source piece, each row sums to one; a blank line looked at nothing."""
     train(replace(EXPERIMENT, model=model, steps=2), tmp_path / "run")

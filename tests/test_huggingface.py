@@ -12,21 +12,13 @@ from jaxlm.interop.huggingface import load, save
 from jaxlm.types import Batch
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+from published_models import GPT2, MARIAN, T5, VOCAB, tensors, theirs  # noqa: E402
+
 pytestmark = pytest.mark.filterwarnings("default")
 
-VOCAB, LENGTH, MORE = 61, 9, 64
+LENGTH, MORE = 9, 64
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": VOCAB}
-GPT2 = {"n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 80, "vocab_size": VOCAB}
-MARIAN = {
-    "vocab_size": VOCAB, "d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 80,
-    "pad_token_id": 60, "decoder_start_token_id": 60, "eos_token_id": 0, "forced_eos_token_id": None,
-}  # fmt: skip
-T5 = {
-    "vocab_size": VOCAB, "d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_heads": 2,
-    "decoder_start_token_id": 0, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20,
-}  # fmt: skip
 BERT = {**SMALL, "num_attention_heads": 2, "max_position_embeddings": 20}
 LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 16, "rope_theta": 500.0}  # fmt: skip
@@ -68,26 +60,6 @@ TWO_SIDED = {
 }  # fmt: skip
 
 
-def theirs(family: str, options: dict[str, Any]) -> Any:
-    """A model with random parameters; no bias is 0, no gain 1."""
-    ending = {
-        "GPT2": "LMHeadModel",
-        "MarianMT": "Model",
-        "T5": "ForConditionalGeneration",
-        "Bert": "ForMaskedLM",
-        "Roberta": "ForMaskedLM",
-    }.get(family, "ForCausalLM")
-    config = getattr(transformers, f"{family.removesuffix('MT')}Config")(**options)
-    model = getattr(transformers, family + ending)(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
-            if parameter.requires_grad or "final_logits_bias" in name:
-                gain = float("norm" in name.lower() or "ln_" in name) if name.endswith("weight") else 0.0
-                parameter.copy_(gain + 0.25 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
 @pytest.fixture(scope="module")
 def pair(request, tmp_path_factory):
     """Their model, and ours read from the folder that theirs was saved to."""
@@ -105,10 +77,6 @@ def rows(side: str, vocab: int = VOCAB) -> tuple[np.ndarray, np.ndarray]:
     at_1T = np.arange(LENGTH)[None]
     valid_BT = at_1T < size_B1 if side == "right" else at_1T >= LENGTH - size_B1
     return rng.integers(1, vocab - 12, (4, LENGTH)), valid_BT
-
-
-def tensors(*arrays: np.ndarray) -> list[Any]:
-    return [torch.tensor(np.asarray(array)).long() for array in arrays]
 
 
 @pytest.mark.parametrize("pair", ONE_SIDED, indirect=True)

@@ -126,8 +126,16 @@ def test_batch_mates_leave_no_trace(animal):
         close(animal, in_order(logits(animal.model, params, batch), batch), expected)
 
 
-def test_sharded_is_unsharded(animal):
+COMPILED_IN_SECONDS = {"pre", "untied", "scan", "gpt2", "mistral", "qwen", "elman_lm", "gru_lm", "seq2seq_first"}
+COMPILED_IN_SECONDS |= {"seq2seq_every", "seq2seq_dot"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in COMPILED_IN_SECONDS else ()) for name in ZOO]
+)
+def test_sharded_is_unsharded(name):
     """Rows dealt out to eight devices, one each: the same sums and the same gradients, where there are any."""
+    animal = ZOO[name]
     batch, params, mesh = batch_of(ROWS, WIDE, WIDE), params_of(animal.model), data_mesh(8)
 
     def total(params, batch):

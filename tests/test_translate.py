@@ -10,6 +10,8 @@ from zoo import (
     params_of,
 )
 
+from jaxlm.data.collate import in_order
+from jaxlm.data.ragged import Ragged
 from jaxlm.data.symbols import Words
 from jaxlm.decode.options import Beam
 from jaxlm.tasks.translate import Search, one_line, translate
@@ -18,6 +20,7 @@ TOKENIZER = Words(VOCAB).fit([text for pair in Backwards(64) for text in pair])
 SEARCH = Search(Beam(2), ratio=1.0, extra=2, tokens=64, max_source=16)
 DRAW = Random(0)
 LINES = [" ".join(DRAW.choice(LETTERS) for _ in range(DRAW.randint(1, 14))) for _ in range(21)]
+MANY = LINES + [" ".join(DRAW.choice(LETTERS) for _ in range(DRAW.randint(1, 14))) for _ in range(64 - len(LINES))]
 
 
 def answers(lines, search=SEARCH, model=MODEL, progress=None):
@@ -57,6 +60,24 @@ def test_nothing_to_translate(lines):
 @pytest.mark.parametrize("tokens", [1, 4096])
 def test_the_size_of_batches_changes_nothing(expected, tokens):
     assert texts(LINES, replace(SEARCH, tokens=tokens)) == expected
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The two best answers of each of 64 lines, translated alone."""
+    return [[a.ids for a in answer] for answer in answers(MANY, replace(SEARCH, beam=Beam(2, 2), tokens=1))]
+
+
+@pytest.mark.parametrize("rows", [7, 64])
+def test_any_batch_in_any_order_says_what_each_line_alone_gets(alone, rows):
+    """Batches of `rows` of the longest lines, and twice as many of half their length."""
+    search = replace(SEARCH, beam=Beam(2, 2), tokens=16 * rows)
+    batches = in_order({"source": Ragged.of(TOKENIZER.encode(MANY))}, search.tokens, multiple=1, max_length=16)
+    assert next(batches)[1].source_BS.shape == (rows, 16)
+    order = np.random.default_rng(rows).permutation(len(MANY))
+    for places in (range(len(MANY)), order):
+        found = answers([MANY[at] for at in places], search)
+        assert [[a.ids for a in answer] for answer in found] == [alone[at] for at in places]
 
 
 def test_the_order_of_lines_changes_nothing(expected):

@@ -8,8 +8,8 @@ The definition. Lengths count generated tokens, the stop id included and the pro
 - Live rule: the best k candidates that did not stop.
 - Score: S = s / lp(L) + coverage * sum_j log min(c_j, 1) + reward * L, where c_j is the attention that source position
   j got. Ties stay in order: the earlier finished, then the better rank.
-- At its row's length limit a live hypothesis is kept, must stop, or is dropped; a row whose `stop` rule holds, or that
-  has nothing live, is frozen. `Beam` lists the options of each rule.
+- At its row's length limit a live hypothesis is kept, is kept if its rank is < k, must stop, or is dropped; a row whose
+  `stop` rule holds, or that has nothing live, is frozen. `Beam` lists the options of each rule.
 
 All of the prompt but its last token is read once a row; the state after it is spread over k slots, which a model reads
 as rows (`jaxlm.decode.slots`: what the slots of a row have in common stays one a row, and no cache is ever moved).
@@ -70,10 +70,14 @@ class Hypotheses:
 
 @struct.dataclass
 class Search:
-    """The loop's carry: a live hypothesis has `step_B` tokens, the last, `token_BK`, not yet read by the state."""
+    """The loop's carry: a live hypothesis has `step_B` tokens, the last, `token_BK`, not yet read by the state.
+
+    first_B: the best candidate of some step ended in a stop id.
+    """
 
     step_B: Array
     done_B: Array
+    first_B: Array
     token_BK: Array
     live: Live
     finished: Finished
@@ -181,6 +185,7 @@ def begin(
     return Search(
         step_B=jnp.zeros(rows, jnp.int32),
         done_B=request.limit_B <= 0,
+        first_B=jnp.zeros(rows, bool),
         token_BK=jnp.broadcast_to(token_B[:, None], (rows, slots)).astype(jnp.int32),
         live=first_live(rows, slots, rules.length),
         finished=none_finished(rows, slots, rules.length),
@@ -221,15 +226,16 @@ def _advance(
     reason_BA = reasons(ending, beam, stop, at_limit_B, search.done_B)
     uncovered_BK = None if covered_RS is None else uncovered(covered_RS, beam.size)
     finished = finish(search.finished, live, ending, reason_BA, search.step_B, request.ranking, beam, uncovered_BK)
+    first_B = search.first_B | (reason_BA[:, 0] == STOP)
     new_live, token_BK, parent_BK = go_on(live, found, stop, search.step_B)
     over_B = can_stop(
         beam, request.ranking, search.step_B + 1, request.limit_B,
-        new_live.logprob_BK, finished.score_BK, reason_BA[:, 0] == STOP,
+        new_live.logprob_BK, finished.score_BK, first_B,
     )  # fmt: skip
     nothing_B = jnp.isneginf(new_live.logprob_BK[:, 0])
     done_B = search.done_B | at_limit_B | over_B | nothing_B
     after = dataclasses.replace(
-        search, step_B=search.step_B + ~search.done_B, done_B=done_B, token_BK=token_BK, live=new_live,
+        search, step_B=search.step_B + ~search.done_B, done_B=done_B, first_B=first_B, token_BK=token_BK, live=new_live,
         finished=finished, grammar_state=followed(request.grammar, search.grammar_state, parent_BK, token_BK),
     )  # fmt: skip
     return after, parent_BK

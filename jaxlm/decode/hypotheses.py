@@ -146,8 +146,9 @@ def reasons(found: Candidates, beam: Beam, stop: tuple[int, ...], at_limit_B: Ar
     else:
         ends_BA = stops_BA
     reason_BA = jnp.where(ends_BA, STOP, NONE)
-    if beam.limit == "keep":
-        lives_BA = ~stops_BA & (jnp.cumsum(~stops_BA, axis=1) <= beam.size)
+    if beam.limit in ("keep", "keep_top_k"):
+        place_BA = jnp.cumsum(~stops_BA, axis=1) if beam.limit == "keep" else rank_1A + 1
+        lives_BA = ~stops_BA & (place_BA <= beam.size)
         reason_BA = jnp.where(lives_BA & at_limit_B[:, None], LENGTH, reason_BA)
     exists_BA = (found.logprob_BA > -jnp.inf) & ~done_B[:, None]
     return jnp.where(exists_BA, reason_BA, NONE)

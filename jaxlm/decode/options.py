@@ -12,7 +12,7 @@ from jaxlm.errors import UserError
 
 Penalty = Literal["none", "power", "gnmt"]
 Finish = Literal["top_k", "top_2k", "all"]
-Limit = Literal["keep", "force_eos", "drop"]
+Limit = Literal["keep", "keep_top_k", "force_eos", "drop"]
 Stop = Literal["exact", "full", "heuristic", "first", "never"]
 
 
@@ -29,10 +29,12 @@ class Beam:
     renormalise: what the constraints leave is a distribution again.
     arrival: the finished set takes what arrives until it is full, instead of keeping the best.
     finish: which candidates that end in a stop id count: those of rank < k, of the best k * (1 + stop ids), or all.
-    limit: at its length limit a hypothesis is kept and marked `length`, must say a stop id, or is dropped.
+    limit: at its length limit a live hypothesis is kept and marked `length`, is so if its rank is < k (`keep_top_k`),
+        must say a stop id, or is dropped.
     stop: `exact` once no live hypothesis can still change the n results (never, if reward > 0 voids that bound);
         `full` once k are finished; `heuristic` once k are finished and none of them is below the best live one as it
-        is now; `first` once the best candidate of a step is finished; `never` before the length limit.
+        is now; `first` once n are finished, the best candidate of some step among them; `never` before the
+        length limit.
     temperature: divides the logits.
     min_length, banned, no_repeat_ngram: see `jaxlm.decode.constrain.Constraints`.
     """
@@ -75,13 +77,93 @@ class Beam:
 
 
 HUGGING_FACE = Beam(finish="top_k", penalty="power", limit="keep", stop="heuristic")
-"""`generate(num_beams=..., early_stopping=False)` of Hugging Face Transformers; `dataclasses.replace` sets the size."""
+"""`generate(num_beams=..., early_stopping=False)` of Hugging Face Transformers; see `hugging_face`."""
+
+EARLY_STOPPING: dict[bool | str, Stop] = {True: "full", False: "heuristic", "never": "exact"}
+"""`early_stopping` of Transformers. Its "never" goes on until no live hypothesis can enter the k finished ones, `exact`
+until none can enter the n that are wanted: the results are the same."""
+
+
+def hugging_face(
+    num_beams: int = 1,
+    num_return_sequences: int = 1,
+    early_stopping: bool | str = False,
+    length_penalty: float = 1.0,
+    min_new_tokens: int = 0,
+    no_repeat_ngram_size: int = 0,
+    banned: tuple[int, ...] = (),
+    forced: bool = False,
+) -> Beam:
+    """What `generate(**options)` of Hugging Face Transformers 5 does, in terms of `Beam`.
+
+    The limit is `max_new_tokens` for every row. Lengths exclude the prompt there as here: `decoder_start_token_id`, or
+    all of `decoder_input_ids` or of a decoder-only model's `input_ids`, left padding included. The minimum does not
+    count the token that ends a text, ours does. banned: `bad_words_ids` of one id each.
+
+    forced: there is a `forced_eos_token_id`, said at the limit, and maybe a `forced_bos_token_id`, our `Forced`.
+
+    Deviations. `no_repeat_ngram_size` there looks at the prompt too, here at generated tokens alone. What is forced is
+    scored 0 there and other scores stay as they are; here all are normalised anew, which is the same only where nothing
+    else is masked.
+    """
+    return Beam(
+        size=num_beams,
+        returns=num_return_sequences,
+        alpha=length_penalty,
+        finish=HUGGING_FACE.finish,
+        penalty=HUGGING_FACE.penalty,
+        limit="force_eos" if forced else HUGGING_FACE.limit,
+        renormalise=forced,
+        stop=EARLY_STOPPING[early_stopping],
+        min_length=min_new_tokens + 1 if min_new_tokens else 0,
+        banned=banned,
+        no_repeat_ngram=no_repeat_ngram_size,
+    )
+
 
 FAIRSEQ = Beam(finish="top_k", penalty="power", limit="force_eos", stop="full", arrival=True)
 """fairseq's `SequenceGenerator`: the first k hypotheses that end, the last of them forced to."""
 
-CTRANSLATE2 = Beam(finish="top_k", penalty="power", count_stop=False, renormalise=True, stop="full")
-"""CTranslate2's `translate_batch` with a length penalty."""
+CTRANSLATE2 = Beam(finish="top_k", penalty="power", renormalise=True, limit="keep_top_k", stop="full")
+"""CTranslate2's `translate_batch` with a length or a coverage penalty; see `ctranslate2`."""
+
+
+def ctranslate2(
+    beam_size: int = 2,
+    num_hypotheses: int = 1,
+    length_penalty: float = 1.0,
+    coverage_penalty: float = 0.0,
+    min_decoding_length: int = 1,
+    no_repeat_ngram_size: int = 0,
+    banned: tuple[int, ...] = (),
+) -> Beam:
+    """What `Translator.translate_batch(**options)` of CTranslate2 4 does, in terms of `Beam`; patience 1.
+
+    The limit is `max_decoding_length`, in which the end token has its place; the minimum does not count it, ours does.
+    Scores are normalised after the masks, and lengths count the end token, although the hypotheses come without it.
+    Without penalties a row ends once `num_hypotheses` have ended, the best candidate of some step among them; with one,
+    once `beam_size` have. At the limit the best `beam_size` candidates end, whether they stop or not.
+
+    Deviations. Coverage there is that of the last layer's first `alignment_heads` heads, by default one, here the mean
+    of all; and in a batch on a CPU, release 4.8.5 takes the first step's from another row. Right after a
+    `target_prefix` no candidate but the best one may end there; here all may.
+    """
+    penalised = length_penalty != 0 or coverage_penalty != 0
+    return Beam(
+        size=beam_size,
+        returns=num_hypotheses,
+        alpha=length_penalty,
+        coverage=coverage_penalty,
+        renormalise=CTRANSLATE2.renormalise,
+        finish=CTRANSLATE2.finish,
+        penalty=CTRANSLATE2.penalty,
+        limit=CTRANSLATE2.limit,
+        stop=CTRANSLATE2.stop if penalised else "first",
+        min_length=min_decoding_length + 1 if min_decoding_length else 0,
+        banned=banned,
+        no_repeat_ngram=no_repeat_ngram_size,
+    )
+
 
 T2T = Beam(finish="top_2k", penalty="gnmt", alpha=0.6, limit="drop", stop="exact", returns=1)
 """The beam search of Tensor2Tensor (Vaswani et al., 2017)."""

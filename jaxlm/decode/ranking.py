@@ -49,13 +49,13 @@ def can_stop(
     """True_B where the rule `beam.stop` ends a row after the step that made hypotheses of `length_B` tokens.
 
     live_BK: s of the live hypotheses, best first; score_BK: S of the finished ones, best first, -inf where there is
-    none; first_B: the best candidate of this step was finished.
+    none; first_B: the best candidate of some step so far was finished.
     """
     full_B = score_BK[:, -1] > -jnp.inf
     if beam.size == 1 or beam.stop == "full":
         return full_B
     if beam.stop == "first":
-        return first_B
+        return first_B & (score_BK[:, beam.returns - 1] > -jnp.inf)
     if beam.stop == "heuristic":
         return full_B & (score_BK[:, -1] >= final_score(live_BK[:, 0], length_B, rank))
     if beam.stop == "exact":
