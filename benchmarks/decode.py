@@ -5,7 +5,7 @@
     python -m benchmarks.decode --only ours_int8_dynamic,ctranslate2_int8 --rounds 6
     python -m benchmarks.decode --only ours_lstm,ours --beam 5            an attention LSTM of the Transformer's size
 
-Random weights, and the same number of new tokens in every text (the end is forbidden before), so that all do the same
+Random weights, and the same number of new tokens in every text (the end is never likely), so that all do the same
 work. Each contestant is a process of its own, warm before the first round, and all take turns. In the translation, the
 share of tokens on which a contestant agrees with the first one is printed too: same weights, same search, same answers.
 """

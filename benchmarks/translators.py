@@ -27,7 +27,10 @@ def draw(folder: Path, rows: int, length: int, new: int, beam: int) -> None:
         logit_bias=True,
     )  # fmt: skip
     ids = {"pad_token_id": 0, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": BOS}
-    save(folder / "model", model, random_params(model), ids | {"forced_eos_token_id": None})
+    params = random_params(model)
+    params["embedding"][EOS] = 0  # its logit is 0 and never among the best: every text has the same length
+    params["output_bias"][:] = 0
+    save(folder / "model", model, params, ids | {"forced_eos_token_id": None})
     rng = np.random.default_rng(0)
     source_BS = rng.integers(4, VOCAB, (rows, length))
     source_BS[:, -1] = EOS
@@ -87,15 +90,20 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
     from jaxlm.decode.options import Beam
     from jaxlm.interop.huggingface import load
     from jaxlm.nn.quantized import at_precision
+    from jaxlm.nn.stack import unstacked
     from jaxlm.types import Batch
 
-    net, params = _recurrent() if variant == "lstm" else load(folder / "model")[:2]
-    precision = "float32" if variant == "lstm" else variant or "float32"
-    net, params = at_precision(net, jax.tree.map(jnp.asarray, params), precision)
+    if variant == "lstm":
+        net, params = _recurrent()
+    else:
+        net, params, _ = load(folder / "model")
+        net, params = at_precision(net.clone(logit_bias=False), params, variant or "float32")
+        del params["output_bias"]  # zeros, which CTranslate2 leaves out too
+    params = jax.jit(unstacked)(params)
     rows = len(source_BS)
     batch = Batch(source_BS=jnp.asarray(source_BS), source_valid_BS=jnp.ones(source_BS.shape, bool))
     prompt_B1, limit_B = jnp.full((rows, 1), BOS), jnp.full(rows, new)
-    options = Beam(size=beam, stop="heuristic", min_length=new)
+    options = Beam(size=beam, stop="heuristic")
 
     def translate() -> np.ndarray:
         found = beam_search(net, params, batch, prompt_B1, prompt_B1 > 0, limit_B, length=new, beam=options)
@@ -112,7 +120,9 @@ def _recurrent() -> tuple[Any, Any]:
 
     encoder, decoder = Recurrent(LSTM(512), layers=2, bidirectional=True), Recurrent(LSTM(1024), layers=2)
     net = Seq2Seq(VOCAB, WIDTH, encoder, decoder)
-    return net, random_params(net)
+    params = random_params(net)
+    params["embedding"][EOS] = 0
+    return net, params
 
 
 def _marian(folder: Path) -> Any:
@@ -126,7 +136,7 @@ def _huggingface(folder: Path, source_BS: np.ndarray, new: int, beam: int, varia
 
     torch.set_num_threads(cores())
     net, ids = _marian(folder), torch.from_numpy(source_BS)
-    options = {"num_beams": beam, "min_new_tokens": new, "max_new_tokens": new, "early_stopping": False}
+    options = {"num_beams": beam, "max_new_tokens": new, "early_stopping": False}
 
     def translate() -> np.ndarray:
         with torch.inference_mode():
@@ -146,7 +156,7 @@ def _ctranslate2(folder: Path, source_BS: np.ndarray, new: int, beam: int, varia
         str(path), compute_type=variant or "float32", inter_threads=1, intra_threads=cores()
     )
     lines = [[str(i) for i in row] for row in source_BS]
-    options = {"beam_size": beam, "min_decoding_length": new, "max_decoding_length": new, "max_batch_size": len(lines)}
+    options = {"beam_size": beam, "max_decoding_length": new, "max_batch_size": len(lines)}
 
     def translate() -> list[list[int]]:
         found = translator.translate_batch(lines, **options)

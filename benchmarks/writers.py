@@ -45,10 +45,12 @@ def _ours(folder: Path, prompt_BP: np.ndarray, new: int, variant: str) -> Any:
     from jaxlm.decode.generate import generate
     from jaxlm.interop.huggingface import load
     from jaxlm.nn.quantized import at_precision
+    from jaxlm.nn.stack import unstacked
     from jaxlm.types import Batch
 
     net, params, _ = load(folder / "model")
-    net, params = at_precision(net, jax.tree.map(jnp.asarray, params), variant or "float32")
+    net, params = at_precision(net, params, variant or "float32")
+    params = jax.jit(unstacked)(params)
     prompt_BP = jnp.asarray(prompt_BP)
     batch = Batch(target_BT=prompt_BP, target_valid_BT=prompt_BP >= 0)
     limit_B, sampler = jnp.full(len(prompt_BP), new), Sampler(1.0, top_k=TOP_K)

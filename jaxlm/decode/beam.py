@@ -43,11 +43,13 @@ from jaxlm.decode.options import Beam
 from jaxlm.decode.prefill import check_request, read_prompt, read_token
 from jaxlm.decode.ranking import Ranking, can_stop, ranking, uncovered
 from jaxlm.decode.reasons import NONE, STOP
-from jaxlm.decode.slots import reorder, spread
+from jaxlm.decode.slots import grow, reorder, spread
 from jaxlm.errors import UserError
 from jaxlm.nn.stack import unstacked
 from jaxlm.types import Array, Batch, Params, State
 
+TIER = 12
+"""The fewest steps that are worth a loop of their own."""
 SIDE_BY_SIDE = 16
 """The most slots whose caches lie side by side: each query looks at the entries of all slots, K times too many."""
 
@@ -161,13 +163,21 @@ def _beam_search(
     prompt_valid_BP: Array,
     request: Request,
 ) -> Hypotheses:
-    search = begin(model, rules, params, batch, prompt_BP, prompt_valid_BP, request)
-    layers = unstacked(params)
+    layers, half = unstacked(params), (rules.length + 1) // 2
 
     def more(search: Search) -> Search:
         return step(model, rules, layers, search, request)
 
-    return results(lax.while_loop(lambda search: ~jnp.all(search.done_B), more, search).finished, rules.beam.returns)
+    def goes_on(search: Search) -> Array:
+        return ~jnp.all(search.done_B)
+
+    # The first half of the steps has half of the cache to look at.
+    tier = half if half >= TIER else rules.length
+    search = begin(model, rules, params, batch, prompt_BP, prompt_valid_BP, request, tier)
+    if tier < rules.length:
+        search = lax.while_loop(lambda search: goes_on(search) & (search.step_B.max() < tier), more, search)
+        search = dataclasses.replace(search, state=grow(search.state, rules.length))
+    return results(lax.while_loop(goes_on, more, search).finished, rules.beam.returns)
 
 
 def begin(
@@ -178,9 +188,11 @@ def begin(
     prompt_BP: Array,
     prompt_valid_BP: Array,
     request: Request,
+    room: int | None = None,
 ) -> Search:
-    """The prompts are read, nothing is said."""
+    """The prompts are read, nothing is said. The state has `room` for so many tokens, or for all."""
     rows, slots = prompt_BP.shape[0], rules.beam.size
+    room = room or rules.length
     token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, rules.length)
     return Search(
         step_B=jnp.zeros(rows, jnp.int32),
@@ -189,7 +201,7 @@ def begin(
         token_BK=jnp.broadcast_to(token_B[:, None], (rows, slots)).astype(jnp.int32),
         live=first_live(rows, slots, rules.length),
         finished=none_finished(rows, slots, rules.length),
-        state=spread(state, slots, prompt_BP.shape[1] - 1, rules.length, slots <= SIDE_BY_SIDE),
+        state=spread(state, slots, prompt_BP.shape[1] - 1, room, slots <= SIDE_BY_SIDE),
         grammar_state=None if request.grammar is None else request.grammar.begin(slots),
     )
 

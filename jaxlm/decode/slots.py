@@ -28,6 +28,11 @@ def spread(state: State, slots: int, prefix: int, room: int, side_by_side: bool)
     return jax.tree.map(each, state, is_leaf=_special)
 
 
+def grow(state: State, room: int) -> State:
+    """The same state with room for `room` tokens in all after the prompt."""
+    return jax.tree.map(lambda node: node.grow(room) if _special(node) else node, state, is_leaf=_special)
+
+
 def reorder(before: State, after: State, parent_BK: Array) -> State:
     """Each slot takes the state of its parent; a leaf that `extend` did not touch is equal in all slots and stays."""
     rows, slots = parent_BK.shape

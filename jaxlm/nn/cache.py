@@ -37,6 +37,10 @@ class Shared:
         """The same."""
         return self
 
+    def grow(self, room: int) -> "Shared":
+        """The same."""
+        return self
+
 
 @struct.dataclass
 class Layer:
@@ -133,6 +137,19 @@ class Past:
         valid_BP = self.ancestor_BKC[:, 0, :prefix] >= 0 if prefix else None
         ancestor_BKC = jnp.full((rows, slots, room), -1, jnp.int32)
         return Past(jnp.zeros(rows, jnp.int32), ancestor_BKC, layers, valid_BP)
+
+    def grow(self, room: int) -> "Past":
+        """The same with room for `room` tokens in all, the prefix not counted."""
+        more = room - self.ancestor_BKC.shape[2]
+
+        def padded(leaf: Array, axis: int, value: int = 0) -> Array:
+            return jnp.pad(leaf, [(0, more if at == axis else 0) for at in range(leaf.ndim)], constant_values=value)
+
+        layers = tuple(
+            replace(layer, key_BGHCK=padded(layer.key_BGHCK, 3), value_BGCKH=padded(layer.value_BGCKH, 2))
+            for layer in self.layers
+        )
+        return replace(self, ancestor_BKC=padded(self.ancestor_BKC, 2, -1), layers=layers)
 
     def reorder(self, parent_BK: Array) -> "Past":
         """Slot k sees what slot parent_BK[b, k] saw. Slots that are rows of their own are gathered."""

@@ -47,7 +47,7 @@ class Stack(nn.Module):
 
         if self.remat:
             layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-        if self.scan:
+        if self.scan and not isinstance(params_L, tuple):
             return jax.lax.scan(lambda x, layer_in: (layer(x, *layer_in), None), x, (params_L, keys_L))[0]
         for depth in range(self.depth):
             x = layer(x, take(params_L, depth), None if keys_L is None else keys_L[depth])
@@ -58,7 +58,7 @@ class Stack(nn.Module):
         block: nn.Module = self.block.clone(parent=None, name=None)
         params_L: Any = self.get_variable("params", "layers")
         for depth in range(self.depth):
-            yield partial(_call, block, params_L[depth] if isinstance(params_L, tuple) else take(params_L, depth))
+            yield partial(_call, block, take(params_L, depth))
 
 
 def _call(block: nn.Module, params: Any, method: str, *arguments: Any) -> Any:
@@ -66,16 +66,23 @@ def _call(block: nn.Module, params: Any, method: str, *arguments: Any) -> Any:
 
 
 def unstacked(params: Any) -> Any:
-    """Parameters for `layers`: those of each layer by themselves. A loop would else copy every slice at every turn."""
+    """The parameters of each layer by themselves, which a stack takes too.
+
+    A decoding loop would else copy each slice at every turn, and whoever calls it, at every call.
+    """
     if not isinstance(params, dict):
         return params
     apart = {name: unstacked(value) for name, value in params.items() if name != "layers"}
-    if "layers" in params:
+    if isinstance(params.get("layers"), tuple):
+        apart["layers"] = params["layers"]
+    elif "layers" in params:
         depth = jax.tree.leaves(params["layers"])[0].shape[0]
         apart["layers"] = tuple(take(params["layers"], at) for at in range(depth))
     return apart
 
 
 def take(params_L: Any, depth: int) -> Any:
-    """One layer's slice of stacked parameters."""
+    """One layer's slice of stacked parameters, or its part of unstacked ones."""
+    if isinstance(params_L, tuple):
+        return params_L[depth]
     return jax.tree.map(lambda leaf: leaf[depth], params_L)
