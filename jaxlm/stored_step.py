@@ -156,6 +156,7 @@ def _restore(manager: Any, step: int, **items: Any) -> Any:
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise
             reason = first_line(error)
+        logging.getLogger("asyncio").addFilter(_is_news)  # a read may end after this, in a thread of tensorstore
         gc.collect()
     raise Damaged(reason)
 
@@ -172,6 +173,12 @@ def _forgotten_reads_quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for what asyncio says of a read that failed too, after the checkpoint was found damaged and let go."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, ValueError) and "never retrieved" in record.getMessage() and "driver" in str(error))
 
 
 def _report_unraisable(unraisable: Any) -> None:
