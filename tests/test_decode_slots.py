@@ -31,7 +31,7 @@ def sure(name):
     return jax.tree.map(lambda leaf: 3 * leaf, params_of(ZOO[name].model))
 
 
-@pytest.mark.parametrize("name", ["pre", "mistral"])
+@pytest.mark.parametrize("name", ["pre", pytest.param("mistral", marks=pytest.mark.slow)])
 def test_ancestors_are_gathering(name, monkeypatch):
     """Caches side by side under the mask of ancestors give what caches that are moved give."""
     ask = (*prompts(name), LIMIT_B)

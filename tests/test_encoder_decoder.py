@@ -87,6 +87,7 @@ def test_the_sizes_of_the_paper():
     assert count(replace(base, position="learned")) == count(base) + 2 * 1024 * 512
 
 
+@pytest.mark.slow
 def test_scan_and_remat_change_nothing():
     """Neither the parameters, nor the loss, nor its gradients, nor which elements are dropped."""
     rates = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.3)

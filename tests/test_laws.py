@@ -127,7 +127,7 @@ def test_batch_mates_leave_no_trace(animal):
 
 
 COMPILED_IN_SECONDS = {"pre", "untied", "scan", "gpt2", "mistral", "qwen", "elman_lm", "gru_lm", "seq2seq_first"}
-COMPILED_IN_SECONDS |= {"seq2seq_every", "seq2seq_dot"}
+COMPILED_IN_SECONDS |= {"seq2seq_every", "seq2seq_dot", "bfloat16", "t5"}
 
 
 @pytest.mark.parametrize(

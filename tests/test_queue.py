@@ -30,7 +30,7 @@ def sources(rows):
     return Batch(source_BS=np.concatenate([batch.source_BS, pad]), source_valid_BS=valid), limit
 
 
-@pytest.mark.parametrize("name", ["pre", "seq2seq_additive_feeding"])
+@pytest.mark.parametrize("name", ["pre", pytest.param("seq2seq_additive_feeding", marks=pytest.mark.slow)])
 def test_a_queue_is_a_batch(name):
     """23 rows of different limits through 5 places, 2 at a time, against all at once."""
     model = ZOO[name].model

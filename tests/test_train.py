@@ -69,7 +69,9 @@ def whole(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in CASES if name != "plain")]
+)
 def test_ten_steps_and_ten_more_are_twenty(name, whole, tmp_path, monkeypatch):
     if name != "plain":
         monkeypatch.setattr(prepare, "data_mesh", data_mesh)
@@ -219,7 +221,7 @@ def test_a_loss_that_is_no_number_stops(tmp_path):
     assert lines(tmp_path / "run")[0]["train/loss"] == "nan"
 
 
-@pytest.mark.parametrize("model", [MODEL, LSTM], ids=["transformer", "lstm"])
+@pytest.mark.parametrize("model", [MODEL, pytest.param(LSTM, marks=pytest.mark.slow)], ids=["transformer", "lstm"])
 def test_eight_pairs_by_heart(model, tmp_path):
     """From text to text: trained, saved, loaded from the folder, and every pair is translated exactly."""
     experiment = overfit(model if model is LSTM else replace(model, dropout=0.0))
