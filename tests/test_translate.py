@@ -10,8 +10,6 @@ from zoo import (
     params_of,
 )
 
-from jaxlm.data.collate import in_order
-from jaxlm.data.ragged import Ragged
 from jaxlm.data.symbols import Words
 from jaxlm.decode.options import Beam
 from jaxlm.tasks.translate import Search, one_line, translate
@@ -62,22 +60,24 @@ def test_the_size_of_batches_changes_nothing(expected, tokens):
     assert texts(LINES, replace(SEARCH, tokens=tokens)) == expected
 
 
+def in_batches(lines, rows):
+    """The ids of the two best answers of each line, `rows` lines at a time."""
+    search, found = replace(SEARCH, beam=Beam(2, 2), tokens=2048), []
+    for at in range(0, len(lines), rows):
+        found += [[a.ids for a in answer] for answer in answers(lines[at : at + rows], search)]
+    return found
+
+
 @pytest.fixture(scope="module")
 def alone():
-    """The two best answers of each of 64 lines, translated alone."""
-    return [[a.ids for a in answer] for answer in answers(MANY, replace(SEARCH, beam=Beam(2, 2), tokens=1))]
+    return in_batches(MANY, 1)
 
 
 @pytest.mark.parametrize("rows", [7, 64])
 def test_any_batch_in_any_order_says_what_each_line_alone_gets(alone, rows):
-    """Batches of `rows` of the longest lines, and twice as many of half their length."""
-    search = replace(SEARCH, beam=Beam(2, 2), tokens=16 * rows)
-    batches = in_order({"source": Ragged.of(TOKENIZER.encode(MANY))}, search.tokens, multiple=1, max_length=16)
-    assert next(batches)[1].source_BS.shape == (rows, 16)
+    assert in_batches(MANY, rows) == alone
     order = np.random.default_rng(rows).permutation(len(MANY))
-    for places in (range(len(MANY)), order):
-        found = answers([MANY[at] for at in places], search)
-        assert [[a.ids for a in answer] for answer in found] == [alone[at] for at in places]
+    assert in_batches([MANY[at] for at in order], rows) == [alone[at] for at in order]
 
 
 def test_the_order_of_lines_changes_nothing(expected):
