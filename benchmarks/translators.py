@@ -83,14 +83,13 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
     from jaxlm import runtime
 
     runtime.prepare()
-    import jax
     import jax.numpy as jnp
 
     from jaxlm.decode.beam import beam_search
     from jaxlm.decode.options import Beam
     from jaxlm.interop.huggingface import load
     from jaxlm.nn.quantized import at_precision
-    from jaxlm.nn.stack import unstacked
+    from jaxlm.nn.stack import cut_apart
     from jaxlm.types import Batch
 
     if variant == "lstm":
@@ -99,7 +98,7 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
         net, params, _ = load(folder / "model")
         net, params = at_precision(net.clone(logit_bias=False), params, variant or "float32")
         del params["output_bias"]  # zeros, which CTranslate2 leaves out too
-    params = jax.jit(unstacked)(params)
+    params = cut_apart(params)
     rows = len(source_BS)
     batch = Batch(source_BS=jnp.asarray(source_BS), source_valid_BS=jnp.ones(source_BS.shape, bool))
     prompt_B1, limit_B = jnp.full((rows, 1), BOS), jnp.full(rows, new)

@@ -38,19 +38,18 @@ def _ours(folder: Path, prompt_BP: np.ndarray, new: int, variant: str) -> Any:
     from jaxlm import runtime
 
     runtime.prepare()
-    import jax
     import jax.numpy as jnp
 
     from jaxlm.decode.choose import Sampler
     from jaxlm.decode.generate import generate
     from jaxlm.interop.huggingface import load
     from jaxlm.nn.quantized import at_precision
-    from jaxlm.nn.stack import unstacked
+    from jaxlm.nn.stack import cut_apart
     from jaxlm.types import Batch
 
     net, params, _ = load(folder / "model")
     net, params = at_precision(net, params, variant or "float32")
-    params = jax.jit(unstacked)(params)
+    params = cut_apart(params)
     prompt_BP = jnp.asarray(prompt_BP)
     batch = Batch(target_BT=prompt_BP, target_valid_BT=prompt_BP >= 0)
     limit_B, sampler = jnp.full(len(prompt_BP), new), Sampler(1.0, top_k=TOP_K)

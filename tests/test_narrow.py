@@ -11,11 +11,12 @@ from cli_runs import command  # noqa: F401 (a fixture)
 from tiny_run import EXPERIMENT
 from zoo import ZOO, batch_of, examples, logits, params_of
 
+from jaxlm.cli import trained
 from jaxlm.decode.beam import beam_search
 from jaxlm.decode.options import Beam
 from jaxlm.errors import UserError
 from jaxlm.models.ensemble import Ensemble, joined_params
-from jaxlm.nn.quantized import Int8, at_precision, product, rounded, rows, scores
+from jaxlm.nn.quantized import PRECISIONS, Int8, at_precision, product, rounded, rows, scores
 from jaxlm.train.loop import train
 
 BATCH = batch_of(examples(6), 6, 6)
@@ -52,6 +53,7 @@ def test_narrow_models_say_nearly_the_same(name, precision):
 
 
 def test_precision_of_what_has_none():
+    assert trained.PRECISIONS == PRECISIONS  # twice, since the command line tells of a wrong one without JAX
     with pytest.raises(UserError, match="RecurrentLM computes in float32 only: leave out --precision int8"):
         at_precision(ZOO["lstm_lm"].model, {}, "int8")
     with pytest.raises(UserError, match="precision='fp4' must be one of float32, bfloat16"):

@@ -67,10 +67,8 @@ def open_run(options: argparse.Namespace, experiment: "Experiment | None" = None
     trained = workdir.load(options.workdir, options.average, options.step)
     others = [_member(options.workdir, folder) for folder in getattr(options, "ensemble", ())]
     runs = [dataclasses.replace(trained, experiment=experiment), *others]
-    import jax
-
     from jaxlm.nn.quantized import at_precision
-    from jaxlm.nn.stack import unstacked
+    from jaxlm.nn.stack import cut_apart
 
     precision = getattr(options, "precision", "float32")
     parts = [at_precision(run.experiment.model, run.params, precision) for run in runs]
@@ -80,7 +78,7 @@ def open_run(options: argparse.Namespace, experiment: "Experiment | None" = None
 
         model = Ensemble(tuple(model for model, _ in parts), options.ensemble_mean)
         params = joined_params([params for _, params in parts])
-    params = jax.jit(unstacked)(params)
+    params = cut_apart(params)
     return dataclasses.replace(trained, experiment=dataclasses.replace(experiment, model=model), params=params)
 
 

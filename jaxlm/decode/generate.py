@@ -22,7 +22,7 @@ from jaxlm.decode.constrain import Constraints, Forced, forbid, is_one_of, log_s
 from jaxlm.decode.prefill import check_request, read_prompt, read_token
 from jaxlm.decode.reasons import LENGTH, NONE, STOP
 from jaxlm.decode.slots import spread
-from jaxlm.nn.stack import unstacked
+from jaxlm.nn.stack import cut_apart, unstacked
 from jaxlm.types import Array, Batch, Params, State
 
 
@@ -141,7 +141,7 @@ def stream(
     key_B = line_keys(seed, jnp.arange(limit_B.shape[0]) if line_B is None else line_B)
     limit_B = jnp.minimum(limit_B, length)
     writing = _begin(model, params, batch, prompt_BP, prompt_valid_BP, limit_B, grammar, length, sampler)
-    layers = _unstacked(params)
+    layers = cut_apart(params)
     while not bool(writing.done_B.all()):
         writing = _one_more(model, layers, writing, limit_B, key_B, grammar, stop, sampler)
         yield writing.written
@@ -219,7 +219,6 @@ def _blank(
 
 
 _begin = jax.jit(_blank, static_argnames=("model", "length", "sampler"))
-_unstacked = jax.jit(unstacked)
 
 
 def _step_scores(

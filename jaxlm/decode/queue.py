@@ -17,7 +17,7 @@ from flax import struct
 from jaxlm.decode.beam import Hypotheses, Request, Rules, Search, begin, compiled, results, step
 from jaxlm.decode.options import Beam
 from jaxlm.decode.ranking import Ranking, ranking
-from jaxlm.nn.stack import unstacked
+from jaxlm.nn.stack import cut_apart
 from jaxlm.types import Array, Batch, Params
 
 STEPS = 4
@@ -54,11 +54,11 @@ def search_queue(
     `places` rows are at work at once, `group` of them begin together. `begin_with`: the one token of each prompt.
     """
     model, rules = compiled(model, beam, stop, length)
-    layers, rank = _unstacked(params), ranking(beam, length)
+    params, rank = cut_apart(params), ranking(beam, length)
     of_place = np.full(places, -1)
     desk = None
     while len(waiting) or (of_place >= 0).any():
-        while len(waiting) and (of_place < 0).sum() >= min(group, places):
+        while len(waiting) and (of_place < 0).sum() >= group:
             free = np.flatnonzero(of_place < 0)[:group]
             now, waiting = waiting[:group], waiting[group:]
             of_place[free[: len(now)]] = now
@@ -69,7 +69,7 @@ def search_queue(
             if desk is None:
                 desk = _empty(places, *asked)
             desk = _admit(*asked, desk, place_G)
-        desk, found = _work(model, rules, layers, desk, rank)
+        desk, found = _work(model, rules, params, desk, rank)
         ended = np.flatnonzero(np.asarray(desk.search.done_B) & (of_place >= 0))
         if len(ended):
             yield of_place[ended], {name: np.asarray(value)[ended] for name, value in vars(found).items()}
@@ -77,7 +77,7 @@ def search_queue(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rules"), donate_argnames="desk")
-def _work(model: Any, rules: Rules, layers: Params, desk: Desk, rank: Ranking) -> tuple[Desk, Hypotheses]:
+def _work(model: Any, rules: Rules, params: Params, desk: Desk, rank: Ranking) -> tuple[Desk, Hypotheses]:
     """Up to STEPS steps, and the best finished hypotheses after them."""
     request = Request(desk.limit_B, rank, None, None)
 
@@ -85,7 +85,7 @@ def _work(model: Any, rules: Rules, layers: Params, desk: Desk, rank: Ranking) -
         return (carry[0] < STEPS) & ~jnp.all(carry[1].done_B)
 
     def more(carry: tuple[Array, Search]) -> tuple[Array, Search]:
-        return carry[0] + 1, step(model, rules, layers, carry[1], request)
+        return carry[0] + 1, step(model, rules, params, carry[1], request)
 
     _, search = jax.lax.while_loop(goes_on, more, (jnp.int32(0), desk.search))
     return Desk(desk.limit_B, search), results(search.finished, rules.beam.returns)
@@ -132,6 +132,3 @@ def _empty(
     first = jax.tree.leaves(params)[0]
     device = first.sharding if getattr(first, "committed", False) and first.is_fully_replicated else None
     return jax.device_put(Desk(blank.limit_B, blank.search.replace(done_B=np.ones(places, bool))), device)
-
-
-_unstacked = jax.jit(unstacked)

@@ -19,6 +19,7 @@ from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import ACTIVATIONS, FeedForward, Linear
 from jaxlm.nn.norm import Norm
 from jaxlm.nn.position import Position
+from jaxlm.nn.quantized import rows, scores
 from jaxlm.nn.segments import positions, same_segment
 from jaxlm.nn.stack import Stack
 from jaxlm.types import Array, Batch
@@ -97,9 +98,8 @@ class Encoder(nn.Module):
                 "shorten the input or train with a larger model.max_length"
             )
         types = self.type_embedding[:1][None] if type_BS is None else self.type_embedding[type_BS]
-        x_BSD = self.embedding[jnp.asarray(batch.source_BS)] + self.position(
-            positions(valid_BS, segment_BS) + self.first_position
-        )
+        position_BS = positions(valid_BS, segment_BS) + self.first_position
+        x_BSD = rows(self.embedding, jnp.asarray(batch.source_BS)) + self.position(position_BS)
         x_BSD = self.embedding_norm((x_BSD + jnp.broadcast_to(types, x_BSD.shape)).astype(jnp.dtype(self.dtype)))
         mask_BSS = valid_BS[:, None] & same_segment(segment_BS, segment_BS, valid_BS)
         x_BSD = self.stack(self.embedding_dropout(x_BSD), mask_BSS)
@@ -109,8 +109,7 @@ class Encoder(nn.Module):
         """(..., D) -> float32 logits (..., V)."""
         flat = self.transform(features.reshape(-1, self.width))
         flat = self.transform_norm(ACTIVATIONS[self.activation](flat))
-        table = self.embedding.astype(flat.dtype)
-        logits = jnp.einsum("rd,vd->rv", flat, table, preferred_element_type=jnp.float32) + self.output_bias[None]
+        logits = scores(flat, self.embedding) + self.output_bias[None]
         return logits.reshape(*features.shape[:-1], self.vocab)
 
     def loss(self, batch: Batch, smoothing: float = 0.0) -> Loss:

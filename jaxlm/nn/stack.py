@@ -81,6 +81,10 @@ def unstacked(params: Any) -> Any:
     return apart
 
 
+cut_apart = jax.jit(unstacked)
+"""`unstacked` in one program, for a loop outside of jit; what is unstacked already comes back without a copy."""
+
+
 def take(params_L: Any, depth: int) -> Any:
     """One layer's slice of stacked parameters, or its part of unstacked ones."""
     if isinstance(params_L, tuple):
