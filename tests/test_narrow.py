@@ -15,6 +15,7 @@ from jaxlm.cli import trained
 from jaxlm.decode.beam import beam_search
 from jaxlm.decode.options import Beam
 from jaxlm.errors import UserError
+from jaxlm.models.encoder import Encoder
 from jaxlm.models.ensemble import Ensemble, joined_params
 from jaxlm.nn.quantized import PRECISIONS, Int8, at_precision, product, rounded, rows, scores
 from jaxlm.train.loop import train
@@ -91,3 +92,12 @@ def test_the_verbs(tmp_path, command):  # noqa: F811
     next(path for path in other.iterdir()).write_bytes(next(path for path in tokenizer.iterdir()).read_bytes() + b" ")
     refused = command("predict", tmp_path / "a", "--ensemble", tmp_path / "b", stdin=b"a\n")
     assert refused.code == 1 and "another tokenizer than" in refused.err
+
+
+def test_a_narrow_encoder():
+    model = Encoder(23, 8, 2, 12, 1, max_length=16, dropout=0.0, attention_dropout=0.0)
+    params = params_of(model)
+    expected_BSV = jax.jit(model.apply)({"params": params}, BATCH)
+    model, narrow = at_precision(model, params, "int8_dynamic")
+    error = abs(jax.jit(model.apply)({"params": narrow}, BATCH) - expected_BSV).mean() / expected_BSV.std()
+    assert 1e-5 < error < 0.05
