@@ -78,6 +78,30 @@ class Contestant:
         return {"error": lines[-1] if lines else f"ended with code {self.process.wait()}"}
 
 
+def take_turns(
+    commands: dict[str, list[str]], steps: int, rounds: int, limit: float, told: Callable[[Contestant], str]
+) -> list[Contestant]:
+    """`rounds` rounds of `steps` steps of each contestant, in turns, all of them warm. Ends where one cannot start.
+
+    `told(contestant)` is printed when one is warm.
+    """
+    entered: list[Contestant] = []
+    try:
+        for name, command in commands.items():
+            one = Contestant.start(name, command, {"OMP_NUM_THREADS": str(cores())}, limit)
+            if "error" in one.facts:
+                raise SystemExit(f"{name}: {one.facts['error']}")
+            print(f"{name}: {told(one)}", flush=True)
+            entered.append(one)
+        for _ in range(rounds):
+            for one in entered:
+                one.round(steps)
+    finally:
+        for one in entered:
+            one.close()
+    return entered
+
+
 def serve(start: Callable[[], tuple[dict[str, Any], Run]]) -> None:
     """The contestant's side: warm up, report, then a round for every line read."""
     begun = time.perf_counter()

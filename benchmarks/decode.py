@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import translators, writers
-from benchmarks.contest import Contestant, cores, load, machine, serve
+from benchmarks.contest import Contestant, load, machine, serve, take_turns
 
 TASKS = {"translate": translators, "write": writers}
 SIZES = {"translate": {"rows": 32, "length": 25, "new": 30}, "write": {"rows": 8, "length": 32, "new": 64}}
@@ -58,23 +58,13 @@ def main() -> None:
 
 
 def _contest(options: argparse.Namespace, folder: str) -> list[Contestant]:
-    entered: list[Contestant] = []
-    try:
-        for name in options.only.split(","):
-            command = [sys.executable, "-m", "benchmarks.decode", "--worker", name, "--folder", folder]
-            command += ["--task", options.task]
-            one = Contestant.start(name, command, {"OMP_NUM_THREADS": str(cores())}, 900)
-            if "error" in one.facts:
-                raise SystemExit(f"{name}: {one.facts['error']}")
-            print(f"{name}: first batch {one.facts['first_seconds']:.1f} s", flush=True)
-            entered.append(one)
-        for _ in range(options.rounds):
-            for one in entered:
-                one.round(options.steps)
-    finally:
-        for one in entered:
-            one.close()
-    return entered
+    command = [sys.executable, "-m", "benchmarks.decode", "--folder", folder, "--task", options.task, "--worker"]
+    commands = {name: [*command, name] for name in options.only.split(",")}
+
+    def told(one: Contestant) -> str:
+        return f"first batch {one.facts['first_seconds']:.1f} s"
+
+    return take_turns(commands, options.steps, options.rounds, 900, told)
 
 
 def _result(one: Contestant, tokens: int) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contest import Contestant, Run, cores, load, machine, serve
+from benchmarks.contest import Contestant, Run, cores, load, machine, serve, take_turns
 
 VOCAB, WIDTH, LAYERS, LENGTH, ROWS, DROPOUT, CLIP = 10_000, 650, 2, 35, 20, 0.5, 5.0
 ALL = ("ours", "scan", "torch")
@@ -79,23 +79,13 @@ def _options() -> argparse.Namespace:
 
 
 def _contest(options: argparse.Namespace) -> list[Contestant]:
-    entered: list[Contestant] = []
-    try:
-        for name in options.only.split(","):
-            command = [sys.executable, "-m", "benchmarks.recurrent_step", "--worker", name]
-            command += ["--tie"] if options.tie else []
-            one = Contestant.start(name, command, {"OMP_NUM_THREADS": str(cores())}, 600)
-            if "error" in one.facts:
-                raise SystemExit(f"{name}: {one.facts['error']}")
-            print(f"{name}: {one.facts['parameters']:,} parameters, warm in {one.facts['compile_seconds']:.1f} s")
-            entered.append(one)
-        for _ in range(options.rounds):
-            for one in entered:
-                one.round(options.steps)
-    finally:
-        for one in entered:
-            one.close()
-    return entered
+    command = [sys.executable, "-m", "benchmarks.recurrent_step", *(["--tie"] if options.tie else []), "--worker"]
+    commands = {name: [*command, name] for name in options.only.split(",")}
+
+    def told(one: Contestant) -> str:
+        return f"{one.facts['parameters']:,} parameters, warm in {one.facts['compile_seconds']:.1f} s"
+
+    return take_turns(commands, options.steps, options.rounds, 600, told)
 
 
 def _result(one: Contestant) -> dict[str, Any]:
