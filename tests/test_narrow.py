@@ -26,17 +26,17 @@ BATCH = batch_of(examples(6), 6, 6)
 def test_rounding_is_to_the_nearest_of_255_levels():
     weights = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)
     weights[0, :, 0] = 0
-    values, scale = rounded(jnp.asarray(weights), 1)
+    values, scale = rounded(jnp.asarray(weights).swapaxes(1, 2))
     assert values.dtype == jnp.int8 and scale.shape == (3, 7)
     np.testing.assert_allclose(scale[1], abs(weights[1]).max(0) / 127, rtol=1e-6)
-    assert (abs(values * scale[:, None] - weights) <= scale[:, None] * 0.501 + 1e-30).all()
+    assert (abs(values.swapaxes(1, 2) * scale[:, None] - weights) <= scale[:, None] * 0.501 + 1e-30).all()
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_products_of_eight_bits(dynamic):
     rng = np.random.default_rng(1)
     x, kernel, table = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 32), (32, 9), (9, 32)))
-    small, wide = (Int8(*rounded(jnp.asarray(w), axis), dynamic) for w, axis in ((kernel, 0), (table, 1)))
+    small, wide = (Int8(*rounded(jnp.asarray(w)), dynamic) for w in (kernel.T, table))
     np.testing.assert_allclose(product(jnp.asarray(x), small, jnp.float32), x @ kernel, atol=0.25)
     np.testing.assert_allclose(scores(jnp.asarray(x), wide), x @ table.T, atol=0.25)
     np.testing.assert_allclose(rows(wide, jnp.array([[3, 3], [0, 8]])), table[[[3, 3], [0, 8]]], atol=0.02)

@@ -15,6 +15,7 @@ from jax import lax
 
 from jaxlm.decode.best import best
 from jaxlm.errors import UserError
+from jaxlm.nn.dropout import hashed
 from jaxlm.types import Array
 
 ONE_AS_BITS = 0x3F800000
@@ -66,7 +67,7 @@ def filter_top_k(logprob_BV: Array, top_k: int) -> Array:
     """-inf on all but the `top_k` greatest; those equal to the last one stay."""
     if not 0 < top_k < logprob_BV.shape[1]:
         return logprob_BV
-    kth_B1 = best(logprob_BV, top_k)[0][:, -1:]
+    kth_B1 = best(logprob_BV, top_k)[0].min(1, keepdims=True)  # of a slice of the last one XLA would make a sort
     return jnp.where(logprob_BV >= kth_B1, logprob_BV, -jnp.inf)
 
 
@@ -104,14 +105,13 @@ def filter_min_p(logprob_BV: Array, min_p: float) -> Array:
 def filtered(logprob_BV: Array, sampler: Sampler) -> Array:
     """The temperature-scaled log-probabilities_BV with -inf on what any of the sampler's filters removes.
 
-    The best token always stays: XLA may compute a score twice, with the last bit rounded otherwise, and the greatest
-    score that `filter_top_k` found would then be above all that it compares it with.
+    The barrier has XLA compute a score once: computed twice, with the last bit rounded otherwise, the greatest score
+    that `filter_top_k` found could be above all that it compares it with.
     """
-    first_B1 = argbest(logprob_BV)[:, None]
+    logprob_BV = lax.optimization_barrier(logprob_BV)
     kept_BV = filter_top_k(logprob_BV, sampler.top_k)
     kept_BV = jnp.where(filter_top_p(logprob_BV, sampler.top_p) > -jnp.inf, kept_BV, -jnp.inf)
-    kept_BV = jnp.where(filter_min_p(logprob_BV, sampler.min_p) > -jnp.inf, kept_BV, -jnp.inf)
-    return jnp.where(first_B1 == jnp.arange(logprob_BV.shape[1])[None, :], logprob_BV, kept_BV)
+    return jnp.where(filter_min_p(logprob_BV, sampler.min_p) > -jnp.inf, kept_BV, -jnp.inf)
 
 
 def line_keys(seed: Array | int, line_B: Array) -> Array:
@@ -123,7 +123,9 @@ def sample(logprob_BV: Array, key_B: Array, step: Array | int, sampler: Sampler)
     """One token_B (int32) a row from the filtered, temperature-scaled distribution; `key_B` from `line_keys`."""
 
     def noise(key: Array) -> Array:
-        return jax.random.gumbel(jax.random.fold_in(key, step), logprob_BV.shape[1:])
+        bits_V = hashed(jax.random.fold_in(key, step), logprob_BV.shape[1])
+        uniform_V = ((bits_V >> 9).astype(jnp.float32) + 0.5) * 2.0**-23  # never 0, never 1
+        return -jnp.log(-jnp.log(uniform_V))
 
     return argbest(filtered(logprob_BV, sampler) + jax.vmap(noise)(key_B))
 

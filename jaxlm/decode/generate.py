@@ -204,7 +204,8 @@ def _blank(
     """Before the first token: the prompt is read, nothing is written."""
     token_B, state = read_prompt(model, params, batch, prompt_BP, prompt_valid_BP, length)
     samples = limit_B.shape[0] // prompt_BP.shape[0]
-    state = spread(state, samples, prompt_BP.shape[1] - 1, length, side_by_side=False)
+    if samples > 1:
+        state = spread(state, samples, prompt_BP.shape[1] - 1, length, side_by_side=False)
     token_B, prompt_BP, prompt_valid_BP = (jnp.repeat(x, samples, 0) for x in (token_B, prompt_BP, prompt_valid_BP))
     zero_B = jnp.zeros(limit_B.shape, jnp.int32)
     zero_BT = jnp.zeros((*limit_B.shape, length), jnp.int32)

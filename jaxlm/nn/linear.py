@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.nn.dropout import Dropout
-from jaxlm.nn.quantized import joined, product
+from jaxlm.nn.quantized import Int8, Turned, joined, product
 from jaxlm.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -41,7 +41,10 @@ class Linear(nn.Module):
         """W (width, features), or what stands for it (`jaxlm.nn.quantized`), and b (features,)."""
         normal = nn.initializers.normal(self.deviation or 0.0)
         start = nn.initializers.xavier_uniform() if self.deviation is None else normal
-        kernel = self.param("kernel", start, (width, self.features))
+        if isinstance(self.get_variable("params", "kernel"), (Int8, Turned)):
+            kernel = self.get_variable("params", "kernel")
+        else:
+            kernel = self.param("kernel", start, (width, self.features))
         if not self.bias:
             return kernel, None
         return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from jaxlm.nn.quantized import turned
 from jaxlm.types import Array
 
 
@@ -66,18 +67,16 @@ def _call(block: nn.Module, params: Any, method: str, *arguments: Any) -> Any:
 
 
 def unstacked(params: Any) -> Any:
-    """The parameters of each layer by themselves, which a stack takes too.
+    """The parameters as a decoding loop wants them: of each layer by themselves, on a CPU with their kernels turned.
 
-    A decoding loop would else copy each slice at every turn, and whoever calls it, at every call.
+    The loop would else copy each slice at every turn, and whoever calls it, at every call.
     """
     if not isinstance(params, dict):
         return params
-    apart = {name: unstacked(value) for name, value in params.items() if name != "layers"}
-    if isinstance(params.get("layers"), tuple):
-        apart["layers"] = params["layers"]
-    elif "layers" in params:
+    apart = {name: turned(value) if name == "kernel" else unstacked(value) for name, value in params.items()}
+    if "layers" in params and not isinstance(params["layers"], tuple):
         depth = jax.tree.leaves(params["layers"])[0].shape[0]
-        apart["layers"] = tuple(take(params["layers"], at) for at in range(depth))
+        apart["layers"] = tuple(unstacked(take(params["layers"], at)) for at in range(depth))
     return apart
 
 
