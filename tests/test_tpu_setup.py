@@ -4,7 +4,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -278,13 +277,3 @@ def test_a_wrong_command_line_ends_in_one_line(cloud, case):
     found = cloud.call(*words)
     assert expected in one_line(found, 2) and len(found.stderr.splitlines()) == 1
     assert not cloud.asked()
-
-
-def test_the_host_installs_into_an_environment(cloud):
-    found = cloud.call("--venv", str(cloud.folder / "my venv"), "--python", sys.executable, "--dry-run")
-    assert found.returncode == 0, found.stderr
-    venv = f"'{cloud.folder}/my venv"
-    assert f"+ {sys.executable} -m venv --clear {venv}'" in found.stdout
-    assert f"+ {venv}/bin/python' -m pip install --quiet --editable '.[tpu]'" in found.stdout
-    assert not (cloud.folder / "my venv").exists()
-    assert "does not run" in one_line(cloud.call("--python", "/nowhere/python3"))
