@@ -51,7 +51,7 @@ def test_libtpu_is_of_this_jax(installed, libtpu, state, cure):
 def test_an_accelerator_that_jax_does_not_use_is_told(installed):
     installed |= {"libtpu": "0.0.42.1", "jax-cuda12-plugin": "0.10.2"}
     for found in (accelerators.tpu(unseen=True), accelerators.nvidia("580.65.06", unseen=True)):
-        assert found.state == "absent" and "does not use it" in found.found and "jax.devices()" in found.cure
+        assert found.state == "missing" and "does not use it" in found.found and "jax.devices()" in found.cure
 
 
 def test_the_installed_jax_names_its_libtpu():

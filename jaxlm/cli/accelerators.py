@@ -62,7 +62,7 @@ def _plugged(what: str, before: str, name: str, extra: str, unseen: bool) -> Fin
     if unseen:
         platform = "tpu" if extra == "tpu" else "cuda"
         cure = f"JAX_PLATFORMS={platform} python -c 'import jax; jax.devices()' (it tells why)"
-        return Finding(what, f"{before}{name} {found}, but JAX does not use it", "absent", cure)
+        return Finding(what, f"{before}{name} {found}, but JAX does not use it", "missing", cure)
     return Finding(what, f"{before}{name} {found}")
 
 
