@@ -32,7 +32,7 @@ queue_state() { state_of queued-resources state.state; }
 
 # States that a slice does not come back from by itself.
 is_gone() {
-    [[ $1 =~ ^(|PREEMPTED|TERMINATED|STOPPED|STOPPING|DELETING|HIDDEN|HIDING)$ ]]
+    [[ -z $1 || $1 =~ ^(PREEMPTED|TERMINATED|STOPPED|STOPPING|DELETING|HIDDEN|HIDING)$ ]]
 }
 
 runtime_of_type() {
