@@ -1,25 +1,49 @@
 #!/usr/bin/env bash
-# Prepare a Cloud TPU VM for jaxlm: see usage below, or `./tpu_setup.sh --help`.
+# Cloud TPU, from a bare machine to a run: see usage below, or `./tpu_setup.sh --help`.
 set -euo pipefail
-
-venv=$HOME/jaxlm-venv
-python=
-dry_run=false
 
 usage() {
     cat <<'HELP'
-tpu_setup.sh: install jaxlm, with JAX for TPU, into a virtual environment on a Cloud TPU VM.
+tpu_setup.sh: make a TPU slice, install jaxlm on all of its hosts, and run commands there.
 
-Run it in a clone of jaxlm, on all hosts of the slice at once (its last step, a look at the TPU, waits for every host):
-  ./tpu_setup.sh [--venv DIR] [--python PYTHON] [--dry-run]
+On a TPU VM, in a clone of jaxlm: install jaxlm with JAX for TPU into a virtual environment (on every host at once: its
+last step, a look at the TPU, waits for all of them):
+  ./tpu_setup.sh [install] [--venv DIR] [--python PYTHON] [--bucket BUCKET]
 
-  --venv DIR       where the environment goes (default: ~/jaxlm-venv)
-  --python PYTHON  the Python to make it with (default: the newest >= 3.11 on the PATH)
-  --dry-run        print the commands, run none of them
-  --help           this text
+On your own machine, in a clone of jaxlm, with gcloud:
+  ./tpu_setup.sh create NAME --type TYPE    make a slice now
+  ./tpu_setup.sh queue NAME --type TYPE     ask for one, and wait until it is there
+  ./tpu_setup.sh status NAME                the slice, the request for it, and what runs on each host
+  ./tpu_setup.sh copy NAME                  this clone (what git tracks or would) to ~/jaxlm on every host
+  ./tpu_setup.sh setup NAME                 copy, then install on every host
+  ./tpu_setup.sh run NAME -- COMMAND...     start a command on every host; it outlives the connection, and is started
+                                            again when the machine ends it
+  ./tpu_setup.sh logs NAME [--follow]       what the command wrote on one host
+  ./tpu_setup.sh wait NAME                  until the command has ended; its code, or 75 if the slice was taken away
+  ./tpu_setup.sh stop NAME                  ask the command to end (a training run saves)
+  ./tpu_setup.sh delete NAME                the slice and the request for it, after asking
 
-It can be run again: what is already there stays, what changed in pyproject.toml is installed. At the end it prints what
-JAX sees. It stops with a non-zero code and one line that says why if a step fails.
+  --type TYPE        v4-8, v5litepod-16, v5p-8, v6e-8, ...
+  --zone ZONE, --project PROJECT           (default: those of `gcloud config`)
+  --runtime VERSION  of the machine's image (default: by the generation)
+  --spot             cheaper, and taken away when somebody else needs it
+  --network NET, --subnetwork NET          (default: gcloud's)
+  --internal-ips     hosts without external addresses, reached from within the network
+  --gcloud FLAG      one more flag for gcloud's create; may be repeated
+  --valid-until D    queue: give up when nothing came within D (6h, 2d)
+  --replace          queue: delete a failed or preempted request of that name first
+  --bucket BUCKET    setup: mount a Cloud Storage bucket at ~/bucket (a run on several hosts needs one folder for all)
+  --venv DIR         where the environment goes (default: ~/jaxlm-venv)
+  --python PYTHON    the Python to make it with (default: the newest >= 3.11; on Ubuntu it is installed if there is none)
+  --restarts N       run: start again at most N times (default: 50)
+  --worker W         logs: the host (default: 0)
+  --follow           logs: go on until Ctrl-C
+  --yes              delete: do not ask
+  --pause SECONDS    between the three tries of what fails by chance, and between two looks at a queue (default: 20)
+  --dry-run          print the commands, run none of them
+  --help             this text
+
+Every command can be given again: what is there already stays. What fails ends with one line and a non-zero code.
 HELP
 }
 
@@ -28,60 +52,118 @@ die() {
     exit "${2:-1}"
 }
 
+say() {
+    echo "tpu_setup.sh: $1" >&2
+}
+
+# The words as one line that any shell reads as those words. Versions of bash differ on quotes in ${word//x/y}, hence sed.
+# shellcheck disable=SC2001
+quoted() {
+    local word line=
+    for word in "$@"; do
+        if [[ ! $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then word="'$(sed "s/'/'\\\\''/g" <<<"$word")'"; fi
+        line+=" $word"
+    done
+    printf '%s' "${line# }"
+}
+
 # Print a command, and run it unless this is a dry run.
 run() {
-    printf '+'
-    printf ' %q' "$@"
-    printf '\n'
+    echo "+ $(quoted "$@")" >&3
     "$dry_run" || "$@"
 }
 
-is_suitable() {
-    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+# thrice CODES COMMAND...: up to three times while it ends with one of CODES (a pattern), for what fails by chance.
+thrice() {
+    local codes=$1 try code
+    shift
+    for try in 1 2 3; do
+        code=0
+        "$@" || code=$?
+        # shellcheck disable=SC2053  # a pattern
+        if ((code == 0 || try == 3)) || [[ $code != $codes ]]; then break; fi
+        say "try $try of 3 failed with code $code; the next in $pause s"
+        sleep "$pause"
+    done
+    return "$code"
 }
 
+exec 3>&1 # where commands are shown, also from within $(...)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+[[ -f $here/pyproject.toml && -f $here/launch/tpu_host.sh ]] || die "$here is no clone of jaxlm: run the script of one"
+# shellcheck source=launch/tpu_host.sh
+source "$here/launch/tpu_host.sh"
+# shellcheck source=launch/tpu_slice.sh
+source "$here/launch/tpu_slice.sh"
+
+verb=install name='' type='' runtime='' network='' subnetwork='' valid_until=''
+bucket='' venv='' python='' restarts=50 worker=0 pause=20
+dry_run=false spot=false replace=false internal_ips=false follow=false yes=false
+place=() more=() command=()
+
+if (($#)) && [[ $1 != -* ]]; then
+    verb=$1
+    shift
+    if [[ $verb != install ]] && (($#)) && [[ $1 != -* ]]; then
+        name=$1
+        shift
+    fi
+fi
 while (($#)); do
     case $1 in
-        --venv | --python)
+        --type | --zone | --project | --runtime | --network | --subnetwork | --gcloud | --valid-until | --bucket | --venv | \
+            --python | --restarts | --worker | --pause)
             (($# > 1)) || die "$1 needs a value; see --help" 2
-            if [[ $1 == --venv ]]; then venv=$2; else python=$2; fi
+            [[ -n $2 ]] || die "$1 was given an empty value; see --help" 2
+            case $1 in
+                --type) type=$2 ;;
+                --zone | --project) place+=("$1=$2") ;;
+                --runtime) runtime=$2 ;;
+                --network) network=$2 ;;
+                --subnetwork) subnetwork=$2 ;;
+                --gcloud) more+=("$2") ;;
+                --valid-until) valid_until=$2 ;;
+                --bucket) bucket=${2#gs://} ;;
+                --venv) venv=$2 ;;
+                --python) python=$2 ;;
+                --restarts) restarts=$2 ;;
+                --worker) worker=$2 ;;
+                --pause) pause=$2 ;;
+            esac
             shift 2
+            continue
             ;;
-        --dry-run)
-            dry_run=true
-            shift
-            ;;
+        --dry-run) dry_run=true ;;
+        --spot) spot=true ;;
+        --replace) replace=true ;;
+        --internal-ips) internal_ips=true ;;
+        --follow) follow=true ;;
+        --yes) yes=true ;;
         --help | -h)
             usage
             exit 0
             ;;
+        --)
+            shift
+            command=("$@")
+            break
+            ;;
         *) die "unknown argument '$1'; see --help" 2 ;;
     esac
+    shift
+done
+for number in "$restarts" "$pause"; do
+    [[ $number =~ ^[0-9]+$ ]] || die "--restarts and --pause take whole numbers, found '$number'" 2
 done
 
-cd "$(dirname "${BASH_SOURCE[0]}")"
-[[ -f pyproject.toml ]] || die "no pyproject.toml in $PWD: run the script of a jaxlm clone"
-
-if [[ -z $python ]]; then
-    for candidate in python3.13 python3.12 python3.11 python3; do
-        if is_suitable "$candidate"; then
-            python=$candidate
-            break
-        fi
-    done
-    [[ -n $python ]] || die "no Python >= 3.11 found; on Ubuntu 22.04: sudo apt install python3.11-venv"
-else
-    is_suitable "$python" || die "$python does not run or is older than 3.11"
-fi
-
-if ! compgen -G '/dev/accel*' >/dev/null && ! compgen -G '/dev/vfio/[0-9]*' >/dev/null; then
-    echo "tpu_setup.sh: no TPU device on this machine; going on, but JAX will not find one" >&2
-fi
-
-# pip is the last thing that `venv` installs: an environment without it was left half made.
-if [[ ! -x $venv/bin/pip ]]; then
-    run "$python" -m venv --clear "$venv" ||
-        die "$python could not make $venv; on Debian or Ubuntu: sudo apt install ${python##*/}-venv"
-fi
-run "$venv/bin/python" -m pip install --quiet --editable '.[tpu]' || die "the installation failed: see above"
-run "$venv/bin/jaxlm" doctor || die "jaxlm is installed, but something is missing: see the table above"
+case $verb in
+    install) install_here ;;
+    create | queue | status | copy | setup | run | logs | wait | stop | delete)
+        [[ -n $name ]] || die "'$verb' needs the name of a slice: ./tpu_setup.sh $verb NAME; see --help" 2
+        # gcloud takes what begins with a dash for an option, and any other sign is no part of a name.
+        [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die "'$name' is no name: lower-case letters, digits and dashes" 2
+        "$dry_run" || [[ -n $(command -v gcloud) ]] || die "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
+        "slice_$verb"
+        ;;
+    *) die "no command '$verb': create, queue, status, copy, setup, run, logs, wait, stop, delete or install; see --help" 2 ;;
+esac

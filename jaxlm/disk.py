@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ def check_writable(folder: Path | str, bytes_needed: int = 0) -> None:
     Raises UserError where one of the three fails. Leaves the folder behind, and no probe.
     """
     folder = Path(folder)
+    if re.match(r"\w{2,}:/", str(folder)):
+        raise UserError(
+            f"{folder} is an address, expected a folder: mount the bucket as one (docs/launch.md tells how)"
+        )
     probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from jaxlm.cli.doctor import CORE
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "jaxlm").rglob("*.py"))
 SOURCES = [*MODULES, *(path for top in ("experiments", "tests", "benchmarks") for path in (ROOT / top).rglob("*.py"))]
-TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("*.sh"), *(ROOT / "docs").rglob("*.md")]
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("*.sh"), *ROOT.glob("launch/*"), *(ROOT / "docs").rglob("*.md")]
 TEXTS += [*SOURCES, ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci/run"]
 
 FILE_LINES, FUNCTION_LINES, DEPENDENCIES = 300, 45, 12

@@ -1,7 +1,6 @@
 """`jaxlm doctor`: what this machine has, what is missing, and the command that mends it."""
 
 import importlib
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -9,17 +8,14 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import jaxlm
 from jaxlm import runtime
+from jaxlm.cli.accelerators import accelerators
+from jaxlm.cli.finding import Finding, version
 from jaxlm.data.text import find
 from jaxlm.errors import UserError
-
-State = Literal["ok", "missing", "absent"]
-"""`missing` must be mended, `absent` may stay so."""
 
 CORE = {
     "jax": "jax",
@@ -56,23 +52,13 @@ DATA = {
 """Data set of the experiments -> a file of it, below a data folder."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One row of the table: what was looked for, what was found, and the cure if that is not enough."""
-
-    what: str
-    found: str
-    state: State = "ok"
-    cure: str = ""
-
-
 def doctor() -> int:
     """Print the findings as a table to stdout. Returns 0 if jaxlm can run here, else 1."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # look at a GPU without taking its memory
     sections = {
         "machine": list(_machine()),
         "core packages": list(_core()),
-        "devices": list(_devices()),
+        "devices": [*_devices(), *accelerators(_backend())],
         "optional": [_optional(name, use, cure) for name, (use, cure) in OPTIONAL.items()],
         "data": [_data(name, file) for name, file in DATA.items()],
     }
@@ -82,12 +68,10 @@ def doctor() -> int:
 
 
 def _machine() -> Iterator[Finding]:
-    version = platform.python_version()
     old = sys.version_info < (3, 11)
+    python = f"{platform.python_version()}, {sys.executable}"
     yield Finding("jaxlm", f"{jaxlm.__version__}, {Path(jaxlm.__file__).parent}")
-    yield Finding(
-        "python", f"{version}, {sys.executable}", "missing" if old else "ok", "install 3.11 or newer" if old else ""
-    )
+    yield Finding("python", python, "missing" if old else "ok", "install 3.11 or newer" if old else "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("system", f"{platform.system()} {platform.machine()}, {cores} cores, {_memory()}")
     yield Finding("disk", f"{shutil.disk_usage('.').free / 2**30:,.0f} GiB free in {Path.cwd()}")
@@ -110,14 +94,24 @@ def _core() -> Iterator[Finding]:
                 warnings.simplefilter("ignore")
                 importlib.import_module(module)
         except Exception as error:  # a broken package may raise anything
-            if _version(name) is None:
+            if version(name) is None:
                 yield Finding(name, "not installed", "missing", f"pip install {name}")
             else:
                 cure = f"pip install --force-reinstall {name}"
-                yield Finding(name, f"{_version(name)} does not import: {_line(error)}", "missing", cure)
+                yield Finding(name, f"{version(name)} does not import: {_line(error)}", "missing", cure)
         else:
-            also = f", jaxlib {_version('jaxlib')}" if name == "jax" else ""
-            yield Finding(name, f"{_version(name) or 'version unknown'}{also}")
+            also = f", jaxlib {version('jaxlib')}" if name == "jax" else ""
+            yield Finding(name, f"{version(name) or 'version unknown'}{also}")
+
+
+def _backend() -> str | None:
+    """What JAX computes on; None where it does not start."""
+    try:
+        import jax
+
+        return jax.default_backend()
+    except Exception:  # told by _devices
+        return None
 
 
 def _devices() -> Iterator[Finding]:
@@ -139,24 +133,14 @@ def _devices() -> Iterator[Finding]:
         same = [device for device in devices if device.device_kind == kind]
         limit = (same[0].memory_stats() or {}).get("bytes_limit")
         yield Finding("devices", f"{len(same)} x {kind}" + (f", {limit / 2**30:,.1f} GiB each" if limit else ""))
-    if jax.default_backend() == "cpu" and not asked:
-        yield from _idle_accelerators()
     cache = runtime.cache_folder()
     cure = "" if cache else "unset JAXLM_CACHE"
     yield Finding("compile cache", str(cache or "off: every start compiles anew"), "ok" if cache else "absent", cure)
 
 
-def _idle_accelerators() -> Iterator[Finding]:
-    """Accelerators that the system shows and JAX, on the CPU, does not use."""
-    if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
-        yield Finding("NVIDIA GPU", "there, but JAX does not see it", "absent", "pip install 'jax[cuda12]'")
-    if Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists():
-        yield Finding("TPU", "there, but JAX does not see it", "absent", "pip install 'jax[tpu]'")
-
-
 def _optional(name: str, use: str, cure: str) -> Finding:
-    version = _version(name)
-    return Finding(name, f"{version}, for {use}") if version else Finding(name, f"for {use}", "absent", cure)
+    found = version(name)
+    return Finding(name, f"{found}, for {use}") if found else Finding(name, f"for {use}", "absent", cure)
 
 
 def _data(name: str, file: str) -> Finding:
@@ -164,13 +148,6 @@ def _data(name: str, file: str) -> Finding:
         return Finding(name, str(find(file).parent))
     except UserError:
         return Finding(name, f"no {file}", "absent", f"export JAXLM_DATA=FOLDER that holds {file.split('/')[0]}/")
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _line(error: Exception) -> str:

@@ -11,6 +11,7 @@ VERBS = {
     "list": "the experiments, a line each",
     "show": "what an experiment is: its whole config, parameters, batch, FLOPs a step",
     "train": "train an experiment, or go on with a run that was stopped",
+    "launch": "train on a Cloud TPU slice, a Slurm cluster or GKE",
     "evaluate": "score a trained model on a split, as one JSON object",
     "predict": "answer each line of standard input with one line",
     "generate": "sample answers to, or continuations of, given texts",
