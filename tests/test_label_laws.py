@@ -21,6 +21,9 @@ TIGHT = 6
 """Positions of the longest text, EOS included."""
 
 
+OTHERS = sorted(set(ZOO) - {"tagger", "bag"})
+
+
 @pytest.fixture(params=ZOO)
 def name(request) -> str:
     return request.param
@@ -86,6 +89,7 @@ def test_loss_and_gradients_do_not_know_the_padding(name):
     np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(expected), 1e-5)
 
 
+@pytest.mark.parametrize("name", ["tagger", "bag", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_sharded_is_unsharded(name):
     """Rows dealt out to eight devices, one each: the same sums and the same gradients."""
     model, params, mesh = ZOO[name], params_of(ZOO[name]), data_mesh(8)

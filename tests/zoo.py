@@ -50,15 +50,22 @@ BOTH_WAYS = Recurrent(GRU(4), layers=2, bidirectional=True)
 
 ZOO = {
     "transformer": Animal(TRANSFORMER),
-    "pre": Animal(replace(TRANSFORMER, norm="pre", position="learned", tie="target", decoder_layers=2)),
-    "untied": Animal(replace(TRANSFORMER, tie="none", position="none", activation="gelu", remat=True)),
-    "scan": Animal(replace(TRANSFORMER, scan=True, encoder_layers=2, activation="gelu_tanh")),
-    "bfloat16": Animal(replace(TRANSFORMER, dtype="bfloat16", scan=True, remat=True, norm="pre"), tolerance=0.04),
+    "pre": Animal(
+        replace(
+            TRANSFORMER, norm="pre", position="learned", tie="none", activation="gelu", decoder_layers=2, scan=True,
+            remat=True,
+        )
+    ),
+    "bfloat16": Animal(
+        replace(TRANSFORMER, dtype="bfloat16", position="none", tie="target", norm="pre"), tolerance=0.04
+    ),
     "t5": Animal(T5),
     "gpt2": Animal(GPT2, source=False),
     "llama": Animal(replace(LLAMA, scan=True, rotary=Rotary(500.0, Llama3Scaling(original=8))), source=False),
-    "mistral": Animal(replace(LLAMA, window=2, head_width=6, logit_cap=30.0), source=False),
-    "qwen": Animal(replace(LLAMA, qkv_bias=True, qk_norm=True, tie=True, kv_heads=1, remat=True), source=False),
+    "mistral": Animal(
+        replace(LLAMA, window=2, head_width=6, logit_cap=30.0, qkv_bias=True, qk_norm=True, tie=True, kv_heads=1),
+        source=False,
+    ),
     "ngram": Animal(NGram(VOCAB, 4), source=False),
     "ngram_stream": Animal(NGram(VOCAB, 2, stream=True), source=False),
     "feedforward_lm": Animal(FeedForwardLM(VOCAB, 4, 6, 10, dropout=0.1), source=False),

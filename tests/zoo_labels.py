@@ -12,25 +12,26 @@ from jaxlm.data.vocabulary import EOS
 from jaxlm.models.bag_of_words import BagOfWords
 from jaxlm.models.classifier import Classifier
 from jaxlm.models.tagger import Tagger
-from jaxlm.nn.cell import GRU, LSTM, Elman
+from jaxlm.nn.cell import GRU, LSTM
 from jaxlm.nn.recurrent import Recurrent
 from jaxlm.nn.words import CharacterCNN
 from jaxlm.types import Batch, Params
 
 VOCAB, LETTERS, LABELS, LENGTH, WORD = 19, 11, 3, 8, 5
 
-BOTH_WAYS = Recurrent(LSTM(4), bidirectional=True)
+BOTH_WAYS = Recurrent(GRU(4), layers=2, bidirectional=True)
+FORWARDS = Recurrent(LSTM(4))
 SPELLED = CharacterCNN(LETTERS, width=3, filters=4)
 
 ZOO = {
     "tagger": Tagger(VOCAB, LABELS, BOTH_WAYS, 6, SPELLED),
-    "tagger_crf": Tagger(VOCAB, LABELS, Recurrent(GRU(4), 2, True), 6, SPELLED, crf=True, tags=("O", "B-x", "I-x")),
-    "tagger_plain": Tagger(VOCAB, LABELS, Recurrent(Elman(4)), 6),
+    "tagger_crf": Tagger(VOCAB, LABELS, FORWARDS, 6, SPELLED, crf=True, tags=("O", "B-x", "I-x")),
+    "tagger_plain": Tagger(VOCAB, LABELS, FORWARDS, 6),
     "last": Classifier(VOCAB, LABELS, BOTH_WAYS, 6, SPELLED),
-    "last_forwards": Classifier(VOCAB, LABELS, Recurrent(LSTM(4)), 6),
-    "mean": Classifier(VOCAB, LABELS, BOTH_WAYS, 6, pooling="mean"),
-    "max": Classifier(VOCAB, LABELS, BOTH_WAYS, 6, pooling="max"),
-    "attention": Classifier(VOCAB, LABELS, BOTH_WAYS, 6, pooling="attention"),
+    "last_forwards": Classifier(VOCAB, LABELS, FORWARDS, 6),
+    "mean": Classifier(VOCAB, LABELS, FORWARDS, 6, pooling="mean"),
+    "max": Classifier(VOCAB, LABELS, FORWARDS, 6, pooling="max"),
+    "attention": Classifier(VOCAB, LABELS, FORWARDS, 6, pooling="attention"),
     "bag": BagOfWords(VOCAB, LABELS, 6, (5, 4), SPELLED),
     "bag_of_pairs": BagOfWords(VOCAB, LABELS, 6, (), SPELLED, pairs=31),
 }
