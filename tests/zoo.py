@@ -52,7 +52,13 @@ ZOO = {
     "transformer": Animal(TRANSFORMER),
     "pre": Animal(
         replace(
-            TRANSFORMER, norm="pre", position="learned", tie="none", activation="gelu", decoder_layers=2, scan=True,
+            TRANSFORMER,
+            norm="pre",
+            position="learned",
+            tie="none",
+            activation="gelu",
+            decoder_layers=2,
+            scan=True,
             remat=True,
         )
     ),
