@@ -54,10 +54,11 @@ def test_the_loss_is_of_what_was_asked():
     assert found.count == asked.sum() and found.nll == found.total
     label_B = np.array([0, 1, 1, 0, 1, 0], np.int32)
     both = loss(hidden.replace(label_B=label_B))
-    features_BSD, told_BC = PAIRS.apply({"params": params}, hidden.replace(label_B=label_B), method=read)
+    reading = jax.jit(lambda batch: PAIRS.apply({"params": params}, batch, method=read))
+    features_BSD, told_BC = reading(hidden.replace(label_B=label_B))
     first_BD = np.asarray(features_BSD)[np.arange(6), np.asarray(hidden.source_valid_BS).argmax(1)]
-    pooled_BD = np.tanh(first_BD @ params["pooler"]["kernel"] + params["pooler"]["bias"])
-    said_BC = pooled_BD @ params["next_sentence"]["kernel"] + params["next_sentence"]["bias"]
+    pooler, last = params_of(PAIRS)["pooler"], params_of(PAIRS)["next_sentence"]
+    said_BC = np.tanh(first_BD @ pooler["kernel"] + pooler["bias"]) @ last["kernel"] + last["bias"]
     np.testing.assert_allclose(told_BC, said_BC, rtol=1e-4, atol=1e-5)
     expected = -np.asarray(jax.nn.log_softmax(said_BC))[np.arange(6), label_B].sum()
     np.testing.assert_allclose(both.total - found.total, 0.25 * 8 * expected, rtol=1e-4)
@@ -70,9 +71,10 @@ def test_kinds_of_text_are_added():
     plain = logits(MODEL, params, batch)
     zero, one = (logits(MODEL, params, batch.replace(source_type_BS=np.full((6, 8), kind))) for kind in (0, 1))
     np.testing.assert_array_equal(zero, plain)
-    moved = {**params, "embedding": params["embedding"] + params["type_embedding"][1] - params["type_embedding"][0]}
-    feature = [MODEL.apply({"params": tree}, row, method="features") for tree, row in
-               ((params, batch.replace(source_type_BS=np.ones((6, 8), int))), (moved, batch))]  # fmt: skip
+    shift_1D = params["type_embedding"][1:] - params["type_embedding"][:1]
+    moved = {**params, "embedding": params["embedding"] + shift_1D}
+    features = jax.jit(lambda params, batch: MODEL.apply({"params": params}, batch, method="features"))
+    feature = features(params, batch.replace(source_type_BS=np.ones((6, 8), int))), features(moved, batch)
     real = np.asarray(batch.source_valid_BS)
     np.testing.assert_allclose(np.asarray(feature[0])[real], np.asarray(feature[1])[real], rtol=1e-4, atol=1e-5)
     assert np.abs(one - plain).max() > 1e-3
