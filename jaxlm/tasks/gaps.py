@@ -78,7 +78,7 @@ def _gapped(tokenizer: Tokenizer, mask: str, lines: Sequence[str]) -> list[list[
         return rows
     space = before[0]
     return [
-        [i for i, after in zip(row, [*row[1:], -1], strict=True) if not (i == space and after == hidden)]
+        [i for i, after in zip(row, [*row[1:], -1], strict=False) if not (i == space and after == hidden)]
         for row in rows
     ]
 
