@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     from jaxlm.data.text import BadLines, find
 
     names = tuple(str(find(name)) for name in options.files)
-    unit = options.unit or (
+    unit: Any = options.unit or (
         "json" if _plain(names[0]).endswith(JSON_ENDINGS) else "heading" if options.heading else "line"
     )
     try:

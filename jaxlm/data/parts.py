@@ -17,8 +17,9 @@ class Parts:
 
     def __reduce__(self) -> tuple[Any, tuple]:
         """Memory-mapped files travel to a worker process as their names, not as their content."""
-        if all(isinstance(array, np.memmap) and array.filename is not None for array in self.arrays):
-            return _mapped, ([os.fspath(array.filename) for array in self.arrays], self.dtype.str)
+        files = [array.filename for array in self.arrays if isinstance(array, np.memmap) and array.filename is not None]
+        if len(files) == len(self.arrays):
+            return _mapped, ([os.fspath(file) for file in files], self.dtype.str)
         return Parts, (self.arrays,)
 
     def __len__(self) -> int:

@@ -27,9 +27,12 @@ INDEX = "columns.json"
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Row i is `flat[offsets[i] : offsets[i + 1]]`; `offsets` has one entry more than there are rows."""
+    """Row i is `flat[offsets[i] : offsets[i + 1]]`; `offsets` has one entry more than there are rows.
 
-    flat: np.ndarray | Parts
+    Ids that lie in several files are a `Parts`, which is read like an array.
+    """
+
+    flat: np.ndarray
     offsets: np.ndarray
 
     @classmethod
@@ -73,7 +76,8 @@ class Ragged:
         if isinstance(self.flat, np.memmap) and self.flat.filename is not None:
             where = os.fspath(self.flat.filename)
             return _map, (where, self.flat.dtype.str, self.offsets)
-        flat = self.flat if isinstance(self.flat, Parts) else np.asarray(self.flat)
+        flat: Any = self.flat
+        flat = flat if isinstance(flat, Parts) else np.asarray(flat)
         return Ragged, (flat, np.asarray(self.offsets))
 
 

@@ -117,7 +117,8 @@ class Shards(TextSource):
         parts, ends = zip(*(record.open(self.folder, dtype) for record in records), strict=True)
         before = np.cumsum([0, *(record.tokens for record in records)])
         offsets = np.concatenate([[0], *(end + first for end, first in zip(ends, before[:-1], strict=True))])
-        column = Ragged(parts[0] if len(parts) == 1 else Parts(parts), offsets)
+        flat: Any = parts[0] if len(parts) == 1 else Parts(parts)
+        column = Ragged(flat, offsets)
         bad.kept += len(column)
         if self.longest is None:
             return column
@@ -147,7 +148,12 @@ def read_index(folder: Path) -> tuple[list[Record], np.dtype, str]:
 
 def write_index(folder: Path, records: list[Record], tokenizer: Tokenizer, source: str) -> dict[str, Any]:
     """Whole or not at all; the sums."""
-    index = {"version": VERSION, "source": source, "tokenizer": tokenizer.fingerprint, "dtype": id_type(tokenizer).str}
+    index: dict[str, Any] = {
+        "version": VERSION,
+        "source": source,
+        "tokenizer": tokenizer.fingerprint,
+        "dtype": id_type(tokenizer).str,
+    }
     index |= {"sums": sums(records), "shards": [asdict(record) for record in records]}
     write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
     return index["sums"]
