@@ -40,7 +40,7 @@ class SentencePairs:
         if np.count_nonzero(self.column.lengths) < 2:
             raise UserError(
                 "pairs of sentences need two documents or more that are not empty, for a sentence from elsewhere: "
-                "give more of them, or set pairs = False"
+                "give more of them, or set --batching.no-pairs --task.rows.no-pairs"
             )
 
     @cached_property

@@ -51,7 +51,7 @@ class MaskedLanguageModelling(TextTask):
         if self.rows.pairs and (not model.pairs or model.types < 2):
             raise UserError(
                 f"the rows are pairs of spans, and the model has pairs = {model.pairs} and types = {model.types}: "
-                "set --model.pairs True --model.types 2, or --task.rows.pairs False --batching.pairs False"
+                "set --model.pairs --model.types 2, or --task.rows.no-pairs --batching.no-pairs"
             )
 
     def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
