@@ -16,7 +16,7 @@ from jaxlm import workdir
 from jaxlm.data.denoising import PrefixLM, SpanCorruption
 from jaxlm.data.documents import Documents
 from jaxlm.data.masked_rows import MaskedRows
-from jaxlm.data.pieces import piece_columns
+from jaxlm.data.pieces import piece_columns, symbol_column
 from jaxlm.data.prepare import prepare as prepare_shards
 from jaxlm.data.sentencepiece import SentencePiece
 from jaxlm.data.shards import Shards
@@ -62,10 +62,14 @@ def data(folder, monkeypatch):
     monkeypatch.setattr("jaxlm.train.prepare.data_mesh", functools.partial(data_mesh, 1))  # eight compile twice as long
 
 
-def masked(**changes) -> Experiment:
+def masked_task(rows: MaskedRows) -> MaskedLanguageModelling:
     train, test = Shards("shards"), Documents(("stories.txt",))
+    return MaskedLanguageModelling(train, test, test, rows=rows, quick=2, tokens=256)
+
+
+def masked(**changes) -> Experiment:
     made = Experiment(
-        task=MaskedLanguageModelling(train, test, test, rows=ROWS, quick=2, tokens=256),
+        task=masked_task(ROWS),
         tokenizer=Stored("shards", VOCAB),
         model=Encoder(VOCAB, 16, 2, 32, 1, max_length=24, pairs=True, norm="pre", dropout=0.1),
         batching=ROWS,
@@ -162,6 +166,10 @@ def test_the_verbs_fill_gaps(trained, command, loaded_once):  # noqa: F811
             {"tokenizer": SentencePiece(VOCAB, "bpe", byte_fallback=False)},
             r"no id for '\[MASK\]'|are ids of the tokenizer",
         ),
+        (
+            {"model": Encoder(VOCAB, 16, 2, 32, 1, max_length=24), "task": masked_task(replace(ROWS, pairs=False))},
+            "the model cannot tell whether they belong",
+        ),
         ({"batching": replace(ROWS, length=40)}, "a source of 40 tokens, but positions reach 24"),
     ],
 )
@@ -206,7 +214,7 @@ def test_completing_texts(tmp_path, rows, model, command):  # noqa: F811
     scores = json.loads(command("evaluate", tmp_path / "run").lines[-1])
     assert scores["nll"] == pytest.approx(summary["valid/nll"], rel=1e-4)
     assert scores["perplexity"] == pytest.approx(math.exp(scores["nll"]))
-    columns = piece_columns(PIECES.fit(STORIES), SENTINELS[:4])
+    columns = symbol_column(PIECES.fit(STORIES), SENTINELS[:4])
     columns |= {"target": chosen.task.test.encoded(PIECES.fit(STORIES), BadLines())}
     batches = rows.plan(columns)
     assert scores["tokens"] == sum(batches[k].target_valid_BT.sum() for k in range(batches.per_epoch))

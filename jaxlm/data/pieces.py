@@ -29,10 +29,14 @@ def piece_columns(tokenizer: Tokenizer, symbols: Sequence[str]) -> dict[str, Rag
 
     Raises UserError for a symbol that the tokenizer does not write as one id of its own.
     """
-    ids = [symbol_id(tokenizer, symbol) for symbol in symbols]
-    kinds = _kinds(tokenizer)
-    kinds[ids] = 0
-    return {"piece": Ragged(kinds, np.arange(len(kinds) + 1)), "symbol": Ragged.of([ids])}
+    columns, kinds = symbol_column(tokenizer, symbols), _kinds(tokenizer)
+    kinds[columns["symbol"].flat] = 0
+    return {"piece": Ragged(kinds, np.arange(len(kinds) + 1)), **columns}
+
+
+def symbol_column(tokenizer: Tokenizer, symbols: Sequence[str]) -> dict[str, Ragged]:
+    """Column "symbol" alone."""
+    return {"symbol": Ragged.of([[symbol_id(tokenizer, symbol) for symbol in symbols]])}
 
 
 def symbol_id(tokenizer: Tokenizer, symbol: str) -> int:

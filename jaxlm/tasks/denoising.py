@@ -10,7 +10,7 @@ import jax
 
 from jaxlm.data.batching import Columns
 from jaxlm.data.denoising import PrefixLM, SpanCorruption
-from jaxlm.data.pieces import piece_columns
+from jaxlm.data.pieces import symbol_column
 from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.tasks.task import Answer, Progress, evaluation
@@ -45,8 +45,8 @@ class Denoising(TextTask):
     figures: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity")
 
     def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
-        """Columns "target", "piece" and "symbol"."""
-        return piece_columns(tokenizer, self.sentinels) | {"target": self.train.encoded(tokenizer, bad)}
+        """Columns "target" and "symbol"."""
+        return self._columns("train", tokenizer, bad)
 
     def validate(
         self, model: Any, params: Params, tokenizer: Tokenizer, objective: Any, tokens: int, progress: Progress = None
@@ -64,12 +64,16 @@ class Denoising(TextTask):
             progress(self.count(split))
         return {"split": split} | figures
 
+    def _columns(self, split: str, tokenizer: Tokenizer, bad: BadLines) -> Columns:
+        """A prefix needs no sentinels, and its tokenizer need not have them."""
+        sentinels = self.sentinels if isinstance(self.rows, SpanCorruption) else ()
+        return symbol_column(tokenizer, sentinels) | {"target": self.split(split).encoded(tokenizer, bad)}
+
     def _figures(
         self, model: Any, params: Params, tokenizer: Tokenizer, objective: Any, split: str, quick: int
     ) -> dict[str, Any]:
-        columns = piece_columns(tokenizer, self.sentinels)
-        columns |= {"target": self.split(split).encoded(tokenizer, BadLines())}
-        batches, evaluate = self.rows.plan(columns), evaluation(model, objective)
+        batches = self.rows.plan(self._columns(split, tokenizer, BadLines()))
+        evaluate = evaluation(model, objective)
         count = min(batches.per_epoch, quick or batches.per_epoch)
         found = jax.device_get([evaluate(params, batches[k]) for k in range(count)])
         total, nll, tokens = (
@@ -81,8 +85,7 @@ class Denoising(TextTask):
 
     def samples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
         """A few rows of the test split, what was answered, and what is right."""
-        columns = piece_columns(tokenizer, self.sentinels) | {"target": self.test.encoded(tokenizer, BadLines())}
-        batch = self.rows.plan(columns)[0]
+        batch = self.rows.plan(self._columns("test", tokenizer, BadLines()))[0]
         sides = ((batch.source_BS, batch.source_valid_BS), (batch.label_BT, batch.target_valid_BT))
         texts = [tokenizer.decode([row[real].tolist() for row, real in zip(*side, strict=True)]) for side in sides]
         sources = [one_line(text) for text in texts[0][:count]]

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxlm.errors import UserError
 from jaxlm.label_loss import label_loss
 from jaxlm.losses import Loss, cross_entropy
 from jaxlm.types import Array, Batch, Params
@@ -38,7 +39,16 @@ class MaskedTokens:
 
 
 def read(model: Any, batch: Batch) -> tuple[Array, Array | None]:
-    """Features (B, S, D) and, of a batch of pairs, the logits (B, 2) of a second span that follows, or does not."""
+    """Features (B, S, D) and, of a batch of pairs, the logits (B, 2) of a second span that follows, or does not.
+
+    Raises UserError for pairs and a model that has no head for them.
+    """
     features_BSD = model.features(batch)
-    pairs = batch.label_B is not None and model.pairs
-    return features_BSD, model.elsewhere(features_BSD, batch.source_valid_BS) if pairs else None
+    if batch.label_B is None:
+        return features_BSD, None
+    if not model.pairs:
+        raise UserError(
+            "the rows are pairs of spans, and the model cannot tell whether they belong together: set --model.pairs, "
+            "or --batching.no-pairs"
+        )
+    return features_BSD, model.elsewhere(features_BSD, batch.source_valid_BS)
