@@ -55,7 +55,9 @@ def test_usage(command, case):
     assert len(found.err.splitlines()) == 1, found.err
 
 
-@pytest.mark.parametrize("verb", ["list", "show", "train", "evaluate", "predict", "generate", "score", "doctor"])
+@pytest.mark.parametrize(
+    "verb", ["list", "show", "prepare", "train", "evaluate", "predict", "generate", "score", "doctor"]
+)
 def test_help(command, verb):
     found = command(verb, "--help")
     assert found.code == 0 and found.out.decode().startswith(f"usage: jaxlm {verb}") and not found.err

@@ -93,3 +93,14 @@ def test_the_transformers_of_the_paper():
             assert float(rate(n - 1)) == pytest.approx(expected, rel=1e-5)
         beam = experiment.task.search.beam
         assert (beam.size, beam.penalty, beam.alpha) == (4, "gnmt", 0.6)
+
+
+def test_bert_base():
+    """Devlin et al. 2019, section 3 and appendix A.2; as many parameters as the published file with both heads has."""
+    base = load("experiments.bert:base")
+    model, rows, optimizer = base.model, base.batching, base.optimizer
+    assert parameters(base) == 110_106_428
+    assert (model.layers, model.width, model.heads, model.hidden, model.dropout) == (12, 768, 12, 3072, 0.1)
+    assert (rows.length, rows.rows, base.steps, rows.masking.rate) == (512, 256, 1_000_000, 0.15)
+    assert (optimizer.b1, optimizer.b2, optimizer.weight_decay, optimizer.schedule.peak) == (0.9, 0.999, 0.01, 1e-4)
+    assert optimizer.schedule.warmup == 10_000

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from jaxlm.data.parts import Parts
 from jaxlm.data.ragged import Ragged
+from jaxlm.data.token_stream import Stream
 from jaxlm.data.vocabulary import BOS, EOS
-from jaxlm.data.windows import Windows, joined
+from jaxlm.data.windows import Windows
 from jaxlm.errors import UserError
 
 TEXTS = [[5, 6, 7], [], [8], list(range(10, 40)), [9, 9]]
@@ -14,8 +16,39 @@ STREAM = [5, 6, 7, EOS, EOS, 8, EOS, *range(10, 40), EOS, 9, 9, EOS]
 
 
 def test_a_stream_is_all_texts_with_their_ends():
-    np.testing.assert_array_equal(joined(COLUMNS, end=True), STREAM)
-    np.testing.assert_array_equal(joined(COLUMNS, end=False), [i for text in TEXTS for i in text])
+    for end, expected in ((True, STREAM), (False, [i for text in TEXTS for i in text])):
+        stream = Stream(COLUMNS["target"], end)
+        np.testing.assert_array_equal(stream[np.arange(len(stream))], expected)
+
+
+def test_several_files_are_one_array():
+    parts = Parts([np.arange(3), np.arange(0), np.arange(10, 15), np.arange(20, 21)])
+    whole = np.asarray(parts)
+    rng = np.random.default_rng(0)
+    for at in (slice(1, 7), slice(None), slice(4, 4), rng.integers(0, 9, (4, 5)), np.zeros(0, int)):
+        np.testing.assert_array_equal(parts[at], whole[at])
+    rows, ids = [0, 2, 2, 6, 9], np.arange(9)
+    one, several = (Stream(Ragged(flat, np.array(rows))) for flat in (whole, parts))
+    np.testing.assert_array_equal(one[np.arange(13)], several[np.arange(13)])
+    assert len(parts) == len(ids) and len(one) == 13
+
+
+def test_documents_kept_apart():
+    """Every document begins after BOS and has a segment of its own; what is said is the same."""
+    plain, apart = (Windows(8, 3, documents=flag).plan(COLUMNS) for flag in (False, True))
+    assert plain.config.carry_rows == 3 and apart.config.carry_rows == 0
+    for k in range(plain.per_epoch):
+        one, other = plain[k], apart[k]
+        valid = one.target_valid_BT
+        np.testing.assert_array_equal(one.label_BT, other.label_BT)
+        np.testing.assert_array_equal(np.where(one.target_BT == EOS, BOS, one.target_BT)[valid], other.target_BT[valid])
+        assert other.begins_B is None and EOS not in other.target_BT[valid]
+        for read, segment, real in zip(other.target_BT, other.target_segment_BT, valid, strict=True):
+            begins = np.flatnonzero(read[real] == BOS)
+            assert (np.flatnonzero(np.diff(segment[real])) + 1).tolist() == begins[begins > 0].tolist()
+            assert (segment > 0).tolist() == real.tolist()
+    with pytest.raises(UserError, match="set end=True"):
+        Windows(8, 3, end=False, documents=True)
 
 
 @pytest.mark.parametrize("rows, length", [(1, 7), (3, 4), (4, 5), (5, 8), (2, 21)])

@@ -86,6 +86,7 @@ ZOO = {
         segments=False,
     ),
     "joined": Animal(Joined(RecurrentLM(VOCAB, 8, Recurrent(LSTM(8)))), segments=False),
+    "prefix_lm": Animal(Joined(replace(GPT2, position="rotary"), bidirectional=True), segments=False),
 }
 
 

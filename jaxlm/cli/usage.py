@@ -10,6 +10,7 @@ from jaxlm.errors import UserError
 VERBS = {
     "list": "the experiments, a line each",
     "show": "what an experiment is: its whole config, parameters, batch, FLOPs a step",
+    "prepare": "make a corpus into shards of ids, by several processes",
     "train": "train an experiment, or go on with a run that was stopped",
     "launch": "train on a Cloud TPU slice, a Slurm cluster or GKE",
     "evaluate": "score a trained model on a split, as one JSON object",

@@ -14,6 +14,8 @@ import numpy as np
 
 BATCHES = 0
 """Lane of the order of batches; bucket b draws from lane b + 1."""
+DRAWS = 1 << 16
+"""The first lane of what is drawn inside of batches."""
 
 
 def permutation(n: int, seed: int, epoch: int, lane: int = 0) -> np.ndarray:
@@ -23,6 +25,12 @@ def permutation(n: int, seed: int, epoch: int, lane: int = 0) -> np.ndarray:
     """
     bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch, lane))).random_raw(n)
     return np.argsort(bits, kind="stable")
+
+
+def uniform(count: int, seed: int, index: int, lane: int) -> np.ndarray:
+    """`count` numbers in [0, 1), the draws of batch `index`: the same on every platform and with every numpy."""
+    bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(index, DRAWS + lane))).random_raw(count)
+    return (bits >> np.uint64(11)) * 2.0**-53
 
 
 def stream(n: int, seed: int, index: int, lane: int = 0) -> int:

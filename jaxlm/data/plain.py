@@ -2,14 +2,44 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
+from jaxlm.data.ragged import BLOCK, Ragged
 from jaxlm.data.text import BadLines, OnBadLine, find, lines_or_none
+from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
 
 
+class TextSource:
+    """Base of what gives texts: any number of times, and the same ones each time."""
+
+    def describe(self) -> str:
+        """What is read."""
+        raise NotImplementedError
+
+    def read(self, bad: BadLines) -> Iterator[str]:
+        """The texts; `bad` counts lines. Raises UserError for a file that is missing, damaged or not UTF-8."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[str]:
+        return self.read(BadLines())
+
+    def check(self) -> None:
+        """Raises UserError for whatever reading would stumble over."""
+        for _ in self:
+            pass
+
+    def encoded(self, tokenizer: Tokenizer, bad: BadLines) -> Ragged:
+        """The ids of each text, in memory."""
+        stream, rows = self.read(bad), []
+        while block := list(islice(stream, BLOCK)):
+            rows += tokenizer.encode(block)
+        return Ragged.of(rows)
+
+
 @dataclass(frozen=True)
-class TextFile:
+class TextFile(TextSource):
     """A plain or gzipped UTF-8 file.
 
     unit: a text is a "line" (blank ones too), or the "whole" file with its line ends as LF.
@@ -33,11 +63,7 @@ class TextFile:
         part = "" if (self.first, self.last) == (0.0, 1.0) else f", {self.first:.0%} to {self.last:.0%}"
         return f"{self.path}{part}, {'a text a line' if self.unit == 'line' else 'one text'}"
 
-    def __iter__(self) -> Iterator[str]:
-        return self.read(BadLines())
-
     def read(self, bad: BadLines) -> Iterator[str]:
-        """The texts; `bad` counts lines. Raises UserError for a file that is missing, damaged or not UTF-8."""
         lines = self._lines(bad)
         if self.unit == "line":
             yield from lines

@@ -51,6 +51,16 @@ class FastTokenizer(StoredTokenizer):
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"tokenizer.json cannot be read: {error}") from error
 
+    @functools.cached_property
+    def pieces(self) -> tuple[str, ...]:
+        """The piece of each of its own ids, "" for an id that has none."""
+        return tuple(self._tokenizer.id_to_token(index) or "" for index in range(self.ids))
+
+    @functools.cached_property
+    def special(self) -> frozenset[int]:
+        """Its own ids that are no text."""
+        return frozenset(index for index, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         found = self._tokenizer.encode_batch([_plain(text) for text in require_list(texts)], add_special_tokens=False)
         return [np.asarray(one.ids, np.int32) + SPECIALS for one in found]

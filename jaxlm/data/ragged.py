@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.data.pairs import Pair
+from jaxlm.data.parts import Parts
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
 
@@ -26,7 +27,10 @@ INDEX = "columns.json"
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Row i is `flat[offsets[i] : offsets[i + 1]]`; `offsets` has one entry more than there are rows."""
+    """Row i is `flat[offsets[i] : offsets[i + 1]]`; `offsets` has one entry more than there are rows.
+
+    Ids that lie in several files are a `Parts`, which is read like an array.
+    """
 
     flat: np.ndarray
     offsets: np.ndarray
@@ -53,6 +57,12 @@ class Ragged:
         """The number of ids of every row, int64."""
         return np.diff(self.offsets)
 
+    def pieces(self, longest: int) -> "Ragged":
+        """The same ids, every row cut into pieces of `longest` and a last one of what is left."""
+        count = np.maximum(-(-self.lengths // longest), 1)
+        first = np.repeat(self.offsets[:-1], count) + longest * runs(np.zeros(len(count), np.int64), count)
+        return Ragged(self.flat, np.append(first, self.offsets[-1]))
+
     def take(self, rows: np.ndarray, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The ids of `rows` one after the other, and how many each gave: at most its first `limit`."""
         first = self.offsets[rows]
@@ -66,7 +76,9 @@ class Ragged:
         if isinstance(self.flat, np.memmap) and self.flat.filename is not None:
             where = os.fspath(self.flat.filename)
             return _map, (where, self.flat.dtype.str, self.offsets)
-        return Ragged, (np.asarray(self.flat), np.asarray(self.offsets))
+        flat: Any = self.flat
+        flat = flat if isinstance(flat, Parts) else np.asarray(flat)
+        return Ragged, (flat, np.asarray(self.offsets))
 
 
 def runs(first: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -33,12 +33,13 @@ class BadLines:
     replaced: int = 0  # texts in which bad bytes became U+FFFD
     skipped: int = 0  # lines, or pairs, left out because they could not be read
     blank: int = 0  # pairs left out because a side was empty or only white space
+    cut: int = 0  # texts that became several, because they were too long for one
 
     def __str__(self) -> str:
         return (
             f"{self.kept:,} kept, {self.replaced:,} mended with U+FFFD, "
             f"{self.skipped:,} unreadable left out, {self.blank:,} blank left out"
-        )
+        ) + (f", {self.cut:,} too long and cut into pieces" if self.cut else "")
 
 
 def find(path: str | Path) -> Path:

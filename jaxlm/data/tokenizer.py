@@ -1,12 +1,15 @@
 """Tokenizers: the configurations (`.fit(texts)` makes a tokenizer), and reading a saved one back."""
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxlm.data.published import FastTokenizer, Published, PublishedPieces
 from jaxlm.data.sentencepiece import SentencePiece, SentencePieceTokenizer
 from jaxlm.data.spelling import SpelledWords, SpelledWordTokenizer
 from jaxlm.data.symbols import Bytes, ByteTokenizer, Characters, CharacterTokenizer, Words, WordTokenizer
+from jaxlm.data.text import find
 from jaxlm.data.vocabulary import BOS, DESCRIPTION, EOS, PAD, SPECIALS, UNK, Tokenizer, content_hash
 from jaxlm.errors import UserError
 
@@ -21,6 +24,7 @@ __all__ = [
     "Published",
     "SentencePiece",
     "SpelledWords",
+    "Stored",
     "Tokenizer",
     "Words",
     "load_tokenizer",
@@ -30,6 +34,30 @@ LEARNT = (SentencePieceTokenizer, ByteTokenizer, CharacterTokenizer, WordTokeniz
 STORED = (*LEARNT, FastTokenizer, PublishedPieces)
 KINDS = {kind.kind: kind for kind in STORED}
 CURE = "Copy the folder again from where it was made, or train anew."
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The tokenizer of a workdir or of shards, or one that lies in a folder by itself: there is nothing to learn."""
+
+    path: str
+    size: int
+
+    def fit(self, texts: Iterable[str] = ()) -> Tokenizer:
+        """`texts` are not looked at. Raises UserError where there is no tokenizer."""
+        return stored_tokenizer(self.path)
+
+
+def stored_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer that lies in the folder `path`, or in `tokenizer` there. Relative paths as in `find`."""
+    inner = Path(path) / "tokenizer" / DESCRIPTION
+    try:
+        return load_tokenizer(find(inner).parent)
+    except UserError as error:
+        try:
+            return load_tokenizer(find(Path(path) / DESCRIPTION).parent)
+        except UserError:
+            raise error from None
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

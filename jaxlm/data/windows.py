@@ -4,6 +4,8 @@ The texts of the column "target" are joined to one stream, each with EOS at its 
 equal length; batch k holds the k-th window of every piece, so that what a model remembers after a row of batch k is
 what it must remember before the same row of batch k + 1. An epoch says every token exactly once: the first token of all
 is said after BOS, the first one of each other row after the token before it, and the last windows are padded.
+
+With `documents` a text sees itself alone: it begins after BOS wherever it lies in a row, and has a segment of its own.
 """
 
 import math
@@ -14,6 +16,7 @@ import numpy as np
 
 from jaxlm.data.batching import Columns
 from jaxlm.data.order import permutation
+from jaxlm.data.token_stream import Stream
 from jaxlm.data.vocabulary import BOS, EOS
 from jaxlm.errors import UserError
 from jaxlm.types import Batch
@@ -26,12 +29,18 @@ class Windows:
     carry: windows follow each other and the model's state with them (truncated back-propagation through time), from an
       empty state in every epoch. Else they are drawn anew in every epoch, with new cuts, and each is read from nothing.
     end: every text ends with EOS; without it the texts are one text.
+    documents: no token sees another text than its own, and nothing is carried: `carry` then only means the order.
     """
 
     length: int = 35
     rows: int = 20
     carry: bool = True
     end: bool = True
+    documents: bool = False
+
+    def __post_init__(self) -> None:
+        if self.documents and not self.end:
+            raise UserError("documents=True and end=False: texts that are one text cannot be kept apart; set end=True")
 
     @property
     def tokens(self) -> int:
@@ -41,11 +50,11 @@ class Windows:
     @property
     def carry_rows(self) -> int:
         """Rows whose state goes on from batch to batch."""
-        return self.rows if self.carry else 0
+        return self.rows if self.carry and not self.documents else 0
 
     def plan(self, columns: Columns, seed: int = 0) -> "WindowBatches":
         """Raises UserError where the text is shorter than one window."""
-        stream = joined(columns, self.end)
+        stream = Stream(columns["target"], self.end)
         if len(stream) < max(self.length, self.rows):
             raise UserError(
                 f"the text has {len(stream):,} tokens, a batch {self.rows} rows of {self.length}: "
@@ -54,21 +63,11 @@ class Windows:
         return WindowBatches(stream, self, seed)
 
 
-def joined(columns: Columns, end: bool) -> np.ndarray:
-    """The texts of the column "target" one after the other, int32, each with EOS at its end where `end`."""
-    column = columns["target"]
-    if not end:
-        return np.asarray(column.flat, np.int32)
-    stream = np.full(len(column.flat) + len(column), EOS, np.int32)
-    stream[np.arange(len(column.flat)) + np.repeat(np.arange(len(column)), column.lengths)] = column.flat
-    return stream
-
-
 @dataclass(frozen=True, eq=False)
 class WindowBatches:
     """`batches[k]` is batch k: a pure function of (stream, config, seed, k)."""
 
-    stream: np.ndarray
+    stream: Stream
     config: Windows
     seed: int = 0
 
@@ -112,11 +111,21 @@ class WindowBatches:
         valid_BT = (at_BT < last_B[:, None]) & (at_BT >= 0)
         label_BT = np.where(valid_BT, self.stream[np.clip(at_BT, 0, size - 1)], 0)
         begun_BT = np.where(at_BT > 0, self.stream[np.clip(at_BT - 1, 0, size - 1)], BOS)
-        begins_B = np.full(self.config.rows, window == 0) if self.config.carry else None
+        begins_B = np.full(self.config.rows, window == 0) if self.config.carry_rows else None
+        segment_BT = None
+        if self.config.documents:
+            begun_BT = np.where(begun_BT == EOS, BOS, begun_BT)
+            segment_BT = np.where(valid_BT, np.cumsum(begun_BT == BOS, axis=1) + 1, 0).astype(np.int32)
         return Batch(
             target_BT=np.where(valid_BT, begun_BT, 0).astype(np.int32), target_valid_BT=valid_BT,
-            label_BT=label_BT.astype(np.int32), begins_B=begins_B,
+            label_BT=label_BT.astype(np.int32), begins_B=begins_B, target_segment_BT=segment_BT,
         )  # fmt: skip
+
+    def spans(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where in the stream each row of batch k begins, and how many tokens it has, of windows that are drawn."""
+        first_B, last_B = self._drawn(*divmod(k, self.per_epoch))
+        first_B = np.maximum(first_B, 0)
+        return first_B, np.maximum(last_B - first_B, 0)
 
     def _drawn(self, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
         """First token and end of each row: the windows of an epoch in a new order, cut at new places."""

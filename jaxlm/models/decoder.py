@@ -142,8 +142,11 @@ class Decoder(nn.Module):
         past = Past.empty(length_B.shape[0], capacity, self.layers, groups, head_width, self.dtype)
         return State(length_B, None, past)
 
-    def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
-        """Read T more tokens -> features (B, T, D) and the new state."""
+    def extend(self, tokens_BT: Array, state: State, valid_BT: Array, prefix: int = 0) -> tuple[Array, State]:
+        """Read T more tokens -> features (B, T, D) and the new state.
+
+        The first `prefix` of them see each other both ways; with a cache, these are all tokens that it holds then.
+        """
         position_BT = state.length_B[:, None] + positions(valid_BT, state.segment_BT)
         bound = None if state.past else tokens_BT.shape[1]  # without a cache this is the one call: lengths are 0
         x_BTD = rows(self.embedding, tokens_BT) * self.embedding_scale + self.absolute_position(position_BT, bound)
@@ -154,13 +157,19 @@ class Decoder(nn.Module):
         past = state.past
         if past:
             past, view = past.advance(valid_BT, self.window)
+            if prefix:
+                view = replace(view, mask_BQC=jnp.broadcast_to(past.ancestor_BKC >= 0, view.mask_BQC.shape))
             caches = []
             for layer, cache in zip(self.stack.layers(), past.layers, strict=True):
                 x_BTD, cache = layer("step", x_BTD, cache, view, rotation)
                 caches.append(cache)
             past = replace(past, layers=tuple(caches))
         else:
-            x_BTD = self.stack(x_BTD, causal_mask(valid_BT, state.segment_BT, self.window), rotation)
+            mask_BTT = causal_mask(valid_BT, state.segment_BT, self.window)
+            if prefix:
+                both_T = jnp.arange(valid_BT.shape[1]) < prefix
+                mask_BTT |= valid_BT[:, None] & (both_T[None] & both_T[:, None])[None]
+            x_BTD = self.stack(x_BTD, mask_BTT, rotation)
         if self.norm == "pre":
             x_BTD = self.last_norm(x_BTD)
         if not past:

@@ -3,6 +3,7 @@
 x_s = LN(E w_s + P s + Y type_s)                            E, P, Y learned tables
 layer:  x <- LN(x + attention(x, x)),  x <- LN(x + FFN(x))
 y_s = softmax(E LN(f(W x_s + c)) + b)                       what stands, or stood, at s
+z = softmax(V tanh(U x_0 + d) + e)                          whether the second span of the row follows the first
 """
 
 from typing import Literal
@@ -11,8 +12,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxlm.errors import UserError
-from jaxlm.label_loss import label_loss
-from jaxlm.losses import Loss
 from jaxlm.nn.attention import Attention
 from jaxlm.nn.block import Block
 from jaxlm.nn.dropout import Dropout
@@ -34,6 +33,7 @@ class Encoder(nn.Module):
       max_length: rows of the table of positions.
       first_position: the row of the first token (RoBERTa leaves two free, so that 514 rows are for 512 tokens).
       types: kinds of text in a row (BERT: the first sentence and the second).
+      pairs: whether it also has the head that tells if the second span follows the first.
       norm, norm_epsilon: "post" or "pre", see `jaxlm.nn.norm.Norm`.
       activation: of the feed-forward net and of the head.
       dropout, attention_dropout: on embeddings and sub-layers, and on attention weights.
@@ -50,6 +50,7 @@ class Encoder(nn.Module):
     max_length: int = 512
     first_position: int = 0
     types: int = 2
+    pairs: bool = False
     norm: Literal["post", "pre"] = "post"
     norm_epsilon: float = 1e-12
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "gelu"
@@ -81,13 +82,19 @@ class Encoder(nn.Module):
         self.transform = Linear(self.width, True, self.dtype, self.deviation)
         self.transform_norm = norm.layer(self.dtype)
         self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
+        if self.pairs:
+            self.pooler = Linear(self.width, True, self.dtype, self.deviation)
+            self.next_sentence = Linear(2, True, "float32", self.deviation)
 
     def __call__(self, batch: Batch) -> Array:
         """Logits (B, S, V) of what stands at each place of the source."""
-        return self.readout(self.features(batch))
+        features_BSD = self.features(batch)
+        if self.pairs and self.is_initializing():
+            self.elsewhere(features_BSD, batch.source_valid_BS)
+        return self.readout(features_BSD)
 
-    def features(self, batch: Batch, type_BS: Array | None = None) -> Array:
-        """The source, read: (B, S, D). `type_BS` are the kinds of text, 0 where it is not given.
+    def features(self, batch: Batch) -> Array:
+        """The source, read: (B, S, D). Kinds of text are 0 where the batch names none.
 
         Raises UserError for a source that is longer than the table of positions.
         """
@@ -97,7 +104,8 @@ class Encoder(nn.Module):
                 f"a source of {valid_BS.shape[1]} tokens, but positions reach {self.max_length - self.first_position}: "
                 "shorten the input or train with a larger model.max_length"
             )
-        types = self.type_embedding[:1][None] if type_BS is None else self.type_embedding[type_BS]
+        type_BS = jnp.zeros((1, 1), jnp.int32) if batch.source_type_BS is None else jnp.asarray(batch.source_type_BS)
+        types = jnp.take(self.type_embedding, type_BS, axis=0, mode="clip")
         position_BS = positions(valid_BS, segment_BS) + self.first_position
         x_BSD = rows(self.embedding, jnp.asarray(batch.source_BS)) + self.position(position_BS)
         x_BSD = self.embedding_norm((x_BSD + jnp.broadcast_to(types, x_BSD.shape)).astype(jnp.dtype(self.dtype)))
@@ -112,6 +120,8 @@ class Encoder(nn.Module):
         logits = scores(flat, self.embedding) + self.output_bias[None]
         return logits.reshape(*features.shape[:-1], self.vocab)
 
-    def loss(self, batch: Batch, smoothing: float = 0.0) -> Loss:
-        """-log p of `label_BS`, which is -1 where nothing is asked (what was not masked)."""
-        return label_loss(self(batch), batch.label_BS, smoothing)
+    def elsewhere(self, features_BSD: Array, valid_BS: Array) -> Array:
+        """Float32 logits (B, 2) of 0, the second span follows the first, and of 1, it is from elsewhere."""
+        first_B11 = jnp.argmax(valid_BS, axis=1)[:, None, None]
+        first_BD = jnp.take_along_axis(features_BSD, first_B11, axis=1)[:, 0]
+        return self.next_sentence(jnp.tanh(self.pooler(first_BD)).astype(jnp.float32))

@@ -2,7 +2,8 @@
 
 p(target | source) is what a language model over "source EOS target EOS" says of the second half: a recurrent network
 carries the source in its state (Sutskever et al. 2014 with one network in place of two), a Transformer attends to it
-(Liu et al. 2018, section 4.2.3). The loss is on the target alone, since features of the source are never handed out.
+(Liu et al. 2018, section 4.2.3) and may read it both ways (Raffel et al. 2020, section 3.2.1: a prefix LM). The loss is
+on the target alone, since features of the source are never handed out.
 """
 
 from dataclasses import replace
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.errors import UserError
+from jaxlm.models.decoder import Decoder
 from jaxlm.types import Array, Batch
 
 
@@ -26,9 +28,13 @@ class State:
 
 
 class Joined(nn.Module):
-    """`model`, a language model under `jaxlm.types.Autoregressive`, as a translation model under the same contract."""
+    """`model`, a language model under `jaxlm.types.Autoregressive`, as a translation model under the same contract.
+
+    bidirectional: tokens of the source see all of it, not only what is before them; `model` is then a Decoder.
+    """
 
     model: nn.Module
+    bidirectional: bool = False
 
     @property
     def vocab(self) -> int:
@@ -50,20 +56,29 @@ class Joined(nn.Module):
             raise UserError("the batch has no source, which Joined puts before the target: use its inner model alone")
         if batch.source_segment_BS is not None or batch.target_segment_BT is not None:
             raise UserError("Joined reads one example a row, and these rows are packed: use Buckets, not Packing")
+        if self.bidirectional and not isinstance(self.model, Decoder):
+            raise UserError(
+                f"a {type(self.model).__name__} reads from left to right: bidirectional = True needs a Decoder"
+            )
         if capacity == 0:
             return State(self.model.start(batch, 0), batch.source_BS, batch.source_valid_BS)
         inner = self.model.start(batch, batch.source_BS.shape[1] + capacity)
-        return State(self.model.extend(batch.source_BS, inner, batch.source_valid_BS)[1])
+        return State(self._extend(batch.source_BS, inner, batch.source_valid_BS, batch.source_BS.shape[1])[1])
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
         """Read T more target tokens: their features and the state after them."""
-        if state.source_BS is not None:
+        length = 0 if state.source_BS is None else state.source_BS.shape[1]
+        if length:
             tokens_BT = jnp.concatenate([state.source_BS, tokens_BT], 1)
             valid_BT = jnp.concatenate([state.source_valid_BS, valid_BT], 1)
-        features, inner = self.model.extend(tokens_BT, state.inner, valid_BT)
-        if state.source_BS is not None:
-            features = features[:, state.source_BS.shape[1] :]
+        features, inner = self._extend(tokens_BT, state.inner, valid_BT, length)
+        features = features[:, length:]
         return features, replace(state, inner=inner, source_BS=None, source_valid_BS=None)
+
+    def _extend(self, tokens_BT: Array, inner: Any, valid_BT: Array, source: int) -> tuple[Array, Any]:
+        """`extend` of the model; the first `source` tokens are of the source."""
+        prefix = (source,) if self.bidirectional and source else ()
+        return self.model.extend(tokens_BT, inner, valid_BT, *prefix)
 
     def readout(self, features: Array) -> Array:
         """Features -> float32 logits (..., V)."""

@@ -2,45 +2,42 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 
 from jaxlm.data.batching import Columns
 from jaxlm.data.collate import in_order
-from jaxlm.data.plain import TextFile
-from jaxlm.data.ragged import BLOCK, Ragged
+from jaxlm.data.plain import TextSource
+from jaxlm.data.ragged import Ragged
 from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import UNK, Tokenizer
 from jaxlm.data.windows import Windows
 from jaxlm.decode.choose import Sampler
 from jaxlm.errors import UserError
 from jaxlm.tasks.generate import Request, continuations
-from jaxlm.tasks.task import Answer, Progress, Task, evaluation
+from jaxlm.tasks.task import Answer, Progress, evaluation
+from jaxlm.tasks.texts import TextTask
 from jaxlm.tasks.translate import one_line
 from jaxlm.train.state import blank_state
 from jaxlm.types import Params
 
 
 @dataclass(frozen=True)
-class LanguageModelling(Task):
+class LanguageModelling(TextTask):
     """Texts, each one by itself or all of them as one stream.
 
     Attributes:
-      train, valid, test: where the texts are; `more` holds further test sets by name.
       windows: how a split is read where the texts are a stream: in rows whose state is carried on. None: a text is a
         row of its own, between BOS and EOS.
       tokens: positions of a batch of texts.
       sample_tokens: the length of the samples that are shown after training.
     """
 
-    train: TextFile
-    valid: TextFile
-    test: TextFile
-    more: dict[str, TextFile] = field(default_factory=dict)
     windows: Windows | None = Windows(length=64, rows=8)
     tokens: int = 8192
     sample_tokens: int = 100
@@ -53,31 +50,6 @@ class LanguageModelling(Task):
     def ends(self) -> bool:
         """True if a text ends with EOS."""
         return self.windows is None or self.windows.end
-
-    def check(self) -> None:
-        """Reads the validation and test texts once."""
-        for texts in (self.valid, self.test):
-            for _ in texts:
-                pass
-
-    def texts(self) -> Iterator[str]:
-        """The training texts."""
-        return iter(self.train)
-
-    def split(self, name: str) -> TextFile:
-        """The texts of a split. Raises UserError with the names that exist."""
-        splits = {"train": self.train, "valid": self.valid, "test": self.test, **self.more}
-        if name not in splits:
-            raise UserError(f"no split {name!r}; this experiment has {', '.join(splits)}")
-        return splits[name]
-
-    def describe(self, split: str = "train") -> str:
-        """Where the texts of a split are."""
-        return self.split(split).describe()
-
-    def count(self, split: str) -> int:
-        """The texts of a split."""
-        return sum(1 for _ in self.split(split))
 
     def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
         """The column "target"."""
@@ -105,7 +77,7 @@ class LanguageModelling(Task):
         characters = sum(len(text) + self.ends for text in self.split(split))
         if progress:
             progress(self.count(split))
-        unknown = float((columns["target"].flat == UNK).mean())
+        unknown = float((np.asarray(columns["target"].flat) == UNK).mean())
         return {
             "split": split, "lines": len(columns["target"]), "tokens": int(count), "nll": nll / count,
             "perplexity": math.exp(min(nll / count, 700.0)), "bits_per_character": nll / math.log(2) / characters,
@@ -122,8 +94,9 @@ class LanguageModelling(Task):
             batches = replace(self.windows, carry=True).plan(columns)
             for k in range(batches.per_epoch):
                 batch = batches[k]
-                state = blank_state(model, params, batch) if state is None else state
-                losses.append(evaluate(params, replace(batch, state=state)))
+                if batch.begins_B is not None:
+                    batch = replace(batch, state=blank_state(model, params, batch) if state is None else state)
+                losses.append(evaluate(params, batch))
                 state = losses[-1].state
                 losses[-1] = replace(losses[-1], state=None)
         found = jax.device_get(losses)
@@ -145,9 +118,6 @@ class LanguageModelling(Task):
         raise UserError("a language model has no answer to a line: `jaxlm generate` goes on from it, `score` weighs it")
 
 
-def encoded(texts: TextFile, tokenizer: Tokenizer, bad: BadLines | None = None) -> dict[str, Ragged]:
+def encoded(texts: TextSource, tokenizer: Tokenizer, bad: BadLines | None = None) -> dict[str, Ragged]:
     """The texts as the column "target"."""
-    stream, rows = texts.read(BadLines() if bad is None else bad), []
-    while block := list(islice(stream, BLOCK)):
-        rows += tokenizer.encode(block)
-    return {"target": Ragged.of(rows)}
+    return {"target": texts.encoded(tokenizer, BadLines() if bad is None else bad)}

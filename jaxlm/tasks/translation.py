@@ -105,7 +105,7 @@ class Translation(Task):
     ) -> list[Answer]:
         """The answers to each line, best first, by `search`; with their attention if it asks for that."""
         found = translate(model, params, tokenizer, lines, self.search, progress)
-        answers = [_answer(line, hypotheses) for line, hypotheses in zip(lines, found, strict=True)]
+        answers = [as_answer(line, hypotheses) for line, hypotheses in zip(lines, found, strict=True)]
         if self.search.attention:
             weights = attended(model, params, tokenizer, lines, [hypotheses[0] for hypotheses in found], self.search)
             for answer, attention in zip(answers, weights, strict=True):
@@ -141,7 +141,7 @@ class Translation(Task):
         return [hypotheses[0].text for hypotheses in found]
 
 
-def _answer(line: str, hypotheses: Sequence[Hypothesis]) -> Answer:
+def as_answer(line: str, hypotheses: Sequence[Hypothesis]) -> Answer:
     """The texts, separated by tabs (one text keeps the tabs that it has), and all that is known about them."""
     texts, best = [hypothesis.text for hypothesis in hypotheses], hypotheses[0]
     text = texts[0] if len(texts) == 1 else "\t".join(text.replace("\t", " ") for text in texts)
