@@ -35,7 +35,8 @@ class Batch:
     from 1 and are 0 on padding; a token sees only its own segment.
 
     What is to be said about a source is `label_BS`, an id for each token (-1 where nothing is asked), or `label_B`, a
-    class for the row. `character_BSW` spells each source token in ids of characters, 0 after its last one.
+    class for the row or, in float32, a number (NaN where none is asked). `character_BSW` spells each source token in
+    ids of characters, 0 after its last one.
 
     Where rows are windows of a stream that goes on from batch to batch, `begins_B` is True where a stream begins, and
     the train step puts the model's state after the batch before into `state`.

@@ -40,6 +40,7 @@ class Encoder(nn.Module):
       deviation: of the normal that maps and tables start from.
       dtype: of activations and products; parameters, scores, softmax and logits are float32 whatever it says.
       scan, remat: see `jaxlm.nn.stack.Stack`.
+      head: whether there is the head that fills gaps; without it `features` is all that there is.
     """
 
     vocab: int
@@ -59,6 +60,7 @@ class Encoder(nn.Module):
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = False
     remat: bool = False
+    head: bool = True
 
     def setup(self) -> None:
         starts = (self.deviation, self.deviation)
@@ -78,16 +80,21 @@ class Encoder(nn.Module):
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
             self.last_norm = norm.layer(self.dtype)
+        if not self.head:
+            return
         self.transform = Linear(self.width, True, self.dtype, self.deviation)
         self.transform_norm = norm.layer(self.dtype)
         self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
 
     def __call__(self, batch: Batch) -> Array:
-        """Logits (B, S, V) of what stands at each place of the source."""
-        return self.readout(self.features(batch))
+        """Logits (B, S, V) of what stands at each place of the source; the features (B, S, D) of one without a head."""
+        features_BSD = self.features(batch)
+        return self.readout(features_BSD) if self.head else features_BSD
 
     def features(self, batch: Batch, type_BS: Array | None = None) -> Array:
-        """The source, read: (B, S, D). `type_BS` are the kinds of text, 0 where it is not given.
+        """The source, read: (B, S, D). `type_BS` are the kinds of text, 0 where it is not given; kinds beyond
+        the last are the last.
+
 
         Raises UserError for a source that is longer than the table of positions.
         """
@@ -97,7 +104,11 @@ class Encoder(nn.Module):
                 f"a source of {valid_BS.shape[1]} tokens, but positions reach {self.max_length - self.first_position}: "
                 "shorten the input or train with a larger model.max_length"
             )
-        types = self.type_embedding[:1][None] if type_BS is None else self.type_embedding[type_BS]
+        types = (
+            self.type_embedding[:1][None]
+            if type_BS is None
+            else self.type_embedding[jnp.minimum(type_BS, self.types - 1)]
+        )
         position_BS = positions(valid_BS, segment_BS) + self.first_position
         x_BSD = rows(self.embedding, jnp.asarray(batch.source_BS)) + self.position(position_BS)
         x_BSD = self.embedding_norm((x_BSD + jnp.broadcast_to(types, x_BSD.shape)).astype(jnp.dtype(self.dtype)))

@@ -39,9 +39,19 @@ class Renumbered(nn.Module):
         return self.model.vocab + SPECIALS
 
     def __call__(self, batch: Batch) -> Array:
-        """Logits (B, T, V) of every next target token: start, extend over the whole target, readout."""
+        """Logits (B, T, V) of every next target token: start, extend over the whole target, readout.
+
+        Of an encoder (B, S, V) of what stands at each place of the source, or its features where it has no head.
+        """
+        if hasattr(type(self.model), "features"):
+            features_BSD = self.features(batch)
+            return self.readout(features_BSD) if self.model.head else features_BSD
         features_BTD, _ = self.extend(batch.target_BT, self.start(batch, 0), batch.target_valid_BT)
         return self.readout(features_BTD)
+
+    def features(self, batch: Batch, type_BS: Array | None = None) -> Array:
+        """An encoder's features (B, S, D), for the kinds of text `type_BS`."""
+        return self.model.features(replace(batch, source_BS=self._theirs(batch.source_BS)), type_BS)
 
     def start(self, batch: Batch, capacity: int) -> State:
         """The model's own state."""

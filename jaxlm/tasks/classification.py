@@ -23,7 +23,11 @@ from jaxlm.types import Params
 
 @dataclass(frozen=True)
 class Classification(Labelled):
-    """A text to one of `labels`; the sources give pairs (text, class)."""
+    """A text to one of `labels`; the sources give pairs (text, class).
+
+    With a `layout` the text may be a pair, or a context and its endings, between TABs; of endings the labels are those
+    of their places.
+    """
 
     def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
         """Columns "source", "class" and, if the tokenizer spells, "character" of the training pairs, in memory."""
@@ -63,7 +67,7 @@ class Classification(Labelled):
         asked = [index for index, line in enumerate(lines) if line.strip()]
         if not asked:
             return answers
-        columns = source_columns(tokenizer, [lines[index] for index in asked])
+        columns = source_columns(tokenizer, [lines[index] for index in asked], self.layout)
         for index, row in zip(asked, self._probabilities(model, params, columns, TOKENS, progress), strict=True):
             name = self.labels[int(row.argmax())]
             probabilities = dict(zip(self.labels, map(float, row), strict=True))
@@ -79,7 +83,7 @@ class Classification(Labelled):
             yield f"{text} -> {answer.text} (right: {name})"
 
     def _columns(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer) -> dict[str, Ragged]:
-        columns = source_columns(tokenizer, [text for text, _ in pairs])
+        columns = source_columns(tokenizer, [text for text, _ in pairs], self.layout)
         columns["class"] = Ragged.of([self._ids(source, index, *pair) for index, pair in enumerate(pairs)])
         return columns
 
