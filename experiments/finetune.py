@@ -192,8 +192,7 @@ def wnut17() -> Experiment:
     names = {f"{mark}-{old}": f"{mark}-{new}" for mark in "BI" for old, new in NEAREST.items()}
     pages = Renamed(ColumnFile("wikiann_eng/train.conllu.gz", word=1), names)
     task = Tagging(Together((tweets, tweets, pages)), dev, dev, layout=Marked(), labels=WNUT17, spans=True)
-    made = _experiment(task, TokenClassifier(labels=len(WNUT17)), Labels(), 1024, 600, "valid/f1")
-    return replace(made, batching=Buckets(tokens=1024, shapes=4, max_length=192))
+    return _experiment(task, TokenClassifier(labels=len(WNUT17)), Labels(), 1024, 600, "valid/f1")
 
 
 def _sick(split: str, column: str) -> Tsv:
@@ -214,7 +213,7 @@ def _experiment(task: Any, model: Any, objective: Any, tokens: int, steps: int, 
         task=task,
         model=model,
         tokenizer=SentencePiece(VOCAB),
-        batching=Buckets(tokens=tokens, shapes=4, max_length=256),
+        batching=Buckets(tokens=tokens, shapes=4, max_length=tokens // 8),
         optimizer=AdamW(Linear(peak=1e-4, warmup=40), b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0),
         objective=objective,
         tuning=Tuning(INIT),

@@ -5,6 +5,7 @@ with the same token). Our id i >= 4 is theirs, i - 4; the four first ones stand 
 """
 
 from dataclasses import replace
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -52,6 +53,14 @@ class Renumbered(nn.Module):
     def features(self, batch: Batch, type_BS: Array | None = None) -> Array:
         """An encoder's features (B, S, D), for the kinds of text `type_BS`."""
         return self.model.features(replace(batch, source_BS=self._theirs(batch.source_BS)), type_BS)
+
+    def self_attention(self, *arguments: Any) -> Array:
+        """How much each position looks at each, by layer and head, of a model that can tell; as its own."""
+        first, *rest = arguments
+        read = (
+            replace(first, source_BS=self._theirs(first.source_BS)) if isinstance(first, Batch) else self._theirs(first)
+        )
+        return self.model.self_attention(read, *rest)
 
     def start(self, batch: Batch, capacity: int) -> State:
         """The model's own state."""

@@ -10,10 +10,10 @@ import numpy as np
 
 from jaxlm.data.layout import Marked
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.vocabulary import BOS, EOS, Tokenizer
+from jaxlm.data.vocabulary import BOS, EOS, UNK, Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.models.classifier import Pooling
-from jaxlm.models.headed import reads_both_ways
+from jaxlm.models.headed import marks, reads_both_ways
 from jaxlm.models.renumbered import Renumbered
 from jaxlm.tasks.labelling import TOKENS, batches
 from jaxlm.tasks.task import Progress, Task
@@ -21,6 +21,7 @@ from jaxlm.types import Array, Batch, Params
 
 Pool = Literal["token", "first", "mean", "max", "last"]
 POOLS = ("token", "first", "mean", "max", "last")
+MARKS = {UNK: "<unk>", BOS: "<s>", EOS: "</s>"}
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,12 @@ class Embedding:
                 found[row_B[at]] = vectors[at, :length] if self.pool == "token" else vectors[at]
         return found
 
-    def pieces(self, model: Any, tokenizer: Tokenizer, text: str) -> list[str]:
-        """What stands at each position of a text."""
-        ids = rows(_inside(model), tokenizer, [text])[0].tolist() + [EOS] * reads_both_ways(_inside(model))
-        marks = {BOS: "<s>", EOS: "</s>"}
-        return [marks.get(i) or tokenizer.decode([[i]])[0] for i in ids]
+
+def pieces(model: Any, params: Params, tokenizer: Tokenizer, text: str) -> list[str]:
+    """What stands at each position of a text."""
+    model, _ = reader(model, params)
+    ids = rows(model, tokenizer, [text])[0].tolist() + [EOS] * reads_both_ways(model)
+    return [MARKS.get(i) or tokenizer.decode([[i]])[0] for i in ids]
 
 
 def reader(model: Any, params: Params) -> tuple[Any, Params]:
@@ -93,7 +95,9 @@ def shallow(model: Any, params: Params, layer: int | None) -> tuple[Any, Params]
     if not 0 <= layer <= model.layers:
         raise UserError(f"layer {layer}: the model has {model.layers}, and 0 is the embeddings")
     stack = params.get("stack", {})
-    first = {**stack, "layers": jax.tree.map(lambda leaf: leaf[:layer], stack["layers"])}
+    layers = stack.get("layers", ())
+    below = layers[:layer] if isinstance(layers, tuple) else jax.tree.map(lambda leaf: leaf[:layer], layers)
+    first = {**stack, "layers": below}
     return model.clone(layers=layer, parent=None), {**params, "stack": first}
 
 
@@ -106,18 +110,26 @@ def rows(model: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> Ragged:
     )
 
 
-def features(model: Any, params: Params, batch: Batch) -> Array:
-    """(B, S, D) of a source, whatever the model reads."""
+def look(model: Any, params: Params, batch: Batch, method: Literal["features", "self_attention"]) -> Array:
+    """What a reader makes of a source: its features (B, S, D), or its self-attention (B, L, N, S, S)."""
     if reads_both_ways(model):
-        from jaxlm.models.headed import marks
-
-        return model.apply({"params": params}, batch, marks(batch)[2], method="features")
+        return model.apply({"params": params}, batch, marks(batch)[2], method=method)
 
     def read(module: Any) -> Array:
         asked = Batch(target_BT=batch.source_BS, target_valid_BT=batch.source_valid_BS)
-        return module.extend(batch.source_BS, module.start(asked, 0), batch.source_valid_BS)[0]
+        arguments = batch.source_BS, module.start(asked, 0), batch.source_valid_BS
+        return module.extend(*arguments)[0] if method == "features" else module.self_attention(*arguments)
 
     return model.apply({"params": params}, method=read)
+
+
+def self_attention(model: Any, params: Params, tokenizer: Tokenizer, text: str) -> tuple[list[str], np.ndarray]:
+    """The pieces of a text, and how much each looks at each, by layer and head: (L, N, S, S). Raises UserError."""
+    model, params = reader(model, params)
+    names = pieces(model, params, tokenizer, text)
+    ((_, batch),) = batches({"source": rows(model, tokenizer, [text])}, 1)
+    weight_BLNSS = np.asarray(look(model, params, _cut(model, batch), "self_attention"))
+    return names, weight_BLNSS[0, :, :, : len(names), : len(names)]
 
 
 def _inside(model: Any) -> Any:
@@ -135,7 +147,7 @@ def _cut(model: Any, batch: Batch) -> Batch:
 @lru_cache(maxsize=8)
 def _told(model: Any, pool: Pool) -> Any:
     def told(params: Params, batch: Batch) -> Array:
-        features_BSD = features(model, params, batch).astype(np.float32)
+        features_BSD = look(model, params, batch, "features").astype(np.float32)
         if pool == "token":
             return features_BSD
         return Pooling(pool, False).apply({}, features_BSD, batch.source_valid_BS)
