@@ -20,7 +20,9 @@ from jaxlm.errors import UserError
 from jaxlm.label_loss import label_loss
 from jaxlm.losses import Loss
 from jaxlm.models.classifier import Pooling
+from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
+from jaxlm.models.recurrent_lm import RecurrentLM
 from jaxlm.models.renumbered import Renumbered
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import Linear
@@ -67,7 +69,7 @@ class Headed(nn.Module):
         """The same head on another model. Raises UserError for one that cannot be read from."""
         if reads_both_ways(trunk):
             changed = _changed(trunk, head=False) if isinstance(_inner(trunk), Encoder) else trunk
-        elif hasattr(type(_inner(trunk)), "extend") and hasattr(_inner(trunk), "width"):
+        elif isinstance(_inner(trunk), Decoder | RecurrentLM):
             changed = _changed(trunk, vocab=_inner(trunk).vocab + 2)
         else:
             raise UserError(
