@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxlm.agreement import accuracy, by_class, confusion, macro_f1
 from jaxlm.data.batching import Columns
@@ -16,7 +15,7 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.tasks.labelling import TOKENS, Labelled, batches, mean_loss, source_columns
+from jaxlm.tasks.labelling import TOKENS, Labelled, mean_loss, row_answers, source_columns
 from jaxlm.tasks.task import Answer, Progress
 from jaxlm.types import Params
 
@@ -40,7 +39,7 @@ class Classification(Labelled):
         self.check_model(model, tokenizer)
         columns = self._columns(self.valid, list(self.valid), tokenizer)
         figures = mean_loss(model, objective, params, columns, tokens)
-        said = self._probabilities(model, params, columns, tokens, progress).argmax(1)
+        said = row_answers(_told(model), params, columns, tokens, progress).argmax(1)
         counts_CC = confusion(columns["class"].flat, said, len(self.labels))
         return figures | {"valid/accuracy": accuracy(counts_CC), "valid/f1": macro_f1(counts_CC)}
 
@@ -51,7 +50,7 @@ class Classification(Labelled):
         self.check_model(model, tokenizer)
         pairs = self.pairs(split)
         columns = self._columns(pairs, list(pairs), tokenizer)
-        said = self._probabilities(model, params, columns, TOKENS, progress).argmax(1)
+        said = row_answers(_told(model), params, columns, TOKENS, progress).argmax(1)
         counts_CC = confusion(columns["class"].flat, said, len(self.labels))
         figures: dict[str, Any] = {"split": split, "lines": len(said)}
         figures |= {"accuracy": accuracy(counts_CC), "macro_f1": macro_f1(counts_CC)}
@@ -68,7 +67,7 @@ class Classification(Labelled):
         if not asked:
             return answers
         columns = source_columns(tokenizer, [lines[index] for index in asked], self.layout)
-        for index, row in zip(asked, self._probabilities(model, params, columns, TOKENS, progress), strict=True):
+        for index, row in zip(asked, row_answers(_told(model), params, columns, TOKENS, progress), strict=True):
             name = self.labels[int(row.argmax())]
             probabilities = dict(zip(self.labels, map(float, row), strict=True))
             record = {"source": lines[index], "prediction": name, "probabilities": probabilities}
@@ -94,17 +93,6 @@ class Classification(Labelled):
                 f"task's labels {', '.join(self.labels)}. Mend the file, or add the class to the labels and train anew."
             )
         return [self.labels.index(label)]
-
-    def _probabilities(
-        self, model: Any, params: Params, columns: Columns, tokens: int, progress: Progress
-    ) -> np.ndarray:
-        """(texts, classes), in the order of column "source"."""
-        found = np.zeros((len(columns["source"]), len(self.labels)), np.float32)
-        told = _told(model)
-        for row_B, batch in batches({name: columns[name] for name in columns if name != "class"}, tokens, progress):
-            real_B = row_B >= 0
-            found[row_B[real_B]] = np.asarray(told(params, batch))[real_B]
-        return found
 
 
 @lru_cache(maxsize=8)

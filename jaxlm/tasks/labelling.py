@@ -1,13 +1,14 @@
 """What tagging and classification share: pairs (text, labels), a set of labels, batches of texts without targets."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
+from jaxlm.data.batching import Columns
 from jaxlm.data.collate import in_order
 from jaxlm.data.layout import Marked
 from jaxlm.data.pairs import Pairs, PairSource
@@ -16,7 +17,7 @@ from jaxlm.data.spelling import SpelledWordTokenizer
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.tasks.task import Progress, Task, evaluation
-from jaxlm.types import Batch, Params
+from jaxlm.types import Array, Batch, Params
 
 TOKENS = 8192
 """Positions a batch, where nothing is trained."""
@@ -138,6 +139,17 @@ def batches(columns: dict[str, Ragged], tokens: int, progress: Progress = None) 
         yield row_B, batch
         if progress:
             progress(int((row_B >= 0).sum()))
+
+
+def row_answers(
+    told: Callable[[Params, Batch], Array], params: Params, columns: Columns, tokens: int, progress: Progress = None
+) -> np.ndarray:
+    """What `told` (parameters, batch -> (B, C)) says of each row: (rows, C), in the order of column "source"."""
+    asked = {name: columns[name] for name in columns if name != "class"}
+    found: dict[int, np.ndarray] = {}
+    for row_B, batch in batches(asked, tokens, progress):
+        found |= {row: said for row, said in zip(row_B.tolist(), np.asarray(told(params, batch)), strict=True)}
+    return np.stack([found[row] for row in range(len(columns["source"]))])
 
 
 def mean_loss(model: Any, objective: Any, params: Params, columns: dict[str, Ragged], tokens: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.tasks.labelling import TOKENS, Judging, batches, mean_loss, source_columns
+from jaxlm.tasks.labelling import TOKENS, Judging, mean_loss, row_answers, source_columns
 from jaxlm.tasks.task import Answer, Progress
 from jaxlm.types import Params
 
@@ -54,7 +54,7 @@ class Similarity(Judging):
         self.check_model(model, tokenizer)
         columns = self._columns(self.valid, list(self.valid), tokenizer)
         figures = mean_loss(model, objective, params, columns, tokens)
-        gold, said = columns["class"].flat, self._said(model, params, columns, tokens, progress)
+        gold, said = columns["class"].flat, row_answers(_told(model), params, columns, tokens, progress)[:, 0]
         return figures | {"valid/pearson": 100 * pearson(gold, said), "valid/spearman": 100 * spearman(gold, said)}
 
     def evaluate(
@@ -64,7 +64,7 @@ class Similarity(Judging):
         self.check_model(model, tokenizer)
         pairs = self.pairs(split)
         columns = self._columns(pairs, list(pairs), tokenizer)
-        gold, said = columns["class"].flat, self._said(model, params, columns, TOKENS, progress)
+        gold, said = columns["class"].flat, row_answers(_told(model), params, columns, TOKENS, progress)[:, 0]
         error = float(((gold - said) ** 2).mean()) * (self.high - self.low) ** 2
         found = {"split": split, "lines": len(said), "pearson": 100 * pearson(gold, said)}
         return found | {"spearman": 100 * spearman(gold, said), "mean_squared_error": error}
@@ -79,7 +79,7 @@ class Similarity(Judging):
         if not asked:
             return answers
         columns = source_columns(tokenizer, [lines[index] for index in asked], self.layout)
-        for index, said in zip(asked, self._said(model, params, columns, TOKENS, progress), strict=True):
+        for index, said in zip(asked, row_answers(_told(model), params, columns, TOKENS, progress)[:, 0], strict=True):
             number = self.low + float(said) * (self.high - self.low)
             answers[index] = Answer(f"{number:.3f}", {"source": lines[index], "prediction": number})
         return answers
@@ -108,16 +108,8 @@ class Similarity(Judging):
             )
         return [(number - self.low) / (self.high - self.low)]
 
-    def _said(self, model: Any, params: Params, columns: Columns, tokens: int, progress: Progress) -> np.ndarray:
-        """(texts,), from 0 to 1 if the model is right, in the order of column "source"."""
-        found, told = np.zeros(len(columns["source"]), np.float32), _told(model)
-        for row_B, batch in batches({name: columns[name] for name in columns if name != "class"}, tokens, progress):
-            real_B = row_B >= 0
-            found[row_B[real_B]] = np.asarray(told(params, batch))[real_B]
-        return found
-
 
 @lru_cache(maxsize=8)
 def _told(model: Any) -> Any:
-    """The jitted number of a model: batch -> (B,)."""
-    return jax.jit(lambda params, batch: model.apply({"params": params}, batch)[:, 0])
+    """The jitted number of a model: batch -> (B, 1)."""
+    return jax.jit(lambda params, batch: model.apply({"params": params}, batch))
