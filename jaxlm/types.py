@@ -34,6 +34,7 @@ class Batch:
     The `valid` masks are True on real tokens. With packing, several examples share a row: `*_segment_*` number them
     from 1 and are 0 on padding; a token sees only its own segment.
 
+    `source_type_BS` are kinds of text within a row, numbered from 0 (the first sentence of a pair and the second).
     What is to be said about a source is `label_BS`, an id for each token (-1 where nothing is asked), or `label_B`, a
     class for the row or, in float32, a number (NaN where none is asked). `character_BSW` spells each source token in
     ids of characters, 0 after its last one.
@@ -45,6 +46,7 @@ class Batch:
     source_BS: Field = None
     source_valid_BS: Field = None
     source_segment_BS: Field = None
+    source_type_BS: Field = None
     target_BT: Field = None
     target_valid_BT: Field = None
     target_segment_BT: Field = None

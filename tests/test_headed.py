@@ -148,6 +148,7 @@ def test_what_can_have_a_head():
     assert not TextClassifier().around(ENCODER).model.head, "the head that fills gaps is left out"
 
 
+@pytest.mark.slow
 def test_as_in_transformers(tmp_path):
     """A pair through BERT's first position, pooler and classifier."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")

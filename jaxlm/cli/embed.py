@@ -6,6 +6,7 @@ they are JSON lines: {"text", "vector"}, or {"text", "pieces", "vectors"}. A bla
 """
 
 from pathlib import Path
+from typing import Any
 
 from jaxlm.cli import output
 from jaxlm.cli.lines import Input
@@ -32,7 +33,8 @@ def main(argv: list[str]) -> int:
     embed = Embedding(options.pool, options.layer, options.batch_tokens or TOKENS)
     parts = trained.experiment.model, trained.params, trained.tokenizer
     source, clock = Input(options.on_bad_line), output.Clock()
-    found, names = [], []
+    found: list[Any] = []
+    names: list[list[str]] = []
     for lines in source.chunks():
         vectors = embed(*parts, lines)
         told = [pieces(*parts, line) if options.pool == "token" else [] for line in lines]

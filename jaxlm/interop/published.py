@@ -40,10 +40,8 @@ def import_folder(folder: Path, target: Path, **how: Any) -> Experiment:
         raise UserError(f"{target} is not empty: choose another --workdir")
     model, params, config = load(folder, **how)
     tokenizer = read_tokenizer(folder, config, model.vocab)
-    if isinstance(model, Encoder):
-        special = _marks(folder, tokenizer)
-    else:
-        special = _special(config, isinstance(model, EncoderDecoder))
+    special: tuple = _marks(folder, tokenizer) if isinstance(model, Encoder) else ()
+    special = special or _special(config, isinstance(model, EncoderDecoder))
     named, task = Renumbered(model, *special), _task(model)
     experiment = Experiment(
         task=task, model=named, tokenizer=Published(named.vocab), best=f"valid/{(*task.figures, 'nll')[0]}", steps=1

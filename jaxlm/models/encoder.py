@@ -91,21 +91,20 @@ class Encoder(nn.Module):
         features_BSD = self.features(batch)
         return self.readout(features_BSD) if self.head else features_BSD
 
-    def features(self, batch: Batch, type_BS: Array | None = None) -> Array:
-        """The source, read: (B, S, D). `type_BS` are the kinds of text, 0 where it is not given; those
-        beyond the last kind are of the last.
+    def features(self, batch: Batch) -> Array:
+        """The source, read: (B, S, D). Kinds of text are 0 where the batch names none.
 
         Raises UserError for a source that is longer than the table of positions.
         """
-        x_BSD, mask_BSS = self._embedded(batch, type_BS)
+        x_BSD, mask_BSS = self._embedded(batch)
         x_BSD = self.stack(x_BSD, mask_BSS)
         return self.last_norm(x_BSD) if self.norm == "pre" else x_BSD
 
-    def self_attention(self, batch: Batch, type_BS: Array | None = None) -> Array:
+    def self_attention(self, batch: Batch) -> Array:
         """How much each position looks at each, by layer and head: (B, L, N, S, S)."""
-        return self.stack.watched(*self._embedded(batch, type_BS))
+        return self.stack.watched(*self._embedded(batch))
 
-    def _embedded(self, batch: Batch, type_BS: Array | None) -> tuple[Array, Array]:
+    def _embedded(self, batch: Batch) -> tuple[Array, Array]:
         """What the layers read, and which positions see which."""
         valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
         if valid_BS.shape[1] + self.first_position > self.max_length:
@@ -113,9 +112,8 @@ class Encoder(nn.Module):
                 f"a source of {valid_BS.shape[1]} tokens, but positions reach {self.max_length - self.first_position}: "
                 "shorten the input or train with a larger model.max_length"
             )
-        types = self.type_embedding[:1][None]
-        if type_BS is not None:
-            types = self.type_embedding[jnp.minimum(type_BS, self.types - 1)]
+        type_BS = jnp.zeros((1, 1), jnp.int32) if batch.source_type_BS is None else jnp.asarray(batch.source_type_BS)
+        types = jnp.take(self.type_embedding, type_BS, axis=0, mode="clip")
         position_BS = positions(valid_BS, segment_BS) + self.first_position
         x_BSD = rows(self.embedding, jnp.asarray(batch.source_BS)) + self.position(position_BS)
         x_BSD = self.embedding_norm((x_BSD + jnp.broadcast_to(types, x_BSD.shape)).astype(jnp.dtype(self.dtype)))

@@ -83,7 +83,7 @@ class Headed(nn.Module):
         valid_BS, sequence_BS, part_BS = marks(batch)
         several_BS = sequence_BS if self.sequences > 1 else None
         if reads_both_ways(self.model):
-            features_BSD = self.model.features(replace(batch, source_segment_BS=several_BS), part_BS)
+            features_BSD = self.model.features(replace(batch, source_segment_BS=several_BS, source_type_BS=part_BS))
         else:
             tokens_BS = self.told(batch)
             asked = Batch(target_BT=tokens_BS, target_valid_BT=valid_BS, target_segment_BT=several_BS)

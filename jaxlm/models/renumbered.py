@@ -50,9 +50,9 @@ class Renumbered(nn.Module):
         features_BTD, _ = self.extend(batch.target_BT, self.start(batch, 0), batch.target_valid_BT)
         return self.readout(features_BTD)
 
-    def features(self, batch: Batch, type_BS: Array | None = None) -> Array:
-        """An encoder's features (B, S, D), for the kinds of text `type_BS`."""
-        return self.model.features(replace(batch, source_BS=self._theirs(batch.source_BS)), type_BS)
+    def features(self, batch: Batch) -> Array:
+        """An encoder's features (B, S, D)."""
+        return self.model.features(replace(batch, source_BS=self._theirs(batch.source_BS)))
 
     def self_attention(self, *arguments: Any) -> Array:
         """How much each position looks at each, by layer and head, of a model that can tell; as its own."""

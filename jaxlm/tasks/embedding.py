@@ -1,11 +1,12 @@
 """Vectors of texts: what a model has made of each position, or one vector for all of them, after a chosen layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.data.layout import Marked
@@ -113,9 +114,10 @@ def rows(model: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> Ragged:
 def look(model: Any, params: Params, batch: Batch, method: Literal["features", "self_attention"]) -> Array:
     """What a reader makes of a source: its features (B, S, D), or its self-attention (B, L, N, S, S)."""
     if reads_both_ways(model):
-        return model.apply({"params": params}, batch, marks(batch)[2], method=method)
+        batch = replace(batch, source_type_BS=marks(batch)[2])
+        return model.apply({"params": params}, batch, method=method)
 
-    def read(module: Any) -> Array:
+    def read(module: Any) -> Any:
         asked = Batch(target_BT=batch.source_BS, target_valid_BT=batch.source_valid_BS)
         arguments = batch.source_BS, module.start(asked, 0), batch.source_valid_BS
         return module.extend(*arguments)[0] if method == "features" else module.self_attention(*arguments)
@@ -150,6 +152,6 @@ def _told(model: Any, pool: Pool) -> Any:
         features_BSD = look(model, params, batch, "features").astype(np.float32)
         if pool == "token":
             return features_BSD
-        return Pooling(pool, False).apply({}, features_BSD, batch.source_valid_BS)
+        return jnp.asarray(Pooling(pool, False).apply({}, features_BSD, batch.source_valid_BS))
 
     return jax.jit(told)
