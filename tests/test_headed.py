@@ -173,6 +173,13 @@ def test_as_in_transformers(tmp_path):
     asked["token_type_ids"] = torch.tensor([[0] * 5 + [1] * 3, [0] * 8])
     expected = their(ids, **asked).logits.detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    pair = batch_of(PAIR, length=8)
+    pair = pair.replace(source_type_BS=np.array([[0] * 5 + [1] * 3]))
+    found = told(model.model, {"model": params}, pair, "self_attention")
+    their.set_attn_implementation("eager")
+    seen = their.bert(ids[:1], token_type_ids=asked["token_type_ids"][:1], output_attentions=True).attentions
+    expected = np.stack([one.detach().numpy() for one in seen], 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     save(tmp_path / "again", trunk, params, kept)
     again = transformers.BertModel.from_pretrained(tmp_path / "again").eval()
     ours = told(trunk, params, batch_of([5, 6], length=2))

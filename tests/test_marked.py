@@ -54,7 +54,7 @@ def test_columns_by_name(tmp_path: Path):
     assert list(Tsv(str(file), (2, 3), 0))[1] == ('one "a"\ttwo', "1"), "numbers know no first line"
     with pytest.raises(UserError, match="line 1 names no column 'quality': it names 'Quality', "):
         list(Tsv(str(file), "#1 String", "quality"))
-    with pytest.raises(UserError, match="expected different numbers from 0, or different names"):
+    with pytest.raises(UserError, match="expected two different numbers from 0, or names"):
         Tsv(str(file), (0, 1), "Quality")
 
 

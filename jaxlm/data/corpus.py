@@ -95,7 +95,7 @@ class Tsv(PairSource):
         if len(set(asked)) != len(asked) or len(kinds) != 1 or len(asked) < 2 or negative:
             raise UserError(
                 f"{self.path}: source column {self.source!r} and target column {self.target!r}: "
-                "expected different numbers from 0, or different names of the first line"
+                "expected two different numbers from 0, or names of the first line"
             )
 
     @property
