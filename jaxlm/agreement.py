@@ -1,4 +1,7 @@
-"""How well classes were told: accuracy, and precision, recall and F1 of each class and on average."""
+"""How well classes were told: accuracy, and precision, recall and F1 of each class and on average.
+
+And numbers: how far they go up and down together with the true ones (Pearson), and in the same order (Spearman).
+"""
 
 from collections.abc import Sequence
 
@@ -29,3 +32,20 @@ def macro_f1(counts_CC: np.ndarray) -> float:
     gold, said, right = counts_CC.sum(1), counts_CC.sum(0), np.diag(counts_CC)
     seen = gold + said > 0
     return float(np.mean(200.0 * right[seen] / (gold + said)[seen])) if seen.any() else 0.0
+
+
+def pearson(gold: np.ndarray, said: np.ndarray) -> float:
+    """Correlation, -1 to 1; 0 where one of the two never changes."""
+    gold, said = (np.asarray(x, np.float64) - np.mean(x, dtype=np.float64) for x in (gold, said))
+    size = np.sqrt((gold**2).sum() * (said**2).sum())
+    return float((gold * said).sum() / size) if size else 0.0
+
+
+def spearman(gold: np.ndarray, said: np.ndarray) -> float:
+    """Correlation of the ranks; equal numbers share the mean of their ranks."""
+    return pearson(_ranks(gold), _ranks(said))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2.0)[which]

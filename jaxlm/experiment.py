@@ -17,6 +17,7 @@ from jaxlm.errors import UserError
 from jaxlm.optim import SGD, AdamW
 from jaxlm.tasks.task import Task
 from jaxlm.train.objective import NextToken
+from jaxlm.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Experiment:
 
     Attributes:
       task, tokenizer, model, batching, optimizer, objective: the parts, each its own config.
+      tuning: where the parameters come from, which of them are trained, and what is added to them.
       steps: updates in all.
       seed: of initialisation, dropout and the order of the data.
       accumulate: micro-batches an update; the update is the same for any number.
@@ -47,6 +49,7 @@ class Experiment:
     batching: Buckets | Packing | Windows = Buckets()
     optimizer: AdamW | SGD = AdamW()
     objective: Any = NextToken()
+    tuning: Tuning = Tuning()
     steps: int = 1000
     seed: int = 0
     accumulate: int = 1

@@ -1,7 +1,7 @@
 """Trees as named leaves: what is stored, what is asked for, and where the two disagree."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -63,3 +63,29 @@ def disagreements(asked: Mapping[str, Any], stored: Mapping[str, Any], item: str
 
 def _text(description: Mapping[str, Any]) -> str:
     return f"{description['dtype']}[{','.join(map(str, description['shape']))}]"
+
+
+def part(tree: Any, chosen: Callable[[str], bool]) -> tuple[Any, Any]:
+    """(the leaves at the chosen paths, the others): two trees of one form, with None where the other has the leaf."""
+    names = iter(named_leaves(tree))
+    mine = jax.tree.map(lambda leaf: chosen(next(names)), tree)
+    return jax.tree.map(_if, mine, tree), jax.tree.map(lambda mine, leaf: _if(not mine, leaf), mine, tree)
+
+
+def joined(first: Any, second: Any) -> Any:
+    """The tree of which `part` made two; where both have a leaf, that of the first."""
+    return jax.tree.map(lambda one, other: other if one is None else one, first, second, is_leaf=_absent)
+
+
+def exchanged(first: Any, whole: Any) -> tuple[Any, Any]:
+    """(`whole` with the leaves of `first`, those leaves of `whole` in the form of `first`): its own inverse."""
+    taken = jax.tree.map(lambda one, leaf: None if one is None else leaf, first, whole, is_leaf=_absent)
+    return joined(first, whole), taken
+
+
+def _if(wanted: bool, leaf: Any) -> Any:
+    return leaf if wanted else None
+
+
+def _absent(leaf: Any) -> bool:
+    return leaf is None

@@ -36,7 +36,8 @@ class Batch:
 
     `source_type_BS` are kinds of text within a row, numbered from 0 (the first sentence of a pair and the second).
     What is to be said about a source is `label_BS`, an id for each token (-1 where nothing is asked), or `label_B`, a
-    class for the row. `character_BSW` spells each source token in ids of characters, 0 after its last one.
+    class for the row or, in float32, a number (NaN where none is asked). `character_BSW` spells each source token in
+    ids of characters, 0 after its last one.
 
     Where rows are windows of a stream that goes on from batch to batch, `begins_B` is True where a stream begins, and
     the train step puts the model's state after the batch before into `state`.
@@ -45,6 +46,7 @@ class Batch:
     source_BS: Field = None
     source_valid_BS: Field = None
     source_segment_BS: Field = None
+    source_type_BS: Field = None
     target_BT: Field = None
     target_valid_BT: Field = None
     target_segment_BT: Field = None

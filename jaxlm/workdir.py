@@ -22,9 +22,12 @@ from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.experiment import HARMLESS, Experiment
+from jaxlm.nn.adapters import merged
 from jaxlm.types import Batch, Params
 
 RECORD = "experiment.json"
+KEPT = "published"
+"""The folder of a workdir that holds what came with a published model beside its weights."""
 TEST = "test.json"
 """The scores of the test split, written when training ends."""
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
@@ -92,8 +95,10 @@ def read_experiment(folder: Path) -> Experiment:
     return experiment
 
 
-def load(folder: Path, average: int | None = None, step: int | None = None) -> Trained:
+def load(folder: Path, average: int | None = None, step: int | None = None, merge: bool = True) -> Trained:
     """The trained model of a workdir: the mean of the last checkpoints, or the best or the given one.
+
+    Low-rank maps are merged into those that they stand beside, unless `merge` is False.
 
     `average` overrides the experiment's own, which counts as what there is where a short run has saved fewer; `step`
     picks one checkpoint.
@@ -107,12 +112,14 @@ def load(folder: Path, average: int | None = None, step: int | None = None) -> T
         if not there:
             raise UserError(f"{folder} holds no checkpoint yet: train it with `jaxlm train`")
         fitted = hasattr(experiment.model, "fit")
-        params = checkpoints.stored_params(step) if fitted else abstract_params(experiment.model)
+        params = checkpoints.stored_params(step) if fitted else tuned_params(experiment)
         if step is None and count > 1:
             params, steps = checkpoints.average(params, count)
         else:
             params, _, step = checkpoints.restore_params(params, checkpoints.best() if step is None else step)
             steps = [step]
+    if merge and experiment.tuning.lora:
+        params = merged(params)
     return Trained(experiment, tokenizer, params, steps)
 
 
@@ -129,6 +136,12 @@ def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
 def abstract_params(model: Any) -> Params:
     """Shapes and dtypes of the parameters, without computing anything."""
     return jax.eval_shape(model.init, jax.random.key(0), example())["params"]
+
+
+def tuned_params(experiment: Experiment) -> Params:
+    """The same with what fine-tuning adds: what a checkpoint holds."""
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda params: experiment.tuning.add(params, key), abstract_params(experiment.model))
 
 
 def example(rows: int = 1, length: int = 8) -> Batch:

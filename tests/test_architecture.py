@@ -34,6 +34,7 @@ LAYERS = {
     "jaxlm.losses": 1,
     "jaxlm.label_loss": 1,
     "jaxlm.optim": 1,
+    "jaxlm.tuning": 1,
     "jaxlm.checkpoint": 1,
     "jaxlm.checksum": 1,
     "jaxlm.disk": 1,

@@ -12,7 +12,9 @@ from jaxlm import config, workdir
 from jaxlm.data.minilang import MiniLang
 from jaxlm.data.symbols import Bytes
 from jaxlm.experiment import Experiment, load, variants
+from jaxlm.models.encoder import Encoder
 from jaxlm.tasks.classification import Classification
+from jaxlm.tasks.similarity import Similarity
 from jaxlm.tasks.tagging import Tagging
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -24,6 +26,15 @@ def parameters(experiment: Experiment) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(workdir.abstract_params(experiment.model)))
 
 
+def readable(experiment: Experiment) -> Experiment:
+    """A model that takes its trunk from another run, with one."""
+    model = experiment.model
+    if not getattr(type(model), "headed", False) or model.model is not None:
+        return experiment
+    trunk = Encoder(experiment.tokenizer.size, 8, 2, 12, 1, max_length=32)
+    return replace(experiment, model=model.around(trunk))
+
+
 def test_there_are_experiments_in_every_module():
     assert {name.partition(":")[0] for name in NAMES} == set(MODULES) and MODULES
 
@@ -31,12 +42,12 @@ def test_there_are_experiments_in_every_module():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_parts_fit_together(name):
     """The model, at its real size, as shapes; what the tokenizer will have, the model embeds."""
-    experiment = load(name)
+    experiment = readable(load(name))
     vocab, model = 260 if isinstance(experiment.tokenizer, Bytes) else experiment.tokenizer.size, experiment.model
     assert vocab == model.vocab
     params = workdir.abstract_params(model)
     logits = jax.eval_shape(model.apply, {"params": params}, workdir.example(2, 16))
-    shapes = {Tagging: (2, 16, -1), Classification: (2, -1)}
+    shapes = {Tagging: (2, 16, -1), Classification: (2, -1), Similarity: (2, 1)}
     expected = shapes.get(type(experiment.task), (2, 16, vocab))
     if expected[-1] < 0:
         expected = (*expected[:-1], len(experiment.task.labels))
@@ -104,3 +115,9 @@ def test_bert_base():
     assert (rows.length, rows.rows, base.steps, rows.masking.rate) == (512, 256, 1_000_000, 0.15)
     assert (optimizer.b1, optimizer.b2, optimizer.weight_decay, optimizer.schedule.peak) == (0.9, 0.999, 0.01, 1e-4)
     assert optimizer.schedule.warmup == 10_000
+
+
+def test_the_published_llamas():
+    """The numbers of parameters of Llama 3.2 1B and Llama 3.1 8B."""
+    assert parameters(load("experiments.llama:llama_1b")) == 1_235_814_400
+    assert parameters(load("experiments.llama:llama_8b")) == 8_030_261_248

@@ -169,11 +169,17 @@ def test_one_model_for_both_sides(tmp_path):
     assert tokenizer.decode([[2, 3, 4, 6, 7, 313]]) == [""]
 
 
-def test_a_model_that_writes_nothing(tmp_path):
-    model = Encoder(23, 8, 2, 12, 1)
+def test_an_encoder_needs_its_marks(gpt2, tmp_path):
+    """A text of an encoder begins and ends with tokens of its own, which the tokenizer must have."""
+    model = Encoder(300, 8, 2, 12, 1)
     save(tmp_path / "bert", model, params_of(model))
-    with pytest.raises(UserError, match="fills gaps and writes no text"):
+    shutil.copyfile(gpt2 / "tokenizer.json", tmp_path / "bert" / "tokenizer.json")
+    with pytest.raises(UserError, match=r"no tokenizer.json with the cls_token '\[CLS\]'"):
         import_folder(tmp_path / "bert", tmp_path / "run")
+    ends = {"cls_token": "<|endoftext|>", "sep_token": {"content": "<|endoftext|>"}, "unk_token": "<|endoftext|>"}
+    (tmp_path / "bert" / "special_tokens_map.json").write_text(json.dumps(ends))
+    made = import_folder(tmp_path / "bert", tmp_path / "run").model
+    assert (made.bos, made.eos, made.unknown) == (0, 0, 0) and made.model.head
 
 
 def test_a_folder_without_a_tokenizer(gpt2, tmp_path):

@@ -20,6 +20,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--flow", action="store_true", help=text)
     text = "draw what each token of the answer to this text looked at (may be given several times)"
     parser.add_argument("--attention", action="append", default=[], metavar="TEXT", help=text)
+    text = "of a model that only reads: the layer whose heads are drawn, from 1 (default: the last)"
+    parser.add_argument("--layer", type=whole(1), metavar="K", help=text)
+    parser.add_argument("--head", type=whole(1), metavar="K", help="only this head of it, from 1 (default: all)")
     options = parser.parse(argv)
     folders = [options.workdir, *options.more]
     for folder in folders:
@@ -35,7 +38,9 @@ def main(argv: list[str]) -> int:
     for folder in folders:
         options.workdir = folder
         output.note(f"reading {folder}")
-        runs.append(Run(folder, open_run(options), options.samples, options.flow, tuple(texts)))
+        runs.append(
+            Run(folder, open_run(options), options.samples, options.flow, tuple(texts), options.layer, options.head)
+        )
     out = options.out or folders[0] / "report.html"
     out.write_text(page(runs), encoding="utf-8")
     output.emit(str(out))

@@ -104,7 +104,9 @@ def _chosen(task: Any, options: argparse.Namespace) -> Any:
     asked += ["n_best"] if (getattr(options, "n_best", None) or 1) > 1 else []
     if asked:
         raise Usage(f"--{asked[0].replace('_', '-')}: the task {type(task).__name__} does not search")
-    return dataclasses.replace(task, tokens=options.batch_tokens) if options.batch_tokens else task
+    if options.batch_tokens and hasattr(task, "tokens"):
+        return dataclasses.replace(task, tokens=options.batch_tokens)
+    return task
 
 
 def _search(search: Any, options: argparse.Namespace) -> Any:

@@ -17,9 +17,11 @@ VERBS = {
     "predict": "answer each line of standard input with one line",
     "generate": "sample answers to, or continuations of, given texts",
     "score": "log-probabilities of given texts",
+    "embed": "vectors of given texts, or of their tokens",
     "report": "one HTML page about one or several runs, to look at",
     "import-hf": "make a workdir of a model of Hugging Face (config.json, safetensors, tokenizer)",
     "export-hf": "write a model as Hugging Face Transformers reads it",
+    "merge": "write a run with low-rank maps as a plain workdir",
     "doctor": "what this machine has, what is missing, and the command that mends it",
 }
 """Verb -> what it does. Each is a module of this package with `main(arguments) -> exit code`."""

@@ -7,7 +7,7 @@ Columns, each a `Ragged` of ids:
 | "source"    | a text                                       | `source_BS` (ids, EOS)                               |
 | "target"    | a text                                       | `target_BT` (BOS, ids), `label_BT` (ids, EOS)        |
 | "label"     | an id for each token of the source           | `label_BS`, -1 where there is none                   |
-| "class"     | one id                                       | `label_B`, -1 for a row that only fills the shape    |
+| "class"     | one id, or one number                        | `label_B`, -1 (NaN) for rows that fill the shape     |
 | "character" | the spelling of one token of all the sources | `character_BSW`, 0 after the last character          |
 """
 
@@ -89,7 +89,8 @@ def collate(
             fields["character_BSW"][at] = _spelled(columns["character"], token)
         fields |= {name: fields[name].reshape(rows, source, *fields[name].shape[1:]) for name in WORDWISE & {*fields}}
     if "class" in columns:
-        fields["label_B"] = np.full(rows, -1, np.int32)
+        numbers = columns["class"].flat.dtype == np.float32
+        fields["label_B"] = np.full(rows, np.nan if numbers else -1, np.float32 if numbers else np.int32)
         fields["label_B"][row_of] = columns["class"].flat[examples]
     return Batch(**fields)
 

@@ -76,33 +76,53 @@ class ParallelFiles(PairSource):
 
 @dataclass(frozen=True)
 class Tsv(PairSource):
-    """Tab-separated columns, without quoting; `source` and `target` are column numbers from 0."""
+    """Tab-separated columns, without quoting.
+
+    `source` and `target` are columns by number, from 0, or all by name, of a first line that names them. A source of
+    several columns is their texts with a TAB between them: `Tsv("SICK.txt", ("sentence_A", "sentence_B"), "judgment")`.
+    """
 
     path: str
-    source: int
-    target: int
+    source: int | str | tuple[int | str, ...]
+    target: int | str
     on_bad_line: OnBadLine = "error"
     keep_blank: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.source, self.target) < 0 or self.source == self.target:
+        asked = self._asked
+        kinds = {type(column) for column in asked}
+        negative = any(isinstance(column, int) and column < 0 for column in asked)
+        if len(set(asked)) != len(asked) or len(kinds) != 1 or len(asked) < 2 or negative:
             raise UserError(
-                f"{self.path}: source column {self.source} and target column {self.target}: "
-                "expected two different numbers from 0"
+                f"{self.path}: source column {self.source!r} and target column {self.target!r}: "
+                "expected two different numbers from 0, or names of the first line"
             )
 
+    @property
+    def _asked(self) -> tuple[int | str, ...]:
+        return (*(self.source if isinstance(self.source, tuple) else (self.source,)), self.target)
+
+    @property
+    def _named(self) -> bool:
+        return any(isinstance(column, str) for column in self._asked)
+
     def describe(self) -> str:
-        return f"{self.path}, column {self.source} -> column {self.target}"
+        *source, target = map(str, self._asked)
+        return f"{self.path}, column {' and '.join(source)} -> column {target}"
 
     def read(self, bad: BadLines) -> Iterator[Pair]:
         return kept_pairs(self._columns(bad), bad, self.keep_blank, self.describe())
 
     def _columns(self, bad: BadLines) -> Iterator[tuple[str | None, str | None]]:
-        file, need = find(self.path), max(self.source, self.target) + 1
-        for number, line in enumerate(lines_or_none(file, self.on_bad_line, bad), start=1):
+        file = find(self.path)
+        lines = enumerate(lines_or_none(file, self.on_bad_line, bad), start=1)
+        places = self._places(next(lines)[1] or "", file) if self._named else list(self._asked)
+        need = max(places) + 1  # type: ignore[type-var, operator]
+        for number, line in lines:
             columns = [] if line is None else line.split("\t")
             if len(columns) >= need:
-                yield columns[self.source], columns[self.target]
+                *texts, target = (columns[place] for place in places)  # type: ignore[index]
+                yield "\t".join(texts), target
             elif line == "":
                 yield "", ""
             else:
@@ -113,19 +133,33 @@ class Tsv(PairSource):
                     )
                 yield None, None
 
+    def _places(self, first: str, file: object) -> list[int | str]:
+        names = first.split("\t")
+        missing = [column for column in self._asked if column not in names]
+        if missing:
+            raise UserError(
+                f"{file}, line 1 names no column {', '.join(map(repr, missing))}: it names "
+                f"{', '.join(map(repr, names))}"
+            )
+        return [names.index(column) for column in self._asked]  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class JsonLines(PairSource):
-    """One JSON object a line; `source` and `target` are keys, or paths such as `translation.en` into nested objects."""
+    """One JSON object a line; `source` and `target` are keys, or paths such as `translation.en` into nested objects.
+
+    A source of several keys is their texts with a TAB between them.
+    """
 
     path: str
-    source: str
+    source: str | tuple[str, ...]
     target: str
     on_bad_line: OnBadLine = "error"
     keep_blank: bool = False
 
     def describe(self) -> str:
-        return f"{self.path}, {self.source} -> {self.target}"
+        source = self.source if isinstance(self.source, str) else " and ".join(self.source)
+        return f"{self.path}, {source} -> {self.target}"
 
     def read(self, bad: BadLines) -> Iterator[Pair]:
         return kept_pairs(self._objects(bad), bad, self.keep_blank, self.describe())
@@ -139,7 +173,7 @@ class JsonLines(PairSource):
                 continue
             try:
                 record = json.loads(line)
-                pair = self._text(record, self.source, bad), self._text(record, self.target, bad)
+                pair = self._source(record, bad), self._text(record, self.target, bad)
             except ValueError as error:
                 if self.on_bad_line == "error":
                     raise UserError(
@@ -147,6 +181,11 @@ class JsonLines(PairSource):
                     ) from error
                 pair = None, None
             yield pair
+
+    def _source(self, record: Any, bad: BadLines) -> str:
+        if isinstance(self.source, str):
+            return self._text(record, self.source, bad)
+        return "\t".join(" ".join(self._text(record, key, bad).split("\t")) for key in self.source)
 
     def _text(self, record: Any, key: str, bad: BadLines) -> str:
         """The text under `key`. Raises ValueError; half a surrogate pair (JSON can escape one) is a bad character."""

@@ -47,9 +47,16 @@ class FastTokenizer(StoredTokenizer):
         except ImportError as error:
             raise UserError("this tokenizer needs the library `tokenizers`: pip install 'jaxlm[hf]'") from error
         try:
-            return tokenizers.Tokenizer.from_str(self.model)
+            found = tokenizers.Tokenizer.from_str(self.model)
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"tokenizer.json cannot be read: {error}") from error
+        found.no_truncation()  # some files cut and fill up every text to one length
+        found.no_padding()
+        return found
+
+    def id_of(self, piece: str) -> int | None:
+        """Its id in the model, or None."""
+        return self._tokenizer.token_to_id(piece)
 
     @functools.cached_property
     def pieces(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ LAYERS = "stack/layers"
 NAMES = ("self.query", "self.key", "self.value", "output.dense")
 
 
-def _model(config: Config, first: int) -> Encoder:
+def _model(config: Config, first: int, head: bool = True) -> Encoder:
     expect(config, position_embedding_type="absolute", is_decoder=False, tie_word_embeddings=True)
     return Encoder(
         need(config, "vocab_size"), need(config, "hidden_size"), need(config, "num_attention_heads"),
@@ -18,7 +18,7 @@ def _model(config: Config, first: int) -> Encoder:
         max_length=config.get("max_position_embeddings", 512), first_position=first,
         types=config.get("type_vocab_size", 2), norm_epsilon=config.get("layer_norm_eps", 1e-12),
         activation=activation(config.get("hidden_act", "gelu")), dropout=config.get("hidden_dropout_prob", 0.1),
-        attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
+        attention_dropout=config.get("attention_probs_dropout_prob", 0.1), head=head,
     )  # fmt: skip
 
 
@@ -78,12 +78,27 @@ def _aliases(kind: str, head: str):
     return lambda model: {**names, f"{head}.decoder.bias": f"{head}.bias"}
 
 
+def _bert_trunk(config: Config) -> Encoder:
+    return _model(config, 0, head=False)
+
+
+def _roberta_trunk(config: Config) -> Encoder:
+    return _model(config, config.get("pad_token_id", 1) + 1, head=False)
+
+
 UNUSED = (r".*\.embeddings\.position_ids", r".*\.pooler\.dense\.(weight|bias)", r"cls\.seq_relationship\..*")
 """Computed, or of the sentence-pair task, which the masked language model does not use: it does not come back."""
 BERT = Family(
     "BertForMaskedLM", "bert", _bert_model, _config, _bert_table, "bert.", UNUSED, _aliases("bert", "cls.predictions")
 )
+BERT_TRUNK = Family(
+    "BertModel", "bert", _bert_trunk, _config, lambda model: _trunk("bert"), "bert.", (*UNUSED, r"cls\..*")
+)
 ROBERTA = Family(
     "RobertaForMaskedLM", "roberta", _roberta_model, _roberta_config, _roberta_table, "roberta.", UNUSED,
     _aliases("roberta", "lm_head"),
+)  # fmt: skip
+ROBERTA_TRUNK = Family(
+    "RobertaModel", "roberta", _roberta_trunk, _roberta_config, lambda model: _trunk("roberta"), "roberta.",
+    (*UNUSED, r"lm_head\..*"),
 )  # fmt: skip

@@ -20,13 +20,13 @@ from jaxlm.errors import UserError
 from jaxlm.interop.correspondence import from_tensors, to_tensors
 from jaxlm.interop.decoder_families import GPT2, LLAMA, MISTRAL, QWEN2, QWEN3
 from jaxlm.interop.encoder_decoder_families import MARIAN, T5
-from jaxlm.interop.encoder_families import BERT, ROBERTA
+from jaxlm.interop.encoder_families import BERT, BERT_TRUNK, ROBERTA, ROBERTA_TRUNK
 from jaxlm.interop.family import Family
 from jaxlm.interop.folder import SHARD_BYTES, read_config, read_tensors, write_folder
 from jaxlm.types import Params
 from jaxlm.workdir import abstract_params
 
-FAMILIES = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, MARIAN, T5, BERT, ROBERTA)
+FAMILIES = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, MARIAN, T5, BERT, ROBERTA, BERT_TRUNK, ROBERTA_TRUNK)
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 HOW = ("dropout", "attention_dropout", "activation_dropout", "deviation", "dtype", "scan", "remat")
 """Fields that say how a model is trained or run, and not what it says."""

@@ -21,12 +21,12 @@ from jaxlm.interop.huggingface import family_of, load, save
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.renumbered import Renumbered
+from jaxlm.tasks.embedding import Reading
 from jaxlm.tasks.language import LanguageModelling
 from jaxlm.tasks.translation import Translation
 from jaxlm.train.state import TrainState
+from jaxlm.workdir import KEPT
 
-KEPT = "published"
-"""The folder of a workdir that holds what came with the model beside its weights."""
 BESIDE = ("*.json", "*.model", "*.spm", "merges.txt")
 PIECES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
@@ -39,16 +39,13 @@ def import_folder(folder: Path, target: Path, **how: Any) -> Experiment:
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} is not empty: choose another --workdir")
     model, params, config = load(folder, **how)
-    if isinstance(model, Encoder):
-        raise UserError(
-            f"{folder} holds a model that fills gaps and writes no text, so no verb has a use for it: read it with "
-            "jaxlm.interop.huggingface.load"
-        )
     tokenizer = read_tokenizer(folder, config, model.vocab)
-    named = Renumbered(model, *_special(config, isinstance(model, EncoderDecoder)))
+    special: tuple = _marks(folder, tokenizer) if isinstance(model, Encoder) else ()
+    special = special or _special(config, isinstance(model, EncoderDecoder))
+    named, task = Renumbered(model, *special), _task(model)
     experiment = Experiment(
-        task=_task(model), model=named, tokenizer=Published(named.vocab), best="valid/nll", steps=1
-    )  # fmt: skip
+        task=task, model=named, tokenizer=Published(named.vocab), best=f"valid/{(*task.figures, 'nll')[0]}", steps=1
+    )
     workdir.claim(target, experiment)
     tokenizer.save(target / "tokenizer")
     (target / KEPT).mkdir()
@@ -126,7 +123,26 @@ def _special(config: Mapping[str, Any], answers: bool) -> tuple[int, int, int, t
     return begins, eos, unknown, tuple(sorted(set(banned)))
 
 
+def _marks(folder: Path, tokenizer: Tokenizer) -> tuple[int, int, int]:
+    """Their ids of what begins a text of an encoder, of what ends it, and of what has no piece."""
+    said: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            said |= json.loads((folder / name).read_text(encoding="utf-8"))
+    found = []
+    for role, usual in (("cls_token", "[CLS]"), ("sep_token", "[SEP]"), ("unk_token", "[UNK]")):
+        piece = said.get(role) or usual
+        piece = piece["content"] if isinstance(piece, dict) else piece
+        number = tokenizer.id_of(piece) if isinstance(tokenizer, FastTokenizer) else None
+        if number is None:
+            raise UserError(f"{folder} has no tokenizer.json with the {role} {piece!r}: `save_pretrained` writes one")
+        found.append(number)
+    return found[0], found[1], found[2]
+
+
 def _task(model: Any) -> Any:
+    if isinstance(model, Encoder):
+        return Reading()
     names = ("train", "valid", "test")
     if isinstance(model, EncoderDecoder):
         pairs = [ParallelFiles(f"{name}.source", f"{name}.target") for name in names]

@@ -1,5 +1,6 @@
 """A recurrent classifier: read the text, make one vector of all hidden states, tell the class.
 
+first      h_1
 last       h_S of the net that reads forwards and h_1 of the one that reads backwards   (Sutskever et al. 2014, 2)
 mean, max  over the positions, feature by feature                                       (Conneau et al. 2017, 3.2)
 attention  a = softmax(v . tanh(W h_t + b)),  sum_t a_t h_t                             (Yang et al. 2016, 2.2)
@@ -19,7 +20,7 @@ from jaxlm.nn.recurrent import Recurrent
 from jaxlm.nn.words import CharacterCNN, WordEmbedding, check_unpacked
 from jaxlm.types import Array, Batch
 
-POOLINGS = ("last", "mean", "max", "attention")
+POOLINGS = ("first", "last", "mean", "max", "attention")
 
 
 class Pooling(nn.Module):
@@ -41,15 +42,18 @@ class Pooling(nn.Module):
             score_BS1 = Linear(1, bias=False, name="score")(jnp.tanh(Linear(width, name="attend")(hidden_BSD)))
             weight_BS1 = jax.nn.softmax(jnp.where(valid_BS1, score_BS1, jnp.finfo(score_BS1.dtype).min), 1)
             return (weight_BS1 * hidden_BSD).sum(1)
-        if self.kind != "last":
+        if self.kind not in POOLINGS:
             raise UserError(f"pooling {self.kind!r}: expected one of {', '.join(POOLINGS)}")
         length = valid_BS.shape[1]
         last_B, first_B = length - 1 - valid_BS[:, ::-1].argmax(1), valid_BS.argmax(1)
-        at_last_BD = jnp.take_along_axis(hidden_BSD, last_B[:, None, None], 1)[:, 0]
+        at_last_BD, at_first_BD = (
+            jnp.take_along_axis(hidden_BSD, at_B[:, None, None], 1)[:, 0] for at_B in (last_B, first_B)
+        )
+        if self.kind == "first":
+            return at_first_BD
         if not self.bidirectional:
             return at_last_BD
         half = hidden_BSD.shape[-1] // 2
-        at_first_BD = jnp.take_along_axis(hidden_BSD, first_B[:, None, None], 1)[:, 0]
         return jnp.concatenate([at_last_BD[:, :half], at_first_BD[:, half:]], -1)
 
 

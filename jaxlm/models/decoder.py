@@ -29,7 +29,7 @@ from jaxlm.nn.linear import FeedForward
 from jaxlm.nn.norm import Norm
 from jaxlm.nn.position import Position, check_capacity
 from jaxlm.nn.quantized import rows, scores
-from jaxlm.nn.rotary import Rotary
+from jaxlm.nn.rotary import Rotary, Rotation
 from jaxlm.nn.segments import causal_mask, positions
 from jaxlm.nn.stack import Stack
 from jaxlm.types import Array, Batch
@@ -147,13 +147,7 @@ class Decoder(nn.Module):
 
         The first `prefix` of them see each other both ways; with a cache, these are all tokens that it holds then.
         """
-        position_BT = state.length_B[:, None] + positions(valid_BT, state.segment_BT)
-        bound = None if state.past else tokens_BT.shape[1]  # without a cache this is the one call: lengths are 0
-        x_BTD = rows(self.embedding, tokens_BT) * self.embedding_scale + self.absolute_position(position_BT, bound)
-        x_BTD = self.embedding_dropout(x_BTD.astype(jnp.dtype(self.dtype)))
-        rotation = None
-        if self.position == "rotary":
-            rotation = self.rotary.rotation(position_BT, self.head_width or self.width // self.heads)
+        x_BTD, rotation = self._embedded(tokens_BT, state, valid_BT)
         past = state.past
         if past:
             past, view = past.advance(valid_BT, self.window)
@@ -175,6 +169,21 @@ class Decoder(nn.Module):
         if not past:
             return x_BTD, state
         return x_BTD, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32), past=past)
+
+    def self_attention(self, tokens_BT: Array, state: State, valid_BT: Array) -> Array:
+        """How much each position looks at each, by layer and head: (B, L, N, T, T), without a cache."""
+        x_BTD, rotation = self._embedded(tokens_BT, state, valid_BT)
+        return self.stack.watched(x_BTD, causal_mask(valid_BT, state.segment_BT, self.window), rotation)
+
+    def _embedded(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, Rotation | None]:
+        """What the layers read, and how queries and keys are turned."""
+        position_BT = state.length_B[:, None] + positions(valid_BT, state.segment_BT)
+        bound = None if state.past else tokens_BT.shape[1]  # without a cache this is the one call: lengths are 0
+        x_BTD = rows(self.embedding, tokens_BT) * self.embedding_scale + self.absolute_position(position_BT, bound)
+        x_BTD = self.embedding_dropout(x_BTD.astype(jnp.dtype(self.dtype)))
+        if self.position != "rotary":
+            return x_BTD, None
+        return x_BTD, self.rotary.rotation(position_BT, self.head_width or self.width // self.heads)
 
     def readout(self, features: Array) -> Array:
         """(..., D) -> float32 logits (..., V)."""

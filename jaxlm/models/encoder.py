@@ -40,6 +40,7 @@ class Encoder(nn.Module):
       deviation: of the normal that maps and tables start from.
       dtype: of activations and products; parameters, scores, softmax and logits are float32 whatever it says.
       scan, remat: see `jaxlm.nn.stack.Stack`.
+      head: whether there is the head that fills gaps; without it `features` is all that there is.
     """
 
     vocab: int
@@ -60,6 +61,7 @@ class Encoder(nn.Module):
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = False
     remat: bool = False
+    head: bool = True
 
     def setup(self) -> None:
         starts = (self.deviation, self.deviation)
@@ -79,6 +81,8 @@ class Encoder(nn.Module):
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
             self.last_norm = norm.layer(self.dtype)
+        if not self.head:
+            return
         self.transform = Linear(self.width, True, self.dtype, self.deviation)
         self.transform_norm = norm.layer(self.dtype)
         self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
@@ -87,17 +91,27 @@ class Encoder(nn.Module):
             self.next_sentence = Linear(2, True, "float32", self.deviation)
 
     def __call__(self, batch: Batch) -> Array:
-        """Logits (B, S, V) of what stands at each place of the source."""
+        """Logits (B, S, V) of what stands at each place of the source; the features (B, S, D) of one without a head."""
         features_BSD = self.features(batch)
         if self.pairs and self.is_initializing():
             self.elsewhere(features_BSD, batch.source_valid_BS)
-        return self.readout(features_BSD)
+        return self.readout(features_BSD) if self.head else features_BSD
 
     def features(self, batch: Batch) -> Array:
         """The source, read: (B, S, D). Kinds of text are 0 where the batch names none.
 
         Raises UserError for a source that is longer than the table of positions.
         """
+        x_BSD, mask_BSS = self._embedded(batch)
+        x_BSD = self.stack(x_BSD, mask_BSS)
+        return self.last_norm(x_BSD) if self.norm == "pre" else x_BSD
+
+    def self_attention(self, batch: Batch) -> Array:
+        """How much each position looks at each, by layer and head: (B, L, N, S, S)."""
+        return self.stack.watched(*self._embedded(batch))
+
+    def _embedded(self, batch: Batch) -> tuple[Array, Array]:
+        """What the layers read, and which positions see which."""
         valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
         if valid_BS.shape[1] + self.first_position > self.max_length:
             raise UserError(
@@ -110,8 +124,7 @@ class Encoder(nn.Module):
         x_BSD = rows(self.embedding, jnp.asarray(batch.source_BS)) + self.position(position_BS)
         x_BSD = self.embedding_norm((x_BSD + jnp.broadcast_to(types, x_BSD.shape)).astype(jnp.dtype(self.dtype)))
         mask_BSS = valid_BS[:, None] & same_segment(segment_BS, segment_BS, valid_BS)
-        x_BSD = self.stack(self.embedding_dropout(x_BSD), mask_BSS)
-        return self.last_norm(x_BSD) if self.norm == "pre" else x_BSD
+        return self.embedding_dropout(x_BSD), mask_BSS
 
     def readout(self, features: Array) -> Array:
         """(..., D) -> float32 logits (..., V)."""

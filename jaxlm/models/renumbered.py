@@ -5,6 +5,7 @@ with the same token). Our id i >= 4 is theirs, i - 4; the four first ones stand 
 """
 
 from dataclasses import replace
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -39,9 +40,27 @@ class Renumbered(nn.Module):
         return self.model.vocab + SPECIALS
 
     def __call__(self, batch: Batch) -> Array:
-        """Logits (B, T, V) of every next target token: start, extend over the whole target, readout."""
+        """Logits (B, T, V) of every next target token: start, extend over the whole target, readout.
+
+        Of an encoder (B, S, V) of what stands at each place of the source, or its features where it has no head.
+        """
+        if hasattr(type(self.model), "features"):
+            features_BSD = self.features(batch)
+            return self.readout(features_BSD) if self.model.head else features_BSD
         features_BTD, _ = self.extend(batch.target_BT, self.start(batch, 0), batch.target_valid_BT)
         return self.readout(features_BTD)
+
+    def features(self, batch: Batch) -> Array:
+        """An encoder's features (B, S, D)."""
+        return self.model.features(replace(batch, source_BS=self._theirs(batch.source_BS)))
+
+    def self_attention(self, *arguments: Any) -> Array:
+        """How much each position looks at each, by layer and head, of a model that can tell; as its own."""
+        first, *rest = arguments
+        read = (
+            replace(first, source_BS=self._theirs(first.source_BS)) if isinstance(first, Batch) else self._theirs(first)
+        )
+        return self.model.self_attention(read, *rest)
 
     def start(self, batch: Batch, capacity: int) -> State:
         """The model's own state."""

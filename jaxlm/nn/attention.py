@@ -201,6 +201,14 @@ class Attention(nn.Module):
         args = (query_BTNH, key_BSGH, value_BSGH, mask_BTS, key, self.dropout, self.scale, bias_BNTS)
         return self._out(attend(*args))
 
+    def weights_within(self, x_BTD: Array, mask_BTT: Array, rotation: Rotation | None = None) -> Array:
+        """How much each position of x looks at each other, by head -> (B, N, T, T)."""
+        query_BTNH, key_BTGH, _ = self.project(x_BTD, rotation)
+        heads, width = query_BTNH.shape[2:]
+        key_BTNH = jnp.repeat(key_BTGH, heads // key_BTGH.shape[2], axis=2)
+        scale = width**-0.5 if self.scale is None else self.scale
+        return _weights(jnp.swapaxes(query_BTNH, 1, 2), jnp.swapaxes(key_BTNH, 1, 2), mask_BTT, None, scale)
+
     def source(self, x_BSD: Array) -> tuple[Array, Array]:
         """The keys (B, G, H, S) and the values (B, G, S, H) of a source as `read_source` takes them."""
         key_BSGH, value_BSGH = self.keys_values(x_BSD)

@@ -36,6 +36,18 @@ class Block(nn.Module):
         x_BTD = self.attention_residual(x_BTD, lambda y: self.attention.within(y, mask_BTT, rotation, bias_BNTT))
         return self.ffn_residual(x_BTD, self.ffn)
 
+    def watched(self, x_BTD: Array, mask_BTT: Array, rotation: Any = None) -> tuple[Array, Array]:
+        """As all positions at once, and how much each looked at each, by head (B, N, T, T)."""
+        weight_BNTT = None
+
+        def self_attention(y_BTD: Array) -> Array:
+            nonlocal weight_BNTT
+            weight_BNTT = self.attention.weights_within(y_BTD, mask_BTT, rotation)
+            return self.attention.within(y_BTD, mask_BTT, rotation)
+
+        x_BTD = self.ffn_residual(self.attention_residual(x_BTD, self_attention), self.ffn)
+        return x_BTD, weight_BNTT
+
     def step(self, x_RTD: Array, cache: Layer, view: View, rotation: Any = None) -> tuple[Array, Layer]:
         """T more positions a slot, written to the cache: (R, T, D) -> (R, T, D), new cache."""
         x_RTD, cache = self.read(x_RTD, cache, view, rotation)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlm.nn.adapters import BOTTLENECK, LOW_RANK
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.quantized import Int8, Turned, joined, product
 from jaxlm.types import Array
@@ -51,7 +52,15 @@ class Linear(nn.Module):
 
     def __call__(self, x: Array) -> Array:
         """(..., D) -> (..., features)."""
-        return _affine(x, *self.weights(x.shape[-1]), jnp.dtype(self.dtype))
+        return self.tuned(x, _affine(x, *self.weights(x.shape[-1]), jnp.dtype(self.dtype)))
+
+    def tuned(self, x: Array, y: Array) -> Array:
+        """y = x W + b as what fine-tuning has put beside the map changes it (`jaxlm.nn.adapters`)."""
+        for name in (LOW_RANK, BOTTLENECK):
+            if self.has_variable("params", name):
+                key = self.make_rng("dropout") if self.has_rng("dropout") else None
+                y = self.get_variable("params", name)(x, y, key)
+        return y
 
 
 def joint(x: Array, *maps: Linear) -> list[Array]:
@@ -63,7 +72,7 @@ def joint(x: Array, *maps: Linear) -> list[Array]:
     bias = None if biases[0] is None else jnp.concatenate(biases)
     y = _affine(x, joined(kernels), bias, jnp.dtype(maps[0].dtype))
     ends = [sum(one.features for one in maps[: count + 1]) for count in range(len(maps) - 1)]
-    return jnp.split(y, ends, axis=-1)
+    return [one.tuned(x, part) for one, part in zip(maps, jnp.split(y, ends, axis=-1), strict=True)]
 
 
 def _affine(x: Array, kernel: Any, bias: Array | None, dtype: Any) -> Array:

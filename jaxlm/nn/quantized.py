@@ -55,7 +55,7 @@ def quantised(params: Any, dynamic: bool = False) -> Any:
     """The parameters with every kernel of a `Linear` and every table of ids as `Int8`; the others as they are."""
 
     def each(path: tuple, leaf: Array) -> Any:
-        name = path[-1].key
+        name = getattr(path[-1], "key", "")  # what fine-tuning adds has none, and stays
         if name == "kernel" and leaf.ndim > 1:
             return Int8(*rounded(jnp.swapaxes(leaf, -1, -2)), dynamic)
         return Int8(*rounded(leaf), dynamic) if name in TABLES and leaf.ndim == 2 else leaf
@@ -67,7 +67,7 @@ def halved(params: Any) -> Any:
     """The parameters with the same leaves in bfloat16."""
 
     def each(path: tuple, leaf: Array) -> Array:
-        large = path[-1].key == "kernel" or path[-1].key in TABLES
+        large = getattr(path[-1], "key", "") in ("kernel", *TABLES)
         return leaf.astype(jnp.bfloat16) if large else leaf
 
     return jax.tree_util.tree_map_with_path(each, params)

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxlm.nn.quantized import turned
 from jaxlm.types import Array
@@ -53,6 +54,14 @@ class Stack(nn.Module):
         for depth in range(self.depth):
             x = layer(x, take(params_L, depth), None if keys_L is None else keys_L[depth])
         return x
+
+    def watched(self, x: Array, *shared: Any) -> Array:
+        """How much each position looks at each, by layer and head (B, L, N, T, T), of blocks that can tell."""
+        weights = []
+        for layer in self.layers():
+            x, weight_BNTT = layer("watched", x, *shared)
+            weights.append(weight_BNTT)
+        return jnp.stack(weights, 1)
 
     def layers(self) -> Iterator[Any]:
         """Each layer's own function: layer(method, *arguments) runs that method of the block with its parameters."""

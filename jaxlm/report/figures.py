@@ -35,13 +35,16 @@ def curves(title: str, lines: Mapping[str, Curve], log: bool = False) -> Any:
     return figure
 
 
-def attention_map(source: Sequence[str], target: Sequence[str], weights: Sequence[Sequence[float]]) -> Any:
+def attention_map(
+    source: Sequence[str], target: Sequence[str], weights: Sequence[Sequence[float]], title: str = ""
+) -> Any:
     """A row for each target token, a column for each source token: the darker, the longer the look."""
     figure = new_figure(1.5 + 0.45 * len(source), 1.2 + 0.32 * len(target))
     axes = figure.subplots()
     axes.imshow(np.asarray(weights), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     # a "$" would start a formula
     axes.set_xticks(range(len(source)), [token.replace("$", r"\$") for token in source], rotation=60, ha="right")
+    axes.set_title(title, loc="left", fontsize=10)
     axes.set_yticks(range(len(target)), [token.replace("$", r"\$") for token in target])
     return figure
 

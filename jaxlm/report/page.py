@@ -94,7 +94,8 @@ def _attention(run: Run) -> Iterator[str]:
         return
     for found in looked:
         if found["weights"]:
-            yield f"<figure>{svg(attention_map(found['source'], found['target'], found['weights']))}</figure>"
+            drawn = attention_map(found["source"], found["target"], found["weights"], found.get("title", ""))
+            yield f"<figure>{svg(drawn)}</figure>"
 
 
 def _test(run: Run) -> Iterator[str]:

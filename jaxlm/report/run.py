@@ -1,6 +1,7 @@
 """What a report says about one run: its figures over time, its answers, its gradients, where it looked."""
 
 import dataclasses
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from jaxlm.data.text import BadLines
 from jaxlm.errors import UserError
 from jaxlm.flow import gradient_flow
 from jaxlm.log import read_metrics
+from jaxlm.tasks.embedding import self_attention
 from jaxlm.types import Batch
 from jaxlm.workdir import Trained
 
@@ -22,13 +24,15 @@ FLOW_BATCHES = 4
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One workdir. `samples`: how many answers to show; `flow`: whether to follow gradients; `texts`: what to read
-    with its attention drawn."""
+    with its attention drawn; `layer`, `head`: of a model that only reads, from 1 (None: the last layer, all heads)."""
 
     folder: Path
     trained: Trained
     samples: int
     flow: bool
     texts: tuple[str, ...]
+    layer: int | None = None
+    head: int | None = None
 
     @property
     def name(self) -> str:
@@ -74,10 +78,23 @@ class Run:
             return []
         run, task = self.trained, self.trained.experiment.task
         if task.search is None:
-            raise UserError(f"{self.folder}: the task {type(task).__name__} writes no answers to draw the attention of")
+            return [found for text in self.texts for found in self._heads(text)]
         looking: Any = dataclasses.replace(task, search=dataclasses.replace(task.search, attention=True))  # type: ignore[type-var]
         answers = looking.predict(run.experiment.model, run.params, run.tokenizer, self.texts)
         return [answer.record["attention"] for answer in answers]
+
+    def _heads(self, text: str) -> Iterator[dict[str, Any]]:
+        """What each head of a layer looks at in a text."""
+        run = self.trained
+        names, weight_LNSS = self_attention(run.experiment.model, run.params, run.tokenizer, text)
+        layers, heads = weight_LNSS.shape[:2]
+        layer = layers if self.layer is None else self.layer
+        for name, asked, there in (("layer", layer, layers), ("head", self.head or 1, heads)):
+            if not 1 <= asked <= there:
+                raise UserError(f"--{name} {asked}: the model of {self.folder} has 1 to {there}")
+        for head in range(1, heads + 1) if self.head is None else [self.head]:
+            weights = weight_LNSS[layer - 1, head - 1].tolist()
+            yield {"source": names, "target": names, "weights": weights, "title": f"layer {layer}, head {head}"}
 
 
 def _some(plan: Any, columns: Any) -> list[Batch]:

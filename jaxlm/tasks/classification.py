@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxlm.agreement import accuracy, by_class, confusion, macro_f1
 from jaxlm.data.batching import Columns
@@ -16,14 +15,18 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.tasks.labelling import TOKENS, Labelled, batches, mean_loss, source_columns
+from jaxlm.tasks.labelling import TOKENS, Labelled, mean_loss, row_answers, source_columns
 from jaxlm.tasks.task import Answer, Progress
 from jaxlm.types import Params
 
 
 @dataclass(frozen=True)
 class Classification(Labelled):
-    """A text to one of `labels`; the sources give pairs (text, class)."""
+    """A text to one of `labels`; the sources give pairs (text, class).
+
+    With a `layout` the text may be a pair, or a context and its endings, between TABs; of endings the labels are those
+    of their places.
+    """
 
     def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
         """Columns "source", "class" and, if the tokenizer spells, "character" of the training pairs, in memory."""
@@ -36,7 +39,7 @@ class Classification(Labelled):
         self.check_model(model, tokenizer)
         columns = self._columns(self.valid, list(self.valid), tokenizer)
         figures = mean_loss(model, objective, params, columns, tokens)
-        said = self._probabilities(model, params, columns, tokens, progress).argmax(1)
+        said = row_answers(_told(model), params, columns, tokens, progress).argmax(1)
         counts_CC = confusion(columns["class"].flat, said, len(self.labels))
         return figures | {"valid/accuracy": accuracy(counts_CC), "valid/f1": macro_f1(counts_CC)}
 
@@ -47,7 +50,7 @@ class Classification(Labelled):
         self.check_model(model, tokenizer)
         pairs = self.pairs(split)
         columns = self._columns(pairs, list(pairs), tokenizer)
-        said = self._probabilities(model, params, columns, TOKENS, progress).argmax(1)
+        said = row_answers(_told(model), params, columns, TOKENS, progress).argmax(1)
         counts_CC = confusion(columns["class"].flat, said, len(self.labels))
         figures: dict[str, Any] = {"split": split, "lines": len(said)}
         figures |= {"accuracy": accuracy(counts_CC), "macro_f1": macro_f1(counts_CC)}
@@ -63,8 +66,8 @@ class Classification(Labelled):
         asked = [index for index, line in enumerate(lines) if line.strip()]
         if not asked:
             return answers
-        columns = source_columns(tokenizer, [lines[index] for index in asked])
-        for index, row in zip(asked, self._probabilities(model, params, columns, TOKENS, progress), strict=True):
+        columns = source_columns(tokenizer, [lines[index] for index in asked], self.layout)
+        for index, row in zip(asked, row_answers(_told(model), params, columns, TOKENS, progress), strict=True):
             name = self.labels[int(row.argmax())]
             probabilities = dict(zip(self.labels, map(float, row), strict=True))
             record = {"source": lines[index], "prediction": name, "probabilities": probabilities}
@@ -79,7 +82,7 @@ class Classification(Labelled):
             yield f"{text} -> {answer.text} (right: {name})"
 
     def _columns(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer) -> dict[str, Ragged]:
-        columns = source_columns(tokenizer, [text for text, _ in pairs])
+        columns = source_columns(tokenizer, [text for text, _ in pairs], self.layout)
         columns["class"] = Ragged.of([self._ids(source, index, *pair) for index, pair in enumerate(pairs)])
         return columns
 
@@ -90,17 +93,6 @@ class Classification(Labelled):
                 f"task's labels {', '.join(self.labels)}. Mend the file, or add the class to the labels and train anew."
             )
         return [self.labels.index(label)]
-
-    def _probabilities(
-        self, model: Any, params: Params, columns: Columns, tokens: int, progress: Progress
-    ) -> np.ndarray:
-        """(texts, classes), in the order of column "source"."""
-        found = np.zeros((len(columns["source"]), len(self.labels)), np.float32)
-        told = _told(model)
-        for row_B, batch in batches({name: columns[name] for name in columns if name != "class"}, tokens, progress):
-            real_B = row_B >= 0
-            found[row_B[real_B]] = np.asarray(told(params, batch))[real_B]
-        return found
 
 
 @lru_cache(maxsize=8)

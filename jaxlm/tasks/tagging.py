@@ -1,5 +1,6 @@
 """The task of tagging: a label for each word; with `spans`, the labels are IOB2 and whole spans are judged."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +16,7 @@ from jaxlm.data.conll import where
 from jaxlm.data.pairs import Pair, Pairs, read
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.text import BadLines
-from jaxlm.data.vocabulary import UNK, Tokenizer
+from jaxlm.data.vocabulary import BOS, UNK, Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.spans import forbidden_transitions, score_spans, spans
 from jaxlm.tasks.labelling import TOKENS, Labelled, batches, mean_loss, source_columns
@@ -26,6 +27,8 @@ from jaxlm.types import Params
 @dataclass(frozen=True)
 class Tagging(Labelled):
     """Words between white space to as many tags; the sources give pairs of both, each one line.
+
+    With a `layout` a word may be several pieces, and its tag is that of the first one.
 
     spans: the labels are IOB2 tags, and F1 is of spans as seqeval counts them by default. Otherwise F1 is the mean of
     that of all tags.
@@ -40,18 +43,18 @@ class Tagging(Labelled):
 
     def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
         """Columns "source", "label" and, if the tokenizer spells, "character" of the training pairs, in memory."""
-        return self._columns(self.train, list(read(self.train, bad)), tokenizer)
+        return self._columns(self.train, list(read(self.train, bad)), tokenizer)[0]
 
     def validate(
         self, model: Any, params: Params, tokenizer: Tokenizer, objective: Any, tokens: int, progress: Progress = None
     ) -> dict[str, float]:
         """Loss, accuracy of the tags, and F1 of the spans or the mean F1 of the tags."""
         self.check_model(model, tokenizer)
-        columns = self._columns(self.valid, list(self.valid), tokenizer)
+        columns, places = self._columns(self.valid, list(self.valid), tokenizer)
         figures = mean_loss(model, objective, params, columns, tokens)
-        said = self._said(model, params, columns, tokens, progress)
-        counts_CC = confusion(columns["label"].flat, said.flat, len(self.labels))
-        f1 = self._span_scores(columns["label"], said)[0].f1 if self.spans else macro_f1(counts_CC)
+        gold, said = _at(columns["label"].flat, places), self._said(model, params, columns, places, tokens, progress)
+        counts_CC = confusion(gold.flat, said.flat, len(self.labels))
+        f1 = self._span_scores(gold, said)[0].f1 if self.spans else macro_f1(counts_CC)
         return figures | {"valid/accuracy": accuracy(counts_CC), "valid/f1": f1}
 
     def evaluate(
@@ -60,10 +63,10 @@ class Tagging(Labelled):
         """Accuracy, also of the words that the tokenizer does not know; each tag's figures; those of the spans."""
         self.check_model(model, tokenizer)
         pairs = self.pairs(split)
-        columns = self._columns(pairs, list(pairs), tokenizer)
-        gold, said = columns["label"], self._said(model, params, columns, TOKENS, progress)
+        columns, places = self._columns(pairs, list(pairs), tokenizer)
+        gold, said = _at(columns["label"].flat, places), self._said(model, params, columns, places, TOKENS, progress)
         counts_CC = confusion(gold.flat, said.flat, len(self.labels))
-        unknown = columns["source"].flat == UNK
+        unknown = columns["source"].flat[places.flat] == UNK
         of_unknown_CC = confusion(gold.flat[unknown], said.flat[unknown], len(self.labels))
         figures: dict[str, Any] = {"split": split, "lines": len(gold), "words": len(gold.flat)}
         figures |= {"accuracy": accuracy(counts_CC), "macro_f1": macro_f1(counts_CC)}
@@ -84,8 +87,8 @@ class Tagging(Labelled):
         asked = [index for index, line in enumerate(lines) if line.strip()]
         if not asked:
             return answers
-        columns = source_columns(tokenizer, [lines[index] for index in asked])
-        said = self._said(model, params, columns, TOKENS, progress)
+        columns, places = self._source(tokenizer, [lines[index] for index in asked])
+        said = self._said(model, params, columns, places, TOKENS, progress)
         for row, index in enumerate(asked):
             tags = [self.labels[label] for label in said[row]]
             answers[index] = Answer(" ".join(tags), self._record(lines[index], tags))
@@ -109,18 +112,40 @@ class Tagging(Labelled):
             ]
         return record
 
-    def _columns(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer) -> dict[str, Ragged]:
-        columns = source_columns(tokenizer, [words for words, _ in pairs])
-        labels = [self._ids(source, index, *pair) for index, pair in enumerate(pairs)]
-        columns["label"] = Ragged.of(labels)
-        differ = np.flatnonzero(columns["label"].lengths != columns["source"].lengths)
+    def _columns(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer) -> tuple[dict[str, Ragged], Ragged]:
+        """Columns with labels, and the places of the words."""
+        columns, places = self._source(tokenizer, [words for words, _ in pairs])
+        labels = Ragged.of([self._ids(source, index, *pair) for index, pair in enumerate(pairs)])
+        differ = np.flatnonzero(labels.lengths != places.lengths)
         if len(differ):
             row = int(differ[0])
             raise UserError(
                 f"{where(source, row, 0)}: {len(labels[row])} tags, and {type(tokenizer).__name__} makes "
-                f"{len(columns['source'][row])} ids of the words: tagging needs one id a word, as of SpelledWords"
+                f"{len(places[row])} ids of the words: tagging needs one id a word, as of SpelledWords, or a layout "
+                "and a model that reads it"
             )
-        return columns
+        flat = np.full(len(columns["source"].flat), -1, np.int32)
+        flat[places.flat] = labels.flat
+        columns["label"] = Ragged(flat, columns["source"].offsets)
+        return columns, places
+
+    def _source(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[dict[str, Ragged], Ragged]:
+        """Column "source", and where in its `flat` the words of each text are: with a layout, their first pieces."""
+        if self.layout is None:
+            columns = source_columns(tokenizer, texts)
+            return columns, Ragged(np.arange(len(columns["source"].flat)), columns["source"].offsets)
+        words = [text.split() for text in texts]
+        pieces = iter(tokenizer.encode([word for some in words for word in some]))
+        rows: list[np.ndarray] = []
+        places: list[np.ndarray] = []
+        begin = 0
+        for some in words:
+            own = [piece if len(piece) else np.array([UNK]) for piece in itertools.islice(pieces, len(some))]
+            sizes = np.array([len(piece) for piece in own])
+            rows.append(np.concatenate([[BOS], *own]))
+            places.append(begin + 1 + np.cumsum(sizes) - sizes)
+            begin += len(rows[-1])
+        return {"source": Ragged.of(rows)}, Ragged.of(places, np.int64)
 
     def _ids(self, pairs: Pairs, index: int, text: str, label: str) -> list[int]:
         words, tags = text.split(), label.split()
@@ -135,8 +160,10 @@ class Tagging(Labelled):
                 )
         return [known[tag] for tag in tags]
 
-    def _said(self, model: Any, params: Params, columns: Columns, tokens: int, progress: Progress) -> Ragged:
-        """The labels that the model says, in rows like those of column "source"."""
+    def _said(
+        self, model: Any, params: Params, columns: Columns, places: Ragged, tokens: int, progress: Progress
+    ) -> Ragged:
+        """The labels that the model says, a row a text, one a word."""
         best, source = _best(model), columns["source"]
         flat = np.zeros(len(source.flat), np.int32)
         for row_B, batch in batches({name: columns[name] for name in columns if name != "label"}, tokens, progress):
@@ -144,13 +171,17 @@ class Tagging(Labelled):
             for at in np.flatnonzero(row_B >= 0):
                 begin, end = source.offsets[row_B[at]], source.offsets[row_B[at] + 1]
                 flat[begin:end] = label_BS[at, : end - begin]
-        return Ragged(flat, source.offsets)
+        return _at(flat, places)
 
     def _span_scores(self, gold: Ragged, said: Ragged) -> Any:
         return score_spans(self._names(gold), self._names(said))
 
     def _names(self, column: Ragged) -> list[list[str]]:
         return [[self.labels[label] for label in column[row]] for row in range(len(column))]
+
+
+def _at(flat: np.ndarray, places: Ragged) -> Ragged:
+    return Ragged(flat[places.flat], places.offsets)
 
 
 @lru_cache(maxsize=8)

@@ -20,12 +20,14 @@ from jaxlm.data.pipeline import Pipeline
 from jaxlm.disk import alone
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
+from jaxlm.leaves import exchanged
 from jaxlm.log import Log, sign
 from jaxlm.parallel import everywhere, split_rows
 from jaxlm.train.fit import fit
 from jaxlm.train.meter import Meter
 from jaxlm.train.patience import Progress
 from jaxlm.train.prepare import VALID_TOKENS, Prepared, prepare
+from jaxlm.train.source import resolved
 from jaxlm.train.state import TrainState
 
 
@@ -40,6 +42,7 @@ def train(
     """
     with ExitStack() as stack:
         stack.enter_context(alone(folder))
+        experiment = resolved(experiment, folder)
         if hasattr(experiment.model, "fit"):
             return fit(experiment, folder, note)
         prepared = prepare(experiment, folder, note)
@@ -125,7 +128,7 @@ class Run:
 
     def _evaluate(self, state: TrainState, step: int) -> None:
         experiment = self.experiment
-        params = state.params if state.ema is None else state.ema
+        params = _swap(state).params
         arguments = (experiment.model, params, self.prepared.tokenizer, experiment.objective, VALID_TOKENS)
         figures = experiment.task.validate(*arguments)
         figure = figures.get(experiment.best)
@@ -171,7 +174,10 @@ def _resume(prepared: Prepared, checkpoints: Checkpoints) -> tuple[TrainState, d
 
 def _swap(state: TrainState) -> TrainState:
     """A checkpoint's `params` are those to use: the moving average, where there is one."""
-    return state if state.ema is None else replace(state, params=state.ema, ema=state.params)
+    if state.ema is None:
+        return state
+    params, ema = exchanged(state.ema, state.params)
+    return replace(state, params=params, ema=ema)
 
 
 @contextmanager

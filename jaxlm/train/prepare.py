@@ -17,9 +17,12 @@ from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.disk import check_writable
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
+from jaxlm.leaves import part, tree_bytes
 from jaxlm.parallel import data_mesh, everywhere, rows, with_sharding
+from jaxlm.train.source import started, take_along
 from jaxlm.train.state import TrainState, create
 from jaxlm.train.step import make_step
+from jaxlm.tuning import Tuning
 
 VALID_TOKENS = 8192
 """Positions of a batch of the evaluations during training."""
@@ -68,7 +71,8 @@ def prepare(experiment: Experiment, folder: Path, note: Any) -> Prepared:
     carry = getattr(batching, "carry_rows", 0)
 
     def new() -> TrainState:
-        return create(experiment.model, optimizer, workdir.example(), experiment.seed, experiment.averages, carry)
+        parts = experiment.model, optimizer, workdir.example(), experiment.seed, experiment.averages, carry
+        return create(*parts, experiment.tuning)
 
     abstract = jax.eval_shape(new)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
@@ -80,14 +84,16 @@ def prepare(experiment: Experiment, folder: Path, note: Any) -> Prepared:
     note(_described(batches.statistics()))
     rate = experiment.optimizer.schedule.build(experiment.steps)
     parts = experiment.model, experiment.objective, optimizer, rate, experiment.seed
-    step = make_step(*parts, experiment.accumulate, experiment.ema, mesh)
+    step = make_step(*parts, experiment.accumulate, experiment.ema, mesh, experiment.tuning.trains)
     whole, by_row = everywhere(mesh), rows(mesh)
     placed: Any = TrainState(*(whole,) * 5, carry=by_row)  # type: ignore[arg-type]
     split = with_sharding(abstract.carry, by_row)
     abstract = with_sharding(replace(abstract, carry=None), whole)
     abstract = replace(abstract, carry=split)
+    note(_trained(abstract, experiment.tuning))
+    made = jax.jit(new, out_shardings=placed)
     return Prepared(
-        experiment, folder, data.tokenizer, batches, step, abstract, jax.jit(new, out_shardings=placed), mesh
+        experiment, folder, data.tokenizer, batches, step, abstract, lambda: started(made(), experiment, note), mesh
     )
 
 
@@ -100,6 +106,8 @@ def _check_best(experiment: Experiment) -> None:
 def _tokenizer(experiment: Experiment, folder: Path, note: Any) -> Tokenizer:
     if (folder / "tokenizer").is_dir():
         return load_tokenizer(folder / "tokenizer")
+    if experiment.tuning.init:
+        return take_along(Path(experiment.tuning.init), folder)
     note(f"tokenizer: learning {experiment.tokenizer} from {experiment.task.describe()}")
     tokenizer = experiment.tokenizer.fit(experiment.task.texts())
     workdir.check_vocabulary(experiment, tokenizer)
@@ -114,6 +122,16 @@ def _check_rows(multiple: int, accumulate: int, devices: int) -> None:
             f"the rows of the batches are multiples of {multiple}, which {accumulate} micro-batches on {devices} "
             f"devices cannot share evenly: choose --batching.multiple (or .rows) {math.lcm(accumulate * devices, 8)}"
         )
+
+
+def _trained(state: TrainState, tuning: Tuning) -> str:
+    """What is trained, in numbers."""
+    learnt, all_of = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (
+        part(state.params, tuning.trains)[0], state.params))  # fmt: skip
+    return (
+        f"parameters: {learnt:,} of {all_of:,} are trained ({learnt / all_of:.1%}); the optimizer keeps "
+        f"{tree_bytes(state.opt_state) / 1e6:,.1f} MB"
+    )
 
 
 def _described(figures: dict[str, float]) -> str:

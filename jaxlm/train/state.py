@@ -7,8 +7,13 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxlm.leaves import part
 from jaxlm.streams import stream
+from jaxlm.tuning import Tuning
 from jaxlm.types import Array, Batch, Params, State
+
+ALL = Tuning()
+"""From nothing, everything."""
 
 
 @struct.dataclass
@@ -19,7 +24,7 @@ class TrainState:
       step: updates done, int32.
       params: float32 parameters, a plain nested dict.
       opt_state: of the optax transformation.
-      ema: moving average of the parameters, or None.
+      ema: moving average of the parameters that are trained (None in the places of the others), or None.
       averaged: updates whose parameters are in `ema`, where it is a plain mean since some step (int32; 0: not begun).
       carry: the model's state after the last batch, where streams go on from batch to batch, or None.
     """
@@ -33,19 +38,27 @@ class TrainState:
 
 
 def create(
-    model: Any, optimizer: optax.GradientTransformation, batch: Batch, seed: int, averages: str = "", carry: int = 0
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    seed: int,
+    averages: str = "",
+    carry: int = 0,
+    tuning: Tuning = ALL,
 ) -> TrainState:
     """A fresh state, a pure function of the seed; `batch` gives shapes only.
 
     averages: "ema" (a moving average of the parameters), "mean" (a plain one, which begins later) or "" (none).
     carry: rows whose model state is carried from batch to batch.
+    tuning: what is added to the parameters, and which of them are trained.
     """
-    params = model.init(stream(seed, "init"), batch)["params"]
-    average = jax.tree.map(jnp.copy, params) if averages else None
+    params = tuning.add(model.init(stream(seed, "init"), batch)["params"], stream(seed, "tuning"))
+    learnt, _ = part(params, tuning.trains)
+    average = jax.tree.map(jnp.copy, learnt) if averages else None
     averaged = jnp.zeros((), jnp.int32) if averages == "mean" else None
     rows = jax.tree.map(lambda x: jnp.zeros((carry, *x.shape[1:]), x.dtype), batch)
     state = blank_state(model, params, rows) if carry else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, averaged, state)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(learnt), average, averaged, state)
 
 
 def blank_state(model: Any, params: Params, batch: Batch) -> State:

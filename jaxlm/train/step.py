@@ -10,6 +10,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
+from jaxlm.leaves import joined, part
 from jaxlm.losses import Loss
 from jaxlm.parallel import everywhere, rows
 from jaxlm.streams import stream
@@ -25,7 +26,7 @@ class Objective(Protocol):
         ...
 
 
-Gradients = Callable[[Params, Batch, Array], tuple[Params, Loss]]
+Gradients = Callable[[Params, Params, Batch, Array], tuple[Params, Loss]]
 
 
 @struct.dataclass
@@ -48,12 +49,14 @@ def make_step(
     accumulate: int = 1,
     ema: float = 0.0,
     mesh: Mesh | None = None,
+    trains: Callable[[str], bool] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """(state, batch) -> (state, metrics), jitted, the old state donated.
 
     `accumulate` splits the rows of the batch into that many micro-batches; the update is that of the whole batch,
     since sums and counts are added and divided once. With a `mesh` the state stays on every device of it, but for a
-    carried state, whose rows lie where those of the batch lie.
+    carried state, whose rows lie where those of the batch lie. Parameters at paths that `trains` says no to are left as
+    they are: nothing is differentiated with respect to them, and the optimizer does not know them.
     """
 
     gradients = _gradients(model, objective, accumulate)
@@ -61,13 +64,15 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if state.carry is not None:
             batch = replace(batch, state=state.carry)
-        grads, loss = gradients(state.params, batch, stream(seed, "dropout", state.step))
+        learnt, fixed = part(state.params, trains or (lambda path: True))
+        grads, loss = gradients(learnt, fixed, batch, stream(seed, "dropout", state.step))
         grads = jax.tree.map(lambda grad: grad / jnp.maximum(loss.count, 1.0), grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average, averaged = _averaged(state, params, ema)
+        updates, opt_state = optimizer.update(grads, state.opt_state, learnt)
+        learnt = optax.apply_updates(learnt, updates)
+        average, averaged = _averaged(state, learnt, ema)
         metrics = Metrics(loss.total, loss.nll, loss.count, optax.tree.norm(grads), rate(state.step))
         carry = None if state.carry is None else loss.state
+        params = joined(learnt, fixed)
         return TrainState(state.step + 1, params, opt_state, average, averaged, carry), metrics
 
     placed: dict[str, Any] = {}
@@ -89,25 +94,25 @@ def _averaged(state: TrainState, params: Params, ema: float) -> tuple[Params | N
 
 
 def _gradients(model: Any, objective: Objective, accumulate: int) -> Gradients:
-    """(parameters, batch, key) -> (gradient of the sum, sums), one micro-batch after the other."""
+    """(learnt, fixed, batch, key) -> (gradient of the sum for what is learnt, sums), micro-batch after micro-batch."""
 
-    def whole(params: Params, batch: Batch, key: Array) -> tuple[Params, Loss]:
-        def total(params: Params) -> tuple[Array, Loss]:
-            loss = objective(model, params, batch, key)
+    def whole(learnt: Params, fixed: Params, batch: Batch, key: Array) -> tuple[Params, Loss]:
+        def total(learnt: Params) -> tuple[Array, Loss]:
+            loss = objective(model, joined(learnt, fixed), batch, key)
             return loss.total, loss
 
-        return jax.grad(total, has_aux=True)(params)
+        return jax.grad(total, has_aux=True)(learnt)
 
-    def in_parts(params: Params, batch: Batch, key: Array) -> tuple[Params, Loss]:
+    def in_parts(learnt: Params, fixed: Params, batch: Batch, key: Array) -> tuple[Params, Loss]:
         # Every accumulate-th row goes into one part, so that a row never leaves its device.
         parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
 
-        def one(sums: Any, part: Any) -> tuple[Any, Any]:
-            some, index = part
-            grads, loss = whole(params, some, jax.random.fold_in(key, index))
+        def one(sums: Any, piece: Any) -> tuple[Any, Any]:
+            some, index = piece
+            grads, loss = whole(learnt, fixed, some, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, sums, (grads, replace(loss, state=None))), loss.state
 
-        shapes = jax.eval_shape(whole, params, jax.tree.map(lambda x: x[0], parts), key)
+        shapes = jax.eval_shape(whole, learnt, fixed, jax.tree.map(lambda x: x[0], parts), key)
         zeros = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[0], replace(shapes[1], state=None))
         )

@@ -1,0 +1,248 @@
+"""One model, many tasks: what was trained before, with a few new parameters on top (Devlin et al. 2019, section 4).
+
+    jaxlm import-hf models/bert --workdir runs/bert          # or a run of your own, of an encoder or a language model
+    jaxlm train experiments.finetune:sick --workdir runs/sick
+    jaxlm train experiments.finetune:sick_lora --workdir runs/sick_lora --tuning.init runs/other
+
+Each task in four variants: everything is trained (`sick`); the head alone (`sick_frozen`); the head and low-rank maps
+beside the queries and values (`sick_lora`, Hu et al. 2022); and everything, from nothing (`sick_scratch`). They start
+from the workdir `runs/bert` unless --tuning.init says otherwise, and take its model, whatever its size.
+
+The sentences of a pair stand between a TAB; `predict` takes them so too.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from experiments.tagging import NEAREST, WNUT17
+from jaxlm.data.batching import Buckets
+from jaxlm.data.conll import UPOS, ColumnFile, ConllU
+from jaxlm.data.corpus import ParallelFiles, Tsv
+from jaxlm.data.entailment import PairsXml
+from jaxlm.data.labelled import OPINIONS, ClassNames
+from jaxlm.data.layout import Marked
+from jaxlm.data.pairs import PairSource
+from jaxlm.data.sentencepiece import SentencePiece
+from jaxlm.data.subset import Renamed, Together
+from jaxlm.experiment import Experiment
+from jaxlm.models.encoder import Encoder
+from jaxlm.models.headed import TextClassifier, TokenClassifier
+from jaxlm.optim import AdamW, Linear
+from jaxlm.tasks.classification import Classification
+from jaxlm.tasks.similarity import Similarity
+from jaxlm.tasks.tagging import Tagging
+from jaxlm.train.labels import Class, Labels, Number
+from jaxlm.tuning import LoRA, Tuning
+
+INIT = "runs/bert"
+VOCAB = 6000
+SMALL = Encoder(VOCAB, width=128, heads=4, hidden=512, layers=3, max_length=256, dropout=0.2, head=False)
+HEADS = ("(^|/)(head|pooler)/",)
+JUDGMENTS = ("NEUTRAL", "ENTAILMENT", "CONTRADICTION")
+
+
+def sick() -> Experiment:
+    """Entailment in SICK (Marelli et al. 2014; 4,500 pairs, trial as test): three classes. Majority: 56.4 %."""
+    train, trial = (_sick(split, "entailment_judgment") for split in ("train", "trial"))
+    task = Classification(train, trial, trial, layout=Marked(), labels=JUDGMENTS)
+    return _classes(task, tokens=1024, steps=450)
+
+
+def sick_frozen() -> Experiment:
+    """The same, the head alone."""
+    return _frozen(sick())
+
+
+def sick_lora() -> Experiment:
+    """The same, the head and low-rank maps."""
+    return _lora(sick())
+
+
+def sick_scratch() -> Experiment:
+    """The same, from nothing."""
+    return _scratch(sick())
+
+
+def relatedness() -> Experiment:
+    """How alike two sentences of SICK are, from 1 to 5, as Pearson's correlation (Marelli et al. 2014)."""
+    train, trial = (_sick(split, "relatedness_score") for split in ("train", "trial"))
+    task = Similarity(train, trial, trial, layout=Marked(), low=1.0, high=5.0)
+    return _experiment(task, TextClassifier(labels=1), Number(), tokens=1024, steps=450, best="valid/pearson")
+
+
+def relatedness_frozen() -> Experiment:
+    """The same, the head alone."""
+    return _frozen(relatedness())
+
+
+def relatedness_lora() -> Experiment:
+    """The same, the head and low-rank maps."""
+    return _lora(relatedness())
+
+
+def relatedness_scratch() -> Experiment:
+    """The same, from nothing."""
+    return _scratch(relatedness())
+
+
+def mrpc() -> Experiment:
+    """Paraphrases in MRPC (Dolan and Brockett 2005; 3,576 pairs, 500 to validate, as test): yes or no."""
+    train, valid = (
+        ClassNames(
+            Tsv(f"mrpc/msr-para-{split}.tsv.gz", ("#1 String", "#2 String"), "Quality"), ("0", "1"), ("other", "same")
+        )
+        for split in ("train", "val")
+    )
+    task = Classification(train, valid, valid, layout=Marked(), labels=("other", "same"))
+    return _classes(task, tokens=2048, steps=350)
+
+
+def mrpc_frozen() -> Experiment:
+    """The same, the head alone."""
+    return _frozen(mrpc())
+
+
+def mrpc_lora() -> Experiment:
+    """The same, the head and low-rank maps."""
+    return _lora(mrpc())
+
+
+def mrpc_scratch() -> Experiment:
+    """The same, from nothing."""
+    return _scratch(mrpc())
+
+
+def rte() -> Experiment:
+    """Textual entailment, RTE-1 to RTE-3 (Dagan et al. 2006; the first two and 2,567 pairs; RTE-3 dev as test)."""
+    files = ("rte1_dev", "rte1_test", "rte2_dev", "rte2_test")
+    train, dev = Together(tuple(map(_rte, files))), _rte("rte3_dev")
+    return _classes(Classification(train, dev, dev, layout=Marked(), labels=("no", "yes")), tokens=2048, steps=400)
+
+
+def rte_frozen() -> Experiment:
+    """The same, the head alone."""
+    return _frozen(rte())
+
+
+def rte_lora() -> Experiment:
+    """The same, the head and low-rank maps."""
+    return _lora(rte())
+
+
+def rte_scratch() -> Experiment:
+    """The same, from nothing."""
+    return _scratch(rte())
+
+
+def umsab() -> Experiment:
+    """Sentiment of Spanish tweets (UMSAB, Barbieri et al. 2022; 1,839 tweets, val as test): three classes."""
+    train, val = (
+        ClassNames(
+            ParallelFiles(f"umsab_spanish/spanish.{split}_text.txt.gz", f"umsab_spanish/spanish.{split}_labels.txt.gz"),
+            codes=("0", "1", "2"),
+            names=OPINIONS,
+        )
+        for split in ("train", "val")
+    )
+    task = Classification(train, val, val, layout=Marked(), labels=OPINIONS)
+    return replace(_classes(task, tokens=1024, steps=400), best="valid/f1")
+
+
+def umsab_frozen() -> Experiment:
+    """The same, the head alone."""
+    return _frozen(umsab())
+
+
+def umsab_lora() -> Experiment:
+    """The same, the head and low-rank maps."""
+    return _lora(umsab())
+
+
+def umsab_scratch() -> Experiment:
+    """The same, from nothing."""
+    return _scratch(umsab())
+
+
+def ewt() -> Experiment:
+    """Universal parts of speech, UD English EWT (Silveira et al. 2014; 12,544 sentences, dev as test)."""
+    dev = ConllU("ud_english_ewt/en_ewt-ud-dev.conllu.gz")
+    train = ConllU("ud_english_ewt/en_ewt-ud-train.conllu.gz")
+    task = Tagging(train, dev, dev, layout=Marked(), labels=UPOS)
+    return _experiment(task, TokenClassifier(labels=len(UPOS)), Labels(), 1024, 500, "valid/accuracy")
+
+
+def ewt_frozen() -> Experiment:
+    """The same, the head alone."""
+    return _frozen(ewt())
+
+
+def ewt_lora() -> Experiment:
+    """The same, the head and low-rank maps."""
+    return _lora(ewt())
+
+
+def ewt_scratch() -> Experiment:
+    """The same, from nothing."""
+    return _scratch(ewt())
+
+
+def wnut17() -> Experiment:
+    """Emerging named entities, WNUT17 (Derczynski et al. 2017; 3,394 tweets, with 10,000 of WikiANN; dev as test)."""
+    dev, tweets = (ColumnFile(f"wnut17/{name}.conll.gz") for name in ("emerging.dev", "wnut17train"))
+    names = {f"{mark}-{old}": f"{mark}-{new}" for mark in "BI" for old, new in NEAREST.items()}
+    pages = Renamed(ColumnFile("wikiann_eng/train.conllu.gz", word=1), names)
+    task = Tagging(Together((tweets, tweets, pages)), dev, dev, layout=Marked(), labels=WNUT17, spans=True)
+    return _experiment(task, TokenClassifier(labels=len(WNUT17)), Labels(), 1024, 600, "valid/f1")
+
+
+def _sick(split: str, column: str) -> Tsv:
+    return Tsv(f"sick2014/SICK_{split}.txt.gz", ("sentence_A", "sentence_B"), column)
+
+
+def _rte(name: str) -> PairSource:
+    return ClassNames(PairsXml(f"rte123/{name}.xml.gz"), ("FALSE", "NO", "TRUE", "YES"), ("no", "no", "yes", "yes"))
+
+
+def _classes(task: Classification, tokens: int, steps: int) -> Experiment:
+    model = TextClassifier(labels=len(task.labels))
+    return _experiment(task, model, Class(), tokens, steps, "valid/accuracy")
+
+
+def _experiment(task: Any, model: Any, objective: Any, tokens: int, steps: int, best: str) -> Experiment:
+    return Experiment(
+        task=task,
+        model=model,
+        tokenizer=SentencePiece(VOCAB),
+        batching=Buckets(tokens=tokens, shapes=4, max_length=tokens // 8),
+        optimizer=AdamW(Linear(peak=1e-4, warmup=40), b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0),
+        objective=objective,
+        tuning=Tuning(INIT),
+        steps=steps,
+        evaluate_every=100,
+        checkpoint_every=100,
+        best=best,
+    )
+
+
+def _frozen(whole: Experiment) -> Experiment:
+    return _with(whole, Tuning(INIT, HEADS), peak=2e-3)
+
+
+def _lora(whole: Experiment) -> Experiment:
+    return _with(whole, Tuning(INIT, HEADS, LoRA(dropout=0.05)), peak=1e-3)
+
+
+def _scratch(whole: Experiment) -> Experiment:
+    made = _with(whole, Tuning(), peak=1e-3)
+    return replace(made, model=made.model.clone(model=SMALL, parent=None))
+
+
+def _with(whole: Experiment, tuning: Tuning, peak: float) -> Experiment:
+    optimizer = replace(whole.optimizer, schedule=Linear(peak=peak, warmup=40))
+    return replace(whole, tuning=tuning, optimizer=optimizer)
+
+
+if __name__ == "__main__":
+    from jaxlm.cli.train import run_this_experiment
+
+    run_this_experiment()

@@ -1,0 +1,193 @@
+"""An imported encoder, from text to text: its vectors, where its heads look, and tasks that start from it."""
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cli_runs
+import numpy as np
+import pytest
+from test_label_tasks import Rows
+from zoo import params_of
+
+from jaxlm import workdir
+from jaxlm.data.batching import Buckets
+from jaxlm.data.layout import Marked
+from jaxlm.errors import UserError
+from jaxlm.experiment import Experiment
+from jaxlm.interop.huggingface import save
+from jaxlm.interop.published import import_folder
+from jaxlm.models.decoder import Decoder
+from jaxlm.models.encoder import Encoder
+from jaxlm.models.headed import TextClassifier, TokenClassifier
+from jaxlm.models.renumbered import Renumbered
+from jaxlm.optim import AdamW, Constant
+from jaxlm.parallel import data_mesh
+from jaxlm.tasks.classification import Classification
+from jaxlm.tasks.embedding import Embedding, pieces, self_attention
+from jaxlm.tasks.similarity import Similarity
+from jaxlm.tasks.tagging import Tagging
+from jaxlm.train.labels import Class, Labels, Number
+from jaxlm.train.loop import train
+from jaxlm.tuning import Tuning
+
+command = cli_runs.command  # a fixture
+TEXTS = ["the chicken crossed", "a road", "because it was too wide and too tired to go on", "the road was wide"]
+PIECES = 60
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Path:
+    """A folder as BERT is published, with WordPiece that cuts and fills every text to one length unless told not to."""
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("bert")
+    learnt = tokenizers.BertWordPieceTokenizer()
+    learnt.train_from_iterator(TEXTS * 4, vocab_size=PIECES, min_frequency=1, show_progress=False)
+    learnt.enable_padding(length=40)
+    learnt.enable_truncation(4)
+    learnt.save(str(folder / "tokenizer.json"))
+    model = Encoder(learnt.get_vocab_size(), 8, 2, 12, 2, max_length=48, deviation=0.5, head=False)
+    save(folder, model, params_of(model))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(bert, tmp_path_factory) -> Path:
+    """The same as a workdir."""
+    folder = tmp_path_factory.mktemp("imported") / "run"
+    import_folder(bert, folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxlm.train.prepare.data_mesh", functools.partial(data_mesh, 1))
+        yield
+
+
+def test_vectors_do_not_know_their_batch(imported):
+    run = workdir.load(imported)
+    parts = run.experiment.model, run.params, run.tokenizer
+    tokens = Embedding("token")(*parts, TEXTS)
+    for text, vectors in zip(TEXTS, tokens, strict=True):
+        names = pieces(*parts, text)
+        assert names[0] == "<s>" and names[-1] == "</s>" and len(names) == len(vectors)
+        assert "".join(name.removeprefix("##") for name in names[1:-1]) == text.replace(" ", "")
+    expected = {"first": [v[0] for v in tokens], "last": [v[-1] for v in tokens]}
+    expected |= {"mean": [v.mean(0) for v in tokens], "max": [v.max(0) for v in tokens]}
+    for pool, vectors in expected.items():
+        for order in (slice(None), slice(None, None, -1)):
+            found = Embedding(pool, tokens=16)(*parts, TEXTS[order])
+            np.testing.assert_allclose(found, np.stack(vectors[order]), rtol=1e-5, atol=1e-5)
+
+
+def test_layers(imported):
+    """All layers are the last one; the embeddings come before any."""
+    run = workdir.load(imported)
+    parts = run.experiment.model, run.params, run.tokenizer, TEXTS[:1]
+    (last,), (second,), (none,) = (Embedding("token", layer)(*parts) for layer in (None, 2, 0))
+    np.testing.assert_array_equal(last, second)
+    assert np.abs(none - last).max() > 0.1 and none.shape == last.shape
+    with pytest.raises(UserError, match="layer 3: the model has 2"):
+        Embedding("mean", 3)(*parts)
+
+
+def test_a_language_model_reads_to_the_end(imported):
+    """The vector of a prefix is the same, whatever follows; there is no EOS."""
+    tokenizer = workdir.load(imported).tokenizer
+    inner = Decoder(tokenizer.ids, 8, 2, 12, 1, max_length=48)
+    model, params = Renumbered(inner, 1, 1), {"model": params_of(inner)}
+    short, long = Embedding("token")(model, params, tokenizer, ["the road", "the road was wide"])
+    np.testing.assert_allclose(long[: len(short)], short, rtol=1e-5, atol=1e-5)
+    assert pieces(model, params, tokenizer, "the road")[-1] != "</s>"
+    names, weight_LNSS = self_attention(model, params, tokenizer, "the road was")
+    np.testing.assert_allclose(weight_LNSS.sum(-1), 1.0, rtol=1e-5)
+    assert weight_LNSS.shape == (1, 2, len(names), len(names)) and np.triu(weight_LNSS, 1).max() == 0.0
+
+
+def test_embed(imported, command, tmp_path):
+    stdin = "".join(f"{text}\n" for text in TEXTS).encode()
+    told = command("embed", imported, stdin=stdin)
+    assert told.code == 0, told.err
+    lines = [json.loads(line) for line in told.lines]
+    assert [line["text"] for line in lines] == TEXTS
+    assert command("embed", imported, "--out", tmp_path / "v.npy", "--batch-tokens", 16, stdin=stdin).code == 0
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), [line["vector"] for line in lines], rtol=1e-5, atol=1e-5)
+    assert command("embed", imported, "--pool", "token", "--out", tmp_path / "v.npz", stdin=stdin).code == 0
+    with np.load(tmp_path / "v.npz") as found:
+        means = [part.mean(0) for part in np.split(found["vectors"], found["offsets"][1:-1])]
+        assert len(found["pieces"]) == len(found["vectors"]) == found["offsets"][-1]
+    np.testing.assert_allclose(means, [line["vector"] for line in lines], rtol=1e-5, atol=1e-5)
+    refused = command("embed", imported, "--pool", "token", "--out", "x.npy")
+    assert refused.code == 2 and "lines of different lengths" in refused.err
+    assert "was given no task" in command("evaluate", imported).err
+
+
+def test_report_draws_heads(imported, command, tmp_path):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "page.html"
+    ask = ("report", imported, "--attention", TEXTS[2], "--samples", 0, "--out", page)
+    assert command(*ask).code == 0
+    assert "layer 2, head 1" in page.read_text() and "layer 2, head 2" in page.read_text()
+    assert command(*ask, "--layer", 1, "--head", 2).code == 0
+    assert "layer 1, head 2" in page.read_text() and "head 1" not in page.read_text()
+    assert command(*ask, "--layer", 3).code == 0 and "has 1 to 2" in page.read_text()
+
+
+def tuned(task, model, objective, best: str, imported: Path) -> Experiment:
+    return Experiment(
+        task, model, batching=Buckets(tokens=256, shapes=1, max_length=32), optimizer=AdamW(Constant(1e-2)),
+        objective=objective, tuning=Tuning(str(imported)), steps=80, log_every=80, evaluate_every=80,
+        checkpoint_every=80, best=best,
+    )  # fmt: skip
+
+
+PAIRS = [("the road\ta road", "yes"), ("the chicken\ttoo wide", "no"), ("a road\tthe road", "yes"), ("it\tgo on", "no")]
+
+
+def test_a_pair_is_learnt(imported, tmp_path, command):
+    """Told by heart, with a head on the imported model; and what the workdir then answers, and refuses."""
+    rows = Rows(tuple(PAIRS))
+    task = Classification(rows, rows, rows, layout=Marked(), labels=("no", "yes"))
+    made = tuned(task, TextClassifier(dropout=0.0), Class(), "valid/accuracy", imported)
+    summary = train(made, tmp_path / "run")
+    assert summary["valid/accuracy"] == 100.0
+    assert workdir.read_experiment(tmp_path / "run").model.model.model.vocab > 20
+    said = command("predict", tmp_path / "run", stdin=b"the road\ta road\nit\tgo on\n")
+    assert said.lines == ["yes", "no"], said.err
+    with pytest.raises(UserError, match="'maybe', which is none of the task's labels no, yes"):
+        train(replace(made, task=replace(task, train=Rows((("a\tb", "maybe"),)))), tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_numbers_are_learnt(imported, tmp_path):
+    rows = Rows(tuple((text, "4.5" if label == "yes" else "1") for text, label in PAIRS))
+    task = Similarity(rows, rows, rows, layout=Marked(), low=1.0)
+    made = tuned(task, TextClassifier(labels=1, dropout=0.0, pooling="mean"), Number(), "valid/pearson", imported)
+    assert train(made, tmp_path / "run")["valid/pearson"] > 99.0
+    run = workdir.load(tmp_path / "run")
+    answer, blank = task.predict(run.experiment.model, run.params, run.tokenizer, [PAIRS[0][0], ""])
+    assert float(answer.text) == pytest.approx(4.5, abs=0.3) and blank.text == ""
+    scores = task.evaluate(run.experiment.model, run.params, run.tokenizer, "test")
+    assert scores["spearman"] > 80.0 and scores["mean_squared_error"] < 0.1
+    with pytest.raises(UserError, match=r"'9', expected a number from 1.0 to 5.0"):
+        replace(task, test=Rows((("a", "9"),))).check()
+
+
+@pytest.mark.slow
+def test_words_of_several_pieces_are_tagged(imported, tmp_path):
+    """The label of a word stands at its first piece; every word gets one tag, also one of unknown characters."""
+    rows = Rows((("crossed roads", "VERB NOUN"), ("widest road tired", "ADJ NOUN ADJ"), ("東 crossed", "X VERB")))
+    task = Tagging(rows, rows, rows, layout=Marked(), labels=("VERB", "NOUN", "ADJ", "X"))
+    made = tuned(task, TokenClassifier(labels=4, dropout=0.0), Labels(), "valid/accuracy", imported)
+    assert train(made, tmp_path / "run")["valid/accuracy"] == 100.0
+    run = workdir.load(tmp_path / "run")
+    columns = task._columns(rows, list(rows), run.tokenizer)[0]
+    labels, source = columns["label"], columns["source"]
+    assert [[i for i in labels[row] if i >= 0] for row in range(3)] == [[0, 1], [2, 1, 2], [3, 0]]
+    assert (labels.lengths == source.lengths).all() and (source.lengths > np.array([3, 4, 3])).any()
+    parts = run.experiment.model, run.params, run.tokenizer
+    assert [answer.text for answer in task.predict(*parts, ["crossed roads", "", "road"])] == ["VERB NOUN", "", "NOUN"]
+    assert task.evaluate(*parts, "test")["words"] == 7
