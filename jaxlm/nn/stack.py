@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 
 from jaxlm.nn.quantized import turned
+from jaxlm.parallel import all_but_gathered, constrain, gathered, shards_of
 from jaxlm.types import Array
 
 
@@ -41,13 +42,18 @@ class Stack(nn.Module):
         # Not `self.param` where they are given: it would compare leaves, and weights of eight bits have other ones.
         known = self.has_variable("params", "layers")
         params_L = self.get_variable("params", "layers") if known else self.param("layers", create)
+        x = _placed(x)
         keys_L = jax.random.split(self.make_rng("dropout"), self.depth) if self.has_rng("dropout") else None
 
         def layer(x, params, key):
-            return block.apply({"params": params}, x, *shared, rngs=None if key is None else {"dropout": key})
+            rngs = None if key is None else {"dropout": key}
+            used = gathered(params, getattr(block, "dtype", None))
+            return _placed(block.apply({"params": used}, x, *shared, rngs=rngs))
 
         if self.remat:
             layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+        elif shards_of(x, "embed") > 1:
+            layer = jax.checkpoint(layer, policy=all_but_gathered)
         if self.scan and not isinstance(params_L, tuple):
             return jax.lax.scan(lambda x, layer_in: (layer(x, *layer_in), None), x, (params_L, keys_L))[0]
         for depth in range(self.depth):
@@ -60,6 +66,11 @@ class Stack(nn.Module):
         params_L: Any = self.get_variable("params", "layers")
         for depth in range(self.depth):
             yield partial(_call, block, take(params_L, depth))
+
+
+def _placed(x: Array) -> Array:
+    """What goes from layer to layer: a row of numbers for each token, whole."""
+    return constrain(x, "batch", "sequence", None)
 
 
 def _call(block: nn.Module, params: Any, method: str, *arguments: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm import hosts
 from jaxlm.agreement import accuracy, by_class, confusion, macro_f1
 from jaxlm.data.batching import Columns
 from jaxlm.data.pairs import Pair, Pairs, read
@@ -96,7 +97,7 @@ class Classification(Labelled):
     ) -> np.ndarray:
         """(texts, classes), in the order of column "source"."""
         found = np.zeros((len(columns["source"]), len(self.labels)), np.float32)
-        told = _told(model)
+        told, params = _told(model), hosts.own(params)
         for row_B, batch in batches({name: columns[name] for name in columns if name != "class"}, tokens, progress):
             real_B = row_B >= 0
             found[row_B[real_B]] = np.asarray(told(params, batch))[real_B]

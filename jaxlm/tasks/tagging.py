@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm import hosts
 from jaxlm.agreement import accuracy, by_class, confusion, macro_f1
 from jaxlm.data.batching import Columns
 from jaxlm.data.conll import where
@@ -137,7 +138,7 @@ class Tagging(Labelled):
 
     def _said(self, model: Any, params: Params, columns: Columns, tokens: int, progress: Progress) -> Ragged:
         """The labels that the model says, in rows like those of column "source"."""
-        best, source = _best(model), columns["source"]
+        best, source, params = _best(model), columns["source"], hosts.own(params)
         flat = np.zeros(len(source.flat), np.int32)
         for row_B, batch in batches({name: columns[name] for name in columns if name != "label"}, tokens, progress):
             label_BS = np.asarray(best(params, batch))

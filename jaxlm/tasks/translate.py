@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm import hosts
 from jaxlm.data.collate import collate_some, in_order, shapes_in_order
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.vocabulary import BOS, EOS, Tokenizer
@@ -75,6 +76,20 @@ def translate(
 
     A blank line gets blank answers and never reaches the model. No line's answer depends on another line.
     """
+    if hosts.count() > 1:
+        own = hosts.own(params)
+        return hosts.dealt(lines, lambda some: _translated(model, own, tokenizer, some, search, progress))
+    return _translated(model, params, tokenizer, lines, search, progress)
+
+
+def _translated(
+    model: Any,
+    params: Params,
+    tokenizer: Tokenizer,
+    lines: Sequence[str],
+    search: Search,
+    progress: Callable[[int], None] | None,
+) -> list[list[Hypothesis]]:
     answers = [[Hypothesis("", 0.0, 0.0, 0, "blank", ())] * search.beam.returns for _ in lines]
     asked = [index for index, line in enumerate(lines) if line.strip()]
     if not asked:

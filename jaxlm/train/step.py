@@ -11,7 +11,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from jaxlm.losses import Loss
-from jaxlm.parallel import everywhere, rows
+from jaxlm.parallel import everywhere, gathered, layout
 from jaxlm.streams import stream
 from jaxlm.train.state import TrainState
 from jaxlm.types import Array, Batch, Params
@@ -48,12 +48,12 @@ def make_step(
     accumulate: int = 1,
     ema: float = 0.0,
     mesh: Mesh | None = None,
+    split_moments: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """(state, batch) -> (state, metrics), jitted, the old state donated.
 
     `accumulate` splits the rows of the batch into that many micro-batches; the update is that of the whole batch,
-    since sums and counts are added and divided once. With a `mesh` the state stays on every device of it, but for a
-    carried state, whose rows lie where those of the batch lie.
+    since sums and counts are added and divided once. With a `mesh` the state stays where `layout` has it.
     """
 
     gradients = _gradients(model, objective, accumulate)
@@ -68,13 +68,14 @@ def make_step(
         average, averaged = _averaged(state, params, ema)
         metrics = Metrics(loss.total, loss.nll, loss.count, optax.tree.norm(grads), rate(state.step))
         carry = None if state.carry is None else loss.state
-        return TrainState(state.step + 1, params, opt_state, average, averaged, carry), metrics
+        new = TrainState(state.step + 1, params, opt_state, average, averaged, carry)
+        if mesh is None:
+            return new, metrics
+        return jax.lax.with_sharding_constraint(
+            (new, metrics), (layout(new, mesh, split_moments), jax.tree.map(lambda _: everywhere(mesh), metrics))
+        )
 
-    placed: dict[str, Any] = {}
-    if mesh is not None:
-        whole = everywhere(mesh)
-        placed["out_shardings"] = TrainState(*(whole,) * 5, carry=rows(mesh)), whole  # type: ignore[arg-type]
-    return jax.jit(step, donate_argnums=0, **placed)
+    return jax.jit(step, donate_argnums=0)
 
 
 def _averaged(state: TrainState, params: Params, ema: float) -> tuple[Params | None, Array | None]:
@@ -93,7 +94,7 @@ def _gradients(model: Any, objective: Objective, accumulate: int) -> Gradients:
 
     def whole(params: Params, batch: Batch, key: Array) -> tuple[Params, Loss]:
         def total(params: Params) -> tuple[Array, Loss]:
-            loss = objective(model, params, batch, key)
+            loss = objective(model, gathered(params), batch, key)
             return loss.total, loss
 
         return jax.grad(total, has_aux=True)(params)

@@ -1,0 +1,264 @@
+"""Several processes that train as one: how they find each other, agree, share work out, and stop together.
+
+Each process runs the same program over its own devices. What is said here goes over the coordinator's key-value store,
+not over the devices, so that a host which is missing or fails can be named.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import os
+import pickle
+import platform
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxlm.errors import UserError
+
+Result = TypeVar("Result")
+
+RESTART = 75
+"""Exit code of a process that lost another one: all are to be started again, and go on from the last checkpoint."""
+PATIENCE = 3600
+"""Seconds that a host waits for what another has to say: one host may be encoding the data."""
+PIECE = 2**20
+"""Characters of one value in the store, whose messages have a limit of 4 MiB."""
+
+_calls = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class Peers:
+    """Where the processes meet, said by flags: HOST:PORT of process 0, how many there are, which one this is."""
+
+    coordinator: str
+    processes: int
+    process: int
+
+
+def connect(peers: Peers | None = None) -> None:
+    """Join the other processes: those that the flags name, or that Slurm, Open MPI or a TPU pod started beside this.
+
+    Does nothing where nothing speaks of others. Comes before the first array. Raises UserError where they do not meet.
+    """
+    if jax.distributed.is_initialized() or (peers is None and not started_by()):
+        return
+    named = {} if peers is None else {
+        "coordinator_address": peers.coordinator, "num_processes": peers.processes, "process_id": peers.process
+    }  # fmt: skip
+    try:
+        jax.distributed.initialize(**named)
+    except (RuntimeError, ValueError) as error:
+        said = f"process {peers.process}" if peers else f"a process started by {started_by()}"
+        raise UserError(
+            f"{said} on {platform.node()} did not meet the others{f' at {peers.coordinator}' if peers else ''}: "
+            f"{str(error).splitlines()[0]}: see that every process runs and can reach the coordinator's port"
+        ) from error
+
+
+def started_by() -> str:
+    """What has started several processes, or "" where nothing has: Slurm's `srun`, Open MPI, a TPU pod."""
+    seen = os.environ.get
+    if int(seen("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return "Slurm"
+    if int(seen("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        return "Open MPI"
+    on_tpu = any(Path(name).exists() for name in ("/dev/accel0", "/dev/vfio/0")) and not _platform().startswith("cpu")
+    if on_tpu and (seen("TPU_WORKER_HOSTNAMES", "").count(",") or int(seen("MEGASCALE_NUM_SLICES", "1")) > 1):
+        return "a TPU pod"
+    return ""
+
+
+def _platform() -> str:
+    return os.environ.get("JAX_PLATFORMS", "")
+
+
+def count() -> int:
+    """How many processes there are."""
+    return jax.process_count()
+
+
+def first() -> bool:
+    """Whether this is the process that writes the log and speaks to the user."""
+    return jax.process_index() == 0
+
+
+def name() -> str:
+    """This process, for a message: `host 2 of 4 (node17)`."""
+    return f"host {jax.process_index()} of {count()} ({platform.node()})"
+
+
+def exchange(mine: Any) -> list[Any]:
+    """What every host gives, in the order of the hosts: anything that can be pickled. All hosts have to call it.
+
+    Raises UserError that names a host of which nothing is heard.
+    """
+    if count() == 1:
+        return [mine]
+    from jax._src.distributed import global_state
+
+    client, call = global_state.client, next(_calls)
+    text = base64.b85encode(pickle.dumps(mine)).decode()
+    pieces = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
+    for index, piece in enumerate([str(len(pieces)), *pieces]):
+        client.key_value_set(f"jaxlm/{call}/{jax.process_index()}/{index}", piece)
+
+    def heard(host: int, index: int) -> str:
+        try:
+            return client.blocking_key_value_get(f"jaxlm/{call}/{host}/{index}", PATIENCE * 1000)
+        except RuntimeError as error:
+            raise UserError(f"{name()} has not heard of host {host} for {PATIENCE} s: see its log") from error
+
+    said = ["".join(heard(host, 1 + index) for index in range(int(heard(host, 0)))) for host in range(count())]
+    return [pickle.loads(base64.b85decode(text)) for text in said]
+
+
+def together(function: Callable[[], Result]) -> Result:
+    """The function's result, once every host has one. Where it fails on some host it fails on all, and names the host.
+
+    Raises UserError.
+    """
+    if count() == 1:
+        return function()
+    result, fault = None, ""
+    try:
+        result = function()
+    except UserError as error:
+        fault = str(error)
+    except Exception as error:
+        fault = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+    faults = exchange(f"{name()}: {fault}" if fault else "")
+    if any(faults):
+        raise UserError("; ".join(fault for fault in faults if fault))
+    return result  # type: ignore[return-value]  # only None where there was a fault
+
+
+def in_turn(function: Callable[[], Result]) -> Result:
+    """The function's result, on the first host and then on the others: what it writes to the shared disk is there."""
+    if count() == 1:
+        return function()
+    result = together(function if first() else lambda: None)
+    others = together((lambda: None) if first() else function)
+    return result if first() else others  # type: ignore[return-value]
+
+
+def from_first(mine: Result) -> Result:
+    """What the first host gives, on every host."""
+    return exchange(mine if first() else None)[0]
+
+
+def dealt(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[Result]]) -> list[Result]:
+    """`function(items)`, of which each host does its part: an item's result must not depend on the others."""
+    of = count()
+    found: list[Any] = [None] * len(items)
+    for host, part in enumerate(together(lambda: exchange(list(function(items[jax.process_index() :: of]))))):
+        found[host::of] = part
+    return found
+
+
+def own(tree: Any) -> Any:
+    """The arrays as this host's own, whole, on its first device; what is its own already stays as it is."""
+
+    def each(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        whole = jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())  # type: ignore[attr-defined]
+        return (x if x.is_fully_replicated else _copied(whole)(x)).addressable_data(0)
+
+    return jax.tree.map(each, tree)
+
+
+def _copied(sharding: Any) -> Any:
+    return jax.jit(lambda x: x, out_shardings=sharding)
+
+
+def check(config: str, versions: dict[str, str]) -> str:
+    """Before training: every host has the same versions and the same experiment, and their devices add up.
+
+    A line that says so, or "" for a single process. Raises UserError that names the host and the difference.
+    """
+    if count() == 1:
+        return ""
+    mine = {"experiment": hashlib.sha256(config.encode()).hexdigest()[:12], **versions}
+    mine["devices"] = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
+    all_hosts = exchange((name(), mine))
+    _, expected = all_hosts[0]
+    wrong = [
+        f"{host} has {key} {theirs.get(key)}, {all_hosts[0][0]} has {value}"
+        for host, theirs in all_hosts
+        for key, value in expected.items()
+        if theirs.get(key) != value
+    ]
+    if wrong:
+        raise UserError(f"the hosts differ: {'; '.join(wrong)}: install and start the same on all of them")
+    began = time.perf_counter()
+    added = multihost_utils.process_allgather(np.ones(1, np.int32)).sum()
+    if added != count():
+        raise UserError(f"{name()}: the devices of {count()} hosts added up {added} ones: see to the network")
+    seconds = time.perf_counter() - began
+    return f"{count()} hosts of {mine['devices']}, experiment {mine['experiment']}; they add up in {seconds:.2f} s"
+
+
+@contextlib.contextmanager
+def losses_told() -> Iterator[None]:
+    """A computation that failed because another process went away ends this one, by `leave`: there is no going on."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if count() == 1 or "RESOURCE_EXHAUSTED" in text:
+            raise
+        leave(f"the other hosts cannot be reached any more: {text.splitlines()[0]}")
+
+
+class Watchdog:
+    """Ends the process where `alive` is not called for so many seconds (0: never): then another host hangs, or this."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> "Watchdog":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+    def alive(self) -> None:
+        """A step is done: count anew."""
+        self.stop()
+        if self.seconds:
+            self._timer = threading.Timer(self.seconds, self._end)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def stop(self) -> None:
+        """No more steps are expected."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end(self) -> None:
+        import faulthandler
+
+        leave(f"no step for {self.seconds:g} s; where each thread is:", faulthandler.dump_traceback)
+
+
+def leave(reason: str, last_words: Callable[[], None] | None = None) -> None:
+    """End this process at once, without waiting for the others, which may never answer."""
+    print(f"jaxlm: {name()}: {reason}", file=sys.stderr, flush=True)
+    if last_words:
+        last_words()
+    print("jaxlm: start every process again: the run goes on from its last checkpoint", file=sys.stderr, flush=True)
+    os._exit(RESTART)
