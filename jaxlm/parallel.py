@@ -51,6 +51,9 @@ What is not here is split like a matrix (..., embed) if it has two dimensions or
 networks: a cut through the gates of a cell, which lie side by side, would move them at every step.
 """
 
+STATE_LETTERS = {"G": "heads"}
+"""Shape letter in the name of a field of a decoding state, as in `key_BGHCK` -> the name of that dimension."""
+
 FREE = "free"
 """The name of a dimension that `constrain` says nothing of."""
 
@@ -133,6 +136,28 @@ def constrain(x: Array, *names: str | None) -> Array:
     if mesh.size <= 1:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec_of(names, x.shape, mesh)))
+
+
+def constrain_state(state: Any) -> Any:
+    """A decoding state, constrained: its rows, and the heads of what is kept for each (see `STATE_LETTERS`)."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: constrain(x, *_state_names(path, x.ndim)), state)
+
+
+def state_layout(state: Any, mesh: Meshed) -> Any:
+    """Where each leaf of a decoding state lies."""
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, spec_of(_state_names(path, leaf.ndim), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _state_names(path: tuple, rank: int) -> tuple[str | None, ...]:
+    """The names of a leaf's dimensions, from the shape letters that end its own name; the first one is always rows."""
+    letters = _name(path).rpartition("_")[2]
+    if rank == 0 or len(letters) != rank or not letters.isupper():
+        return ("batch", *(None,) * rank)[:rank]
+    return ("batch", *(STATE_LETTERS.get(letter) for letter in letters[1:]))
 
 
 def shards_of(x: Any, name: str) -> int:

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 def add_machine_options(parser: Parser) -> None:
     """The options; none of them changes what is computed."""
-    text = "devices along each axis, as in data=2,fsdp=4 (axes: data, fsdp, sequence, tensor; -1: the rest)"
-    parser.add_argument("--mesh", type=_axes, metavar="AXES", help=text)
+    add_mesh_option(parser)
     text = "split the optimizer's state over data too: less memory, a little more traffic"
     parser.add_argument("--split-moments", action="store_true", help=text)
     text = "HOST:PORT of process 0, where nothing (Slurm, Open MPI, a TPU pod) tells the processes of each other"
@@ -24,6 +23,12 @@ def add_machine_options(parser: Parser) -> None:
     parser.add_argument("--process", type=whole(0), metavar="I", help="which one this is, from 0")
     text = "end the process if no step is done for so many minutes (default: never)"
     parser.add_argument("--hang", type=float, default=0.0, metavar="M", help=text)
+
+
+def add_mesh_option(parser: Parser) -> None:
+    """`--mesh`."""
+    text = "devices along each axis, as in data=2,fsdp=4 (axes: data, fsdp, sequence, tensor; -1: the rest)"
+    parser.add_argument("--mesh", type=_axes, metavar="AXES", help=text)
 
 
 def read_machine(options: argparse.Namespace) -> tuple["Machine", "Peers | None"]:
