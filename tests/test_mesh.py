@@ -17,6 +17,7 @@ from jaxlm.leaves import named_leaves
 from jaxlm.models.decoder import Decoder
 from jaxlm.parallel import arranged, constrain, layout, left_whole, make_mesh, spec_of, with_sharding
 from jaxlm.placing import put_batch
+from jaxlm.train.machine import Machine
 from jaxlm.train.objective import NextToken
 from jaxlm.train.state import TrainState
 from jaxlm.train.step import make_step
@@ -185,6 +186,22 @@ def test_only_what_the_table_says_is_gathered(mesh):
     if mesh == "data":
         size = sum(leaf.size for leaf in jax.tree.leaves(shapes)) * 4
         assert size <= told["all-reduce"]["bytes"] < 1.2 * size  # each gradient once
+
+
+def test_what_is_computed_twice():
+    """More products in the gradient the less is kept; the model's own word is kept where the machine has none."""
+    batch = subject("gpt2")[2][0]
+    params = jax.eval_shape(DECODER.init, jax.random.key(0), batch)["params"]
+
+    def products(remat):
+        model = Machine(remat=remat).placed(DECODER)
+        loss = lambda params: NextToken()(model, params, batch, None).total  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
+
+    none, dots, full = (products(remat) for remat in ("none", "dots", "full"))
+    assert products(None) == none < dots < full
+    with pytest.raises(UserError, match="RecurrentLM has no stack"):
+        Machine(remat="full").placed(FAMILIES["lstm_lm"])
 
 
 def test_loops_and_pairs_are_counted_once_each():

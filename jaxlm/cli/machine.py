@@ -17,6 +17,8 @@ def add_machine_options(parser: Parser) -> None:
     add_mesh_option(parser)
     text = "split the optimizer's state over data too: less memory, a little more traffic"
     parser.add_argument("--split-moments", action="store_true", help=text)
+    text = "compute again, in the backward pass, what of each layer (default: as the model says)"
+    parser.add_argument("--remat", choices=("none", "dots", "full"), help=text)
     text = "HOST:PORT of process 0, where nothing (Slurm, Open MPI, a TPU pod) tells the processes of each other"
     parser.add_argument("--coordinator", metavar="HOST:PORT", help=text)
     parser.add_argument("--processes", type=whole(1), metavar="N", help="how many processes there are")
@@ -36,7 +38,8 @@ def read_machine(options: argparse.Namespace) -> tuple["Machine", "Peers | None"
     from jaxlm.hosts import Peers
     from jaxlm.train.machine import Machine
 
-    machine = Machine(options.mesh, options.split_moments, options.threads, options.workers, 60 * options.hang)
+    feeding = options.threads, options.workers, 60 * options.hang
+    machine = Machine(options.mesh, options.split_moments, options.remat, *feeding)
     given = options.coordinator, options.processes, options.process
     if all(one is None for one in given):
         return machine, None

@@ -15,6 +15,13 @@ from jaxlm.nn.quantized import turned
 from jaxlm.parallel import all_but_gathered, constrain, gathered, shards_of
 from jaxlm.types import Array
 
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What may be kept for the backward pass, by the name of what is not."""
+
 
 class Stack(nn.Module):
     """`depth` copies of `block`, applied one after the other: block(x, *shared) -> x.
@@ -23,13 +30,14 @@ class Stack(nn.Module):
       block: the layer, an unbound Linen module.
       depth: number of layers, L.
       scan: compile one layer and scan over it, else unroll.
-      remat: recompute activations in the backward pass (all but matrix products without a batch axis are dropped).
+      remat: what of a layer's activations is computed again in the backward pass instead of kept (Chen et al. 2016):
+        nothing (False), all but the products with parameters ("dots", True), or everything ("full").
     """
 
     block: nn.Module
     depth: int
     scan: bool = False
-    remat: bool = False
+    remat: bool | str = False
 
     @nn.compact
     def __call__(self, x: Array, *shared: Any) -> Array:
@@ -51,7 +59,7 @@ class Stack(nn.Module):
             return _placed(block.apply({"params": used}, x, *shared, rngs=rngs))
 
         if self.remat:
-            layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+            layer = jax.checkpoint(layer, policy=REMAT["dots" if self.remat is True else self.remat])
         elif shards_of(x, "embed") > 1:
             layer = jax.checkpoint(layer, policy=all_but_gathered)
         if self.scan and not isinstance(params_L, tuple):

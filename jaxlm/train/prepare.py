@@ -83,7 +83,7 @@ def prepare(experiment: Experiment, folder: Path, note: Any, machine: Machine = 
     if mesh.size > 1:
         note(_laid_out(mesh, left_whole(abstract.params, mesh)))
     rate = experiment.optimizer.schedule.build(experiment.steps)
-    parts = experiment.model, experiment.objective, optimizer, rate, experiment.seed
+    parts = machine.placed(experiment.model), experiment.objective, optimizer, rate, experiment.seed
     step = make_step(*parts, experiment.accumulate, experiment.ema, mesh, machine.split_moments)
     places = layout(abstract, mesh, machine.split_moments)
     abstract, create_state = with_sharding(abstract, places), jax.jit(new, out_shardings=places)
