@@ -54,9 +54,11 @@ def connect(peers: Peers | None = None) -> None:
     """
     if jax.distributed.is_initialized() or (peers is None and not started_by()):
         return
-    named = {} if peers is None else {
-        "coordinator_address": peers.coordinator, "num_processes": peers.processes, "process_id": peers.process
-    }  # fmt: skip
+    named: dict[str, Any] = {}
+    if peers is not None:
+        named = {
+            "coordinator_address": peers.coordinator, "num_processes": peers.processes, "process_id": peers.process,
+        }  # fmt: skip
     try:
         jax.distributed.initialize(**named)
     except (RuntimeError, ValueError) as error:
@@ -108,7 +110,8 @@ def exchange(mine: Any) -> list[Any]:
         return [mine]
     from jax._src.distributed import global_state
 
-    client, call = global_state.client, next(_calls)
+    client: Any = global_state.client
+    call = next(_calls)
     text = base64.b85encode(pickle.dumps(mine)).decode()
     pieces = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
     for index, piece in enumerate([str(len(pieces)), *pieces]):

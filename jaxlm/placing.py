@@ -42,7 +42,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(x) * of, *x.shape[1:]), x.dtype), batch)
 
     def put(x: Any, whole: Any, sharding: NamedSharding) -> Array:
-        def held(at: tuple[slice, ...]) -> Any:
+        def held(at: Any) -> Any:
             begin, end, _ = at[0].indices(whole.shape[0])
             return x[begin - index * len(x) : end - index * len(x), *at[1:]]
 

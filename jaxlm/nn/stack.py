@@ -56,7 +56,8 @@ class Stack(nn.Module):
         def layer(x, params, key):
             rngs = None if key is None else {"dropout": key}
             used = gathered(params, getattr(block, "dtype", None))
-            return _placed(block.apply({"params": used}, x, *shared, rngs=rngs))
+            after: Any = block.apply({"params": used}, x, *shared, rngs=rngs)
+            return _placed(after)
 
         if self.remat:
             layer = jax.checkpoint(layer, policy=REMAT["dots" if self.remat is True else self.remat])

@@ -28,8 +28,8 @@ def signals() -> Iterator[threading.Event]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM) if hosts.count() == 1 else (signal.SIGINT,):
-            old[int(number)] = signal.signal(number, stop)
+        for number in map(int, (signal.SIGINT, signal.SIGTERM) if hosts.count() == 1 else (signal.SIGINT,)):
+            old[number] = signal.signal(number, stop)
     try:
         yield stopped
     finally:
