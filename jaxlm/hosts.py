@@ -8,6 +8,7 @@ import base64
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import itertools
 import os
 import pickle
@@ -38,6 +39,10 @@ PIECE = 2**20
 _calls = itertools.count()
 
 
+class Agreed(UserError):
+    """A mistake that every host has heard of, and raises."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Peers:
     """Where the processes meet, said by flags: HOST:PORT of process 0, how many there are, which one this is."""
@@ -59,31 +64,31 @@ def connect(peers: Peers | None = None) -> None:
         named = {
             "coordinator_address": peers.coordinator, "num_processes": peers.processes, "process_id": peers.process,
         }  # fmt: skip
+    starter = "--coordinator" if peers else started_by()
     try:
         jax.distributed.initialize(**named)
     except (RuntimeError, ValueError) as error:
-        said = f"process {peers.process}" if peers else f"a process started by {started_by()}"
+        if starter == TPU and isinstance(error, ValueError):
+            return  # a machine with a TPU that belongs to no pod
+        which = f"process {peers.process} of {peers.processes}" if peers else "this process"
         raise UserError(
-            f"{said} on {platform.node()} did not meet the others{f' at {peers.coordinator}' if peers else ''}: "
-            f"{str(error).splitlines()[0]}: see that every process runs and can reach the coordinator's port"
+            f"{which} on {platform.node()} did not meet the others ({starter}): {str(error).splitlines()[0]}: see that "
+            "every process runs and can reach the coordinator's port"
         ) from error
 
 
+TPU = "a TPU pod"
+
+
 def started_by() -> str:
-    """What has started several processes, or "" where nothing has: Slurm's `srun`, Open MPI, a TPU pod."""
-    seen = os.environ.get
-    if int(seen("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    """What may have started several processes, or "": Slurm's `srun`, Open MPI, or a pod, wherever there is a TPU."""
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return "Slurm"
-    if int(seen("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
         return "Open MPI"
-    on_tpu = any(Path(name).exists() for name in ("/dev/accel0", "/dev/vfio/0")) and not _platform().startswith("cpu")
-    if on_tpu and (seen("TPU_WORKER_HOSTNAMES", "").count(",") or int(seen("MEGASCALE_NUM_SLICES", "1")) > 1):
-        return "a TPU pod"
-    return ""
-
-
-def _platform() -> str:
-    return os.environ.get("JAX_PLATFORMS", "")
+    chips = any(Path(name).exists() for name in ("/dev/accel0", "/dev/vfio/0"))
+    wanted = not os.environ.get("JAX_PLATFORMS", "").startswith(("cpu", "cuda"))
+    return TPU if chips and wanted and importlib.util.find_spec("libtpu") else ""
 
 
 def count() -> int:
@@ -130,7 +135,7 @@ def exchange(mine: Any) -> list[Any]:
 def together(function: Callable[[], Result]) -> Result:
     """The function's result, once every host has one. Where it fails on some host it fails on all, and names the host.
 
-    Raises UserError.
+    Raises Agreed.
     """
     if count() == 1:
         return function()
@@ -144,7 +149,7 @@ def together(function: Callable[[], Result]) -> Result:
         traceback.print_exc()
     faults = exchange(f"{name()}: {fault}" if fault else "")
     if any(faults):
-        raise UserError("; ".join(fault for fault in faults if fault))
+        raise Agreed("; ".join(fault for fault in faults if fault))
     return result  # type: ignore[return-value]  # only None where there was a fault
 
 
@@ -190,7 +195,7 @@ def _copied(sharding: Any) -> Any:
 def check(config: str, versions: dict[str, str]) -> str:
     """Before training: every host has the same versions and the same experiment, and their devices add up.
 
-    A line that says so, or "" for a single process. Raises UserError that names the host and the difference.
+    A line that says so, or "" for a single process. Raises Agreed, which names the host and the difference.
     """
     if count() == 1:
         return ""
@@ -205,7 +210,7 @@ def check(config: str, versions: dict[str, str]) -> str:
         if theirs.get(key) != value
     ]
     if wrong:
-        raise UserError(f"the hosts differ: {'; '.join(wrong)}: install and start the same on all of them")
+        raise Agreed(f"the hosts differ: {'; '.join(wrong)}: install and start the same on all of them")
     began = time.perf_counter()
     added = multihost_utils.process_allgather(np.ones(1, np.int32)).sum()
     if added != count():
@@ -215,15 +220,19 @@ def check(config: str, versions: dict[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def losses_told() -> Iterator[None]:
-    """A computation that failed because another process went away ends this one, by `leave`: there is no going on."""
+def as_one() -> Iterator[None]:
+    """What fails here alone, or fails because another host went away, ends this process at once: the others, or this
+    one, would wait for ever. What all hosts agree on (see `together`) is raised as usual."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        text = str(error)
-        if count() == 1 or "RESOURCE_EXHAUSTED" in text:
+    except Agreed:
+        raise
+    except Exception as error:
+        if count() == 1:
             raise
-        leave(f"the other hosts cannot be reached any more: {text.splitlines()[0]}")
+        lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        leave(f"the other hosts are not reached any more: {reason}" if lost else reason, RESTART if lost else 1)
 
 
 class Watchdog:
@@ -255,13 +264,13 @@ class Watchdog:
     def _end(self) -> None:
         import faulthandler
 
-        leave(f"no step for {self.seconds:g} s; where each thread is:", faulthandler.dump_traceback)
+        faulthandler.dump_traceback()
+        leave(f"no step for {self.seconds:g} s; where each thread is stands above", RESTART)
 
 
-def leave(reason: str, last_words: Callable[[], None] | None = None) -> None:
+def leave(reason: str, code: int) -> None:
     """End this process at once, without waiting for the others, which may never answer."""
     print(f"jaxlm: {name()}: {reason}", file=sys.stderr, flush=True)
-    if last_words:
-        last_words()
-    print("jaxlm: start every process again: the run goes on from its last checkpoint", file=sys.stderr, flush=True)
-    os._exit(RESTART)
+    if code == RESTART:
+        print("jaxlm: start every process again: the run goes on from its last checkpoint", file=sys.stderr, flush=True)
+    os._exit(code)

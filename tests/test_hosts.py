@@ -147,7 +147,7 @@ def test_processes_train_as_one(count, mesh, alone, tmp_path):
     check_same(tmp_path / "run", alone)
     assert f"{count} hosts of 1 x cpu" in said[0][1]
     assert json.loads(said[0][0].splitlines()[-1])["step"] == 4
-    assert [out for out, _ in said[1:]] == [""] * (count - 1) and not any("loss" in err for _, err in said[1:]), said
+    assert not any("{" in out or "loss" in err for out, err in said[1:]), said
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     from jaxlm.train.loop import train
 
     folder = options.workdir or _default_workdir(options.experiment)
-    with hosts.losses_told():
+    with hosts.as_one():
         hosts.together(experiment.task.check)
         summary = train(experiment, folder, options.minutes, machine)
         interrupted = summary.get("stopped") == "interrupted"

@@ -16,11 +16,10 @@ from jaxlm.parallel import all_but_gathered, constrain, gathered, shards_of
 from jaxlm.types import Array
 
 REMAT = {
-    "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""What may be kept for the backward pass, by the name of what is not."""
+"""What is kept for the backward pass, by the values of `Stack.remat`."""
 
 
 class Stack(nn.Module):

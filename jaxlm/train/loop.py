@@ -44,6 +44,8 @@ def train(experiment: Experiment, folder: Path, minutes: float = 0.0, machine: M
         if met := hosts.check(json.dumps(config.to_json(experiment)), workdir.versions()):
             note(met)
         if hasattr(experiment.model, "fit"):
+            if hosts.count() > 1:
+                raise UserError("a model that is counted is counted by one process: start one")
             return fit(experiment, folder, note)
         prepared = prepare(experiment, folder, note, machine)
         checkpoints = Checkpoints(folder / "checkpoints", experiment.keep, keep_best=experiment.best)

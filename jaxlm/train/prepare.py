@@ -81,7 +81,7 @@ def prepare(experiment: Experiment, folder: Path, note: Any, machine: Machine = 
     _check_rows(batches.multiple, experiment.accumulate, batch_shards(mesh))
     note(_described(batches.statistics()))
     if mesh.size > 1:
-        note(_laid_out(mesh, left_whole(abstract.params, mesh)))
+        note(_laid_out(mesh, [*left_whole(abstract.params, mesh), *_long_rows(plan, mesh)]))
     rate = experiment.optimizer.schedule.build(experiment.steps)
     parts = machine.placed(experiment.model), experiment.objective, optimizer, rate, experiment.seed
     step = make_step(*parts, experiment.accumulate, experiment.ema, mesh, machine.split_moments)
@@ -115,6 +115,13 @@ def _check_rows(multiple: int, accumulate: int, devices: int) -> None:
             f"devices cannot share evenly: choose --batching.multiple (or .rows) {math.lcm(accumulate * devices, 8)}, "
             f"or give {fits} to the mesh for rows (--mesh data={fits})"
         )
+
+
+def _long_rows(plan: Any, mesh: Mesh) -> list[str]:
+    """A line about the lengths of batches that the axis `sequence` does not divide."""
+    lengths = {length for bucket in getattr(plan, "buckets", ()) for length in (bucket.source, bucket.target)}
+    odd = sorted(length for length in lengths if length % mesh.shape["sequence"])
+    return [f"batches of {', '.join(map(str, odd))} positions (by sequence={mesh.shape['sequence']})"] if odd else []
 
 
 def _laid_out(mesh: Mesh, whole: list[str]) -> str:
