@@ -4,14 +4,13 @@ Each process runs the same program over its own devices. What is said here goes 
 not over the devices, so that a host which is missing or fails can be named.
 """
 
-import base64
 import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import itertools
+import json
 import os
-import pickle
 import platform
 import sys
 import threading
@@ -107,7 +106,7 @@ def name() -> str:
 
 
 def exchange(mine: Any) -> list[Any]:
-    """What every host gives, in the order of the hosts: anything that can be pickled. All hosts have to call it.
+    """What every host gives, in the order of the hosts: anything that JSON can hold. All hosts have to call it.
 
     Raises UserError that names a host of which nothing is heard.
     """
@@ -117,7 +116,7 @@ def exchange(mine: Any) -> list[Any]:
 
     client: Any = global_state.client
     call = next(_calls)
-    text = base64.b85encode(pickle.dumps(mine)).decode()
+    text = json.dumps(mine)
     pieces = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
     for index, piece in enumerate([str(len(pieces)), *pieces]):
         client.key_value_set(f"jaxlm/{call}/{jax.process_index()}/{index}", piece)
@@ -129,7 +128,7 @@ def exchange(mine: Any) -> list[Any]:
             raise UserError(f"{name()} has not heard of host {host} for {PATIENCE} s: see its log") from error
 
     said = ["".join(heard(host, 1 + index) for index in range(int(heard(host, 0)))) for host in range(count())]
-    return [pickle.loads(base64.b85decode(text)) for text in said]
+    return [json.loads(text) for text in said]
 
 
 def together(function: Callable[[], Result]) -> Result:
@@ -168,10 +167,11 @@ def from_first(mine: Result) -> Result:
 
 
 def dealt(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[Result]]) -> list[Result]:
-    """`function(items)`, of which each host does its part: an item's result must not depend on the others."""
+    """`function(items)`, each host doing its part: the result of an item (for JSON) must not depend on the others."""
     of = count()
     found: list[Any] = [None] * len(items)
-    for host, part in enumerate(together(lambda: exchange(list(function(items[jax.process_index() :: of]))))):
+    mine = together(lambda: list(function(items[jax.process_index() :: of])))
+    for host, part in enumerate(exchange(mine)):
         found[host::of] = part
     return found
 

@@ -78,7 +78,12 @@ def translate(
     """
     if hosts.count() > 1:
         own = hosts.own(params)
-        return hosts.dealt(lines, lambda some: _translated(model, own, tokenizer, some, search, progress))
+
+        def some_of(lines: Sequence[str]) -> list[list[dict]]:
+            found = _translated(model, own, tokenizer, lines, search, progress)
+            return [[vars(hypothesis) for hypothesis in hypotheses] for hypotheses in found]
+
+        return [[_from_json(said) for said in answers] for answers in hosts.dealt(lines, some_of)]
     return _translated(model, params, tokenizer, lines, search, progress)
 
 
@@ -101,6 +106,10 @@ def _translated(
         if progress:
             progress(int((row_B >= 0).sum()))
     return answers
+
+
+def _from_json(said: dict[str, Any]) -> Hypothesis:
+    return Hypothesis(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
 
 
 def _decoded(model: Any, params: Params, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
