@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 
 RESTART = 75
 """Exit code of a process that lost another one: all are to be started again, and go on from the last checkpoint."""
+LOST = ("UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "INTERNAL")
+"""How errors begin that XLA raises, of one kind or another, where a collective found nobody at the other end."""
 PATIENCE = 3600
 """Seconds that a host waits for what another has to say: one host may be encoding the data."""
 PIECE = 2**20
@@ -230,7 +232,7 @@ def as_one() -> Iterator[None]:
     except Exception as error:
         if count() == 1:
             raise
-        lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+        lost = str(error).startswith(LOST)
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error).splitlines()[0]}"
         leave(f"the other hosts are not reached any more: {reason}" if lost else reason, RESTART if lost else 1)
 

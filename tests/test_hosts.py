@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from jaxlm.data.collate import Batches, HostRows
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.windows import Windows
 
-ENDLESS = "--steps", 100000, "--checkpoint-every", 100000, "--evaluate-every", 100000
 TINY = str(Path(__file__).with_name("tiny_experiment.py")) + ":tiny"
 
 
@@ -98,12 +96,15 @@ def command(folder: Path, *words: object) -> list[str]:
     return [sys.executable, "-m", "jaxlm", "train", TINY, "--workdir", str(folder), *map(str, words)]
 
 
-def started(folder: Path, count: int, *words: object, of_last: tuple = ()) -> list[subprocess.Popen]:
-    """`jaxlm train` in so many processes; `of_last` are more words for the last one."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    told = "--coordinator", f"127.0.0.1:{port}", "--processes", count
+        return free.getsockname()[1]
+
+
+def started(folder: Path, count: int, *words: object, of_last: tuple = ()) -> list[subprocess.Popen]:
+    """`jaxlm train` in so many processes; `of_last` are more words for the last one."""
+    told = "--coordinator", f"127.0.0.1:{free_port()}", "--processes", count
     return [
         subprocess.Popen(
             command(folder, *told, "--process", index, *words, *(of_last if index == count - 1 else ())),
@@ -169,35 +170,36 @@ def test_a_host_that_differs_is_named(tmp_path):
     assert all("host 1 of 2" in err and "has experiment" in err for _, err in said)
 
 
-@pytest.mark.slow
-def test_a_signal_to_one_stops_all(tmp_path):
-    """At one step, which is saved; the same command goes on."""
-    processes = started(
-        tmp_path / "run", 2, "--steps", 100000, "--checkpoint-every", 100000, "--evaluate-every", 100000
-    )
-    wait_for_a_step(tmp_path / "run")
-    processes[1].send_signal(signal.SIGTERM)
-    said = ended(processes, 130)
-    last = json.loads(said[0][0].splitlines()[-1])
-    assert last["stopped"] == "interrupted" and (tmp_path / "run" / "checkpoints" / str(last["step"])).is_dir()
+def mishap(kind: str) -> tuple[list[int], list[list[dict]], list[str]]:
+    """Exit codes, what was said and stderr of two processes of `host_program`."""
+    program = [sys.executable, str(Path(__file__).with_name("host_program.py"))]
+    pipes: dict = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    port = free_port()
+    processes = [subprocess.Popen([*program, str(index), str(port), kind], **pipes) for index in range(2)]
+    out, err = zip(*(process.communicate(timeout=300) for process in processes), strict=True)
+    said = [[json.loads(line) for line in text.splitlines() if line.startswith("{")] for text in out]
+    return [process.returncode for process in processes], said, list(err)
 
 
 @pytest.mark.slow
-def test_a_host_that_dies_ends_all(tmp_path):
-    """The others do not wait for it: they say so, and end with the code that asks for a restart."""
-    processes = started(
-        tmp_path / "run", 2, "--steps", 100000, "--checkpoint-every", 100000, "--evaluate-every", 100000
-    )
-    wait_for_a_step(tmp_path / "run")
-    processes[1].kill()
-    _, err = processes[0].communicate(timeout=120)
-    assert processes[0].returncode == hosts.RESTART, err
-    assert "host 0 of 2" in err and "start every process again" in err
-    processes[1].communicate()
+@pytest.mark.parametrize("kind, reason", [("SIGTERM", "interrupted"), ("SIGINT", "interrupted"), ("clock", "time")])
+def test_what_stops_one_stops_all_at_one_step(kind, reason):
+    """And before: they share rows and work, tell each other long texts, and hear of a fault on one of them."""
+    codes, said, _ = mishap(kind)
+    assert codes == [0, 0]
+    for index, (met, dealt, told, agreed, stopped) in enumerate(said):
+        assert met["share"] == [index, 2] and met["met"].startswith("2 hosts of 1 x cpu")
+        assert dealt["dealt"] == [["a", 0], ["b", 1], ["c", 0]]
+        assert told == {"long": [3_000_000, 3_000_001], "first": 0}
+        assert agreed["agreed"].startswith("host 1 of 2 (") and agreed["agreed"].endswith("): no data here")
+        assert stopped == {"stopped": reason, "step": said[0][-1]["step"]}
 
 
-def wait_for_a_step(folder: Path) -> None:
-    deadline = time.monotonic() + 300
-    while not (folder / "metrics.jsonl").is_file() or not (folder / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, code", [("SIGKILL", -9), ("full disk", 1)])
+def test_a_host_that_dies_ends_all(kind, code):
+    """The other does not wait for it: it says so, and ends with the code that asks for a restart."""
+    codes, _, err = mishap(kind)
+    assert codes == [hosts.RESTART, code]
+    assert "host 0 of 2" in err[0] and "are not reached" in err[0] and "start every process again" in err[0]
+    assert code < 0 or "jaxlm: host 1 of 2" in err[1] and "the disk is full" in err[1]
