@@ -1,6 +1,6 @@
 """Meshes: how they are asked for, what lies where, and that training on them is training on one device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from mesh_steps import FAMILIES, MESHES, OPTIMIZER, alone, difference, subject, trained
+from tiny_run import EXPERIMENT
 
 from jaxlm.axes import full_shape, parse_axes
 from jaxlm.checkpoint import Checkpoints
@@ -19,6 +20,7 @@ from jaxlm.parallel import arranged, constrain, layout, left_whole, make_mesh, s
 from jaxlm.placing import put_batch
 from jaxlm.train.machine import Machine
 from jaxlm.train.objective import NextToken
+from jaxlm.train.prepare import prepare
 from jaxlm.train.state import TrainState
 from jaxlm.train.step import make_step
 
@@ -186,6 +188,14 @@ def test_only_what_the_table_says_is_gathered(mesh):
     if mesh == "data":
         size = sum(leaf.size for leaf in jax.tree.leaves(shapes)) * 4
         assert size <= told["all-reduce"]["bytes"] < 1.2 * size  # each gradient once
+
+
+@pytest.mark.parametrize("rows, parts, cure", [(20, 1, r"\(--mesh data=4\)"), (24, 2, "data=4"), (8, 3, "24$")])
+def test_rows_that_devices_cannot_share(rows, parts, cure, tmp_path):
+    """The global batch is the experiment's: it does not change with the machine, so the machine has to fit it."""
+    batching = replace(EXPERIMENT.batching, tokens=6 * rows, multiple=rows)
+    with pytest.raises(UserError, match=f"multiples of {rows}, which {parts} .* on 8 devices.*{cure}"):
+        prepare(replace(EXPERIMENT, batching=batching, accumulate=parts), tmp_path, lambda text: None)
 
 
 def test_what_is_computed_twice():

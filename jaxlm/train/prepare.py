@@ -109,11 +109,11 @@ def _tokenizer(experiment: Experiment, folder: Path, note: Any) -> Tokenizer:
 def _check_rows(multiple: int, accumulate: int, devices: int) -> None:
     """The batches do not change with the machine, so it must be able to divide them."""
     if multiple % (accumulate * devices):
-        fits = math.gcd(multiple // math.gcd(multiple, accumulate), devices)
+        fits = 0 if multiple % accumulate else math.gcd(multiple // accumulate, devices)
         raise UserError(
             f"the rows of the batches are multiples of {multiple}, which {accumulate} micro-batches on {devices} "
-            f"devices cannot share evenly: choose --batching.multiple (or .rows) {math.lcm(accumulate * devices, 8)}, "
-            f"or give {fits} to the mesh for rows (--mesh data={fits})"
+            f"devices cannot share evenly: choose --batching.multiple (or .rows) {math.lcm(accumulate * devices, 8)}"
+            + (f", or split rows over {fits} devices alone (--mesh data={fits})" if fits else "")
         )
 
 
