@@ -24,7 +24,7 @@ def check_writable(folder: Path | str, bytes_needed: int = 0) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"probe")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write into {folder}: {error.strerror or error}: choose another --workdir or mend its permissions"

@@ -1,6 +1,6 @@
 """Losses as (sum, count) pairs: added over micro-batches, devices and segments, and divided once, last.
 
-Shape letters of this file: G groups of rows, M = B T / G positions of a group, R of them in one chunk.
+Shape letters of this file: G groups of tokens, M = B T / G positions of a group, R of them in one chunk.
 """
 
 import math
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxlm.parallel import devices_of
+from jaxlm.parallel import FREE, constrain, shards_of
 from jaxlm.types import Array, State
 
 LOGITS_IN_FLIGHT = 2**21
@@ -41,18 +41,33 @@ def cross_entropy(
     the same pass, turns each chunk's logits into the gradient of its features and of the readout's parameters. Nothing
     is recomputed, nothing of size B x T x V is kept, whatever the readout is, and padding costs nothing.
 
-    Where rows may be spread over G devices, each of G groups of neighbouring rows is walked by itself and all in step,
-    so that no position leaves its device; the number of steps is that of the fullest group.
+    Where tokens may be spread over G devices, each of G groups of neighbours is walked by itself and all in step, so
+    that no position leaves its device, and what devices have in common is added up once, at the end. The number of
+    steps is that of the fullest group.
     """
-    groups = math.gcd(label_BT.shape[0], devices_of(features_BTD))
-    features, label_GM, valid_GM = (
-        x.reshape(groups, -1, *x.shape[2:]) for x in (features_BTD, label_BT, valid_BT)
-    )  # fmt: skip
+    groups = [
+        math.gcd(size, shards_of(features_BTD, name))
+        for size, name in zip(label_BT.shape, ("batch", "sequence"), strict=True)
+    ]
+    features, label_GM, valid_GM = (_grouped(x, *groups) for x in (features_BTD, label_BT, valid_BT))
     vocab = jax.eval_shape(readout, features[:1, :1]).shape[-1]
     size = _chunk_size(label_GM.shape[1], vocab, features.shape[-1])
-    readout, weights = jax.closure_convert(readout, features[:, :size])
+    readout, weights = jax.closure_convert(readout, features[:1, :size])
     total, nll = _chunked(readout, smoothing, size, weights, features, label_GM, valid_GM)
     return Loss(total, nll, valid_BT.sum(dtype=jnp.float32))
+
+
+def _grouped(x: Array, by_row: int, by_position: int) -> Array:
+    """(B, T, ...) -> (G, M, ...), the groups in the order in which devices hold rows and positions."""
+    (rows, length), more = x.shape[:2], x.shape[2:]
+    if by_position == 1:
+        return x.reshape(by_row, -1, *more)
+    x = x.reshape(by_row, rows // by_row, by_position, length // by_position, *more)
+    return _by_group(jnp.swapaxes(x, 1, 2).reshape(by_row * by_position, -1, *more))
+
+
+def _by_group(x: Array) -> Array:
+    return constrain(x, "group", *(FREE,) * (x.ndim - 1))
 
 
 def _chunk_size(positions: int, vocab: int, width: int) -> int:
@@ -67,10 +82,13 @@ def _chunk_size(positions: int, vocab: int, width: int) -> int:
 
 @struct.dataclass
 class _Walk:
-    """What the loop over chunks carries. `d_features` is in the order of the walk; gradients may be None."""
+    """What the loop over chunks carries. `d_features` is in the order of the walk, `d_weights` has each group's part.
 
-    total: Array
-    nll: Array
+    Gradients may be None.
+    """
+
+    total_G: Array
+    nll_G: Array
     d_features: Array | None = None
     d_weights: Any = None
 
@@ -99,48 +117,76 @@ _take = jax.vmap(lambda x, index_M: jnp.take(x, index_M, axis=0, mode="clip"))
 
 
 def _sums(logits_GRV: Array, label_GR: Array, valid_GR: Array, smoothing: float) -> tuple[Array, Array, Array, Array]:
-    """Smoothed and plain sums of one chunk; exp(logits - highest) and its sum over V, of which the gradient is made."""
+    """Smoothed and plain sums of one chunk (G,); exp(logits - highest) and its sum over V, of which the gradient is."""
     highest_GR1 = logits_GRV.max(-1, keepdims=True)
     exp_GRV = jnp.exp(logits_GRV - highest_GR1)
     sum_GR = exp_GRV.sum(-1)
     log_z_GR = jnp.log(sum_GR) + highest_GR1[..., 0]
     picked_GR = jnp.take_along_axis(logits_GRV, label_GR[..., None], axis=-1)[..., 0]
-    total = nll = jnp.sum(jnp.where(valid_GR, log_z_GR - picked_GR, 0.0))
+    total_G = nll_G = jnp.where(valid_GR, log_z_GR - picked_GR, 0.0).sum(1)
     if smoothing:
-        uniform = jnp.sum(jnp.where(valid_GR, log_z_GR - logits_GRV.mean(-1), 0.0))
-        total = (1.0 - smoothing) * nll + smoothing * uniform
-    return total, nll, exp_GRV, sum_GR
+        uniform_G = jnp.where(valid_GR, log_z_GR - logits_GRV.mean(-1), 0.0).sum(1)
+        total_G = (1.0 - smoothing) * nll_G + smoothing * uniform_G
+    return total_G, nll_G, exp_GRV, sum_GR
+
+
+def _logits(readout: Callable, features: Array, weights: Any) -> Array:
+    """(G, R, V) from a readout that takes one group, (1, R, D)."""
+    if len(features) == 1:
+        return readout(features, *weights)
+    return jax.vmap(lambda features: readout(features[None], *weights)[0])(features)
+
+
+def _pullback(readout: Callable, features: Array, weights: Any) -> tuple[Array, Callable]:
+    """`_logits`, and what gives the gradients of the features and, each group's own part (G, ...), of the weights."""
+
+    def one(features: Array, d_logits_RV: Array) -> tuple[Array, Any]:
+        return jax.vjp(lambda x, w: readout(x[None], *w)[0], features, weights)[1](d_logits_RV)
+
+    if len(features) > 1:
+        return _logits(readout, features, weights), lambda d_logits_GRV: jax.vmap(one)(features, d_logits_GRV)
+    logits_GRV, pull = jax.vjp(lambda x, w: readout(x, *w), features, weights)
+
+    def alone(d_logits_GRV: Array) -> tuple[Array, Any]:
+        d_features, d_weights = pull(d_logits_GRV)
+        return d_features, jax.tree.map(lambda d_weights: d_weights[None], d_weights)
+
+    return logits_GRV, alone
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _chunked(readout, smoothing, size, weights, features, label_GM, valid_GM):
     def chunk(walk, first, features, label_GR, valid_GR):
-        total, nll, *_ = _sums(readout(features, *weights), label_GR, valid_GR, smoothing)
-        return _Walk(walk.total + total, walk.nll + nll)
+        total_G, nll_G, *_ = _sums(_logits(readout, features, weights), label_GR, valid_GR, smoothing)
+        return _Walk(walk.total_G + total_G, walk.nll_G + nll_G)
 
-    walk = _walk(chunk, size, features, label_GM, valid_GM, _Walk(jnp.zeros(()), jnp.zeros(())))
-    return walk.total, walk.nll
+    zeros_G = jnp.zeros(len(features))
+    walk = _walk(chunk, size, features, label_GM, valid_GM, _Walk(zeros_G, zeros_G))
+    return walk.total_G.sum(), walk.nll_G.sum()
 
 
 def _chunked_forward(readout, smoothing, size, weights, features, label_GM, valid_GM):
     def chunk(walk, first, features, label_GR, valid_GR):
-        logits_GRV, pullback = jax.vjp(lambda x, w: readout(x, *w), features, weights)
-        total, nll, exp_GRV, sum_GR = _sums(logits_GRV, label_GR, valid_GR, smoothing)
+        logits_GRV, pull = _pullback(readout, features, weights)
+        total_G, nll_G, exp_GRV, sum_GR = _sums(logits_GRV, label_GR, valid_GR, smoothing)
         one_GR = valid_GR.astype(logits_GRV.dtype)
         rest = smoothing / logits_GRV.shape[-1]
         hit_GRV = jax.lax.broadcasted_iota(label_GR.dtype, logits_GRV.shape, 2) == label_GR[..., None]
         hit_GR1, miss_GR1 = (one_GR * (1.0 - smoothing + rest))[..., None], (one_GR * rest)[..., None]
         d_logits_GRV = exp_GRV * (one_GR / sum_GR)[..., None] - jnp.where(hit_GRV, hit_GR1, miss_GR1)
-        d_part, d_weights = pullback(d_logits_GRV)
+        d_part, d_weights = pull(d_logits_GRV)
         d_features = jax.lax.dynamic_update_slice_in_dim(walk.d_features, d_part, first, 1)
-        return _Walk(walk.total + total, walk.nll + nll, d_features, jax.tree.map(jnp.add, walk.d_weights, d_weights))
+        d_weights = jax.tree.map(lambda some, more: _by_group(some + more), walk.d_weights, d_weights)
+        return _Walk(walk.total_G + total_G, walk.nll_G + nll_G, d_features, d_weights)
 
     spare = [(0, 0), (0, -label_GM.shape[1] % size)] + [(0, 0)] * (features.ndim - 2)
-    d_features, d_weights = jnp.pad(jnp.zeros_like(features), spare), jax.tree.map(jnp.zeros_like, weights)
-    begin = _Walk(jnp.zeros(()), jnp.zeros(()), d_features, d_weights)
+    zeros_G, d_features = jnp.zeros(len(features)), jnp.pad(jnp.zeros_like(features), spare)
+    d_weights = jax.tree.map(lambda w: _by_group(jnp.zeros_like(w, shape=(len(features), *w.shape))), weights)
+    begin = _Walk(zeros_G, zeros_G, d_features, d_weights)
     walk = _walk(chunk, size, features, label_GM, valid_GM, begin)
     place_GM = jnp.argsort(_valid_first(valid_GM), axis=1)
-    return (walk.total, walk.nll), (walk.d_weights, _take(walk.d_features, place_GM))
+    d_weights = jax.tree.map(lambda d_weights_G: d_weights_G.sum(0), walk.d_weights)
+    return (walk.total_G.sum(), walk.nll_G.sum()), (d_weights, _take(walk.d_features, place_GM))
 
 
 def _chunked_backward(readout, smoothing, size, residuals: Any, cotangents: tuple[Array, Array]):

@@ -1,43 +1,271 @@
 """The one place that knows devices: which array lies where. Layers and losses never mention a mesh.
 
-Today's table has one axis, "data": rows of a batch are split over it, everything else is on every device. The sums and
-counts of a loss then add up over devices by themselves, since `jit` sees global arrays.
+An array's dimensions have names (`batch`, `heads`, `embed`, ...), and `RULES` says over which axes of the mesh (see
+`jaxlm.axes`) each is split. Of parameters, and of everything shaped like them, `LEAVES` has the names by path; of
+activations, `constrain` is told them. `jit` sees global arrays, so sums over a dimension that is split add up over
+devices by themselves. Where axes do not divide a dimension it is split over the first of them, or left whole.
+
+No mesh is passed around: an array knows its own, also while it is being traced, and without one nothing here does
+anything.
 """
 
+import functools
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA = "data"
+from jaxlm.axes import AXES, DATA, FSDP, SEQUENCE, TENSOR, full_shape
+from jaxlm.errors import UserError
+from jaxlm.types import Array
+
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": (DATA, FSDP),
+    "sequence": (SEQUENCE,),
+    "group": (DATA, FSDP, SEQUENCE),  # of neighbouring tokens: see `jaxlm.losses`
+    "vocab": (TENSOR,),
+    "heads": (TENSOR,),
+    "hidden": (TENSOR,),
+    "embed": (FSDP,),
+}
+"""Name of a dimension -> the axes of the mesh that it is split over. A name that is not here is not split."""
+
+LEAVES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"attention/(query|key|value)/kernel", ("embed", "heads")),
+    (r"attention/(query|key|value)/bias", ("heads",)),
+    (r"attention/out/kernel", ("heads", "embed")),
+    (r"ffn/(up|gate)/kernel", ("embed", "hidden")),
+    (r"ffn/(up|gate)/bias", ("hidden",)),
+    (r"ffn/down/kernel", ("hidden", "embed")),
+    (r"(source_embedding|embedding|output)", ("vocab", "embed")),
+    (r"output_bias", ("vocab",)),
+)
+"""The end of a parameter's path -> the names of its dimensions. A stack of layers has one more in front.
+
+What is not here is split like a matrix (..., embed) if it has two dimensions or more. So are those of recurrent
+networks: a cut through the gates of a cell, which lie side by side, would move them at every step.
+"""
+
+STATE_LETTERS = {"G": "heads"}
+"""Shape letter in the name of a field of a decoding state, as in `key_BGHCK` -> the name of that dimension."""
+
+FREE = "free"
+"""The name of a dimension that `constrain` says nothing of."""
+
+Meshed = Mesh | AbstractMesh
+
+
+def make_mesh(asked: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of all of AXES over the devices (default: all), or over the first so many where fewer are asked for.
+
+    Raises UserError where the devices cannot be arranged so.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = full_shape(asked, len(devices))
+    size = math.prod(shape.values())
+    if size < len(devices) and jax.process_count() > 1:
+        raise UserError(
+            f"the mesh has {size} devices and the {jax.process_count()} processes {len(devices)}: "
+            "with several processes all devices take part, leave the size of one axis out"
+        )
+    return Mesh(arranged(devices[:size], shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arranged(devices: Sequence[Any], shape: dict[str, int]) -> np.ndarray:
+    """The devices as an array of that shape. Only `data`, or else `fsdp`, goes from slice to slice of TPUs: the network
+    between slices is slow. Raises UserError where neither divides by the number of slices."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True)
+    across = next((axis for axis in (DATA, FSDP) if shape[axis] % slices == 0), None)
+    if across is None:
+        raise UserError(
+            f"{slices} slices, and the mesh has data={shape[DATA]}, fsdp={shape[FSDP]}: one of them has to be a "
+            f"multiple of {slices}, since only these two go from slice to slice"
+        )
+    inside = shape | {across: shape[across] // slices}
+    outside = dict.fromkeys(shape, 1) | {across: slices}
+    return mesh_utils.create_hybrid_device_mesh(
+        tuple(inside.values()), tuple(outside.values()), devices, allow_split_physical_axes=True
+    )
+
+
+def batch_shards(mesh: Meshed) -> int:
+    """Over how many devices the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
 def data_mesh(devices: int | None = None) -> Mesh:
-    """A mesh of one axis over all devices, or the first so many."""
-    chosen = jax.devices()[:devices]
-    return jax.make_mesh((len(chosen),), (DATA,), axis_types=(AxisType.Auto,), devices=chosen)
+    """A mesh whose rows are dealt out to all devices, or to the first so many."""
+    return make_mesh({} if devices is None else {DATA: devices})
+
+
+def spec_of(names: Sequence[str | None], shape: Sequence[int], mesh: Meshed, without: str = "") -> PartitionSpec:
+    """How an array with dimensions of these names and sizes is split, but for the axis `without`."""
+
+    def axes_of(name: str | None, size: int) -> Any:
+        if name == FREE:
+            return PartitionSpec.UNCONSTRAINED
+        axes = tuple(a for a in RULES.get(name or "", ()) if a != without and mesh.shape.get(a, 1) > 1)
+        while axes and size % math.prod(mesh.shape[axis] for axis in axes):
+            axes = axes[:-1]
+        return axes or None
+
+    parts = [axes_of(*dimension) for dimension in zip(names, shape, strict=True)]
+    while parts and parts[-1] is None:  # as JAX writes the sharding of what a jitted function returns
+        parts.pop()
+    return PartitionSpec(*parts)
+
+
+def leaf_names(path: str, rank: int) -> tuple[str | None, ...]:
+    """The names of the dimensions of a leaf, from the end of its path: `opt_state/0/mu/stack/layers/ffn/up/kernel`."""
+    rank -= (stacked := "layers" in path.split("/") and rank > 0)
+    found = (names for pattern, names in LEAVES if re.search(rf"(^|/){pattern}$", path) and len(names) == rank)
+    names = next(found, (None,) * (rank - 1) + ("embed",) if rank > 1 else (None,) * rank)
+    return (None,) * stacked + tuple(names)
+
+
+def constrain(x: Array, *names: str | None) -> Array:
+    """x, and while it is traced the word that its dimensions, so named, are split as `RULES` says."""
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.size <= 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec_of(names, x.shape, mesh)))
+
+
+def constrain_state(state: Any) -> Any:
+    """A decoding state, constrained: its rows, and the heads of what is kept for each (see `STATE_LETTERS`)."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: constrain(x, *_state_names(path, x.ndim)), state)
+
+
+def state_layout(state: Any, mesh: Meshed) -> Any:
+    """Where each leaf of a decoding state lies."""
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, spec_of(_state_names(path, leaf.ndim), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _state_names(path: tuple, rank: int) -> tuple[str | None, ...]:
+    """The names of a leaf's dimensions, from the shape letters that end its own name; the first one is always rows."""
+    letters = _name(path).rpartition("_")[2]
+    if rank == 0 or len(letters) != rank or not letters.isupper():
+        return ("batch", *(None,) * rank)[:rank]
+    return ("batch", *(STATE_LETTERS.get(letter) for letter in letters[1:]))
+
+
+def shards_of(x: Any, name: str) -> int:
+    """Over how many devices a dimension of that name may be split; 1 where that is not known."""
+    mesh = jax.typeof(x).sharding.mesh
+    return math.prod(mesh.shape.get(axis, 1) for axis in RULES[name])
+
+
+def gathered(params: Any, dtype: Any = None) -> Any:
+    """The parameters whole along `fsdp`, for use; their gradients come back split as the parameters are.
+
+    Kernels travel in `dtype`, that of the products that they are for. Layers of a stack are left: it gathers each when
+    its turn comes.
+    """
+
+    def each(path: tuple, leaf: Any) -> Any:
+        name, mesh = _name(path), jax.typeof(leaf).sharding.mesh
+        if mesh.shape.get(FSDP, 1) == 1 or "layers" in name.split("/"):
+            return leaf
+        names = leaf_names(name, leaf.ndim)
+        stored, used = (NamedSharding(mesh, spec_of(names, leaf.shape, mesh, axis)) for axis in ("", FSDP))
+        if stored == used:
+            return leaf
+        leaf = leaf.astype(dtype) if dtype is not None and name.endswith("kernel") else leaf
+        # Backwards, a gradient is first added up where it was made and then cut, like its parameter.
+        return jax.lax.with_sharding_constraint(_cut_gradient(stored, leaf), used)
+
+    return jax.tree_util.tree_map_with_path(each, params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cut_gradient(stored: NamedSharding, x: Array) -> Array:
+    return x
+
+
+_cut_gradient.defvjp(
+    lambda stored, x: (x, None), lambda stored, _, d_x: (jax.lax.with_sharding_constraint(d_x, stored),)
+)
+
+
+def all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Policy of `jax.checkpoint`: keep everything for the backward pass but gathered parameters."""
+    if primitive.name != "sharding_constraint":
+        return True
+    return any(FSDP in (part if isinstance(part, tuple) else (part,)) for part in params["sharding"].spec)
+
+
+def layout(state: Any, mesh: Meshed, split_moments: bool = False) -> Any:
+    """Where each leaf of a training state lies: parameters and all that is shaped like them by `LEAVES`, `carry` by
+    rows. With `split_moments` the optimizer's part is also split over `data` (Rajbhandari et al. 2020, stage 1)."""
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        name = _name(path)
+        if name.split("/")[0] == "carry":
+            return NamedSharding(mesh, spec_of(("batch", *(None,) * (leaf.ndim - 1)), leaf.shape, mesh))
+        spec = spec_of(leaf_names(name, leaf.ndim), leaf.shape, mesh)
+        if split_moments and name.startswith("opt_state/"):
+            spec = _split_further(spec, leaf.shape, mesh)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _split_further(spec: PartitionSpec, shape: Sequence[int], mesh: Meshed) -> PartitionSpec:
+    """The same, and the last dimension that can be is split over `data` too."""
+    parts = [*spec, *(None,) * (len(shape) - len(spec))]
+    for at in reversed(range(len(shape))):
+        more = (*(parts[at] or ()), DATA)
+        if shape[at] % math.prod(mesh.shape.get(axis, 1) for axis in more) == 0:
+            return PartitionSpec(*parts[:at], more, *parts[at + 1 : len(spec)])
+    return spec
+
+
+def left_whole(params: Any, mesh: Meshed) -> list[str]:
+    """A line for each parameter of which a dimension is left whole because its axes do not divide it."""
+    lines = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = leaf_names(_name(path), leaf.ndim)
+        spec = spec_of(names, leaf.shape, mesh)
+        for at, (name, size) in enumerate(zip(names, leaf.shape, strict=True)):
+            parts = {axis: mesh.shape[axis] for axis in RULES.get(name or "", ()) if mesh.shape[axis] > 1}
+            if parts and (at >= len(spec) or spec[at] is None):
+                asked = ", ".join(f"{axis}={count}" for axis, count in parts.items())
+                lines.append(f"{_name(path)} ({size} by {asked})")
+    return lines
 
 
 def split_rows(tree: Any, mesh: Mesh) -> Any:
-    """Axis 0 of every leaf over the mesh: batches and decoding states. Rows must divide by the devices."""
+    """Axis 0 of every leaf over the mesh: decoding states and their like. Rows must divide by the devices."""
     return jax.device_put(tree, rows(mesh))
 
 
 def rows(mesh: Mesh) -> NamedSharding:
     """The sharding of what has the batch as axis 0."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole: parameters, optimizer state, scalars."""
+    """The sharding of what every device holds whole: scalars."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def devices_of(x: Any) -> int:
-    """How many devices an array may be spread over, also while it is being traced; 1 where that is not known."""
-    return max(1, jax.typeof(x).sharding.mesh.size)
+def with_sharding(abstract: Any, sharding: Any) -> Any:
+    """ShapeDtypeStructs that say where they shall be restored to: all to one sharding, or each to its own."""
+    if isinstance(sharding, NamedSharding):
+        sharding = jax.tree.map(lambda _: sharding, abstract)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, sharding)
 
 
-def with_sharding(abstract: Any, sharding: NamedSharding) -> Any:
-    """ShapeDtypeStructs that say where they shall be restored to."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

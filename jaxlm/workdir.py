@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm import __version__, config
+from jaxlm import __version__, config, hosts
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.data.collate import WORD_LENGTH
 from jaxlm.data.tokenizer import load_tokenizer
@@ -71,7 +71,9 @@ def claim(folder: Path, experiment: Experiment) -> bool:
 
 
 def write_record(folder: Path, experiment: Experiment) -> None:
-    """The run's identity and, for the reader, what it was started with."""
+    """The run's identity and, for the reader, what it was started with. Of several processes the first one writes."""
+    if jax.process_index() > 0:
+        return
     record = {"experiment": config.to_json(experiment), "versions": versions(), "git": _git()}
     partial = folder / f".{RECORD}.partial"
     partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -120,7 +122,7 @@ def load(folder: Path, average: int | None = None, step: int | None = None, merg
             steps = [step]
     if merge and experiment.tuning.lora:
         params = merged(params)
-    return Trained(experiment, tokenizer, params, steps)
+    return Trained(experiment, tokenizer, hosts.own(params), steps)
 
 
 def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:

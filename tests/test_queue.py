@@ -11,6 +11,7 @@ from jaxlm.decode import queue
 from jaxlm.decode.beam import beam_search
 from jaxlm.decode.options import Beam
 from jaxlm.decode.queue import search_queue
+from jaxlm.parallel import layout, make_mesh
 from jaxlm.types import Batch
 
 ROWS = examples(23, low=1, high=6)
@@ -30,19 +31,29 @@ def sources(rows):
     return Batch(source_BS=np.concatenate([batch.source_BS, pad]), source_valid_BS=valid), limit
 
 
-@pytest.mark.parametrize("name", ["pre", pytest.param("seq2seq_additive_feeding", marks=pytest.mark.slow)])
-def test_a_queue_is_a_batch(name):
-    """23 rows of different limits through 5 places, 2 at a time, against all at once."""
+@pytest.mark.parametrize(
+    "name, places, mesh",
+    [
+        ("pre", 5, None),
+        pytest.param("seq2seq_additive_feeding", 5, None, marks=pytest.mark.slow),
+        pytest.param("pre", 8, {"data": 4, "tensor": 2}, marks=pytest.mark.slow),
+        pytest.param("seq2seq_dot", 8, {"fsdp": 8}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_queue_is_a_batch(name, places, mesh):
+    """23 rows of different limits through a few places, 2 at a time, against all at once; on a mesh the same."""
     model = ZOO[name].model
     params = jax.tree.map(lambda leaf: 3 * leaf, params_of(model))
     batch, _ = sources(range(len(ROWS)))
     bos_B1 = np.full((len(ROWS), 1), BOS)
     expected = jax.device_get(beam_search(model, params, batch, bos_B1, bos_B1 > 0, LIMIT_B, length=LENGTH, beam=BEAM))
+    if mesh:
+        params = jax.device_put(params, layout(params, make_mesh(mesh)))
     order = np.random.default_rng(1).permutation(len(ROWS))
     before = None
     for count in (len(ROWS), 4):  # the second time nothing is compiled, whatever is in the queue
         seen = []
-        asked = model, params, order[:count], sources, 5, 2
+        asked = model, params, order[:count], sources, places, 2
         for rows, found in search_queue(*asked, length=LENGTH, begin_with=BOS, beam=BEAM, stop=(3,)):
             seen += rows.tolist()
             np.testing.assert_array_equal(found["tokens_BNT"], expected.tokens_BNT[rows])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxlm.cli import output
+from jaxlm.cli.machine import add_machine_options, read_machine
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.usage import VERBS, whole
 
@@ -25,20 +26,23 @@ INTERRUPTED = 130
 def main(argv: list[str]) -> int:
     """Train; 130 if it was interrupted."""
     experiment, options = _parser().parse_experiment(argv, _with_bad_lines)
-    from jaxlm import runtime
+    from jaxlm import hosts, runtime
 
     runtime.prepare()
+    machine, peers = read_machine(options)
+    hosts.connect(peers)
     from jaxlm.train.loop import train
 
     folder = options.workdir or _default_workdir(options.experiment)
-    experiment.task.check()
-    summary = train(experiment, folder, options.threads, options.workers, options.minutes)
-    interrupted = summary.get("stopped") == "interrupted"
-    if not interrupted:
-        summary |= _judged(folder)
+    with hosts.as_one():
+        hosts.together(experiment.task.check)
+        summary = train(experiment, folder, options.minutes, machine)
+        interrupted = summary.get("stopped") == "interrupted"
+        summary |= {} if interrupted else _judged(folder)
     summary |= {"workdir": str(folder), "seconds": round(runtime.seconds_since_start(), 3)}
-    output.emit(output.to_json(summary))
-    if interrupted:
+    if hosts.first():
+        output.emit(output.to_json(summary))
+    if interrupted and hosts.first():
         command = shlex.join(["jaxlm", "train", *argv])
         output.note(f"interrupted at step {summary['step']}, which is saved; this goes on from there:\n  {command}")
     return INTERRUPTED if interrupted else 0
@@ -69,6 +73,7 @@ def _parser() -> ExperimentParser:
     parser.add_argument("--workers", type=whole(0), default=0, metavar="N", help="processes that make batches")
     text = "stop after so many minutes: evaluate, save, and score the test split"
     parser.add_argument("--minutes", type=_minutes, default=0.0, metavar="M", help=text)
+    add_machine_options(parser)
     return parser
 
 
@@ -106,7 +111,7 @@ def _replaced(value: Any, field: str, new: Any) -> Any:
 
 def _judged(folder: Path) -> dict[str, Any]:
     """Test scores of the parameters that `evaluate` and `predict` use, and a few answers on stdout."""
-    from jaxlm import workdir
+    from jaxlm import hosts, workdir
 
     trained = workdir.load(folder)
     task, model = trained.experiment.task, trained.experiment.model
@@ -114,8 +119,10 @@ def _judged(folder: Path) -> dict[str, Any]:
     with output.bar(task.count("test")) as progress:
         scores = task.evaluate(model, trained.params, trained.tokenizer, "test", progress)
     scores |= clock.rates(scores["lines"])
-    for line in task.samples(model, trained.params, trained.tokenizer, SAMPLES):
-        output.emit(line)
+    lines = list(task.samples(model, trained.params, trained.tokenizer, SAMPLES))
     found = {"checkpoints": trained.steps, "test": scores}
-    (folder / workdir.TEST).write_text(output.to_json(found) + "\n", encoding="utf-8")
+    if hosts.first():
+        for line in lines:
+            output.emit(line)
+        (folder / workdir.TEST).write_text(output.to_json(found) + "\n", encoding="utf-8")
     return found

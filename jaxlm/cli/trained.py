@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxlm.cli.machine import add_mesh_option
 from jaxlm.cli.usage import Parser, Usage, whole
 from jaxlm.errors import UserError
 
@@ -26,6 +27,7 @@ def workdir_parser(verb: str, summary: str, **options: Any) -> Parser:
     which.add_argument("--step", type=whole(0), metavar="K", help="use the checkpoint of step K")
     text = "source positions a batch (default: as the experiment says)"
     parser.add_argument("--batch-tokens", type=whole(1), metavar="N", help=text)
+    add_mesh_option(parser)
     return parser
 
 
@@ -62,6 +64,8 @@ def read_experiment(options: argparse.Namespace) -> "Experiment":
 def open_run(options: argparse.Namespace, experiment: "Experiment | None" = None) -> "Trained":
     """The trained model that the options name, with their search."""
     experiment = experiment or read_experiment(options)
+    import jax
+
     from jaxlm import workdir
 
     trained = workdir.load(options.workdir, options.average, options.step)
@@ -78,6 +82,10 @@ def open_run(options: argparse.Namespace, experiment: "Experiment | None" = None
 
         model = Ensemble(tuple(model for model, _ in parts), options.ensemble_mean)
         params = joined_params([params for _, params in parts])
+    if options.mesh:
+        from jaxlm.parallel import layout, make_mesh
+
+        params = jax.device_put(params, layout(params, make_mesh(options.mesh)))
     params = cut_apart(params)
     return dataclasses.replace(trained, experiment=dataclasses.replace(experiment, model=model), params=params)
 

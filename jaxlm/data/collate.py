@@ -14,6 +14,7 @@ Columns, each a `Ragged` of ids:
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,12 @@ class Batches:
         return Ragged.of([self.plan.buckets[bucket].bins[item] for item in items], np.int64)
 
     def __getitem__(self, k: int) -> Batch:
-        index, items = self.plan.order[k]
-        bucket = self.plan.buckets[index]
+        return self.part(k, 0, 1)
+
+    def part(self, k: int, index: int, of: int) -> Batch:
+        """The rows of batch k that one of `of` hosts needs: an equal share each."""
+        bucket_index, items = self.plan.order[k]
+        bucket, items = self.plan.buckets[bucket_index], items[share(len(items), index, of)]
         examples, count = bucket.bins.take(items)
         row_of = np.repeat(np.arange(len(items)), count)
         return collate(self.columns, examples, row_of, len(items), bucket.source, bucket.target, self.plan.packed)
@@ -60,6 +65,38 @@ class Batches:
     def statistics(self) -> dict[str, float]:
         """Numbers for a log; see `Plan.statistics`."""
         return self.plan.statistics()
+
+
+def share(rows: int, index: int, of: int) -> slice:
+    """Which of the rows are those of host `index`."""
+    return slice(rows * index // of, rows * (index + 1) // of)
+
+
+@dataclass(frozen=True)
+class HostRows:
+    """The rows of every batch that host `index` of `of` needs. No other rows are made, if the batches have a `part`."""
+
+    batches: Any
+    index: int = 0
+    of: int = 1
+
+    def __getitem__(self, k: int) -> Batch:
+        if self.of == 1:
+            return self.batches[k]
+        if hasattr(self.batches, "part"):
+            return self.batches.part(k, self.index, self.of)
+        from jax import tree
+
+        return tree.map(lambda leaf: leaf[share(len(leaf), self.index, self.of)], self.batches[k])
+
+    @property
+    def multiple(self) -> int:
+        """The greatest number that divides the rows of every batch, those of all hosts."""
+        return self.batches.multiple
+
+    def statistics(self) -> dict[str, float]:
+        """Numbers for a log, of whole batches."""
+        return self.batches.statistics()
 
 
 def collate(

@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from jaxlm.data.batching import Columns
+from jaxlm.data.collate import share
 from jaxlm.data.order import permutation
 from jaxlm.data.token_stream import Stream
 from jaxlm.data.vocabulary import BOS, EOS
@@ -99,6 +100,10 @@ class WindowBatches:
         return figures | {"padding_target": padding, "padding_both": padding}
 
     def __getitem__(self, k: int) -> Batch:
+        return self.part(k, 0, 1)
+
+    def part(self, k: int, index: int, of: int) -> Batch:
+        """The rows of batch k that one of `of` hosts needs."""
         epoch, window = divmod(k, self.per_epoch)
         length, size = self.config.length, len(self.stream)
         if self.config.carry:
@@ -107,11 +112,13 @@ class WindowBatches:
             first_B, last_B = row_B + window * length, np.minimum(row_B + piece, size)
         else:
             first_B, last_B = self._drawn(epoch, window)
+        rows = share(self.config.rows, index, of)
+        first_B, last_B = first_B[rows], last_B[rows]
         at_BT = first_B[:, None] + np.arange(length)
         valid_BT = (at_BT < last_B[:, None]) & (at_BT >= 0)
         label_BT = np.where(valid_BT, self.stream[np.clip(at_BT, 0, size - 1)], 0)
         begun_BT = np.where(at_BT > 0, self.stream[np.clip(at_BT - 1, 0, size - 1)], BOS)
-        begins_B = np.full(self.config.rows, window == 0) if self.config.carry_rows else None
+        begins_B = np.full(len(first_B), window == 0) if self.config.carry_rows else None
         segment_BT = None
         if self.config.documents:
             begun_BT = np.where(begun_BT == EOS, BOS, begun_BT)

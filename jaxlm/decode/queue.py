@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import NamedSharding
 
 from jaxlm.decode.beam import Hypotheses, Request, Rules, Search, begin, compiled, results, step
 from jaxlm.decode.options import Beam
 from jaxlm.decode.ranking import Ranking, ranking
 from jaxlm.nn.stack import cut_apart
+from jaxlm.parallel import constrain_state, state_layout
 from jaxlm.types import Array, Batch, Params
 
 STEPS = 4
@@ -88,7 +90,7 @@ def _work(model: Any, rules: Rules, params: Params, desk: Desk, rank: Ranking) -
         return carry[0] + 1, step(model, rules, params, carry[1], request)
 
     _, search = jax.lax.while_loop(goes_on, more, (jnp.int32(0), desk.search))
-    return Desk(desk.limit_B, search), results(search.finished, rules.beam.returns)
+    return constrain_state(Desk(desk.limit_B, search)), results(search.finished, rules.beam.returns)
 
 
 def _begun(
@@ -118,7 +120,7 @@ def _admit(
         old_B, new_G = (leaf.reshape(rows, -1, *leaf.shape[1:]) for leaf, rows in ((old, places), (new, group)))
         return old_B.at[place_G].set(new_G, mode="drop").reshape(old.shape)
 
-    return jax.tree.map(put, desk, _begun(model, rules, begin_with, params, batch, limit_G, rank))
+    return constrain_state(jax.tree.map(put, desk, _begun(model, rules, begin_with, params, batch, limit_G, rank)))
 
 
 def _empty(
@@ -128,7 +130,8 @@ def _empty(
     shapes = jax.eval_shape(functools.partial(_begun, model, rules, begin_with), params, batch, limit_G, rank)
     group = len(limit_G)
     blank = jax.tree.map(lambda x: np.zeros((x.shape[0] // group * places, *x.shape[1:]), x.dtype), shapes)
-    # Bound to the parameters' device if they are: what comes back from the jit is then, and is no other argument to it.
+    desk = Desk(blank.limit_B, blank.search.replace(done_B=np.ones(places, bool)))
+    # Bound to devices if the parameters are: what comes back from the jit is then, and is no other argument to it.
     first = jax.tree.leaves(params)[0]
-    device = first.sharding if getattr(first, "committed", False) and first.is_fully_replicated else None
-    return jax.device_put(Desk(blank.limit_B, blank.search.replace(done_B=np.ones(places, bool))), device)
+    place = first.sharding if getattr(first, "committed", False) else None
+    return jax.device_put(desk, state_layout(desk, place.mesh) if isinstance(place, NamedSharding) else place)

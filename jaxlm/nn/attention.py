@@ -11,6 +11,7 @@ from jaxlm.nn.cache import Layer, View, seen, write
 from jaxlm.nn.dropout import keep_mask
 from jaxlm.nn.linear import Linear, joint
 from jaxlm.nn.rotary import Rotation, rotate
+from jaxlm.parallel import constrain
 from jaxlm.types import Array
 
 Keys = tuple[Array, Array, Array]
@@ -27,6 +28,9 @@ def attend(
     are float32; a query that may see nothing gives zeros, so padding leaves no trace and no NaN. There may be fewer
     heads of keys than of queries: N / G in a row share one, and are laid side by side as if they were more positions.
     """
+    # Queries stay where their positions are, and all keys and values come to them.
+    query_BTNH = constrain(query_BTNH, "batch", "sequence", "heads", None)
+    key_BSGH, value_BSGH = (constrain(x, "batch", None, "heads", None) for x in (key_BSGH, value_BSGH))
     query_BNTH, key_BGSH, value_BGSH = (jnp.swapaxes(x, 1, 2) for x in (query_BTNH, key_BSGH, value_BSGH))
     (rows, heads, length, width), groups = query_BNTH.shape, key_BGSH.shape[1]
     scale = width**-0.5 if scale is None else scale

@@ -1,4 +1,4 @@
-"""Affine map and feed-forward block, always computed as rank 2 matrix products.
+"""Affine map and feed-forward block, computed as rank 2 matrix products.
 
 Flattening (..., D) to (-1, D) before every product is worth a quarter of a training step on a CPU: XLA otherwise
 transposes and recomputes the rank 3 element-wise chain in the backward pass.
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxlm.nn.adapters import BOTTLENECK, LOW_RANK
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.quantized import Int8, Turned, joined, product
+from jaxlm.parallel import shards_of
 from jaxlm.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -66,8 +67,12 @@ class Linear(nn.Module):
 def joint(x: Array, *maps: Linear) -> list[Array]:
     """Several maps of one x, all with a bias or all without, as a single product: faster than one after the other.
 
-    Their parameters stay apart; inside a decoding loop XLA joins them once, before it.
+    Their parameters stay apart; inside a decoding loop XLA joins them once, before it. Where their columns may be split
+    over devices the products are apart too, since joining would move the weights from device to device; and where the
+    positions may be, of which keys and values then are wanted everywhere and queries are not.
     """
+    if shards_of(x, "heads") > 1 or shards_of(x, "sequence") > 1:
+        return [one(x) for one in maps]
     kernels, biases = zip(*(one.weights(x.shape[-1]) for one in maps), strict=True)
     bias = None if biases[0] is None else jnp.concatenate(biases)
     y = _affine(x, joined(kernels), bias, jnp.dtype(maps[0].dtype))
@@ -76,10 +81,16 @@ def joint(x: Array, *maps: Linear) -> list[Array]:
 
 
 def _affine(x: Array, kernel: Any, bias: Array | None, dtype: Any) -> Array:
-    y = product(x.reshape(-1, x.shape[-1]), kernel, dtype)
+    y = product(flat(x), kernel, dtype)
     if bias is not None:
-        y = y + bias.astype(dtype)[None]
+        y = y + bias.astype(dtype).reshape(*(1,) * (y.ndim - 1), -1)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def flat(x: Array) -> Array:
+    """(..., D) -> (-1, D). As it is where positions may be split over devices: rows and positions, each of them split,
+    cannot be one dimension without moving them."""
+    return x if shards_of(x, "sequence") > 1 else x.reshape(-1, x.shape[-1])
 
 
 class FeedForward(nn.Module):
@@ -101,11 +112,11 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(..., D) -> (..., D)."""
-        flat, inner = x.reshape(-1, x.shape[-1]), (self.hidden, self.bias, self.dtype, self.deviation)
+        x_RD, inner = flat(x), (self.hidden, self.bias, self.dtype, self.deviation)
         if self.activation in GATED:
-            gate, up = joint(flat, Linear(*inner, name="gate"), Linear(*inner, name="up"))
+            gate, up = joint(x_RD, Linear(*inner, name="gate"), Linear(*inner, name="up"))
             hidden = GATED[self.activation](gate) * up
         else:
-            hidden = ACTIVATIONS[self.activation](Linear(*inner, name="up")(flat))
+            hidden = ACTIVATIONS[self.activation](Linear(*inner, name="up")(x_RD))
         hidden = Dropout(self.dropout)(hidden)
         return Linear(self.width, self.bias, self.dtype, self.out_deviation, name="down")(hidden).reshape(x.shape)

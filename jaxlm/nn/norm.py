@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxlm.nn.dropout import Dropout
+from jaxlm.nn.linear import flat
 from jaxlm.types import Array
 
 
@@ -42,7 +43,7 @@ class Residual(nn.Module):
     def __call__(self, x: Array, sublayer: Callable[[Array], Array]) -> Array:
         """Any shape; `sublayer` maps it to the same shape."""
         norm, dropout = self.norm.layer(self.dtype, name="norm"), Dropout(self.dropout)
-        flat = x.reshape(-1, x.shape[-1])
+        x_RD = flat(x)
         if self.norm.place == "pre":
-            return (flat + dropout(sublayer(norm(flat).reshape(x.shape)).reshape(flat.shape))).reshape(x.shape)
-        return norm(flat + dropout(sublayer(x).reshape(flat.shape))).reshape(x.shape)
+            return (x_RD + dropout(flat(sublayer(norm(x_RD).reshape(x.shape))))).reshape(x.shape)
+        return norm(x_RD + dropout(flat(sublayer(x)))).reshape(x.shape)

@@ -15,6 +15,7 @@ from jaxlm.nn.cell import GRU, LSTM, Carry, Elman, Small, normalise
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.locked import DropConnect, LockedDropout
 from jaxlm.nn.unroll import Marks, unroll
+from jaxlm.parallel import constrain
 from jaxlm.types import Array
 
 State = tuple[Carry, ...]
@@ -165,7 +166,8 @@ class Recurrent(nn.Module):
     def _loop(self, weights, before, nudge_BTD, x_BTD, valid_BT, segment_BT, reverse):
         """One direction of one layer by `unroll` -> (hidden_BTD, carry)."""
         dtype = jnp.dtype(self.dtype)
-        x_TBD = jnp.swapaxes(x_BTD, 0, 1).astype(dtype)
+        # A loop over positions has to have them all: where they were split over devices they are gathered.
+        x_TBD = jnp.swapaxes(constrain(x_BTD, "batch", None, None), 0, 1).astype(dtype)
         # Not flattened to rank 2 by hand: the batch is the middle axis here, and a merged axis cannot be sharded.
         x_TBG = jnp.einsum("tbd,dg->tbg", x_TBD, weights.W.astype(dtype), preferred_element_type=jnp.float32)
         x_TBG = normalise(x_TBG, weights.input_scale, self.cell.groups) + weights.bias[None, None]

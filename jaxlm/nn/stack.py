@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.nn.quantized import turned
+from jaxlm.parallel import all_but_gathered, constrain, gathered, shards_of
 from jaxlm.types import Array
+
+REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What is kept for the backward pass, by the values of `Stack.remat`."""
 
 
 class Stack(nn.Module):
@@ -23,13 +30,14 @@ class Stack(nn.Module):
       block: the layer, an unbound Linen module.
       depth: number of layers, L.
       scan: compile one layer and scan over it, else unroll.
-      remat: recompute activations in the backward pass (all but matrix products without a batch axis are dropped).
+      remat: what of a layer's activations is computed again in the backward pass instead of kept (Chen et al. 2016):
+        nothing (False), all but the products with parameters ("dots", True), or everything ("full").
     """
 
     block: nn.Module
     depth: int
     scan: bool = False
-    remat: bool = False
+    remat: bool | str = False
 
     @nn.compact
     def __call__(self, x: Array, *shared: Any) -> Array:
@@ -42,13 +50,19 @@ class Stack(nn.Module):
         # Not `self.param` where they are given: it would compare leaves, and weights of eight bits have other ones.
         known = self.has_variable("params", "layers")
         params_L = self.get_variable("params", "layers") if known else self.param("layers", create)
+        x = _placed(x)
         keys_L = jax.random.split(self.make_rng("dropout"), self.depth) if self.has_rng("dropout") else None
 
         def layer(x, params, key):
-            return block.apply({"params": params}, x, *shared, rngs=None if key is None else {"dropout": key})
+            rngs = None if key is None else {"dropout": key}
+            used = gathered(params, getattr(block, "dtype", None))
+            after: Any = block.apply({"params": used}, x, *shared, rngs=rngs)
+            return _placed(after)
 
         if self.remat:
-            layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+            layer = jax.checkpoint(layer, policy=REMAT["dots" if self.remat is True else self.remat])
+        elif shards_of(x, "embed") > 1:
+            layer = jax.checkpoint(layer, policy=all_but_gathered)
         if self.scan and not isinstance(params_L, tuple):
             return jax.lax.scan(lambda x, layer_in: (layer(x, *layer_in), None), x, (params_L, keys_L))[0]
         for depth in range(self.depth):
@@ -69,6 +83,11 @@ class Stack(nn.Module):
         params_L: Any = self.get_variable("params", "layers")
         for depth in range(self.depth):
             yield partial(_call, block, take(params_L, depth))
+
+
+def _placed(x: Array) -> Array:
+    """What goes from layer to layer: a row of numbers for each token, whole."""
+    return constrain(x, "batch", "sequence", None)
 
 
 def _call(block: nn.Module, params: Any, method: str, *arguments: Any) -> Any:

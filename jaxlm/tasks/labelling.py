@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from jaxlm import hosts
 from jaxlm.data.batching import Columns
 from jaxlm.data.collate import in_order
 from jaxlm.data.layout import Marked
@@ -145,7 +146,7 @@ def row_answers(
     told: Callable[[Params, Batch], Array], params: Params, columns: Columns, tokens: int, progress: Progress = None
 ) -> np.ndarray:
     """What `told` (parameters, batch -> (B, C)) says of each row: (rows, C), in the order of column "source"."""
-    asked = {name: columns[name] for name in columns if name != "class"}
+    asked, params = {name: columns[name] for name in columns if name != "class"}, hosts.own(params)
     found: dict[int, np.ndarray] = {}
     for row_B, batch in batches(asked, tokens, progress):
         found |= {row: said for row, said in zip(row_B.tolist(), np.asarray(told(params, batch)), strict=True)}

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm import hosts
 from jaxlm.agreement import accuracy, by_class, confusion, macro_f1
 from jaxlm.data.batching import Columns
 from jaxlm.data.conll import where
@@ -164,7 +165,7 @@ class Tagging(Labelled):
         self, model: Any, params: Params, columns: Columns, places: Ragged, tokens: int, progress: Progress
     ) -> Ragged:
         """The labels that the model says, a row a text, one a word."""
-        best, source = _best(model), columns["source"]
+        best, source, params = _best(model), columns["source"], hosts.own(params)
         flat = np.zeros(len(source.flat), np.int32)
         for row_B, batch in batches({name: columns[name] for name in columns if name != "label"}, tokens, progress):
             label_BS = np.asarray(best(params, batch))

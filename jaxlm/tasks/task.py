@@ -11,6 +11,8 @@ import jax
 from jaxlm.data.batching import Columns
 from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import Tokenizer
+from jaxlm.parallel import gathered
+from jaxlm.placing import put_beside
 from jaxlm.types import Params
 
 Progress = Callable[[int], None] | None
@@ -18,8 +20,12 @@ Progress = Callable[[int], None] | None
 
 @lru_cache(maxsize=8)
 def evaluation(model: Any, objective: Any) -> Any:
-    """The jitted evaluation of one model under one objective: (parameters, batch) -> sums."""
-    return jax.jit(lambda params, batch: objective(model, params, batch, None))
+    """The evaluation of one model under one objective, jitted: (parameters, batch) -> sums.
+
+    Where the parameters lie on a mesh the rows of the batch are split over it.
+    """
+    sums = jax.jit(lambda params, batch: objective(model, gathered(params), batch, None))
+    return lambda params, batch: sums(params, put_beside(params, batch))
 
 
 @dataclass(frozen=True)

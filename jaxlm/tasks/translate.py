@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm import hosts
 from jaxlm.data.collate import collate_some, in_order, shapes_in_order
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.vocabulary import BOS, EOS, Tokenizer
@@ -75,6 +76,25 @@ def translate(
 
     A blank line gets blank answers and never reaches the model. No line's answer depends on another line.
     """
+    if hosts.count() > 1:
+        own = hosts.own(params)
+
+        def some_of(lines: Sequence[str]) -> list[list[dict]]:
+            found = _translated(model, own, tokenizer, lines, search, progress)
+            return [[vars(hypothesis) for hypothesis in hypotheses] for hypotheses in found]
+
+        return [[_from_json(said) for said in answers] for answers in hosts.dealt(lines, some_of)]
+    return _translated(model, params, tokenizer, lines, search, progress)
+
+
+def _translated(
+    model: Any,
+    params: Params,
+    tokenizer: Tokenizer,
+    lines: Sequence[str],
+    search: Search,
+    progress: Callable[[int], None] | None,
+) -> list[list[Hypothesis]]:
     answers = [[Hypothesis("", 0.0, 0.0, 0, "blank", ())] * search.beam.returns for _ in lines]
     asked = [index for index, line in enumerate(lines) if line.strip()]
     if not asked:
@@ -86,6 +106,10 @@ def translate(
         if progress:
             progress(int((row_B >= 0).sum()))
     return answers
+
+
+def _from_json(said: dict[str, Any]) -> Hypothesis:
+    return Hypothesis(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
 
 
 def _decoded(model: Any, params: Params, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:

@@ -1,20 +1,20 @@
 """The training loop: batches in, steps dispatched, figures out; evaluated, saved, resumed, stopped."""
 
+import json
 import math
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from jaxlm import runtime
+from jaxlm import config, hosts, runtime, workdir
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.data.pipeline import Pipeline
 from jaxlm.disk import alone
@@ -22,48 +22,55 @@ from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.leaves import exchanged
 from jaxlm.log import Log, sign
-from jaxlm.parallel import everywhere, split_rows
+from jaxlm.placing import put_batch, put_everywhere
 from jaxlm.train.fit import fit
+from jaxlm.train.machine import PLAIN, Machine
 from jaxlm.train.meter import Meter
 from jaxlm.train.patience import Progress
 from jaxlm.train.prepare import VALID_TOKENS, Prepared, prepare
 from jaxlm.train.source import resolved
 from jaxlm.train.state import TrainState
+from jaxlm.train.stopping import asked_to_stop, signals
 
 
-def train(
-    experiment: Experiment, folder: Path, threads: int = 1, workers: int = 0, minutes: float = 0.0
-) -> dict[str, Any]:
+def train(experiment: Experiment, folder: Path, minutes: float = 0.0, machine: Machine = PLAIN) -> dict[str, Any]:
     """Train, or go on from the newest whole checkpoint in `folder`; the last figures, for a JSON line.
 
     Ctrl-C or SIGTERM saves and stops ("interrupted": True); the same call then goes on. After `minutes` of wall time
     (0: no limit) the run is evaluated, saved and stopped. A model that is fitted in closed form is fitted at once.
-    Raises UserError on every mistake that can be known, before training starts where possible.
+    Of several processes each calls it, and the first one writes and speaks. Raises UserError on every mistake that can
+    be known, before training starts where possible.
     """
     with ExitStack() as stack:
-        stack.enter_context(alone(folder))
+        hosts.together(lambda: stack.enter_context(alone(folder)) if hosts.first() else None)
         experiment = resolved(experiment, folder)
+        if met := hosts.check(json.dumps(config.to_json(experiment)), workdir.versions()):
+            note(met)
         if hasattr(experiment.model, "fit"):
+            if hosts.count() > 1:
+                raise UserError("a model that is counted is counted by one process: start one")
             return fit(experiment, folder, note)
-        prepared = prepare(experiment, folder, note)
+        prepared = prepare(experiment, folder, note, machine)
         checkpoints = Checkpoints(folder / "checkpoints", experiment.keep, keep_best=experiment.best)
         stack.enter_context(checkpoints)
         state, meta, step = _resume(prepared, checkpoints)
-        log = Log(folder, total=experiment.steps, resume_step=step, best=experiment.best)
+        log = Log(folder, total=experiment.steps, resume_step=step, best=experiment.best, main=hosts.first())
         stack.enter_context(log)
-        batches = stack.enter_context(Pipeline(prepared.batches, step or 0, threads, workers))
-        stopped = stack.enter_context(_signals())
-        return Run(prepared, checkpoints, log, meta, minutes).steps(state, batches, stopped)
+        batches = stack.enter_context(Pipeline(prepared.batches, step or 0, machine.threads, machine.workers))
+        stopped = stack.enter_context(signals())
+        watchdog = stack.enter_context(hosts.Watchdog(machine.hang))
+        return Run(prepared, checkpoints, log, meta, minutes, watchdog).steps(state, batches, stopped)
 
 
 class Run:
     """One call of `train`: the parts, and what has been learnt so far about how it goes."""
 
     def __init__(
-        self, prepared: Prepared, checkpoints: Checkpoints, log: Log, meta: dict[str, Any], minutes: float = 0.0
-    ):
+        self, prepared: Prepared, checkpoints: Checkpoints, log: Log, meta: dict[str, Any], minutes: float,
+        watchdog: hosts.Watchdog,
+    ):  # fmt: skip
         self.deadline = time.monotonic() + 60 * minutes if minutes else math.inf
-        self.prepared, self.checkpoints, self.log = prepared, checkpoints, log
+        self.prepared, self.checkpoints, self.log, self.watchdog = prepared, checkpoints, log, watchdog
         self.progress = Progress(**meta.get("progress", {}))
         self.experiment = prepared.experiment
         self.meter = Meter(meta.get("meter"))
@@ -79,20 +86,21 @@ class Run:
             asked = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - asked
-            state, metrics = self.prepared.step(state, split_rows(batch, self.prepared.mesh))
+            state, metrics = self.prepared.step(state, put_batch(batch, self.prepared.mesh))
             step += 1
             self.meter.add(metrics, waited)
             if self.first_step_seconds is None:
                 jax.block_until_ready(metrics)
                 self.first_step_seconds = runtime.seconds_since_start()
             self.log.move(step)
+            self.watchdog.alive()
             state, reason = self._housekeeping(state, step, stopped)
         return self._summary(state, step, reason)
 
     def _housekeeping(self, state: TrainState, step: int, stopped: threading.Event) -> tuple[TrainState, str | None]:
         """Log, evaluate and save where due; the state to go on with, and a reason to stop or None."""
         experiment = self.experiment
-        reason = "interrupted" if stopped.is_set() else "time" if time.monotonic() > self.deadline else None
+        reason = asked_to_stop(stopped, step, time.monotonic() > self.deadline)
         end = step == experiment.steps or reason == "time"
         if step % experiment.log_every == 0 or end:
             figures = self.meter.read()
@@ -114,7 +122,7 @@ class Run:
         if not patience or int(state.averaged) or not self.progress.stalled(patience):
             return state
         self.log.note(f"no better than {patience} evaluations ago: the parameters are averaged from here on")
-        return replace(state, averaged=jax.device_put(jnp.int32(1), everywhere(self.prepared.mesh)))
+        return replace(state, averaged=put_everywhere(np.int32(1), self.prepared.mesh))
 
     def _save(self, state: TrainState, step: int) -> None:
         meta = {"progress": vars(self.progress), "meter": self.meter.sums()}
@@ -160,7 +168,8 @@ class Run:
 
 def note(text: str) -> None:
     """A line for whoever watches, before there is a progress bar."""
-    print(text, file=sys.stderr, flush=True)
+    if hosts.first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def _resume(prepared: Prepared, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any], int | None]:
@@ -178,22 +187,3 @@ def _swap(state: TrainState) -> TrainState:
         return state
     params, ema = exchanged(state.ema, state.params)
     return replace(state, params=params, ema=ema)
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """Set on the first Ctrl-C or SIGTERM, which then does nothing else; a second one ends the process as usual."""
-    stopped, old = threading.Event(), dict[int, Any]()
-
-    def stop(number: int, frame: Any) -> None:
-        stopped.set()
-        signal.signal(number, old[number])
-
-    if threading.current_thread() is threading.main_thread():
-        for number in map(int, (signal.SIGINT, signal.SIGTERM)):
-            old[number] = signal.signal(number, stop)
-    try:
-        yield stopped
-    finally:
-        for number in old:
-            signal.signal(number, old[number])

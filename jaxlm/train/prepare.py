@@ -1,16 +1,16 @@
 """From an experiment and a workdir to everything that the loop needs, in the order in which faults are cheapest."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from jaxlm import workdir
+from jaxlm import hosts, workdir
 from jaxlm.data.batching import Columns, Plan
-from jaxlm.data.collate import Batches
+from jaxlm.data.collate import Batches, HostRows
 from jaxlm.data.text import BadLines
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.data.vocabulary import Tokenizer
@@ -18,7 +18,9 @@ from jaxlm.disk import check_writable
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.leaves import part, tree_bytes
-from jaxlm.parallel import data_mesh, everywhere, rows, with_sharding
+from jaxlm.parallel import batch_shards, data_mesh, layout, left_whole, make_mesh, with_sharding
+from jaxlm.placing import row_share
+from jaxlm.train.machine import PLAIN, Machine
 from jaxlm.train.source import started, take_along
 from jaxlm.train.state import TrainState, create
 from jaxlm.train.step import make_step
@@ -65,7 +67,7 @@ def prepare_data(experiment: Experiment, folder: Path, note: Any, size: int = 0)
     return Data(tokenizer, columns)
 
 
-def prepare(experiment: Experiment, folder: Path, note: Any) -> Prepared:
+def prepare(experiment: Experiment, folder: Path, note: Any, machine: Machine = PLAIN) -> Prepared:
     """Everything that the loop needs. `note(text)` tells the user."""
     optimizer, batching = experiment.optimizer.build(experiment.steps), experiment.batching
     carry = getattr(batching, "carry_rows", 0)
@@ -76,22 +78,20 @@ def prepare(experiment: Experiment, folder: Path, note: Any) -> Prepared:
 
     abstract = jax.eval_shape(new)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    data = prepare_data(experiment, folder, note, size)
-    mesh = data_mesh()
+    data = hosts.in_turn(lambda: prepare_data(experiment, folder, note, size))
+    mesh = data_mesh() if machine.mesh is None else make_mesh(machine.mesh)
     plan = batching.plan(data.columns, experiment.seed)
-    batches = Batches(data.columns, plan) if isinstance(plan, Plan) else plan
-    _check_rows(batches.multiple, experiment.accumulate, mesh.size)
+    batches = HostRows(Batches(data.columns, plan) if isinstance(plan, Plan) else plan, *row_share(mesh))
+    _check_rows(batches.multiple, experiment.accumulate, batch_shards(mesh))
     note(_described(batches.statistics()))
+    if mesh.size > 1:
+        note(_laid_out(mesh, [*left_whole(abstract.params, mesh), *_long_rows(plan, mesh)]))
     rate = experiment.optimizer.schedule.build(experiment.steps)
-    parts = experiment.model, experiment.objective, optimizer, rate, experiment.seed
-    step = make_step(*parts, experiment.accumulate, experiment.ema, mesh, experiment.tuning.trains)
-    whole, by_row = everywhere(mesh), rows(mesh)
-    placed: Any = TrainState(*(whole,) * 5, carry=by_row)  # type: ignore[arg-type]
-    split = with_sharding(abstract.carry, by_row)
-    abstract = with_sharding(replace(abstract, carry=None), whole)
-    abstract = replace(abstract, carry=split)
+    parts = machine.placed(experiment.model), experiment.objective, optimizer, rate, experiment.seed
+    options = experiment.accumulate, experiment.ema, mesh, experiment.tuning.trains, machine.split_moments
+    step, places = make_step(*parts, *options), layout(abstract, mesh, machine.split_moments)
+    abstract, made = with_sharding(abstract, places), jax.jit(new, out_shardings=places)
     note(_trained(abstract, experiment.tuning))
-    made = jax.jit(new, out_shardings=placed)
     return Prepared(
         experiment, folder, data.tokenizer, batches, step, abstract, lambda: started(made(), experiment, note), mesh
     )
@@ -118,9 +118,11 @@ def _tokenizer(experiment: Experiment, folder: Path, note: Any) -> Tokenizer:
 def _check_rows(multiple: int, accumulate: int, devices: int) -> None:
     """The batches do not change with the machine, so it must be able to divide them."""
     if multiple % (accumulate * devices):
+        fits = 0 if multiple % accumulate else math.gcd(multiple // accumulate, devices)
         raise UserError(
             f"the rows of the batches are multiples of {multiple}, which {accumulate} micro-batches on {devices} "
             f"devices cannot share evenly: choose --batching.multiple (or .rows) {math.lcm(accumulate * devices, 8)}"
+            + (f", or split rows over {fits} devices alone (--mesh data={fits})" if fits else "")
         )
 
 
@@ -132,6 +134,19 @@ def _trained(state: TrainState, tuning: Tuning) -> str:
         f"parameters: {learnt:,} of {all_of:,} are trained ({learnt / all_of:.1%}); the optimizer keeps "
         f"{tree_bytes(state.opt_state) / 1e6:,.1f} MB"
     )
+
+
+def _long_rows(plan: Any, mesh: Mesh) -> list[str]:
+    """A line about the lengths of batches that the axis `sequence` does not divide."""
+    lengths = {length for bucket in getattr(plan, "buckets", ()) for length in (bucket.source, bucket.target)}
+    odd = sorted(length for length in lengths if length % mesh.shape["sequence"])
+    return [f"batches of {', '.join(map(str, odd))} positions (by sequence={mesh.shape['sequence']})"] if odd else []
+
+
+def _laid_out(mesh: Mesh, whole: list[str]) -> str:
+    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    rest = f"; left whole, since their sizes do not divide: {'; '.join(whole)}" if whole else ""
+    return f"mesh: {sizes} on {mesh.size} devices{rest}"
 
 
 def _described(figures: dict[str, float]) -> str:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxlm.leaves import joined, part
 from jaxlm.losses import Loss
-from jaxlm.parallel import everywhere, rows
+from jaxlm.parallel import everywhere, gathered, layout
 from jaxlm.streams import stream
 from jaxlm.train.state import TrainState
 from jaxlm.types import Array, Batch, Params
@@ -50,13 +50,14 @@ def make_step(
     ema: float = 0.0,
     mesh: Mesh | None = None,
     trains: Callable[[str], bool] | None = None,
+    split_moments: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """(state, batch) -> (state, metrics), jitted, the old state donated.
 
     `accumulate` splits the rows of the batch into that many micro-batches; the update is that of the whole batch,
-    since sums and counts are added and divided once. With a `mesh` the state stays on every device of it, but for a
-    carried state, whose rows lie where those of the batch lie. Parameters at paths that `trains` says no to are left as
-    they are: nothing is differentiated with respect to them, and the optimizer does not know them.
+    since sums and counts are added and divided once. With a `mesh` the state stays where `layout` has it. Parameters at
+    paths that `trains` says no to are left as they are: nothing is differentiated with respect to them, and the
+    optimizer does not know them.
     """
 
     gradients = _gradients(model, objective, accumulate)
@@ -72,14 +73,14 @@ def make_step(
         average, averaged = _averaged(state, learnt, ema)
         metrics = Metrics(loss.total, loss.nll, loss.count, optax.tree.norm(grads), rate(state.step))
         carry = None if state.carry is None else loss.state
-        params = joined(learnt, fixed)
-        return TrainState(state.step + 1, params, opt_state, average, averaged, carry), metrics
+        new = TrainState(state.step + 1, joined(learnt, fixed), opt_state, average, averaged, carry)
+        if mesh is None:
+            return new, metrics
+        return jax.lax.with_sharding_constraint(
+            (new, metrics), (layout(new, mesh, split_moments), jax.tree.map(lambda _: everywhere(mesh), metrics))
+        )
 
-    placed: dict[str, Any] = {}
-    if mesh is not None:
-        whole = everywhere(mesh)
-        placed["out_shardings"] = TrainState(*(whole,) * 5, carry=rows(mesh)), whole  # type: ignore[arg-type]
-    return jax.jit(step, donate_argnums=0, **placed)
+    return jax.jit(step, donate_argnums=0)
 
 
 def _averaged(state: TrainState, params: Params, ema: float) -> tuple[Params | None, Array | None]:
@@ -98,7 +99,7 @@ def _gradients(model: Any, objective: Objective, accumulate: int) -> Gradients:
 
     def whole(learnt: Params, fixed: Params, batch: Batch, key: Array) -> tuple[Params, Loss]:
         def total(learnt: Params) -> tuple[Array, Loss]:
-            loss = objective(model, joined(learnt, fixed), batch, key)
+            loss = objective(model, gathered(joined(learnt, fixed)), batch, key)
             return loss.total, loss
 
         return jax.grad(total, has_aux=True)(learnt)
