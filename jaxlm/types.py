@@ -56,7 +56,6 @@ class Batch:
     character_BSW: Field = None
     begins_B: Field = None
     state: State = None
-    source_type_BS: Field = None
 
 
 class Autoregressive(Protocol):

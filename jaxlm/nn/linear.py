@@ -43,9 +43,8 @@ class Linear(nn.Module):
         """W (width, features), or what stands for it (`jaxlm.nn.quantized`), and b (features,)."""
         normal = nn.initializers.normal(self.deviation or 0.0)
         start = nn.initializers.xavier_uniform() if self.deviation is None else normal
-        if isinstance(self.get_variable("params", "kernel"), (Int8, Turned)):
-            kernel = self.get_variable("params", "kernel")
-        else:
+        kernel: Any = self.get_variable("params", "kernel")
+        if not isinstance(kernel, (Int8, Turned)):
             kernel = self.param("kernel", start, (width, self.features))
         if not self.bias:
             return kernel, None

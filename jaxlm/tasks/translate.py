@@ -109,7 +109,8 @@ def _translated(
 
 
 def _from_json(said: dict[str, Any]) -> Hypothesis:
-    return Hypothesis(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    return Hypothesis(**fields)
 
 
 def _decoded(model: Any, params: Params, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
