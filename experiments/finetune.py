@@ -9,6 +9,10 @@ beside the queries and values (`sick_lora`, Hu et al. 2022); and everything, fro
 from the workdir `runs/bert` unless --tuning.init says otherwise, and take its model, whatever its size.
 
 The sentences of a pair stand between a TAB; `predict` takes them so too.
+
+Measured from all-MiniLM-L6-v2 (22.6 million parameters), ten minutes each on two cores that were busy with other runs:
+`sick` 86.0 % after 146 of 450 steps; `wnut17` span F1 45.4 after 101 steps with --optimizer.schedule.peak 2e-4. The
+other variants have been built and not yet been run to their end.
 """
 
 from dataclasses import replace

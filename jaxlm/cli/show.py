@@ -1,5 +1,7 @@
 """`jaxlm show EXPERIMENT`: the resolved config, the parameters, the batch, and what a step costs. Trains nothing."""
 
+from pathlib import Path
+
 from jaxlm import config
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.usage import VERBS
@@ -10,14 +12,18 @@ def main(argv: list[str]) -> int:
     experiment, options = ExperimentParser("show", VERBS["show"]).parse_experiment(argv)
     import jax
 
-    from jaxlm.workdir import abstract_params
+    from jaxlm.leaves import part
+    from jaxlm.train.source import resolved
+    from jaxlm.workdir import tuned_params
 
-    params = abstract_params(experiment.model)
+    experiment = resolved(experiment, Path("no run"))
+    params = tuned_params(experiment)
+    learnt = sum(leaf.size for leaf in jax.tree.leaves(part(params, experiment.tuning.trains)[0]))
     parts = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
     total, tokens = sum(parts.values()), experiment.batching.tokens
     print(f"{options.experiment}\n")
     print(config.pretty(experiment))
-    print(f"\nparameters {total:,}")
+    print(f"\nparameters {total:,}" + (f", of which {learnt:,} are trained" if learnt < total else ""))
     for name, count in parts.items():
         print(f"  {name:24}{count:>16,}  {count / total:6.1%}")
     kind = type(experiment.batching).__name__
