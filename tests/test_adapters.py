@@ -30,7 +30,7 @@ def shaken(params, seed: int = 0):
     return jax.tree.map(draw, params)
 
 
-@pytest.mark.parametrize("name", ["scan", "gpt2", "seq2seq_dot"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "seq2seq_dot"])
 def test_merged_is_unmerged(name):
     """Every affine map of the model has a low-rank one beside it, in stacks of layers and out of them."""
     model, params = ZOO[name].model, params_of(ZOO[name].model)

@@ -121,6 +121,7 @@ def test_a_language_model_sees_delimiter_and_extract_token():
     np.testing.assert_allclose(nll_B[0], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_losses():
     """Rows that only fill the shape count nothing; the auxiliary loss is weighted; numbers are squared errors."""
     model, params = made(TextClassifier(labels=2, pooling="last"), "gpt")

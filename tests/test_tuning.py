@@ -116,6 +116,7 @@ def started(source: Path, folder: Path, **options) -> dict:
     return train(replace(made, **SHORT | options), folder)
 
 
+@pytest.mark.slow
 def test_lora_from_a_run_and_merged(source, tmp_path, capsysbinary, command):
     """Trained, evaluated, merged; the merged workdir says the same, and the parameters beside are those of before."""
     tuned, plain = tmp_path / "tuned", tmp_path / "plain"
