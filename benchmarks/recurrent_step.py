@@ -29,103 +29,32 @@ one core of a machine busy with other work:
   best step has been as short as 0.74 of our best.
 """
 
-import argparse
-import json
 import os
-import statistics
-import sys
-import time
 from typing import Any
 
 import numpy as np
 
-from benchmarks.contest import Contestant, Run, cores, load, machine, serve, take_turns
+from benchmarks.contest import Run
+from benchmarks.steps import Step, compare, options, quick_torch, warm
 
 VOCAB, WIDTH, LAYERS, LENGTH, ROWS, DROPOUT, CLIP = 10_000, 650, 2, 35, 20, 0.5, 5.0
-ALL = ("ours", "scan", "torch")
 
 
 def main() -> None:
     """Measure and print; the last line is JSON."""
-    options = _options()
-    if options.worker:
-        serve(lambda: _start(options.worker, options.tie))
-        return
-    if options.cores:
-        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: options.cores]))
-    before = machine()
-    print(f"{before['processor']}, {before['cores']} cores, load {before['load']}", flush=True)
-    results = [_result(one) for one in _contest(options)]
-    ratios = {one["name"]: _ratio(results[0], one) for one in results[1:]}
-    for name, ratio in ratios.items():
-        print(f"{name} / {results[0]['name']}: " + ", ".join(f"{key} {value:.2f}" for key, value in ratio.items()))
-    print(f"load before {before['load']}, after {load()}")
-    for one in results:
-        one.pop("wall"), one.pop("cpu")
-    print(json.dumps({"benchmark": "recurrent_step", "machine": before, "results": results, "ratios": ratios}))
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5, help="steps a round")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument(
-        "--only", default=",".join(ALL), help="contestants, separated by commas; ratios are to the first"
-    )
-    parser.add_argument("--cores", type=int, default=0, help="use only so many cores (0: all)")
+    parser = options(__doc__, ("ours", "scan", "torch"))
     parser.add_argument("--tie", action="store_true", help="tie the output to the embeddings")
-    parser.add_argument("--worker", choices=ALL, help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def _contest(options: argparse.Namespace) -> list[Contestant]:
-    command = [sys.executable, "-m", "benchmarks.recurrent_step", *(["--tie"] if options.tie else []), "--worker"]
-    commands = {name: [*command, name] for name in options.only.split(",")}
-
-    def told(one: Contestant) -> str:
-        return f"{one.facts['parameters']:,} parameters, warm in {one.facts['compile_seconds']:.1f} s"
-
-    return take_turns(commands, options.steps, options.rounds, 600, told)
-
-
-def _result(one: Contestant) -> dict[str, Any]:
-    wall = [statistics.median(r["seconds"]) for r in one.rounds]
-    cpu = [r["cpu_seconds"] / r["steps"] for r in one.rounds]
-    least = min(min(r["seconds"]) for r in one.rounds)
-    found = {"median_ms": statistics.median(wall), "min_ms": least, "cpu_ms": statistics.median(cpu)}
-    print(f"{one.name:8s}" + ", ".join(f"{key} {1e3 * value:.1f}" for key, value in found.items()))
-    milliseconds = {key: 1e3 * value for key, value in found.items()}
-    return {"name": one.name, **milliseconds, **one.facts, "wall": wall, "cpu": cpu}
-
-
-def _ratio(ours: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
-    """How many times as long the other takes: medians over rounds, the extremes of one round, best steps, CPU time."""
-    each = [theirs / mine for mine, theirs in zip(ours["wall"], other["wall"], strict=True)]
-    medians = {key: other[f"{key}_ms"] / ours[f"{key}_ms"] for key in ("median", "min", "cpu")}
-    return {**medians, "least": min(each), "most": max(each)}
+    asked = parser.parse_args()
+    compare("recurrent_step", asked, lambda: _start(asked.worker, asked.tie), *(["--tie"] if asked.tie else []))
 
 
 def _start(name: str, tie: bool) -> tuple[dict[str, Any], Run]:
     step, parameters = _torch(tie) if name == "torch" else _ours(tie, name == "scan")
     ids_BT = np.random.default_rng(0).integers(0, VOCAB, (ROWS, 64 * LENGTH + 1), dtype=np.int32)
-    windows = [ids_BT[:, at : at + LENGTH + 1] for at in range(0, 64 * LENGTH, LENGTH)]
-    begun = time.perf_counter()
-    for window_BT in windows[:3]:
-        step(window_BT)
-    facts = {"parameters": parameters, "compile_seconds": time.perf_counter() - begun}
-
-    def run(steps: int) -> list[float]:
-        seconds = []
-        for window_BT in windows[:steps]:
-            begun = time.perf_counter()
-            step(window_BT)
-            seconds.append(time.perf_counter() - begun)
-        return seconds
-
-    return facts, run
+    return warm(step, parameters, [ids_BT[:, at : at + LENGTH + 1] for at in range(0, 64 * LENGTH, LENGTH)])
 
 
-def _ours(tie: bool, plain_scan: bool) -> tuple[Any, int]:
+def _ours(tie: bool, plain_scan: bool) -> tuple[Step, int]:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["JAXLM_CACHE"] = ""  # so that compilation is measured, not read from an earlier run
     from jaxlm import runtime
@@ -166,15 +95,9 @@ def _ours(tie: bool, plain_scan: bool) -> tuple[Any, int]:
     return step, sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
-def _torch(tie: bool) -> tuple[Any, int]:
-    from jaxlm import runtime
-
-    runtime.keep_freed_memory()  # helps PyTorch too
-    import torch
-    from torch import nn
-
-    torch.set_num_threads(cores())
-    torch.manual_seed(0)
+def _torch(tie: bool) -> tuple[Step, int]:
+    torch = quick_torch()
+    nn = torch.nn
     embedding, output = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
     if tie:
         output.weight = embedding.weight

@@ -3,7 +3,8 @@
     jaxlm train experiments.bert:mini --workdir runs/bert_mini
     echo "The game was [MASK] in Japan ." | jaxlm predict runs/bert_mini --jsonl
 
-`mini` is BERT mini (Turc et al. 2019: 4 layers, width 256) on the articles of WikiText-2; it has not been run to its end here.
+`mini` is BERT mini (Turc et al. 2019: 4 layers, width 256) on the articles of WikiText-2; it has not been run to its
+end here.
 
 `base` reads shards: documents that `jaxlm prepare` made into ids once. It has the sizes, the optimizer and the
 1,000,000 steps of 256 rows of the paper, with 512 positions from the first step on (the paper: 128 for nine tenths of
