@@ -46,7 +46,6 @@ class Batch:
     source_BS: Field = None
     source_valid_BS: Field = None
     source_segment_BS: Field = None
-    source_type_BS: Field = None
     target_BT: Field = None
     target_valid_BT: Field = None
     target_segment_BT: Field = None
@@ -56,6 +55,7 @@ class Batch:
     character_BSW: Field = None
     begins_B: Field = None
     state: State = None
+    source_type_BS: Field = None
 
 
 class Autoregressive(Protocol):
