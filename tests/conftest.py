@@ -6,11 +6,15 @@ JAX has not been imported yet when this file is read; what it must know before t
 
 import os
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 DEVICES = 8
+COMPILE_QUICKLY = "--xla_cpu_parallel_codegen_split_count=1"
+OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+"""Half of the time to compile; later versions of jaxlib have no such flag, and end a process that names it."""
 
 
 def _wants_accelerator(config: pytest.Config) -> bool:
@@ -24,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         # What runs for microseconds is compiled in little more than half the time. The processes that tests start too.
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        flags = [COMPILE_QUICKLY, *([OLD_EMITTERS] if version("jaxlib").startswith("0.10.") else [])]
+        os.environ.setdefault("XLA_FLAGS", " ".join(flags))
     if hasattr(config, "cache"):  # absent under `-p no:cacheprovider`
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
