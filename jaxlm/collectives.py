@@ -10,32 +10,40 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 """As XLA calls them; "ragged-all-to-all" counts as "all-to-all"."""
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<result>.*?) (?P<op>[\w-]+)\(")
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<result>.*?) (?P<op>[\w-]+)\(")
 _ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[suf]\d+|c64|c128)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 
 
 @dataclass(frozen=True)
 class Collective:
     """One collective of a program: of which kind, the shapes of its results on one device, how often it runs in one
-    run of the program (loops of unknown length count once), and the bytes of its results in all these times."""
+    run of the program, the bytes of its results in all these times, and the devices of the first group that takes part,
+    by their places in the mesh (none: all of them)."""
 
     kind: str
     shapes: tuple[tuple[int, ...], ...]
     times: int
     bytes: int
+    group: tuple[int, ...] = ()
 
 
-def collectives(compiled: Any) -> list[Collective]:
-    """The collectives of `jax.jit(f).lower(...).compile()`, or of its text, in the order of the text."""
-    computations, entry = _computations(compiled if isinstance(compiled, str) else compiled.as_text())
-    return list(_walk(computations, entry, 1, set()))
+def collectives(compiled: Any, open_loops: int = 1) -> list[Collective]:
+    """The collectives of `jax.jit(f).lower(...).compile()`, or of its text, in the order of the text.
+
+    `open_loops`: how often a loop runs whose length the text does not know.
+    """
+    known, entry = computations(compiled if isinstance(compiled, str) else compiled.as_text())
+    return list(_walk(known, entry, 1, set(), open_loops))
 
 
 def traffic(found: list[Collective]) -> dict[str, dict[str, int]]:
@@ -47,7 +55,7 @@ def traffic(found: list[Collective]) -> dict[str, dict[str, int]]:
     }
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
     """The lines of each computation by name, and the name of the one that is run."""
     found: dict[str, list[str]] = {}
     entry = name = ""
@@ -60,10 +68,19 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def _walk(computations: dict[str, list[str]], name: str, times: int, seen: set[str]) -> Iterator[Collective]:
+def trips(known: dict[str, list[str]], line: str, open_loops: int = 1) -> int:
+    """How often a `while` runs: what the compiler noted, else the number that its condition compares the counter to."""
+    if found := _TRIPS.search(line):
+        return int(found[1])
+    condition = re.search(r"condition=%?([\w.-]+)", line)
+    limits = [found[1] for one in known.get(condition[1] if condition else "", ()) if (found := _LIMIT.search(one))]
+    return int(limits[0]) if len(limits) == 1 else open_loops
+
+
+def _walk(known: dict[str, list[str]], name: str, times: int, seen: set[str], open_loops: int) -> Iterator[Collective]:
     """The collectives of a computation that is run so often, and of those that it calls."""
-    for line in computations.get(name, ()):
-        if not (instruction := _INSTRUCTION.match(line)):
+    for line in known.get(name, ()):
+        if not (instruction := INSTRUCTION.match(line)):
             continue
         op = instruction["op"]
         kind = op.removesuffix("-start").removeprefix("ragged-")
@@ -72,20 +89,36 @@ def _walk(computations: dict[str, list[str]], name: str, times: int, seen: set[s
             key = f"{kind} {channel[1]}" if channel else ""
             if key not in seen:
                 seen |= {key} - {""}
-                yield _collective(kind, instruction["result"], op.endswith("-start"), times)
+                yield _collective(kind, instruction["result"], op.endswith("-start"), times, _group(line))
             continue
-        trips = int(found[1]) if op == "while" and (found := _TRIPS.search(line)) else 1
+        again = trips(known, line, open_loops) if op == "while" else 1
         branches = [part.strip().lstrip("%") for part in (_BRANCHES.findall(line) or [""])[0].split(",")]
         for called in [*_CALLED.findall(line), *branches]:
-            yield from _walk(computations, called, times * trips, seen)
+            yield from _walk(known, called, times * again, seen, open_loops)
 
 
-def _collective(kind: str, result: str, started: bool, times: int) -> Collective:
+def _collective(kind: str, result: str, started: bool, times: int, group: tuple[int, ...]) -> Collective:
     arrays = [(dtype, tuple(int(n) for n in sizes.split(",") if n)) for dtype, sizes in _ARRAY.findall(result)]
     if started and kind in ("all-gather", "collective-permute"):
         arrays = arrays[1:2] if len(arrays) <= 2 or kind == "collective-permute" else arrays[len(arrays) // 2 :]
     size = sum(math.ceil(_bits(dtype) * math.prod(shape) / 8) for dtype, shape in arrays)
-    return Collective(kind, tuple(shape for _, shape in arrays), times, times * size)
+    return Collective(kind, tuple(shape for _, shape in arrays), times, times * size, group)
+
+
+def _group(line: str) -> tuple[int, ...]:
+    """The first group: written out, `{{0,1},{2,3}}`, as a turned box of numbers, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)`, or
+    as axes of one, `mesh['a'=2,'b'=2] {'b'}`. Of a permutation, the first pair that differs."""
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return tuple(map(int, found[1].split(",")))
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        shape, box, turn = (tuple(map(int, part.split(","))) if part else None for part in found.groups())
+        return tuple(np.arange(math.prod(box)).reshape(box).transpose(turn).reshape(shape)[0].tolist())
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = dict(re.findall(r"('\w+')=(\d+)", found[1]))
+        places = np.arange(math.prod(map(int, sizes.values()))).reshape([int(size) for size in sizes.values()])
+        return tuple(places[tuple(slice(None) if axis in found[2] else 0 for axis in sizes)].ravel().tolist())
+    pairs = re.findall(r"\{(\d+),(\d+)\}", line.partition("source_target_pairs=")[2].partition("}}")[0] + "}")
+    return next(((int(a), int(b)) for a, b in pairs if a != b), ())
 
 
 def _bits(dtype: str) -> int:

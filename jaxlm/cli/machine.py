@@ -15,16 +15,21 @@ if TYPE_CHECKING:
 def add_machine_options(parser: Parser) -> None:
     """The options; none of them changes what is computed."""
     add_mesh_option(parser)
-    text = "split the optimizer's state over data too: less memory, a little more traffic"
-    parser.add_argument("--split-moments", action="store_true", help=text)
-    text = "compute again, in the backward pass, what of each layer (default: as the model says)"
-    parser.add_argument("--remat", choices=("none", "dots", "full"), help=text)
+    add_memory_options(parser)
     text = "HOST:PORT of process 0, where nothing (Slurm, Open MPI, a TPU pod) tells the processes of each other"
     parser.add_argument("--coordinator", metavar="HOST:PORT", help=text)
     parser.add_argument("--processes", type=whole(1), metavar="N", help="how many processes there are")
     parser.add_argument("--process", type=whole(0), metavar="I", help="which one this is, from 0")
     text = "end the process if no step is done for so many minutes (default: never)"
     parser.add_argument("--hang", type=float, default=0.0, metavar="M", help=text)
+
+
+def add_memory_options(parser: Parser) -> None:
+    """`--split-moments` and `--remat`."""
+    text = "split the optimizer's state over data too: less memory, a little more traffic"
+    parser.add_argument("--split-moments", action="store_true", help=text)
+    text = "compute again, in the backward pass, what of each layer (default: as the model says)"
+    parser.add_argument("--remat", choices=("none", "dots", "full"), help=text)
 
 
 def add_mesh_option(parser: Parser) -> None:

@@ -10,6 +10,8 @@ from jaxlm.errors import UserError
 VERBS = {
     "list": "the experiments, a line each",
     "show": "what an experiment is: its whole config, parameters, batch, FLOPs a step",
+    "plan": "what a run will need and cost on hardware that need not be there: memory, time, hours",
+    "bench": "tokens/s, step times, compile seconds, memory and MFU on this machine",
     "prepare": "make a corpus into shards of ids, by several processes",
     "train": "train an experiment, or go on with a run that was stopped",
     "launch": "train on a Cloud TPU slice, a Slurm cluster or GKE",

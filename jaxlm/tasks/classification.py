@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -27,6 +27,8 @@ class Classification(Labelled):
     With a `layout` the text may be a pair, or a context and its endings, between TABs; of endings the labels are those
     of their places.
     """
+
+    reads: ClassVar[tuple[str, ...]] = ("source", "class")
 
     def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
         """Columns "source", "class" and, if the tokenizer spells, "character" of the training pairs, in memory."""

@@ -44,6 +44,7 @@ class LanguageModelling(TextTask):
 
     judging: ClassVar[tuple[str, ...]] = ("test", "more", "windows", "tokens", "sample_tokens")
     prompts: ClassVar[str] = "text"
+    reads: ClassVar[tuple[str, ...]] = ("target",)
     figures: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity")
 
     @property

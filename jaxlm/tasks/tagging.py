@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -36,6 +36,8 @@ class Tagging(Labelled):
     """
 
     spans: bool = False
+
+    reads: ClassVar[tuple[str, ...]] = ("source", "label")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -43,11 +43,13 @@ class Task:
     search: how answers are decoded, where they are; a field of the tasks that search.
     prompts: what `generate` and `score` take: a "source" to answer, a "text" to go on from, or "" (neither).
     ends: a text ends with EOS, which then counts.
+    reads: the columns of its batches (see `jaxlm.data.collate`); spelled words bring "character" besides.
     figures: what `validate` gives, without its "valid/".
     """
 
     judging: ClassVar[tuple[str, ...]] = ()
     prompts: ClassVar[str] = ""
+    reads: ClassVar[tuple[str, ...]] = ("source", "target")
     figures: ClassVar[tuple[str, ...]] = ()
     search: Any = None
     ends: bool = True

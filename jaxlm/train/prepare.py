@@ -18,12 +18,12 @@ from jaxlm.disk import check_writable
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.leaves import part, tree_bytes
-from jaxlm.parallel import batch_shards, data_mesh, layout, left_whole, make_mesh, with_sharding
+from jaxlm.parallel import batch_shards, data_mesh, left_whole, make_mesh
 from jaxlm.placing import row_share
 from jaxlm.train.machine import PLAIN, Machine
+from jaxlm.train.program import fresh_state, program
 from jaxlm.train.source import started, take_along
-from jaxlm.train.state import TrainState, create
-from jaxlm.train.step import make_step
+from jaxlm.train.state import TrainState
 from jaxlm.tuning import Tuning
 
 VALID_TOKENS = 8192
@@ -69,31 +69,22 @@ def prepare_data(experiment: Experiment, folder: Path, note: Any, size: int = 0)
 
 def prepare(experiment: Experiment, folder: Path, note: Any, machine: Machine = PLAIN) -> Prepared:
     """Everything that the loop needs. `note(text)` tells the user."""
-    optimizer, batching = experiment.optimizer.build(experiment.steps), experiment.batching
-    carry = getattr(batching, "carry_rows", 0)
-
-    def new() -> TrainState:
-        parts = experiment.model, optimizer, workdir.example(), experiment.seed, experiment.averages, carry
-        return create(*parts, experiment.tuning)
-
+    new = fresh_state(experiment)
     abstract = jax.eval_shape(new)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
     data = hosts.in_turn(lambda: prepare_data(experiment, folder, note, size))
     mesh = data_mesh() if machine.mesh is None else make_mesh(machine.mesh)
-    plan = batching.plan(data.columns, experiment.seed)
+    plan = experiment.batching.plan(data.columns, experiment.seed)
     batches = HostRows(Batches(data.columns, plan) if isinstance(plan, Plan) else plan, *row_share(mesh))
-    _check_rows(batches.multiple, experiment.accumulate, batch_shards(mesh))
+    check_rows(batches.multiple, experiment.accumulate, batch_shards(mesh))
     note(_described(batches.statistics()))
     if mesh.size > 1:
         note(_laid_out(mesh, [*left_whole(abstract.params, mesh), *_long_rows(plan, mesh)]))
-    rate = experiment.optimizer.schedule.build(experiment.steps)
-    parts = machine.placed(experiment.model), experiment.objective, optimizer, rate, experiment.seed
-    options = experiment.accumulate, experiment.ema, mesh, experiment.tuning.trains, machine.split_moments
-    step, places = make_step(*parts, *options), layout(abstract, mesh, machine.split_moments)
-    abstract, made = with_sharding(abstract, places), jax.jit(new, out_shardings=places)
-    note(_trained(abstract, experiment.tuning))
+    made = program(experiment, new, mesh, machine)
+    tokenizer, state = data.tokenizer, made.abstract_state
+    note(_trained(state, experiment.tuning))
     return Prepared(
-        experiment, folder, data.tokenizer, batches, step, abstract, lambda: started(made(), experiment, note), mesh
+        experiment, folder, tokenizer, batches, made.step, state, lambda: started(made.create(), experiment, note), mesh
     )
 
 
@@ -115,8 +106,8 @@ def _tokenizer(experiment: Experiment, folder: Path, note: Any) -> Tokenizer:
     return tokenizer
 
 
-def _check_rows(multiple: int, accumulate: int, devices: int) -> None:
-    """The batches do not change with the machine, so it must be able to divide them."""
+def check_rows(multiple: int, accumulate: int, devices: int) -> None:
+    """The batches do not change with the machine, so it must be able to divide them. Raises UserError with the cure."""
     if multiple % (accumulate * devices):
         fits = 0 if multiple % accumulate else math.gcd(multiple // accumulate, devices)
         raise UserError(

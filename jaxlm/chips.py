@@ -1,0 +1,85 @@
+"""What chips can do at best: one table of dense peaks, memory and links, for plans and for MFU.
+
+Of TPUs the figures are those of Google's documentation (docs.cloud.google.com/tpu/docs, the page of each version), of
+GPUs those of NVIDIA's data sheets: dense bfloat16 (never the doubled ones of sparsity), and one direction of the links
+(half of "bidirectional"). A device of JAX is a chip, but half a chip of TPU v4 and 7x, which have two cores each.
+"""
+
+import re
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip.
+
+    Attributes:
+      name: as `jaxlm plan --topology` writes it.
+      kind: expression that finds it in JAX's `device_kind`.
+      bf16, f32: peak FLOP/s of matrix products of that type (f32: as JAX computes them by default).
+      memory: bytes of HBM. memory_bandwidth: bytes/s.
+      link: bytes/s that leave a chip, in one direction, to its neighbours (ICI, NVLink, PCIe).
+      network: bytes/s a chip between slices or nodes.
+      cores: devices of JAX on one chip.
+      usable: share of the memory that JAX takes.
+    """
+
+    name: str
+    kind: str
+    bf16: float
+    f32: float
+    memory: float
+    memory_bandwidth: float
+    link: float
+    network: float
+    cores: int = 1
+    usable: float = 1.0
+
+    @property
+    def is_tpu(self) -> bool:
+        return self.kind.startswith("TPU")
+
+    def peak(self, dtype: str) -> float:
+        """FLOP/s of one device of JAX."""
+        return (self.bf16 if dtype == "bfloat16" else self.f32) / self.cores
+
+
+def _tpu(
+    name: str, kind: str, bf16: float, memory: float, bandwidth: float, link: float, network: float, cores: int = 1
+) -> Chip:  # fmt: skip
+    # A product of float32 is one of bfloat16 on a TPU. The compiler keeps a 64th of the memory.
+    return Chip(name, f"TPU {kind}", bf16, bf16, memory * GIB, bandwidth, link, network, cores, usable=63 / 64)
+
+
+def _gpu(
+    name: str, kind: str, bf16: float, f32: float, memory: float, bandwidth: float, link: float, network: float
+) -> Chip:  # fmt: skip
+    return Chip(name, kind, bf16, f32, memory, bandwidth, link, network, usable=0.75)
+
+
+CHIPS = (
+    #     name   kind          bf16      GiB   memory     link     network    cores
+    _tpu("v4", r"v4", 275e12, 32, 1.228e12, 300e9, 6.25e9, 2),
+    _tpu("v5e", r"v5 ?(lite|e)", 197e12, 16, 0.819e12, 200e9, 3.125e9),
+    _tpu("v5p", r"v5(p|$)", 459e12, 95, 2.765e12, 600e9, 6.25e9),
+    _tpu("v6e", r"v6 ?(lite|e)", 918e12, 32, 1.638e12, 400e9, 12.5e9),
+    _tpu("7x", r"?7x", 2307e12, 192, 7.38e12, 600e9, 12.5e9, 2),
+    #     name    kind    bf16     f32 (TF32)  bytes  memory     link    network
+    _gpu("a100", r"A100", 312e12, 156e12, 85.9e9, 2.039e12, 300e9, 25e9),
+    _gpu("h100", r"H100", 989e12, 494e12, 84.9e9, 3.352e12, 450e9, 50e9),
+    _gpu("h200", r"H200", 989e12, 494e12, 150.8e9, 4.8e12, 450e9, 50e9),
+    _gpu("b200", r"B200", 2250e12, 1125e12, 191e9, 7.7e12, 900e9, 50e9),
+    _gpu("l4", r"L4$", 121e12, 60.5e12, 24.1e9, 0.3e12, 32e9, 12.5e9),
+)
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The chip that a `device_kind` of JAX names; None where the table has none (every CPU)."""
+    return next((chip for chip in CHIPS if re.search(chip.kind, kind)), None)
+
+
+def chip_named(name: str) -> Chip | None:
+    """The chip of that name; None where there is none."""
+    return next((chip for chip in CHIPS if chip.name == name), None)

@@ -1,0 +1,80 @@
+"""`jaxlm plan EXPERIMENT --topology T`: what a run will need and cost on hardware that need not be there.
+
+The train step is compiled for it: by libtpu for TPUs, by JAX's CUDA plugin for GPUs, with neither present; figures by
+formula where nothing can compile. 1 if it does not fit.
+"""
+
+import argparse
+
+from jaxlm.cli import output
+from jaxlm.cli.machine import add_mesh_option, add_memory_options
+from jaxlm.cli.overrides import ExperimentParser
+from jaxlm.cli.usage import VERBS, whole
+
+
+def main(argv: list[str]) -> int:
+    """Print the plan; 0 if it fits or that is not known, 1 if not."""
+    parser = _parser()
+    topology = _early(argv)
+    from jaxlm.plan import topology as places
+
+    places.prepare(topology)
+    experiment, options = parser.parse_experiment(argv)
+    from jaxlm import runtime
+    from jaxlm.plan.page import line, page
+    from jaxlm.plan.plan import make_plan
+    from jaxlm.plan.search import cure, mesh_for, sweep
+    from jaxlm.train.machine import Machine
+
+    runtime.prepare()
+    target = places.find(options.topology, options.slices)
+    machine = Machine(options.mesh, options.split_moments, options.remat)
+    settings = {"price": options.price, "machine": machine, "compiles": not options.formula}
+    name, asked = options.experiment, options.mesh or {}
+    if options.sweep:
+        plans = sweep(name, experiment, target, output.note, **settings)
+        output.emit(output.to_json([one.to_json() for one in plans]) if options.json else "\n".join(map(line, plans)))
+        return int(not any(one.fits is not False for one in plans))
+    plan = make_plan(name, experiment, target, mesh_for(target, asked), **settings)
+    found = cure(name, experiment, asked, target, **settings) if plan.fits is False else None
+    if options.json:
+        better = {} if found is None else {"fits_with": found[0], "then": found[1].to_json()}
+        output.emit(output.to_json(plan.to_json() | better))
+        return int(plan.fits is False)
+    output.emit(page(plan))
+    if plan.fits is False:
+        output.emit(
+            f"\nfits with   {found[0]}:\n{page(found[1])}" if found else "\nnothing tried makes it fit: more devices"
+        )
+    return int(plan.fits is False)
+
+
+def _parser() -> ExperimentParser:
+    parser = ExperimentParser("plan", VERBS["plan"])
+    text = "`v5e:4x4`, `v5p:2x2x4`, `h100:8`, `h100:2x8` (nodes x GPUs), or `here` (the default)"
+    parser.add_argument("--topology", default="here", metavar="T", help=text)
+    parser.add_argument("--slices", type=whole(1), default=1, metavar="N", help="so many of them, over a slow network")
+    add_mesh_option(parser)
+    add_memory_options(parser)
+    parser.add_argument("--price", type=_price, metavar="P", help="of a chip for an hour: then there is a cost")
+    parser.add_argument("--sweep", action="store_true", help="rank meshes and micro-batches instead")
+    parser.add_argument("--formula", action="store_true", help="compile nothing: figures in seconds, good to a third")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of words")
+    return parser
+
+
+def _early(argv: list[str]) -> str:
+    """The topology, before JAX is imported: it decides which devices JAX may touch."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--topology", default="here")
+    try:
+        return early.parse_known_args(argv)[0].topology
+    except SystemExit:  # the parser of the verb will say what is wrong
+        return "here"
+
+
+def _price(text: str) -> float:
+    price = float(text)
+    if not price > 0:
+        raise ValueError
+    return price

@@ -1,0 +1,107 @@
+"""What one device must hold at once: exactly where a compiled program says so, else by a formula."""
+
+import math
+import re
+from typing import Any
+
+import jax
+
+from jaxlm.chips import GIB, Chip
+from jaxlm.experiment import Experiment
+from jaxlm.losses import LOGITS_IN_FLIGHT, WIDE_LOGITS, Loss
+from jaxlm.parallel import Meshed, batch_shards
+from jaxlm.train.state import TrainState
+from jaxlm.types import Batch, Params
+
+OUT = re.compile(r"\(?([\d.]+)([KMGT])i?B?\)? exceeds available|[Uu]sed ([\d.]+)([KMGT])i?B? of")
+"""How XLA for TPUs says that a program needs more than there is."""
+
+
+def held(state: Any) -> int:
+    """Bytes of a tree's part on one device, of shapes that know their places."""
+
+    def part(leaf: Any) -> int:
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(map(part, jax.tree.leaves(state)))
+
+
+def state_memory(state: TrainState, batch: Batch) -> dict[str, int]:
+    """Bytes a device: parameters, the optimizer's state (with averages), carried state, and a batch."""
+    return {
+        "parameters": held(state.params),
+        "optimizer": held((state.opt_state, state.ema)),
+        "carried": held(state.carry),
+        "batch": held(batch),
+    }
+
+
+def activations(experiment: Experiment, params: Params, batch: Batch, mesh: Meshed) -> int:
+    """Bytes a device that the forward pass of a micro-batch keeps for the backward pass. By shapes, not compiled.
+
+    Positions are divided among the devices that share rows and positions; what `tensor` divides counts in full.
+    """
+    key = jax.random.key(0)
+
+    def pull(params: Params, batch: Batch) -> Any:
+        def total(params: Params) -> tuple[jax.Array, Loss]:
+            loss = experiment.objective(experiment.model, params, batch, key)
+            return loss.total, loss
+
+        return jax.vjp(total, params, has_aux=True)[1]
+
+    kept = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(jax.eval_shape(pull, params, batch))]
+    for leaf in jax.tree.leaves(params):  # they lie there anyway
+        if (leaf.shape, leaf.dtype) in kept:
+            kept.remove((leaf.shape, leaf.dtype))
+    size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in kept)
+    return size // (experiment.accumulate * batch_shards(mesh) * mesh.shape["sequence"])
+
+
+def by_formula(experiment: Experiment, state: TrainState, batch: Batch, mesh: Meshed) -> dict[str, int]:
+    """Bytes a device: the state, gradients, activations, and the greatest temporaries: logits and gathered parameters.
+
+    Good to a third: what a compiler fuses or copies is not known.
+    """
+    found = state_memory(state, batch)
+    micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state.params, batch))
+    found["activations"] = activations(experiment, *micro, mesh)
+    found["gradients"] = found["parameters"]
+    widest = max((math.prod(leaf.shape[-2:]) * 4 for leaf in jax.tree.leaves(state.params)), default=0)
+    vocab = getattr(experiment.model, "vocab", 0)
+    width = getattr(experiment.model, "width", 0)
+    logits = 3 * 4 * max(LOGITS_IN_FLIGHT, min(width * vocab, WIDE_LOGITS))
+    found["temporaries"] = 2 * widest + (logits if vocab else 0)
+    found["total"] = sum(found.values())
+    return found
+
+
+def compiled(experiment: Experiment, state: TrainState, batch: Batch, analysis: Any) -> dict[str, int]:
+    """Bytes a device of a compiled step, of which the state's arguments are updated in place."""
+    found = state_memory(state, batch)
+    arguments = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    found["temporaries"] = analysis.temp_size_in_bytes
+    found["total"] = arguments + analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes
+    return found
+
+
+def asked_for(error: Exception) -> int | None:
+    """Bytes that a program wanted that did not fit, by XLA's message; None where the error is another one."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text and "exceeds available" not in text:
+        return None
+    if not (found := OUT.search(text)):
+        return 0
+    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    return int(float(number) * 1024 ** ("KMGT".index(unit) + 1))
+
+
+def available(chip: Chip | None) -> int | None:
+    """Bytes a device that a program may take; None where that is not known."""
+    return None if chip is None else int(chip.memory * chip.usable / chip.cores)
+
+
+def gib(size: float) -> str:
+    """`1.25`, in GiB."""
+    return f"{size / GIB:,.2f}"

@@ -1,0 +1,119 @@
+"""What to change where a step does not fit, and which mesh and batch are best where there is a choice."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jax.sharding import AbstractMesh, AxisType
+
+from jaxlm.axes import AXES, DATA, FSDP, SEQUENCE, TENSOR, full_shape
+from jaxlm.errors import UserError
+from jaxlm.experiment import Experiment
+from jaxlm.parallel import Meshed, make_mesh
+from jaxlm.plan.plan import Plan, make_plan
+from jaxlm.plan.topology import Target
+from jaxlm.train.machine import Machine
+
+COMPILED = 3
+"""How many of the best by formula are compiled."""
+Change = tuple[str, Experiment, dict[str, int], Machine]
+"""The options that say it, and what they change."""
+
+
+def mesh_for(target: Target, asked: dict[str, int]) -> Meshed:
+    """The mesh that `--mesh` asks for, of the target's devices or of none. Raises UserError."""
+    if target.devices is not None:
+        return make_mesh(asked, target.devices)
+    shape = full_shape(asked, target.count)
+    return AbstractMesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def changes(experiment: Experiment, asked: dict[str, int], target: Target, machine: Machine) -> Iterator[Change]:
+    """What saves memory, from what costs least: parameters cut over the devices, smaller micro-batches, recomputation."""
+    kept = {axis: size for axis, size in asked.items() if axis in (TENSOR, SEQUENCE)}
+    split = {FSDP: target.count // math.prod(kept.values())} | kept
+    meshes = [asked] if target.count == 1 or FSDP in asked else [split, asked]
+    remats = [machine.remat, "dots", "full"] if hasattr(experiment.model, "remat") else [machine.remat]
+    for mesh in meshes:
+        for remat in dict.fromkeys(remats):
+            for factor in (1, 2, 4, 8, 16, 32):
+                changed = dataclasses.replace(experiment, accumulate=experiment.accumulate * factor)
+                said = [f"--mesh {written(mesh)}"] * (mesh != asked) + [f"--remat {remat}"] * (remat != machine.remat)
+                said += [f"--accumulate {changed.accumulate}"] * (factor > 1)
+                if said:
+                    yield " ".join(said), changed, mesh, dataclasses.replace(machine, remat=remat)
+
+
+def cure(
+    name: str, experiment: Experiment, asked: dict[str, int], target: Target, machine: Machine, **options: Any
+) -> tuple[str, Plan] | None:  # fmt: skip
+    """The first change by which the step fits, compiled where something can; None where none of them does.
+
+    Formulas choose, compilers judge: at most `COMPILED` candidates are compiled.
+    """
+    tried = 0
+    for said, changed, mesh, settled in changes(experiment, asked, target, machine):
+        options |= {"machine": settled}
+        guess = _tried(name, changed, target, mesh, options | {"compiles": False})
+        if guess is None or not guess.fits:
+            continue
+        plan = guess if target.devices is None else _tried(name, changed, target, mesh, options)
+        tried += 1
+        if plan is not None and plan.fits:
+            return said, plan
+        if tried == COMPILED:
+            return None
+    return None
+
+
+def sweep(
+    name: str, experiment: Experiment, target: Target, note: Callable[[str], None], **options: Any
+) -> list[Plan]:  # fmt: skip
+    """Meshes and micro-batches from the fastest step to the slowest, those that fit before those that do not.
+
+    All are computed by formula; the best `COMPILED` are compiled, where something can, and come first.
+    """
+    guesses: dict[tuple, tuple[Plan, Experiment, dict[str, int]]] = {}
+    for mesh in _meshes(target.count):
+        for accumulate in sorted({max(1, int(experiment.accumulate * factor)) for factor in (0, 0.25, 1, 2, 4)}):
+            changed = dataclasses.replace(experiment, accumulate=accumulate)
+            plan = _tried(name, changed, target, mesh, options | {"compiles": False})
+            if plan is not None:
+                guesses[tuple(plan.mesh.items()), plan.accumulate] = plan, changed, mesh
+    ranked = sorted(guesses.values(), key=lambda one: _rank(one[0]))
+    note(f"{len(ranked)} meshes and micro-batches by formula")
+    if target.devices is None or not options.get("compiles", True):
+        return [plan for plan, *_ in ranked]
+    best = [_tried(name, changed, target, mesh, options) for _, changed, mesh in ranked[:COMPILED]]
+    sure = sorted((plan for plan in best if plan is not None), key=_rank)
+    return sure + [plan for plan, *_ in ranked[COMPILED:]]
+
+
+def written(mesh: dict[str, int]) -> str:
+    """As `--mesh` takes it."""
+    return ",".join(f"{axis}={size}" for axis, size in mesh.items()) or f"{DATA}=-1"
+
+
+def _rank(plan: Plan) -> tuple[bool, float]:
+    return not plan.fits, plan.seconds.most if plan.seconds else 0.0
+
+
+def _tried(name: str, experiment: Experiment, target: Target, asked: dict[str, int], options: Any) -> Plan | None:
+    try:
+        return make_plan(name, experiment, target, mesh_for(target, asked), **options)
+    except UserError:  # rows that the devices cannot share
+        return None
+
+
+def _meshes(devices: int) -> Iterator[dict[str, int]]:
+    """All ways to share devices out to data, fsdp and tensor (to 8: beyond, links are too slow), in powers of 2."""
+    tensor = 1
+    while tensor <= min(8, devices):
+        fsdp = 1
+        while fsdp * tensor <= devices:
+            if devices % (fsdp * tensor) == 0:
+                shape = {DATA: devices // (fsdp * tensor), FSDP: fsdp, TENSOR: tensor}
+                yield {axis: size for axis, size in shape.items() if size > 1 or axis == DATA}
+            fsdp *= 2
+        tensor *= 2
