@@ -160,6 +160,12 @@ def _state_names(path: tuple, rank: int) -> tuple[str | None, ...]:
     return ("batch", *(STATE_LETTERS.get(letter) for letter in letters[1:]))
 
 
+def platform_of(x: Any) -> str:
+    """The platform ("cpu", "gpu", "tpu") of the program that is being traced with x in it."""
+    device = getattr(getattr(jax.typeof(x).sharding, "mesh", None), "abstract_device", None)
+    return device.platform if device is not None else jax.default_backend()
+
+
 def shards_of(x: Any, name: str) -> int:
     """Over how many devices a dimension of that name may be split; 1 where that is not known."""
     mesh = jax.typeof(x).sharding.mesh

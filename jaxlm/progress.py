@@ -1,7 +1,8 @@
 """How a run shows itself on stderr: a live bar on a terminal, a plain line now and then elsewhere.
 
-Both read the figures of the log: `train/loss`, and of the `time/` ones `tokens_per_second` (without padding) and
-`waiting` (the share of the time in which the step waited for data). stdout stays free for results.
+Both read the figures of the log: `train/loss`, and of the `time/` ones `tokens_per_second` (without padding),
+`mfu` (on chips whose peak is known) and `waiting` (the share of the time in which the step waited for data). stdout
+stays free for results.
 """
 
 import sys
@@ -151,6 +152,8 @@ def figures(values: Values) -> list[str]:
         texts.append(f"loss {number(values['train/loss'])}")
     if "time/tokens_per_second" in values:
         texts.append(f"{thousands(float(values['time/tokens_per_second']))} tokens/s")
+    if "time/mfu" in values:
+        texts.append(f"MFU {float(values['time/mfu']):.0%}")
     if "time/waiting" in values:
         texts.append(f"waiting {100 * float(values['time/waiting']):.0f}%")
     return texts

@@ -7,7 +7,7 @@ formula where nothing can compile. 1 if it does not fit.
 import argparse
 
 from jaxlm.cli import output
-from jaxlm.cli.machine import add_mesh_option, add_memory_options
+from jaxlm.cli.machine import add_memory_options, add_mesh_option
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.usage import VERBS, whole
 

@@ -30,7 +30,7 @@ from jaxlm.nn.norm import Norm
 from jaxlm.nn.position import Position, check_capacity
 from jaxlm.nn.quantized import rows, scores
 from jaxlm.nn.rotary import Rotary, Rotation
-from jaxlm.nn.segments import causal_mask, positions
+from jaxlm.nn.segments import causal_mask, causal_sight, positions
 from jaxlm.nn.stack import Stack
 from jaxlm.types import Array, Batch
 
@@ -159,11 +159,11 @@ class Decoder(nn.Module):
                 caches.append(cache)
             past = replace(past, layers=tuple(caches))
         else:
-            mask_BTT = causal_mask(valid_BT, state.segment_BT, self.window)
+            seen = causal_sight(valid_BT, state.segment_BT, self.window)
             if prefix:
                 both_T = jnp.arange(valid_BT.shape[1]) < prefix
-                mask_BTT |= valid_BT[:, None] & (both_T[None] & both_T[:, None])[None]
-            x_BTD = self.stack(x_BTD, mask_BTT, rotation)
+                seen |= valid_BT[:, None] & (both_T[None] & both_T[:, None])[None]
+            x_BTD = self.stack(x_BTD, seen, rotation)
         if self.norm == "pre":
             x_BTD = self.last_norm(x_BTD)
         if not past:

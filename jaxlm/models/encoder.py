@@ -19,7 +19,7 @@ from jaxlm.nn.linear import ACTIVATIONS, FeedForward, Linear
 from jaxlm.nn.norm import Norm
 from jaxlm.nn.position import Position
 from jaxlm.nn.quantized import rows, scores
-from jaxlm.nn.segments import positions, same_segment
+from jaxlm.nn.segments import Sight, positions, sight
 from jaxlm.nn.stack import Stack
 from jaxlm.types import Array, Batch
 
@@ -102,15 +102,15 @@ class Encoder(nn.Module):
 
         Raises UserError for a source that is longer than the table of positions.
         """
-        x_BSD, mask_BSS = self._embedded(batch)
-        x_BSD = self.stack(x_BSD, mask_BSS)
+        x_BSD = self.stack(*self._embedded(batch))
         return self.last_norm(x_BSD) if self.norm == "pre" else x_BSD
 
     def self_attention(self, batch: Batch) -> Array:
         """How much each position looks at each, by layer and head: (B, L, N, S, S)."""
-        return self.stack.watched(*self._embedded(batch))
+        x_BSD, seen = self._embedded(batch)
+        return self.stack.watched(x_BSD, seen.mask() if isinstance(seen, Sight) else seen)
 
-    def _embedded(self, batch: Batch) -> tuple[Array, Array]:
+    def _embedded(self, batch: Batch) -> tuple[Array, Array | Sight]:
         """What the layers read, and which positions see which."""
         valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
         if valid_BS.shape[1] + self.first_position > self.max_length:
@@ -123,8 +123,7 @@ class Encoder(nn.Module):
         position_BS = positions(valid_BS, segment_BS) + self.first_position
         x_BSD = rows(self.embedding, jnp.asarray(batch.source_BS)) + self.position(position_BS)
         x_BSD = self.embedding_norm((x_BSD + jnp.broadcast_to(types, x_BSD.shape)).astype(jnp.dtype(self.dtype)))
-        mask_BSS = valid_BS[:, None] & same_segment(segment_BS, segment_BS, valid_BS)
-        return self.embedding_dropout(x_BSD), mask_BSS
+        return self.embedding_dropout(x_BSD), sight(segment_BS, segment_BS, valid_BS, valid_BS)
 
     def readout(self, features: Array) -> Array:
         """(..., D) -> float32 logits (..., V)."""

@@ -22,7 +22,7 @@ from jaxlm.nn.norm import Norm
 from jaxlm.nn.position import Position, check_capacity
 from jaxlm.nn.quantized import rows, scores
 from jaxlm.nn.relative import RelativeBias
-from jaxlm.nn.segments import causal_mask, positions, same_segment
+from jaxlm.nn.segments import causal_sight, positions, sight
 from jaxlm.nn.stack import Stack
 from jaxlm.types import Array, Batch
 
@@ -153,7 +153,7 @@ class EncoderDecoder(nn.Module):
         table = self.source_embedding if self.tie in ("target", "none") else self.embedding
         position_BS = positions(valid_BS, segment_BS)
         x_BSD = self._embed(table, batch.source_BS, self.source_position(position_BS, valid_BS.shape[1]))
-        mask_BSS, bias_BNSS = valid_BS[:, None] & same_segment(segment_BS, segment_BS, valid_BS), None
+        mask_BSS, bias_BNSS = sight(segment_BS, segment_BS, valid_BS, valid_BS), None
         if self.position == "relative":
             bias_BNSS = self.source_relative(position_BS[:, :, None] - position_BS[:, None])
         x_BSD = self.encoder(x_BSD, mask_BSS, None, bias_BNSS)
@@ -190,8 +190,8 @@ class EncoderDecoder(nn.Module):
             x_BTD, weight_BTS, past = self._read_cached(x_BTD, state.past, source, valid_BT, weigh)
             state = replace(state, past=past)
         else:
-            source_mask_BTS = source.valid_BS[:, None] & same_segment(segment_BT, source.segment_BS, valid_BT)
-            mask_BTT, bias_BNTT = causal_mask(valid_BT, segment_BT), None
+            source_mask_BTS = sight(segment_BT, source.segment_BS, valid_BT, source.valid_BS)
+            mask_BTT, bias_BNTT = causal_sight(valid_BT, segment_BT), None
             if self.position == "relative":
                 bias_BNTT = self.target_relative(position_BT[:, :, None] - position_BT[:, None])
             x_BTD = self.decoder(x_BTD, mask_BTT, source.memory_BSD, source_mask_BTS, bias_BNTT)

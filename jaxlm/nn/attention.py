@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jaxlm.errors import UserError
 from jaxlm.nn.cache import Layer, View, seen, write
 from jaxlm.nn.dropout import keep_mask
+from jaxlm.nn.kernels import kernel_for
 from jaxlm.nn.linear import Linear, joint
 from jaxlm.nn.rotary import Rotation, rotate
+from jaxlm.nn.segments import Sight
 from jaxlm.parallel import constrain
 from jaxlm.types import Array
 
@@ -19,7 +21,7 @@ Keys = tuple[Array, Array, Array]
 
 
 def attend(
-    query_BTNH: Array, key_BSGH: Array, value_BSGH: Array, mask_BTS: Array, drop_key: Array | None = None,
+    query_BTNH: Array, key_BSGH: Array, value_BSGH: Array, mask_BTS: Array | Sight, drop_key: Array | None = None,
     drop: float = 0.0, scale: float | None = None, bias_BNTS: Array | None = None,
 ) -> Array:  # fmt: skip
     """softmax(Q K^T scale + bias) V over the allowed keys -> (B, T, N, H). `scale` is 1 / sqrt(H) unless given.
@@ -27,7 +29,13 @@ def attend(
     `mask_BTS` is True where query t may see key s (T may be 1 in the mask, for all queries alike). Scores and softmax
     are float32; a query that may see nothing gives zeros, so padding leaves no trace and no NaN. There may be fewer
     heads of keys than of queries: N / G in a row share one, and are laid side by side as if they were more positions.
+    A `Sight` in the place of the mask lets the accelerator's own kernel do it, where there is one for this case.
     """
+    if isinstance(mask_BTS, Sight):
+        given = query_BTNH, key_BSGH, value_BSGH, mask_BTS, query_BTNH.shape[-1] ** -0.5 if scale is None else scale
+        if bias_BNTS is None and (drop_key is None or drop == 0.0) and (kernel := kernel_for(*given[:4])):
+            return kernel(*given)
+        mask_BTS = mask_BTS.mask()
     # Queries stay where their positions are, and all keys and values come to them.
     query_BTNH = constrain(query_BTNH, "batch", "sequence", "heads", None)
     key_BSGH, value_BSGH = (constrain(x, "batch", None, "heads", None) for x in (key_BSGH, value_BSGH))

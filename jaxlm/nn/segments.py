@@ -2,8 +2,69 @@
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
+from jaxlm.parallel import platform_of
 from jaxlm.types import Array
+
+NOWHERE = -1
+"""The segment of a key that is padding."""
+
+
+@struct.dataclass
+class Sight:
+    """Which keys a query may see, as a rule instead of an array of B x T x S: what kernels of accelerators take.
+
+    A query sees the keys of its own segment; with `causal` none after it, with `window` only itself and the window - 1
+    places before it (places, not valid tokens: the same wherever valid tokens lie side by side).
+    """
+
+    query_BT: Array
+    key_BS: Array
+    causal: bool = struct.field(pytree_node=False, default=False)
+    window: int | None = struct.field(pytree_node=False, default=None)
+
+    def mask(self) -> Array:
+        """The same as an array (B, T, S)."""
+        mask_BTS = self.query_BT[:, :, None] == self.key_BS[:, None]
+        back_TS = jnp.arange(mask_BTS.shape[1])[:, None] - jnp.arange(mask_BTS.shape[2])[None]
+        if self.causal:
+            mask_BTS &= (back_TS >= 0)[None]
+        if self.window is not None:
+            mask_BTS &= (back_TS < self.window)[None]
+        return mask_BTS
+
+    def __or__(self, mask_BTS: Array) -> Array:
+        return self.mask() | mask_BTS
+
+
+def sight(
+    segment_BT: Array | None, segment_BS: Array | None, valid_BT: Array, valid_BS: Array
+) -> Array | Sight:  # fmt: skip
+    """What queries (B, T) see of keys (B, S): the valid ones of their segment. A mask (B, T or 1, S), or a rule where
+    the program is for an accelerator."""
+    if platform_of(valid_BT) in KERNELS:
+        return Sight(*_segments(segment_BT, segment_BS, valid_BT, valid_BS))
+    return valid_BS[:, None] & same_segment(segment_BT, segment_BS, valid_BT)
+
+
+def causal_sight(valid_BT: Array, segment_BT: Array | None, window: int | None = None) -> Array | Sight:
+    """`causal_mask`, or the rule where the program is for an accelerator."""
+    if platform_of(valid_BT) in KERNELS:
+        return Sight(*_segments(segment_BT, segment_BT, valid_BT, valid_BT), causal=True, window=window)
+    return causal_mask(valid_BT, segment_BT, window)
+
+
+KERNELS = ("tpu", "gpu")
+"""The platforms that have kernels of attention."""
+
+
+def _segments(
+    segment_BT: Array | None, segment_BS: Array | None, valid_BT: Array, valid_BS: Array
+) -> tuple[Array, Array]:
+    if segment_BT is None or segment_BS is None:
+        segment_BT, segment_BS = (jnp.ones(valid.shape, jnp.int32) for valid in (valid_BT, valid_BS))
+    return segment_BT, jnp.where(valid_BS, segment_BS, NOWHERE)
 
 
 def positions(valid_BT: Array, segment_BT: Array | None) -> Array:

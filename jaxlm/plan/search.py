@@ -30,7 +30,7 @@ def mesh_for(target: Target, asked: dict[str, int]) -> Meshed:
 
 
 def changes(experiment: Experiment, asked: dict[str, int], target: Target, machine: Machine) -> Iterator[Change]:
-    """What saves memory, from what costs least: parameters cut over the devices, smaller micro-batches, recomputation."""
+    """What saves memory, from what costs least: parameters cut over the devices, smaller micro-batches, remat."""
     kept = {axis: size for axis, size in asked.items() if axis in (TENSOR, SEQUENCE)}
     split = {FSDP: target.count // math.prod(kept.values())} | kept
     meshes = [asked] if target.count == 1 or FSDP in asked else [split, asked]

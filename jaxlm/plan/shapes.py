@@ -28,7 +28,11 @@ def batch_of(experiment: Experiment) -> Batch:
     if isinstance(batching, Windows):
         text = Ragged.of([np.full(batching.tokens + batching.length, ID, np.int32)])
         return batching.plan({"target": text}, experiment.seed)[0]
-    longest = max(batching.lengths or (batching.max_length,)) if isinstance(batching, Buckets) else batching.length
+    if isinstance(batching, Buckets):
+        longest = max(batching.lengths or (batching.max_length,))
+        longest = min(longest, batching.tokens // batching.multiple)  # a batch has its least number of rows
+    else:
+        longest = batching.length
     source = getattr(batching, "source_length", None) or longest
     columns = _columns(experiment, min(source, longest) - 1, longest - 1)
     plan = batching.plan(columns, experiment.seed)

@@ -31,6 +31,7 @@ from jaxlm.train.prepare import VALID_TOKENS, Prepared, prepare
 from jaxlm.train.source import resolved
 from jaxlm.train.state import TrainState
 from jaxlm.train.stopping import asked_to_stop, signals
+from jaxlm.train.utilisation import utilisation
 
 
 def train(experiment: Experiment, folder: Path, minutes: float = 0.0, machine: Machine = PLAIN) -> dict[str, Any]:
@@ -74,6 +75,7 @@ class Run:
         self.progress = Progress(**meta.get("progress", {}))
         self.experiment = prepared.experiment
         self.meter = Meter(meta.get("meter"))
+        self.mfu = utilisation(prepared.experiment, prepared.mesh)
         self.figures: dict[str, float] = {}
         self.first_step_seconds: float | None = None
         self.metric: float | None = None
@@ -104,6 +106,8 @@ class Run:
         end = step == experiment.steps or reason == "time"
         if step % experiment.log_every == 0 or end:
             figures = self.meter.read()
+            if self.mfu is not None:
+                figures["time/mfu"] = self.mfu(figures["time/tokens_per_second"])
             self.log.write(step, figures)
             self._check_finite(figures["train/loss"], step)
             self.figures |= figures

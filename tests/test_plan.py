@@ -1,0 +1,174 @@
+"""Plans: bytes and collectives of programs that are known, formulas against compilers, and the command line."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cli_runs import command  # noqa: F401
+from jax.sharding import NamedSharding, PartitionSpec
+from test_experiments import NAMES
+
+from jaxlm.chips import chip_named
+from jaxlm.collectives import Collective, collectives
+from jaxlm.errors import UserError
+from jaxlm.experiment import load
+from jaxlm.parallel import make_mesh
+from jaxlm.plan import memory
+from jaxlm.plan.cost import step_seconds, whole_run, wire_bytes
+from jaxlm.plan.moved import bytes_moved
+from jaxlm.plan.plan import count, make_plan
+from jaxlm.plan.search import changes, mesh_for, sweep, written
+from jaxlm.plan.shapes import batch_of, fitted, positions
+from jaxlm.plan.topology import find
+from jaxlm.train.machine import PLAIN, Machine
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    experiment = load("experiments.quickstart")
+    model = experiment.model.clone(width=16, heads=2, hidden=32, encoder_layers=1, decoder_layers=1, scan=True)
+    return replace(experiment, model=model, batching=replace(experiment.batching, length=16, tokens=256))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not hasattr(load(name).model, "fit")])
+def test_every_experiment_has_a_batch(name):
+    """Of the shapes that its batching asks for, with no data at hand, which every device of eight can share."""
+    experiment, _ = fitted(load(name), 8)
+    batch = batch_of(experiment)
+    rows = len(jax.tree.leaves(batch)[0])
+    assert 0 < positions(batch) <= 2 * experiment.batching.tokens
+    assert rows % (8 * experiment.accumulate) == 0 or load(name).batching.tokens < 8000
+
+
+def test_groups_of_collectives_are_read_in_every_form():
+    def group(text):
+        line = f"  %a = f32[4]{{0}} all-reduce(%x), channel_id=1, {text}, use_global_device_ids=true"
+        return collectives(f"ENTRY %main (x: f32[4]) -> f32[4] {{\n{line}\n}}")[0].group
+
+    assert group("replica_groups={{0,2},{1,3}}") == (0, 2)
+    assert group("replica_groups=[2,2]<=[4]") == (0, 1)
+    assert group("replica_groups=[2,2]<=[2,2]T(1,0)") == (0, 2)
+    assert group("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}") == (0, 2)
+    assert group("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}") == (0, 1, 2, 3)
+
+
+def test_bytes_of_a_ring():
+    assert wire_bytes(Collective("all-reduce", (), 1, 800, ()), 8) == 1400
+    assert wire_bytes(Collective("all-gather", (), 1, 800, ()), 8) == 700
+    assert wire_bytes(Collective("reduce-scatter", (), 1, 100, ()), 8) == 700
+    assert wire_bytes(Collective("collective-permute", (), 3, 800, ()), 2) == 800
+
+
+def test_moved_bytes_of_a_known_program():
+    """Two arguments are read, the product is written, and read by whoever asked."""
+    x = jnp.ones((64, 64))
+    text = jax.jit(lambda x, y: x @ y).lower(x, x).compile().as_text()
+    assert bytes_moved(text) == pytest.approx(4 * 64 * 64 * 4, rel=0.01)
+
+    def repeated(x):
+        return jax.lax.scan(lambda x, _: (jnp.sin(x) @ x, None), x, None, length=50)[0]
+
+    text = jax.jit(repeated).lower(x).compile().as_text()
+    assert bytes_moved(text) == pytest.approx(50 * 2 * 2 * 64 * 64 * 4, rel=0.3)
+
+
+def test_collectives_of_loops_count_by_their_conditions():
+    mesh = make_mesh({"data": 8})
+    rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+
+    def repeated(x, w):
+        return jax.lax.scan(lambda w, _: (w + (x @ w).sum(0)[:, None] * 0.1, None), w, None, length=7)[0]
+
+    shapes = jax.ShapeDtypeStruct((16, 8), jnp.float32), jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    step = jax.jit(repeated, in_shardings=(rows, whole), out_shardings=whole).lower(*shapes).compile()
+    (found,) = collectives(step.as_text().replace("known_trip_count", "unknown"))
+    assert found.times == 7 and found.group == tuple(range(8))
+
+
+def test_seconds_are_those_of_the_table():
+    chip, sums = chip_named("v5e"), Collective("all-reduce", (), 1, 10**9, (0, 1))
+    one = step_seconds(chip, "bfloat16", 197e12, 819e9, [sums], 4, [0, 0, 1, 1])
+    assert (one.compute, one.memory, one.network) == (1.0, 1.0, 0.0)
+    assert one.links == pytest.approx(1e9 / 200e9) and one.most == pytest.approx(2 + one.links) and one.least == 1.0
+    across = step_seconds(chip, "bfloat16", 0, 0, [replace(sums, group=(0, 2))], 4, [0, 0, 1, 1])
+    assert across.links == 0.0 and across.network == pytest.approx(1e9 / 3.125e9)
+    assert whole_run(3600.0, 10, 4, 2.0) == {"hours": 10.0, "chip_hours": 40.0, "cost": 80.0}
+
+
+def test_what_xla_says_when_memory_runs_out():
+    said = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: ... (21.50G) exceeds available HBM (15.75G)"
+    assert memory.asked_for(RuntimeError(said)) == int(21.5 * 2**30)
+    assert memory.asked_for(RuntimeError("RESOURCE_EXHAUSTED: no number")) == 0
+    assert memory.asked_for(RuntimeError("something else")) is None
+
+
+def test_the_state_is_cut_as_the_mesh_says(tiny):
+    whole, cut = (make_plan("tiny", tiny, find("a100:8"), mesh_for(find("a100:8"), axes)) for axes in ({}, {"fsdp": 8}))
+    assert whole.memory["parameters"] / cut.memory["parameters"] == pytest.approx(8, rel=0.1)
+    assert whole.memory["batch"] == cut.memory["batch"] and whole.model_flops == cut.model_flops
+    assert set(whole.collectives) == {"all-reduce"} and set(cut.collectives) == {"all-gather", "reduce-scatter"}
+    assert json.loads(json.dumps(cut.to_json()))["fits"] is True
+
+
+def test_what_does_not_fit_is_made_to():
+    """GPT-2 XL by formula on one L4, and what is tried next."""
+    experiment, target = load("experiments.gpt2:xl"), find("l4:8")
+    plan = make_plan("xl", experiment, target, mesh_for(target, {}))
+    assert plan.fits is False and plan.memory["total"] > 20 * 2**30
+    said = [change[0] for change in changes(experiment, {}, target, PLAIN)]
+    assert said[0] == "--mesh fsdp=8" and "--remat full" in " ".join(said)
+    cut = make_plan("xl", experiment, target, mesh_for(target, {"fsdp": 8}), machine=Machine(remat="full"))
+    assert cut.fits is True and cut.memory["activations"] < plan.memory["activations"]
+
+
+def test_a_sweep_ranks_meshes_and_micro_batches(tiny):
+    plans = sweep("tiny", tiny, find("a100:4"), lambda text: None)
+    assert len({tuple(plan.mesh.items()) for plan in plans}) == 6
+    times = [plan.seconds.most for plan in plans]
+    assert times == sorted(times) and all(plan.fits for plan in plans)
+    assert written(plans[0].mesh).count("=") >= 1
+
+
+@pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5p:4x4", "h100:x", "tpu"])
+def test_what_is_no_topology_is_said(name):
+    with pytest.raises(UserError, match="--topology"):
+        find(name)
+
+
+def test_no_step_to_plan():
+    with pytest.raises(UserError, match="closed form"):
+        count(load("experiments.ngram:shakespeare"))
+
+
+def test_the_command_compiles_for_what_is_here(command):  # noqa: F811
+    small = ["--model.width", "16", "--model.hidden", "16", "--batching.tokens", "512", "--model.heads", "2"]
+    asked = command("plan", "experiments.quickstart", "--mesh", "fsdp=2", "--json", *small)
+    assert asked.code == 0, asked.err
+    found = json.loads(asked.lines[-1])
+    assert found["compile_seconds"] > 0 and found["mesh"] == {"fsdp": 2} and found["fits"] is None
+    assert found["memory"]["total"] > found["memory"]["parameters"] > 0 and found["collectives"]["all-gather"]
+    assert command("plan", "experiments.quickstart", "--topology", "v9:1").code == 1
+
+
+def test_the_command_says_what_does_not_fit(command):  # noqa: F811
+    asked = command("plan", "experiments.gpt2:xl", "--topology", "l4:8", "--price", "0.7")
+    assert asked.code == 1 and b"does not fit" in asked.out and b"fits with   --mesh fsdp=8" in asked.out
+    assert b"cost" in asked.out
+    swept = command("plan", "experiments.gpt2:small", "--topology", "l4:2", "--sweep")
+    assert swept.code == 0 and len(swept.lines) > 6
+
+
+def test_the_command_bench(command):  # noqa: F811
+    small = ["--model.width", "16", "--model.hidden", "16", "--batching.tokens", "512", "--model.heads", "2"]
+    asked = command(
+        "bench", "experiments.quickstart", "--synthetic", "--steps", "4", "--json", "--mesh", "data=1", *small
+    )
+    assert asked.code == 0, asked.err
+    found = json.loads(asked.lines[-1])
+    assert found["steps"] == 4 and found["tokens_per_second"] > 0 and found["mfu"]["full"] == "n/a"
+    at = found["step_seconds"]
+    assert 0 < at["p10"] <= at["p50"] <= at["p90"] and set(found["compile_seconds"]) == {"cold", "warm"}
+    assert np.isfinite(found["peak_memory_bytes"])
