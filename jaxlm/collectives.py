@@ -111,8 +111,9 @@ def _group(line: str) -> tuple[int, ...]:
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return tuple(map(int, found[1].split(",")))
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        shape, box, turn = (tuple(map(int, part.split(","))) if part else None for part in found.groups())
-        return tuple(np.arange(math.prod(box)).reshape(box).transpose(turn).reshape(shape)[0].tolist())
+        shape, box, turn = ([int(size) for size in part.split(",")] if part else [] for part in found.groups())
+        places = np.arange(math.prod(box)).reshape(box).transpose(turn or None)
+        return tuple(places.reshape(shape)[0].tolist())
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
         sizes = dict(re.findall(r"('\w+')=(\d+)", found[1]))
         places = np.arange(math.prod(map(int, sizes.values()))).reshape([int(size) for size in sizes.values()])

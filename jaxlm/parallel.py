@@ -256,12 +256,12 @@ def split_rows(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, rows(mesh))
 
 
-def rows(mesh: Mesh) -> NamedSharding:
+def rows(mesh: Meshed) -> NamedSharding:
     """The sharding of what has the batch as axis 0."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
+def everywhere(mesh: Meshed) -> NamedSharding:
     """The sharding of what every device holds whole: scalars."""
     return NamedSharding(mesh, PartitionSpec())
 

@@ -81,7 +81,7 @@ def test_remat_scan_and_dropout_do_not_change_what_the_model_takes():
     ids, valid = np.full((4, 16), 4, np.int32), np.ones((4, 16), bool)
     batch = Batch(source_BS=ids, source_valid_BS=valid, target_BT=ids, target_valid_BT=valid, label_BT=ids)
     params = workdir.abstract_params(base)
-    models = base, base.clone(scan=True), base.clone(remat=True), base.clone(dropout=0.1)
+    models = base, base.clone(scan=True, remat=True, dropout=0.1)
     assert len({model_flops(model, NextToken(), params, batch) for model in models}) == 1
 
 

@@ -5,11 +5,19 @@ formula where nothing can compile. 1 if it does not fit.
 """
 
 import argparse
+import dataclasses
+from typing import TYPE_CHECKING
 
 from jaxlm.cli import output
 from jaxlm.cli.machine import add_memory_options, add_mesh_option
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.usage import VERBS, whole
+from jaxlm.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxlm.experiment import Experiment
+    from jaxlm.plan.decode import DecodePlan
+    from jaxlm.plan.topology import Target
 
 
 def main(argv: list[str]) -> int:
@@ -37,16 +45,30 @@ def main(argv: list[str]) -> int:
         return int(not any(one.fits is not False for one in plans))
     plan = make_plan(name, experiment, target, mesh_for(target, asked), **settings)
     found = cure(name, experiment, asked, target, **settings) if plan.fits is False else None
+    decoding = _decoding(experiment, options, target) if options.decode else None
     if options.json:
         better = {} if found is None else {"fits_with": found[0], "then": found[1].to_json()}
-        output.emit(output.to_json(plan.to_json() | better))
+        more = {} if decoding is None else {"decoding": dataclasses.asdict(decoding)}
+        output.emit(output.to_json(plan.to_json() | better | more))
         return int(plan.fits is False)
     output.emit(page(plan))
+    if decoding is not None:
+        output.emit(decoding.sentence())
     if plan.fits is False:
         output.emit(
             f"\nfits with   {found[0]}:\n{page(found[1])}" if found else "\nnothing tried makes it fit: more devices"
         )
     return int(plan.fits is False)
+
+
+def _decoding(experiment: "Experiment", options: argparse.Namespace, target: "Target") -> "DecodePlan":
+    from jaxlm.plan.decode import plan_decoding
+    from jaxlm.plan.search import mesh_for
+
+    if target.devices is None or not hasattr(experiment.model, "extend"):
+        why = "nothing here can compile for it" if target.devices is None else "this model does not decode"
+        raise UserError(f"--decode {options.decode}: {why}, so there is no decoding step to plan: leave it out")
+    return plan_decoding(experiment, mesh_for(target, options.mesh or {}), target.chip, options.decode)
 
 
 def _parser() -> ExperimentParser:
@@ -57,6 +79,7 @@ def _parser() -> ExperimentParser:
     add_mesh_option(parser)
     add_memory_options(parser)
     parser.add_argument("--price", type=_price, metavar="P", help="of a chip for an hour: then there is a cost")
+    parser.add_argument("--decode", type=whole(1), metavar="ROWS", help="plan a decoding step of so many rows, too")
     parser.add_argument("--sweep", action="store_true", help="rank meshes and micro-batches instead")
     parser.add_argument("--formula", action="store_true", help="compile nothing: figures in seconds, good to a third")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of words")

@@ -91,7 +91,7 @@ def _compiled(experiment: Experiment, batch: Any, mesh: Any, machine: Machine) -
     """Seconds to trace and compile the step, and again out of the compilation cache; and what makes a state."""
     from jax.experimental.compilation_cache import compilation_cache
 
-    seconds, old = {}, jax.config.jax_compilation_cache_dir
+    seconds, old = {}, jax.config.values["jax_compilation_cache_dir"]
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         compilation_cache.reset_cache()

@@ -65,8 +65,8 @@ def by_formula(experiment: Experiment, state: TrainState, batch: Batch, mesh: Me
     Good to a third: what a compiler fuses or copies is not known.
     """
     found = state_memory(state, batch)
-    micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state.params, batch))
-    found["activations"] = activations(experiment, *micro, mesh)
+    params, whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state.params, batch))
+    found["activations"] = activations(experiment, params, whole, mesh)
     found["gradients"] = found["parameters"]
     widest = max((math.prod(leaf.shape[-2:]) * 4 for leaf in jax.tree.leaves(state.params)), default=0)
     vocab = getattr(experiment.model, "vocab", 0)

@@ -26,7 +26,7 @@ def bytes_moved(text: str, open_loops: int = 1) -> int:
 
 
 def _moved(known: dict[str, list[str]], name: str, open_loops: int) -> int:
-    total, lines = 0, known.get(name, ())
+    total, lines = 0, known.get(name, [])
     for line in lines:
         if not (found := INSTRUCTION.match(line)):
             continue

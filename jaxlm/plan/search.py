@@ -34,7 +34,9 @@ def changes(experiment: Experiment, asked: dict[str, int], target: Target, machi
     kept = {axis: size for axis, size in asked.items() if axis in (TENSOR, SEQUENCE)}
     split = {FSDP: target.count // math.prod(kept.values())} | kept
     meshes = [asked] if target.count == 1 or FSDP in asked else [split, asked]
-    remats = [machine.remat, "dots", "full"] if hasattr(experiment.model, "remat") else [machine.remat]
+    remats: list[str | None] = (
+        [machine.remat, "dots", "full"] if hasattr(experiment.model, "remat") else [machine.remat]
+    )
     for mesh in meshes:
         for remat in dict.fromkeys(remats):
             for factor in (1, 2, 4, 8, 16, 32):

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh
 
 from jaxlm.leaves import joined, part
 from jaxlm.losses import Loss
-from jaxlm.parallel import everywhere, gathered, layout
+from jaxlm.parallel import Meshed, everywhere, gathered, layout
 from jaxlm.streams import stream
 from jaxlm.train.state import TrainState
 from jaxlm.types import Array, Batch, Params
@@ -48,7 +47,7 @@ def make_step(
     seed: int,
     accumulate: int = 1,
     ema: float = 0.0,
-    mesh: Mesh | None = None,
+    mesh: Meshed | None = None,
     trains: Callable[[str], bool] | None = None,
     split_moments: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

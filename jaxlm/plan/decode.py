@@ -1,0 +1,81 @@
+"""One decoding step of an experiment's model, compiled as the train step is: one more token in each of some rows."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.chips import Chip
+from jaxlm.collectives import collectives
+from jaxlm.decode.prefill import read_token
+from jaxlm.experiment import Experiment
+from jaxlm.flops import flops
+from jaxlm.nn.stack import unstacked
+from jaxlm.parallel import Meshed, batch_shards, layout, rows, state_layout, with_sharding
+from jaxlm.plan import memory
+from jaxlm.plan.cost import Seconds, step_seconds
+from jaxlm.plan.moved import bytes_moved
+from jaxlm.plan.shapes import batch_of
+from jaxlm.workdir import abstract_params
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """Bytes are of one device; FLOPs and tokens of all."""
+
+    rows: int
+    capacity: int
+    cache: int
+    memory: int
+    fits: bool | None
+    flops: int
+    bytes_moved: int
+    seconds: Seconds | None
+    compile_seconds: float
+
+    def sentence(self) -> str:
+        """One line for a person."""
+        time = "" if self.seconds is None else (
+            f"; {self.seconds.least * 1e3:.3g} to {self.seconds.most * 1e3:.3g} ms a token, "
+            f"{self.rows / self.seconds.most:,.0f} to {self.rows / self.seconds.least:,.0f} tokens/s"
+        )  # fmt: skip
+        fits = "" if self.fits is None else ": fits" if self.fits else ": does not fit"
+        return (
+            f"decoding    {self.rows} rows of {self.capacity} tokens: {memory.gib(self.memory)} GiB a device, of which "
+            f"{memory.gib(self.cache)} of state{fits}{time} (compiled in {self.compile_seconds:.0f} s)"
+        )
+
+
+def plan_decoding(experiment: Experiment, mesh: Meshed, chip: Chip | None, asked: int) -> DecodePlan:
+    """Of at least so many rows: as many more as the devices need to share them evenly. Nothing is cut off at the end."""
+    model, shards = experiment.model, batch_shards(mesh)
+    count = math.ceil(asked / shards) * shards
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), batch_of(experiment))
+    params = abstract_params(model)
+    capacity = batch.target_BT.shape[1]
+    # The cache is that of the target's length; what is read beyond it is not planned.
+    state = jax.eval_shape(lambda p, b: model.apply({"params": p}, b, capacity, method="start"), params, batch)
+    token, valid = (jax.ShapeDtypeStruct((count,), dtype) for dtype in (jnp.int32, bool))
+
+    def step(params: Any, token_B: Any, state: Any, valid_B: Any) -> Any:
+        logits_BV, state = read_token(model, unstacked(params), token_B, state, valid_B)
+        return jnp.argmax(logits_BV, axis=-1), state
+
+    arithmetic = flops(step, params, token, state, valid)
+    params = with_sharding(params, layout({"params": params}, mesh)["params"])
+    state = with_sharding(state, state_layout(state, mesh))
+    token, valid = with_sharding((token, valid), rows(mesh))
+    began = time.perf_counter()
+    compiled = jax.jit(step, donate_argnums=2).lower(params, token, state, valid).compile()
+    seconds, text, analysis = time.perf_counter() - began, compiled.as_text(), compiled.memory_analysis()
+    total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    total += analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes
+    moved, limit = bytes_moved(text), memory.available(chip)
+    dtype = getattr(model, "dtype", "float32")
+    share = arithmetic / mesh.size
+    took = step_seconds(chip, dtype, share, moved, collectives(text), mesh.size, [0] * mesh.size) if chip else None
+    fits = None if limit is None else total <= limit
+    return DecodePlan(count, capacity, memory.held(state), total, fits, arithmetic, moved, took, seconds)
