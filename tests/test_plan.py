@@ -26,6 +26,9 @@ from jaxlm.plan.topology import find
 from jaxlm.train.machine import PLAIN, Machine
 
 
+SMALL = ["--model.width", "16", "--model.hidden", "16", "--model.heads", "2", "--model.layers", "1"]
+
+
 @pytest.fixture(scope="module")
 def tiny():
     experiment = load("experiments.quickstart")
@@ -108,7 +111,7 @@ def test_what_xla_says_when_memory_runs_out():
 
 def test_the_state_is_cut_as_the_mesh_says(tiny):
     whole, cut = (make_plan("tiny", tiny, find("a100:8"), mesh_for(find("a100:8"), axes)) for axes in ({}, {"fsdp": 8}))
-    assert whole.memory["parameters"] / cut.memory["parameters"] == pytest.approx(8, rel=0.1)
+    assert 6 < whole.memory["parameters"] / cut.memory["parameters"] <= 8  # what is not a matrix stays whole
     assert whole.memory["batch"] == cut.memory["batch"] and whole.model_flops == cut.model_flops
     assert set(whole.collectives) == {"all-reduce"} and set(cut.collectives) == {"all-gather", "reduce-scatter"}
     assert json.loads(json.dumps(cut.to_json()))["fits"] is True
@@ -145,13 +148,12 @@ def test_no_step_to_plan():
 
 
 def test_the_command_compiles_for_what_is_here(command):  # noqa: F811
-    small = ["--model.width", "16", "--model.hidden", "16", "--batching.tokens", "512", "--model.heads", "2"]
-    asked = command("plan", "experiments.quickstart", "--mesh", "fsdp=2", "--json", *small)
+    asked = command("plan", "experiments.char_gpt:cpu", "--mesh", "data=1,fsdp=2", "--json", *SMALL)
     assert asked.code == 0, asked.err
     found = json.loads(asked.lines[-1])
     assert found["compile_seconds"] > 0 and found["mesh"] == {"fsdp": 2} and found["fits"] is None
     assert found["memory"]["total"] > found["memory"]["parameters"] > 0 and found["collectives"]["all-gather"]
-    assert command("plan", "experiments.quickstart", "--topology", "v9:1").code == 1
+    assert command("plan", "experiments.char_gpt:cpu", "--topology", "v9:1").code == 1
 
 
 def test_the_command_says_what_does_not_fit(command):  # noqa: F811
@@ -163,9 +165,8 @@ def test_the_command_says_what_does_not_fit(command):  # noqa: F811
 
 
 def test_the_command_bench(command):  # noqa: F811
-    small = ["--model.width", "16", "--model.hidden", "16", "--batching.tokens", "512", "--model.heads", "2"]
     asked = command(
-        "bench", "experiments.quickstart", "--synthetic", "--steps", "4", "--json", "--mesh", "data=1", *small
+        "bench", "experiments.char_gpt:cpu", "--synthetic", "--steps", "4", "--json", "--mesh", "data=1", *SMALL
     )
     assert asked.code == 0, asked.err
     found = json.loads(asked.lines[-1])

@@ -50,13 +50,12 @@ class DecodePlan:
 
 
 def plan_decoding(experiment: Experiment, mesh: Meshed, chip: Chip | None, asked: int) -> DecodePlan:
-    """Of at least so many rows: as many more as the devices need to share them evenly. Nothing is cut off at the end."""
+    """Of at least so many rows, as many as the devices share evenly, with room for as many tokens as in training."""
     model, shards = experiment.model, batch_shards(mesh)
     count = math.ceil(asked / shards) * shards
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), batch_of(experiment))
     params = abstract_params(model)
     capacity = batch.target_BT.shape[1]
-    # The cache is that of the target's length; what is read beyond it is not planned.
     state = jax.eval_shape(lambda p, b: model.apply({"params": p}, b, capacity, method="start"), params, batch)
     token, valid = (jax.ShapeDtypeStruct((count,), dtype) for dtype in (jnp.int32, bool))
 
@@ -75,7 +74,7 @@ def plan_decoding(experiment: Experiment, mesh: Meshed, chip: Chip | None, asked
     total += analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes
     moved, limit = bytes_moved(text), memory.available(chip)
     dtype = getattr(model, "dtype", "float32")
-    share = arithmetic / mesh.size
-    took = step_seconds(chip, dtype, share, moved, collectives(text), mesh.size, [0] * mesh.size) if chip else None
+    work = arithmetic / mesh.size, moved, collectives(text)
+    took = step_seconds(chip, dtype, *work, mesh.size, [0] * mesh.size) if chip else None
     fits = None if limit is None else total <= limit
     return DecodePlan(count, capacity, memory.held(state), total, fits, arithmetic, moved, took, seconds)

@@ -37,11 +37,8 @@ def state_memory(state: TrainState, batch: Batch) -> dict[str, int]:
     }
 
 
-def activations(experiment: Experiment, params: Params, batch: Batch, mesh: Meshed) -> int:
-    """Bytes a device that the forward pass of a micro-batch keeps for the backward pass. By shapes, not compiled.
-
-    Positions are divided among the devices that share rows and positions; what `tensor` divides counts in full.
-    """
+def activations(experiment: Experiment, params: Params, batch: Batch) -> int:
+    """Bytes, of all devices, that the forward pass of a whole batch keeps for the backward pass. By shapes alone."""
     key = jax.random.key(0)
 
     def pull(params: Params, batch: Batch) -> Any:
@@ -55,18 +52,17 @@ def activations(experiment: Experiment, params: Params, batch: Batch, mesh: Mesh
     for leaf in jax.tree.leaves(params):  # they lie there anyway
         if (leaf.shape, leaf.dtype) in kept:
             kept.remove((leaf.shape, leaf.dtype))
-    size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in kept)
-    return size // (experiment.accumulate * batch_shards(mesh) * mesh.shape["sequence"])
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in kept)
 
 
-def by_formula(experiment: Experiment, state: TrainState, batch: Batch, mesh: Meshed) -> dict[str, int]:
-    """Bytes a device: the state, gradients, activations, and the greatest temporaries: logits and gathered parameters.
+def by_formula(experiment: Experiment, state: TrainState, batch: Batch, kept: int, mesh: Meshed) -> dict[str, int]:
+    """Bytes a device: the state, gradients, activations (`kept`, of a whole batch, divided among the devices that share
+    rows and positions, and by micro-batches), and the greatest temporaries: logits and gathered parameters.
 
     Good to a third: what a compiler fuses or copies is not known.
     """
     found = state_memory(state, batch)
-    params, whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state.params, batch))
-    found["activations"] = activations(experiment, params, whole, mesh)
+    found["activations"] = kept // (experiment.accumulate * batch_shards(mesh) * mesh.shape["sequence"])
     found["gradients"] = found["parameters"]
     widest = max((math.prod(leaf.shape[-2:]) * 4 for leaf in jax.tree.leaves(state.params)), default=0)
     vocab = getattr(experiment.model, "vocab", 0)

@@ -1,12 +1,14 @@
 """One plan: the real train step of an experiment, compiled for devices that need not be there, and what follows."""
 
 import dataclasses
+import json
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
+from jaxlm import config
 from jaxlm.collectives import Collective, collectives, traffic
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
@@ -74,7 +76,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Counted:
-    """What does not depend on the mesh: shapes, and FLOPs of a step as it is differentiated, recomputation included."""
+    """What does not depend on the mesh: shapes, and FLOPs of a step as it is differentiated, recomputation included.
+
+    `kept`: bytes of the activations of a whole batch, where they were asked for.
+    """
 
     experiment: Experiment
     batch: Batch
@@ -82,17 +87,33 @@ class Counted:
     model: int
     step: int
     open_loops: int
+    kept: int
 
 
-def count(experiment: Experiment) -> Counted:
+def count(experiment: Experiment, formula: bool = False) -> Counted:
     """Trace the step for one device. Raises UserError where a model is not trained by steps."""
     if hasattr(experiment.model, "fit"):
         raise UserError("this model is fitted in closed form, in one look at the data: there is no step to plan")
     batch, new = shapes_of(batch_of(experiment)), fresh_state(experiment)
     whole = program(experiment, new, None)
+    carried = dataclasses.replace(batch, state=whole.abstract_state.carry)
     jaxpr = jax.make_jaxpr(whole.step)(whole.abstract_state, batch).jaxpr
-    forward = model_flops(experiment.model, experiment.objective, whole.abstract_state.params, _carried(batch, whole))
-    return Counted(experiment, batch, new, forward, flops_of(jaxpr), open_loops(jaxpr))
+    params = whole.abstract_state.params
+    forward = model_flops(experiment.model, experiment.objective, params, carried)
+    kept = memory.activations(experiment, params, carried) if formula else 0
+    return Counted(experiment, batch, new, forward, flops_of(jaxpr), open_loops(jaxpr), kept)
+
+
+def _known(experiment: Experiment) -> Counted:
+    """`count` for formulas, to which micro-batches make no difference: once for all meshes that are tried."""
+    whole = dataclasses.replace(experiment, accumulate=1)
+    key = json.dumps(config.to_json(whole))
+    if key not in _COUNTED:
+        _COUNTED[key] = count(whole, formula=True)
+    return dataclasses.replace(_COUNTED[key], experiment=experiment)
+
+
+_COUNTED: dict[str, Counted] = {}
 
 
 def make_plan(
@@ -101,15 +122,14 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """Count, compile where something can, and draw the conclusions."""
     experiment, changed = fitted(experiment, batch_shards(mesh))
-    counted = count(dataclasses.replace(experiment, model=machine.placed(experiment.model)))
+    experiment = dataclasses.replace(experiment, model=machine.placed(experiment.model))
+    compiles = compiles and target.devices is not None
+    counted = count(experiment) if compiles else _known(experiment)
     rows = len(jax.tree.leaves(counted.batch)[0])
     check_rows(rows, experiment.accumulate, batch_shards(mesh))
-    made = program(counted.experiment, counted.new, mesh, machine)
+    made = program(experiment, counted.new, mesh, machine)
     batch = with_sharding(counted.batch, batch_layout(counted.batch, mesh))
-    if compiles and target.devices is not None:
-        found = _compiled(counted, made, batch)
-    else:
-        found = _by_formula(counted, made, batch, mesh)
+    found = (_compiled if compiles else _by_formula)(counted, made, batch, mesh)
     return _concluded(name, counted, target, mesh, made, found, changed, price)
 
 
@@ -121,7 +141,7 @@ class _Found:
     seconds: float | None
 
 
-def _compiled(counted: Counted, made: Program, batch: Batch) -> _Found:
+def _compiled(counted: Counted, made: Program, batch: Batch, mesh: Meshed) -> _Found:
     began = time.perf_counter()
     try:
         step = made.step.lower(made.abstract_state, batch).compile()
@@ -137,7 +157,7 @@ def _compiled(counted: Counted, made: Program, batch: Batch) -> _Found:
 
 
 def _by_formula(counted: Counted, made: Program, batch: Batch, mesh: Meshed) -> _Found:
-    parts = memory.by_formula(counted.experiment, made.abstract_state, batch, mesh)
+    parts = memory.by_formula(counted.experiment, made.abstract_state, batch, counted.kept, mesh)
     sent = formula_collectives(counted.experiment, made.abstract_state.params, batch, mesh)
     return _Found(parts, sent, formula_moved(counted.experiment, parts), None)
 
@@ -193,7 +213,3 @@ def causal_flops(model: Any, batch: Batch) -> int:
     rows, length = batch.target_BT.shape
     width = (getattr(model, "head_width", None) or model.width // model.heads) * model.heads
     return 3 * layers * 4 * rows * length * length * width
-
-
-def _carried(batch: Batch, whole: Program) -> Batch:
-    return dataclasses.replace(batch, state=whole.abstract_state.carry)

@@ -7,13 +7,14 @@ from typing import Any
 
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxlm.axes import AXES, DATA, FSDP, SEQUENCE, TENSOR, full_shape
+from jaxlm.axes import AXES, DATA, FSDP, REST, SEQUENCE, TENSOR, full_shape
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
-from jaxlm.parallel import Meshed, make_mesh
+from jaxlm.parallel import Meshed, left_whole, make_mesh
 from jaxlm.plan.plan import Plan, make_plan
 from jaxlm.plan.topology import Target
 from jaxlm.train.machine import Machine
+from jaxlm.workdir import abstract_params
 
 COMPILED = 3
 """How many of the best by formula are compiled."""
@@ -25,15 +26,15 @@ def mesh_for(target: Target, asked: dict[str, int]) -> Meshed:
     """The mesh that `--mesh` asks for, of the target's devices or of none. Raises UserError."""
     if target.devices is not None:
         return make_mesh(asked, target.devices)
-    shape = full_shape(asked, target.count)
-    return AbstractMesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return _absent(asked, target.count)
 
 
 def changes(experiment: Experiment, asked: dict[str, int], target: Target, machine: Machine) -> Iterator[Change]:
     """What saves memory, from what costs least: parameters cut over the devices, smaller micro-batches, remat."""
     kept = {axis: size for axis, size in asked.items() if axis in (TENSOR, SEQUENCE)}
-    split = {FSDP: target.count // math.prod(kept.values())} | kept
-    meshes = [asked] if target.count == 1 or FSDP in asked else [split, asked]
+    split = {FSDP: _widest(experiment, target.count // math.prod(kept.values()))} | kept
+    split |= {DATA: REST} if math.prod(split.values()) < target.count else {}
+    meshes = [asked] if target.count == 1 or split == asked else [split, asked]
     remats: list[str | None] = (
         [machine.remat, "dots", "full"] if hasattr(experiment.model, "remat") else [machine.remat]
     )
@@ -90,6 +91,21 @@ def sweep(
     best = [_tried(name, changed, target, mesh, options) for _, changed, mesh in ranked[:COMPILED]]
     sure = sorted((plan for plan in best if plan is not None), key=_rank)
     return sure + [plan for plan, *_ in ranked[COMPILED:]]
+
+
+def _widest(experiment: Experiment, devices: int) -> int:
+    """The most devices along `fsdp` that leave no parameter whole; all of them where none do."""
+    params, size = abstract_params(experiment.model), devices
+    while size > 1:
+        if not left_whole(params, _absent({FSDP: size}, size)):
+            return size
+        size //= 2
+    return devices
+
+
+def _absent(asked: dict[str, int], devices: int) -> AbstractMesh:
+    shape = full_shape(asked, devices)
+    return AbstractMesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def written(mesh: dict[str, int]) -> str:
