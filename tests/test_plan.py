@@ -25,7 +25,6 @@ from jaxlm.plan.shapes import batch_of, fitted, positions
 from jaxlm.plan.topology import find
 from jaxlm.train.machine import PLAIN, Machine
 
-
 SMALL = ["--model.width", "16", "--model.hidden", "16", "--model.heads", "2", "--model.layers", "1"]
 
 

@@ -49,7 +49,7 @@ def _page(found: dict[str, Any]) -> str:
             f"tokens/s    {found['tokens_per_second']:,.0f} (without padding), {found['steps']} steps",
             f"step        {', '.join(f'{name} {seconds * 1000:,.1f} ms' for name, seconds in at.items())}",
             f"compile     {compiling['cold']:.1f} s cold, {compiling['warm']:.1f} s from the compilation cache",
-            f"memory      {size} ({found['peak_memory_is']})",
+            f"memory      {size} ({found['peak_memory_is']}), planned {found['planned_memory_bytes'] / 2**30:.2f} GiB",
             f"arithmetic  {found['flops_per_second']['full']:.3g} FLOP/s ({found['flops_per_second']['halved']:.3g})",
             f"MFU         {shares[0]} (halved: {shares[1]})",
             f"            {found['mfu_convention']}",

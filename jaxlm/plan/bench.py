@@ -20,6 +20,7 @@ from jaxlm.data.pipeline import Pipeline
 from jaxlm.experiment import Experiment
 from jaxlm.parallel import batch_shards, data_mesh, make_mesh
 from jaxlm.placing import put_batch
+from jaxlm.plan.memory import program_bytes
 from jaxlm.plan.plan import causal_flops
 from jaxlm.plan.shapes import batch_of, fitted, positions
 from jaxlm.train.machine import PLAIN, Machine
@@ -78,20 +79,24 @@ def bench(
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
             batches = prepare(experiment, folder, note, machine).batches
-        compiling, create = _compiled(experiment, batches[0], mesh, machine)
+        compiling, planned, create = _compiled(experiment, batches[0], mesh, machine)
         step = program(experiment, fresh_state(experiment), mesh, machine).step
         before = _resident()
         state = create()
         pipeline = stack.enter_context(Pipeline(batches, 0, machine.threads, machine.workers))
         ran = _run(experiment, step, state, pipeline, mesh, steps, profile)
-    return _figures(experiment, ran, compiling, mesh, before) | {"synthetic": synthetic}
+    return _figures(experiment, ran, compiling, mesh, before) | {
+        "planned_memory_bytes": planned,
+        "synthetic": synthetic,
+    }
 
 
-def _compiled(experiment: Experiment, batch: Any, mesh: Any, machine: Machine) -> tuple[dict[str, float], Any]:
-    """Seconds to trace and compile the step, and again out of the compilation cache; and what makes a state."""
+def _compiled(experiment: Experiment, batch: Any, mesh: Any, machine: Machine) -> tuple[dict[str, float], int, Any]:
+    """Seconds to trace and compile the step, and again out of the compilation cache; the bytes that the program says it
+    needs, for a batch of this shape; and what makes a state."""
     from jax.experimental.compilation_cache import compilation_cache
 
-    seconds, old = {}, jax.config.values["jax_compilation_cache_dir"]
+    seconds, planned, old = {}, 0, jax.config.values["jax_compilation_cache_dir"]
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         compilation_cache.reset_cache()
@@ -100,13 +105,14 @@ def _compiled(experiment: Experiment, batch: Any, mesh: Any, machine: Machine) -
                 made = program(experiment, fresh_state(experiment), mesh, machine)
                 shapes = jax.eval_shape(lambda: put_batch(batch, mesh))
                 began = time.perf_counter()
-                made.step.lower(made.abstract_state, shapes).compile()
+                compiled = made.step.lower(made.abstract_state, shapes).compile()
                 seconds[name] = time.perf_counter() - began
+                planned = program_bytes(compiled.memory_analysis())
                 jax.clear_caches()
         finally:
             jax.config.update("jax_compilation_cache_dir", old)
             compilation_cache.reset_cache()
-    return seconds, program(experiment, fresh_state(experiment), mesh, machine).create.lower().compile()
+    return seconds, planned, program(experiment, fresh_state(experiment), mesh, machine).create.lower().compile()
 
 
 def _run(

@@ -70,8 +70,7 @@ def plan_decoding(experiment: Experiment, mesh: Meshed, chip: Chip | None, asked
     began = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=2).lower(params, token, state, valid).compile()
     seconds, text, analysis = time.perf_counter() - began, compiled.as_text(), compiled.memory_analysis()
-    total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    total += analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes
+    total = memory.program_bytes(analysis)
     moved, limit = bytes_moved(text), memory.available(chip)
     dtype = getattr(model, "dtype", "float32")
     work = arithmetic / mesh.size, moved, collectives(text)

@@ -76,10 +76,15 @@ def by_formula(experiment: Experiment, state: TrainState, batch: Batch, kept: in
 def compiled(experiment: Experiment, state: TrainState, batch: Batch, analysis: Any) -> dict[str, int]:
     """Bytes a device of a compiled step, of which the state's arguments are updated in place."""
     found = state_memory(state, batch)
-    arguments = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     found["temporaries"] = analysis.temp_size_in_bytes
-    found["total"] = arguments + analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes
+    found["total"] = program_bytes(analysis)
     return found
+
+
+def program_bytes(analysis: Any) -> int:
+    """Of a compiled program: arguments, results that are not updated in place, temporaries and code."""
+    arguments = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return arguments + analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes
 
 
 def asked_for(error: Exception) -> int | None:
