@@ -4,6 +4,7 @@ Traps of that text: the body of a loop is written once and run many times; an as
 first half has its operand beside its result; compilers repeat one collective, under one channel, in several fusions.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<result>.*?) (?P<op>[\w-
 _ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[suf]\d+|c64|c128)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 
@@ -35,6 +37,8 @@ class Collective:
     times: int
     bytes: int
     group: tuple[int, ...] = ()
+    across: bool = False
+    """Between slices of TPUs, by way of their hosts."""
 
 
 def collectives(compiled: Any, open_loops: int = 1) -> list[Collective]:
@@ -84,7 +88,10 @@ def _walk(known: dict[str, list[str]], name: str, times: int, seen: set[str], op
             continue
         op = instruction["op"]
         kind = op.removesuffix("-start").removeprefix("ragged-")
-        if kind in KINDS:
+        if op == "send" and (between := _BETWEEN.search(line)):
+            found = _collective(between[1].lower().replace("_", "-"), instruction["result"], False, times, ())
+            yield dataclasses.replace(found, across=True)
+        elif kind in KINDS:
             channel = re.search(r"channel_id=(\d+)", line)
             key = f"{kind} {channel[1]}" if channel else ""
             if key not in seen:

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import ctypes
+import itertools
 import os
 import re
 import tempfile
@@ -26,7 +27,7 @@ from jaxlm.plan.shapes import batch_of, fitted, positions
 from jaxlm.train.machine import PLAIN, Machine
 from jaxlm.train.meter import AHEAD
 from jaxlm.train.prepare import check_rows, prepare
-from jaxlm.train.program import fresh_state, program
+from jaxlm.train.program import Program, fresh_state, program
 from jaxlm.train.utilisation import flops_per_token
 
 WARM_UP = 2
@@ -79,11 +80,14 @@ def bench(
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
             batches = prepare(experiment, folder, note, machine).batches
-        compiling, planned, create = _compiled(experiment, batches[0], mesh, machine)
-        step = program(experiment, fresh_state(experiment), mesh, machine).step
+        compiling, planned = _compile_times(experiment, batches[0], mesh, machine)
+        made = program(experiment, fresh_state(experiment), mesh, machine)
+        step, create = Compiled(made, mesh), made.create.lower().compile()
+        step.of(batches[0])
+        pipeline = iter(stack.enter_context(Pipeline(batches, 0, machine.threads, machine.workers)))
+        pipeline = itertools.chain([next(pipeline)], pipeline)
         before = _resident()
         state = create()
-        pipeline = stack.enter_context(Pipeline(batches, 0, machine.threads, machine.workers))
         ran = _run(experiment, step, state, pipeline, mesh, steps, profile)
     return _figures(experiment, ran, compiling, mesh, before) | {
         "planned_memory_bytes": planned,
@@ -91,9 +95,9 @@ def bench(
     }
 
 
-def _compiled(experiment: Experiment, batch: Any, mesh: Any, machine: Machine) -> tuple[dict[str, float], int, Any]:
-    """Seconds to trace and compile the step, and again out of the compilation cache; the bytes that the program says it
-    needs, for a batch of this shape; and what makes a state."""
+def _compile_times(experiment: Experiment, batch: Any, mesh: Any, machine: Machine) -> tuple[dict[str, float], int]:
+    """Seconds to trace and compile the step, and again out of the compilation cache; and the bytes that the program
+    says it needs, for a batch of this shape."""
     from jax.experimental.compilation_cache import compilation_cache
 
     seconds, planned, old = {}, 0, jax.config.values["jax_compilation_cache_dir"]
@@ -102,21 +106,38 @@ def _compiled(experiment: Experiment, batch: Any, mesh: Any, machine: Machine) -
         compilation_cache.reset_cache()
         try:
             for name in ("cold", "warm"):
-                made = program(experiment, fresh_state(experiment), mesh, machine)
-                shapes = jax.eval_shape(lambda: put_batch(batch, mesh))
+                made = Compiled(program(experiment, fresh_state(experiment), mesh, machine), mesh)
                 began = time.perf_counter()
-                compiled = made.step.lower(made.abstract_state, shapes).compile()
+                planned = program_bytes(made.of(batch).memory_analysis())
                 seconds[name] = time.perf_counter() - began
-                planned = program_bytes(compiled.memory_analysis())
                 jax.clear_caches()
         finally:
             jax.config.update("jax_compilation_cache_dir", old)
             compilation_cache.reset_cache()
-    return seconds, planned, program(experiment, fresh_state(experiment), mesh, machine).create.lower().compile()
+    return seconds, planned
+
+
+class Compiled:
+    """The step as one program for each shape of a batch, compiled when it is first asked for."""
+
+    def __init__(self, made: Program, mesh: Any):
+        self.made, self.mesh, self.known = made, mesh, {}
+
+    def of(self, batch: Any) -> Any:
+        """The program for batches of this one's shape."""
+        if (shape := shape_of(batch)) not in self.known:
+            placed = jax.eval_shape(lambda: put_batch(batch, self.mesh))
+            self.known[shape] = self.made.step.lower(self.made.abstract_state, placed).compile()
+        return self.known[shape]
+
+
+def shape_of(batch: Any) -> tuple[tuple[int, ...], ...]:
+    """What decides which program a batch is for."""
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def _run(
-    experiment: Experiment, step: Any, state: Any, batches: Iterator, mesh: Any, steps: int, profile: Path | None
+    experiment: Experiment, step: Compiled, state: Any, batches: Iterator, mesh: Any, steps: int, profile: Path | None
 ) -> Ran:
     """Steps as training has them, `AHEAD` under way at once; a shape's first ones are not timed."""
     ran, seen, cost = Ran(), collections.Counter[Any](), {}
@@ -125,7 +146,7 @@ def _run(
         last = time.perf_counter()
         while len(ran.intervals) < steps:
             batch = next(batches)
-            shape = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+            shape = shape_of(batch)
             if shape not in cost:
                 hidden = causal_flops(experiment.model, batch) / 2 / positions(batch)
                 cost[shape] = flops_per_token(experiment, batch), hidden
@@ -134,7 +155,7 @@ def _run(
             if profile is not None and timed and not ran.intervals and not pending:
                 stack.enter_context(jax.profiler.trace(str(profile)))
                 last = time.perf_counter()
-            state, metrics = step(state, put_batch(batch, mesh))
+            state, metrics = step.of(batch)(state, put_batch(batch, mesh))
             pending.append((metrics, cost[shape]))
             while pending and (not timed or len(pending) > AHEAD or len(ran.intervals) + len(pending) >= steps):
                 done, (each, less) = pending.popleft()

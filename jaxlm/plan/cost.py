@@ -40,7 +40,9 @@ def step_seconds(
     links = network = 0.0
     for one in found:
         group = one.group or tuple(range(devices))
-        if len({slice_of[place] for place in group}) > 1:
+        if one.across:
+            network += wire_bytes(one, len(set(slice_of)))
+        elif len({slice_of[place] for place in group}) > 1:
             network += wire_bytes(one, len(group))
         else:
             links += wire_bytes(one, len(group))

@@ -39,7 +39,7 @@ def _moved(known: dict[str, list[str]], name: str, open_loops: int) -> int:
             branches = re.findall(r"branch_computations=\{([^}]*)\}", line)
             called += [one.strip().lstrip("%") for part in branches for one in part.split(",")]
             total += max((_moved(known, one, open_loops) for one in called), default=0)
-        elif op not in FREE and not op.endswith("-start"):
+        elif op not in FREE and not op.endswith("-start") and "AllocateBuffer" not in line:
             total += 2 * _written(known, lines, line)
     return total
 
