@@ -105,13 +105,14 @@ def filter_min_p(logprob_BV: Array, min_p: float) -> Array:
 def filtered(logprob_BV: Array, sampler: Sampler) -> Array:
     """The temperature-scaled log-probabilities_BV with -inf on what any of the sampler's filters removes.
 
-    The barrier has XLA compute a score once: computed twice, with the last bit rounded otherwise, the greatest score
-    that `filter_top_k` found could be above all that it compares it with.
+    The best token always stays: XLA may compute a score twice, with the last bit rounded otherwise, and the greatest
+    score that `filter_top_k` found would then be above all that it compares it with. No barrier keeps it from that.
     """
-    logprob_BV = lax.optimization_barrier(logprob_BV)
+    first_B1 = argbest(logprob_BV)[:, None]
     kept_BV = filter_top_k(logprob_BV, sampler.top_k)
     kept_BV = jnp.where(filter_top_p(logprob_BV, sampler.top_p) > -jnp.inf, kept_BV, -jnp.inf)
-    return jnp.where(filter_min_p(logprob_BV, sampler.min_p) > -jnp.inf, kept_BV, -jnp.inf)
+    kept_BV = jnp.where(filter_min_p(logprob_BV, sampler.min_p) > -jnp.inf, kept_BV, -jnp.inf)
+    return jnp.where(first_B1 == jnp.arange(logprob_BV.shape[1])[None, :], logprob_BV, kept_BV)
 
 
 def line_keys(seed: Array | int, line_B: Array) -> Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.errors import UserError
+from jaxlm.parallel import platform_of
 from jaxlm.types import Array
 
 LEVELS = 127
@@ -41,7 +42,7 @@ class Turned:
 def turned(kernel: Any) -> Any:
     """The kernel (D, F) of a map as `Turned`; any other form as it is, and all of them but on a CPU."""
     plain = not isinstance(kernel, (Int8, Turned)) and kernel.ndim == 2
-    return Turned(kernel.T) if plain and jax.default_backend() == "cpu" else kernel
+    return Turned(kernel.T) if plain and platform_of(kernel) == "cpu" else kernel
 
 
 def rounded(weights: Array) -> tuple[Array, Array]:

@@ -84,8 +84,8 @@ def bench(
         made = program(experiment, fresh_state(experiment), mesh, machine)
         step, create = Compiled(made, mesh), made.create.lower().compile()
         step.of(batches[0])
-        pipeline = iter(stack.enter_context(Pipeline(batches, 0, machine.threads, machine.workers)))
-        pipeline = itertools.chain([next(pipeline)], pipeline)
+        later = iter(stack.enter_context(Pipeline(batches, 0, machine.threads, machine.workers)))
+        pipeline = itertools.chain([next(later)], later)
         before = _resident()
         state = create()
         ran = _run(experiment, step, state, pipeline, mesh, steps, profile)
@@ -121,7 +121,8 @@ class Compiled:
     """The step as one program for each shape of a batch, compiled when it is first asked for."""
 
     def __init__(self, made: Program, mesh: Any):
-        self.made, self.mesh, self.known = made, mesh, {}
+        self.made, self.mesh = made, mesh
+        self.known: dict[Any, Any] = {}
 
     def of(self, batch: Any) -> Any:
         """The program for batches of this one's shape."""

@@ -69,7 +69,7 @@ def plan_decoding(experiment: Experiment, mesh: Meshed, chip: Chip | None, asked
     token, valid = with_sharding((token, valid), rows(mesh))
     began = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=2).lower(params, token, state, valid).compile()
-    seconds, text, analysis = time.perf_counter() - began, compiled.as_text(), compiled.memory_analysis()
+    seconds, text, analysis = time.perf_counter() - began, compiled.as_text() or "", compiled.memory_analysis()
     total = memory.program_bytes(analysis)
     moved, limit = bytes_moved(text), memory.available(chip)
     dtype = getattr(model, "dtype", "float32")
