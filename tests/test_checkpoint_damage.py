@@ -84,7 +84,11 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+ALIKE = {"emptied data", "removed data", "truncated tree", "half deleted: no params", "truncated meta"}
+"""Damages that are met where another one is met too."""
+
+
+@pytest.mark.parametrize("damage", [pytest.param(d, marks=pytest.mark.slow if d in ALIKE else ()) for d in DAMAGE])
 def test_damaged_step_is_skipped_for_the_one_before(folder, damage, capfd):
     DAMAGE[damage](folder / "30")
     with Checkpoints(folder, keep=3, keep_best="valid/bleu") as checkpoints:

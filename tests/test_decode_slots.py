@@ -59,7 +59,7 @@ def test_samples_of_one_prompt_are_samples_of_equal_prompts(name):
     assert len(np.unique(together.tokens_BT, axis=0)) > 9
 
 
-@pytest.mark.parametrize("name", ["transformer", "seq2seq_dot"])
+@pytest.mark.parametrize("name", [pytest.param("transformer", marks=pytest.mark.slow), "seq2seq_dot"])
 def test_coverage_is_of_the_attention_that_a_source_got(name):
     """S = s / L + beta * sum log min(c, 1), c summed over the tokens of the hypothesis as it is read once more."""
     model, params = ZOO[name].model, sure(name)

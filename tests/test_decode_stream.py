@@ -18,8 +18,10 @@ ROWS = examples(6)
 PROMPT = batch_of(ROWS, 8, 8, target_layout="holes")
 
 
-@pytest.mark.parametrize("sampler", [Sampler(0.0), Sampler(0.9, top_k=8), Sampler(1.0, repetition=1.7)], ids=str)
-@pytest.mark.parametrize("name", ["lstm_lm", "transformer"])
+GREEDY, FEW, PENALISED = Sampler(0.0), Sampler(0.9, top_k=8), Sampler(1.0, repetition=1.7)
+
+
+@pytest.mark.parametrize("name, sampler", [("lstm_lm", GREEDY), ("lstm_lm", FEW), ("transformer", PENALISED)], ids=str)
 def test_told_token_by_token_is_told_at_once(name, sampler):
     """Tokens, lengths, reasons and log-probabilities; and each telling is the beginning of the last one."""
     model, params = ZOO[name].model, params_of(ZOO[name].model)

@@ -45,7 +45,7 @@ def test_a_window_reaches_so_far_and_no_further():
     np.testing.assert_array_equal(moved_BT, np.broadcast_to([0, 0, 1, 1, 1, 0, 0, 0], moved_BT.shape))
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.slow), "mistral"])
 def test_what_a_beam_finds_is_worth_what_it_says(name):
     """Ragged prompts, slots that overtake each other, a window over both: each score is that of the text read anew."""
     model, params = ZOO[name].model, params_of(ZOO[name].model)

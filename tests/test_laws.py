@@ -48,7 +48,7 @@ def in_order(logits_BTV, batch) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("layout", ["right", "left", "holes"])
+@pytest.mark.parametrize("layout", ["right", pytest.param("left", marks=pytest.mark.slow), "holes"])
 def test_with_a_cache_is_without(animal, layout):
     """All at once into a cache, and a token at a time, whatever the padding."""
     batch, params = batch_of(ROWS, WIDE, WIDE, "right", layout), params_of(animal.model)

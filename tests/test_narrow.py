@@ -77,6 +77,7 @@ def test_an_ensemble_is_the_mean_of_its_members(mean):
     assert (np.asarray(said.length_BN) > 0).all()
 
 
+@pytest.mark.slow
 def test_the_verbs(tmp_path, command):  # noqa: F811
     """A model with itself is itself; narrow weights and a run of another tokenizer are answered."""
     train(replace(EXPERIMENT, steps=1), tmp_path / "a")

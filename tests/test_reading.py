@@ -147,6 +147,7 @@ def tuned(task, model, objective, best: str, imported: Path) -> Experiment:
 PAIRS = [("the road\ta road", "yes"), ("the chicken\ttoo wide", "no"), ("a road\tthe road", "yes"), ("it\tgo on", "no")]
 
 
+@pytest.mark.slow
 def test_a_pair_is_learnt(imported, tmp_path, command):
     """Told by heart, with a head on the imported model; and what the workdir then answers, and refuses."""
     rows = Rows(tuple(PAIRS))

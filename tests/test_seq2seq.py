@@ -130,7 +130,7 @@ def test_coverage_of_no_weight_is_none():
     np.testing.assert_allclose(by_example(found, valid_BT), by_example(expected, valid_BT), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["every", "additive, before, coverage"])
+@pytest.mark.parametrize("name", [pytest.param("every", marks=pytest.mark.slow), "additive, before, coverage"])
 def test_beam_and_greedy_search(name):
     """One slot is greedy search; a hypothesis is worth what forced decoding gives it."""
     model, limit_B = CASES[name], np.full(len(ROWS), 5)
@@ -150,7 +150,7 @@ def test_beam_and_greedy_search(name):
     np.testing.assert_allclose(scored.logprob_B, four.logprob_BN[:, 0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["dot", "additive, before, coverage"])
+@pytest.mark.parametrize("name", [pytest.param("dot", marks=pytest.mark.slow), "additive, before, coverage"])
 def test_scheduled_sampling(name):
     """With a key and a rate near 1 every token but the first is the model's own likeliest one after the token before;
     without a key, none; in between, some."""

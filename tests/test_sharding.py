@@ -45,7 +45,9 @@ def trained(model, accumulate=1, mesh=None):
     return state, metrics
 
 
-@pytest.mark.parametrize("name, accumulate", [("transformer", 2), ("seq2seq_dot", 1)])
+@pytest.mark.parametrize(
+    "name, accumulate", [pytest.param("transformer", 2, marks=pytest.mark.slow), ("seq2seq_dot", 1)]
+)
 def test_three_steps_with_dropout(name, accumulate):
     """Dropout masks are functions of the global index: the same elements are dropped wherever they lie."""
     model = replace(ZOO[name].model, dropout=0.3)

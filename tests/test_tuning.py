@@ -138,6 +138,7 @@ def test_lora_from_a_run_and_merged(source, tmp_path, capsysbinary, command):
         merge(plain, tmp_path / "twice")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_its_source(source, tmp_path):
     """A workdir is self-contained; and its start cannot be changed afterwards."""
     copy, folder = tmp_path / "copy", tmp_path / "run"
