@@ -24,6 +24,8 @@ from jaxlm.plan.search import changes, mesh_for, sweep, written
 from jaxlm.plan.shapes import batch_of, fitted, positions
 from jaxlm.plan.topology import find
 from jaxlm.train.machine import PLAIN, Machine
+from jaxlm.train.program import fresh_state, program
+from jaxlm.workdir import abstract_params
 
 SMALL = ["--model.width", "16", "--model.hidden", "16", "--model.heads", "2", "--model.layers", "1"]
 
@@ -43,6 +45,26 @@ def test_every_experiment_has_a_batch(name):
     rows = len(jax.tree.leaves(batch)[0])
     assert 0 < positions(batch) <= 2 * experiment.batching.tokens
     assert rows % (8 * experiment.accumulate) == 0 or load(name).batching.tokens < 8000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if not hasattr(load(name).model, "fit")])
+def test_every_experiment_has_a_plan(name):
+    """At its real size, by formula: traced, counted, cut over eight devices."""
+    target = find("h200:8")
+    plan = make_plan(name, load(name), target, mesh_for(target, {"fsdp": 8}), compiles=False)
+    assert plan.fits and 0 < plan.seconds.least <= plan.seconds.most and 0 < plan.mfu(plan.seconds.most) < 1
+    params = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(load(name).model)))
+    assert plan.model_flops <= 20 * params * plan.tokens, "some six times the parameters a token, and attention"
+
+
+def test_no_step_compiles_after_the_second(tiny):
+    made = program(tiny, fresh_state(tiny), None)
+    state, batch, programs = made.create(), batch_of(tiny), []
+    for _ in range(4):
+        state, _ = made.step(state, batch)
+        programs.append(made.step._cache_size())
+    assert programs[1:] == [programs[1]] * 3
 
 
 def test_groups_of_collectives_are_read_in_every_form():

@@ -84,11 +84,11 @@ def bench(
         made = program(experiment, fresh_state(experiment), mesh, machine)
         step, create = Compiled(made, mesh), made.create.lower().compile()
         step.of(batches[0])
-        later = iter(stack.enter_context(Pipeline(batches, 0, machine.threads, machine.workers)))
-        pipeline = itertools.chain([next(later)], later)
+        pipeline = stack.enter_context(Pipeline(batches, 0, machine.threads, machine.workers))
+        made_ahead = itertools.chain([next(pipeline)], pipeline)
         before = _resident()
         state = create()
-        ran = _run(experiment, step, state, pipeline, mesh, steps, profile)
+        ran = _run(experiment, step, state, made_ahead, mesh, steps, profile)
     return _figures(experiment, ran, compiling, mesh, before) | {
         "planned_memory_bytes": planned,
         "synthetic": synthetic,

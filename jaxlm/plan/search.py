@@ -35,9 +35,7 @@ def changes(experiment: Experiment, asked: dict[str, int], target: Target, machi
     split = {FSDP: _widest(experiment, target.count // math.prod(kept.values()))} | kept
     split |= {DATA: REST} if math.prod(split.values()) < target.count else {}
     meshes = [asked] if target.count == 1 or split == asked else [split, asked]
-    remats: list[Any] = (
-        [machine.remat, "dots", "full"] if hasattr(experiment.model, "remat") else [machine.remat]
-    )
+    remats: list[Any] = [machine.remat, "dots", "full"] if hasattr(experiment.model, "remat") else [machine.remat]
     for mesh in meshes:
         for remat in dict.fromkeys(remats):
             for factor in (1, 2, 4, 8, 16, 32):
