@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -153,7 +154,9 @@ def _compiled(counted: Counted, made: Program, batch: Batch, mesh: Meshed) -> _F
         return _Found(parts, [], None, time.perf_counter() - began)
     seconds, text = time.perf_counter() - began, step.as_text()
     parts = memory.compiled(counted.experiment, made.abstract_state, batch, step.memory_analysis())
-    return _Found(parts, collectives(text, counted.open_loops), bytes_moved(text, counted.open_loops), seconds)
+    # The loss walks over a group of tokens a device; counted was one group of all of them.
+    rounds = math.ceil(counted.open_loops / (batch_shards(mesh) * mesh.shape["sequence"]))
+    return _Found(parts, collectives(text, rounds), bytes_moved(text, rounds), seconds)
 
 
 def _by_formula(counted: Counted, made: Program, batch: Batch, mesh: Meshed) -> _Found:
