@@ -9,6 +9,9 @@ import numpy as np
 
 from jaxlm.data.batching import Buckets
 from jaxlm.data.collate import Batches
+from jaxlm.data.denoising import PrefixLM, SpanCorruption
+from jaxlm.data.masked_rows import MaskedRows
+from jaxlm.data.pieces import BEGINS, TEXT
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.spelling import SpelledWords
 from jaxlm.data.windows import Windows
@@ -17,6 +20,8 @@ from jaxlm.types import Batch
 
 ID = 4
 """Some id that is no special one."""
+RUNNING = (Windows, MaskedRows, SpanCorruption, PrefixLM)
+"""Batches of so many rows out of running text."""
 
 
 def batch_of(experiment: Experiment) -> Batch:
@@ -25,9 +30,8 @@ def batch_of(experiment: Experiment) -> Batch:
     Buckets are fitted to data, which is not looked at: theirs is the batch of the longest texts that they admit.
     """
     batching: Any = experiment.batching
-    if isinstance(batching, Windows):
-        text = Ragged.of([np.full(batching.tokens + batching.length, ID, np.int32)])
-        return batching.plan({"target": text}, experiment.seed)[0]
+    if isinstance(batching, RUNNING):
+        return batching.plan(_running_text(batching.tokens + batching.length, batching.length), experiment.seed)[0]
     if isinstance(batching, Buckets):
         longest = max(batching.lengths or (batching.max_length,))
         longest = min(longest, batching.tokens // batching.multiple)  # a batch has its least number of rows
@@ -46,6 +50,14 @@ def _columns(experiment: Experiment, source: int, target: int) -> dict[str, Ragg
     if isinstance(experiment.tokenizer, SpelledWords):
         columns["character"] = Ragged.of([np.full(4, ID)] * source)
     return columns
+
+
+def _running_text(tokens: int, symbols: int) -> dict[str, Ragged]:
+    """Two documents of so many ids each, what these are good for, and ids that hide text."""
+    kinds = np.full(ID + 1 + symbols, TEXT + BEGINS, np.uint8)
+    columns = {"target": Ragged.of([np.full(tokens, ID, np.int32)] * 2)}
+    columns["piece"] = Ragged(kinds, np.arange(len(kinds) + 1))
+    return columns | {"symbol": Ragged.of([np.arange(ID + 1, ID + 1 + symbols)])}
 
 
 def described(batch: Batch) -> str:
@@ -67,11 +79,12 @@ def shapes_of(tree: Any) -> Any:
 def fitted(experiment: Experiment, shards: int) -> tuple[Experiment, list[str]]:
     """The experiment with rows that so many devices can share, and the options that say what was changed.
 
-    Rows of windows stay; there are fewer micro-batches. Of buckets and packs, rows become a multiple of the devices.
+    Rows of running text stay; there are fewer micro-batches. Of buckets and packs, rows become a multiple of the
+    devices.
     """
     changed: list[str] = []
     batching: Any = experiment.batching
-    if isinstance(batching, Windows):
+    if isinstance(batching, RUNNING):
         most = max(1, batching.rows // shards)
         accumulate = max(n for n in range(1, most + 1) if most % n == 0 and n <= experiment.accumulate)
         if accumulate != experiment.accumulate and batching.rows % shards == 0:
