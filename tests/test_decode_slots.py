@@ -5,7 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from zoo import ZOO, batch_of, examples, params_of
+from zoo import ZOO, batch_of, examples, params_of, sharpened
 
 from jaxlm.decode import beam
 from jaxlm.decode.beam import beam_search
@@ -27,8 +27,7 @@ def prompts(name):
 
 
 def sure(name):
-    """Parameters of a model that is surer of itself, so that it says several things."""
-    return jax.tree.map(lambda leaf: 3 * leaf, params_of(ZOO[name].model))
+    return sharpened(params_of(ZOO[name].model), 3)
 
 
 @pytest.mark.parametrize("name", ["pre", pytest.param("mistral", marks=pytest.mark.slow)])

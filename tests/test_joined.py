@@ -16,6 +16,7 @@ from zoo import (
     extend,
     logits,
     params_of,
+    sharpened,
     start,
 )
 
@@ -101,7 +102,7 @@ def test_the_source_is_read_once():
 
 
 def test_beam_and_greedy_search():
-    params = jax.tree.map(lambda leaf: 4 * leaf, params_of(JOINED))  # surer of itself: it says several things
+    params = sharpened(params_of(JOINED), 4)
     limit_B = np.full(len(ROWS), 4)
     source = batch_of(ROWS, 7, 6).replace(target_BT=None, target_valid_BT=None, label_BT=None)
     ask = (JOINED, params, source, np.full((len(ROWS), 1), 2, np.int32), np.ones((len(ROWS), 1), bool), limit_B)

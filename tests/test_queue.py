@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from zoo import ZOO, batch_of, examples, params_of
+from zoo import ZOO, batch_of, examples, params_of, sharpened
 
 from jaxlm.data.collate import shapes_in_order
 from jaxlm.data.ragged import Ragged
@@ -43,7 +43,7 @@ def sources(rows):
 def test_a_queue_is_a_batch(name, places, mesh):
     """23 rows of different limits through a few places, 2 at a time, against all at once; on a mesh the same."""
     model = ZOO[name].model
-    params = jax.tree.map(lambda leaf: 3 * leaf, params_of(model))
+    params = sharpened(params_of(model), 3)
     batch, _ = sources(range(len(ROWS)))
     bos_B1 = np.full((len(ROWS), 1), BOS)
     expected = jax.device_get(beam_search(model, params, batch, bos_B1, bos_B1 > 0, LIMIT_B, length=LENGTH, beam=BEAM))

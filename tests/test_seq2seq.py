@@ -15,6 +15,7 @@ from zoo import (
     examples,
     logits,
     params_of,
+    sharpened,
 )
 
 from jaxlm.config import from_json, to_json
@@ -134,7 +135,7 @@ def test_coverage_of_no_weight_is_none():
 def test_beam_and_greedy_search(name):
     """One slot is greedy search; a hypothesis is worth what forced decoding gives it."""
     model, limit_B = CASES[name], np.full(len(ROWS), 5)
-    params = jax.tree.map(lambda leaf: 4 * leaf, params_of(model))  # surer of itself: it says several things
+    params = sharpened(params_of(model), 4)
     bos_B1, true_B1 = np.full((len(ROWS), 1), 2, np.int32), np.ones((len(ROWS), 1), bool)
     source = BATCH.replace(target_BT=None, target_valid_BT=None, label_BT=None)
     ask = (model, params, source, bos_B1, true_B1, limit_B)

@@ -108,6 +108,16 @@ def params_of(model: nn.Module) -> Params:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def sharpened(params: Params, by: float) -> Params:
+    """The parameters of a model that is surer of itself, so that it says several things: its table of outputs grows.
+
+    Only that one: larger weights everywhere magnify a rounding 50 times more, which scores then differ by.
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    table = "output" if any(path[-1].key == "output" for path in paths) else "embedding"
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * (by if path[-1].key == table else 1), params)
+
+
 @dataclass(frozen=True)
 class Example:
     source: np.ndarray
