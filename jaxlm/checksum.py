@@ -22,9 +22,16 @@ INDEX_FACTOR = 0x9E3779B1
 
 
 def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """The checksum of each leaf as 16 hexadecimal digits. One transfer for all; leaves: arrays, PRNG keys, numbers."""
-    words = jax.device_get([_checksum(_host_words(leaf)) for leaf in leaves.values()])
-    return {name: f"{int(first):08x}{int(second):08x}" for name, (first, second) in zip(leaves, words, strict=True)}
+    """The checksum of each leaf as 16 hexadecimal digits; leaves: arrays, PRNG keys, numbers.
+
+    One after the other: many programs with collectives under way at once are a deadlock on a CPU that stands for
+    several devices, since each holds some of its threads while it waits for the others.
+    """
+    return {name: _digits(jax.device_get(_checksum(_host_words(leaf)))) for name, leaf in leaves.items()}
+
+
+def _digits(words: Any) -> str:
+    return "".join(f"{int(word):08x}" for word in words)
 
 
 def _host_words(leaf: Any) -> Any:

@@ -69,3 +69,13 @@ def _put(x: Any, sharding: NamedSharding) -> Array:
 def put_everywhere(x: Any, mesh: Mesh) -> Array:
     """A number or array that all hosts have, on every device of the mesh."""
     return _put(np.asarray(x), everywhere(mesh))
+
+
+def in_turn(found: Any) -> Any:
+    """What a program gives; on a CPU that stands for several devices, once it is there.
+
+    Several programs with collectives under way at once are a deadlock there: each holds threads while it waits for
+    others. Programs that take what the one before them gave need no such care.
+    """
+    devices = jax.tree.leaves(found)[0].devices()
+    return jax.block_until_ready(found) if len(devices) > 1 and jax.default_backend() == "cpu" else found

@@ -12,7 +12,7 @@ from jaxlm.data.batching import Columns
 from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.parallel import gathered
-from jaxlm.placing import put_beside
+from jaxlm.placing import in_turn, put_beside
 from jaxlm.types import Params
 
 Progress = Callable[[int], None] | None
@@ -25,7 +25,7 @@ def evaluation(model: Any, objective: Any) -> Any:
     Where the parameters lie on a mesh the rows of the batch are split over it.
     """
     sums = jax.jit(lambda params, batch: objective(model, gathered(params), batch, None))
-    return lambda params, batch: sums(params, put_beside(params, batch))
+    return lambda params, batch: in_turn(sums(params, put_beside(params, batch)))
 
 
 @dataclass(frozen=True)
