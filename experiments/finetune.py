@@ -23,7 +23,7 @@ from jaxlm.data.batching import Buckets
 from jaxlm.data.conll import UPOS, ColumnFile, ConllU
 from jaxlm.data.corpus import ParallelFiles, Tsv
 from jaxlm.data.entailment import PairsXml
-from jaxlm.data.labelled import OPINIONS, ClassNames
+from jaxlm.data.labelled import OPINIONS, ClassNames, LabelFirst
 from jaxlm.data.layout import Marked
 from jaxlm.data.pairs import PairSource
 from jaxlm.data.sentencepiece import SentencePiece
@@ -165,6 +165,16 @@ def umsab_lora() -> Experiment:
 def umsab_scratch() -> Experiment:
     """The same, from nothing."""
     return _scratch(umsab())
+
+
+def sst2() -> Experiment:
+    """Film reviews, positive or negative (SST-2, Socher et al. 2013; 6,920 sentences, dev as test)."""
+    train, dev = (
+        ClassNames(LabelFirst(f"sst/stsa.binary.{split}.gz"), ("0", "1"), ("negative", "positive"))
+        for split in ("train", "dev")
+    )
+    task = Classification(train, dev, dev, layout=Marked(), labels=("negative", "positive"))
+    return _classes(task, tokens=1024, steps=600)
 
 
 def ewt() -> Experiment:
