@@ -26,7 +26,9 @@ CHARACTERS = 69
 
 def cpu() -> Experiment:
     """Tiny shakespeare, characters: 4 layers of 4 heads, width 128, context 64, 2,000 steps of 12 windows."""
-    model = Decoder(CHARACTERS, 128, 4, 512, 4, max_length=1024, qkv_bias=False, out_bias=False, ffn_bias=False)
+    model = Decoder(
+        CHARACTERS, 128, 4, 512, 4, max_length=1024, qkv_bias=False, out_bias=False, ffn_bias=False, deviation=0.06
+    )
     return _characters(model, Windows(length=64, rows=12, carry=False, end=False), steps=2000, every=250)
 
 

@@ -40,7 +40,9 @@ from jaxlm.tuning import LoRA, Tuning
 
 INIT = "runs/bert"
 VOCAB = 6000
-SMALL = Encoder(VOCAB, width=128, heads=4, hidden=512, layers=3, max_length=256, dropout=0.2, head=False)
+SMALL = Encoder(
+    VOCAB, width=128, heads=4, hidden=512, layers=3, max_length=256, dropout=0.2, deviation=0.06, head=False
+)
 HEADS = ("(^|/)(head|pooler)/",)
 JUDGMENTS = ("NEUTRAL", "ENTAILMENT", "CONTRADICTION")
 
