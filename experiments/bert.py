@@ -38,22 +38,14 @@ def mini() -> Experiment:
         for split in ("train", "valid")
     )
     rows = MaskedRows(length=128, rows=16, pairs=True)
+    model = Encoder(
+        8000, 256, 4, 1024, 4, max_length=256, pairs=True, norm="pre", dropout=0.0, attention_dropout=0.0,
+        deviation=0.05,
+    )  # fmt: skip
     return Experiment(
         task=MaskedLanguageModelling(train, valid, valid, rows=rows, mask=MASK, quick=20),
         tokenizer=SentencePiece(8000, symbols=(MASK,)),
-        model=Encoder(
-            8000,
-            256,
-            4,
-            1024,
-            4,
-            max_length=256,
-            pairs=True,
-            norm="pre",
-            dropout=0.0,
-            attention_dropout=0.0,
-            deviation=0.05,
-        ),  # fmt: skip
+        model=model,
         batching=rows,
         optimizer=AdamW(Linear(peak=1e-3, warmup=200), b2=0.98, eps=1e-6, weight_decay=0.01, clip=1.0),
         objective=MaskedTokens(),
