@@ -41,7 +41,7 @@ from jaxlm.tuning import LoRA, Tuning
 INIT = "runs/bert"
 VOCAB = 6000
 SMALL = Encoder(
-    VOCAB, width=128, heads=4, hidden=512, layers=3, max_length=256, dropout=0.2, deviation=0.06, head=False
+    VOCAB, width=128, heads=4, hidden=512, layers=3, max_length=512, dropout=0.2, deviation=0.06, head=False
 )
 HEADS = ("(^|/)(head|pooler)/",)
 JUDGMENTS = ("NEUTRAL", "ENTAILMENT", "CONTRADICTION")
@@ -66,7 +66,7 @@ def sick_lora() -> Experiment:
 
 def sick_scratch() -> Experiment:
     """The same, from nothing."""
-    return _scratch(sick())
+    return _scratch(sick(), vocab=2000)
 
 
 def relatedness() -> Experiment:
@@ -88,7 +88,7 @@ def relatedness_lora() -> Experiment:
 
 def relatedness_scratch() -> Experiment:
     """The same, from nothing."""
-    return _scratch(relatedness())
+    return _scratch(relatedness(), vocab=2000)
 
 
 def mrpc() -> Experiment:
@@ -166,7 +166,7 @@ def umsab_lora() -> Experiment:
 
 def umsab_scratch() -> Experiment:
     """The same, from nothing."""
-    return _scratch(umsab())
+    return _scratch(umsab(), vocab=5000)
 
 
 def sst2() -> Experiment:
@@ -248,9 +248,10 @@ def _lora(whole: Experiment) -> Experiment:
     return _with(whole, Tuning(INIT, HEADS, LoRA(dropout=0.05)), peak=1e-3)
 
 
-def _scratch(whole: Experiment) -> Experiment:
+def _scratch(whole: Experiment, vocab: int = VOCAB) -> Experiment:
     made = _with(whole, Tuning(), peak=1e-3)
-    return replace(made, model=made.model.clone(model=SMALL, parent=None))
+    model = made.model.clone(model=SMALL.clone(vocab=vocab, parent=None), parent=None)
+    return replace(made, model=model, tokenizer=SentencePiece(vocab))
 
 
 def _with(whole: Experiment, tuning: Tuning, peak: float) -> Experiment:
