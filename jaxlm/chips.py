@@ -1,8 +1,15 @@
 """What chips can do at best: one table of dense peaks, memory and links, for plans and for MFU.
 
-Of TPUs the figures are those of Google's documentation (docs.cloud.google.com/tpu/docs, the page of each version), of
-GPUs those of NVIDIA's data sheets: dense bfloat16 (never the doubled ones of sparsity), and one direction of the links
-(half of "bidirectional"). A device of JAX is a chip, but half a chip of TPU v4 and 7x, which have two cores each.
+TPUs: peaks, memory, its bandwidth, links and network of v5p, v6e and 7x are the columns of the table at
+docs.cloud.google.com/tpu/docs/tpu7x, of v5e those of .../v5e, of v4 those of .../v4, which leaves out links (six of 400
+Gbit/s each way) and network (that of v5p is assumed). Bandwidths that are given as "bidirectional" are halved, here and
+below: what counts is one direction.
+
+GPUs: NVIDIA's data sheets, of the boards with SXM sockets where there are several, without the doubling by sparsity;
+bytes as the driver counts them. The network is one adapter a GPU, as in NVIDIA's own nodes (DGX); an L4 has PCIe 4.0
+alone, and 100 Gbit/s are assumed.
+
+A device of JAX is a chip, but half a chip of TPU 7x, which has two cores without a common memory.
 """
 
 import re
@@ -23,7 +30,7 @@ class Chip:
       link: bytes/s that leave a chip, in one direction, to its neighbours (ICI, NVLink, PCIe).
       network: bytes/s a chip between slices or nodes.
       cores: devices of JAX on one chip.
-      usable: share of the memory that JAX takes.
+      usable: share of the memory that a program may take.
     """
 
     name: str
@@ -47,37 +54,41 @@ class Chip:
 
 
 def _tpu(
-    name: str, kind: str, bf16: float, memory: float, bandwidth: float, link: float, network: float, cores: int = 1
+    name: str, kind: str, bf16: float, memory: float, usable: float, bandwidth: float, link: float, network: float,
+    cores: int = 1,
 ) -> Chip:  # fmt: skip
-    # A product of float32 is one of bfloat16 on a TPU. The compiler keeps a 64th of the memory.
-    return Chip(name, f"TPU {kind}", bf16, bf16, memory * GIB, bandwidth, link, network, cores, usable=63 / 64)
+    # A product of float32 is one of bfloat16 on a TPU, unless a higher precision is asked for.
+    rates = bandwidth, link, network
+    return Chip(name, f"TPU {kind}", bf16, bf16, memory * GIB, *rates, cores, usable / memory)
 
 
 def _gpu(
     name: str, kind: str, bf16: float, f32: float, memory: float, bandwidth: float, link: float, network: float
 ) -> Chip:  # fmt: skip
+    # JAX takes three quarters of the memory (XLA_PYTHON_CLIENT_MEM_FRACTION).
     return Chip(name, kind, bf16, f32, memory, bandwidth, link, network, usable=0.75)
 
 
 CHIPS = (
-    #     name   kind          bf16      GiB   memory     link     network    cores
-    _tpu("v4", r"v4", 275e12, 32, 1.228e12, 300e9, 6.25e9, 2),
-    _tpu("v5e", r"v5 ?(lite|e)", 197e12, 16, 0.819e12, 200e9, 3.125e9),
-    _tpu("v5p", r"v5(p|$)", 459e12, 95, 2.765e12, 600e9, 6.25e9),
-    _tpu("v6e", r"v6 ?(lite|e)", 918e12, 32, 1.638e12, 400e9, 12.5e9),
-    _tpu("7x", r"?7x", 2307e12, 192, 7.38e12, 600e9, 12.5e9, 2),
-    #     name    kind    bf16     f32 (TF32)  bytes  memory     link    network
-    _gpu("a100", r"A100", 312e12, 156e12, 85.9e9, 2.039e12, 300e9, 25e9),
-    _gpu("h100", r"H100", 989e12, 494e12, 84.9e9, 3.352e12, 450e9, 50e9),
-    _gpu("h200", r"H200", 989e12, 494e12, 150.8e9, 4.8e12, 450e9, 50e9),
-    _gpu("b200", r"B200", 2250e12, 1125e12, 191e9, 7.7e12, 900e9, 50e9),
-    _gpu("l4", r"L4$", 121e12, 60.5e12, 24.1e9, 0.3e12, 32e9, 12.5e9),
+    #     name   kind          bf16    GiB, usable    memory    link     network   cores
+    _tpu("v4", r"v4$", 275e12, 32, 30.75, 1.2e12, 300e9, 6.25e9),
+    _tpu("v5e", r"v5 ?(lite|e)", 197e12, 16, 15.75, 0.819e12, 200e9, 3.125e9),
+    _tpu("v5p", r"v5(p|$)", 459e12, 95, 93.5, 2.765e12, 600e9, 6.25e9),
+    _tpu("v6e", r"v6 ?(lite|e)", 918e12, 32, 31.25, 1.638e12, 400e9, 12.5e9),
+    _tpu("7x", r"?7x", 2307e12, 192, 189, 7.38e12, 600e9, 12.5e9, 2),
+    #     name    kind              bf16   f32 (TF32)  bytes   memory    link    network
+    _gpu("a100", r"A100", 312e12, 156e12, 85.1e9, 2.039e12, 300e9, 25e9),
+    _gpu("h100", r"\bH100 80GB HBM3$", 989e12, 494e12, 84.9e9, 3.35e12, 450e9, 50e9),
+    _gpu("h200", r"\bH200$", 989e12, 494e12, 150.1e9, 4.8e12, 450e9, 50e9),
+    _gpu("b200", r"\bB200$", 2250e12, 1125e12, 191e9, 8e12, 900e9, 50e9),
+    _gpu("l4", r"L4$", 121e12, 60e12, 23.7e9, 0.3e12, 32e9, 12.5e9),
 )
+"""Other boards of a name (PCIe, NVL, a superchip, a MIG slice) have other peaks and are not taken for these."""
 
 
 def chip_of(kind: str) -> Chip | None:
     """The chip that a `device_kind` of JAX names; None where the table has none (every CPU)."""
-    return next((chip for chip in CHIPS if re.search(chip.kind, kind)), None)
+    return next((chip for chip in CHIPS if re.search(chip.kind, kind) and "MIG" not in kind), None)
 
 
 def chip_named(name: str) -> Chip | None:

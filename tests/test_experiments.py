@@ -31,7 +31,7 @@ def readable(experiment: Experiment) -> Experiment:
     model = experiment.model
     if not getattr(type(model), "headed", False) or model.model is not None:
         return experiment
-    trunk = Encoder(experiment.tokenizer.size, 8, 2, 12, 1, max_length=32)
+    trunk = Encoder(experiment.tokenizer.size, 8, 2, 12, 1, max_length=512)
     return replace(experiment, model=model.around(trunk))
 
 

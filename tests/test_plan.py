@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,24 +10,30 @@ import numpy as np
 import pytest
 from cli_runs import command  # noqa: F401
 from jax.sharding import NamedSharding, PartitionSpec
-from test_experiments import NAMES
+from test_experiments import NAMES, readable
 
-from jaxlm.chips import chip_named
+from jaxlm.chips import chip_named, chip_of
 from jaxlm.collectives import Collective, collectives
+from jaxlm.decode.prefill import read_token
 from jaxlm.errors import UserError
 from jaxlm.experiment import load
+from jaxlm.nn.stack import unstacked
 from jaxlm.parallel import make_mesh
 from jaxlm.plan import memory
 from jaxlm.plan.cost import step_seconds, whole_run, wire_bytes
+from jaxlm.plan.decode import step_shapes
 from jaxlm.plan.moved import bytes_moved
 from jaxlm.plan.plan import count, make_plan
 from jaxlm.plan.search import changes, mesh_for, sweep, written
 from jaxlm.plan.shapes import batch_of, fitted, positions
 from jaxlm.plan.topology import find
+from jaxlm.tasks.labelling import Judging
+from jaxlm.tasks.masked import MaskedLanguageModelling
 from jaxlm.train.machine import PLAIN, Machine
 from jaxlm.train.program import fresh_state, program
 from jaxlm.workdir import abstract_params
 
+TRAINED = [name for name in NAMES if not hasattr(load(name).model, "fit")]
 SMALL = ["--model.width", "16", "--model.hidden", "16", "--model.heads", "2", "--model.layers", "1"]
 
 
@@ -37,7 +44,7 @@ def tiny():
     return replace(experiment, model=model, batching=replace(experiment.batching, length=16, tokens=256))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not hasattr(load(name).model, "fit")])
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_experiment_has_a_batch(name):
     """Of the shapes that its batching asks for, with no data at hand, which every device of eight can share."""
     experiment, _ = fitted(load(name), 8)
@@ -47,8 +54,30 @@ def test_every_experiment_has_a_batch(name):
     assert rows % (8 * experiment.accumulate) == 0 or load(name).batching.tokens < 8000
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_experiment_has_shapes(name):
+    """At its real size and with no data at hand: the loss takes the planned batch, and a decoding step gives one row of
+    logits and a state as it was; or the model is known to write nothing."""
+    experiment = readable(load(name))
+    model, batch = experiment.model, batch_of(experiment)
+    carried = replace(batch, state=jax.eval_shape(fresh_state(experiment)).carry)
+    loss = jax.eval_shape(lambda p, b: experiment.objective(model, p, b, None), abstract_params(model), carried)
+    assert loss.total.shape == loss.count.shape == ()
+    if isinstance(experiment.task, Judging | MaskedLanguageModelling):
+        with pytest.raises(UserError, match="no decoding step"):
+            step_shapes(model, batch, 8)
+        return
+    params, state, token, valid = step_shapes(model, batch, 8)
+    step = partial(read_token, model)
+    logits, after = jax.eval_shape(lambda p, *rest: step(unstacked(p), *rest), params, token, state, valid)
+    assert logits.shape == (8, model.vocab)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if not hasattr(load(name).model, "fit")])
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_experiment_has_a_plan(name):
     """At its real size, by formula: traced, counted, cut over four devices."""
     target = find("h200:4")
@@ -155,6 +184,35 @@ def test_a_sweep_ranks_meshes_and_micro_batches(tiny):
     times = [plan.seconds.most for plan in plans]
     assert times == sorted(times) and all(plan.fits for plan in plans)
     assert written(plans[0].mesh).count("=") >= 1
+
+
+def test_devices_are_found_in_the_table():
+    kinds = {
+        "TPU v4": "v4",
+        "TPU v5 lite": "v5e",
+        "TPU v5": "v5p",
+        "TPU v5p": "v5p",
+        "TPU v6 lite": "v6e",
+        "TPU7x": "7x",
+    }
+    kinds |= {
+        "NVIDIA A100-SXM4-40GB": "a100",
+        "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA H200": "h200",
+        "NVIDIA L4": "l4",
+    }
+    assert {kind: chip_of(kind).name for kind in kinds} == kinds
+    others = [
+        "cpu",
+        "TPU v3",
+        "TPU v4 lite",
+        "NVIDIA H100 PCIe",
+        "NVIDIA H100 NVL",
+        "NVIDIA GH200 480GB",
+        "NVIDIA L40S",
+    ]
+    others += ["NVIDIA H200 NVL", "NVIDIA GB200", "NVIDIA A100-SXM4-40GB MIG 1g.5gb"]
+    assert {chip_of(kind) for kind in others} == {None}
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5p:4x4", "h100:x", "tpu"])

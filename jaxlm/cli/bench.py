@@ -7,11 +7,14 @@ from jaxlm.cli import output
 from jaxlm.cli.machine import add_memory_options, add_mesh_option
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.usage import VERBS, whole
+from jaxlm.errors import UserError
 
 
 def main(argv: list[str]) -> int:
     """Print the figures, as lines or as one JSON object."""
     experiment, options = _parser().parse_experiment(argv)
+    if options.profile is not None:
+        _check_folder(options.profile)
     from jaxlm import runtime
 
     runtime.prepare()
@@ -37,6 +40,16 @@ def _parser() -> ExperimentParser:
     parser.add_argument("--workers", type=whole(0), default=0, metavar="N", help="processes that make batches")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     return parser
+
+
+def _check_folder(folder: Path) -> None:
+    """Now, and not when the steps are done. Raises UserError where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--profile {folder}: no folder can be made there ({error.strerror}): name another one"
+        ) from error
 
 
 def _page(found: dict[str, Any]) -> str:

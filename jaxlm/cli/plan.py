@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from jaxlm.cli import output
 from jaxlm.cli.machine import add_memory_options, add_mesh_option
 from jaxlm.cli.overrides import ExperimentParser
-from jaxlm.cli.usage import VERBS, whole
+from jaxlm.cli.usage import VERBS, Usage, whole
 from jaxlm.errors import UserError
 
 if TYPE_CHECKING:
     from jaxlm.experiment import Experiment
-    from jaxlm.plan.decode import DecodePlan
     from jaxlm.plan.topology import Target
 
 
@@ -29,6 +28,7 @@ def main(argv: list[str]) -> int:
     places.prepare(topology)
     experiment, options = parser.parse_experiment(argv)
     from jaxlm import runtime
+    from jaxlm.plan.decode import plan_decoding
     from jaxlm.plan.page import line, page
     from jaxlm.plan.plan import make_plan
     from jaxlm.plan.search import cure, mesh_for, sweep
@@ -39,37 +39,45 @@ def main(argv: list[str]) -> int:
     target = places.find(options.topology, options.slices)
     machine = Machine(options.mesh, options.split_moments, options.remat)
     settings = {"price": options.price, "machine": machine, "compiles": not options.formula}
+    _check(experiment, options, target)
     name, asked = options.experiment, options.mesh or {}
     if options.sweep:
-        plans = sweep(name, experiment, target, output.note, **settings)
+        plans = sweep(name, experiment, target, output.note, options.compile, **settings)
         output.emit(output.to_json([one.to_json() for one in plans]) if options.json else "\n".join(map(line, plans)))
         return int(not any(one.fits is not False for one in plans))
     plan = make_plan(name, experiment, target, mesh_for(target, asked), **settings)
-    found = cure(name, experiment, asked, target, **settings) if plan.fits is False else None
-    decoding = _decoding(experiment, options, target) if options.decode else None
+    found = cure(plan, experiment, asked, target, output.note, **settings) if plan.fits is False else None
+    mesh, rows = mesh_for(target, asked), options.decode
+    decoding = plan_decoding(experiment, mesh, target.chip, rows) if rows else None
     if options.json:
         better = {} if found is None else {"fits_with": found[0], "then": found[1].to_json()}
         more = {} if decoding is None else {"decoding": dataclasses.asdict(decoding)}
         output.emit(output.to_json(plan.to_json() | better | more))
-        return int(plan.fits is False)
-    output.emit(page(plan))
-    if decoding is not None:
-        output.emit(decoding.sentence())
-    if plan.fits is False:
-        output.emit(
-            f"\nfits with   {found[0]}:\n{page(found[1])}" if found else "\nnothing tried makes it fit: more devices"
-        )
-    return int(plan.fits is False)
+    else:
+        output.emit(page(plan))
+        if decoding is not None:
+            output.emit(decoding.sentence())
+        if plan.fits is False:
+            nothing = "\nnothing tried makes it fit: more devices"
+            output.emit(f"\nfits with   {found[0]}:\n{page(found[1])}" if found else nothing)
+    return int(plan.fits is False or (decoding is not None and decoding.fits is False))
 
 
-def _decoding(experiment: "Experiment", options: argparse.Namespace, target: "Target") -> "DecodePlan":
-    from jaxlm.plan.decode import plan_decoding
-    from jaxlm.plan.search import mesh_for
+def _check(experiment: "Experiment", options: argparse.Namespace, target: "Target") -> None:
+    """Options that have no meaning together, or none here, before anything takes minutes."""
+    from jaxlm.plan.decode import check_decodes
 
-    if target.devices is None or not hasattr(experiment.model, "extend"):
-        why = "nothing here can compile for it" if target.devices is None else "this model does not decode"
-        raise UserError(f"--decode {options.decode}: {why}, so there is no decoding step to plan: leave it out")
-    return plan_decoding(experiment, mesh_for(target, options.mesh or {}), target.chip, options.decode)
+    if options.compile and (not options.sweep or options.formula):
+        raise Usage("--compile N is for a --sweep without --formula: leave it out, or give --sweep alone beside it")
+    if options.sweep and (options.decode or options.mesh):
+        raise Usage("--sweep tries all meshes, and --mesh and --decode are for one: leave them out, or --sweep")
+    absent = f"nothing here can compile for {target.name} ({target.compiler})" if target.devices is None else ""
+    if options.compile and absent:
+        raise UserError(f"--compile {options.compile}: {absent}: leave it out for figures by formula")
+    if options.decode:
+        check_decodes(experiment.model)
+        if absent:
+            raise UserError(f"--decode {options.decode}: {absent}, and a decoding step has no formula: leave it out")
 
 
 def _parser() -> ExperimentParser:
@@ -81,7 +89,9 @@ def _parser() -> ExperimentParser:
     add_memory_options(parser)
     parser.add_argument("--price", type=_price, metavar="P", help="of a chip for an hour: then there is a cost")
     parser.add_argument("--decode", type=whole(1), metavar="ROWS", help="plan a decoding step of so many rows, too")
-    parser.add_argument("--sweep", action="store_true", help="rank meshes and micro-batches instead")
+    parser.add_argument("--sweep", action="store_true", help="rank meshes and micro-batches instead, by formula")
+    text = "of a sweep, compile the best N and rank these by what the compiler says (default: none)"
+    parser.add_argument("--compile", type=whole(1), default=0, metavar="N", help=text)
     parser.add_argument("--formula", action="store_true", help="compile nothing: figures in seconds, good to a third")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of words")
     return parser

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxlm.chips import Chip
 from jaxlm.collectives import collectives
 from jaxlm.decode.prefill import read_token
+from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.flops import flops
 from jaxlm.nn.stack import unstacked
@@ -19,12 +20,13 @@ from jaxlm.plan import memory
 from jaxlm.plan.cost import Seconds, step_seconds
 from jaxlm.plan.moved import bytes_moved
 from jaxlm.plan.shapes import batch_of
+from jaxlm.types import Batch, Params, State
 from jaxlm.workdir import abstract_params
 
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """Bytes are of one device; FLOPs and tokens of all."""
+    """Bytes are of one device; FLOPs and tokens of all. `memory` is what the compiler says, 0 where it only says no."""
 
     rows: int
     capacity: int
@@ -32,7 +34,7 @@ class DecodePlan:
     memory: int
     fits: bool | None
     flops: int
-    bytes_moved: int
+    bytes_moved: int | None
     seconds: Seconds | None
     compile_seconds: float
 
@@ -49,15 +51,32 @@ class DecodePlan:
         )
 
 
+def check_decodes(model: Any) -> None:
+    """Raises UserError for a model that writes nothing."""
+    if not hasattr(type(model), "extend"):
+        raise UserError(
+            f"{type(model).__name__} answers a whole row at once and writes no token after token, so there is no "
+            "decoding step to plan: leave --decode out"
+        )
+
+
+def step_shapes(model: Any, batch: Batch, count: int) -> tuple[Params, State, Any, Any]:
+    """Parameters, state, token_B and valid_B of a decoding step of `count` rows like those of `batch`, as shapes; the
+    state has room for as many tokens as a row of it has. Raises UserError for a model that writes nothing."""
+    check_decodes(model)
+    rows_of = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), batch)
+    params, capacity = abstract_params(model), batch.target_BT.shape[1]
+    state = jax.eval_shape(lambda p, b: model.apply({"params": p}, b, capacity, method="start"), params, rows_of)
+    token, valid = (jax.ShapeDtypeStruct((count,), dtype) for dtype in (jnp.int32, bool))
+    return params, state, token, valid
+
+
 def plan_decoding(experiment: Experiment, mesh: Meshed, chip: Chip | None, asked: int) -> DecodePlan:
     """Of at least so many rows, as many as the devices share evenly, with room for as many tokens as in training."""
     model, shards = experiment.model, batch_shards(mesh)
     count = math.ceil(asked / shards) * shards
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), batch_of(experiment))
-    params = abstract_params(model)
-    capacity = batch.target_BT.shape[1]
-    state = jax.eval_shape(lambda p, b: model.apply({"params": p}, b, capacity, method="start"), params, batch)
-    token, valid = (jax.ShapeDtypeStruct((count,), dtype) for dtype in (jnp.int32, bool))
+    batch = batch_of(experiment)
+    params, state, token, valid = step_shapes(model, batch, count)
 
     def step(params: Any, token_B: Any, state: Any, valid_B: Any) -> Any:
         logits_BV, state = read_token(model, unstacked(params), token_B, state, valid_B)
@@ -68,12 +87,13 @@ def plan_decoding(experiment: Experiment, mesh: Meshed, chip: Chip | None, asked
     state = with_sharding(state, state_layout(state, mesh))
     token, valid = with_sharding((token, valid), rows(mesh))
     began = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=2).lower(params, token, state, valid).compile()
-    seconds, text, analysis = time.perf_counter() - began, compiled.as_text() or "", compiled.memory_analysis()
-    total = memory.program_bytes(analysis)
-    moved, limit = bytes_moved(text), memory.available(chip)
-    dtype = getattr(model, "dtype", "float32")
-    work = arithmetic / mesh.size, moved, collectives(text)
-    took = step_seconds(chip, dtype, *work, mesh.size, [0] * mesh.size) if chip else None
-    fits = None if limit is None else total <= limit
+    compiled, total = memory.compiled_or_wanted(jax.jit(step, donate_argnums=2).lower(params, token, state, valid))
+    seconds, limit, moved, took = time.perf_counter() - began, memory.available(chip), None, None
+    if compiled is not None:
+        text, total = compiled.as_text() or "", memory.program_bytes(compiled.memory_analysis())
+        moved, dtype = bytes_moved(text), getattr(model, "dtype", "float32")
+        work = arithmetic / mesh.size, moved, collectives(text)
+        took = step_seconds(chip, dtype, *work, mesh.size, [0] * mesh.size) if chip else None
+    fits = compiled is not None and (None if limit is None else total <= limit)
+    capacity = batch.target_BT.shape[1]
     return DecodePlan(count, capacity, memory.held(state), total, fits, arithmetic, moved, took, seconds)

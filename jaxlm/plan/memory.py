@@ -87,6 +87,17 @@ def program_bytes(analysis: Any) -> int:
     return arguments + analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes
 
 
+def compiled_or_wanted(lowered: Any) -> tuple[Any | None, int]:
+    """The compiled program and 0; or None and the bytes that it wanted, where the compiler says that they are not there
+    (0: it does not say how many)."""
+    try:
+        return lowered.compile(), 0
+    except Exception as error:
+        if (wanted := asked_for(error)) is None:
+            raise
+        return None, wanted
+
+
 def asked_for(error: Exception) -> int | None:
     """Bytes that a program wanted that did not fit, by XLA's message; None where the error is another one."""
     text = str(error)

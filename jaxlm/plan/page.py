@@ -21,7 +21,7 @@ def line(plan: Plan) -> str:
         f"{plan.seconds.least:8.3f} to {plan.seconds.most:8.3f} s a step, "
         f"MFU {_share(plan.mfu(plan.seconds.most))} to {_share(plan.mfu(plan.seconds.least))}"
     )  # fmt: skip
-    fits = "fits" if plan.fits else "does not fit"
+    fits = {True: "fits", False: "does not fit", None: ""}[plan.fits]
     by = "formula" if plan.compile_seconds is None else "compiled"
     mesh = f"--mesh {written(plan.mesh)} --accumulate {plan.accumulate}"
     return f"{mesh:48} {gib(plan.memory['total']):>8} GiB {fits:12} {time}  ({by})"

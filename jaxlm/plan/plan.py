@@ -144,15 +144,12 @@ class _Found:
 
 def _compiled(counted: Counted, made: Program, batch: Batch, mesh: Meshed) -> _Found:
     began = time.perf_counter()
-    try:
-        step = made.step.lower(made.abstract_state, batch).compile()
-    except Exception as error:
-        wanted = memory.asked_for(error)
-        if wanted is None:
-            raise
+    step, wanted = memory.compiled_or_wanted(made.step.lower(made.abstract_state, batch))
+    seconds = time.perf_counter() - began
+    if step is None:
         parts = memory.state_memory(made.abstract_state, batch) | {"total": wanted}
-        return _Found(parts, [], None, time.perf_counter() - began)
-    seconds, text = time.perf_counter() - began, step.as_text()
+        return _Found(parts, [], None, seconds)
+    text = step.as_text()
     parts = memory.compiled(counted.experiment, made.abstract_state, batch, step.memory_analysis())
     # The loss walks over a group of tokens a device; counted was one group of all of them.
     rounds = math.ceil(counted.open_loops / (batch_shards(mesh) * mesh.shape["sequence"]))

@@ -47,33 +47,46 @@ def changes(experiment: Experiment, asked: dict[str, int], target: Target, machi
 
 
 def cure(
-    name: str, experiment: Experiment, asked: dict[str, int], target: Target, machine: Machine, **options: Any
+    plan: Plan, experiment: Experiment, asked: dict[str, int], target: Target, note: Callable[[str], None],
+    machine: Machine, **options: Any,
 ) -> tuple[str, Plan] | None:  # fmt: skip
-    """The first change by which the step fits, compiled where something can; None where none of them does.
+    """The first change by which the step of `plan`, which does not fit, does; None where none of them helps.
 
-    Formulas choose, compilers judge: at most `COMPILED` candidates are compiled.
+    Formulas choose, compilers judge: by how much the formula was wrong about the last program is taken to hold for the
+    next, and at most `COMPILED` candidates are compiled, a `note` each.
     """
-    tried = 0
+    name, limit, tried = plan.experiment, plan.available or 0, 0
+    same = _tried(name, experiment, target, asked, options | {"machine": machine, "compiles": False})
+    wrong = _ratio(plan, same) if same is not None else 1.0
     for said, changed, mesh, settled in changes(experiment, asked, target, machine):
         options |= {"machine": settled}
         guess = _tried(name, changed, target, mesh, options | {"compiles": False})
-        if guess is None or not guess.fits:
+        if guess is None or guess.memory["total"] * wrong > limit:
             continue
-        plan = guess if target.devices is None else _tried(name, changed, target, mesh, options)
-        tried += 1
-        if plan is not None and plan.fits:
-            return said, plan
+        if target.devices is None or not options.get("compiles", True):
+            return said, guess
+        note(f"compiling with {said}")
+        better = make_plan(name, changed, target, mesh_for(target, mesh), **options)
+        if better.fits:
+            return said, better
+        tried, wrong = tried + 1, max(_ratio(better, guess), 1.1 * wrong)
         if tried == COMPILED:
             return None
     return None
 
 
+def _ratio(true: Plan, guess: Plan) -> float:
+    """How many times the formula's bytes a program takes; 1 where the compiler did not say."""
+    return true.memory["total"] / guess.memory["total"] or 1.0
+
+
 def sweep(
-    name: str, experiment: Experiment, target: Target, note: Callable[[str], None], **options: Any
+    name: str, experiment: Experiment, target: Target, note: Callable[[str], None], compile_best: int = 0,
+    **options: Any,
 ) -> list[Plan]:  # fmt: skip
     """Meshes and micro-batches from the fastest step to the slowest, those that fit before those that do not.
 
-    All are computed by formula; the best `COMPILED` are compiled, where something can, and come first.
+    All are computed by formula; the best `compile_best` are then compiled, a `note` each, and come first.
     """
     guesses: dict[tuple, tuple[Plan, Experiment, dict[str, int]]] = {}
     for mesh in _meshes(target.count):
@@ -84,11 +97,11 @@ def sweep(
                 guesses[tuple(plan.mesh.items()), plan.accumulate] = plan, changed, mesh
     ranked = sorted(guesses.values(), key=lambda one: _rank(one[0]))
     note(f"{len(ranked)} meshes and micro-batches by formula")
-    if target.devices is None or not options.get("compiles", True):
-        return [plan for plan, *_ in ranked]
-    best = [_tried(name, changed, target, mesh, options) for _, changed, mesh in ranked[:COMPILED]]
-    sure = sorted((plan for plan in best if plan is not None), key=_rank)
-    return sure + [plan for plan, *_ in ranked[COMPILED:]]
+    best = []
+    for at, (guess, changed, mesh) in enumerate(ranked[:compile_best], 1):
+        note(f"compiling {at} of {compile_best}: --mesh {written(guess.mesh)} --accumulate {guess.accumulate}")
+        best.append(make_plan(name, changed, target, mesh_for(target, mesh), **options))
+    return sorted(best, key=_rank) + [plan for plan, *_ in ranked[compile_best:]]
 
 
 def _widest(experiment: Experiment, devices: int) -> int:

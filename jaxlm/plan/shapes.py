@@ -46,7 +46,9 @@ def batch_of(experiment: Experiment) -> Batch:
 def _columns(experiment: Experiment, source: int, target: int) -> dict[str, Ragged]:
     """One example of so many ids in every column that the task's batches are made of."""
     known = {"source": (source, ID), "target": (target, ID), "label": (source, 0), "class": (1, 0)}
-    columns = {name: Ragged.of([np.full(*known[name])]) for name in experiment.task.reads}
+    columns = {name: Ragged.of([np.full(*known[name])]) for name in experiment.task.reads if name in known}
+    if "number" in experiment.task.reads:
+        columns["class"] = Ragged.of([np.zeros(1, np.float32)])
     if isinstance(experiment.tokenizer, SpelledWords):
         columns["character"] = Ragged.of([np.full(4, ID)] * source)
     return columns

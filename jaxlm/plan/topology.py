@@ -3,6 +3,7 @@
 TPUs need libtpu, GPUs JAX's CUDA plugin; neither needs the hardware. Without them there are figures by formula.
 """
 
+import dataclasses
 import importlib
 import importlib.util
 import math
@@ -92,8 +93,11 @@ def _here() -> Target:
     import jax
 
     devices, kind = jax.devices(), jax.devices()[0].device_kind
+    chip, limit = chip_of(kind), (devices[0].memory_stats() or {}).get("bytes_limit")
+    if chip is not None and limit:  # an A100 has 40 or 80 GB, and a user may have changed JAX's share
+        chip = dataclasses.replace(chip, memory=limit * chip.cores, usable=1.0)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    return Target(HERE, chip_of(kind), len(devices), devices, f"jax {jax.__version__} for {kind}", slices)
+    return Target(HERE, chip, len(devices), devices, f"jax {jax.__version__} for {kind}", slices)
 
 
 def _tpu(name: str, chip: Chip, sizes: list[int], slices: int) -> Target:
@@ -105,7 +109,8 @@ def _tpu(name: str, chip: Chip, sizes: list[int], slices: int) -> Target:
     count = math.prod(sizes) * chip.cores * slices
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         return Target(name, chip, count, None, "by formula: pip install libtpu to compile for TPUs", slices)
-    several = {"num_slices": slices} if slices > 1 else {}
+    several: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    several |= {"chip_config_name": "megacore"} if chip.name == "v4" else {}  # as its runtime has it: one device a chip
     asked = f"{'tpu7x' if chip.name == '7x' else chip.name}:{'x'.join(map(str, sizes))}"
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=asked, **several)

@@ -32,6 +32,7 @@ class Similarity(Judging):
     high: float = 5.0
 
     figures: ClassVar[tuple[str, ...]] = ("loss", "nll", "pearson", "spearman")
+    reads: ClassVar[tuple[str, ...]] = ("source", "number")
 
     def __post_init__(self) -> None:
         if not self.low < self.high:

@@ -43,7 +43,8 @@ class Task:
     search: how answers are decoded, where they are; a field of the tasks that search.
     prompts: what `generate` and `score` take: a "source" to answer, a "text" to go on from, or "" (neither).
     ends: a text ends with EOS, which then counts.
-    reads: the columns of its batches (see `jaxlm.data.collate`); spelled words bring "character" besides.
+    reads: the columns of its batches (see `jaxlm.data.collate`), "number" for a "class" that is no id; spelled words
+      bring "character" besides.
     figures: what `validate` gives, without its "valid/".
     """
 
