@@ -1,15 +1,15 @@
 """What chips can do at best: one table of dense peaks, memory and links, for plans and for MFU.
 
-TPUs: peaks, memory, its bandwidth, links and network of v5p, v6e and 7x are the columns of the table at
-docs.cloud.google.com/tpu/docs/tpu7x, of v5e those of .../v5e, of v4 those of .../v4, which leaves out links (six of 400
-Gbit/s each way) and network (that of v5p is assumed). Bandwidths that are given as "bidirectional" are halved, here and
-below: what counts is one direction.
+TPUs: the tables at docs.cloud.google.com/tpu/docs, of page tpu7x for v5p, v6e and 7x, of v5e for v5e, and of v4 for v4,
+which leaves out links (six of 400 Gbit/s each way) and network (that of v5p is assumed). Memory is what libtpu
+0.0.42 says that a program may have: 15.75 of the 16 GiB of a v5e.
 
 GPUs: NVIDIA's data sheets, of the boards with SXM sockets where there are several, without the doubling by sparsity;
-bytes as the driver counts them. The network is one adapter a GPU, as in NVIDIA's own nodes (DGX); an L4 has PCIe 4.0
+memory as the driver counts it. The network is one adapter a GPU, as in NVIDIA's own nodes (DGX); an L4 has PCIe 4.0
 alone, and 100 Gbit/s are assumed.
 
-A device of JAX is a chip, but half a chip of TPU 7x, which has two cores without a common memory.
+Links that are given as "bidirectional" are halved: what counts is one direction. A device of JAX is a chip, but half a
+chip of TPU 7x, whose two cores have a memory each.
 """
 
 import re
@@ -26,7 +26,7 @@ class Chip:
       name: as `jaxlm plan --topology` writes it.
       kind: expression that finds it in JAX's `device_kind`.
       bf16, f32: peak FLOP/s of matrix products of that type (f32: as JAX computes them by default).
-      memory: bytes of HBM. memory_bandwidth: bytes/s.
+      memory: bytes of a chip. memory_bandwidth: bytes/s.
       link: bytes/s that leave a chip, in one direction, to its neighbours (ICI, NVLink, PCIe).
       network: bytes/s a chip between slices or nodes.
       cores: devices of JAX on one chip.
@@ -54,12 +54,10 @@ class Chip:
 
 
 def _tpu(
-    name: str, kind: str, bf16: float, memory: float, usable: float, bandwidth: float, link: float, network: float,
-    cores: int = 1,
+    name: str, kind: str, bf16: float, memory: float, bandwidth: float, link: float, network: float, cores: int = 1
 ) -> Chip:  # fmt: skip
     # A product of float32 is one of bfloat16 on a TPU, unless a higher precision is asked for.
-    rates = bandwidth, link, network
-    return Chip(name, f"TPU {kind}", bf16, bf16, memory * GIB, *rates, cores, usable / memory)
+    return Chip(name, f"TPU {kind}", bf16, bf16, memory * GIB, bandwidth, link, network, cores)
 
 
 def _gpu(
@@ -70,12 +68,12 @@ def _gpu(
 
 
 CHIPS = (
-    #     name   kind          bf16    GiB, usable    memory    link     network   cores
-    _tpu("v4", r"v4$", 275e12, 32, 30.75, 1.2e12, 300e9, 6.25e9),
-    _tpu("v5e", r"v5 ?(lite|e)", 197e12, 16, 15.75, 0.819e12, 200e9, 3.125e9),
-    _tpu("v5p", r"v5(p|$)", 459e12, 95, 93.5, 2.765e12, 600e9, 6.25e9),
-    _tpu("v6e", r"v6 ?(lite|e)", 918e12, 32, 31.25, 1.638e12, 400e9, 12.5e9),
-    _tpu("7x", r"?7x", 2307e12, 192, 189, 7.38e12, 600e9, 12.5e9, 2),
+    #     name   kind          bf16      GiB    memory    link     network   cores
+    _tpu("v4", r"v4$", 275e12, 30.75, 1.2e12, 300e9, 6.25e9),
+    _tpu("v5e", r"v5 ?(lite|e)", 197e12, 15.75, 0.819e12, 200e9, 3.125e9),
+    _tpu("v5p", r"v5(p|$)", 459e12, 95.74, 2.765e12, 600e9, 6.25e9),
+    _tpu("v6e", r"v6 ?(lite|e)", 918e12, 31.25, 1.638e12, 400e9, 12.5e9),
+    _tpu("7x", r"?7x", 2307e12, 189.5, 7.38e12, 600e9, 12.5e9, 2),
     #     name    kind              bf16   f32 (TF32)  bytes   memory    link    network
     _gpu("a100", r"A100", 312e12, 156e12, 85.1e9, 2.039e12, 300e9, 25e9),
     _gpu("h100", r"\bH100 80GB HBM3$", 989e12, 494e12, 84.9e9, 3.35e12, 450e9, 50e9),

@@ -83,9 +83,7 @@ def arranged(devices: Sequence[Any], shape: dict[str, int]) -> np.ndarray:
     if slices == 1:
         try:
             return mesh_utils.create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True)
-        except (
-            AssertionError
-        ):  # a TPU v4 that is not there has two devices a chip, side by side, where a real one has one
+        except AssertionError:  # places that JAX's rules do not know: in the order that they come in
             return np.asarray(devices).reshape(tuple(shape.values()))
     across = next((axis for axis in (DATA, FSDP) if shape[axis] % slices == 0), None)
     if across is None:

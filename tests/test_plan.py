@@ -1,8 +1,8 @@
 """Plans: bytes and collectives of programs that are known, formulas against compilers, and the command line."""
 
+import gzip
 import json
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,30 +10,22 @@ import numpy as np
 import pytest
 from cli_runs import command  # noqa: F401
 from jax.sharding import NamedSharding, PartitionSpec
-from test_experiments import NAMES, readable
 
 from jaxlm.chips import chip_named, chip_of
 from jaxlm.collectives import Collective, collectives
-from jaxlm.decode.prefill import read_token
 from jaxlm.errors import UserError
 from jaxlm.experiment import load
-from jaxlm.nn.stack import unstacked
 from jaxlm.parallel import make_mesh
 from jaxlm.plan import memory
 from jaxlm.plan.cost import step_seconds, whole_run, wire_bytes
-from jaxlm.plan.decode import step_shapes
 from jaxlm.plan.moved import bytes_moved
 from jaxlm.plan.plan import count, make_plan
-from jaxlm.plan.search import changes, mesh_for, sweep, written
-from jaxlm.plan.shapes import batch_of, fitted, positions
+from jaxlm.plan.search import changes, cure, mesh_for, sweep, written
+from jaxlm.plan.shapes import batch_of
 from jaxlm.plan.topology import find
-from jaxlm.tasks.labelling import Judging
-from jaxlm.tasks.masked import MaskedLanguageModelling
 from jaxlm.train.machine import PLAIN, Machine
 from jaxlm.train.program import fresh_state, program
-from jaxlm.workdir import abstract_params
 
-TRAINED = [name for name in NAMES if not hasattr(load(name).model, "fit")]
 SMALL = ["--model.width", "16", "--model.hidden", "16", "--model.heads", "2", "--model.layers", "1"]
 
 
@@ -42,49 +34,6 @@ def tiny():
     experiment = load("experiments.quickstart")
     model = experiment.model.clone(width=16, heads=2, hidden=32, encoder_layers=1, decoder_layers=1, scan=True)
     return replace(experiment, model=model, batching=replace(experiment.batching, length=16, tokens=256))
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_every_experiment_has_a_batch(name):
-    """Of the shapes that its batching asks for, with no data at hand, which every device of eight can share."""
-    experiment, _ = fitted(load(name), 8)
-    batch = batch_of(experiment)
-    rows = len(jax.tree.leaves(batch)[0])
-    assert 0 < positions(batch) <= 2 * experiment.batching.tokens
-    assert rows % (8 * experiment.accumulate) == 0 or load(name).batching.tokens < 8000
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_every_experiment_has_shapes(name):
-    """At its real size and with no data at hand: the loss takes the planned batch, and a decoding step gives one row of
-    logits and a state as it was; or the model is known to write nothing."""
-    experiment = readable(load(name))
-    model, batch = experiment.model, batch_of(experiment)
-    carried = replace(batch, state=jax.eval_shape(fresh_state(experiment)).carry)
-    loss = jax.eval_shape(lambda p, b: experiment.objective(model, p, b, None), abstract_params(model), carried)
-    assert loss.total.shape == loss.count.shape == ()
-    if isinstance(experiment.task, Judging | MaskedLanguageModelling):
-        with pytest.raises(UserError, match="no decoding step"):
-            step_shapes(model, batch, 8)
-        return
-    params, state, token, valid = step_shapes(model, batch, 8)
-    step = partial(read_token, model)
-    logits, after = jax.eval_shape(lambda p, *rest: step(unstacked(p), *rest), params, token, state, valid)
-    assert logits.shape == (8, model.vocab)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), state
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TRAINED)
-def test_every_experiment_has_a_plan(name):
-    """At its real size, by formula: traced, counted, cut over four devices."""
-    target = find("h200:4")
-    plan = make_plan(name, load(name), target, mesh_for(target, {"fsdp": 4}), compiles=False)
-    assert plan.fits and 0 < plan.seconds.least <= plan.seconds.most and 0 < plan.mfu(plan.seconds.most) < 1
-    params = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(load(name).model)))
-    assert plan.model_flops <= 20 * params * plan.tokens, "some six times the parameters a token, and attention"
 
 
 def test_no_step_compiles_after_the_second(tiny):
@@ -215,6 +164,30 @@ def test_devices_are_found_in_the_table():
     assert {chip_of(kind) for kind in others} == {None}
 
 
+def test_the_best_of_a_sweep_are_compiled_when_asked(tiny):
+    said = []
+    here = replace(find("here"), count=2, devices=jax.devices()[:2])
+    plans = sweep("tiny", tiny, here, said.append, 1)
+    assert plans[0].compile_seconds and all(plan.compile_seconds is None for plan in plans[1:])
+    assert len(said) == 2 and said[1].startswith("compiling 1 of 1: --mesh ")
+
+
+def test_a_cure_is_compiled_and_fits(tiny):
+    """By memory of our own choice on devices that are here: between what the step takes whole and cut in two."""
+    here = replace(find("here"), count=2, devices=jax.devices()[:2])
+    machine = {"machine": PLAIN}
+    whole = make_plan("tiny", tiny, here, mesh_for(here, {"data": 2}), **machine)
+    cut = make_plan("tiny", tiny, here, mesh_for(here, {"fsdp": 2}), **machine)
+    assert cut.memory["total"] < whole.memory["total"]
+    room = (cut.memory["total"] + whole.memory["total"]) // 2
+    small = replace(here, chip=replace(chip_named("a100"), memory=room, usable=1.0))
+    plan = make_plan("tiny", tiny, small, mesh_for(small, {"data": 2}), **machine)
+    said = []
+    found = cure(plan, tiny, {"data": 2}, small, said.append, **machine)
+    assert plan.fits is False and found is not None and said
+    assert found[0] == "--mesh fsdp=2" and found[1].fits and found[1].compile_seconds
+
+
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5p:4x4", "h100:x", "tpu"])
 def test_what_is_no_topology_is_said(name):
     with pytest.raises(UserError, match="--topology"):
@@ -243,13 +216,36 @@ def test_the_command_says_what_does_not_fit(command):  # noqa: F811
     assert swept.code == 0 and len(swept.lines) > 6
 
 
-def test_the_command_bench(command):  # noqa: F811
-    asked = command(
-        "bench", "experiments.char_gpt:cpu", "--synthetic", "--steps", "4", "--json", "--mesh", "data=1", *SMALL
-    )
+def test_the_command_bench(command, tmp_path):  # noqa: F811
+    words = ["--synthetic", "--steps", "4", "--json", "--mesh", "data=1", "--profile", tmp_path / "trace", *SMALL]
+    asked = command("bench", "experiments.char_gpt:cpu", *words)
     assert asked.code == 0, asked.err
     found = json.loads(asked.lines[-1])
     assert found["steps"] == 4 and found["tokens_per_second"] > 0 and found["mfu"]["full"] == "n/a"
     at = found["step_seconds"]
     assert 0 < at["p10"] <= at["p50"] <= at["p90"] and set(found["compile_seconds"]) == {"cold", "warm"}
     assert np.isfinite(found["peak_memory_bytes"])
+    (written,) = (tmp_path / "trace").rglob("*.trace.json.gz")  # what Perfetto opens; XProf the one beside it
+    assert any(event.get("dur") for event in json.loads(gzip.decompress(written.read_bytes()))["traceEvents"])
+    assert list(written.parent.glob("*.xplane.pb"))
+
+
+def test_a_profile_needs_a_folder(command, tmp_path):  # noqa: F811
+    (tmp_path / "taken").touch()
+    asked = command("bench", "experiments.char_gpt:cpu", "--profile", tmp_path / "taken")
+    assert asked.code == 1 and "--profile" in asked.err and "name another one" in asked.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--compile", "2"], "--sweep"),
+        (["--sweep", "--compile", "2", "--formula"], "without --formula"),
+        (["--sweep", "--mesh", "data=8"], "leave them out"),
+        (["--sweep", "--compile", "2", "--topology", "l4:8"], "nothing here can compile"),
+        (["--decode", "8", "--topology", "l4:8"], "no formula"),
+    ],
+)
+def test_options_that_do_not_go_together_are_said(command, words, said):  # noqa: F811
+    asked = command("plan", "experiments.char_gpt:cpu", *words)
+    assert asked.code in (1, 2) and said in asked.err

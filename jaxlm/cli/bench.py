@@ -20,7 +20,9 @@ def main(argv: list[str]) -> int:
     runtime.prepare()
     from jaxlm.plan.bench import bench
     from jaxlm.train.machine import Machine
+    from jaxlm.train.source import resolved
 
+    experiment = resolved(experiment, Path("no run"))
     machine = Machine(options.mesh, options.split_moments, options.remat, options.threads, options.workers)
     found = bench(experiment, output.note, options.measured_steps, machine, options.synthetic, options.profile)
     output.emit(output.to_json({"experiment": options.experiment} | found) if options.json else _page(found))

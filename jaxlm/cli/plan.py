@@ -6,6 +6,7 @@ formula where nothing can compile. 1 if it does not fit.
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxlm.cli import output
@@ -33,7 +34,9 @@ def main(argv: list[str]) -> int:
     from jaxlm.plan.plan import make_plan
     from jaxlm.plan.search import cure, mesh_for, sweep
     from jaxlm.train.machine import Machine
+    from jaxlm.train.source import resolved
 
+    experiment = resolved(experiment, Path("no run"))
     if options.topology == places.HERE:  # the cache cannot give back what was compiled for elsewhere
         runtime.prepare()
     target = places.find(options.topology, options.slices)
