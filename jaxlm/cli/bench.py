@@ -35,7 +35,8 @@ def _parser() -> ExperimentParser:
     parser.add_argument("--steps", dest="measured_steps", type=whole(1), default=20, metavar="N", help=text)
     text = "one full batch over and over instead of the experiment's data"
     parser.add_argument("--synthetic", action="store_true", help=text)
-    parser.add_argument("--profile", type=Path, metavar="DIR", help="write a trace of the timed steps, for XProf")
+    text = "write a trace of the timed steps, for XProf and Perfetto"
+    parser.add_argument("--profile", type=Path, metavar="DIR", help=text)
     add_mesh_option(parser)
     add_memory_options(parser)
     parser.add_argument("--threads", type=whole(0), default=1, metavar="N", help="threads that make batches")

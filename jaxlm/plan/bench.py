@@ -160,7 +160,7 @@ def _run(
             timed = seen[shape] >= WARM_UP
             seen[shape] += 1
             if profile is not None and timed and not ran.intervals and not pending:
-                stack.enter_context(jax.profiler.trace(str(profile)))
+                stack.enter_context(jax.profiler.trace(str(profile), profiler_options=_of_programs()))
                 last = time.perf_counter()
             state, metrics = step.of(batch)(state, put_batch(batch, mesh))
             pending.append((metrics, cost[shape]))
@@ -174,6 +174,13 @@ def _run(
                     ran.halved += tokens * (each - less)
                 last = now
     return ran
+
+
+def _of_programs() -> Any:
+    """A trace of what devices and XLA do: Python's own calls, traced, would slow the steps that are timed."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
 
 
 def _figures(experiment: Experiment, ran: Ran, compiling: dict[str, float], mesh: Any, before: int) -> dict[str, Any]:
