@@ -52,32 +52,33 @@ def cure(
 ) -> tuple[str, Plan] | None:  # fmt: skip
     """The first change by which the step of `plan`, which does not fit, does; None where none of them helps.
 
-    Formulas choose, compilers judge: by how much the formula was wrong about the last program is taken to hold for the
-    next, and at most `COMPILED` candidates are compiled, a `note` each.
+    Formulas choose, compilers judge: what was wrong about the last program is taken to be wrong about the next, and at
+    most `COMPILED` candidates are compiled, a `note` each.
     """
     name, limit, tried = plan.experiment, plan.available or 0, 0
-    same = _tried(name, experiment, target, asked, options | {"machine": machine, "compiles": False})
-    wrong = _ratio(plan, same) if same is not None else 1.0
+    formula = options | {"compiles": False}
+    same = make_plan(name, experiment, target, mesh_for(target, asked), machine=machine, **formula)
+    last = plan.memory["total"], same.memory["total"]
     for said, changed, mesh, settled in changes(experiment, asked, target, machine):
-        options |= {"machine": settled}
-        guess = _tried(name, changed, target, mesh, options | {"compiles": False})
-        if guess is None or guess.memory["total"] * wrong > limit:
+        guess = _tried(name, changed, target, mesh, formula | {"machine": settled})
+        if guess is None or _expected(guess.memory["total"], *last) > limit:
             continue
         if target.devices is None or not options.get("compiles", True):
             return said, guess
         note(f"compiling with {said}")
-        better = make_plan(name, changed, target, mesh_for(target, mesh), **options)
+        better = make_plan(name, changed, target, mesh_for(target, mesh), machine=settled, **options)
         if better.fits:
             return said, better
-        tried, wrong = tried + 1, max(_ratio(better, guess), 1.1 * wrong)
+        tried, last = tried + 1, (better.memory["total"], guess.memory["total"])
         if tried == COMPILED:
             return None
     return None
 
 
-def _ratio(true: Plan, guess: Plan) -> float:
-    """How many times the formula's bytes a program takes; 1 where the compiler did not say."""
-    return true.memory["total"] / guess.memory["total"] or 1.0
+def _expected(guess: int, true: int, formula: int) -> float:
+    """Bytes, by a formula that said `formula` of a program of `true` bytes (0: of too many): it was wrong by a factor or
+    by a constant, whichever gives hope."""
+    return min(guess * true / formula, guess + true - formula) if true else 1.25 * guess
 
 
 def sweep(
