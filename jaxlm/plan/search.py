@@ -76,8 +76,8 @@ def cure(
 
 
 def _expected(guess: int, true: int, formula: int) -> float:
-    """Bytes, by a formula that said `formula` of a program of `true` bytes (0: of too many): it was wrong by a factor or
-    by a constant, whichever gives hope."""
+    """Bytes, by a formula that said `formula` of a program of `true` bytes (0: of too many): what was wrong of it was a
+    factor or a constant, whichever gives hope."""
     return min(guess * true / formula, guess + true - formula) if true else 1.25 * guess
 
 
