@@ -185,7 +185,7 @@ def test_a_cure_is_compiled_and_fits(tiny):
     said = []
     found = cure(plan, tiny, {"data": 2}, small, said.append, **machine)
     assert plan.fits is False and found is not None and said
-    assert found[0] == "--mesh fsdp=2" and found[1].fits and found[1].compile_seconds
+    assert found[0].startswith("--mesh fsdp=2") and found[1].fits and found[1].compile_seconds
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5p:4x4", "h100:x", "tpu"])
