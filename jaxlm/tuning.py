@@ -64,7 +64,8 @@ class Tuning:
     """Where a run starts, and what of it is trained. The default: from nothing, all.
 
     Attributes:
-      init: the workdir that parameters and tokenizer come from; "" for none. A model without a trunk takes its too.
+      init: the workdir that parameters and tokenizer come from; "" for none. A model without a trunk takes its too,
+        and a published model (`jaxlm import-hf`) takes the place of the experiment's own, heads and dropout apart.
       train: patterns of the parameters that are trained, beside what `lora` and `adapters` add. None: all, or where
         something is added, that alone. The others get neither gradients nor optimizer state.
       lora, adapters: what is added.

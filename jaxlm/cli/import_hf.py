@@ -1,4 +1,4 @@
-"""`jaxlm import-hf FOLDER --workdir D`: a model of Hugging Face as a workdir, for `generate`, `predict` and `score`."""
+"""`jaxlm import-hf FOLDER --workdir D`: a model of Hugging Face as a workdir, for all verbs that use one."""
 
 from pathlib import Path
 
@@ -21,6 +21,6 @@ def main(argv: list[str]) -> int:
     from jaxlm.interop.published import import_folder
 
     experiment = import_folder(options.folder, options.workdir, dtype=options.dtype)
-    verb = "predict" if experiment.task.prompts == "source" else "generate"
+    verb = {"text": "generate"}.get(experiment.task.prompts, "predict" if experiment.task.figures else "embed")
     output.note(f"{options.workdir} is ready: jaxlm {verb} {options.workdir}")
     return 0

@@ -70,7 +70,8 @@ class FastTokenizer(StoredTokenizer):
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         found = self._tokenizer.encode_batch([_plain(text) for text in require_list(texts)], add_special_tokens=False)
-        return [np.asarray(one.ids, np.int32) + SPECIALS for one in found]
+        rows = [np.asarray(one.ids, np.int32) for one in found]
+        return [np.where(ids < self.ids, ids + SPECIALS, UNK) for ids in rows]  # pieces may be added to a model's own
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         return self._tokenizer.decode_batch([_theirs(row, self.ids) for row in rows], skip_special_tokens=True)

@@ -1,5 +1,11 @@
-"""Encoder-only families, with the head that fills gaps: BERT and RoBERTa."""
+"""Encoder-only families: BERT and RoBERTa, with the head that fills gaps, that of the next sentence, or none.
 
+Files of one architecture differ: that of BertForMaskedLM may hold the map of the first position (the "pooler") and the
+head of the next sentence too. What is there is kept, so that it comes back and fine-tuning can start from it.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from jaxlm.interop.correspondence import Entry
@@ -10,7 +16,7 @@ LAYERS = "stack/layers"
 NAMES = ("self.query", "self.key", "self.value", "output.dense")
 
 
-def _model(config: Config, first: int, head: bool = True) -> Encoder:
+def _model(config: Config, first: int, head: bool, pairs: bool) -> Encoder:
     expect(config, position_embedding_type="absolute", is_decoder=False, tie_word_embeddings=True)
     return Encoder(
         need(config, "vocab_size"), need(config, "hidden_size"), need(config, "num_attention_heads"),
@@ -18,11 +24,12 @@ def _model(config: Config, first: int, head: bool = True) -> Encoder:
         max_length=config.get("max_position_embeddings", 512), first_position=first,
         types=config.get("type_vocab_size", 2), norm_epsilon=config.get("layer_norm_eps", 1e-12),
         activation=activation(config.get("hidden_act", "gelu")), dropout=config.get("hidden_dropout_prob", 0.1),
-        attention_dropout=config.get("attention_probs_dropout_prob", 0.1), head=head,
+        attention_dropout=config.get("attention_probs_dropout_prob", 0.1), head=head, pairs=pairs,
     )  # fmt: skip
 
 
-def _config(model: Encoder) -> dict[str, Any]:
+def bert_config(model: Encoder) -> dict[str, Any]:
+    """The entries of config.json that a BERT decides."""
     return {
         "vocab_size": model.vocab, "hidden_size": model.width, "num_attention_heads": model.heads,
         "intermediate_size": model.hidden, "num_hidden_layers": model.layers, "type_vocab_size": model.types,
@@ -32,7 +39,8 @@ def _config(model: Encoder) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _trunk(kind: str) -> list[Entry]:
+def trunk(kind: str) -> list[Entry]:
+    """Embeddings and layers of "bert" or "roberta"."""
     layer = f"{kind}.encoder.layer.{{}}"
     return [
         Entry(f"{kind}.embeddings.word_embeddings.weight", ("embedding",)),
@@ -47,30 +55,47 @@ def _trunk(kind: str) -> list[Entry]:
     ]
 
 
-def _head(transform: str, last: str, bias: str) -> list[Entry]:
-    return [*linear(transform, "transform"), *norm(last, "transform_norm"), Entry(bias, ("output_bias",))]
+def _table(kind: str, transform: str, last: str, bias: str):
+    """The trunk and the heads that the model has; `transform`, `last` and `bias` are those of the one for gaps."""
+
+    def table(model: Encoder) -> list[Entry]:
+        entries = trunk(kind)
+        if model.pooled or model.pairs:
+            entries += linear(f"{kind}.pooler.dense", "pooler")
+        if model.head:
+            entries += [*linear(transform, "transform"), *norm(last, "transform_norm"), Entry(bias, ("output_bias",))]
+        return entries + (linear(NEXT, "next_sentence") if model.pairs else [])
+
+    return table
 
 
-def _bert_model(config: Config) -> Encoder:
-    return _model(config, 0)
+def _stored(kind: str):
+    """A model with the map of the first position, and the head of the next sentence, where both arrays are there."""
+
+    def stored(model: Encoder, names: Collection[str]) -> Encoder:
+        pooled, following = (
+            all(f"{name}.{part}" in names for part in ("weight", "bias")) for name in (f"{kind}.pooler.dense", NEXT)
+        )
+        pairs = model.pairs or (model.head and pooled and following)
+        return replace(model, pairs=pairs, pooled=pooled and not pairs)
+
+    return stored
 
 
-def _bert_table(model: Encoder) -> list[Entry]:
-    head = "cls.predictions"
-    return [*_trunk("bert"), *_head(f"{head}.transform.dense", f"{head}.transform.LayerNorm", f"{head}.bias")]
+def bert_model(config: Config, head: bool = False, pairs: bool = False) -> Encoder:
+    """BERT of a config.json. Raises UserError on what the encoder cannot do."""
+    return _model(config, 0, head, pairs)
 
 
-def _roberta_model(config: Config) -> Encoder:
+def roberta_model(config: Config, head: bool = False) -> Encoder:
+    """RoBERTa of a config.json. Raises UserError on what the encoder cannot do."""
     expect(config, hidden_act="gelu")  # their head has it whatever the config says
-    return _model(config, config.get("pad_token_id", 1) + 1)
+    return _model(config, config.get("pad_token_id", 1) + 1, head, False)
 
 
-def _roberta_config(model: Encoder) -> dict[str, Any]:
-    return {**_config(model), "pad_token_id": model.first_position - 1}
-
-
-def _roberta_table(model: Encoder) -> list[Entry]:
-    return [*_trunk("roberta"), *_head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")]
+def roberta_config(model: Encoder) -> dict[str, Any]:
+    """The entries of config.json that a RoBERTa decides."""
+    return {**bert_config(model), "pad_token_id": model.first_position - 1}
 
 
 def _aliases(kind: str, head: str):
@@ -78,27 +103,30 @@ def _aliases(kind: str, head: str):
     return lambda model: {**names, f"{head}.decoder.bias": f"{head}.bias"}
 
 
-def _bert_trunk(config: Config) -> Encoder:
-    return _model(config, 0, head=False)
-
-
-def _roberta_trunk(config: Config) -> Encoder:
-    return _model(config, config.get("pad_token_id", 1) + 1, head=False)
-
-
+NEXT, BERT_GAPS, ROBERTA_GAPS = "cls.seq_relationship", "cls.predictions", "lm_head"
 UNUSED = (r".*\.embeddings\.position_ids", r".*\.pooler\.dense\.(weight|bias)", r"cls\.seq_relationship\..*")
-"""Computed, or of the sentence-pair task, which the masked language model does not use: it does not come back."""
+"""Computed, or a part of a head that is not whole: it does not come back."""
+OTHER_HEADS = (*UNUSED, r"cls\..*", r"lm_head\..*")
+_BERT_TABLE = _table("bert", f"{BERT_GAPS}.transform.dense", f"{BERT_GAPS}.transform.LayerNorm", f"{BERT_GAPS}.bias")
+_ROBERTA_TABLE = _table("roberta", "lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+_BERT_ALIASES, _ROBERTA_ALIASES = _aliases("bert", BERT_GAPS), _aliases("roberta", ROBERTA_GAPS)
+
 BERT = Family(
-    "BertForMaskedLM", "bert", _bert_model, _config, _bert_table, "bert.", UNUSED, _aliases("bert", "cls.predictions")
-)
+    "BertForMaskedLM", "bert", lambda config: bert_model(config, head=True), bert_config, _BERT_TABLE, "bert.",
+    UNUSED, _BERT_ALIASES, _stored("bert"),
+)  # fmt: skip
+BERT_PAIRS = Family(
+    "BertForPreTraining", "bert", lambda config: bert_model(config, head=True, pairs=True), bert_config, _BERT_TABLE,
+    "bert.", UNUSED, _BERT_ALIASES, _stored("bert"),
+)  # fmt: skip
 BERT_TRUNK = Family(
-    "BertModel", "bert", _bert_trunk, _config, lambda model: _trunk("bert"), "bert.", (*UNUSED, r"cls\..*")
+    "BertModel", "bert", bert_model, bert_config, _BERT_TABLE, "bert.", OTHER_HEADS, stored=_stored("bert")
 )
 ROBERTA = Family(
-    "RobertaForMaskedLM", "roberta", _roberta_model, _roberta_config, _roberta_table, "roberta.", UNUSED,
-    _aliases("roberta", "lm_head"),
+    "RobertaForMaskedLM", "roberta", lambda config: roberta_model(config, head=True), roberta_config, _ROBERTA_TABLE,
+    "roberta.", UNUSED, _ROBERTA_ALIASES, _stored("roberta"),
 )  # fmt: skip
 ROBERTA_TRUNK = Family(
-    "RobertaModel", "roberta", _roberta_trunk, _roberta_config, lambda model: _trunk("roberta"), "roberta.",
-    (*UNUSED, r"lm_head\..*"),
+    "RobertaModel", "roberta", roberta_model, roberta_config, _ROBERTA_TABLE, "roberta.", OTHER_HEADS,
+    stored=_stored("roberta"),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """What a family of published models is: its config in their words and in ours, and where its parameters lie."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,9 @@ class Family:
       to_config: our model -> the entries of config.json that it decides.
       table: our model -> where each parameter lies.
       prefix: what names begin with in the file of the whole model, and not in that of its trunk.
-      ignored: arrays that are computed and not learned, as regular expressions.
+      ignored: arrays that the table may leave out, computed or of no use, as regular expressions.
       aliases: other names of one array, which are the same numbers where both are there: our model -> other: name.
+      stored: what the names of the arrays tell of the model that its config does not: (model, names) -> model.
     """
 
     architecture: str
@@ -37,6 +38,7 @@ class Family:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     aliases: Callable[[Any], dict[str, str]] = field(default=lambda model: {})
+    stored: Callable[[Any, Collection[str]], Any] = field(default=lambda model, names: model)
 
 
 def need(config: Config, name: str) -> Any:

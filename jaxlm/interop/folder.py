@@ -16,7 +16,7 @@ SHARD_BYTES = 5_000_000_000
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`. Raises UserError where there is none or it is no JSON object."""
-    return _read_json(folder, CONFIG, "which says what the model is")
+    return read_json(folder, CONFIG, "which says what the model is")
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -34,7 +34,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
             f"{folder} has neither {WHOLE} nor {INDEX}{have}: save the model with "
             "`save_pretrained(folder, safe_serialization=True)`"
         )
-    placed = _read_json(folder, INDEX, "which says where each array lies").get("weight_map")
+    placed = read_json(folder, INDEX, "which says where each array lies").get("weight_map")
     if not isinstance(placed, dict):
         raise UserError(f"{folder / INDEX} has no weight_map: fetch it again")
     shards = {name: safetensors.read(_inside(folder, name)) for name in sorted(set(placed.values()))}
@@ -83,7 +83,8 @@ def _inside(folder: Path, name: Any) -> Path:
     return folder / name
 
 
-def _read_json(folder: Path, name: str, what: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str, what: str) -> dict[str, Any]:
+    """A file of the folder, `what` it is for. Raises UserError where there is none or it is no JSON object."""
     path = folder / name
     if not path.is_file():
         raise UserError(f"{folder} has no {name}, {what}: name a folder that `save_pretrained` wrote")

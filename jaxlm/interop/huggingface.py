@@ -20,16 +20,22 @@ from jaxlm.errors import UserError
 from jaxlm.interop.correspondence import from_tensors, to_tensors
 from jaxlm.interop.decoder_families import GPT2, LLAMA, MISTRAL, QWEN2, QWEN3
 from jaxlm.interop.encoder_decoder_families import MARIAN, T5
-from jaxlm.interop.encoder_families import BERT, BERT_TRUNK, ROBERTA, ROBERTA_TRUNK
+from jaxlm.interop.encoder_families import BERT, BERT_PAIRS, BERT_TRUNK, ROBERTA, ROBERTA_TRUNK
+from jaxlm.interop.encoder_heads import HEADED
 from jaxlm.interop.family import Family
 from jaxlm.interop.folder import SHARD_BYTES, read_config, read_tensors, write_folder
+from jaxlm.models.renumbered import HOW
 from jaxlm.types import Params
 from jaxlm.workdir import abstract_params
 
-FAMILIES = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, MARIAN, T5, BERT, ROBERTA, BERT_TRUNK, ROBERTA_TRUNK)
+FAMILIES = (
+    GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, MARIAN, T5, BERT, ROBERTA, BERT_PAIRS, BERT_TRUNK, ROBERTA_TRUNK, *HEADED,
+)  # fmt: skip
+HEADED_ALIKE = (
+    "a language model below it, or a vector that is not tanh(W x + b) of the first position: train with pooling "
+    "'first', squash and orders = 1 on a BERT or RoBERTa"
+)
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-HOW = ("dropout", "attention_dropout", "activation_dropout", "deviation", "dtype", "scan", "remat")
-"""Fields that say how a model is trained or run, and not what it says."""
 
 
 def load(folder: Path, **how: Any) -> tuple[Any, Params, dict[str, Any]]:
@@ -43,8 +49,9 @@ def load(folder: Path, **how: Any) -> tuple[Any, Params, dict[str, Any]]:
         model = family.to_model(config)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    model = replace(model, **how)
-    tensors = _canonical(read_tensors(folder), family, model, folder)
+    tensors = _prefixed(read_tensors(folder), family)
+    model = family.stored(_run(model, how), tensors.keys())
+    tensors = _canonical(tensors, family, model, folder)
     return model, from_tensors(family.table(model), abstract_params(model), tensors, str(folder)), config
 
 
@@ -82,16 +89,27 @@ def family_of(model: Any, kind: str | None = None) -> Family:
             continue
         if type(same) is type(model) and _settled(same) == _settled(model):
             return family
-    names = ", ".join(family.kind for family in FAMILIES)
+    names = ", ".join(dict.fromkeys(family.kind for family in FAMILIES))
+    found, why = type(model).__name__, "another norm, activation, position or tie of the tables"
+    if getattr(type(model), "headed", False):
+        found, why = f"{found} on a {type(model.model).__name__}", HEADED_ALIKE
     raise UserError(
-        f"no config.json of {names} says this {type(model).__name__}: it has an option that none of them has, such as "
-        "another norm, activation, position or tie of the tables"
+        f"no config.json of {names} says this {found}: it has an option that none of them has, such as {why}"
     )
 
 
+def _run(model: Any, how: Mapping[str, Any]) -> Any:
+    """The model with other fields of how it is run; of a head, the model that it stands on."""
+    if getattr(type(model), "headed", False):
+        return model.clone(model=_run(model.model, how), parent=None)
+    return replace(model, **how)
+
+
 def _settled(model: Any) -> Any:
-    """The model without how it is run, and with defaults spelled out."""
-    fields: dict[str, Any] = {name: None for name in HOW if hasattr(model, name)}
+    """The model without how it is run and what the arrays alone tell, and with defaults spelled out."""
+    fields: dict[str, Any] = {name: None for name in (*HOW, "pooled") if hasattr(model, name)}
+    if getattr(type(model), "headed", False):
+        fields["model"] = _settled(model.model)
     if getattr(model, "head_width", 0) is None:
         fields["head_width"] = model.width // model.heads
     if getattr(model, "kv_heads", 0) is None:
@@ -111,14 +129,22 @@ def _family(config: Mapping[str, Any], folder: Path) -> Family:
     raise UserError(f"{folder} holds {', '.join(named) or kind!r}; jaxlm reads {known}")
 
 
-def _canonical(tensors: Mapping[str, np.ndarray], family: Family, model: Any, folder: Path) -> dict[str, np.ndarray]:
-    """The arrays under the names of the table: with the prefix, without copies and without what is computed."""
+def _prefixed(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, np.ndarray]:
+    """The arrays under today's names, with the prefix of the whole model where those of its trunk lack it."""
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):  # layer norms of files that began in TensorFlow
         tensors = {name.removesuffix(old) + new if name.endswith(old) else name: x for name, x in tensors.items()}
     if not any(name.startswith(family.prefix) for name in tensors):
-        bare = ("lm_head.", "cls.", "final_logits_bias")
+        bare = ("lm_head.", "cls.", "classifier.", "final_logits_bias")
         tensors = {name if name.startswith(bare) else family.prefix + name: tensors[name] for name in tensors}
-    found = {name: x for name, x in tensors.items() if not any(re.fullmatch(rule, name) for rule in family.ignored)}
+    return dict(tensors)
+
+
+def _canonical(tensors: Mapping[str, np.ndarray], family: Family, model: Any, folder: Path) -> dict[str, np.ndarray]:
+    """The arrays that the table names: without copies, and without what is computed or not used."""
+    known, rules = {entry.theirs for entry in family.table(model)}, family.ignored
+    found = {
+        name: x for name, x in tensors.items() if name in known or not any(re.fullmatch(rule, name) for rule in rules)
+    }
     for other, name in family.aliases(model).items():
         copy = found.pop(other, None)
         if copy is None:

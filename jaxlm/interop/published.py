@@ -10,24 +10,26 @@ import jax.numpy as jnp
 
 from jaxlm import workdir
 from jaxlm.checkpoint import Checkpoints
-from jaxlm.data.corpus import ParallelFiles
-from jaxlm.data.plain import TextFile
 from jaxlm.data.published import FastTokenizer, Published, PublishedPieces
 from jaxlm.data.vocabulary import BOS, EOS, PAD, Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
-from jaxlm.interop.folder import read_config
+from jaxlm.interop.folder import read_config, read_json
 from jaxlm.interop.huggingface import family_of, load, save
-from jaxlm.models.encoder import Encoder
+from jaxlm.interop.published_tasks import label_config, task_of
 from jaxlm.models.encoder_decoder import EncoderDecoder
+from jaxlm.models.headed import reads_both_ways
 from jaxlm.models.renumbered import Renumbered
-from jaxlm.tasks.embedding import Reading
-from jaxlm.tasks.language import LanguageModelling
-from jaxlm.tasks.translation import Translation
 from jaxlm.train.state import TrainState
+from jaxlm.types import Params
 from jaxlm.workdir import KEPT
 
 BESIDE = ("*.json", "*.model", "*.spm", "merges.txt")
+USUAL = {
+    "cls_token": ("[CLS]", "<s>"), "sep_token": ("[SEP]", "</s>"), "unk_token": ("[UNK]", "<unk>"),
+    "mask_token": ("[MASK]", "<mask>"),
+}  # fmt: skip
+"""The special pieces of BERT and RoBERTa, for folders that name none."""
 PIECES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
@@ -39,10 +41,11 @@ def import_folder(folder: Path, target: Path, **how: Any) -> Experiment:
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} is not empty: choose another --workdir")
     model, params, config = load(folder, **how)
-    tokenizer = read_tokenizer(folder, config, model.vocab)
-    special: tuple = _marks(folder, tokenizer) if isinstance(model, Encoder) else ()
+    tokenizer, said = read_tokenizer(folder, config, model.vocab), _said(folder)
+    special: tuple = _marks(folder, said, tokenizer) if _headed(model) or reads_both_ways(model) else ()
     special = special or _special(config, isinstance(model, EncoderDecoder))
-    named, task = Renumbered(model, *special), _task(model)
+    named, params = _wrapped(model, params, special)
+    task = task_of(model, config, _piece(said, "mask_token", tokenizer)[0])
     experiment = Experiment(
         task=task, model=named, tokenizer=Published(named.vocab), best=f"valid/{(*task.figures, 'nll')[0]}", steps=1
     )
@@ -53,7 +56,7 @@ def import_folder(folder: Path, target: Path, **how: Any) -> Experiment:
         if not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / KEPT / path.name)
     with Checkpoints(target / "checkpoints") as checkpoints:
-        checkpoints.save(1, TrainState(jnp.int32(1), {"model": params}, ()), {})
+        checkpoints.save(1, TrainState(jnp.int32(1), params, ()), {})
         checkpoints.wait()
     return experiment
 
@@ -62,20 +65,28 @@ def export_folder(source: Path, folder: Path, dtype: str | None = None) -> list[
     """Write the model of a workdir as `save_pretrained` does; the names of the files. Raises UserError if none can be.
 
     A workdir that was imported gives back the files that came with the model; of any other the tokenizer stays behind.
+    Low-rank maps are merged. A head for labels names them; one for numbers tells (number - low) / (high - low) of its
+    task (`jaxlm.tasks.similarity`).
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: choose another folder")
     trained = workdir.load(source)
-    model, params = trained.experiment.model, trained.params
-    config: dict[str, Any] = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
-    if isinstance(model, Renumbered):
-        model, params = model.model, params["model"]
-        config = read_config(source / KEPT) if (source / KEPT).is_dir() else {}
-    elif isinstance(model, EncoderDecoder):
+    if trained.experiment.tuning.adapters:
+        raise UserError(
+            f"{source} has adapters, which no architecture of Transformers has and no matrix can hold: train with "
+            "--tuning.lora in their place, or use the workdir as it is"
+        )
+    model, params, published = _unwrapped(trained.experiment.model, trained.params)
+    kept = sorted((source / KEPT).glob("*")) if published else []
+    config: dict[str, Any] = {} if published else {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    if kept:
+        config = read_config(source / KEPT)
+    elif isinstance(model, EncoderDecoder) and not published:
         config["decoder_start_token_id"] = BOS
-    family_of(model)
+    config |= label_config(trained.experiment.task) if _headed(model) else {}
+    family_of(model, config.get("model_type"))
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted((source / KEPT).glob("*")):
+    for path in kept:
         shutil.copyfile(path, folder / path.name)
     save(folder, model, params, config, dtype)
     return sorted(path.name for path in folder.iterdir())
@@ -123,29 +134,55 @@ def _special(config: Mapping[str, Any], answers: bool) -> tuple[int, int, int, t
     return begins, eos, unknown, tuple(sorted(set(banned)))
 
 
-def _marks(folder: Path, tokenizer: Tokenizer) -> tuple[int, int, int]:
-    """Their ids of what begins a text of an encoder, of what ends it, and of what has no piece."""
+def _said(folder: Path) -> dict[str, Any]:
+    """What the files beside the tokenizer say of its special pieces."""
     said: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            said |= json.loads((folder / name).read_text(encoding="utf-8"))
+            said |= read_json(folder, name, "which names the special pieces")
+    return said
+
+
+def _piece(said: Mapping[str, Any], role: str, tokenizer: Tokenizer) -> tuple[str, int | None]:
+    """The special piece of a role and its id; ("", None) where the tokenizer has none."""
+    named = said.get(role)
+    pieces = USUAL[role] if named is None else (named["content"] if isinstance(named, dict) else named,)
+    if isinstance(tokenizer, FastTokenizer):
+        for piece in pieces:
+            if (number := tokenizer.id_of(piece)) is not None:
+                return piece, number
+    return "", None
+
+
+def _marks(folder: Path, said: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Their ids of what begins a text of an encoder, of what ends it, and of what has no piece."""
     found = []
-    for role, usual in (("cls_token", "[CLS]"), ("sep_token", "[SEP]"), ("unk_token", "[UNK]")):
-        piece = said.get(role) or usual
-        piece = piece["content"] if isinstance(piece, dict) else piece
-        number = tokenizer.id_of(piece) if isinstance(tokenizer, FastTokenizer) else None
+    for role in ("cls_token", "sep_token", "unk_token"):
+        _, number = _piece(said, role, tokenizer)
         if number is None:
+            piece = said.get(role) or USUAL[role][0]
             raise UserError(f"{folder} has no tokenizer.json with the {role} {piece!r}: `save_pretrained` writes one")
         found.append(number)
-    return found[0], found[1], found[2]
+    return tuple(found)
 
 
-def _task(model: Any) -> Any:
-    if isinstance(model, Encoder):
-        return Reading()
-    names = ("train", "valid", "test")
-    if isinstance(model, EncoderDecoder):
-        pairs = [ParallelFiles(f"{name}.source", f"{name}.target") for name in names]
-        return Translation(pairs[0], pairs[1], pairs[2])
-    texts = [TextFile(f"{name}.txt") for name in names]
-    return LanguageModelling(texts[0], texts[1], texts[2], windows=None)
+def _headed(model: Any) -> bool:
+    return getattr(type(model), "headed", False)
+
+
+def _wrapped(model: Any, params: Params, special: tuple) -> tuple[Any, Params]:
+    """A model under our ids, with its parameters; of a head, the model that it stands on."""
+    if not _headed(model):
+        return Renumbered(model, *special), {"model": params}
+    inner, below = _wrapped(model.model, params["model"], special)
+    return model.clone(model=inner, parent=None), {**params, "model": below}
+
+
+def _unwrapped(model: Any, params: Params) -> tuple[Any, Params, bool]:
+    """The model under its own ids, with its parameters, and whether those are others than ours."""
+    if isinstance(model, Renumbered):
+        return model.model, params["model"], True
+    if not _headed(model):
+        return model, params, False
+    inner, below, published = _unwrapped(model.model, params["model"])
+    return model.clone(model=inner, parent=None), {**params, "model": below}, published

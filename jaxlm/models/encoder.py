@@ -40,7 +40,10 @@ class Encoder(nn.Module):
       deviation: of the normal that maps and tables start from.
       dtype: of activations and products; parameters, scores, softmax and logits are float32 whatever it says.
       scan, remat: see `jaxlm.nn.stack.Stack`.
-      head: whether there is the head that fills gaps; without it `features` is all that there is.
+      head: whether there is the head that fills gaps; without it `features` is all that is told, and `pairs` says
+        nothing.
+      pooled: whether the map U of the first position is there without `pairs`, which read from it: published files
+        have it, and a head for classes starts from it (`jaxlm.models.headed`).
     """
 
     vocab: int
@@ -62,6 +65,7 @@ class Encoder(nn.Module):
     scan: bool = False
     remat: bool = False
     head: bool = True
+    pooled: bool = False
 
     def setup(self) -> None:
         starts = (self.deviation, self.deviation)
@@ -81,20 +85,21 @@ class Encoder(nn.Module):
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
             self.last_norm = norm.layer(self.dtype)
+        if self.pooled or (self.head and self.pairs):
+            self.pooler = Linear(self.width, True, self.dtype, self.deviation)
         if not self.head:
             return
         self.transform = Linear(self.width, True, self.dtype, self.deviation)
         self.transform_norm = norm.layer(self.dtype)
         self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
         if self.pairs:
-            self.pooler = Linear(self.width, True, self.dtype, self.deviation)
             self.next_sentence = Linear(2, True, "float32", self.deviation)
 
     def __call__(self, batch: Batch) -> Array:
         """Logits (B, S, V) of what stands at each place of the source; the features (B, S, D) of one without a head."""
         features_BSD = self.features(batch)
-        if self.pairs and self.is_initializing():
-            self.elsewhere(features_BSD, batch.source_valid_BS)
+        if self.is_initializing():
+            self._all_heads(features_BSD, batch.source_valid_BS)
         return self.readout(features_BSD) if self.head else features_BSD
 
     def features(self, batch: Batch) -> Array:
@@ -132,8 +137,18 @@ class Encoder(nn.Module):
         logits = scores(flat, self.embedding) + self.output_bias[None]
         return logits.reshape(*features.shape[:-1], self.vocab)
 
+    def pool(self, features_BSD: Array, valid_BS: Array) -> Array:
+        """(B, D): tanh(U x_0 + d) of each row's first position."""
+        first_B11 = jnp.argmax(valid_BS, axis=1)[:, None, None]
+        return jnp.tanh(self.pooler(jnp.take_along_axis(features_BSD, first_B11, axis=1)[:, 0]))
+
     def elsewhere(self, features_BSD: Array, valid_BS: Array) -> Array:
         """Float32 logits (B, 2) of 0, the second span follows the first, and of 1, it is from elsewhere."""
-        first_B11 = jnp.argmax(valid_BS, axis=1)[:, None, None]
-        first_BD = jnp.take_along_axis(features_BSD, first_B11, axis=1)[:, 0]
-        return self.next_sentence(jnp.tanh(self.pooler(first_BD)).astype(jnp.float32))
+        return self.next_sentence(self.pool(features_BSD, valid_BS).astype(jnp.float32))
+
+    def _all_heads(self, features_BSD: Array, valid_BS: Array) -> None:
+        """Parameters are made by what is called: those that the features and the gaps do not need."""
+        if self.head and self.pairs:
+            self.elsewhere(features_BSD, valid_BS)
+        elif self.pooled:
+            self.pool(features_BSD, valid_BS)

@@ -23,7 +23,7 @@ from jaxlm.models.classifier import Pooling
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.recurrent_lm import RecurrentLM
-from jaxlm.models.renumbered import Renumbered
+from jaxlm.models.renumbered import Renumbered, numbered
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import Linear
 from jaxlm.nn.words import check_unpacked
@@ -68,12 +68,13 @@ class Headed(nn.Module):
     def around(self, trunk: Any) -> "Headed":
         """The same head on another model. Raises UserError for one that cannot be read from."""
         if reads_both_ways(trunk):
-            changed = _changed(trunk, head=False) if isinstance(_inner(trunk), Encoder) else trunk
-        elif isinstance(_inner(trunk), Decoder | RecurrentLM):
-            changed = _changed(trunk, vocab=_inner(trunk).vocab + 2)
+            alone = {"head": False, "pairs": False, "pooled": False}  # U of an encoder becomes the head's own
+            changed = _changed(trunk, **alone) if isinstance(numbered(trunk), Encoder) else trunk
+        elif isinstance(numbered(trunk), Decoder | RecurrentLM):
+            changed = _changed(trunk, vocab=numbered(trunk).vocab + 2)
         else:
             raise UserError(
-                f"a {type(_inner(trunk)).__name__} cannot have a head: expected an encoder or a language model"
+                f"a {type(numbered(trunk)).__name__} cannot have a head: expected an encoder or a language model"
             )
         return self.clone(model=changed, parent=None)
 
@@ -121,7 +122,7 @@ class OnSequences(Headed):
         self.check()
         self.pool, self.drop = Pooling(self.pooling, False), Dropout(self.dropout)
         if self.squash:
-            self.pooler = Linear(_inner(self.model).width, deviation=self.deviation)
+            self.pooler = Linear(numbered(self.model).width, deviation=self.deviation)
         self.head = Linear(self.outputs, deviation=self.deviation)
 
     @property
@@ -258,16 +259,12 @@ def marks(batch: Batch) -> tuple[Array, Array, Array]:
 
 def reads_both_ways(model: Any) -> bool:
     """Whether a position sees those after it: an encoder."""
-    return hasattr(type(_inner(model)), "features")
+    return hasattr(type(numbered(model)), "features")
 
 
 def _members(sequence_BS: Array, count: int) -> Array:
     """(B, K, S): which positions belong to sequence k."""
     return sequence_BS[:, None] == jnp.arange(1, count + 1)[None, :, None]
-
-
-def _inner(model: Any) -> Any:
-    return model.model if isinstance(model, Renumbered) else model
 
 
 def _changed(model: Any, **fields: Any) -> Any:

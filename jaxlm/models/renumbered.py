@@ -11,10 +11,20 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxlm.data.vocabulary import BOS, EOS, PAD, SPECIALS, UNK
+from jaxlm.errors import UserError
 from jaxlm.types import Array, Batch, State
 
 NEVER = -1e9
 """The logit of an id that is never said; finite, so that a product with 0 is 0."""
+HOW = ("dropout", "attention_dropout", "activation_dropout", "deviation", "dtype", "scan", "remat")
+"""Fields that say how a model is trained or run, and not what it says."""
+HEADS = ("head", "pairs")
+"""Fields that say which heads an encoder has."""
+
+
+def numbered(model: Any) -> Any:
+    """The model under the numbering, or the model itself where it has none."""
+    return model.model if isinstance(model, Renumbered) else model
 
 
 class Renumbered(nn.Module):
@@ -45,14 +55,18 @@ class Renumbered(nn.Module):
         Of an encoder (B, S, V) of what stands at each place of the source, or its features where it has no head.
         """
         if hasattr(type(self.model), "features"):
-            features_BSD = self.features(batch)
-            return self.readout(features_BSD) if self.model.head else features_BSD
+            said = self.model(replace(batch, source_BS=self._theirs(batch.source_BS)))
+            return self._ours(said) if self.model.head else said
         features_BTD, _ = self.extend(batch.target_BT, self.start(batch, 0), batch.target_valid_BT)
         return self.readout(features_BTD)
 
     def features(self, batch: Batch) -> Array:
         """An encoder's features (B, S, D)."""
         return self.model.features(replace(batch, source_BS=self._theirs(batch.source_BS)))
+
+    def elsewhere(self, features_BSD: Array, valid_BS: Array) -> Array:
+        """An encoder's logits (B, 2) of a second span that follows, and of one that does not."""
+        return self.model.elsewhere(features_BSD, valid_BS)
 
     def self_attention(self, *arguments: Any) -> Array:
         """How much each position looks at each, by layer and head, of a model that can tell; as its own."""
@@ -73,7 +87,10 @@ class Renumbered(nn.Module):
 
     def readout(self, features: Array) -> Array:
         """(..., D) -> float32 logits (..., V): those of the model, each at its id here."""
-        logits = self.model.readout(features)
+        return self._ours(self.model.readout(features))
+
+    def _ours(self, logits: Array) -> Array:
+        """Logits (..., V - 4) of their ids -> those of ours."""
         eos, blank = logits[..., self.eos, None], jnp.full((*logits.shape[:-1], EOS), NEVER, logits.dtype)
         said = logits.at[..., jnp.array((self.eos, *self.never))].set(NEVER)
         return jnp.concatenate([blank, eos, said], axis=-1)
@@ -82,6 +99,17 @@ class Renumbered(nn.Module):
         """What each target position looks at, of a model that can tell: (B, T, S)."""
         theirs = replace(batch, source_BS=self._theirs(batch.source_BS), target_BT=self._theirs(batch.target_BT))
         return self.model.attention(theirs)
+
+    def trained_like(self, model: nn.Module) -> "Renumbered":
+        """This model with the heads of another one of its kind, trained and run as that one is.
+
+        Raises UserError for one of another kind.
+        """
+        if type(model) is not type(self.model):
+            raise UserError(f"a published {type(self.model).__name__} cannot stand in the place of the experiment's "
+                            f"{type(model).__name__}: choose an experiment of that kind")  # fmt: skip
+        fields = {name: getattr(model, name) for name in (*HOW, *HEADS) if hasattr(model, name)}
+        return self.clone(model=self.model.clone(**fields, parent=None), parent=None)
 
     def _theirs(self, tokens: Array) -> Array:
         special = {PAD: self.unknown, UNK: self.unknown, BOS: self.bos, EOS: self.eos}

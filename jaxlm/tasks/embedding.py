@@ -15,7 +15,7 @@ from jaxlm.data.vocabulary import BOS, EOS, UNK, Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.models.classifier import Pooling
 from jaxlm.models.headed import marks, reads_both_ways
-from jaxlm.models.renumbered import Renumbered
+from jaxlm.models.renumbered import Renumbered, numbered
 from jaxlm.tasks.labelling import TOKENS, batches
 from jaxlm.tasks.task import Progress, Task
 from jaxlm.types import Array, Batch, Params
@@ -80,7 +80,7 @@ def reader(model: Any, params: Params) -> tuple[Any, Params]:
     """The model that reads, without a head. Raises UserError for one that gives no vectors of a text alone."""
     while getattr(type(model), "headed", False):
         model, params = model.model, params["model"]
-    inner = _inside(model)
+    inner = numbered(model)
     if not reads_both_ways(model) and (not hasattr(type(inner), "extend") or not hasattr(inner, "layers")):
         raise UserError(f"a {type(inner).__name__} gives no vectors: expected an encoder or a decoder-only Transformer")
     return model, params
@@ -132,10 +132,6 @@ def self_attention(model: Any, params: Params, tokenizer: Tokenizer, text: str) 
     ((_, batch),) = batches({"source": rows(model, tokenizer, [text])}, 1)
     weight_BLNSS = np.asarray(look(model, params, _cut(model, batch), "self_attention"))
     return names, weight_BLNSS[0, :, :, : len(names), : len(names)]
-
-
-def _inside(model: Any) -> Any:
-    return model.model if isinstance(model, Renumbered) else model
 
 
 def _cut(model: Any, batch: Batch) -> Batch:

@@ -17,6 +17,8 @@ from jaxlm.data.pieces import piece_columns
 from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
+from jaxlm.models.encoder import Encoder
+from jaxlm.models.renumbered import numbered
 from jaxlm.tasks.gaps import answers, sought
 from jaxlm.tasks.task import Answer, Progress
 from jaxlm.tasks.texts import TextTask
@@ -46,11 +48,12 @@ class MaskedLanguageModelling(TextTask):
 
     def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
         """Raises UserError for a model that cannot do what is judged."""
-        if not hasattr(type(model), "elsewhere"):
-            raise UserError(f"{type(model).__name__} does not fill gaps: the task needs an Encoder")
-        if self.rows.pairs and (not model.pairs or model.types < 2):
+        inner = numbered(model)
+        if not isinstance(inner, Encoder) or not inner.head:
+            raise UserError(f"{type(inner).__name__} does not fill gaps: the task needs an Encoder with head = True")
+        if self.rows.pairs and (not inner.pairs or inner.types < 2):
             raise UserError(
-                f"the rows are pairs of spans, and the model has pairs = {model.pairs} and types = {model.types}: "
+                f"the rows are pairs of spans, and the model has pairs = {inner.pairs} and types = {inner.types}: "
                 "set --model.pairs --model.types 2, or --task.rows.no-pairs --batching.no-pairs"
             )
 

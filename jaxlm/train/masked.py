@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxlm.errors import UserError
 from jaxlm.label_loss import label_loss
 from jaxlm.losses import Loss, cross_entropy
+from jaxlm.models.renumbered import numbered
 from jaxlm.types import Array, Batch, Params
 
 
@@ -46,7 +47,7 @@ def read(model: Any, batch: Batch) -> tuple[Array, Array | None]:
     features_BSD = model.features(batch)
     if batch.label_B is None:
         return features_BSD, None
-    if not model.pairs:
+    if not numbered(model).pairs:
         raise UserError(
             "the rows are pairs of spans, and the model cannot tell whether they belong together: set --model.pairs, "
             "or --batching.no-pairs"

@@ -19,6 +19,7 @@ from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.leaves import exchanged, named_leaves, rebuild
+from jaxlm.models.renumbered import Renumbered
 from jaxlm.train.state import TrainState
 from jaxlm.types import Params
 
@@ -29,10 +30,13 @@ LISTED = 12
 def resolved(experiment: Experiment, folder: Path) -> Experiment:
     """The experiment with the trunk and the tokenizer of `tuning.init`; of the run in `folder`, where it has begun.
 
-    Raises UserError where a model has no trunk, and none to take.
+    A published model takes the place of the experiment's own: its sizes and its ids belong to its tokenizer. Heads,
+    dropout and dtype stay those of the experiment. Raises UserError where a model has no trunk, and none to take, and
+    where the published one is of another kind.
     """
     init, model = experiment.tuning.init, experiment.model
-    lacks = getattr(type(model), "headed", False) and model.model is None
+    headed = getattr(type(model), "headed", False)
+    lacks = headed and model.model is None
     if not init and not lacks:
         return experiment
     if not init:
@@ -41,11 +45,11 @@ def resolved(experiment: Experiment, folder: Path) -> Experiment:
             "`import-hf`"
         )
     source = workdir.read_experiment(_begun(experiment, folder) or Path(init))
+    trunk = source.model.model if getattr(type(source.model), "headed", False) else source.model
     if lacks:
-        trunk = source.model
-        if getattr(type(trunk), "headed", False):
-            trunk = trunk.model
         model = model.around(trunk)
+    elif isinstance(trunk, Renumbered) and not headed and not isinstance(model, Renumbered):
+        model = trunk.trained_like(model)
     return replace(experiment, model=model, tokenizer=source.tokenizer)
 
 
