@@ -120,7 +120,7 @@ BERT_PAIRS = Family(
     "bert.", UNUSED, _BERT_ALIASES, _stored("bert"),
 )  # fmt: skip
 BERT_TRUNK = Family(
-    "BertModel", "bert", bert_model, bert_config, _BERT_TABLE, "bert.", OTHER_HEADS, stored=_stored("bert")
+    "BertModel", "bert", bert_model, bert_config, _BERT_TABLE, "bert.", OTHER_HEADS, stored=_stored("bert"), bare=True
 )
 ROBERTA = Family(
     "RobertaForMaskedLM", "roberta", lambda config: roberta_model(config, head=True), roberta_config, _ROBERTA_TABLE,
@@ -128,5 +128,5 @@ ROBERTA = Family(
 )  # fmt: skip
 ROBERTA_TRUNK = Family(
     "RobertaModel", "roberta", roberta_model, roberta_config, _ROBERTA_TABLE, "roberta.", OTHER_HEADS,
-    stored=_stored("roberta"),
+    stored=_stored("roberta"), bare=True,
 )  # fmt: skip

@@ -28,6 +28,7 @@ class Family:
       ignored: arrays that the table may leave out, computed or of no use, as regular expressions.
       aliases: other names of one array, which are the same numbers where both are there: our model -> other: name.
       stored: what the names of the arrays tell of the model that its config does not: (model, names) -> model.
+      bare: whether its own files leave the prefix out: those of a trunk.
     """
 
     architecture: str
@@ -39,6 +40,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     aliases: Callable[[Any], dict[str, str]] = field(default=lambda model: {})
     stored: Callable[[Any, Collection[str]], Any] = field(default=lambda model, names: model)
+    bare: bool = False
 
 
 def need(config: Config, name: str) -> Any:

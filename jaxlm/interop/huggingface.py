@@ -77,6 +77,8 @@ def save(
         known.pop(stale, None)
     ours = {"architectures": [family.architecture], "model_type": family.kind, "dtype": dtype}
     tensors = to_tensors(family.table(model), params, DTYPES[dtype])
+    if family.bare:
+        tensors = {name.removeprefix(family.prefix): tensor for name, tensor in tensors.items()}
     write_folder(folder, {**known, **family.to_config(model), **ours}, tensors, shard_bytes)
 
 

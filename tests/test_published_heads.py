@@ -1,0 +1,171 @@
+"""Encoders with their heads, in and out, against Transformers: pre-training, classes, tags; tuned, merged, exported."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from zoo import params_of
+
+from jaxlm.errors import UserError
+from jaxlm.interop import safetensors
+from jaxlm.interop.huggingface import load, save
+from jaxlm.models.decoder import Decoder
+from jaxlm.models.encoder import Encoder
+from jaxlm.models.headed import Chooser, TextClassifier, TokenClassifier
+from jaxlm.models.renumbered import Renumbered
+from jaxlm.types import Batch
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+from published_models import VOCAB, tensors  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 2,
+         "vocab_size": VOCAB, "max_position_embeddings": 24}  # fmt: skip
+CLS, SEP = 1, 2
+PAIR = np.array([[CLS, 5, 6, 7, SEP, 8, 9, SEP], [CLS, 9, SEP, 10, 11, SEP, 0, 0], [CLS, 12, 13, 14, 15, 16, 17, SEP]])
+VALID = np.arange(8) < np.array([8, 6, 8])[:, None]
+KIND = np.array([[0] * 5 + [1] * 3, [0] * 3 + [1] * 5, [0] * 8])
+
+
+def made(architecture: str, folder: Path, **options: Any) -> Any:
+    """A model of theirs with random parameters, saved to the folder."""
+    kind = "Roberta" if architecture.startswith("Roberta") else "Bert"
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **options})
+    model = getattr(transformers, architecture)(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter + 0.2 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    return model
+
+
+def said(their: Any, kinds: bool = True) -> Any:
+    ids, valid, kind = tensors(PAIR, VALID, KIND)
+    with torch.no_grad():
+        return their(ids, attention_mask=valid, **({"token_type_ids": kind} if kinds else {}))
+
+
+def told(model: Any, params: Any, method: str | None = None) -> np.ndarray:
+    """Of rows of their ids, with their kinds; heads find the marks in ours."""
+    batch = Batch(PAIR.astype(np.int32), VALID, source_type_BS=KIND)
+    return np.asarray(jax.jit(lambda params: model.apply({"params": params}, batch, method=method))(params))
+
+
+def headed(model: Any, params: Any) -> np.ndarray:
+    """What a head says of the same rows, as its workdir has them: under our ids."""
+    ids = np.where(PAIR == CLS, 2, np.where(PAIR == SEP, 3, PAIR + 4)).astype(np.int32)
+    model = model.clone(model=Renumbered(model.model, CLS, SEP), parent=None)
+    params = {**params, "model": {"model": params["model"]}}
+    return np.asarray(jax.jit(lambda params: model.apply({"params": params}, Batch(ids, VALID)))(params))
+
+
+def same_files(first: Path, second: Path) -> None:
+    ours, theirs = (safetensors.read(folder / "model.safetensors") for folder in (first, second))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
+
+
+def test_pre_training(tmp_path):
+    """Both heads say what theirs say; the files come back; theirs read ours without a word."""
+    their = made("BertForPreTraining", tmp_path / "a")
+    model, params, config = load(tmp_path / "a")
+    assert model.head and model.pairs
+    expected = said(their)
+    np.testing.assert_allclose(told(model, params)[VALID], expected.prediction_logits[VALID], rtol=0, atol=1e-4)
+
+    def following(module: Encoder, batch: Batch) -> Any:
+        return module.elsewhere(module.features(batch), batch.source_valid_BS)
+
+    np.testing.assert_allclose(told(model, params, following), expected.seq_relationship_logits, rtol=0, atol=1e-4)
+    save(tmp_path / "b", model, params, config)
+    same_files(tmp_path / "b", tmp_path / "a")
+    back, report = transformers.BertForPreTraining.from_pretrained(tmp_path / "b", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    np.testing.assert_array_equal(said(back).seq_relationship_logits, expected.seq_relationship_logits)
+
+
+@pytest.mark.parametrize("architecture", ["BertModel", "RobertaModel"])
+def test_the_pooler_of_a_trunk(tmp_path, architecture):
+    made(architecture, tmp_path / "a")
+    model, params, config = load(tmp_path / "a")
+    assert model.pooled and not model.head and set(params["pooler"]) == {"kernel", "bias"}
+    save(tmp_path / "b", model, params, config)
+    same_files(tmp_path / "b", tmp_path / "a")
+
+
+def test_what_a_file_holds_beside_its_architecture(tmp_path):
+    """bert-base-uncased says BertForMaskedLM and holds the pair's head too, roberta-base the pooler: both are kept."""
+    made("BertForPreTraining", tmp_path / "pairs", architectures=["BertForMaskedLM"])
+    config = (tmp_path / "pairs" / "config.json").read_text()
+    (tmp_path / "pairs" / "config.json").write_text(config.replace("BertForPreTraining", "BertForMaskedLM"))
+    assert load(tmp_path / "pairs")[0].pairs
+    made("RobertaForMaskedLM", tmp_path / "a")
+    pooler = {"roberta.pooler.dense.weight": np.ones((16, 16), np.float32), "roberta.pooler.dense.bias": np.ones(16)}
+    kept = {name: np.array(x) for name, x in safetensors.read(tmp_path / "a" / "model.safetensors").items()}
+    safetensors.write(tmp_path / "a" / "model.safetensors", kept | {n: x.astype(np.float32) for n, x in pooler.items()})
+    model, params, config = load(tmp_path / "a")
+    assert model.pooled and not model.pairs
+    save(tmp_path / "b", model, params, config)
+    same_files(tmp_path / "b", tmp_path / "a")
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+@pytest.mark.parametrize("what, labels", [("Sequence", 3), ("Sequence", 1), ("Token", 5)])
+def test_heads_for_labels(tmp_path, kind, what, labels):
+    """Read and written: equal logits, equal arrays, and the names of the labels."""
+    names = {i: f"name {i}" for i in range(labels)}
+    options = {"type_vocab_size": 1, "pad_token_id": 0} if kind == "Roberta" else {}
+    their = made(f"{kind}For{what}Classification", tmp_path / "a", id2label=names, **options)
+    model, params, config = load(tmp_path / "a")
+    assert type(model) is (TextClassifier if what == "Sequence" else TokenClassifier) and model.labels == labels
+    expected, found = said(their, kind == "Bert").logits.numpy(), headed(model, params)
+    real = VALID if what == "Token" else np.ones(3, bool)
+    np.testing.assert_allclose(found[real], expected[real], rtol=0, atol=1e-4)
+    save(tmp_path / "b", model, params, config)
+    same_files(tmp_path / "b", tmp_path / "a")
+    back, report = type(their).from_pretrained(tmp_path / "b", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and back.config.id2label == names
+
+
+TRUNK = Encoder(VOCAB, 16, 2, 24, 1, max_length=24, head=False)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        TextClassifier(TRUNK, pooling="mean"),
+        TextClassifier(TRUNK, squash=False),
+        TextClassifier(TRUNK, orders=2),
+        Chooser(TRUNK),
+        TextClassifier(Decoder(VOCAB, 16, 2, 24, 1, max_length=24), pooling="last"),
+    ],
+    ids=["mean", "no tanh", "orders", "choices", "language model"],
+)
+def test_heads_that_they_have_not(tmp_path, model):
+    with pytest.raises(UserError, match=f"says this {type(model).__name__} on a .*pooling 'first', squash and orders"):
+        save(tmp_path, model, {})
+
+
+def test_labels_that_a_head_cannot_tell(tmp_path):
+    made("BertForSequenceClassification", tmp_path, problem_type="multi_label_classification")
+    with pytest.raises(UserError, match="any number of labels of a text"):
+        load(tmp_path)
+
+
+def test_a_head_starts_from_the_pooler():
+    """Its path is that of the head's own, so that `tuning.init` finds it; on the trunk it stands no longer."""
+    from jaxlm.train.source import fit_together
+
+    pooled = TRUNK.clone(pooled=True)
+    model = TextClassifier().around(Renumbered(pooled, CLS, SEP))
+    assert not model.model.model.pooled
+    given = {"model": params_of(pooled)}
+    found = fit_together(jax.tree.map(jax.numpy.asarray, params_of(model)), given, 0, "x")
+    assert found.fresh == ["head/bias", "head/kernel"] and not found.left_out
+    np.testing.assert_array_equal(found.came["pooler/kernel"], given["model"]["pooler"]["kernel"])
