@@ -9,7 +9,7 @@ BOS begins a sequence and EOS ends a part of it, so the ids alone say which part
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -38,6 +38,12 @@ class Marked:
                 f"{self.separators} separators and sequences of {self.max_length} tokens: expected 1 or more, and 8 or "
                 "more"
             )
+
+    def within(self, positions: int | None, sequences: int) -> "Marked":
+        """The same for rows of so many positions at most, and so many sequences."""
+        if positions is None or self.max_length <= positions // sequences:
+            return self
+        return replace(self, max_length=positions // sequences)
 
     def rows(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, without the last EOS. Raises UserError for a text with too few parts."""

@@ -58,6 +58,11 @@ class FastTokenizer(StoredTokenizer):
         """Its id in the model, or None."""
         return self._tokenizer.token_to_id(piece)
 
+    @property
+    def pieces_size(self) -> int:
+        """One more than the highest id of its pieces, those apart that were added to them later."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+
     @functools.cached_property
     def pieces(self) -> tuple[str, ...]:
         """The piece of each of its own ids, "" for an id that has none."""
@@ -120,6 +125,11 @@ class PublishedPieces(StoredTokenizer):
         except RuntimeError as error:
             raise UserError(f"not a SentencePiece model: {error}") from error
         return source, target
+
+    @property
+    def pieces_size(self) -> int:
+        """Pieces that have an id."""
+        return len(self.vocabulary) or max(one.get_piece_size() for one in self._processors)
 
     @functools.cached_property
     def _id_of(self) -> dict[str, int]:

@@ -95,8 +95,18 @@ def export_folder(source: Path, folder: Path, dtype: str | None = None) -> list[
 def read_tokenizer(folder: Path, config: Mapping[str, Any], ids: int) -> Tokenizer:
     """The tokenizer of a folder: Marian's pair of SentencePiece models, `tokenizer.json`, or one SentencePiece model.
 
-    Raises UserError where there is none.
+    The model may embed more ids than there are pieces. Raises UserError where it embeds less, and where there is none.
     """
+    found = _tokenizer(folder, config, ids)
+    if found.pieces_size > ids:
+        raise UserError(
+            f"{folder}: the tokenizer has {found.pieces_size} pieces, the model embeds {ids} (vocab_size): these files "
+            "belong to two models; fetch both from one place"
+        )
+    return found
+
+
+def _tokenizer(folder: Path, config: Mapping[str, Any], ids: int) -> FastTokenizer | PublishedPieces:
     if (folder / "source.spm").is_file() and (folder / "vocab.json").is_file():
         id_of = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         pieces = [""] * (max(id_of.values()) + 1)

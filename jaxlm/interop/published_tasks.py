@@ -16,6 +16,7 @@ from jaxlm.interop.encoder_heads import label_names
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.headed import TextClassifier, TokenClassifier
+from jaxlm.models.reach import reach
 from jaxlm.spans import forbidden_transitions
 from jaxlm.tasks.classification import Classification
 from jaxlm.tasks.embedding import Reading
@@ -44,7 +45,7 @@ def task_of(model: Any, config: Mapping[str, Any], mask: str) -> Task:
     if isinstance(model, Encoder):
         if not (model.head and mask):
             return Reading()
-        rows = MaskedRows(length=min(ROW, _positions(model)))
+        rows = MaskedRows(length=min(ROW, reach(model) or ROW))
         return MaskedLanguageModelling(texts[0], texts[1], texts[2], rows=rows, mask=mask)
     if isinstance(model, EncoderDecoder):
         return Translation(pairs[0], pairs[1], pairs[2])
@@ -67,7 +68,7 @@ def label_config(task: Task) -> dict[str, Any]:
 def _labelling(model: Any, config: Mapping[str, Any], pairs: list[ParallelFiles]) -> Task:
     """RoBERTa stands two marks between the texts of a pair; its positions do not begin at 0."""
     separators = 2 if config.get("model_type") == "roberta" else 1
-    layout, names = Marked(separators=separators, max_length=_positions(model.model)), label_names(config)
+    layout, names = Marked(separators=separators, max_length=reach(model) or ROW), label_names(config)
     if isinstance(model, TokenClassifier):
         return Tagging(pairs[0], pairs[1], pairs[2], layout=layout, labels=names, spans=_are_spans(names))
     if model.labels == 1:
@@ -81,7 +82,3 @@ def _are_spans(names: tuple[str, ...]) -> bool:
     except UserError:
         return False
     return True
-
-
-def _positions(model: Encoder) -> int:
-    return model.max_length - model.first_position

@@ -15,7 +15,7 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.tasks.labelling import TOKENS, Labelled, mean_loss, row_answers, source_columns
+from jaxlm.tasks.labelling import TOKENS, Labelled, mean_loss, readable, row_answers, source_columns
 from jaxlm.tasks.task import Answer, Progress
 from jaxlm.types import Params
 
@@ -39,9 +39,9 @@ class Classification(Labelled):
     ) -> dict[str, float]:
         """Loss, accuracy, and the mean F1 of the classes."""
         self.check_model(model, tokenizer)
-        columns = self._columns(self.valid, list(self.valid), tokenizer)
+        columns = self._columns(self.valid, list(self.valid), tokenizer, model)
         figures = mean_loss(model, objective, params, columns, tokens)
-        said = row_answers(_told(model), params, columns, tokens, progress).argmax(1)
+        said = row_answers(model, _told(model), params, columns, tokens, progress).argmax(1)
         counts_CC = confusion(columns["class"].flat, said, len(self.labels))
         return figures | {"valid/accuracy": accuracy(counts_CC), "valid/f1": macro_f1(counts_CC)}
 
@@ -51,8 +51,8 @@ class Classification(Labelled):
         """Accuracy, macro F1, each class's figures, and the confusion: rows what is true, columns what was said."""
         self.check_model(model, tokenizer)
         pairs = self.pairs(split)
-        columns = self._columns(pairs, list(pairs), tokenizer)
-        said = row_answers(_told(model), params, columns, TOKENS, progress).argmax(1)
+        columns = self._columns(pairs, list(pairs), tokenizer, model)
+        said = row_answers(model, _told(model), params, columns, TOKENS, progress).argmax(1)
         counts_CC = confusion(columns["class"].flat, said, len(self.labels))
         figures: dict[str, Any] = {"split": split, "lines": len(said)}
         figures |= {"accuracy": accuracy(counts_CC), "macro_f1": macro_f1(counts_CC)}
@@ -68,8 +68,8 @@ class Classification(Labelled):
         asked = [index for index, line in enumerate(lines) if line.strip()]
         if not asked:
             return answers
-        columns = source_columns(tokenizer, [lines[index] for index in asked], self.layout)
-        for index, row in zip(asked, row_answers(_told(model), params, columns, TOKENS, progress), strict=True):
+        columns = source_columns(tokenizer, [lines[index] for index in asked], readable(self.layout, model))
+        for index, row in zip(asked, row_answers(model, _told(model), params, columns, TOKENS, progress), strict=True):
             name = self.labels[int(row.argmax())]
             probabilities = dict(zip(self.labels, map(float, row), strict=True))
             record = {"source": lines[index], "prediction": name, "probabilities": probabilities}
@@ -83,8 +83,9 @@ class Classification(Labelled):
         for (text, name), answer in zip(pairs, answers, strict=True):
             yield f"{text} -> {answer.text} (right: {name})"
 
-    def _columns(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer) -> dict[str, Ragged]:
-        columns = source_columns(tokenizer, [text for text, _ in pairs], self.layout)
+    def _columns(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any = None) -> dict[str, Ragged]:
+        """Rows that are judged are cut to what the model reads; training leaves out what its batches do not hold."""
+        columns = source_columns(tokenizer, [text for text, _ in pairs], readable(self.layout, model))
         columns["class"] = Ragged.of([self._ids(source, index, *pair) for index, pair in enumerate(pairs)])
         return columns
 

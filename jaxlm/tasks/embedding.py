@@ -15,6 +15,7 @@ from jaxlm.data.vocabulary import BOS, EOS, UNK, Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.models.classifier import Pooling
 from jaxlm.models.headed import marks, reads_both_ways
+from jaxlm.models.reach import reach
 from jaxlm.models.renumbered import Renumbered, numbered
 from jaxlm.tasks.labelling import TOKENS, batches
 from jaxlm.tasks.task import Progress, Task
@@ -22,6 +23,8 @@ from jaxlm.types import Array, Batch, Params
 
 Pool = Literal["token", "first", "mean", "max", "last"]
 POOLS = ("token", "first", "mean", "max", "last")
+LONG = 1 << 30
+"""Tokens of a row that has no end."""
 MARKS = {UNK: "<unk>", BOS: "<s>", EOS: "</s>"}
 
 
@@ -61,7 +64,7 @@ class Embedding:
         column = rows(model, tokenizer, texts)
         found: list[np.ndarray] = [np.zeros(0)] * len(texts)
         told = _told(model, self.pool)
-        for row_B, batch in batches({"source": column}, self.tokens, progress):
+        for row_B, batch in batches({"source": column}, self.tokens, progress, reach(model)):
             vectors = np.asarray(told(params, _cut(model, batch)))
             for at in np.flatnonzero(row_B >= 0):
                 length = int(column.lengths[row_B[at]]) + reads_both_ways(model)
@@ -103,12 +106,15 @@ def shallow(model: Any, params: Params, layer: int | None) -> tuple[Any, Params]
 
 
 def rows(model: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> Ragged:
-    """BOS and the ids of each text; the parts of one between TABs stand apart where the model reads marks."""
+    """BOS and the ids of each text; the parts of one between TABs stand apart where the model reads marks.
+
+    A text is cut where the model's positions end, with the EOS that every row has.
+    """
+    most = reach(model)
     if reads_both_ways(model):
-        return Ragged.of(Marked().rows(tokenizer, texts))
-    return Ragged.of(
-        [np.concatenate([[BOS], ids]) for ids in tokenizer.encode([text.replace("\t", " ") for text in texts])]
-    )
+        return Ragged.of(Marked(max_length=most or LONG).rows(tokenizer, texts))
+    ids = tokenizer.encode([text.replace("\t", " ") for text in texts])
+    return Ragged.of([np.concatenate([[BOS], row[: most and most - 2]]) for row in ids])
 
 
 def look(model: Any, params: Params, batch: Batch, method: Literal["features", "self_attention"]) -> Array:
@@ -129,7 +135,7 @@ def self_attention(model: Any, params: Params, tokenizer: Tokenizer, text: str) 
     """The pieces of a text, and how much each looks at each, by layer and head: (L, N, S, S). Raises UserError."""
     model, params = reader(model, params)
     names = pieces(model, params, tokenizer, text)
-    ((_, batch),) = batches({"source": rows(model, tokenizer, [text])}, 1)
+    ((_, batch),) = batches({"source": rows(model, tokenizer, [text])}, 1, longest=reach(model))
     weight_BLNSS = np.asarray(look(model, params, _cut(model, batch), "self_attention"))
     return names, weight_BLNSS[0, :, :, : len(names), : len(names)]
 

@@ -11,7 +11,7 @@ from jaxlm.data.collate import in_order
 from jaxlm.data.pieces import symbol_id
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.vocabulary import BOS, Tokenizer
-from jaxlm.models.renumbered import numbered
+from jaxlm.models.reach import reach
 from jaxlm.tasks.task import Answer, Progress
 from jaxlm.tasks.translate import one_line
 from jaxlm.types import Array, Batch, Params
@@ -41,8 +41,7 @@ def answers(
     if not asked:
         return found
     column, fill = Ragged.of([[BOS, *rows[index]] for index in asked]), _filled(model)
-    longest = numbered(model).max_length - numbered(model).first_position
-    for row_B, batch in in_order({"source": column}, tokens, max_length=longest):
+    for row_B, batch in in_order({"source": column}, tokens, max_length=reach(model)):
         at = sought(batch.source_valid_BS & (batch.source_BS == hidden))
         best_MK, share_MK = (np.asarray(x) for x in fill(params, batch, at))
         of_row = np.where(at < batch.source_BS.size, at // batch.source_BS.shape[1], -1)

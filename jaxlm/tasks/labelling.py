@@ -17,6 +17,7 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.spelling import SpelledWordTokenizer
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
+from jaxlm.models.reach import reach
 from jaxlm.tasks.task import Progress, Task, evaluation
 from jaxlm.types import Array, Batch, Params
 
@@ -134,21 +135,33 @@ def source_columns(tokenizer: Tokenizer, texts: Sequence[str], layout: Marked | 
     return columns
 
 
-def batches(columns: dict[str, Ragged], tokens: int, progress: Progress = None) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every row once: (row_B, batch), and `progress` told of the rows."""
-    for row_B, batch in in_order(columns, tokens):
+def readable(layout: Marked | None, model: Any) -> Marked | None:
+    """The layout with rows that the model's positions reach: longer parts are cut at their ends."""
+    return layout and layout.within(reach(model), getattr(model, "sequences", 1))
+
+
+def batches(
+    columns: dict[str, Ragged], tokens: int, progress: Progress = None, longest: int | None = None
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every row once, in at most `longest` positions: (row_B, batch), and `progress` told of the rows."""
+    for row_B, batch in in_order(columns, tokens, max_length=longest):
         yield row_B, batch
         if progress:
             progress(int((row_B >= 0).sum()))
 
 
 def row_answers(
-    told: Callable[[Params, Batch], Array], params: Params, columns: Columns, tokens: int, progress: Progress = None
+    model: Any,
+    told: Callable[[Params, Batch], Array],
+    params: Params,
+    columns: Columns,
+    tokens: int,
+    progress: Progress = None,
 ) -> np.ndarray:
-    """What `told` (parameters, batch -> (B, C)) says of each row: (rows, C), in the order of column "source"."""
+    """What `told` (parameters, batch -> (B, C)) of a model says of each row: (rows, C), as column "source" goes."""
     asked, params = {name: columns[name] for name in columns if name != "class"}, hosts.own(params)
     found: dict[int, np.ndarray] = {}
-    for row_B, batch in batches(asked, tokens, progress):
+    for row_B, batch in batches(asked, tokens, progress, reach(model)):
         found |= {row: said for row, said in zip(row_B.tolist(), np.asarray(told(params, batch)), strict=True)}
     return np.stack([found[row] for row in range(len(columns["source"]))])
 
@@ -156,6 +169,6 @@ def row_answers(
 def mean_loss(model: Any, objective: Any, params: Params, columns: dict[str, Ragged], tokens: int) -> dict[str, float]:
     """ "valid/loss", what is minimised, and "valid/nll", in nats a label."""
     evaluate = evaluation(model, objective)
-    sums: Iterable = [evaluate(params, batch) for _, batch in in_order(columns, tokens)]
+    sums: Iterable = [evaluate(params, batch) for _, batch in in_order(columns, tokens, max_length=reach(model))]
     loss = jax.tree.map(lambda *parts: math.fsum(float(part) for part in parts), *sums)
     return {"valid/loss": loss.total / loss.count, "valid/nll": loss.nll / loss.count}

@@ -16,7 +16,7 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.tasks.labelling import TOKENS, Judging, mean_loss, row_answers, source_columns
+from jaxlm.tasks.labelling import TOKENS, Judging, mean_loss, readable, row_answers, source_columns
 from jaxlm.tasks.task import Answer, Progress
 from jaxlm.types import Params
 
@@ -53,9 +53,9 @@ class Similarity(Judging):
     ) -> dict[str, float]:
         """Mean squared error, and the correlations, 0 to 100."""
         self.check_model(model, tokenizer)
-        columns = self._columns(self.valid, list(self.valid), tokenizer)
+        columns = self._columns(self.valid, list(self.valid), tokenizer, model)
         figures = mean_loss(model, objective, params, columns, tokens)
-        gold, said = columns["class"].flat, row_answers(_told(model), params, columns, tokens, progress)[:, 0]
+        gold, said = columns["class"].flat, row_answers(model, _told(model), params, columns, tokens, progress)[:, 0]
         return figures | {"valid/pearson": 100 * pearson(gold, said), "valid/spearman": 100 * spearman(gold, said)}
 
     def evaluate(
@@ -64,8 +64,8 @@ class Similarity(Judging):
         """Correlations, 0 to 100, and the mean squared error in the units of the data."""
         self.check_model(model, tokenizer)
         pairs = self.pairs(split)
-        columns = self._columns(pairs, list(pairs), tokenizer)
-        gold, said = columns["class"].flat, row_answers(_told(model), params, columns, TOKENS, progress)[:, 0]
+        columns = self._columns(pairs, list(pairs), tokenizer, model)
+        gold, said = columns["class"].flat, row_answers(model, _told(model), params, columns, TOKENS, progress)[:, 0]
         error = float(((gold - said) ** 2).mean()) * (self.high - self.low) ** 2
         found = {"split": split, "lines": len(said), "pearson": 100 * pearson(gold, said)}
         return found | {"spearman": 100 * spearman(gold, said), "mean_squared_error": error}
@@ -79,8 +79,10 @@ class Similarity(Judging):
         asked = [index for index, line in enumerate(lines) if line.strip()]
         if not asked:
             return answers
-        columns = source_columns(tokenizer, [lines[index] for index in asked], self.layout)
-        for index, said in zip(asked, row_answers(_told(model), params, columns, TOKENS, progress)[:, 0], strict=True):
+        columns = source_columns(tokenizer, [lines[index] for index in asked], readable(self.layout, model))
+        for index, said in zip(
+            asked, row_answers(model, _told(model), params, columns, TOKENS, progress)[:, 0], strict=True
+        ):
             number = self.low + float(said) * (self.high - self.low)
             answers[index] = Answer(f"{number:.3f}", {"source": lines[index], "prediction": number})
         return answers
@@ -92,8 +94,9 @@ class Similarity(Judging):
         for (text, number), answer in zip(pairs, answers, strict=True):
             yield f"{text} -> {answer.text} (right: {number})"
 
-    def _columns(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer) -> dict[str, Ragged]:
-        columns = source_columns(tokenizer, [text for text, _ in pairs], self.layout)
+    def _columns(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any = None) -> dict[str, Ragged]:
+        """Rows that are judged are cut to what the model reads; training leaves out what its batches do not hold."""
+        columns = source_columns(tokenizer, [text for text, _ in pairs], readable(self.layout, model))
         numbers = [self._ids(source, index, *pair) for index, pair in enumerate(pairs)]
         return columns | {"class": Ragged.of([np.array(number) for number in numbers], np.float32)}
 

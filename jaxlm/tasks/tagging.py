@@ -19,6 +19,7 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import BOS, UNK, Tokenizer
 from jaxlm.errors import UserError
+from jaxlm.models.reach import reach
 from jaxlm.spans import forbidden_transitions, score_spans, spans
 from jaxlm.tasks.labelling import TOKENS, Labelled, batches, mean_loss, source_columns
 from jaxlm.tasks.task import Answer, Progress
@@ -168,8 +169,16 @@ class Tagging(Labelled):
     ) -> Ragged:
         """The labels that the model says, a row a text, one a word."""
         best, source, params = _best(model), columns["source"], hosts.own(params)
+        most = reach(model)
+        if most is not None and (long := np.flatnonzero(source.lengths >= most)).size:
+            raise UserError(
+                f"text {long[0] + 1} has {source.lengths[long[0]] + 1} tokens with its marks, but the model's "
+                f"positions reach {most}, and every word needs a tag: cut the text in two"
+            )
         flat = np.zeros(len(source.flat), np.int32)
-        for row_B, batch in batches({name: columns[name] for name in columns if name != "label"}, tokens, progress):
+        for row_B, batch in batches(
+            {name: columns[name] for name in columns if name != "label"}, tokens, progress, most
+        ):
             label_BS = np.asarray(best(params, batch))
             for at in np.flatnonzero(row_B >= 0):
                 begin, end = source.offsets[row_B[at]], source.offsets[row_B[at] + 1]
