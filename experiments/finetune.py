@@ -8,6 +8,9 @@ Each task in four variants: everything is trained (`sick`); the head alone (`sic
 beside the queries and values (`sick_lora`, Hu et al. 2022); and everything, from nothing (`sick_scratch`). They start
 from the workdir `runs/bert` unless --tuning.init says otherwise, and take its model, whatever its size.
 
+A head on BERT starts from its pooler, where the imported files have it. `jaxlm export-hf runs/sick models/sick` gives a
+BertForSequenceClassification or, of tags, a BertForTokenClassification; low-rank maps are merged into it.
+
 The sentences of a pair stand between a TAB; `predict` takes them so too.
 
 Measured from all-MiniLM-L6-v2 (22.6 million parameters), ten minutes each on two cores that were busy with other runs:

@@ -182,6 +182,24 @@ def test_an_encoder_needs_its_marks(gpt2, tmp_path):
     assert (made.bos, made.eos, made.unknown) == (0, 0, 0) and made.model.head
 
 
+def test_a_tokenizer_of_another_model(gpt2, tmp_path):
+    """More pieces than the model embeds are refused; a piece that was added to both or to one is no piece of it."""
+    with pytest.raises(UserError, match=r"the tokenizer has \d+ pieces, the model embeds 200 \(vocab_size\)"):
+        read_tokenizer(gpt2, {}, 200)
+    import tokenizers
+
+    more = tokenizers.Tokenizer.from_file(str(gpt2 / "tokenizer.json"))
+    more.add_special_tokens(["<pad>"])
+    more.save(str(tmp_path / "tokenizer.json"))
+    beyond = read_tokenizer(tmp_path, {}, more.get_vocab_size() - 1)
+    assert beyond.encode(["<pad>"])[0].tolist() == [1] and beyond.encode(["a"])[0].min() > 3
+    learnt = SentencePiece(290).fit(TEXTS)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "spiece.model").write_bytes(learnt.model)
+    with pytest.raises(UserError, match=r"the tokenizer has \d+ pieces, the model embeds 200"):
+        read_tokenizer(tmp_path, {}, 200)
+
+
 def test_a_folder_without_a_tokenizer(gpt2, tmp_path):
     shutil.copytree(gpt2, tmp_path / "bare")
     (tmp_path / "bare/tokenizer.json").unlink()

@@ -2,7 +2,9 @@
 
 import functools
 import json
-from dataclasses import replace
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cli_runs
@@ -14,10 +16,13 @@ from zoo import params_of
 from jaxlm import workdir
 from jaxlm.data.batching import Buckets
 from jaxlm.data.layout import Marked
+from jaxlm.data.masked_rows import MaskedRows
+from jaxlm.data.plain import TextSource
+from jaxlm.data.text import BadLines
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
-from jaxlm.interop.huggingface import save
-from jaxlm.interop.published import import_folder
+from jaxlm.interop.huggingface import load, save
+from jaxlm.interop.published import export_folder, import_folder
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.headed import TextClassifier, TokenClassifier
@@ -30,11 +35,24 @@ from jaxlm.tasks.similarity import Similarity
 from jaxlm.tasks.tagging import Tagging
 from jaxlm.train.labels import Class, Labels, Number
 from jaxlm.train.loop import train
+from jaxlm.train.masked import MaskedTokens
+from jaxlm.train.source import resolved
 from jaxlm.tuning import Tuning
 
 command = cli_runs.command  # a fixture
 TEXTS = ["the chicken crossed", "a road", "because it was too wide and too tired to go on", "the road was wide"]
 PIECES = 60
+
+
+@dataclass(frozen=True)
+class Texts(TextSource):
+    """The texts, each several times over."""
+
+    def describe(self) -> str:
+        return "texts"
+
+    def read(self, bad: BadLines) -> Iterator[str]:
+        return iter([f"{text} . " * 6 for text in TEXTS * 2])
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +160,57 @@ def tuned(task, model, objective, best: str, imported: Path) -> Experiment:
         objective=objective, tuning=Tuning(str(imported)), steps=80, log_every=80, evaluate_every=80,
         checkpoint_every=80, best=best,
     )  # fmt: skip
+
+
+LONG = "the road was wide " * 30
+
+
+def test_texts_beyond_the_positions(imported):
+    """Vectors are of what the model reads; of a pair the longer text is cut; every word needs a tag."""
+    run = workdir.load(imported)
+    parts = run.experiment.model, run.params, run.tokenizer
+    (tokens,), (mean,) = Embedding("token")(*parts, [LONG]), Embedding("mean")(*parts, [LONG])
+    assert len(tokens) == 48
+    np.testing.assert_allclose(mean, tokens.mean(0), rtol=1e-5, atol=1e-5)
+    rows = Rows((("a", "no"),))
+    task = Classification(rows, rows, rows, layout=Marked(), labels=("no", "yes"))
+    model = TextClassifier(dropout=0.0).around(run.experiment.model)
+    params = params_of(model) | {"model": run.params}
+    answers = task.predict(model, params, run.tokenizer, [f"{LONG}\ttoo tired", f"{LONG}\tthe chicken", "a"])
+    shares = [answer.record["probabilities"]["yes"] for answer in answers]
+    assert len(set(shares)) == 3, "the second text counts"
+    words = Tagging(rows, rows, rows, layout=Marked(), labels=("no", "yes"))
+    tagger = TokenClassifier(dropout=0.0).around(run.experiment.model)
+    with pytest.raises(UserError, match="text 1 has 122 tokens with its marks, but the model's positions reach 48"):
+        words.predict(tagger, params_of(tagger) | {"model": run.params}, run.tokenizer, [LONG])
+
+
+def test_gaps_of_an_imported_model(bert, tmp_path, command):
+    """With its head it fills gaps at once, and its own text trains it further, with a fresh head for pairs."""
+    tokenizers = pytest.importorskip("tokenizers")
+    whole = tmp_path / "bert"
+    shutil.copytree(bert, whole)
+    ids = tokenizers.Tokenizer.from_file(str(whole / "tokenizer.json")).get_vocab_size()
+    save(whole, inner := Encoder(ids, 8, 2, 12, 2, max_length=48, deviation=0.5), params_of(inner))
+    made = import_folder(whole, tmp_path / "run")
+    said = command("predict", tmp_path / "run", "--jsonl", stdin=b"the [MASK] was wide\n")
+    assert said.code == 0 and len(json.loads(said.lines[0])["gaps"][0]) == 5, said.err
+    mine = Encoder(99, 16, 2, 8, 1, pairs=True, norm="pre", dropout=0.0, attention_dropout=0.0)
+    rows = MaskedRows(length=16, rows=8, pairs=True)
+    task = replace(made.task, train=Texts(), valid=Texts(), test=Texts(), rows=rows, quick=1)
+    more = Experiment(
+        task, mine, batching=rows, optimizer=AdamW(Constant(1e-2)), objective=MaskedTokens(), steps=2, log_every=2,
+        evaluate_every=2, checkpoint_every=2, best="valid/nll", tuning=Tuning(str(tmp_path / "run")),
+    )  # fmt: skip
+    found = resolved(more, tmp_path / "more").model
+    expected = inner.clone(pairs=True, dropout=0.0, attention_dropout=0.0, deviation=0.02)
+    assert found == Renumbered(expected, made.model.bos, made.model.eos, made.model.unknown)
+    with pytest.raises(UserError, match="a published Encoder cannot stand in the place of the experiment's Decoder"):
+        resolved(replace(more, model=Decoder(99)), tmp_path / "more")
+    assert "valid/next_sentence" in train(more, tmp_path / "more")
+    assert train(replace(more, steps=3), tmp_path / "more")["step"] == 3
+    told = export_folder(tmp_path / "more", tmp_path / "out")
+    assert "tokenizer.json" in told and load(tmp_path / "out")[0].pairs
 
 
 PAIRS = [("the road\ta road", "yes"), ("the chicken\ttoo wide", "no"), ("a road\tthe road", "yes"), ("it\tgo on", "no")]
