@@ -6,8 +6,8 @@
 `mini` is BERT mini (Turc et al. 2019: 4 layers, width 256) on the articles of WikiText-2; it has not been run to its
 end here.
 
-A published BERT is trained further on the same text, with its own tokenizer and sizes (`jaxlm export-hf` writes it back;
-a RoBERTa: --task.mask "<mask>" --task.rows.no-pairs --batching.no-pairs):
+A published BERT is trained further on the same text, with its own tokenizer and sizes (`jaxlm export-hf` writes it
+back; a RoBERTa: --task.mask "<mask>" --task.rows.no-pairs --batching.no-pairs):
 
     jaxlm import-hf models/bert --workdir runs/bert
     jaxlm train experiments.bert:mini --workdir runs/more --tuning.init runs/bert --optimizer.schedule.peak 5e-5

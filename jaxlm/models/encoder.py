@@ -119,9 +119,11 @@ class Encoder(nn.Module):
         """What the layers read, and which positions see which."""
         valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
         if valid_BS.shape[1] + self.first_position > self.max_length:
+            reach = self.max_length - self.first_position
             raise UserError(
-                f"a source of {valid_BS.shape[1]} tokens, but positions reach {self.max_length - self.first_position}: "
-                "shorten the input or train with a larger model.max_length"
+                f"a source of {valid_BS.shape[1]} tokens, but positions reach {reach}: shorten the input (in training "
+                f"--batching.max-length {reach}, of rows with gaps --batching.length {reach}) or train with a larger "
+                "model.max_length"
             )
         type_BS = jnp.zeros((1, 1), jnp.int32) if batch.source_type_BS is None else jnp.asarray(batch.source_type_BS)
         types = jnp.take(self.type_embedding, type_BS, axis=0, mode="clip")
