@@ -1,20 +1,34 @@
 """Encoders with their heads, in and out, against Transformers: pre-training, classes, tags; tuned, merged, exported."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import cli_runs
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_label_tasks import Rows
 from zoo import params_of
 
+from jaxlm import workdir
+from jaxlm.checkpoint import Checkpoints
+from jaxlm.data.layout import Marked
 from jaxlm.errors import UserError
+from jaxlm.experiment import Experiment
 from jaxlm.interop import safetensors
 from jaxlm.interop.huggingface import load, save
+from jaxlm.interop.published import import_folder
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.headed import Chooser, TextClassifier, TokenClassifier
 from jaxlm.models.renumbered import Renumbered
+from jaxlm.tasks.classification import Classification
+from jaxlm.tasks.tagging import Tagging
+from jaxlm.train.source import fit_together, resolved, take_along
+from jaxlm.train.state import TrainState
+from jaxlm.tuning import Adapters, LoRA, Tuning
 from jaxlm.types import Batch
 
 torch = pytest.importorskip("torch")
@@ -23,6 +37,7 @@ from published_models import VOCAB, tensors  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")
 
+command = cli_runs.command  # a fixture
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 2,
          "vocab_size": VOCAB, "max_position_embeddings": 24}  # fmt: skip
 CLS, SEP = 1, 2
@@ -160,8 +175,6 @@ def test_labels_that_a_head_cannot_tell(tmp_path):
 
 def test_a_head_starts_from_the_pooler():
     """Its path is that of the head's own, so that `tuning.init` finds it; on the trunk it stands no longer."""
-    from jaxlm.train.source import fit_together
-
     pooled = TRUNK.clone(pooled=True)
     model = TextClassifier().around(Renumbered(pooled, CLS, SEP))
     assert not model.model.model.pooled
@@ -169,3 +182,81 @@ def test_a_head_starts_from_the_pooler():
     found = fit_together(jax.tree.map(jax.numpy.asarray, params_of(model)), given, 0, "x")
     assert found.fresh == ["head/bias", "head/kernel"] and not found.left_out
     np.testing.assert_array_equal(found.came["pooler/kernel"], given["model"]["pooler"]["kernel"])
+
+
+TEXTS = ["the road\tgo on", "too tired", "the chicken crossed the road\tbecause it was too wide"]
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> Path:
+    """A BERT with both of its heads, as a workdir."""
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("bert")
+    learnt = tokenizers.BertWordPieceTokenizer()
+    learnt.train_from_iterator(TEXTS * 4, vocab_size=VOCAB, min_frequency=1, show_progress=False)
+    made("BertForPreTraining", folder / "files", vocab_size=learnt.get_vocab_size())
+    learnt.save(str(folder / "files" / "tokenizer.json"))
+    import_folder(folder / "files", folder / "run")
+    return folder / "run"
+
+
+def tuned(imported: Path, folder: Path, task: Any, model: Any, **added: Any) -> Path:
+    """A workdir that was fine-tuned from the imported one; its parameters are random."""
+    made = Experiment(task, model, tuning=Tuning(str(imported), **added), steps=1, best="valid/loss")
+    made = resolved(made, folder)
+    workdir.claim(folder, made)
+    take_along(imported, folder)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0.0, 0.3, x.shape), x.dtype), workdir.tuned_params(made))
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(1, TrainState(jnp.int32(1), params, ()), {})
+        checkpoints.wait()
+    return folder
+
+
+def test_a_tuned_classifier_is_theirs(imported, tmp_path, command):
+    """Low-rank maps are merged on the way out, as `merge` does; their own tokenizer and model say what ours says."""
+    rows = Rows((("a", "no"),))
+    task = Classification(rows, rows, rows, layout=Marked(), labels=("no", "yes", "maybe"))
+    run = tuned(imported, tmp_path / "run", task, TextClassifier(labels=3), lora=LoRA(rank=2))
+    for verb, *words in (("export-hf", run, tmp_path / "a"), ("merge", run, tmp_path / "plain"),
+                         ("export-hf", tmp_path / "plain", tmp_path / "b"),
+                         ("import-hf", tmp_path / "a", "--workdir", tmp_path / "again")):  # fmt: skip
+        told = command(verb, *words)
+        assert told.code == 0, told.err
+    same_files(tmp_path / "b", tmp_path / "a")
+    their = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "a").eval()
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "a")
+    assert their.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
+    stdin = "".join(f"{text}\n" for text in TEXTS).encode()
+    for workdir_of in (run, tmp_path / "again"):
+        for text, line in zip(TEXTS, command("predict", workdir_of, "--jsonl", stdin=stdin).lines, strict=True):
+            with torch.no_grad():
+                expected = torch.softmax(their(**read(*text.split("\t"), return_tensors="pt")).logits, -1)[0]
+            found = [json.loads(line)["probabilities"][name] for name in task.labels]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_tuned_tagger_is_theirs(imported, tmp_path, command):
+    rows = Rows((("a", "D"),))
+    task = Tagging(rows, rows, rows, layout=Marked(), labels=("D", "N", "V"))
+    run = tuned(imported, tmp_path / "run", task, TokenClassifier(labels=3))
+    assert command("export-hf", run, tmp_path / "a").code == 0
+    their = transformers.BertForTokenClassification.from_pretrained(tmp_path / "a").eval()
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "a")
+    words = "the chicken crossed the widest road".split()
+    given = read(words, is_split_into_words=True, return_tensors="pt")
+    with torch.no_grad():
+        best = their(**given).logits.argmax(-1)[0].tolist()
+    first = [given.word_ids().index(word) for word in range(len(words))]
+    said = command("predict", run, stdin=" ".join(words).encode() + b"\n")
+    assert said.lines[0].split() == [their.config.id2label[best[at]] for at in first], said.err
+
+
+def test_adapters_have_no_place(imported, tmp_path, command):
+    rows = Rows((("a", "no"),))
+    task = Classification(rows, rows, rows, layout=Marked(), labels=("no", "yes"))
+    run = tuned(imported, tmp_path / "run", task, TextClassifier(), adapters=Adapters(width=2))
+    refused = command("export-hf", run, tmp_path / "a")
+    assert refused.code == 1 and "has adapters, which no architecture of Transformers has" in refused.err
+    assert refused.err.count("\n") == 1 and not (tmp_path / "a").exists()
