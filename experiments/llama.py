@@ -74,7 +74,7 @@ def _llama(
     return Decoder(
         vocab, width, heads, hidden, layers, kv_heads=kv_heads, position="rotary", max_length=max_length, rotary=rotary,
         norm_kind="rms", activation="swiglu", qkv_bias=False, out_bias=False, ffn_bias=False, tie=tie, dropout=dropout,
-        dtype="bfloat16" if large else "float32", scan=large, remat=large,
+        deviation=0.02 if large else 0.06, dtype="bfloat16" if large else "float32", scan=large, remat=large,
     )  # fmt: skip
 
 
