@@ -4,8 +4,8 @@
     jaxlm train experiments.char_gpt:gpu --workdir runs/char_gpt_gpu
 
 Published validation losses (nats a character): 1.88 for `cpu`, 1.4697 for `gpu`. Measured here: `cpu` 1.745 after 2,000
-steps, in about 2 minutes on one CPU core (1.743 with another seed); `gpu` has not been run yet. Each window is read from
-nothing, as in the reference, so that its first characters are said with little to go on.
+steps, in about 2 minutes on one CPU core (1.743 with another seed); `gpu` has not been run yet. Each window is read
+from nothing, as in the reference, so that its first characters are said with little to go on.
 
 The parameters of `cpu` start from normals of deviation 0.06. With the 0.02 of GPT-2, which suits 768 features and not
 128, it has 1.883, and 1.902 to 1.905 with three other seeds; with 0.04 1.781, with 0.09 1.755.
