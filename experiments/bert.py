@@ -3,8 +3,10 @@
     jaxlm train experiments.bert:mini --workdir runs/bert_mini
     echo "The game was [MASK] in Japan ." | jaxlm predict runs/bert_mini --jsonl
 
-`mini` is BERT mini (Turc et al. 2019: 4 layers, width 256) on the articles of WikiText-2; it has not been run to its
-end here.
+`mini` is BERT mini (Turc et al. 2019: 4 layers, width 256) on the articles of WikiText-2, in rows of 128; it has twice
+as many positions, so that longer sentences do not stop what is fine-tuned from it. After its 2,000 steps (20 minutes of
+one busy CPU core) it guesses 45.9 % of the hidden pieces of the valid split, 3.557 nats a piece; from the paper's
+deviation of 0.02, too little for 256 features, 34.3 % and 4.464. The next sentence it does not tell yet (52 %).
 
 A published BERT is trained further on the same text, with its own tokenizer and sizes (`jaxlm export-hf` writes it
 back; a RoBERTa: --task.mask "<mask>" --task.rows.no-pairs --batching.no-pairs):
