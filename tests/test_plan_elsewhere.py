@@ -31,7 +31,7 @@ def test_a_slice_of_tpus():
     """With the kernel of attention in it: there are no scores in memory, which grow with the square of the length."""
     found = plan("--topology", "v5e:2x2", "--mesh", "fsdp=4", "--decode", "8")
     assert found["compiler"] == "libtpu for v5e" and found["compile_seconds"] > 0 and found["fits"]
-    assert found["collectives"]["all-gather"]["bytes"] > 0 and 0 < found["mfu"]["most"] < found["mfu"]["least"]
+    assert found["collectives"]["all-gather"]["bytes"] > 0 and 0 < found["mfu"]["least"] < found["mfu"]["most"]
     assert found["decoding"]["rows"] == 8 and found["decoding"]["fits"]
     several = plan("--topology", "v5e:2x2", "--slices", "2", "--mesh", "data=2,fsdp=4")
     assert several["devices"] == 8 and several["seconds"]["network"] > 0

@@ -68,10 +68,10 @@ class Plan:
         """As one object; `seconds` with the bounds, and the figures that follow from them."""
         found = dataclasses.asdict(self)
         if self.seconds is not None:
-            bounds = {"least": self.seconds.least, "most": self.seconds.most}
-            found["seconds"] |= bounds
-            found["mfu"] = {name: self.mfu(value) for name, value in bounds.items()}
-            found["tokens_per_second"] = {name: self.tokens / value for name, value in bounds.items()}
+            quick, slow = self.seconds.least, self.seconds.most
+            found["seconds"] |= {"least": quick, "most": slow}
+            found["mfu"] = {"least": self.mfu(slow), "most": self.mfu(quick)}
+            found["tokens_per_second"] = {"least": self.tokens / slow, "most": self.tokens / quick}
         return found
 
 
