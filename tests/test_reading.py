@@ -259,5 +259,6 @@ def test_words_of_several_pieces_are_tagged(imported, tmp_path):
     assert [[i for i in labels[row] if i >= 0] for row in range(3)] == [[0, 1], [2, 1, 2], [3, 0]]
     assert (labels.lengths == source.lengths).all() and (source.lengths > np.array([3, 4, 3])).any()
     parts = run.experiment.model, run.params, run.tokenizer
-    assert [answer.text for answer in task.predict(*parts, ["crossed roads", "", "road"])] == ["VERB NOUN", "", "NOUN"]
+    lines = ["crossed roads", "", "widest road tired"]
+    assert [answer.text for answer in task.predict(*parts, lines)] == ["VERB NOUN", "", "ADJ NOUN ADJ"]
     assert task.evaluate(*parts, "test")["words"] == 7
