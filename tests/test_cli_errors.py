@@ -70,6 +70,13 @@ def test_help_with_an_experiment_lists_its_overrides(command):
     assert "--model.parent" not in shown and "--model.name" not in shown
 
 
+def test_a_closed_stdout_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m jaxlm list >&-", shell=True, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and not done.stderr
+
+
 def test_a_usage_error_is_quick_and_does_not_import_jax():
     began = time.perf_counter()
     code = "import sys; from jaxlm.cli.main import main; code = main(sys.argv[1:]); print('jax' in sys.modules, code)"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cli_runs import command, environment  # noqa: F401 (a fixture)
 from tiny_run import lines, stored
+from zoo import params_of
 
 from jaxlm import workdir
 from jaxlm.data.batching import Buckets
@@ -21,6 +22,7 @@ from jaxlm.data.symbols import Characters
 from jaxlm.data.windows import Windows
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
+from jaxlm.models.decoder import Decoder
 from jaxlm.models.ngram import NGram
 from jaxlm.models.recurrent_lm import RecurrentLM
 from jaxlm.nn.cell import LSTM
@@ -157,6 +159,14 @@ def test_the_average_begins_where_evaluations_stall(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, states[4].params, states[4].ema)
     apart = jax.tree.map(lambda a, b: float(abs(a - b).max()), states[8].params, states[8].ema)
     assert max(jax.tree.leaves(apart)) > 0
+
+
+def test_samples_that_find_no_room_do_not_end_a_run():
+    """Positions that are learned end; the samples of a run are to look at."""
+    model = Decoder(VOCAB, 8, 2, 16, 1, max_length=8)
+    made = experiment(model, task=replace(experiment().task, sample_tokens=40))
+    tokenizer = made.tokenizer.fit(made.task.train)
+    assert [*made.task.samples(model, params_of(model), tokenizer, 2)][0].startswith("no samples: room for ")
 
 
 def test_stalled():

@@ -17,6 +17,7 @@ from jaxlm.errors import UserError
 from jaxlm.experiment import load
 from jaxlm.parallel import make_mesh
 from jaxlm.plan import memory
+from jaxlm.plan.bench import bench
 from jaxlm.plan.cost import step_seconds, whole_run, wire_bytes
 from jaxlm.plan.moved import bytes_moved
 from jaxlm.plan.plan import count, make_plan
@@ -197,6 +198,8 @@ def test_what_is_no_topology_is_said(name):
 def test_no_step_to_plan():
     with pytest.raises(UserError, match="closed form"):
         count(load("experiments.ngram:shakespeare"))
+    with pytest.raises(UserError, match="no step to time"):
+        bench(load("experiments.ngram:shakespeare"), print)
 
 
 def test_the_command_compiles_for_what_is_here(command):  # noqa: F811

@@ -158,6 +158,9 @@ def test_shards_of_another_text_are_made_anew(corpus, shards):
     assert found["documents"] == 100 and found["kept"] == found["shards"] - 1  # the last one has another end
     prepare(TEXTS, shards, TOKENIZER, "a test", 1, 9_000)
     assert content(shards) == content(corpus / "shards")
+    with pytest.raises(UserError, match="holds shards of a test, not of another: choose another --out"):
+        prepare(TEXTS[:100], shards, TOKENIZER, "another", 1, 9_000)
+    assert content(shards) == content(corpus / "shards")
 
 
 def damaged(shards: Path, how: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from tiny_run import EXPERIMENT, LSTM, MODEL, lines, overfit, stored
 
 from jaxlm import workdir
+from jaxlm.checkpoint import Checkpoints
 from jaxlm.errors import UserError
 from jaxlm.optim import AdamW, Constant, Cosine
 from jaxlm.parallel import data_mesh, everywhere, with_sharding
@@ -205,6 +206,19 @@ def test_patience_stops(tmp_path, monkeypatch):
     assert (summary["best_step"], summary["best/valid/bleu"]) == (4, 3.0)
     summary = train(replace(patient, patience=3), tmp_path / "run")
     assert (summary["step"], summary["best_step"], summary["best/valid/bleu"]) == (16, 10, 9.0)
+
+
+def test_an_evaluation_that_fails_loses_nothing(tmp_path, monkeypatch):
+    """The step is saved before the run ends with the error."""
+
+    def refuse(*_):
+        raise UserError("text 3 is too long")
+
+    monkeypatch.setattr(type(EXPERIMENT.task), "validate", refuse)
+    with pytest.raises(UserError, match="text 3 is too long"):
+        train(replace(EXPERIMENT, evaluate_every=3, checkpoint_every=4, steps=4), tmp_path / "run")
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [3]
 
 
 def test_patience_counts_what_is_no_number_as_worse():

@@ -22,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
+    if sys.stdout is None:  # closed by whoever called
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # experiments of the current folder
     try:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.data.ragged import BLOCK
-from jaxlm.data.shards import INDEX, Record, id_type, read_record, write_index, write_whole
+from jaxlm.data.shards import INDEX, Record, id_type, read_record, source_of, write_index, write_whole
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.data.vocabulary import UNK, Tokenizer
 from jaxlm.disk import alone
@@ -54,10 +54,10 @@ def prepare(
     """Make the shards in `folder`; the sums over all of them, as index.json has them, and "shards" and "kept".
 
     `done(record, kept)` is told of each shard in its turn. Raises UserError where there is no document, where the
-    folder holds shards of another tokenizer, and where another process is at work in it.
+    folder holds shards of another tokenizer or source, and where another process is at work in it.
     """
     with alone(folder):
-        _claim(folder, tokenizer)
+        _claim(folder, tokenizer, source)
         records, kept = [], 0
         for record, was_there in _made(portions(documents, shard_bytes), folder, tokenizer, processes):
             records.append(record)
@@ -73,8 +73,12 @@ def prepare(
     return found | {"shards": len(records), "kept": kept}
 
 
-def _claim(folder: Path, tokenizer: Tokenizer) -> None:
+def _claim(folder: Path, tokenizer: Tokenizer, source: str) -> None:
     """Put the tokenizer into the folder; what a killed run left half written goes."""
+    if (there := source_of(folder)) not in (None, source):
+        raise UserError(
+            f"{folder} holds shards of {there}, not of {source}: choose another --out, or remove that folder"
+        )
     place = folder / "tokenizer"
     if place.is_dir() and load_tokenizer(place).fingerprint != tokenizer.fingerprint:
         raise UserError(

@@ -159,6 +159,14 @@ def write_index(folder: Path, records: list[Record], tokenizer: Tokenizer, sourc
     return index["sums"]
 
 
+def source_of(folder: Path) -> str | None:
+    """What the shards of a folder were made of; None where there is no index that tells."""
+    try:
+        return str(json.loads((folder / INDEX).read_bytes())["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def sums(records: list[Record]) -> dict[str, int]:
     """Of all shards."""
     return {

@@ -24,8 +24,8 @@ def check_capacity(kind: str, capacity: int, max_length: int) -> None:
     """Raises UserError if room is asked for more tokens than learned positions reach."""
     if kind == "learned" and capacity > max_length:
         raise UserError(
-            f"room for {capacity} target tokens, but learned positions reach {max_length}: lower the length "
-            "limit or train with a larger model.max_length"
+            f"room for {capacity} target tokens, but learned positions reach {max_length}: lower the length limit "
+            "(of `generate`, --max-tokens), shorten the prompt, or train with a larger model.max_length"
         )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxlm.chips import chip_of
 from jaxlm.data.pipeline import Pipeline
+from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.parallel import batch_shards, data_mesh, make_mesh
 from jaxlm.placing import put_batch
@@ -71,6 +72,8 @@ def bench(
 
     `profile`: a folder that gets a trace of the timed steps. Raises UserError where training would.
     """
+    if hasattr(experiment.model, "fit"):
+        raise UserError("this model is fitted in closed form, in one look at the data: there is no step to time")
     mesh = data_mesh() if machine.mesh is None else make_mesh(machine.mesh)
     with contextlib.ExitStack() as stack:
         if synthetic:

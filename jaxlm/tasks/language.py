@@ -108,9 +108,12 @@ class LanguageModelling(TextTask):
         """What the model makes of the beginnings of a few test texts."""
         beginnings = (" ".join(text[:200].split(" ")[:8]) for text in self.test if text.strip())
         request = Request(Sampler(temperature=0.8), max_tokens=self.sample_tokens)
-        for prompt in islice(beginnings, count):
-            for sample in continuations(model, params, tokenizer, [prompt], request):
-                yield f"{one_line(prompt)} | {one_line(sample.text)}"
+        try:
+            for prompt in islice(beginnings, count):
+                for sample in continuations(model, params, tokenizer, [prompt], request):
+                    yield f"{one_line(prompt)} | {one_line(sample.text)}"
+        except UserError as error:  # they are to look at: a run does not fail for them
+            yield f"no samples: {error} (here: task.sample_tokens)"
 
     def predict(
         self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: Progress = None

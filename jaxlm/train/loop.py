@@ -113,7 +113,11 @@ class Run:
             self.figures |= figures
         self.metric = None
         if (step % experiment.evaluate_every == 0 or end) and reason != "interrupted":
-            self._evaluate(state, step)
+            try:
+                self._evaluate(state, step)
+            except UserError:  # what was trained is not lost by what it is judged on
+                self._save(state, step)
+                raise
             state = self._averaging(state)
             reason = reason or self._impatient()
         if step % experiment.checkpoint_every == 0 or end or reason:
