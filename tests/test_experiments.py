@@ -13,6 +13,7 @@ from jaxlm.data.minilang import MiniLang
 from jaxlm.data.symbols import Bytes
 from jaxlm.experiment import Experiment, load, variants
 from jaxlm.models.encoder import Encoder
+from jaxlm.models.headed import Headed
 from jaxlm.tasks.classification import Classification
 from jaxlm.tasks.similarity import Similarity
 from jaxlm.tasks.tagging import Tagging
@@ -29,7 +30,7 @@ def parameters(experiment: Experiment) -> int:
 def readable(experiment: Experiment) -> Experiment:
     """A model that takes its trunk from another run, with one."""
     model = experiment.model
-    if not getattr(type(model), "headed", False) or model.model is not None:
+    if not isinstance(model, Headed) or model.model is not None:
         return experiment
     trunk = Encoder(experiment.tokenizer.size, 8, 2, 12, 1, max_length=512)
     return replace(experiment, model=model.around(trunk))

@@ -24,6 +24,7 @@ from jaxlm.interop.encoder_families import BERT, BERT_PAIRS, BERT_TRUNK, ROBERTA
 from jaxlm.interop.encoder_heads import HEADED
 from jaxlm.interop.family import Family
 from jaxlm.interop.folder import SHARD_BYTES, read_config, read_tensors, write_folder
+from jaxlm.models.headed import Headed
 from jaxlm.models.renumbered import HOW
 from jaxlm.types import Params
 from jaxlm.workdir import abstract_params
@@ -93,7 +94,7 @@ def family_of(model: Any, kind: str | None = None) -> Family:
             return family
     names = ", ".join(dict.fromkeys(family.kind for family in FAMILIES))
     found, why = type(model).__name__, "another norm, activation, position or tie of the tables"
-    if getattr(type(model), "headed", False):
+    if isinstance(model, Headed):
         found, why = f"{found} on a {type(model.model).__name__}", HEADED_ALIKE
     raise UserError(
         f"no config.json of {names} says this {found}: it has an option that none of them has, such as {why}"
@@ -102,7 +103,7 @@ def family_of(model: Any, kind: str | None = None) -> Family:
 
 def _run(model: Any, how: Mapping[str, Any]) -> Any:
     """The model with other fields of how it is run; of a head, the model that it stands on."""
-    if getattr(type(model), "headed", False):
+    if isinstance(model, Headed):
         return model.clone(model=_run(model.model, how), parent=None)
     return replace(model, **how)
 
@@ -110,7 +111,7 @@ def _run(model: Any, how: Mapping[str, Any]) -> Any:
 def _settled(model: Any) -> Any:
     """The model without how it is run and what the arrays alone tell, and with defaults spelled out."""
     fields: dict[str, Any] = {name: None for name in (*HOW, "pooled") if hasattr(model, name)}
-    if getattr(type(model), "headed", False):
+    if isinstance(model, Headed):
         fields["model"] = _settled(model.model)
     if getattr(model, "head_width", 0) is None:
         fields["head_width"] = model.width // model.heads

@@ -18,7 +18,7 @@ from jaxlm.interop.folder import read_config, read_json
 from jaxlm.interop.huggingface import family_of, load, save
 from jaxlm.interop.published_tasks import label_config, task_of
 from jaxlm.models.encoder_decoder import EncoderDecoder
-from jaxlm.models.headed import reads_both_ways
+from jaxlm.models.headed import Headed, reads_both_ways
 from jaxlm.models.renumbered import Renumbered
 from jaxlm.train.state import TrainState
 from jaxlm.types import Params
@@ -42,7 +42,7 @@ def import_folder(folder: Path, target: Path, **how: Any) -> Experiment:
         raise UserError(f"{target} is not empty: choose another --workdir")
     model, params, config = load(folder, **how)
     tokenizer, said = read_tokenizer(folder, config, model.vocab), _said(folder)
-    special: tuple = _marks(folder, said, tokenizer) if _headed(model) or reads_both_ways(model) else ()
+    special: tuple = _marks(folder, said, tokenizer) if isinstance(model, Headed) or reads_both_ways(model) else ()
     special = special or _special(config, isinstance(model, EncoderDecoder))
     named, params = _wrapped(model, params, special)
     task = task_of(model, config, _piece(said, "mask_token", tokenizer)[0])
@@ -83,7 +83,7 @@ def export_folder(source: Path, folder: Path, dtype: str | None = None) -> list[
         config = read_config(source / KEPT)
     elif isinstance(model, EncoderDecoder) and not published:
         config["decoder_start_token_id"] = BOS
-    config |= label_config(trained.experiment.task) if _headed(model) else {}
+    config |= label_config(trained.experiment.task) if isinstance(model, Headed) else {}
     family_of(model, config.get("model_type"))
     folder.mkdir(parents=True, exist_ok=True)
     for path in kept:
@@ -176,13 +176,9 @@ def _marks(folder: Path, said: Mapping[str, Any], tokenizer: Tokenizer) -> tuple
     return tuple(found)
 
 
-def _headed(model: Any) -> bool:
-    return getattr(type(model), "headed", False)
-
-
 def _wrapped(model: Any, params: Params, special: tuple) -> tuple[Any, Params]:
     """A model under our ids, with its parameters; of a head, the model that it stands on."""
-    if not _headed(model):
+    if not isinstance(model, Headed):
         return Renumbered(model, *special), {"model": params}
     inner, below = _wrapped(model.model, params["model"], special)
     return model.clone(model=inner, parent=None), {**params, "model": below}
@@ -192,7 +188,7 @@ def _unwrapped(model: Any, params: Params) -> tuple[Any, Params, bool]:
     """The model under its own ids, with its parameters, and whether those are others than ours."""
     if isinstance(model, Renumbered):
         return model.model, params["model"], True
-    if not _headed(model):
+    if not isinstance(model, Headed):
         return model, params, False
     inner, below, published = _unwrapped(model.model, params["model"])
     return model.clone(model=inner, parent=None), {**params, "model": below}, published

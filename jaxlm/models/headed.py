@@ -38,8 +38,6 @@ class Headed(nn.Module):
 
     model: nn.Module | None = None
 
-    headed = True
-
     @property
     def form(self) -> str:
         """The form of the rows (`jaxlm.data.layout.Marked`)."""

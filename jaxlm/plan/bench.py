@@ -18,12 +18,11 @@ import numpy as np
 
 from jaxlm.chips import chip_of
 from jaxlm.data.pipeline import Pipeline
-from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.parallel import batch_shards, data_mesh, make_mesh
 from jaxlm.placing import put_batch
 from jaxlm.plan.memory import program_bytes
-from jaxlm.plan.plan import causal_flops
+from jaxlm.plan.plan import causal_flops, check_steps
 from jaxlm.plan.shapes import batch_of, fitted, positions
 from jaxlm.train.machine import PLAIN, Machine
 from jaxlm.train.meter import AHEAD
@@ -72,8 +71,7 @@ def bench(
 
     `profile`: a folder that gets a trace of the timed steps. Raises UserError where training would.
     """
-    if hasattr(experiment.model, "fit"):
-        raise UserError("this model is fitted in closed form, in one look at the data: there is no step to time")
+    check_steps(experiment)
     mesh = data_mesh() if machine.mesh is None else make_mesh(machine.mesh)
     with contextlib.ExitStack() as stack:
         if synthetic:

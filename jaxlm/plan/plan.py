@@ -91,10 +91,17 @@ class Counted:
     kept: int
 
 
+def check_steps(experiment: Experiment) -> None:
+    """Raises UserError for a model that is not trained by steps."""
+    if hasattr(experiment.model, "fit"):
+        raise UserError(
+            "this model is fitted in closed form, in one look at the data: there is no step to plan or time"
+        )
+
+
 def count(experiment: Experiment, formula: bool = False) -> Counted:
     """Trace the step for one device. Raises UserError where a model is not trained by steps."""
-    if hasattr(experiment.model, "fit"):
-        raise UserError("this model is fitted in closed form, in one look at the data: there is no step to plan")
+    check_steps(experiment)
     batch, new = shapes_of(batch_of(experiment)), fresh_state(experiment)
     whole = program(experiment, new, None)
     carried = dataclasses.replace(batch, state=whole.abstract_state.carry)

@@ -14,7 +14,7 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.vocabulary import BOS, EOS, UNK, Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.models.classifier import Pooling
-from jaxlm.models.headed import marks, reads_both_ways
+from jaxlm.models.headed import Headed, marks, reads_both_ways
 from jaxlm.models.reach import reach
 from jaxlm.models.renumbered import Renumbered, numbered
 from jaxlm.tasks.labelling import TOKENS, batches
@@ -81,7 +81,7 @@ def pieces(model: Any, params: Params, tokenizer: Tokenizer, text: str) -> list[
 
 def reader(model: Any, params: Params) -> tuple[Any, Params]:
     """The model that reads, without a head. Raises UserError for one that gives no vectors of a text alone."""
-    while getattr(type(model), "headed", False):
+    while isinstance(model, Headed):
         model, params = model.model, params["model"]
     inner = numbered(model)
     if not reads_both_ways(model) and (not hasattr(type(inner), "extend") or not hasattr(inner, "layers")):

@@ -116,7 +116,8 @@ class Run:
             try:
                 self._evaluate(state, step)
             except UserError:  # what was trained is not lost by what it is judged on
-                self._save(state, step)
+                if hosts.count() == 1:  # the others may be waiting elsewhere for this host
+                    self._save(state, step)
                 raise
             state = self._averaging(state)
             reason = reason or self._impatient()

@@ -19,6 +19,7 @@ from jaxlm.data.vocabulary import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.leaves import exchanged, named_leaves, rebuild
+from jaxlm.models.headed import Headed
 from jaxlm.models.renumbered import Renumbered
 from jaxlm.train.state import TrainState
 from jaxlm.types import Params
@@ -35,7 +36,7 @@ def resolved(experiment: Experiment, folder: Path) -> Experiment:
     where the published one is of another kind.
     """
     init, model = experiment.tuning.init, experiment.model
-    headed = getattr(type(model), "headed", False)
+    headed = isinstance(model, Headed)
     lacks = headed and model.model is None
     if not init and not lacks:
         return experiment
@@ -45,7 +46,7 @@ def resolved(experiment: Experiment, folder: Path) -> Experiment:
             "`import-hf`"
         )
     source = workdir.read_experiment(_begun(experiment, folder) or Path(init))
-    trunk = source.model.model if getattr(type(source.model), "headed", False) else source.model
+    trunk = source.model.model if isinstance(source.model, Headed) else source.model
     if lacks:
         model = model.around(trunk)
     elif isinstance(trunk, Renumbered) and not headed and not isinstance(model, Renumbered):
