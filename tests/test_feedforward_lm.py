@@ -23,7 +23,7 @@ def by_equation(model: FeedForwardLM, params, target: np.ndarray) -> np.ndarray:
     told = [*[BOS] * (model.order - 1), *target.tolist()]
     rows = []
     for t in range(1, len(target) + 1):
-        x = np.concatenate([params["embedding"][word] for word in told[t : t + model.order - 1]])
+        x = model.input_scale * np.concatenate([params["embedding"][word] for word in told[t : t + model.order - 1]])
         h = np.tanh(params["up"]["bias"] + x @ params["up"]["kernel"])
         y = params["bias"] + h @ (params["embedding"].T if model.tie else params["output"])
         rows.append(y + x @ params["direct"] if model.direct else y)
@@ -32,7 +32,12 @@ def by_equation(model: FeedForwardLM, params, target: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "model",
-    [PLAIN, replace(PLAIN, direct=False), replace(PLAIN, width=6, hidden=6, tie=True), replace(PLAIN, order=2)],
+    [
+        PLAIN,
+        replace(PLAIN, direct=False),
+        replace(PLAIN, width=6, hidden=6, tie=True, input_scale=3.0),
+        replace(PLAIN, order=2),
+    ],
     ids=["direct", "hidden", "tied", "bigram"],
 )
 def test_it_is_the_equation(model):

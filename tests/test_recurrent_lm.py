@@ -23,10 +23,10 @@ AWD = RecurrentLM(
 )
 
 
-@pytest.mark.parametrize("tie, width", [(False, 5), (True, 5), (True, 7)])
-def test_the_equations(tie, width):
-    """h_t = tanh(U h_{t-1} + W E w_t + b), logits = V h_t + c; tied, V h is E h, or E P h where the widths differ."""
-    model = RecurrentLM(VOCAB, 5, Recurrent(Elman(width)), tie=tie)
+@pytest.mark.parametrize("tie, width, scale", [(False, 5, 1.0), (True, 5, 3.0), (True, 7, 1.0)])
+def test_the_equations(tie, width, scale):
+    """h_t = tanh(U h_{t-1} + W s E w_t + b), logits = V h_t + c; tied, V h is E h, or E P h where the widths differ."""
+    model = RecurrentLM(VOCAB, 5, Recurrent(Elman(width)), tie=tie, input_scale=scale)
     params = params_of(model)
     more = ["projection"] * (width != 5) if tie else ["output"]
     assert set(params) == {"embedding", "recurrent", "output_bias", *more}
@@ -37,7 +37,7 @@ def test_the_equations(tie, width):
     for row, (tokens, valid) in enumerate(zip(BATCH.target_BT, BATCH.target_valid_BT, strict=True)):
         h = np.zeros(width)
         for t, token in enumerate(tokens[valid]):
-            h = np.tanh(p["embedding"][token] @ W + h @ U + b)
+            h = np.tanh(scale * p["embedding"][token] @ W + h @ U + b)
             np.testing.assert_allclose(found_BTV[row, t], V @ h + p["output_bias"], rtol=1e-4, atol=1e-4)
 
 

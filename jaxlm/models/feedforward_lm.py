@@ -31,6 +31,7 @@ class FeedForwardLM(nn.Module):
       direct: W, from the embeddings to the logits.
       tie: U is the table of embeddings (Press and Wolf 2017); needs hidden == width.
       dropout: on x and on the hidden layer.
+      input_scale: of the embeddings in x, see `jaxlm.models.recurrent_lm.RecurrentLM`.
       dtype: of activations and products; parameters and logits are float32 whatever it says.
     """
 
@@ -41,6 +42,7 @@ class FeedForwardLM(nn.Module):
     direct: bool = True
     tie: bool = False
     dropout: float = 0.0
+    input_scale: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def setup(self) -> None:
@@ -73,7 +75,7 @@ class FeedForwardLM(nn.Module):
     def extend(self, tokens_BT: Array, state: Window, valid_BT: Array) -> tuple[Array, Window]:
         """Read T more tokens, all at once -> features (B, T, D) and the last n - 1 ids."""
         context_BTK, state = slide(state, tokens_BT, valid_BT, BOS)
-        x_RD = self.embedding[context_BTK.reshape(-1)].astype(jnp.dtype(self.dtype))
+        x_RD = (self.input_scale * self.embedding[context_BTK.reshape(-1)]).astype(jnp.dtype(self.dtype))
         x_RD = self.embedding_dropout(x_RD.reshape(-1, (self.order - 1) * self.width))
         features_RD = self.hidden_dropout(jnp.tanh(self.up(x_RD)))
         if self.direct:

@@ -43,6 +43,8 @@ class RecurrentLM(nn.Module):
       embedding_dropout: rate at which whole word types are dropped (Gal and Ghahramani 2016).
       tie: V is E (Press and Wolf 2017); where the widths differ, h is first projected to the width of E.
       init_scale: embeddings start uniform in +- this.
+      input_scale: of the embeddings as input: sqrt(width) where they are tied (Vaswani et al. 2017, section 3.4), since
+        a table that is small enough for the output says little to the network for the first hundreds of steps.
     """
 
     vocab: int
@@ -53,6 +55,7 @@ class RecurrentLM(nn.Module):
     embedding_dropout: float = 0.0
     tie: bool = True
     init_scale: float = 0.1
+    input_scale: float = 1.0
 
     def setup(self) -> None:
         if self.recurrent.bidirectional:
@@ -93,7 +96,7 @@ class RecurrentLM(nn.Module):
 
         The second is the features. `nudge_BTD` (zeros) is where dL/dh_t can be read off, see `Recurrent`.
         """
-        x_BTD = self.on_input(self.on_types(self.embedding[tokens_BT], tokens_BT))
+        x_BTD = self.input_scale * self.on_input(self.on_types(self.embedding[tokens_BT], tokens_BT))
         raw_BTD, carry = self.recurrent(x_BTD, state.carry, valid_BT, nudge_BTD, state.segment_BT)
         return raw_BTD, self.on_output(raw_BTD), replace(state, carry=carry)
 
