@@ -26,6 +26,8 @@ from jaxlm.nn.adapters import merged
 from jaxlm.types import Batch, Params
 
 RECORD = "experiment.json"
+DATA = "data.json"
+"""What the training split was known by when the run began."""
 KEPT = "published"
 """The folder of a workdir that holds what came with a published model beside its weights."""
 TEST = "test.json"
@@ -68,6 +70,29 @@ def claim(folder: Path, experiment: Experiment) -> bool:
         )
     write_record(folder, experiment)
     return True
+
+
+def claim_data(folder: Path, found: dict[str, Any]) -> None:
+    """Note what a run learns from (`jaxlm.data.digest.digests`). Raises UserError where one that has learnt something
+    began with other data: its next batches would be those of neither."""
+    file = folder / DATA
+    try:
+        old = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        old = found
+    if old != found and any((folder / "checkpoints").glob("*")):
+        raise UserError(
+            f"the training data is not what {folder} began with: {_told(old)} then, {_told(found)} now. Give it "
+            f"the same data, or choose another --workdir, where --tuning.init {folder} begins with what this has learnt"
+        )
+    if jax.process_index() == 0:
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _told(columns: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {{rows:,}} rows of {{ids:,}} ids ({{digest}})".format(**of) for name, of in columns.items()
+    )
 
 
 def write_record(folder: Path, experiment: Experiment) -> None:

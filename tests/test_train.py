@@ -1,6 +1,7 @@
 """The training loop: it resumes bit for bit, refuses what would mix two runs, stops when it should, and learns."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tiny_run import EXPERIMENT, LSTM, MODEL, lines, overfit, stored
 
 from jaxlm import workdir
 from jaxlm.checkpoint import Checkpoints
+from jaxlm.data.corpus import Tsv
 from jaxlm.errors import UserError
 from jaxlm.optim import AdamW, Constant, Cosine
 from jaxlm.parallel import data_mesh, everywhere, with_sharding
@@ -89,6 +91,7 @@ from pathlib import Path
 import jax
 jax.config.update("jax_disable_most_optimizations", True)
 from jaxlm.checkpoint import Checkpoints
+from jaxlm.data.corpus import Tsv
 from jaxlm.train.loop import train
 from test_train import CASES
 
@@ -179,6 +182,25 @@ def test_what_may_change_on_resuming(whole, tmp_path):
     harmless = replace(old, steps=6, log_every=1, evaluate_every=3, checkpoint_every=2, keep=1, patience=9)
     assert train(harmless, run)["step"] == 6
     assert workdir.read_experiment(run) == harmless
+
+
+def test_the_data_may_not_change_below_a_run(tmp_path):
+    """The same file with other lines: neither the old run nor a new one."""
+    folder, rows = tmp_path / "run", [f"der {word} schläft\tthe {word} sleeps" for word in "abcdefghijkl" * 6]
+    file = tmp_path / "pairs.tsv"
+    task = replace(EXPERIMENT.task, train=Tsv(str(file), 0, 1))
+    old = replace(EXPERIMENT, task=task, steps=2)
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    train(old, folder)
+    assert train(replace(old, steps=3), folder)["step"] == 3
+    kept = (folder / workdir.DATA).read_text()
+    file.write_text("\n".join(rows[::-1]) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="not what .*run began with: source 72 rows of .* now"):
+        train(replace(old, steps=4), folder)
+    assert (folder / workdir.DATA).read_text() == kept
+    shutil.rmtree(folder / "checkpoints")  # nothing learnt yet: begun anew with what there is
+    assert train(replace(old, steps=1), folder)["step"] == 1
+    assert (folder / workdir.DATA).read_text() != kept
 
 
 def test_a_schedule_with_an_end_keeps_its_end(tmp_path):

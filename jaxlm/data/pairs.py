@@ -5,6 +5,7 @@ times and gives the same pairs each time. The direction is always spelt out: the
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from jaxlm.data.text import BadLines
@@ -55,6 +56,23 @@ def read(pairs: Pairs, bad: BadLines) -> Iterator[Pair]:
         for pair in pairs:
             bad.kept += 1
             yield pair
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A source of which `bad` has the counts of one reading, however often it is read."""
+
+    pairs: Pairs
+    bad: BadLines
+
+    def __iter__(self) -> Iterator[Pair]:
+        counts = BadLines()
+        yield from read(self.pairs, counts)
+        vars(self.bad).update(vars(counts))
+
+    def describe(self) -> str:
+        """As the source."""
+        return self.pairs.describe()
 
 
 def kept_pairs(

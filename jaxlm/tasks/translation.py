@@ -11,7 +11,7 @@ import jax
 
 from jaxlm.data.batching import Columns
 from jaxlm.data.collate import in_order
-from jaxlm.data.pairs import Pairs, PairSource, read
+from jaxlm.data.pairs import Counted, Pairs, PairSource
 from jaxlm.data.ragged import encode_pairs
 from jaxlm.data.text import BadLines
 from jaxlm.data.vocabulary import Tokenizer
@@ -91,7 +91,7 @@ class Translation(Task):
 
     def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
         """Columns "source" and "target" of the training pairs."""
-        return encode_pairs(read(self.train, bad), tokenizer, folder)
+        return encode_pairs(Counted(self.train, bad), tokenizer, folder)
 
     def samples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
         """The first `count` test pairs and their answers."""

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxlm import hosts, workdir
 from jaxlm.data.batching import Columns, Plan
 from jaxlm.data.collate import Batches, HostRows
+from jaxlm.data.digest import digests
 from jaxlm.data.text import BadLines
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.data.vocabulary import Tokenizer
@@ -62,6 +63,7 @@ def prepare_data(experiment: Experiment, folder: Path, note: Any, size: int = 0)
     experiment.task.check_model(experiment.model, tokenizer)
     bad, task = BadLines(), experiment.task
     columns = task.columns(tokenizer, folder / "data" / "train", bad)
+    workdir.claim_data(folder, digests(columns))
     if bad.kept:
         note(f"data: {task.describe()}: {bad}")
     return Data(tokenizer, columns)
