@@ -66,13 +66,13 @@ def _characters(network: Recurrent, dropout: float, steps: int) -> Experiment:
 
 
 def wikitext2_elman() -> Experiment:
-    """WikiText-2, words, an Elman network of 256, tied embeddings, dropout .2."""
-    return _small(RecurrentLM(WORDS, 256, Recurrent(Elman(256)), dropout=0.2, input_scale=16.0))
+    """WikiText-2, words, an Elman network of 256, tied embeddings, dropout .1."""
+    return _small(RecurrentLM(WORDS, 256, Recurrent(Elman(256)), dropout=0.1, input_scale=4.0))
 
 
 def wikitext2_small() -> Experiment:
-    """WikiText-2, words, an LSTM of 256, tied embeddings, dropout .2."""
-    return _small(RecurrentLM(WORDS, 256, Recurrent(LSTM(256)), dropout=0.2, input_scale=16.0))
+    """WikiText-2, words, an LSTM of 256, tied embeddings, dropout .1."""
+    return _small(RecurrentLM(WORDS, 256, Recurrent(LSTM(256)), dropout=0.1, input_scale=4.0))
 
 
 def wikitext2_medium() -> Experiment:
@@ -96,7 +96,7 @@ def wikitext2_awd() -> Experiment:
 
 
 def _small(model: Any) -> Experiment:
-    return on_wikitext2(model, Windows(length=35, rows=16), for_words(peak=5e-3), steps=7460)
+    return on_wikitext2(model, Windows(length=35, rows=16), for_words(peak=2e-3), steps=7460)
 
 
 def for_words(peak: float) -> AdamW:

@@ -166,7 +166,7 @@ LONG = "the road was wide " * 30
 
 
 def test_texts_beyond_the_positions(imported):
-    """Vectors are of what the model reads; of a pair the longer text is cut; every word needs a tag."""
+    """Vectors are of what the model reads; of a pair the longer text is cut; words are tagged in parts of a text."""
     run = workdir.load(imported)
     parts = run.experiment.model, run.params, run.tokenizer
     (tokens,), (mean,) = Embedding("token")(*parts, [LONG]), Embedding("mean")(*parts, [LONG])
@@ -179,10 +179,20 @@ def test_texts_beyond_the_positions(imported):
     answers = task.predict(model, params, run.tokenizer, [f"{LONG}\ttoo tired", f"{LONG}\tthe chicken", "a"])
     shares = [answer.record["probabilities"]["yes"] for answer in answers]
     assert len(set(shares)) == 3, "the second text counts"
-    words = Tagging(rows, rows, rows, layout=Marked(), labels=("no", "yes"))
-    tagger = TokenClassifier(dropout=0.0).around(run.experiment.model)
-    with pytest.raises(UserError, match="text 1 has 122 tokens with its marks, but the model's positions reach 48"):
-        words.predict(tagger, params_of(tagger) | {"model": run.params}, run.tokenizer, [LONG])
+    words = Tagging(rows, rows, rows, layout=Marked(), labels=("no", *"abcdefg"))
+    tagger = TokenClassifier(labels=8, dropout=0.0).around(run.experiment.model)
+    params = params_of(tagger) | {"model": run.params}
+    assert run.tokenizer.encode([LONG])[0].size == 120 and 46 % 4 == 2  # 46 of them fit: 11 phrases and two words
+    phrase = LONG.split()
+    texts = [" ".join(phrase[first : first + 46]) for first in range(0, 120, 46)]
+    whole, *parts = words.predict(tagger, params, run.tokenizer, [LONG, *texts])
+    assert len(whole.record["tags"]) == 120
+    assert whole.text == " ".join(part.text for part in parts) and len(set(whole.record["tags"])) > 1
+    gold = Rows(((LONG, " ".join(["no"] * 120)), ("a", "no")))
+    found = replace(words, test=gold).evaluate(tagger, params, run.tokenizer, "test")
+    a = words.predict(tagger, params, run.tokenizer, ["a"])[0].text
+    right = whole.record["tags"].count("no") + (a == "no")
+    assert found["words"] == 121 and found["accuracy"] == pytest.approx(right / 121)
 
 
 def test_gaps_of_an_imported_model(bert, tmp_path, command):

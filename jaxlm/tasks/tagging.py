@@ -25,6 +25,9 @@ from jaxlm.tasks.labelling import TOKENS, Labelled, batches, mean_loss, source_c
 from jaxlm.tasks.task import Answer, Progress
 from jaxlm.types import Params
 
+MARKS = 2
+"""Ids beside a text's own with a layout: one before it, one behind it."""
+
 
 @dataclass(frozen=True)
 class Tagging(Labelled):
@@ -54,7 +57,7 @@ class Tagging(Labelled):
     ) -> dict[str, float]:
         """Loss, accuracy of the tags, and F1 of the spans or the mean F1 of the tags."""
         self.check_model(model, tokenizer)
-        columns, places = self._columns(self.valid, list(self.valid), tokenizer)
+        columns, places = self._columns(self.valid, list(self.valid), tokenizer, reach(model))
         figures = mean_loss(model, objective, params, columns, tokens)
         gold, said = _at(columns["label"].flat, places), self._said(model, params, columns, places, tokens, progress)
         counts_CC = confusion(gold.flat, said.flat, len(self.labels))
@@ -67,7 +70,7 @@ class Tagging(Labelled):
         """Accuracy, also of the words that the tokenizer does not know; each tag's figures; those of the spans."""
         self.check_model(model, tokenizer)
         pairs = self.pairs(split)
-        columns, places = self._columns(pairs, list(pairs), tokenizer)
+        columns, places = self._columns(pairs, list(pairs), tokenizer, reach(model))
         gold, said = _at(columns["label"].flat, places), self._said(model, params, columns, places, TOKENS, progress)
         counts_CC = confusion(gold.flat, said.flat, len(self.labels))
         unknown = columns["source"].flat[places.flat] == UNK
@@ -85,13 +88,16 @@ class Tagging(Labelled):
     def predict(
         self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: Progress = None
     ) -> list[Answer]:
-        """The tags of each line's words, between single spaces; a word that was never seen gets one too."""
+        """The tags of each line's words, between single spaces; a word that was never seen gets one too.
+
+        What is longer than the model's positions reach is read in parts, cut between words.
+        """
         self.check_model(model, tokenizer)
         answers = [Answer("", self._record(line, [])) for line in lines]
         asked = [index for index, line in enumerate(lines) if line.strip()]
         if not asked:
             return answers
-        columns, places = self._source(tokenizer, [lines[index] for index in asked])
+        columns, places = self._source(tokenizer, [lines[index] for index in asked], reach(model))
         said = self._said(model, params, columns, places, TOKENS, progress)
         for row, index in enumerate(asked):
             tags = [self.labels[label] for label in said[row]]
@@ -116,9 +122,11 @@ class Tagging(Labelled):
             ]
         return record
 
-    def _columns(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer) -> tuple[dict[str, Ragged], Ragged]:
+    def _columns(
+        self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, most: int | None = None
+    ) -> tuple[dict[str, Ragged], Ragged]:
         """Columns with labels, and the places of the words."""
-        columns, places = self._source(tokenizer, [words for words, _ in pairs])
+        columns, places = self._source(tokenizer, [words for words, _ in pairs], most)
         labels = Ragged.of([self._ids(source, index, *pair) for index, pair in enumerate(pairs)])
         differ = np.flatnonzero(labels.lengths != places.lengths)
         if len(differ):
@@ -133,8 +141,11 @@ class Tagging(Labelled):
         columns["label"] = Ragged(flat, columns["source"].offsets)
         return columns, places
 
-    def _source(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[dict[str, Ragged], Ragged]:
-        """Column "source", and where in its `flat` the words of each text are: with a layout, their first pieces."""
+    def _source(self, tokenizer: Tokenizer, texts: Sequence[str], most: int | None) -> tuple[dict[str, Ragged], Ragged]:
+        """Column "source", and where in its `flat` the words of each text are: with a layout, their first pieces.
+
+        A text of more than `most` ids with its marks is then several rows.
+        """
         if self.layout is None:
             columns = source_columns(tokenizer, texts)
             return columns, Ragged(np.arange(len(columns["source"].flat)), columns["source"].offsets)
@@ -145,10 +156,13 @@ class Tagging(Labelled):
         begin = 0
         for some in words:
             own = [piece if len(piece) else np.array([UNK]) for piece in itertools.islice(pieces, len(some))]
-            sizes = np.array([len(piece) for piece in own])
-            rows.append(np.concatenate([[BOS], *own]))
-            places.append(begin + 1 + np.cumsum(sizes) - sizes)
-            begin += len(rows[-1])
+            first: list[np.ndarray] = [np.zeros(0, np.int64)]
+            for part in _parts(own, most and most - MARKS):
+                sizes = np.array([len(piece) for piece in part], np.int64)
+                rows.append(np.concatenate([[BOS], *part]))
+                first.append(begin + 1 + np.cumsum(sizes) - sizes)
+                begin += len(rows[-1])
+            places.append(np.concatenate(first))
         return {"source": Ragged.of(rows)}, Ragged.of(places, np.int64)
 
     def _ids(self, pairs: Pairs, index: int, text: str, label: str) -> list[int]:
@@ -190,6 +204,17 @@ class Tagging(Labelled):
 
     def _names(self, column: Ragged) -> list[list[str]]:
         return [[self.labels[label] for label in column[row]] for row in range(len(column))]
+
+
+def _parts(words: list[np.ndarray], room: int | None) -> Iterator[list[np.ndarray]]:
+    """Words in runs of at most `room` ids; of a word that has more by itself, the first ones."""
+    part: list[np.ndarray] = []
+    for word in words:
+        if part and room and sum(map(len, part)) + len(word) > room:
+            yield part
+            part = []
+        part.append(word[:room])
+    yield part
 
 
 def _at(flat: np.ndarray, places: Ragged) -> Ragged:
