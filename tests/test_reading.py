@@ -138,6 +138,9 @@ def test_embed(imported, command, tmp_path):
         means = [part.mean(0) for part in np.split(found["vectors"], found["offsets"][1:-1])]
         assert len(found["pieces"]) == len(found["vectors"]) == found["offsets"][-1]
     np.testing.assert_allclose(means, [line["vector"] for line in lines], rtol=1e-5, atol=1e-5)
+    assert "cut there" not in told.err
+    cut = command("embed", imported, stdin=f"{LONG}\nit\n{'the ' * 46}\n{'the ' * 47}\n".encode())
+    assert "2 lines were longer than the 48 tokens that the model reads" in cut.err
     refused = command("embed", imported, "--pool", "token", "--out", "x.npy")
     assert refused.code == 2 and "lines of different lengths" in refused.err
     assert "was given no task" in command("evaluate", imported).err
@@ -179,6 +182,7 @@ def test_texts_beyond_the_positions(imported):
     answers = task.predict(model, params, run.tokenizer, [f"{LONG}\ttoo tired", f"{LONG}\tthe chicken", "a"])
     shares = [answer.record["probabilities"]["yes"] for answer in answers]
     assert len(set(shares)) == 3, "the second text counts"
+    assert task.cut_at(model) == 48 and replace(task, layout=Marked(max_length=32)).cut_at(model) == 32
     words = Tagging(rows, rows, rows, layout=Marked(), labels=("no", *"abcdefg"))
     tagger = TokenClassifier(labels=8, dropout=0.0).around(run.experiment.model)
     params = params_of(tagger) | {"model": run.params}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.cli import output
-from jaxlm.cli.lines import Input
+from jaxlm.cli.lines import Input, beyond
 from jaxlm.cli.trained import open_run, workdir_parser
 from jaxlm.cli.usage import VERBS, Parser, Usage, whole
 
@@ -28,15 +28,18 @@ def main(argv: list[str]) -> int:
     trained = open_run(options)
     import numpy as np
 
+    from jaxlm.models.reach import reach
     from jaxlm.tasks.embedding import TOKENS, Embedding, pieces
 
     embed = Embedding(options.pool, options.layer, options.batch_tokens or TOKENS)
     parts = trained.experiment.model, trained.params, trained.tokenizer
-    source, clock = Input(options.on_bad_line), output.Clock()
+    source, clock, cut = Input(options.on_bad_line), output.Clock(), 0
+    limit = reach(trained.experiment.model)
     found: list[Any] = []
     names: list[list[str]] = []
     for lines in source.chunks():
         vectors = embed(*parts, lines)
+        cut += beyond(lines, trained.tokenizer, limit, marked=True) if limit else 0
         told = [pieces(*parts, line) if options.pool == "token" else [] for line in lines]
         if options.out:
             found, names = found + vectors, names + told
@@ -52,6 +55,8 @@ def main(argv: list[str]) -> int:
         np.savez(options.out, vectors=np.concatenate(found), offsets=offsets, pieces=flat)
     elif kind == ".npz":
         np.savez(options.out, vectors=np.stack(found))
+    if cut:
+        output.note(f"{cut:,} lines were longer than the {limit} tokens that the model reads and were cut there")
     output.note(clock.sentence(source.count))
     return 0
 

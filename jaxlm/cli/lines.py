@@ -6,9 +6,9 @@ start is dropped.
 
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from jaxlm.data.text import BYTE_ORDER_MARK, BadLines, mend
 from jaxlm.errors import UserError
@@ -57,6 +57,21 @@ class Input:
                     "or give --on-bad-line replace"
                 ) from error
             return mend(raw, place, self.on_bad_line, self.bad) or ""
+
+
+def beyond(lines: Sequence[str], tokenizer: Any, limit: int, marked: bool = False) -> int:
+    """How many lines have more than `limit` tokens with EOS, and where they are `marked` with BOS and an end a part.
+
+    A token has a byte at least, so few lines are encoded.
+    """
+    marks = [2 + line.count("\t") if marked else 1 for line in lines]
+    long = [
+        (line, more)
+        for line, more in zip(lines, marks, strict=True)
+        if line.strip() and len(line.encode(errors="replace")) + 1 + more > limit
+    ]
+    ids = tokenizer.encode([line for line, _ in long]) if long else []
+    return sum(len(row) + more > limit for row, (_, more) in zip(ids, long, strict=True))
 
 
 def _raw_lines(stream: BinaryIO) -> Iterator[bytes | None]:

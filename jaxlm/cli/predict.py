@@ -8,14 +8,13 @@ have fields of their own beside "source" and "prediction".
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxlm.cli import output
 from jaxlm.cli.constrained import add_rule_options, read_rule
-from jaxlm.cli.lines import CHUNK, Input
+from jaxlm.cli.lines import CHUNK, Input, beyond
 from jaxlm.cli.trained import add_model_options, add_search_options, open_run, workdir_parser
 from jaxlm.cli.usage import VERBS, Parser, Usage, whole
 
@@ -30,8 +29,9 @@ def main(argv: list[str]) -> int:
     task, loading = trained.experiment.task, clock.seconds
     if rule:
         task = _constrained(task, rule, trained.tokenizer)
-    limit = getattr(task.search, "max_source", 0)
     from jaxlm.data.vocabulary import UNK
+
+    limit = task.cut_at(trained.experiment.model)
 
     words = unknown = 0
     source, cut, clock = Input(options.on_bad_line, options.chunk), 0, output.Clock()
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         for answer in answers:
             output.emit(output.to_json(answer.record) if options.jsonl else answer.text)
         sys.stdout.flush()
-        cut += _cut(lines, trained.tokenizer, limit) if limit else 0
+        cut += beyond(lines, trained.tokenizer, limit, marked=task.search is None) if limit else 0
         ids = np.concatenate([np.zeros(0, np.int32), *trained.tokenizer.encode(lines)])
         words, unknown = words + len(ids), unknown + int((ids == UNK).sum())
     if unknown:
@@ -83,9 +83,3 @@ def _constrained(task: Any, rule: Any, tokenizer: Any) -> Any:
 
 def _hint() -> str:
     return " from the terminal; Ctrl-D ends them" if sys.stdin is not None and sys.stdin.isatty() else ""
-
-
-def _cut(lines: Sequence[str], tokenizer: Any, limit: int) -> int:
-    """How many lines have more than `limit` tokens, EOS included. A token has a byte at least, so few are encoded."""
-    long = [line for line in lines if line.strip() and len(line.encode(errors="replace")) + 2 > limit]
-    return sum(len(ids) >= limit for ids in tokenizer.encode(long)) if long else 0

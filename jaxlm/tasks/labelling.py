@@ -78,6 +78,11 @@ class Judging(Task):
         """The texts of a split."""
         return sum(1 for _ in self.pairs(split))
 
+    def cut_at(self, model: Any) -> int:
+        """Where the layout or the positions end; where a line becomes several sequences it depends on its parts."""
+        layout = readable(self.layout, model)
+        return layout.max_length if layout and layout.form == "once" else 0
+
     def _ids(self, pairs: Pairs, index: int, text: str, label: str) -> list:
         """What stands for the label or labels of pair `index`. Raises UserError for one that is not known."""
         raise NotImplementedError

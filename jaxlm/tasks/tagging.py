@@ -104,6 +104,10 @@ class Tagging(Labelled):
             answers[index] = Answer(" ".join(tags), self._record(lines[index], tags))
         return answers
 
+    def cut_at(self, model: Any) -> int:
+        """Nowhere."""
+        return 0
+
     def samples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
         """The first `count` test sentences: word/tag, and word/tag(right tag) where it is another."""
         pairs = [pair for pair, _ in zip(self.test, range(count), strict=False)]

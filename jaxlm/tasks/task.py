@@ -62,6 +62,10 @@ class Task:
     def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
         """Raises UserError where the model's sizes are not those of the task or its tokenizer."""
 
+    def cut_at(self, model: Any) -> int:
+        """Tokens of a line beyond which `predict` reads no more of it, those of its marks counted; 0: nowhere."""
+        return getattr(self.search, "max_source", 0)
+
     def texts(self) -> Iterable[str]:
         """What the tokenizer learns from."""
         raise NotImplementedError
