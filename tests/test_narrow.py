@@ -102,3 +102,23 @@ def test_a_narrow_encoder():
     model, narrow = at_precision(model, params, "int8_dynamic")
     error = abs(jax.jit(model.apply)({"params": narrow}, BATCH) - expected_BSV).mean() / expected_BSV.std()
     assert 1e-5 < error < 0.05
+
+
+def test_gradients_of_narrow_scores():
+    """Of logits in bfloat16: sums in float32 of products of bfloat16, the gradient that comes in among them."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x_RD, table_VD, d_RV = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, ((5, 16), (23, 16), (5, 23)), strict=True)
+    )
+    x_RD = x_RD.astype(jnp.bfloat16)
+
+    @jax.jit
+    def gradients(x_RD, table_VD, d_RV):
+        return jax.vjp(scores, x_RD, table_VD)[1](d_RV)
+
+    d_x_RD, d_table_VD = gradients(x_RD, table_VD, d_RV)
+    x, table, d = (np.asarray(a.astype(jnp.bfloat16), np.float64) for a in (x_RD, table_VD, d_RV))
+    assert d_x_RD.dtype == jnp.bfloat16 and d_table_VD.dtype == np.float32
+    np.testing.assert_allclose(d_table_VD, d.T @ x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(d_x_RD, np.float64), d @ table, rtol=2**-8, atol=1e-5)
+    assert abs(np.asarray(d_table_VD) - np.asarray(d_RV, np.float64).T @ x).max() > 1e-3, "d was rounded"

@@ -15,6 +15,7 @@ from jaxlm.data.vocabulary import BOS
 from jaxlm.errors import UserError
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import Linear
+from jaxlm.nn.quantized import scores
 from jaxlm.nn.window import Window, fresh, slide
 from jaxlm.types import Array, Batch
 
@@ -84,9 +85,8 @@ class FeedForwardLM(nn.Module):
 
     def readout(self, features: Array) -> Array:
         """(..., D) -> float32 logits (..., V)."""
-        kernel_DV = self.embedding.T if self.tie else self.output
+        table_VD = self.embedding if self.tie else self.output.T
         if self.direct:
-            kernel_DV = jnp.concatenate([kernel_DV, self.direct_output])
-        flat = features.reshape(-1, kernel_DV.shape[0])
-        product = jnp.einsum("rd,dv->rv", flat, kernel_DV.astype(flat.dtype), preferred_element_type=jnp.float32)
-        return (product + self.bias[None]).reshape(*features.shape[:-1], self.vocab)
+            table_VD = jnp.concatenate([table_VD, self.direct_output.T], axis=1)
+        logits = scores(features.reshape(-1, features.shape[-1]), table_VD) + self.bias[None]
+        return logits.reshape(*features.shape[:-1], self.vocab)

@@ -142,8 +142,34 @@ def scores(x_RD: Array, table: Any) -> Array:
     """x E^T: (R, D) -> float32 (R, V); the product is in the dtype of x, unless the table is narrower."""
     if isinstance(table, Int8):
         return _scaled(x_RD, table)
-    dtype = jnp.bfloat16 if table.dtype == jnp.bfloat16 else x_RD.dtype
-    return _product(x_RD.astype(dtype), table.astype(dtype))
+    if jnp.bfloat16 in (x_RD.dtype, table.dtype):
+        return _narrow_scores(x_RD.astype(jnp.bfloat16), table)
+    return _product(x_RD, table.astype(x_RD.dtype))
+
+
+@jax.custom_vjp
+def _narrow_scores(x_RD: Array, table_VD: Array) -> Array:
+    """`scores` of bfloat16 whose gradients are products of bfloat16 too, added up in float32.
+
+    JAX's own would multiply the float32 gradient of the logits: at half the speed or less, and the head of a small
+    model is a third of its arithmetic.
+    """
+    return _product(x_RD, table_VD.astype(x_RD.dtype))
+
+
+def _narrow_forward(x_RD, table_VD):
+    return _narrow_scores(x_RD, table_VD), (x_RD, table_VD)
+
+
+def _narrow_backward(kept, d_scores_RV):
+    x_RD, table_VD = kept
+    d_RV, narrow_VD = d_scores_RV.astype(x_RD.dtype), table_VD.astype(x_RD.dtype)
+    d_x_RD = jnp.einsum("rv,vd->rd", d_RV, narrow_VD, preferred_element_type=jnp.float32)
+    d_table_VD = jnp.einsum("rv,rd->vd", d_RV, x_RD, preferred_element_type=jnp.float32)
+    return d_x_RD.astype(x_RD.dtype), d_table_VD.astype(table_VD.dtype)
+
+
+_narrow_scores.defvjp(_narrow_forward, _narrow_backward)
 
 
 def _scaled(x_RD: Array, weights: Int8) -> Array:
