@@ -40,21 +40,21 @@ def test_topology_has_the_chips_of_the_type():
 
 def test_slurm_submits_a_task_a_gpu(command):
     words = ["--nodes", "2", "--gpus-per-node", "4", "--time", "12:00:00", "--sbatch=--qos=low", "--dry-run"]
-    found = command("launch", "slurm", *QUICK, *words, "--", "--steps", "5", "--note", "it's")
+    found = command("launch", "slurm", *QUICK, *words, "--", "--steps", "5", "--tuning.init", "it's")
     assert found.code == 0 and not found.err
     (line,) = found.lines
     sbatch = shlex.split(line)
     script = sbatch.index(str(ROOT / "launch/slurm.sbatch"))
     expected = {"--job-name=my-run", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--time=12:00:00"}
     assert set(sbatch[1:script]) == expected | {"--qos=low", "--export=ALL,JAXLM_RESTARTS=50"}
-    train = [sys.executable, "-m", "jaxlm", "train", *QUICK, "--steps", "5", "--note", "it's"]
+    train = [sys.executable, "-m", "jaxlm", "train", *QUICK, "--steps", "5", "--tuning.init", "it's"]
     assert sbatch[script + 1 :] == train
 
 
 def test_the_manifest_is_a_jobset(command):
     yaml = pytest.importorskip("yaml")
     odd = "$(HOME): 'x' \"y\" # z"
-    found = command("launch", *GKE, "--spot", "--restarts", "7", "--dry-run", "--", "--note", odd)
+    found = command("launch", *GKE, "--spot", "--restarts", "7", "--dry-run", "--", "--tuning.init", odd)
     assert found.code == 0, found.err
     manifest = yaml.safe_load(found.out.decode())
     assert manifest["kind"] == "JobSet" and manifest["metadata"]["name"] == "my-run"
@@ -71,7 +71,7 @@ def test_the_manifest_is_a_jobset(command):
     assert container["name"] == spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"]
     assert container["resources"]["limits"] == {"google.com/tpu": 4} and container["image"] == "eu.pkg.dev/p/jaxlm"
     note = "$$(HOME): 'x' \"y\" # z"  # Kubernetes reads $$( as $(
-    assert container["command"] == ["jaxlm", "train", *QUICK, "--note", note]
+    assert container["command"] == ["jaxlm", "train", *QUICK, "--tuning.init", note]
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"]: container["workingDir"] for volume in pod["volumes"]}
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "disk"}
@@ -116,6 +116,8 @@ USAGE = {
     "place": (["slrum", *QUICK], "no place 'slrum'"),
     "no workdir": (["slurm", QUICK[0]], "--workdir"),
     "option of train": (["slurm", *QUICK, "--steps", "5"], "options of `jaxlm train` stand after --"),
+    "no option of train": (["slurm", *QUICK, "--", "--stepz", "5"], "did you mean --steps?"),
+    "value of train": (["slurm", *QUICK, "--", "--minutes", "soon"], "--minutes"),
     "option": ([*TPU, "--zoen", "z"], "did you mean --zone?"),
     "experiment": (["slurm", "experiments.quickstrat", "--workdir", "x"], "did you mean experiments.quickstart?"),
     "address": (["slurm", QUICK[0], "--workdir", "gs://b/x"], "expected a folder"),

@@ -1,7 +1,8 @@
 """`jaxlm launch tpu|slurm|gke EXPERIMENT --workdir D`: `jaxlm train` on machines elsewhere.
 
 The work is done by `tpu_setup.sh` and the files of `launch/` in a clone; this verb checks, fills in and calls. What
-stands after `--` goes to `jaxlm train` as it is. docs/launch.md has the way from a laptop to each of the three.
+stands after `--` goes to `jaxlm train` as it is, and is read here first. docs/launch.md has the way from a laptop to
+each of the three.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from string import Template
 import jaxlm
 from jaxlm.cli import catalogue
 from jaxlm.cli.tpu_slice import GKE, tpu_slice
+from jaxlm.cli.train import check
 from jaxlm.cli.usage import VERBS, Parser, Usage, whole
 from jaxlm.errors import UserError
 
@@ -53,8 +55,8 @@ def _parser(where: str, summary: str) -> Parser:
     return parser
 
 
-def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
-    """The options, with a name that every one of the three takes and an experiment that exists."""
+def _parse(parser: Parser, words: list[str], train: list[str]) -> argparse.Namespace:
+    """The options, with a name that every one of the three takes, and an experiment that exists and takes `train`."""
     try:
         options = parser.parse(words)
     except Usage as error:
@@ -65,6 +67,8 @@ def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?", name):
         raise Usage(f"--name {name!r}: expected lower-case letters, digits and dashes, a letter first, 52 at most")
     options.name, options.experiment = name, catalogue.resolve(options.experiment)
+    if train:
+        check(options.experiment, train)
     return options
 
 
@@ -106,7 +110,7 @@ def _tpu(words: list[str], train: list[str]) -> int:
     text = "Cloud Storage bucket to keep the run in: a relative workdir then lies there"
     parser.add_argument("--bucket", metavar="BUCKET", help=text)
     parser.add_argument("--detach", action="store_true", help="do not wait for the end, nor ask for a lost slice again")
-    options = _parse(parser, words)
+    options = _parse(parser, words, train)
     _check_slice(options)
     script = str(_file("tpu_setup.sh"))
     inside = options.bucket and not options.workdir.startswith("/")
@@ -165,7 +169,7 @@ def _slurm(words: list[str], train: list[str]) -> int:
         parser.add_argument(option, metavar=option.strip("-").upper(), help=text)
     text = "one more option of sbatch, as --sbatch=--qos=low; may be repeated"
     parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help=text)
-    options = _parse(parser, words)
+    options = _parse(parser, words, train)
     tasks = max(options.gpus_per_node, 1)
     command = ["sbatch", f"--job-name={options.name}", f"--nodes={options.nodes}", f"--ntasks-per-node={tasks}"]
     for option in ("gpus_per_node", "cpus_per_task", "time", "partition", "account"):
@@ -188,7 +192,7 @@ def _gke(words: list[str], train: list[str]) -> int:
     parser.add_argument("--slices", type=whole(1), default=1, metavar="N", help="(default: 1)")
     parser.add_argument("--namespace", default="default", help="(default: default)")
     parser.add_argument("--spot", action="store_true", help="on spot machines")
-    options = _parse(parser, words)
+    options = _parse(parser, words, train)
     manifest = _manifest(options, ["jaxlm", "train", options.experiment, "--workdir", options.workdir, *train])
     if options.dry_run:
         print(manifest, end="")

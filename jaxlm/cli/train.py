@@ -48,6 +48,11 @@ def main(argv: list[str]) -> int:
     return INTERRUPTED if interrupted else 0
 
 
+def check(experiment: str, words: list[str]) -> None:
+    """Raises Usage for what `jaxlm train EXPERIMENT` would not take; nothing is trained."""
+    _parser().parse_experiment([experiment, *words], _with_bad_lines)
+
+
 def run_this_experiment() -> NoReturn:
     """`jaxlm train` for the module that is being run: `python -m experiments.x [VARIANT] [options] [overrides]`.
 
