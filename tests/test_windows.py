@@ -72,6 +72,21 @@ def test_epochs_repeat_and_batches_do_not_depend_on_who_asks():
         np.testing.assert_array_equal(batches[k].label_BT, again[k + batches.per_epoch].label_BT)
 
 
+def test_rows_forget_by_chance():
+    """About as often as asked, the same rows whoever asks, other rows with another seed; the text stays as it is."""
+    plain = Windows(4, 10).plan(COLUMNS)
+    batches, other = (Windows(4, 10, forget=0.3).plan(COLUMNS, seed) for seed in (0, 1))
+    begins_KB = np.stack([batches[k].begins_B for k in range(200)])
+    first = np.arange(200) % batches.per_epoch == 0
+    assert begins_KB[first].all() and 0.25 < begins_KB[~first].mean() < 0.35
+    assert (begins_KB != np.stack([other[k].begins_B for k in range(200)])).any()
+    np.testing.assert_array_equal(batches[3].label_BT, plain[3].label_BT)
+    for part in range(2):
+        np.testing.assert_array_equal(batches.part(3, part, 2).begins_B, begins_KB[3, 5 * part : 5 * part + 5])
+    with pytest.raises(UserError, match="forget = 1.5: expected a probability"):
+        Windows(forget=1.5)
+
+
 @pytest.mark.parametrize("rows, length", [(3, 4), (5, 8), (1, 41)])
 def test_drawn_windows_hold_every_token_once_in_an_order_of_their_own(rows, length):
     """Rows past the end of an epoch's windows repeat its first ones: what is said is the stream, at least once each."""

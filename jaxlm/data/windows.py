@@ -16,11 +16,14 @@ import numpy as np
 
 from jaxlm.data.batching import Columns
 from jaxlm.data.collate import share
-from jaxlm.data.order import permutation
+from jaxlm.data.order import permutation, uniform
 from jaxlm.data.token_stream import Stream
 from jaxlm.data.vocabulary import BOS, EOS
 from jaxlm.errors import UserError
 from jaxlm.types import Batch
+
+FORGETTING = 100
+"""The lane of the draws of which rows forget."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Windows:
       empty state in every epoch. Else they are drawn anew in every epoch, with new cuts, and each is read from nothing.
     end: every text ends with EOS; without it the texts are one text.
     documents: no token sees another text than its own, and nothing is carried: `carry` then only means the order.
+    forget: chance of a row to go on from an empty state in the place of the one before (Melis et al. 2018: 0.01): what
+      is carried for a whole epoch never shows the model how a text begins.
     """
 
     length: int = 35
@@ -38,8 +43,11 @@ class Windows:
     carry: bool = True
     end: bool = True
     documents: bool = False
+    forget: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.forget <= 1.0:
+            raise UserError(f"forget = {self.forget}: expected a probability")
         if self.documents and not self.end:
             raise UserError("documents=True and end=False: texts that are one text cannot be kept apart; set end=True")
 
@@ -118,7 +126,7 @@ class WindowBatches:
         valid_BT = (at_BT < last_B[:, None]) & (at_BT >= 0)
         label_BT = np.where(valid_BT, self.stream[np.clip(at_BT, 0, size - 1)], 0)
         begun_BT = np.where(at_BT > 0, self.stream[np.clip(at_BT - 1, 0, size - 1)], BOS)
-        begins_B = np.full(len(first_B), window == 0) if self.config.carry_rows else None
+        begins_B = self._begins(k)[rows] if self.config.carry_rows else None
         segment_BT = None
         if self.config.documents:
             begun_BT = np.where(begun_BT == EOS, BOS, begun_BT)
@@ -127,6 +135,13 @@ class WindowBatches:
             target_BT=np.where(valid_BT, begun_BT, 0).astype(np.int32), target_valid_BT=valid_BT,
             label_BT=label_BT.astype(np.int32), begins_B=begins_B, target_segment_BT=segment_BT,
         )  # fmt: skip
+
+    def _begins(self, k: int) -> np.ndarray:
+        """Which rows of batch k go on from an empty state."""
+        begins_B = np.full(self.config.rows, k % self.per_epoch == 0)
+        if self.config.forget:
+            begins_B |= uniform(self.config.rows, self.seed, k, FORGETTING) < self.config.forget
+        return begins_B
 
     def spans(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Where in the stream each row of batch k begins, and how many tokens it has, of windows that are drawn."""
