@@ -167,6 +167,13 @@ def test_heads_that_they_have_not(tmp_path, model):
         save(tmp_path, model, {})
 
 
+def test_what_keeps_a_model_from_being_said(tmp_path):
+    with pytest.raises(UserError, match="the nearest is (ro)?berta?, but for norm: 'pre' here, 'post' in (ro)?berta? "):
+        save(tmp_path, TRUNK.clone(norm="pre"), {})
+    with pytest.raises(UserError, match="nearest is gpt2, but for qkv_bias: False here, True in gpt2 "):
+        save(tmp_path, Decoder(VOCAB, 16, 2, 24, 1, max_length=24, qkv_bias=False), {})
+
+
 def test_labels_that_a_head_cannot_tell(tmp_path):
     made("BertForSequenceClassification", tmp_path, problem_type="multi_label_classification")
     with pytest.raises(UserError, match="any number of labels of a text"):

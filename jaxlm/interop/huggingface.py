@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jaxlm.config import differences
 from jaxlm.errors import UserError
 from jaxlm.interop.correspondence import from_tensors, to_tensors
 from jaxlm.interop.decoder_families import GPT2, LLAMA, MISTRAL, QWEN2, QWEN3
@@ -84,21 +85,28 @@ def save(
 
 
 def family_of(model: Any, kind: str | None = None) -> Family:
-    """The family whose config says exactly this model, `kind` first. Raises UserError if there is none."""
+    """The family whose config says exactly this model, `kind` first. Raises UserError if there is none: the nearest one
+    and what would have to change."""
+    nearest: tuple[str, list[str]] | None = None
     for family in sorted(FAMILIES, key=lambda family: family.kind != kind):
         try:
             same = family.to_model(family.to_config(model))
         except (UserError, AttributeError, TypeError, KeyError):
             continue
-        if type(same) is type(model) and _settled(same) == _settled(model):
+        if type(same) is not type(model):
+            continue
+        apart = differences(_settled(model), _settled(same), family.kind)
+        if not apart:
             return family
+        if nearest is None or len(apart) < len(nearest[1]):
+            nearest = family.kind, apart
     names = ", ".join(dict.fromkeys(family.kind for family in FAMILIES))
-    found, why = type(model).__name__, "another norm, activation, position or tie of the tables"
+    found, why = type(model).__name__, "nothing of its kind"
     if isinstance(model, Headed):
-        found, why = f"{found} on a {type(model.model).__name__}", HEADED_ALIKE
-    raise UserError(
-        f"no config.json of {names} says this {found}: it has an option that none of them has, such as {why}"
-    )
+        found, why = f"{found} on a {type(model.model).__name__}", f"such as {HEADED_ALIKE}"
+    elif nearest:
+        why = f"the nearest is {nearest[0]}, but for {'; '.join(nearest[1])} (fields of the model, to be trained so)"
+    raise UserError(f"no config.json of {names} says this {found}: {why}")
 
 
 def _run(model: Any, how: Mapping[str, Any]) -> Any:
