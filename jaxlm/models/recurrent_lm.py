@@ -43,8 +43,8 @@ class RecurrentLM(nn.Module):
       embedding_dropout: rate at which whole word types are dropped (Gal and Ghahramani 2016).
       tie: V is E (Press and Wolf 2017); where the widths differ, h is first projected to the width of E.
       init_scale: embeddings start uniform in +- this.
-      input_scale: of the embeddings as input: sqrt(width) where they are tied (Vaswani et al. 2017, section 3.4), since
-        a table that is small enough for the output says little to the network for the first hundreds of steps.
+      input_scale: of the embeddings as input. Above 1 where they are tied (sqrt(width) in Vaswani et al. 2017, section
+        3.4): a table that is small enough for the output says little to the network for the first hundreds of steps.
     """
 
     vocab: int
