@@ -61,7 +61,7 @@ def claim(folder: Path, experiment: Experiment) -> bool:
         return False
     old = read_experiment(folder)
     found = _identity_differences(experiment, old, str(record))
-    if found and not any((folder / "checkpoints").glob("*")):  # it stopped before it learnt anything
+    if found and not _has_learnt(folder):  # it stopped before it learnt anything
         shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     elif found:
         raise UserError(
@@ -80,7 +80,7 @@ def claim_data(folder: Path, found: dict[str, Any]) -> None:
         old = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         old = found
-    if old != found and any((folder / "checkpoints").glob("*")):
+    if old != found and _has_learnt(folder):
         raise UserError(
             f"the training data is not what {folder} began with: {_told(old)} then, {_told(found)} now. Give it "
             f"the same data, or choose another --workdir, where --tuning.init {folder} begins with what this has learnt"
@@ -91,8 +91,12 @@ def claim_data(folder: Path, found: dict[str, Any]) -> None:
 
 def _told(columns: dict[str, Any]) -> str:
     return ", ".join(
-        f"{name} {{rows:,}} rows of {{ids:,}} ids ({{digest}})".format(**of) for name, of in columns.items()
+        f"{name} {of['rows']:,} rows of {of['ids']:,} ids ({of['digest']})" for name, of in columns.items()
     )
+
+
+def _has_learnt(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("*"))
 
 
 def write_record(folder: Path, experiment: Experiment) -> None:

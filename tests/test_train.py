@@ -91,7 +91,6 @@ from pathlib import Path
 import jax
 jax.config.update("jax_disable_most_optimizations", True)
 from jaxlm.checkpoint import Checkpoints
-from jaxlm.data.corpus import Tsv
 from jaxlm.train.loop import train
 from test_train import CASES
 
