@@ -169,6 +169,11 @@ def platform_of(x: Any) -> str:
     return device.platform if device is not None else jax.default_backend()
 
 
+def alone(x: Any) -> bool:
+    """Whether x is not on a mesh of several devices."""
+    return math.prod(jax.typeof(x).sharding.mesh.shape.values()) == 1
+
+
 def shards_of(x: Any, name: str) -> int:
     """Over how many devices a dimension of that name may be split; 1 where that is not known."""
     mesh = jax.typeof(x).sharding.mesh

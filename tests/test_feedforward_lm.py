@@ -25,7 +25,7 @@ def by_equation(model: FeedForwardLM, params, target: np.ndarray) -> np.ndarray:
     for t in range(1, len(target) + 1):
         x = model.input_scale * np.concatenate([params["embedding"][word] for word in told[t : t + model.order - 1]])
         h = np.tanh(params["up"]["bias"] + x @ params["up"]["kernel"])
-        y = params["bias"] + h @ (params["embedding"].T if model.tie else params["output"])
+        y = params["bias"] + h @ params["embedding" if model.tie else "output"].T
         rows.append(y + x @ params["direct"] if model.direct else y)
     return np.stack(rows)
 

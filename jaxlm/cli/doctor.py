@@ -136,6 +136,18 @@ def _devices() -> Iterator[Finding]:
     cache = runtime.cache_folder()
     cure = "" if cache else "unset JAXLM_CACHE"
     yield Finding("compile cache", str(cache or "off: every start compiles anew"), "ok" if cache else "absent", cure)
+    if jax.default_backend() == "cpu":
+        yield _kernels()
+
+
+def _kernels() -> Finding:
+    from jaxlm.nn import native
+
+    if native.width():
+        return Finding("CPU kernels", f"compiled for this processor ({native.width() // 2} floats a vector)")
+    off = os.environ.get("JAXLM_NATIVE") == "0"
+    cure = "unset JAXLM_NATIVE" if off else "apt install gcc (any C compiler)"
+    return Finding("CPU kernels", "off" if off else "no C compiler that works: decoding takes longer", "absent", cure)
 
 
 def _optional(name: str, use: str, cure: str) -> Finding:

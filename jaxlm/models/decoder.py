@@ -28,7 +28,7 @@ from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import FeedForward
 from jaxlm.nn.norm import Norm
 from jaxlm.nn.position import Position, check_capacity
-from jaxlm.nn.quantized import rows, scores
+from jaxlm.nn.quantized import rows, scores, weights
 from jaxlm.nn.rotary import Rotary, Rotation
 from jaxlm.nn.segments import causal_mask, causal_sight, positions
 from jaxlm.nn.stack import Stack
@@ -118,9 +118,9 @@ class Decoder(nn.Module):
         block = Block(attention, ffn, norm, self.dropout, self.dtype, parent=None)
         self.stack = Stack(block, self.layers, self.scan, self.remat)
         table = nn.initializers.normal(self.deviation)
-        self.embedding = self.param("embedding", table, (self.vocab, self.width))
+        self.embedding = weights(self, "embedding", table, (self.vocab, self.width))
         if not self.tie:
-            self.output = self.param("output", table, (self.vocab, self.width))
+            self.output = weights(self, "output", table, (self.vocab, self.width))
         absolute = "none" if self.position == "rotary" else self.position
         self.absolute_position = Position(self.width, absolute, self.max_length, self.deviation)
         self.embedding_dropout = Dropout(self.dropout)

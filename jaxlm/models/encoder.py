@@ -18,7 +18,7 @@ from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import ACTIVATIONS, FeedForward, Linear
 from jaxlm.nn.norm import Norm
 from jaxlm.nn.position import Position
-from jaxlm.nn.quantized import rows, scores
+from jaxlm.nn.quantized import rows, scores, weights
 from jaxlm.nn.segments import Sight, positions, sight
 from jaxlm.nn.stack import Stack
 from jaxlm.types import Array, Batch
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
         block = Block(attention, ffn, norm, self.dropout, self.dtype, parent=None)
         self.stack = Stack(block, self.layers, self.scan, self.remat)
         table = nn.initializers.normal(self.deviation)
-        self.embedding = self.param("embedding", table, (self.vocab, self.width))
+        self.embedding = weights(self, "embedding", table, (self.vocab, self.width))
         self.type_embedding = self.param("type_embedding", table, (self.types, self.width))
         self.position = Position(self.width, "learned", self.max_length, self.deviation)
         self.embedding_norm = norm.layer(self.dtype)

@@ -20,7 +20,7 @@ from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import FeedForward
 from jaxlm.nn.norm import Norm
 from jaxlm.nn.position import Position, check_capacity
-from jaxlm.nn.quantized import rows, scores
+from jaxlm.nn.quantized import rows, scores, weights
 from jaxlm.nn.relative import RelativeBias
 from jaxlm.nn.segments import causal_sight, positions, sight
 from jaxlm.nn.stack import Stack
@@ -124,12 +124,12 @@ class EncoderDecoder(nn.Module):
         self.encoder = Stack(Block(*parts, parent=None), self.encoder_layers, *how)
         self.decoder = Stack(SourceBlock(*parts, attention.clone(), parent=None), self.decoder_layers, *how)
         table = nn.initializers.normal(self.width**-0.5)
-        self.embedding = self.param("embedding", table, (self.vocab, self.width))
+        self.embedding = weights(self, "embedding", table, (self.vocab, self.width))
         if self.tie in ("target", "none"):
             sources = self.vocab if self.source_vocab is None else self.source_vocab
-            self.source_embedding = self.param("source_embedding", table, (sources, self.width))
+            self.source_embedding = weights(self, "source_embedding", table, (sources, self.width))
         if self.tie in ("input", "none"):
-            self.output = self.param("output", table, (self.vocab, self.width))
+            self.output = weights(self, "output", table, (self.vocab, self.width))
         if self.logit_bias:
             self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
         if self.position == "relative":

@@ -15,7 +15,7 @@ from jaxlm.data.vocabulary import BOS
 from jaxlm.errors import UserError
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.linear import Linear
-from jaxlm.nn.quantized import scores
+from jaxlm.nn.quantized import FORMS, rows, scores, weights
 from jaxlm.nn.window import Window, fresh, slide
 from jaxlm.types import Array, Batch
 
@@ -54,12 +54,12 @@ class FeedForwardLM(nn.Module):
                 f"model.tie shares the embeddings of width {self.width} with a hidden layer of {self.hidden}: "
                 "set model.hidden to model.width, or model.tie to False"
             )
-        self.embedding = self.param("embedding", nn.initializers.normal(self.width**-0.5), (self.vocab, self.width))
+        self.embedding = weights(self, "embedding", nn.initializers.normal(self.width**-0.5), (self.vocab, self.width))
         self.up = Linear(self.hidden, dtype=self.dtype)
         self.bias = self.param("bias", nn.initializers.zeros_init(), (self.vocab,))
         spread, reach = nn.initializers.xavier_uniform(), (self.order - 1) * self.width
         if not self.tie:
-            self.output = self.param("output", spread, (self.hidden, self.vocab))
+            self.output = weights(self, "output", spread, (self.vocab, self.hidden))
         if self.direct:
             self.direct_output = self.param("direct", spread, (reach, self.vocab))
         self.embedding_dropout, self.hidden_dropout = Dropout(self.dropout), Dropout(self.dropout)
@@ -76,7 +76,7 @@ class FeedForwardLM(nn.Module):
     def extend(self, tokens_BT: Array, state: Window, valid_BT: Array) -> tuple[Array, Window]:
         """Read T more tokens, all at once -> features (B, T, D) and the last n - 1 ids."""
         context_BTK, state = slide(state, tokens_BT, valid_BT, BOS)
-        x_RD = (self.input_scale * self.embedding[context_BTK.reshape(-1)]).astype(jnp.dtype(self.dtype))
+        x_RD = (self.input_scale * rows(self.embedding, context_BTK.reshape(-1))).astype(jnp.dtype(self.dtype))
         x_RD = self.embedding_dropout(x_RD.reshape(-1, (self.order - 1) * self.width))
         features_RD = self.hidden_dropout(jnp.tanh(self.up(x_RD)))
         if self.direct:
@@ -85,8 +85,11 @@ class FeedForwardLM(nn.Module):
 
     def readout(self, features: Array) -> Array:
         """(..., D) -> float32 logits (..., V)."""
-        table_VD = self.embedding if self.tie else self.output.T
-        if self.direct:
-            table_VD = jnp.concatenate([table_VD, self.direct_output.T], axis=1)
-        logits = scores(features.reshape(-1, features.shape[-1]), table_VD) + self.bias[None]
-        return logits.reshape(*features.shape[:-1], self.vocab)
+        x_RD, table = features.reshape(-1, features.shape[-1]), self.embedding if self.tie else self.output
+        if not self.direct:
+            logits = scores(x_RD, table)
+        elif isinstance(table, FORMS):
+            logits = scores(x_RD[:, : self.hidden], table) + scores(x_RD[:, self.hidden :], self.direct_output.T)
+        else:
+            logits = scores(x_RD, jnp.concatenate([table, self.direct_output.T], axis=1))
+        return (logits + self.bias[None]).reshape(*features.shape[:-1], self.vocab)

@@ -18,6 +18,7 @@ from flax import struct
 from jaxlm.errors import UserError
 from jaxlm.nn.dropout import Dropout
 from jaxlm.nn.locked import LockedDropout, TypeDropout
+from jaxlm.nn.quantized import rows, scores, weights
 from jaxlm.nn.recurrent import Recurrent
 from jaxlm.nn.recurrent import State as Carries
 from jaxlm.types import Array, Batch
@@ -64,9 +65,9 @@ class RecurrentLM(nn.Module):
                 "set model.recurrent.bidirectional to False"
             )
         hidden, table = self.recurrent.width, self._uniform
-        self.embedding = self.param("embedding", table, (self.vocab, self.width))
+        self.embedding = weights(self, "embedding", table, (self.vocab, self.width))
         if not self.tie:
-            self.output = self.param("output", table, (self.vocab, hidden))
+            self.output = weights(self, "output", table, (self.vocab, hidden))
         elif hidden != self.width:
             self.projection = self.param("projection", nn.initializers.xavier_uniform(), (hidden, self.width))
         self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
@@ -96,7 +97,7 @@ class RecurrentLM(nn.Module):
 
         The second is the features. `nudge_BTD` (zeros) is where dL/dh_t can be read off, see `Recurrent`.
         """
-        x_BTD = self.input_scale * self.on_input(self.on_types(self.embedding[tokens_BT], tokens_BT))
+        x_BTD = self.input_scale * self.on_input(self.on_types(rows(self.embedding, tokens_BT), tokens_BT))
         raw_BTD, carry = self.recurrent(x_BTD, state.carry, valid_BT, nudge_BTD, state.segment_BT)
         return raw_BTD, self.on_output(raw_BTD), replace(state, carry=carry)
 
@@ -105,7 +106,7 @@ class RecurrentLM(nn.Module):
         x, table = features.reshape(-1, features.shape[-1]), self.embedding if self.tie else self.output
         if self.tie and self.recurrent.width != self.width:
             x = x @ self.projection
-        logits = jnp.einsum("rd,vd->rv", x, table) + self.output_bias[None]
+        logits = scores(x, table) + self.output_bias[None]
         return logits.reshape(*features.shape[:-1], self.vocab)
 
     def _uniform(self, key, shape):

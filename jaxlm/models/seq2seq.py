@@ -27,6 +27,7 @@ from jaxlm.nn.cache import Shared, fold
 from jaxlm.nn.cell import LSTM
 from jaxlm.nn.dropout import Dropout, keep_mask
 from jaxlm.nn.linear import Linear
+from jaxlm.nn.quantized import rows, scores, weights
 from jaxlm.nn.recurrent import Recurrent
 from jaxlm.nn.score import Kind, Score, attention_weights
 from jaxlm.types import Array, Batch
@@ -106,11 +107,11 @@ class Seq2Seq(nn.Module):
     def setup(self) -> None:
         self._check()
         table = nn.initializers.normal(self.width**-0.5)
-        self.embedding = self.param("embedding", table, (self.vocab, self.width))
+        self.embedding = weights(self, "embedding", table, (self.vocab, self.width))
         if self.tie != "all":
-            self.source_embedding = self.param("source_embedding", table, (self.vocab, self.width))
+            self.source_embedding = weights(self, "source_embedding", table, (self.vocab, self.width))
         if self.tie == "none":
-            self.output = self.param("output", table, (self.vocab, self.width))
+            self.output = weights(self, "output", table, (self.vocab, self.width))
         self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
         self.bridge = Linear(sum(leaf.size for leaf in jax.tree.leaves(self._blank(1))))
         if self.context == "every":
@@ -133,7 +134,7 @@ class Seq2Seq(nn.Module):
             raise UserError("Seq2Seq reads one example a row, and these rows are packed: use Buckets, not Packing")
         valid_BS = batch.source_valid_BS
         table = self.embedding if self.tie == "all" else self.source_embedding
-        x_BSD = self.embedding_dropout(table[batch.source_BS])
+        x_BSD = self.embedding_dropout(rows(table, batch.source_BS))
         memory_BSD, carry = self.encoder(x_BSD, self.encoder.start(x_BSD.shape[0]), valid_BS)
         final_BD = _flat(carry)
         writer = _unflat(jnp.tanh(self.bridge(final_BD)), self._blank(1))
@@ -162,7 +163,7 @@ class Seq2Seq(nn.Module):
     def readout(self, features: Array) -> Array:
         """(..., D) -> float32 logits (..., V)."""
         table = self.output if self.tie == "none" else self.embedding
-        logits = features.reshape(-1, self.width) @ table.T + self.output_bias[None]
+        logits = scores(features.reshape(-1, self.width), table) + self.output_bias[None]
         return logits.reshape(*features.shape[:-1], self.vocab)
 
     def attention(self, batch: Batch) -> Array:
@@ -174,7 +175,11 @@ class Seq2Seq(nn.Module):
 
     def _read(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, Array | None, Writer]:
         """Features (B, T, D), attention weights (B, T, S), and what the decoder carries after the last token."""
-        x_BTD, source, writer = self.embedding_dropout(self.embedding[tokens_BT]), state.source.value, state.writer
+        x_BTD, source, writer = (
+            self.embedding_dropout(rows(self.embedding, tokens_BT)),
+            state.source.value,
+            state.writer,
+        )
         if self.input_feeding or self.coverage or self.attend == "before":
             return self._read_in_turn(x_BTD, source, writer, valid_BT)
         context_BTD = weight_BTS = None

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.errors import UserError
+from jaxlm.nn import native
 from jaxlm.nn.cache import Layer, View, seen, write
 from jaxlm.nn.dropout import keep_mask
 from jaxlm.nn.kernels import kernel_for
@@ -129,6 +130,16 @@ def _look(query_RTNH, key_BGHS, value_BGSH, mask_BQS, bias_BNQS, scale: float) -
     (rows, heads), (_, tokens, queries, width) = key_BGHS.shape[:2], query_RTNH.shape
     query_BKTGMH = query_RTNH.reshape(rows, -1, tokens, heads, queries // heads, width)
     query_BGMQH = jnp.transpose(query_BKTGMH, (0, 3, 4, 1, 2, 5)).reshape(rows, heads, queries // heads, -1, width)
+
+    def back(x_BGMQX: Array) -> Array:
+        x_BGMKTX = x_BGMQX.reshape(*x_BGMQX.shape[:3], -1, tokens, x_BGMQX.shape[-1])
+        return jnp.transpose(x_BGMKTX, (0, 3, 4, 1, 2, 5)).reshape(-1, tokens, queries, x_BGMQX.shape[-1])
+
+    if bias_BNQS is None and native.serves(query_BGMQH, key_BGHS, value_BGSH):
+        query_BGRH = (query_BGMQH * scale).reshape(rows, heads, -1, width)
+        mixed, total, highest = native.look(query_BGRH, key_BGHS, value_BGSH, mask_BQS)
+        shape = query_BGMQH.shape[:4]
+        return back(mixed.reshape(*shape, width)), back(total.reshape(*shape, 1)), back(highest.reshape(*shape, 1))
     score_BGMQS = jnp.einsum("bgmqh,bghs->bgmqs", query_BGMQH, key_BGHS, preferred_element_type=jnp.float32) * scale
     if bias_BNQS is not None:
         score_BGMQS = score_BGMQS + bias_BNQS.reshape(bias_BNQS.shape[0], *score_BGMQS.shape[1:])
@@ -138,11 +149,6 @@ def _look(query_RTNH, key_BGHS, value_BGSH, mask_BQS, bias_BNQS, scale: float) -
     mixed = jnp.einsum(
         "bgmqs,bgsh->bgmqh", weight_BGMQS.astype(value_BGSH.dtype), value_BGSH, preferred_element_type=jnp.float32
     )
-
-    def back(x_BGMQX: Array) -> Array:
-        x_BGMKTX = x_BGMQX.reshape(*x_BGMQX.shape[:3], -1, tokens, x_BGMQX.shape[-1])
-        return jnp.transpose(x_BGMKTX, (0, 3, 4, 1, 2, 5)).reshape(-1, tokens, queries, x_BGMQX.shape[-1])
-
     return back(mixed), back(weight_BGMQS.sum(-1, keepdims=True)), back(highest)
 
 

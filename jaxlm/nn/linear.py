@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxlm.nn.adapters import BOTTLENECK, LOW_RANK
 from jaxlm.nn.dropout import Dropout
-from jaxlm.nn.quantized import Int8, Turned, joined, product
+from jaxlm.nn.quantized import joined, product, weights
 from jaxlm.parallel import shards_of
 from jaxlm.types import Array
 
@@ -43,9 +43,7 @@ class Linear(nn.Module):
         """W (width, features), or what stands for it (`jaxlm.nn.quantized`), and b (features,)."""
         normal = nn.initializers.normal(self.deviation or 0.0)
         start = nn.initializers.xavier_uniform() if self.deviation is None else normal
-        kernel: Any = self.get_variable("params", "kernel")
-        if not isinstance(kernel, (Int8, Turned)):
-            kernel = self.param("kernel", start, (width, self.features))
+        kernel = weights(self, "kernel", start, (width, self.features))
         if not self.bias:
             return kernel, None
         return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))

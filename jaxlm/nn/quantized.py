@@ -1,4 +1,5 @@
-"""Weights of eight bits for decoding: W ~ values * scale with one scale an output channel (Dettmers et al. 2022).
+"""What stands for weights while decoding: eight bits, W ~ values * scale with one scale an output channel (Dettmers et
+al. 2022), or float32 in the order that a CPU reads the quickest.
 
 A kernel (D, F) is kept as (F, D), and like a table (V, D) has a scale for each row; leading axes (layers) stay.
 Weight-only, the product is one of bfloat16, which holds each of the integers; `dynamic`, the activations too become
@@ -8,11 +9,13 @@ eight bits with one scale a row, and the product is one of integers: the quicker
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.errors import UserError
+from jaxlm.nn import native
 from jaxlm.parallel import platform_of
 from jaxlm.types import Array
 
@@ -39,10 +42,37 @@ class Turned:
     values_FD: Array
 
 
+@struct.dataclass
+class Panels:
+    """A float32 kernel (D, F), or a table (F, D), as `jaxlm.nn.native` multiplies with it."""
+
+    values_PDW: Array
+    features: int = struct.field(pytree_node=False)
+
+
+FORMS = (Int8, Turned, Panels)
+
+
 def turned(kernel: Any) -> Any:
-    """The kernel (D, F) of a map as `Turned`; any other form as it is, and all of them but on a CPU."""
-    plain = not isinstance(kernel, (Int8, Turned)) and kernel.ndim == 2
-    return Turned(kernel.T) if plain and platform_of(kernel) == "cpu" else kernel
+    """The kernel (D, F) of a map as `Panels` or `Turned`; any other form as it is, and all of them but on a CPU."""
+    if isinstance(kernel, FORMS) or kernel.ndim != 2 or platform_of(kernel) != "cpu":
+        return kernel
+    return _panels(kernel.T) if native.serves(kernel) else Turned(kernel.T)
+
+
+def turned_table(table: Any) -> Any:
+    """A table (V, D) as `Panels` where it may be, else as it is."""
+    return _panels(table) if not isinstance(table, FORMS) and table.ndim == 2 and native.serves(table) else table
+
+
+def _panels(weights_FD: Array) -> Panels:
+    return Panels(native.panels(weights_FD), weights_FD.shape[0])
+
+
+def weights(module: nn.Module, name: str, start: Any, shape: tuple[int, int]) -> Any:
+    """The module's parameter of that name, or what stands for it."""
+    known: Any = module.get_variable("params", name)
+    return known if isinstance(known, FORMS) else module.param(name, start, shape)
 
 
 def rounded(weights: Array) -> tuple[Array, Array]:
@@ -103,7 +133,15 @@ def joined(kernels: tuple[Any, ...]) -> Any:
         return Int8(values, scales, kernels[0].dynamic)
     if isinstance(kernels[0], Turned):
         return Turned(jnp.concatenate([one.values_FD for one in kernels]))
+    if isinstance(kernels[0], Panels):
+        return _joined_panels(kernels)
     return jnp.concatenate(kernels, axis=1)
+
+
+def _joined_panels(kernels: tuple[Panels, ...]) -> Panels:
+    if any(one.features % native.width() for one in kernels[:-1]):
+        return _panels(jnp.concatenate([native.unpacked(one.values_PDW, one.features) for one in kernels]))
+    return Panels(jnp.concatenate([one.values_PDW for one in kernels]), sum(one.features for one in kernels))
 
 
 def product(x_RD: Array, kernel: Any, dtype: Any) -> Array:
@@ -112,6 +150,8 @@ def product(x_RD: Array, kernel: Any, dtype: Any) -> Array:
         return _scaled(x_RD, kernel).astype(dtype)
     if isinstance(kernel, Turned):
         return _turned_product(x_RD, kernel.values_FD, dtype)
+    if isinstance(kernel, Panels):
+        return _native_product(x_RD, kernel).astype(dtype)
     if kernel.dtype == jnp.bfloat16 and dtype != jnp.bfloat16:
         return jnp.dot(x_RD.astype(jnp.bfloat16), kernel, preferred_element_type=jnp.float32).astype(dtype)
     return x_RD.astype(dtype) @ kernel.astype(dtype)
@@ -127,6 +167,10 @@ def _turned_product(x_RD: Array, kernel_FD: Array, dtype: Any) -> Array:
     return jax.lax.optimization_barrier(kernel_FD @ x_RD.T).T
 
 
+def _native_product(x_RD: Array, kernel: Panels) -> Array:
+    return native.product(x_RD.astype(jnp.float32), kernel.values_PDW, kernel.features)
+
+
 def _product(x_RD: Array, weights_FD: Array, dtype: Any = jnp.float32) -> Array:
     return jnp.einsum("rd,fd->rf", x_RD, weights_FD, preferred_element_type=dtype)
 
@@ -135,6 +179,8 @@ def rows(table: Any, ids: Array) -> Array:
     """The rows of a table (V, D) for ids of any shape: (..., D)."""
     if isinstance(table, Int8):
         return table.values[ids].astype(jnp.float32) * table.scale[ids][..., None]
+    if isinstance(table, Panels):
+        return table.values_PDW[ids // native.width(), :, ids % native.width()]
     return table[ids]
 
 
@@ -142,6 +188,8 @@ def scores(x_RD: Array, table: Any) -> Array:
     """x E^T: (R, D) -> float32 (R, V); the product is in the dtype of x, unless the table is narrower."""
     if isinstance(table, Int8):
         return _scaled(x_RD, table)
+    if isinstance(table, Panels):
+        return _native_product(x_RD, table)
     if jnp.bfloat16 in (x_RD.dtype, table.dtype):
         return _narrow_scores(x_RD.astype(jnp.bfloat16), table)
     return _product(x_RD, table.astype(x_RD.dtype))

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.nn.quantized import turned
+from jaxlm.nn.quantized import turned, turned_table
 from jaxlm.parallel import all_but_gathered, constrain, gathered, shards_of
 from jaxlm.types import Array
 
@@ -101,11 +101,17 @@ def unstacked(params: Any) -> Any:
     """
     if not isinstance(params, dict):
         return params
-    apart = {name: turned(value) if name == "kernel" else unstacked(value) for name, value in params.items()}
+    apart = {name: _apart(name, value) for name, value in params.items()}
     if "layers" in params and not isinstance(params["layers"], tuple):
         depth = jax.tree.leaves(params["layers"])[0].shape[0]
         apart["layers"] = tuple(unstacked(take(params["layers"], at)) for at in range(depth))
     return apart
+
+
+def _apart(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return unstacked(value)
+    return turned(value) if name == "kernel" else turned_table(value) if name in ("embedding", "output") else value
 
 
 cut_apart = jax.jit(unstacked)

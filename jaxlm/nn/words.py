@@ -12,6 +12,7 @@ from jaxlm.data.vocabulary import EOS, SPECIALS, UNK
 from jaxlm.errors import UserError
 from jaxlm.nn.dropout import Dropout, keep_mask
 from jaxlm.nn.linear import Linear
+from jaxlm.nn.quantized import rows, weights
 from jaxlm.types import Array, Batch
 
 
@@ -41,10 +42,10 @@ class CharacterCNN(nn.Module):
     @nn.compact
     def __call__(self, character_BSW: Array) -> Array:
         """(B, S, W) -> (B, S, filters); 0 for a word without characters."""
-        embedding = self.param("embedding", _uniform(self.width), (self.vocab, self.width))
+        embedding = weights(self, "embedding", _uniform(self.width), (self.vocab, self.width))
         letters_MW = character_BSW.reshape(-1, character_BSW.shape[-1])
         there_MW1 = (letters_MW > 0)[..., None]
-        x_MWE = Dropout(self.dropout)(jnp.where(there_MW1, embedding[letters_MW], 0.0))
+        x_MWE = Dropout(self.dropout)(jnp.where(there_MW1, rows(embedding, letters_MW), 0.0))
         side = self.window // 2
         padded = jnp.pad(x_MWE, ((0, 0), (side, side), (0, 0)))
         seen = [padded[:, i : i + letters_MW.shape[1]] for i in range(2 * side + 1)]
@@ -73,7 +74,7 @@ class WordEmbedding(nn.Module):
         if self.word_dropout and self.has_rng("dropout"):
             keep_BS = keep_mask(self.make_rng("dropout"), self.word_dropout, id_BS.shape)
             id_BS = jnp.where(keep_BS | (id_BS < SPECIALS), id_BS, UNK)
-        x_BSD = self.param("embedding", _uniform(self.width), (self.vocab, self.width))[id_BS]
+        x_BSD = rows(weights(self, "embedding", _uniform(self.width), (self.vocab, self.width)), id_BS)
         if self.characters is not None:
             if batch.character_BSW is None:
                 raise UserError(

@@ -1,0 +1,132 @@
+"""The two kernels of `native.c` as functions of JAX: what decoding on a CPU spends its time in.
+
+XLA's products of few rows read weights at half of the memory's pace, and its attention of one query a head runs on one
+core. The C source is compiled for this very machine at its first use (two seconds) and kept beside the compiled
+programs. Where there is no C compiler, or $JAXLM_NATIVE is 0, XLA does it all.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm import runtime
+from jaxlm.parallel import alone, platform_of
+from jaxlm.types import Array
+
+SOURCE, HEADER = (Path(__file__).with_suffix(suffix) for suffix in (".c", ".h"))
+FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
+SECONDS = 120
+"""The longest that a compiler may take."""
+
+
+def serves(*given: Array) -> bool:
+    """Whether the kernels are there for a program with these arrays in it: of float32, on one CPU."""
+    plain = all(x.dtype == jnp.float32 and platform_of(x) == "cpu" and alone(x) for x in given)
+    return plain and width() > 0
+
+
+@functools.cache
+def width() -> int:
+    """Output channels in a panel of weights, or 0 where there are no kernels."""
+    if os.environ.get("JAXLM_NATIVE") == "0" or not (compiler := _compiler()):
+        return 0
+    try:
+        library = _library(compiler)
+    except (OSError, subprocess.SubprocessError):  # a compiler without headers, no place to write to: XLA does it
+        return 0
+    for name in ("jaxlm_product", "jaxlm_look"):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    return library.jaxlm_width()
+
+
+def panels(weights_FD: Array) -> Array:
+    """(F, D) -> (P, D, W), W = `width()` output channels side by side, the last panel filled up with zeros."""
+    features, depth = weights_FD.shape
+    filled = jnp.pad(weights_FD, ((0, -features % width()), (0, 0)))
+    return jnp.swapaxes(filled.reshape(-1, width(), depth), 1, 2)
+
+
+def unpacked(panels_PDW: Array, features: int) -> Array:
+    """What `panels` was given: (F, D)."""
+    return jnp.swapaxes(panels_PDW, 1, 2).reshape(-1, panels_PDW.shape[1])[:features]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x_RD: Array, panels_PDW: Array, features: int) -> Array:
+    """x W^T, float32, with W in panels -> (R, F). A row's result is the same to the bit whatever is beside it."""
+    return _call("jaxlm_product", [(x_RD.shape[0], features), x_RD.shape], x_RD, panels_PDW)[0]
+
+
+def _product_forward(x_RD, panels_PDW, features):
+    return product(x_RD, panels_PDW, features), (x_RD, panels_PDW)
+
+
+def _product_backward(features, kept, d_y_RF):
+    x_RD, panels_PDW = kept
+    return d_y_RF @ unpacked(panels_PDW, features), panels(jnp.einsum("rf,rd->fd", d_y_RF, x_RD))
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def look(query_BGRH: Array, key_BGHS: Array, value_BGSH: Array, mask_BQS: Array) -> tuple[Array, Array, Array]:
+    """With w = exp(score - highest): sum of w * value (B, G, R, H), sum of w, and highest, (B, G, R); all float32.
+
+    score = query . key; query r sees the keys of mask row r % Q. highest is finite where a query sees none.
+    """
+    rows = query_BGRH.shape[:3]
+    given = query_BGRH, key_BGHS, value_BGSH, mask_BQS
+    mixed, total, highest = _call("jaxlm_look", [query_BGRH.shape, rows, rows], *given)
+    return mixed, total, highest
+
+
+def _call(name: str, shapes: list[tuple[int, ...]], *given: Array) -> tuple[Array, ...]:
+    out = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return tuple(jax.ffi.ffi_call(name, out, vmap_method="sequential")(*given))
+
+
+def _compiler() -> str | None:
+    return next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
+
+
+def _library(compiler: str) -> ctypes.CDLL:
+    """The compiled source: the one that was kept for this machine, or a new one, which is kept if it can be."""
+    command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o"]
+    known = SOURCE.read_bytes(), HEADER.read_bytes(), " ".join(command).encode(), version("jaxlib").encode(), _machine()
+    name, folder = f"native-{hashlib.sha256(b'|'.join(known)).hexdigest()[:16]}.so", runtime.cache_folder()
+    if folder is not None and (folder / name).exists():
+        return ctypes.CDLL(str(folder / name))
+    with tempfile.TemporaryDirectory() as passing:
+        made = Path(passing) / name
+        subprocess.run([*command, str(made)], check=True, capture_output=True, timeout=SECONDS)
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                _keep(made, folder / name)
+        return ctypes.CDLL(str(made))
+
+
+def _keep(made: Path, kept: Path) -> None:
+    """A copy that is whole as soon as it is seen: several processes may do this at once."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as beside:
+        Path(shutil.copy(made, beside)).replace(kept)
+
+
+def _machine() -> bytes:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().split(b"\n")
+    except OSError:
+        return platform.processor().encode()
+    return b"".join(sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model"))}))

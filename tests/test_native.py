@@ -1,0 +1,148 @@
+"""The C kernels of decoding on a CPU against NumPy, and what happens where there are none."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from zoo import ZOO, batch_of, examples, logits, params_of
+
+from jaxlm.nn import native
+from jaxlm.nn.quantized import Panels, Turned, joined, product, rows, scores, turned, turned_table
+from jaxlm.nn.stack import unstacked
+from jaxlm.parallel import make_mesh
+
+needs_kernels = pytest.mark.skipif(native.width() == 0, reason="no C compiler, or JAXLM_NATIVE=0")
+PRODUCTS = [(1, 5, 3), (8, 768, 50), (17, 700, 33), (128, 1100, 96), (3, 1, 32), (31, 513, 1)]
+LOOKS = [(2, 3, 4, 64, 120, 4), (1, 1, 1, 5, 7, 1), (2, 2, 30, 16, 33, 15), (3, 2, 8, 80, 64, 8), (2, 2, 4, 64, 31, 1)]
+
+
+@needs_kernels
+@pytest.mark.parametrize(("count", "depth", "features"), PRODUCTS)
+def test_product(count, depth, features):
+    rng = np.random.default_rng(count)
+    x_RD, w_FD = (rng.standard_normal(shape, np.float32) for shape in ((count, depth), (features, depth)))
+
+    @jax.jit
+    def multiplied(x_RD, w_FD):
+        return native.product(x_RD, native.panels(w_FD), features)
+
+    y_RF = np.asarray(multiplied(x_RD, w_FD))
+    exact_RF, size_RF = x_RD.astype(float) @ w_FD.T.astype(float), abs(x_RD) @ abs(w_FD).T
+    assert (abs(y_RF - exact_RF) <= 1e-6 * size_RF).all()
+    for at in range(0, count, 5):  # to the bit: a row does not know what is beside it
+        np.testing.assert_array_equal(multiplied(x_RD[at : at + 1], w_FD)[0], y_RF[at])
+    np.testing.assert_array_equal(native.unpacked(native.panels(w_FD), features), w_FD)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("count", "groups", "queries", "width", "keys", "masks"), LOOKS)
+def test_look(count, groups, queries, width, keys, masks):
+    rng = np.random.default_rng(keys)
+    query_BGRH = rng.standard_normal((count, groups, queries, width), np.float32)
+    key_BGHS = rng.standard_normal((count, groups, width, keys), np.float32)
+    value_BGSH = rng.standard_normal((count, groups, keys, width), np.float32)
+    mask_BQS = rng.random((count, masks, keys)) < 0.4
+    mask_BQS[0, 0] = False  # sees nothing
+    mixed, total, highest = jax.jit(native.look)(query_BGRH, key_BGHS, value_BGSH, mask_BQS)
+    seen_B1RS = np.tile(mask_BQS, (1, queries // masks, 1))[:, None]
+    score_BGRS = np.where(seen_B1RS, np.einsum("bgrh,bghs->bgrs", query_BGRH, key_BGHS, dtype=float), -np.inf)
+    most_BGR = np.maximum(score_BGRS.max(-1), np.finfo(np.float32).min)
+    weight_BGRS = np.exp(score_BGRS - most_BGR[..., None])
+    np.testing.assert_allclose(highest, most_BGR, rtol=1e-5)
+    np.testing.assert_allclose(total, weight_BGRS.sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(mixed, np.einsum("bgrs,bgsh->bgrh", weight_BGRS, value_BGSH), rtol=1e-4, atol=2e-5)
+    assert (np.asarray(total)[0, :, ::masks] == 0).all() and np.isfinite(mixed).all()
+
+
+@needs_kernels
+def test_weights_in_panels():
+    rng = np.random.default_rng(1)
+    kernels = [jnp.asarray(rng.standard_normal((12, width), np.float32)) for width in (7, 40, native.width(), 9)]
+    x_RD, ids = jnp.asarray(rng.standard_normal((5, 12), np.float32)), jnp.array([[3, 3], [0, 39]])
+    for some in (kernels, kernels[2:]):  # the first panels are full, or not
+        made = joined(tuple(turned(kernel) for kernel in some))
+        assert isinstance(made, Panels) and turned(made) is made
+        np.testing.assert_allclose(
+            product(x_RD, made, jnp.float32), x_RD @ jnp.concatenate(some, 1), rtol=2e-5, atol=1e-6
+        )
+    table = turned_table(kernels[1].T)
+    np.testing.assert_array_equal(rows(table, ids), kernels[1].T[ids])
+    np.testing.assert_allclose(scores(x_RD, table), x_RD @ kernels[1], rtol=2e-5, atol=1e-6)
+    narrow = product(x_RD.astype(jnp.bfloat16), table, jnp.bfloat16)
+    assert narrow.dtype == jnp.bfloat16
+
+
+@needs_kernels
+def test_gradients_of_products():
+    rng = np.random.default_rng(2)
+    x_RD, w_DF, y_RF = (jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((3, 5), (5, 37), (3, 37)))
+    expected = jax.grad(lambda x, w: ((x @ w - y_RF) ** 2).sum(), (0, 1))(x_RD, w_DF)
+    found = jax.grad(lambda x, w: ((product(x, turned(w), jnp.float32) - y_RF) ** 2).sum(), (0, 1))(x_RD, w_DF)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["pre", "t5", "llama", "lstm_lm", "feedforward_lm", "elman_lm", "seq2seq_dot"])
+def test_a_model_says_the_same_with_them(name):
+    model = ZOO[name].model
+    params, batch = params_of(model), batch_of(examples(6), 6, 6)
+    changed = unstacked(params)
+    assert any(isinstance(leaf, Panels) for leaf in jax.tree.leaves(changed, is_leaf=lambda x: isinstance(x, Panels)))
+    expected_BTV = logits(model, params, batch)
+    np.testing.assert_allclose(logits(model, changed, batch), expected_BTV, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+def test_other_widths_of_vectors(tmp_path):
+    """The smallest instruction set of the processor's family, in a process of its own."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("has no smaller instruction set to try")
+    program = (
+        "from jaxlm.nn import native\n"
+        "native.FLAGS = tuple('-march=x86-64' if flag.startswith('-march') else flag for flag in native.FLAGS)\n"
+        "import test_native as t; assert native.width() == 8, native.width()\n"
+        "[t.test_product(*case) for case in t.PRODUCTS]; [t.test_look(*case) for case in t.LOOKS]; print('well')"
+    )
+    here = Path(__file__).parent
+    found = os.pathsep.join([str(here), str(here.parent)])
+    where = {"env": {**os.environ, "JAXLM_CACHE": str(tmp_path), "PYTHONPATH": found}}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, **where)
+    assert done.stdout.strip() == "well", done.stderr
+
+
+def test_without_a_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path))
+    asked = native.width.__wrapped__
+    monkeypatch.setenv("JAXLM_NATIVE", "0")
+    assert asked() == 0
+    monkeypatch.delenv("JAXLM_NATIVE")
+    monkeypatch.setattr(native, "_compiler", lambda: None)
+    assert asked() == 0
+    monkeypatch.setattr(native, "_compiler", lambda: "false")  # one that fails
+    assert asked() == 0 and not list(tmp_path.iterdir())
+    monkeypatch.setattr(native, "width", lambda: 0)
+    kernel = jnp.ones((3, 5))
+    assert isinstance(turned(kernel), Turned) and turned_table(kernel) is kernel
+
+
+@needs_kernels
+def test_the_library_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "new"))
+    compiler = native._compiler()
+    native._library(compiler)
+    assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".so"]
+    monkeypatch.setattr(native.subprocess, "run", lambda *args, **options: pytest.fail("compiled again"))
+    assert native._library(compiler).jaxlm_width() == native.width()
+
+
+def test_weights_on_a_mesh_stay_with_xla():
+    mesh = make_mesh({"tensor": 2}, jax.devices()[:2])
+    kernel = jax.device_put(jnp.ones((4, 8)), jax.NamedSharding(mesh, jax.P(None, "tensor")))
+    assert isinstance(jax.jit(turned)(kernel), Turned)
