@@ -146,3 +146,10 @@ def test_weights_on_a_mesh_stay_with_xla():
     mesh = make_mesh({"tensor": 2}, jax.devices()[:2])
     kernel = jax.device_put(jnp.ones((4, 8)), jax.NamedSharding(mesh, jax.P(None, "tensor")))
     assert isinstance(jax.jit(turned)(kernel), Turned)
+
+
+def test_a_compiler_is_enough():
+    """So that no other test of this file is skipped for another reason."""
+    if native._compiler() is None or os.environ.get("JAXLM_NATIVE") == "0":
+        pytest.skip("there is no C compiler here, or it is not to be used")
+    assert native.width() in (8, 16, 32)

@@ -98,11 +98,10 @@ static XLA_FFI_Error *run(XLA_FFI_CallFrame *frame, const Job *made, Int threads
 
 /* XLA asks each handler which version of the interface it was made for. */
 static bool told_version(XLA_FFI_CallFrame *frame) {
-  XLA_FFI_Extension_Base *asked = frame->extension_start;
-  if (!asked || asked->type != XLA_FFI_Extension_Metadata) return false;
-  XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)asked)->metadata;
-  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
-  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  XLA_FFI_Metadata_Extension *asked = (void *)frame->extension_start;
+  if (!asked || asked->extension_base.type != XLA_FFI_Extension_Metadata) return false;
+  asked->metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+  asked->metadata->api_version.minor_version = XLA_FFI_API_MINOR;
   return true;
 }
 
