@@ -76,6 +76,17 @@ def test_gumbel_max_samples_the_softmax():
     assert set(kept) == {0, 1} and abs((kept == 0).mean() - 0.6) < 0.02
 
 
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_noise_for_few_is_noise_for_all(levels):
+    """Top-k and then a sample of what is left, with and without ties at the k-th place: the same tokens."""
+    score_BV = np.random.default_rng(levels).integers(0, levels, (64, 500)).astype(np.float32) * (4 / levels)
+    key_B, sampler = line_keys(1, jnp.arange(64)), Sampler(top_k=7, min_p=0.01)
+    once = jax.jit(lambda score_BV: sample(score_BV, key_B, 2, sampler))(score_BV)
+    left_BV = filtered(jnp.asarray(score_BV), sampler)
+    assert (levels == 3) == bool(((left_BV > -jnp.inf).sum(1) > 7).any())
+    np.testing.assert_array_equal(once, jax.jit(lambda score_BV: sample(score_BV, key_B, 2, Sampler()))(left_BV))
+
+
 def test_a_sample_depends_on_its_line_alone():
     model, rows, length = TableModel(5), 32, 6
     cases = random_cases(model, np.random.default_rng(2), rows, prompt=2)

@@ -13,6 +13,7 @@ import pytest
 from zoo import ZOO, batch_of, examples, logits, params_of
 
 from jaxlm.nn import native
+from jaxlm.nn.cache import Layer, View, write
 from jaxlm.nn.quantized import Panels, Turned, joined, product, rows, scores, turned, turned_table
 from jaxlm.nn.stack import unstacked
 from jaxlm.parallel import make_mesh
@@ -58,6 +59,25 @@ def test_look(count, groups, queries, width, keys, masks):
     np.testing.assert_allclose(total, weight_BGRS.sum(-1), rtol=1e-5)
     np.testing.assert_allclose(mixed, np.einsum("bgrs,bgsh->bgrh", weight_BGRS, value_BGSH), rtol=1e-4, atol=2e-5)
     assert (np.asarray(total)[0, :, ::masks] == 0).all() and np.isfinite(mixed).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize(("slots", "tokens"), [(1, 1), (4, 1), (1, 5), (3, 2)])
+def test_write(slots, tokens, monkeypatch):
+    rng = np.random.default_rng(slots)
+    rows, groups, width, room = 3, 2, 5, 7
+
+    def drawn(*shape):
+        return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+    layer = Layer(drawn(rows, groups, width, room, slots), drawn(rows, groups, room, slots, width))
+    news = drawn(rows * slots, tokens, groups, width), drawn(rows * slots, tokens, groups, width)
+    position_BT = np.stack([np.arange(at, at + tokens) for at in (0, 2, room - 1)])  # the last ones are out of it
+    view = View(jnp.asarray(np.minimum(position_BT, room), jnp.int32), jnp.ones(()), None)
+    found = jax.jit(write)(layer, *news, view)
+    monkeypatch.setattr(native, "serves", lambda *given: False)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(write(layer, *news, view)), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @needs_kernels

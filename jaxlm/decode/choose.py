@@ -65,10 +65,15 @@ def penalised(logits_BV: Array, seen_BV: Array, repetition: float) -> Array:
 
 def filter_top_k(logprob_BV: Array, top_k: int) -> Array:
     """-inf on all but the `top_k` greatest; those equal to the last one stay."""
-    if not 0 < top_k < logprob_BV.shape[1]:
-        return logprob_BV
-    kth_B1 = best(logprob_BV, top_k)[0].min(1, keepdims=True)  # of a slice of the last one XLA would make a sort
-    return jnp.where(logprob_BV >= kth_B1, logprob_BV, -jnp.inf)
+    return _greatest(logprob_BV, top_k)[0]
+
+
+def _greatest(logprob_BV: Array, top_k: int) -> tuple[Array, Array]:
+    """`filter_top_k`, and the `top_k` ids, greatest first, of equal ones the lowest: (B, A); one, where it is off."""
+    some = 0 < top_k < logprob_BV.shape[1]
+    score_BA, id_BA = best(logprob_BV, top_k if some else 1)
+    kth_B1 = score_BA.min(1, keepdims=True)  # of a slice of the last one XLA would make a sort
+    return jnp.where(logprob_BV >= kth_B1, logprob_BV, -jnp.inf) if some else logprob_BV, id_BA
 
 
 def filter_top_p(logprob_BV: Array, top_p: float) -> Array:
@@ -108,11 +113,15 @@ def filtered(logprob_BV: Array, sampler: Sampler) -> Array:
     The best token always stays: XLA may compute a score twice, with the last bit rounded otherwise, and the greatest
     score that `filter_top_k` found would then be above all that it compares it with. No barrier keeps it from that.
     """
-    first_B1 = argbest(logprob_BV)[:, None]
-    kept_BV = filter_top_k(logprob_BV, sampler.top_k)
+    return _filtered(logprob_BV, sampler)[0]
+
+
+def _filtered(logprob_BV: Array, sampler: Sampler) -> tuple[Array, Array]:
+    """`filtered`, and the ids that `top_k` keeps, of those equal to the last one the lowest: (B, A)."""
+    kept_BV, id_BA = _greatest(logprob_BV, sampler.top_k)
     kept_BV = jnp.where(filter_top_p(logprob_BV, sampler.top_p) > -jnp.inf, kept_BV, -jnp.inf)
     kept_BV = jnp.where(filter_min_p(logprob_BV, sampler.min_p) > -jnp.inf, kept_BV, -jnp.inf)
-    return jnp.where(first_B1 == jnp.arange(logprob_BV.shape[1])[None, :], logprob_BV, kept_BV)
+    return jnp.where(id_BA[:, :1] == jnp.arange(logprob_BV.shape[1])[None, :], logprob_BV, kept_BV), id_BA
 
 
 def line_keys(seed: Array | int, line_B: Array) -> Array:
@@ -121,14 +130,30 @@ def line_keys(seed: Array | int, line_B: Array) -> Array:
 
 
 def sample(logprob_BV: Array, key_B: Array, step: Array | int, sampler: Sampler) -> Array:
-    """One token_B (int32) a row from the filtered, temperature-scaled distribution; `key_B` from `line_keys`."""
+    """One token_B (int32) a row from the filtered, temperature-scaled distribution; `key_B` from `line_keys`.
 
-    def noise(key: Array) -> Array:
-        bits_V = hashed(jax.random.fold_in(key, step), logprob_BV.shape[1])
-        uniform_V = ((bits_V >> 9).astype(jnp.float32) + 0.5) * 2.0**-23  # never 0, never 1
-        return -jnp.log(-jnp.log(uniform_V))
+    Noise is made for the ids that top-k keeps, unless there are more of them: of equal probability.
+    """
+    kept_BV, id_BA = _filtered(logprob_BV, sampler)
 
-    return argbest(filtered(logprob_BV, sampler) + jax.vmap(noise)(key_B))
+    def noise(key: Array, id_X: Array) -> Array:
+        bits_X = hashed(jax.random.fold_in(key, step), id_X.astype(jnp.uint32))
+        uniform_X = ((bits_X >> 9).astype(jnp.float32) + 0.5) * 2.0**-23  # never 0, never 1
+        return -jnp.log(-jnp.log(uniform_X))
+
+    def of_all() -> Array:
+        every_V = jnp.arange(kept_BV.shape[1])
+        return argbest(kept_BV + jax.vmap(noise, (0, None))(key_B, every_V))
+
+    def of_few() -> Array:
+        score_BA = few_BA + jax.vmap(noise)(key_B, id_BA)
+        first_BA = score_BA == score_BA.max(1, keepdims=True)
+        return jnp.where(first_BA, id_BA, kept_BV.shape[1]).min(1).astype(jnp.int32)
+
+    if id_BA.shape[1] == 1:
+        return of_all()
+    few_BA = jnp.take_along_axis(kept_BV, id_BA, axis=1, mode="clip")
+    return lax.cond(jnp.all((kept_BV > -jnp.inf).sum(1) == (few_BA > -jnp.inf).sum(1)), of_few, of_all)
 
 
 def argbest(score_BV: Array) -> Array:

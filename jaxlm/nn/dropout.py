@@ -20,14 +20,14 @@ def keep_mask(key: Array, rate: float, shape: tuple[int, ...]) -> Array:
     """
     if not 0.0 <= rate < 1.0:
         raise UserError(f"a dropout rate of {rate}: expected 0 <= rate < 1 (the model's dropout fields)")
-    return (hashed(key, _size(shape)) >= jnp.uint32(round(rate * 2**32) & 0xFFFFFFFF)).reshape(shape)
+    index = jax.lax.iota(jnp.uint32, _size(shape))
+    return (hashed(key, index) >= jnp.uint32(round(rate * 2**32) & 0xFFFFFFFF)).reshape(shape)
 
 
-def hashed(key: Array, count: int) -> Array:
-    """`count` random uint32, each a pure function of the key and of its index."""
+def hashed(key: Array, index: Array) -> Array:
+    """Random uint32, each a pure function of the key and of an index (uint32)."""
     words = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)
-    bits = jax.lax.iota(jnp.uint32, count) ^ words[0]
-    return _mix(_mix(bits) ^ words[-1])
+    return _mix(_mix(index ^ words[0]) ^ words[-1])
 
 
 def _mix(bits: Array) -> Array:

@@ -115,6 +115,36 @@ XLA_FFI_Error *jaxlm_product(XLA_FFI_CallFrame *frame) {
   return run(frame, &job, threads, job.R * job.D * job.F);
 }
 
+/* write: keys (B, G, H, C, K) and values (B, G, C, K, H), in place; new ones of K slots, (B, K, T, G, H) each, and the
+   positions (B, T) of 0 to C that they go to, of which C is nowhere. */
+
+static void write_row(const Job *job, Int b, float *scratch) {
+  (void)scratch;
+  Int G = job->G, H = job->D, C = job->S, K = job->Q, T = job->R;
+  for (Int t = 0; t < T; t++) {
+    Int c = job->position[b * T + t];
+    for (Int g = 0; g < G && c >= 0 && c < C; g++) {
+      float *key = job->y + (b * G + g) * H * C * K + c * K, *value = job->total + ((b * G + g) * C + c) * K * H;
+      for (Int k = 0; k < K; k++) {
+        Int new = (((b * K + k) * T + t) * G + g) * H;
+        memcpy(value + k * H, job->value + new, H * sizeof(float));
+        for (Int h = 0; h < H; h++) key[h * C * K + k] = job->key[new + h];
+      }
+    }
+  }
+}
+
+XLA_FFI_Error *jaxlm_write(XLA_FFI_CallFrame *frame) {
+  if (told_version(frame)) return NULL;
+  XLA_FFI_Buffer *key = argument(frame, 0), *position = argument(frame, 4);
+  Job job = {.each = write_row, .B = key->dims[0], .G = key->dims[1], .D = key->dims[2], .S = key->dims[3],
+             .Q = key->dims[4], .R = position->dims[1], .key = argument(frame, 2)->data,
+             .value = argument(frame, 3)->data, .position = position->data, .y = result(frame, 0)->data,
+             .total = result(frame, 1)->data};
+  job.tasks = job.B;
+  return run(frame, &job, threads_of(frame), PIECES * job.B * job.G * job.R * job.Q * job.D);
+}
+
 /* look: queries (B, G, R, H), scaled; keys, values, mask (B, Q, S), of which query r has row r % Q. For each query the
    sum of w * value, the sum of w, and the highest score, where w = exp(score - highest). */
 

@@ -30,6 +30,7 @@ struct Job {
   Int first_tasks, tasks, scratch, blocks, chunk, B, G, R, D, F, P, Q, S;
   const float *x, *w, *key, *value;
   const uint8_t *mask;
+  const int32_t *position;
   float *turned, *y, *total, *highest;
   atomic_int holders;
   _Atomic Int first_claimed, first_done, claimed, done;

@@ -1,4 +1,4 @@
-"""The two kernels of `native.c` as functions of JAX: what decoding on a CPU spends its time in.
+"""The kernels of `native.c` as functions of JAX: what decoding on a CPU spends its time in.
 
 XLA's products of few rows read weights at half of the memory's pace, and its attention of one query a head runs on one
 core. The C source is compiled for this very machine at its first use (two seconds) and kept beside the compiled
@@ -45,7 +45,7 @@ def width() -> int:
         library = _library(compiler)
     except (OSError, subprocess.SubprocessError):  # a compiler without headers, no place to write to: XLA does it
         return 0
-    for name in ("jaxlm_product", "jaxlm_look"):
+    for name in ("jaxlm_product", "jaxlm_look", "jaxlm_write"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library.jaxlm_width()
 
@@ -91,9 +91,20 @@ def look(query_BGRH: Array, key_BGHS: Array, value_BGSH: Array, mask_BQS: Array)
     return mixed, total, highest
 
 
-def _call(name: str, shapes: list[tuple[int, ...]], *given: Array) -> tuple[Array, ...]:
+def write(
+    key_BGHCK: Array, value_BGCKH: Array, new_key_BKTGH: Array, new_value_BKTGH: Array, position_BT: Array
+) -> tuple[Array, Array]:
+    """The caches with T more keys and values a slot, in place where they may be; position C is nowhere."""
+    given = key_BGHCK, value_BGCKH, new_key_BKTGH, new_value_BKTGH, position_BT
+    key_BGHCK, value_BGCKH = _call("jaxlm_write", [x.shape for x in given[:2]], *given, aliases={0: 0, 1: 1})
+    return key_BGHCK, value_BGCKH
+
+
+def _call(
+    name: str, shapes: list[tuple[int, ...]], *given: Array, aliases: dict[int, int] | None = None
+) -> tuple[Array, ...]:
     out = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return tuple(jax.ffi.ffi_call(name, out, vmap_method="sequential")(*given))
+    return tuple(jax.ffi.ffi_call(name, out, vmap_method="sequential", input_output_aliases=aliases)(*given))
 
 
 def _compiler() -> str | None:
