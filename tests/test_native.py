@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from zoo import ZOO, batch_of, examples, logits, params_of
 
-from jaxlm.nn import native
-from jaxlm.nn.cache import Layer, View, write
+from jaxlm.nn import look, native
+from jaxlm.nn.cache import Layer, View
 from jaxlm.nn.quantized import Panels, Turned, joined, product, rows, scores, turned, turned_table
 from jaxlm.nn.stack import unstacked
 from jaxlm.parallel import make_mesh
@@ -63,20 +63,23 @@ def test_look(count, groups, queries, width, keys, masks):
 
 @needs_kernels
 @pytest.mark.parametrize(("slots", "tokens"), [(1, 1), (4, 1), (1, 5), (3, 2)])
-def test_write(slots, tokens, monkeypatch):
+def test_write_and_look(slots, tokens, monkeypatch):
     rng = np.random.default_rng(slots)
-    rows, groups, width, room = 3, 2, 5, 7
+    rows, groups, heads, width, room = 3, 2, 4, 5, 7
 
     def drawn(*shape):
         return jnp.asarray(rng.standard_normal(shape, np.float32))
 
     layer = Layer(drawn(rows, groups, width, room, slots), drawn(rows, groups, room, slots, width))
-    news = drawn(rows * slots, tokens, groups, width), drawn(rows * slots, tokens, groups, width)
+    query, (key, value) = drawn(rows * slots, tokens, heads, width), drawn(2, rows * slots, tokens, groups, width)
     position_BT = np.stack([np.arange(at, at + tokens) for at in (0, 2, room - 1)])  # the last ones are out of it
-    view = View(jnp.asarray(np.minimum(position_BT, room), jnp.int32), jnp.ones(()), None)
-    found = jax.jit(write)(layer, *news, view)
+    mask_BQC = jnp.asarray(rng.random((rows, slots * tokens, room * slots)) < 0.5)
+    view = View(jnp.asarray(np.minimum(position_BT, room), jnp.int32), mask_BQC, None)
+    mixed, cache = jax.jit(look.read, static_argnums=5)(query, key, value, layer, view, 0.5)
     monkeypatch.setattr(native, "serves", lambda *given: False)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(write(layer, *news, view)), strict=True):
+    expected, rewritten = look.read(query, key, value, layer, view, 0.5)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-6)
+    for one, other in zip(jax.tree.leaves(cache), jax.tree.leaves(rewritten), strict=True):
         np.testing.assert_array_equal(one, other)
 
 

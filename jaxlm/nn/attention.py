@@ -1,4 +1,4 @@
-"""Scaled dot-product attention with several heads (Vaswani et al. 2017, section 3.2), with and without a cache."""
+"""Scaled dot-product attention with several heads (Vaswani et al. 2017, section 3.2). With a cache: `jaxlm.nn.look`."""
 
 import functools
 
@@ -7,18 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.errors import UserError
-from jaxlm.nn import native
-from jaxlm.nn.cache import Layer, View, seen, write
+from jaxlm.nn.cache import Layer, View
 from jaxlm.nn.dropout import keep_mask
 from jaxlm.nn.kernels import kernel_for
 from jaxlm.nn.linear import Linear, joint
+from jaxlm.nn.look import look, read
 from jaxlm.nn.rotary import Rotation, rotate
 from jaxlm.nn.segments import Sight
 from jaxlm.parallel import constrain
 from jaxlm.types import Array
-
-Keys = tuple[Array, Array, Array]
-"""Keys (B, G, H, S), values (B, G, S, H) and the mask (B, T or 1, S) of what is seen of them."""
 
 
 def attend(
@@ -103,53 +100,6 @@ def _turned(x_BNTS: Array) -> Array:
 
 
 _mix.defvjp(_mix_forward, _mix_backward)
-
-
-def look(query_RTNH: Array, *parts: Keys, scale: float | None = None, biases: tuple[Array, ...] = ()) -> Array:
-    """`attend` for decoding, over several sets of keys as if they were one -> (R, T, N, H).
-
-    Each set has its own B rows, and R = B * K: K slots share a row of keys, whose mask has K * T queries. There may be
-    fewer heads of keys than of queries: N / G queries in a row share one (Ainslie et al. 2023). `biases`, where given,
-    are added to the scores of each set of keys: (B, N, K * T, S), or 1 in the place of B.
-    """
-    scale = query_RTNH.shape[-1] ** -0.5 if scale is None else scale
-    several = zip(parts, biases or (None,) * len(parts), strict=True)
-    found = [_look(query_RTNH, *part, bias, scale) for part, bias in several]
-    mixed, total, highest = found[0]
-    if len(found) > 1:
-        highest = functools.reduce(jnp.maximum, (one[2] for one in found))
-        shares = [jnp.exp(one[2] - highest) for one in found]
-        mixed, total = (
-            functools.reduce(jnp.add, [s * one[at] for s, one in zip(shares, found, strict=True)]) for at in (0, 1)
-        )
-    return (mixed / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)).astype(query_RTNH.dtype)
-
-
-def _look(query_RTNH, key_BGHS, value_BGSH, mask_BQS, bias_BNQS, scale: float) -> tuple[Array, Array, Array]:
-    """With w = exp(score - highest): sum of w * value (R, T, N, H), sum of w, highest, both (R, T, N, 1)."""
-    (rows, heads), (_, tokens, queries, width) = key_BGHS.shape[:2], query_RTNH.shape
-    query_BKTGMH = query_RTNH.reshape(rows, -1, tokens, heads, queries // heads, width)
-    query_BGMQH = jnp.transpose(query_BKTGMH, (0, 3, 4, 1, 2, 5)).reshape(rows, heads, queries // heads, -1, width)
-
-    def back(x_BGMQX: Array) -> Array:
-        x_BGMKTX = x_BGMQX.reshape(*x_BGMQX.shape[:3], -1, tokens, x_BGMQX.shape[-1])
-        return jnp.transpose(x_BGMKTX, (0, 3, 4, 1, 2, 5)).reshape(-1, tokens, queries, x_BGMQX.shape[-1])
-
-    if bias_BNQS is None and native.serves(query_BGMQH, key_BGHS, value_BGSH):
-        query_BGRH = (query_BGMQH * scale).reshape(rows, heads, -1, width)
-        mixed, total, highest = native.look(query_BGRH, key_BGHS, value_BGSH, mask_BQS)
-        shape = query_BGMQH.shape[:4]
-        return back(mixed.reshape(*shape, width)), back(total.reshape(*shape, 1)), back(highest.reshape(*shape, 1))
-    score_BGMQS = jnp.einsum("bgmqh,bghs->bgmqs", query_BGMQH, key_BGHS, preferred_element_type=jnp.float32) * scale
-    if bias_BNQS is not None:
-        score_BGMQS = score_BGMQS + bias_BNQS.reshape(bias_BNQS.shape[0], *score_BGMQS.shape[1:])
-    score_BGMQS = jnp.where(mask_BQS[:, None, None], score_BGMQS, -jnp.inf)
-    highest = jnp.maximum(score_BGMQS.max(-1, keepdims=True), jnp.finfo(jnp.float32).min)
-    weight_BGMQS = jnp.exp(score_BGMQS - highest)
-    mixed = jnp.einsum(
-        "bgmqs,bgsh->bgmqh", weight_BGMQS.astype(value_BGSH.dtype), value_BGSH, preferred_element_type=jnp.float32
-    )
-    return back(mixed), back(weight_BGMQS.sum(-1, keepdims=True)), back(highest)
 
 
 class Attention(nn.Module):
@@ -249,9 +199,8 @@ class Attention(nn.Module):
 
     def read(self, x_RTD: Array, cache: Layer, view: View, rotation: Rotation | None = None) -> tuple[Array, Layer]:
         """Write the keys and values of T more tokens a slot, look at all that each sees -> (R, T, D), the new cache."""
-        query_RTNH, key_RTGH, value_RTGH = self.project(x_RTD, rotation)
-        cache = write(cache, key_RTGH, value_RTGH, view)
-        return self._out(look(query_RTNH, *seen(cache, view), scale=self.scale, biases=view.biases)), cache
+        mixed_RTNH, cache = read(*self.project(x_RTD, rotation), cache, view, self.scale)
+        return self._out(mixed_RTNH), cache
 
     def _out(self, mixed_BTNH: Array) -> Array:
         return self.out(mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1))

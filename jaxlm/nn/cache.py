@@ -20,7 +20,6 @@ from typing import Any
 import jax.numpy as jnp
 from flax import struct
 
-from jaxlm.nn import native
 from jaxlm.types import Array
 
 
@@ -60,7 +59,7 @@ class Layer:
 class View:
     """Where T new tokens are written, and what their queries (Q = K * T a row) see of the cache and of the prefix.
 
-    `biases` are added to the scores of the cache and of the prefix, where a model has such: see `attention.look`.
+    `biases` are added to the scores of the cache and of the prefix, where a model has such: see `jaxlm.nn.look`.
     """
 
     position_BT: Array
@@ -187,11 +186,6 @@ def _spread(layer: Layer, rows: int, slots: int, prefix: int, room: int) -> Laye
 def write(layer: Layer, key_RTGH: Array, value_RTGH: Array, view: View) -> Layer:
     """Put T new keys and values a slot into the positions of `view`; a position >= capacity is dropped."""
     rows, tokens = view.position_BT.shape
-    if native.serves(layer.key_BGHCK, layer.value_BGCKH, key_RTGH, value_RTGH):
-        key_BKTGH, value_BKTGH = (x.reshape(rows, -1, *x.shape[1:]) for x in (key_RTGH, value_RTGH))
-        caches = layer.key_BGHCK, layer.value_BGCKH
-        key_BGHCK, value_BGCKH = native.write(*caches, key_BKTGH, value_BKTGH, view.position_BT)
-        return replace(layer, key_BGHCK=key_BGHCK, value_BGCKH=value_BGCKH)
     row_B1 = jnp.arange(rows)[:, None]
 
     def by_slot(new_RTGH: Array, *order: int) -> Array:

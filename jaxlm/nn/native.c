@@ -115,38 +115,11 @@ XLA_FFI_Error *jaxlm_product(XLA_FFI_CallFrame *frame) {
   return run(frame, &job, threads, job.R * job.D * job.F);
 }
 
-/* write: keys (B, G, H, C, K) and values (B, G, C, K, H), in place; new ones of K slots, (B, K, T, G, H) each, and the
-   positions (B, T) of 0 to C that they go to, of which C is nowhere. */
+/* look: queries (B, G, R, H), scaled; keys (B, G, H, S), values (B, G, S, H), mask (B, Q, S), of which query r has row
+   r % Q -> for each query the sum of w * value, the sum of w, and the highest score, where w = exp(score - highest).
 
-static void write_row(const Job *job, Int b, float *scratch) {
-  (void)scratch;
-  Int G = job->G, H = job->D, C = job->S, K = job->Q, T = job->R;
-  for (Int t = 0; t < T; t++) {
-    Int c = job->position[b * T + t];
-    for (Int g = 0; g < G && c >= 0 && c < C; g++) {
-      float *key = job->y + (b * G + g) * H * C * K + c * K, *value = job->total + ((b * G + g) * C + c) * K * H;
-      for (Int k = 0; k < K; k++) {
-        Int new = (((b * K + k) * T + t) * G + g) * H;
-        memcpy(value + k * H, job->value + new, H * sizeof(float));
-        for (Int h = 0; h < H; h++) key[h * C * K + k] = job->key[new + h];
-      }
-    }
-  }
-}
-
-XLA_FFI_Error *jaxlm_write(XLA_FFI_CallFrame *frame) {
-  if (told_version(frame)) return NULL;
-  XLA_FFI_Buffer *key = argument(frame, 0), *position = argument(frame, 4);
-  Job job = {.each = write_row, .B = key->dims[0], .G = key->dims[1], .D = key->dims[2], .S = key->dims[3],
-             .Q = key->dims[4], .R = position->dims[1], .key = argument(frame, 2)->data,
-             .value = argument(frame, 3)->data, .position = position->data, .y = result(frame, 0)->data,
-             .total = result(frame, 1)->data};
-  job.tasks = job.B;
-  return run(frame, &job, threads_of(frame), PIECES * job.B * job.G * job.R * job.Q * job.D);
-}
-
-/* look: queries (B, G, R, H), scaled; keys, values, mask (B, Q, S), of which query r has row r % Q. For each query the
-   sum of w * value, the sum of w, and the highest score, where w = exp(score - highest). */
+   With more arguments, S is (C, K), and new keys and values of K slots, (B, K, T, G, H) each, are first written to the
+   positions (B, T), 0 to C, of which C is nowhere: in place, the caches being results too. */
 
 /* e^x for x <= 0, within two units in the last place: 2^n e^r with |r| <= ln 2 / 2, and e^r by its series. */
 INLINE Vec exponential(Vec x) {
@@ -227,11 +200,26 @@ static void look_once(const Job *job, Int item, Int at, Int rows, Int begin, Int
   multiply(rows, count, turned, job->value + (item * S + begin) * H, H, job->value + all, H, job->y + at * H, H, edge);
 }
 
+/* The new keys and values of head g of row b. What they lie beside is read next. */
+static void write_new(const Job *job, Int b, Int g) {
+  Int G = job->G, H = job->D, K = job->K, T = job->T, C = job->S / K;
+  float *key = (float *)job->key + (b * G + g) * H * C * K, *value = (float *)job->value + (b * G + g) * C * K * H;
+  for (Int t = 0; t < T; t++) {
+    Int c = job->position[b * T + t];
+    for (Int k = 0; k < K && c >= 0 && c < C; k++) {
+      Int from = (((b * K + k) * T + t) * G + g) * H;
+      memcpy(value + (c * K + k) * H, job->new_value + from, H * sizeof(float));
+      for (Int h = 0; h < H; h++) key[(h * C + c) * K + k] = job->new_key[from + h];
+    }
+  }
+}
+
 /* Some heads of a row of the batch. */
 static void look_at(const Job *job, Int task, float *scratch) {
   Int S = job->S, Q = job->Q, room = padded(S), b = task / job->P, head = task % job->P * job->chunk;
   Int last = least(head + job->chunk, job->G);
   uint8_t *mask = (uint8_t *)(scratch + job->scratch - MOST * room / sizeof(float));
+  for (Int g = head; g < last && job->new_key; g++) write_new(job, b, g);
   for (Int block = 0; block < job->blocks; block++) {
     Int first, rows = rows_of(job->R, job->blocks, block, &first), end, begin = seen(job, b, first, rows, &end);
     memset(mask, 0, MOST * room);
@@ -246,9 +234,14 @@ XLA_FFI_Error *jaxlm_look(XLA_FFI_CallFrame *frame) {
   if (told_version(frame)) return NULL;
   XLA_FFI_Buffer *query = argument(frame, 0), *key = argument(frame, 1), *mask = argument(frame, 3);
   Job job = {.each = look_at, .B = query->dims[0], .G = query->dims[1], .R = query->dims[2], .D = query->dims[3],
-             .S = key->dims[3], .Q = mask->dims[1], .x = query->data, .key = key->data,
+             .S = key->rank > 4 ? key->dims[3] * key->dims[4] : key->dims[3], .Q = mask->dims[1], .x = query->data, .key = key->data,
              .value = argument(frame, 2)->data, .mask = mask->data, .y = result(frame, 0)->data,
              .total = result(frame, 1)->data, .highest = result(frame, 2)->data};
+  if (frame->args.size > 4) {
+    XLA_FFI_Buffer *new = argument(frame, 4);
+    job.K = new->dims[1], job.T = new->dims[2], job.new_key = new->data, job.new_value = argument(frame, 5)->data;
+    job.position = argument(frame, 6)->data, job.key = result(frame, 3)->data, job.value = result(frame, 4)->data;
+  }
   Int threads = threads_of(frame), room = padded(job.S), wide = most(room, job.D);
   job.chunk = least(job.G, parts(job.B * job.G, PIECES * threads));
   job.P = parts(job.G, job.chunk);

@@ -27,8 +27,8 @@ static Int parts(Int n, Int size) { return (n + size - 1) / size; }
 typedef struct Job Job;
 struct Job {
   void (*first)(const Job *, Int), (*each)(const Job *, Int, float *);
-  Int first_tasks, tasks, scratch, blocks, chunk, B, G, R, D, F, P, Q, S;
-  const float *x, *w, *key, *value;
+  Int first_tasks, tasks, scratch, blocks, chunk, B, G, R, D, F, K, P, Q, S, T;
+  const float *x, *w, *key, *value, *new_key, *new_value;
   const uint8_t *mask;
   const int32_t *position;
   float *turned, *y, *total, *highest;

@@ -28,6 +28,7 @@ SOURCE, HEADER = (Path(__file__).with_suffix(suffix) for suffix in (".c", ".h"))
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
 SECONDS = 120
 """The longest that a compiler may take."""
+Looked = tuple[Array, Array, Array]
 
 
 def serves(*given: Array) -> bool:
@@ -45,7 +46,7 @@ def width() -> int:
         library = _library(compiler)
     except (OSError, subprocess.SubprocessError):  # a compiler without headers, no place to write to: XLA does it
         return 0
-    for name in ("jaxlm_product", "jaxlm_look", "jaxlm_write"):
+    for name in ("jaxlm_product", "jaxlm_look"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library.jaxlm_width()
 
@@ -80,24 +81,30 @@ def _product_backward(features, kept, d_y_RF):
 product.defvjp(_product_forward, _product_backward)
 
 
-def look(query_BGRH: Array, key_BGHS: Array, value_BGSH: Array, mask_BQS: Array) -> tuple[Array, Array, Array]:
+def look(query_BGRH: Array, key_BGHS: Array, value_BGSH: Array, mask_BQS: Array) -> Looked:
     """With w = exp(score - highest): sum of w * value (B, G, R, H), sum of w, and highest, (B, G, R); all float32.
 
     score = query . key; query r sees the keys of mask row r % Q. highest is finite where a query sees none.
     """
     rows = query_BGRH.shape[:3]
+    mask_BQS = jnp.broadcast_to(mask_BQS, (rows[0], *mask_BQS.shape[1:]))
     given = query_BGRH, key_BGHS, value_BGSH, mask_BQS
     mixed, total, highest = _call("jaxlm_look", [query_BGRH.shape, rows, rows], *given)
     return mixed, total, highest
 
 
-def write(
-    key_BGHCK: Array, value_BGCKH: Array, new_key_BKTGH: Array, new_value_BKTGH: Array, position_BT: Array
-) -> tuple[Array, Array]:
-    """The caches with T more keys and values a slot, in place where they may be; position C is nowhere."""
-    given = key_BGHCK, value_BGCKH, new_key_BKTGH, new_value_BKTGH, position_BT
-    key_BGHCK, value_BGCKH = _call("jaxlm_write", [x.shape for x in given[:2]], *given, aliases={0: 0, 1: 1})
-    return key_BGHCK, value_BGCKH
+def write_and_look(
+    query_BGRH: Array, key_BGHCK: Array, value_BGCKH: Array, mask_BQS: Array, new_key_BKTGH: Array,
+    new_value_BKTGH: Array, position_BT: Array,
+) -> tuple[Looked, tuple[Array, Array]]:  # fmt: skip
+    """`look` at caches (S = C * K) that T more keys and values a slot are first written to; and the caches.
+
+    In place where they may be. Position C is nowhere.
+    """
+    given = query_BGRH, key_BGHCK, value_BGCKH, mask_BQS, new_key_BKTGH, new_value_BKTGH, position_BT
+    shapes = [query_BGRH.shape, *(query_BGRH.shape[:3],) * 2, key_BGHCK.shape, value_BGCKH.shape]
+    mixed, total, highest, *caches = _call("jaxlm_look", shapes, *given, aliases={1: 3, 2: 4})
+    return (mixed, total, highest), (caches[0], caches[1])
 
 
 def _call(
