@@ -175,11 +175,8 @@ class Seq2Seq(nn.Module):
 
     def _read(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, Array | None, Writer]:
         """Features (B, T, D), attention weights (B, T, S), and what the decoder carries after the last token."""
-        x_BTD, source, writer = (
-            self.embedding_dropout(rows(self.embedding, tokens_BT)),
-            state.source.value,
-            state.writer,
-        )
+        x_BTD = self.embedding_dropout(rows(self.embedding, tokens_BT))
+        source, writer = state.source.value, state.writer
         if self.input_feeding or self.coverage or self.attend == "before":
             return self._read_in_turn(x_BTD, source, writer, valid_BT)
         context_BTD = weight_BTS = None
