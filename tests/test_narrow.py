@@ -43,7 +43,8 @@ def test_products_of_eight_bits(dynamic):
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [("pre", "bfloat16"), ("pre", "int8"), ("llama", "int8"), ("llama", "int8_dynamic")]
+    ("name", "precision"),
+    [("pre", "bfloat16"), ("pre", "int8"), ("llama", "int8"), ("llama", "int8_dynamic"), ("feedforward_lm", "int8")],
 )
 def test_narrow_models_say_nearly_the_same(name, precision):
     model, params = ZOO[name].model, params_of(ZOO[name].model)

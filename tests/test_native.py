@@ -123,14 +123,15 @@ def test_a_model_says_the_same_with_them(name):
 
 
 @needs_kernels
-def test_other_widths_of_vectors(tmp_path):
-    """The smallest instruction set of the processor's family, in a process of its own."""
-    if platform.machine() not in ("x86_64", "AMD64"):
+@pytest.mark.parametrize(("march", "width"), [("x86-64", 8), ("haswell", 16)])
+def test_other_widths_of_vectors(march, width, tmp_path):
+    """Smaller instruction sets of the processor's family, in a process of its own."""
+    if platform.machine() not in ("x86_64", "AMD64") or native.width() < width:
         pytest.skip("has no smaller instruction set to try")
     program = (
         "from jaxlm.nn import native\n"
-        "native.FLAGS = tuple('-march=x86-64' if flag.startswith('-march') else flag for flag in native.FLAGS)\n"
-        "import test_native as t; assert native.width() == 8, native.width()\n"
+        f"native.FLAGS = tuple('-march={march}' if flag.startswith('-march') else flag for flag in native.FLAGS)\n"
+        f"import test_native as t; assert native.width() == {width}, native.width()\n"
         "[t.test_product(*case) for case in t.PRODUCTS]; [t.test_look(*case) for case in t.LOOKS]; print('well')"
     )
     here = Path(__file__).parent
