@@ -141,6 +141,16 @@ def test_other_widths_of_vectors(march, width, tmp_path):
     assert done.stdout.strip() == "well", done.stderr
 
 
+@needs_kernels
+def test_the_table_that_is_multiplied_with():
+    table = jnp.ones((9, 4))
+    tied, apart = unstacked({"embedding": table}), unstacked({"embedding": table, "output": table})
+    assert isinstance(tied["embedding"], Panels) and isinstance(apart["output"], Panels)
+    assert apart["embedding"] is table and unstacked(apart)["embedding"] is table
+    nested = unstacked({"embedding": {"embedding": table}, "output": {"kernel": table}})
+    assert isinstance(nested["embedding"]["embedding"], Panels) and isinstance(nested["output"]["kernel"], Panels)
+
+
 def test_without_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path))
     asked = native.width.__wrapped__

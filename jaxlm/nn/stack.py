@@ -101,17 +101,19 @@ def unstacked(params: Any) -> Any:
     """
     if not isinstance(params, dict):
         return params
-    apart = {name: _apart(name, value) for name, value in params.items()}
+    # Only the table that is multiplied with: the embeddings are, unless there is one for the output alone.
+    scored = "embedding" if isinstance(params.get("output", {}), dict) else "output"
+    apart = {name: _apart(name, value, scored) for name, value in params.items()}
     if "layers" in params and not isinstance(params["layers"], tuple):
         depth = jax.tree.leaves(params["layers"])[0].shape[0]
         apart["layers"] = tuple(unstacked(take(params["layers"], at)) for at in range(depth))
     return apart
 
 
-def _apart(name: str, value: Any) -> Any:
+def _apart(name: str, value: Any, scored: str) -> Any:
     if isinstance(value, dict):
         return unstacked(value)
-    return turned(value) if name == "kernel" else turned_table(value) if name in ("embedding", "output") else value
+    return turned(value) if name == "kernel" else turned_table(value) if name == scored else value
 
 
 cut_apart = jax.jit(unstacked)
