@@ -35,7 +35,7 @@ On your own machine, in a clone of jaxlm, with gcloud:
   --bucket BUCKET    setup: mount a Cloud Storage bucket at ~/bucket (a run on several hosts needs one folder for all)
   --venv DIR         where the environment goes (default: ~/jaxlm-venv)
   --python PYTHON    the Python to make it with (default: the newest >= 3.11; on Ubuntu it is installed if there is none)
-  --restarts N       run: start again at most N times (default: 50)
+  --max-restarts N   run: start again at most N times (default: 50)
   --worker W         logs: the host (default: 0)
   --follow           logs: go on until Ctrl-C
   --yes              delete: do not ask
@@ -112,7 +112,7 @@ fi
 while (($#)); do
     case $1 in
         --type | --zone | --project | --runtime | --network | --subnetwork | --gcloud | --valid-until | --bucket | --venv | \
-            --python | --restarts | --worker | --pause)
+            --python | --max-restarts | --worker | --pause)
             (($# > 1)) || die "$1 needs a value; see --help" 2
             [[ -n $2 ]] || die "$1 was given an empty value; see --help" 2
             case $1 in
@@ -126,7 +126,7 @@ while (($#)); do
                 --bucket) bucket=${2#gs://} ;;
                 --venv) venv=$2 ;;
                 --python) python=$2 ;;
-                --restarts) restarts=$2 ;;
+                --max-restarts) restarts=$2 ;;
                 --worker) worker=$2 ;;
                 --pause) pause=$2 ;;
             esac
@@ -153,7 +153,7 @@ while (($#)); do
     shift
 done
 for number in "$restarts" "$pause"; do
-    [[ $number =~ ^[0-9]+$ ]] || die "--restarts and --pause take whole numbers, found '$number'" 2
+    [[ $number =~ ^[0-9]+$ ]] || die "--max-restarts and --pause take whole numbers, found '$number'" 2
 done
 
 case $verb in

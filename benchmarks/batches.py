@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxlm.data.collate import Batches, collate
-from jaxlm.data.pairs import read
-from jaxlm.data.ragged import Ragged, encode_pairs
-from jaxlm.data.text import BadLines
-from jaxlm.data.vocabulary import EOS
+from jaxlm.data.batching.collate import Batches, collate
+from jaxlm.data.files import ReadStats
+from jaxlm.data.ragged import Ragged
+from jaxlm.data.sources.base import iter_pairs
+from jaxlm.data.storage.token_cache import encode_pairs
+from jaxlm.data.tokenizers.base import EOS
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 
@@ -40,7 +41,7 @@ def make(experiment: Experiment, steps: int, tokens: int, length: int) -> tuple[
             _synthetic(experiment.model.vocab),
             "random ids of Multi30k's lengths (its text was not found)",
         )
-    plan = batching.plan(columns, experiment.seed, experiment.accumulate)
+    plan = batching.plan(columns, experiment.seed, experiment.grad_accum)
     planned = Batches(columns, plan)
     return [_arrays(planned[k]) for k in range(steps)], origin
 
@@ -67,7 +68,7 @@ def first_of_each_shape(batches: list[Arrays]) -> list[Arrays]:
 
 def _real(experiment: Experiment) -> dict[str, Ragged]:
     tokenizer = experiment.tokenizer.fit(experiment.task.texts())
-    return encode_pairs(read(experiment.task.train, BadLines()), tokenizer)
+    return encode_pairs(iter_pairs(experiment.task.train, ReadStats()), tokenizer)
 
 
 def _synthetic(vocab: int) -> dict[str, Ragged]:

@@ -53,22 +53,22 @@ def _ours(name: str) -> tuple[Any, dict[str, Any]]:
     os.environ["JAXLM_CACHE"] = ""  # so that compilation is measured, not read from an earlier run
     from jaxlm import runtime
 
-    runtime.prepare()
+    runtime.configure_process()
     import jax
 
     from jaxlm import workdir
-    from jaxlm.experiment import load
-    from jaxlm.train.state import create
-    from jaxlm.train.step import make_step
+    from jaxlm.experiment import load_experiment
+    from jaxlm.train.state import create_train_state
+    from jaxlm.train.step import make_train_step
     from jaxlm.types import Batch
 
-    chosen = load(name)
+    chosen = load_experiment(name)
     # The form that PyTorch's module has: post-norm, no clipping.
     model = chosen.model.clone(norm="post")
     optimizer = dataclasses.replace(chosen.optimizer, clip=0.0).build(chosen.steps)
     rate = chosen.optimizer.schedule.build(chosen.steps)
-    compiled = make_step(model, chosen.objective, optimizer, rate, chosen.seed)
-    state = jax.jit(lambda: create(model, optimizer, workdir.example(), chosen.seed))()
+    compiled = make_train_step(model, chosen.objective, optimizer, rate, chosen.seed)
+    state = jax.jit(lambda: create_train_state(model, optimizer, workdir.dummy_batch(), chosen.seed))()
 
     def step(batch: batches.Arrays) -> None:
         nonlocal state
@@ -81,15 +81,15 @@ def _ours(name: str) -> tuple[Any, dict[str, Any]]:
 def _torch(name: str, experiment: str) -> tuple[Any, dict[str, Any]]:
     from jaxlm import runtime
 
-    runtime.keep_freed_memory()  # helps PyTorch too
+    runtime.configure_malloc()  # helps PyTorch too
     import torch
 
     from benchmarks import torch_transformer as models
-    from jaxlm.experiment import load
+    from jaxlm.experiment import load_experiment
 
     torch.set_num_threads(cores())
     torch.manual_seed(0)
-    chosen, kind = load(experiment), name.partition("-")[0]
+    chosen, kind = load_experiment(experiment), name.partition("-")[0]
     model = {"library": models.Library, "written": models.Written, "tuned": models.Tuned}[kind](chosen.model)
     table, smoothing, config = model.table.weight, chosen.objective.smoothing, chosen.optimizer
     # The three forms of Adam (loop, foreach, fused) take the same time here within the noise.

@@ -42,24 +42,24 @@ def _ours() -> tuple[Step, int]:
     os.environ["JAXLM_CACHE"] = ""  # so that compilation is measured, not read from an earlier run
     from jaxlm import runtime
 
-    runtime.prepare()
+    runtime.configure_process()
     import jax
 
     from experiments.char_gpt import cpu
-    from jaxlm.train.state import create
-    from jaxlm.train.step import make_step
+    from jaxlm.train.state import create_train_state
+    from jaxlm.train.step import make_train_step
     from jaxlm.types import Batch
 
     experiment, valid_BT = cpu(), np.ones((ROWS, LENGTH), bool)
     optimizer = experiment.optimizer.build(experiment.steps)
     rate = experiment.optimizer.schedule.build(experiment.steps)
-    compiled = make_step(experiment.model, experiment.objective, optimizer, rate, experiment.seed)
+    compiled = make_train_step(experiment.model, experiment.objective, optimizer, rate, experiment.seed)
 
     def batch(ids_BT: np.ndarray) -> Batch:
         return Batch(target_BT=ids_BT[:, :-1], label_BT=ids_BT[:, 1:], target_valid_BT=valid_BT)
 
     example = batch(np.zeros((ROWS, LENGTH + 1), np.int32))
-    state = jax.jit(lambda: create(experiment.model, optimizer, example, experiment.seed))()
+    state = jax.jit(lambda: create_train_state(experiment.model, optimizer, example, experiment.seed))()
 
     def step(ids_BT: np.ndarray) -> None:
         nonlocal state

@@ -47,7 +47,7 @@ def _climb(variant: str, folder: Path, minutes: float) -> dict[str, Any]:
     if stored.exists():
         return json.loads(stored.read_text())
     command = [sys.executable, "-m", "jaxlm", "train", f"experiments.ladder:{variant}"]
-    command += ["--workdir", str(folder), "--minutes", str(minutes)]
+    command += ["--workdir", str(folder), "--max-minutes", str(minutes)]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     found = json.loads(out.splitlines()[-1])
     size = subprocess.run([*command[:3], "show", command[4]], check=True, stdout=subprocess.PIPE, text=True).stdout

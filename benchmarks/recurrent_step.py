@@ -8,7 +8,7 @@ The medium LSTM of Zaremba et al. 2014: 2 layers of 650, 20 rows of 35 tokens, 1
 descent with its gradient clipped at 5, the state carried from batch to batch, float32. The contestants:
 
     ours     the step that `jaxlm train` runs on `RecurrentLM`
-    scan     the same with the loop differentiated by JAX, without the gradient of `jaxlm.nn.unroll`
+    scan     the same with the loop differentiated by JAX, without the gradient of `jaxlm.nn.rnn.scan`
     torch    torch.nn.LSTM, which runs oneDNN's LSTM on a CPU
 
 Each is a process of its own, warm before the first round, and all take turns. Compilation is reported apart.
@@ -59,33 +59,31 @@ def _ours(tie: bool, plain_scan: bool) -> tuple[Step, int]:
     os.environ["JAXLM_CACHE"] = ""  # so that compilation is measured, not read from an earlier run
     from jaxlm import runtime
 
-    runtime.prepare()
+    runtime.configure_process()
     import jax
 
-    from jaxlm.models.recurrent_lm import RecurrentLM
-    from jaxlm.nn import recurrent, unroll
-    from jaxlm.nn.cell import LSTM
+    from jaxlm.models.rnn_lm import RecurrentLM
+    from jaxlm.nn.rnn import layers, scan
+    from jaxlm.nn.rnn.cells import LSTM
+    from jaxlm.objectives.next_token import NextToken
     from jaxlm.optim import SGD
-    from jaxlm.train.objective import NextToken
-    from jaxlm.train.state import create
-    from jaxlm.train.step import make_step
+    from jaxlm.train.state import create_train_state
+    from jaxlm.train.step import make_train_step
     from jaxlm.types import Batch
 
     if plain_scan:
-        recurrent.unroll = lambda *arguments: unroll._forward(*arguments)[0]
+        layers.unroll = lambda *arguments: scan._unroll_forward(*arguments)[0]
 
     def batch(window_BT: np.ndarray) -> Batch:
-        return Batch(
-            target_BT=window_BT[:, :-1], label_BT=window_BT[:, 1:], target_valid_BT=valid_BT, begins_B=begins_B
-        )
+        return Batch(target_BT=window_BT[:, :-1], label_BT=window_BT[:, 1:], target_valid_BT=valid_BT, reset_B=begins_B)
 
     valid_BT, begins_B = np.ones((ROWS, LENGTH), bool), np.zeros(ROWS, bool)
-    network = recurrent.Recurrent(LSTM(WIDTH), LAYERS, dropout=DROPOUT)
-    model = RecurrentLM(VOCAB, WIDTH, network, dropout=DROPOUT, tie=tie)
+    network = layers.Recurrent(LSTM(WIDTH), LAYERS, dropout=DROPOUT)
+    model = RecurrentLM(VOCAB, WIDTH, network, dropout=DROPOUT, tie_embeddings=tie)
     config = SGD(clip=CLIP)
     optimizer, example = config.build(1), batch(np.zeros((ROWS, LENGTH + 1), np.int32))
-    compiled = make_step(model, NextToken(), optimizer, config.schedule.build(1), 0)
-    state = jax.jit(lambda: create(model, optimizer, example, 0, carry=ROWS))()
+    compiled = make_train_step(model, NextToken(), optimizer, config.schedule.build(1), 0)
+    state = jax.jit(lambda: create_train_state(model, optimizer, example, 0, carry_rows=ROWS))()
 
     def step(window_BT: np.ndarray) -> None:
         nonlocal state

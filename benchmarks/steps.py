@@ -71,7 +71,7 @@ def quick_torch() -> Any:
     """PyTorch, with the allocator's settings that help it too and a thread a core."""
     from jaxlm import runtime
 
-    runtime.keep_freed_memory()
+    runtime.configure_malloc()
     import torch
 
     torch.set_num_threads(cores())

@@ -88,7 +88,7 @@ def _versions() -> str:
 def _batches(options: argparse.Namespace, file: Path) -> dict[str, Any]:
     """Write the batches that all use; what is in them."""
     from benchmarks import batches
-    from jaxlm.experiment import load as load_experiment
+    from jaxlm.experiment import load_experiment as load_experiment
 
     made, origin = batches.make(load_experiment(options.experiment), options.steps, options.tokens, options.length)
     batches.save(made, file)

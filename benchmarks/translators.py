@@ -19,7 +19,7 @@ BOS, EOS = 2, 3
 
 def draw(folder: Path, rows: int, length: int, new: int, beam: int) -> None:
     """A random Transformer base (post-norm, one table), a random batch, and what is asked of it."""
-    from jaxlm.interop.huggingface import save
+    from jaxlm.huggingface.convert import save_pretrained
     from jaxlm.models.encoder_decoder import EncoderDecoder
 
     model = EncoderDecoder(
@@ -30,7 +30,7 @@ def draw(folder: Path, rows: int, length: int, new: int, beam: int) -> None:
     params = random_params(model)
     params["embedding"][EOS] = 0  # its logit is 0 and never among the best: every text has the same length
     params["output_bias"][:] = 0
-    save(folder / "model", model, params, ids | {"forced_eos_token_id": None})
+    save_pretrained(folder / "model", model, params, ids | {"forced_eos_token_id": None})
     rng = np.random.default_rng(0)
     source_BS = rng.integers(4, VOCAB, (rows, length))
     source_BS[:, -1] = EOS
@@ -82,27 +82,27 @@ def timed(answer: Callable[[], Any]) -> tuple[dict[str, Any], Run]:
 def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str) -> Any:
     from jaxlm import runtime
 
-    runtime.prepare()
+    runtime.configure_process()
     import jax.numpy as jnp
 
-    from jaxlm.decode.beam import beam_search
-    from jaxlm.decode.options import Beam
-    from jaxlm.interop.huggingface import load
-    from jaxlm.nn.quantized import at_precision
-    from jaxlm.nn.stack import cut_apart
+    from jaxlm.decode.beam_config import Beam
+    from jaxlm.decode.beam_search import beam_search
+    from jaxlm.huggingface.convert import load_pretrained
+    from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
+    from jaxlm.nn.weights.quantization import cast_for_inference
     from jaxlm.types import Batch
 
     if variant == "lstm":
         net, params = _recurrent()
     else:
-        net, params, _ = load(folder / "model")
-        net, params = at_precision(net.clone(logit_bias=False), params, variant or "float32")
+        net, params, _ = load_pretrained(folder / "model")
+        net, params = cast_for_inference(net.clone(logit_bias=False), params, variant or "float32")
         del params["output_bias"]  # zeros, which CTranslate2 leaves out too
-    params = cut_apart(params)
+    params = unstack_layers_jit(params)
     rows = len(source_BS)
     batch = Batch(source_BS=jnp.asarray(source_BS), source_valid_BS=jnp.ones(source_BS.shape, bool))
     prompt_B1, limit_B = jnp.full((rows, 1), BOS), jnp.full(rows, new)
-    options = Beam(size=beam, stop="heuristic")
+    options = Beam(num_beams=beam, stopping_rule="heuristic")
 
     def translate() -> np.ndarray:
         found = beam_search(net, params, batch, prompt_B1, prompt_B1 > 0, limit_B, length=new, beam=options)
@@ -113,9 +113,9 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
 
 def _recurrent() -> tuple[Any, Any]:
     """An attention LSTM with as many parameters as the Transformer, 60 million."""
-    from jaxlm.models.seq2seq import Seq2Seq
-    from jaxlm.nn.cell import LSTM
-    from jaxlm.nn.recurrent import Recurrent
+    from jaxlm.models.rnn_seq2seq import Seq2Seq
+    from jaxlm.nn.rnn.cells import LSTM
+    from jaxlm.nn.rnn.layers import Recurrent
 
     encoder, decoder = Recurrent(LSTM(512), layers=2, bidirectional=True), Recurrent(LSTM(1024), layers=2)
     net = Seq2Seq(VOCAB, WIDTH, encoder, decoder)

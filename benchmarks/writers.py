@@ -16,11 +16,13 @@ VOCAB, END, TOP_K = 50_257, 50_256, 40
 
 def draw(folder: Path, rows: int, length: int, new: int, beam: int) -> None:
     """A random model of GPT-2's smallest size (124 million parameters) and random prompts."""
-    from jaxlm.interop.huggingface import save
+    from jaxlm.huggingface.convert import save_pretrained
     from jaxlm.models.decoder import Decoder
 
-    model = Decoder(VOCAB, 768, 12, 3072, 12, position="learned", max_length=1024, activation="gelu_tanh", tie=True)
-    save(folder / "model", model, random_params(model))
+    model = Decoder(
+        VOCAB, 768, 12, 3072, 12, position="learned", max_length=1024, activation="gelu_tanh", tie_embeddings=True
+    )
+    save_pretrained(folder / "model", model, random_params(model))
     prompt_BP = np.random.default_rng(0).integers(0, END, (rows, length))
     np.savez(folder / "batch.npz", ids=prompt_BP, new=new, beam=beam)
 
@@ -37,19 +39,19 @@ def start(name: str, folder: Path) -> tuple[dict[str, Any], Run]:
 def _ours(folder: Path, prompt_BP: np.ndarray, new: int, variant: str) -> Any:
     from jaxlm import runtime
 
-    runtime.prepare()
+    runtime.configure_process()
     import jax.numpy as jnp
 
-    from jaxlm.decode.choose import Sampler
     from jaxlm.decode.generate import generate
-    from jaxlm.interop.huggingface import load
-    from jaxlm.nn.quantized import at_precision
-    from jaxlm.nn.stack import cut_apart
+    from jaxlm.decode.sampling import Sampler
+    from jaxlm.huggingface.convert import load_pretrained
+    from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
+    from jaxlm.nn.weights.quantization import cast_for_inference
     from jaxlm.types import Batch
 
-    net, params, _ = load(folder / "model")
-    net, params = at_precision(net, params, variant or "float32")
-    params = cut_apart(params)
+    net, params, _ = load_pretrained(folder / "model")
+    net, params = cast_for_inference(net, params, variant or "float32")
+    params = unstack_layers_jit(params)
     prompt_BP = jnp.asarray(prompt_BP)
     batch = Batch(target_BT=prompt_BP, target_valid_BT=prompt_BP >= 0)
     limit_B, sampler = jnp.full(len(prompt_BP), new), Sampler(1.0, top_k=TOP_K)

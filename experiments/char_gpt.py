@@ -16,13 +16,13 @@ rotary positions and a sliding window as wide as its context, and goes on for ev
 
 from dataclasses import replace
 
-from jaxlm.data.plain import TextFile
-from jaxlm.data.symbols import Characters
-from jaxlm.data.windows import Windows
+from jaxlm.data.batching.lm_windows import Windows
+from jaxlm.data.sources.text import TextFile
+from jaxlm.data.tokenizers.simple import Characters
 from jaxlm.experiment import Experiment
 from jaxlm.models.decoder import Decoder
-from jaxlm.optim import AdamW, Cosine
-from jaxlm.tasks.language import LanguageModelling
+from jaxlm.optim import AdamW, CosineDecay
+from jaxlm.tasks.language_modeling import LanguageModeling
 
 CHARACTERS = 69
 
@@ -30,9 +30,9 @@ CHARACTERS = 69
 def cpu() -> Experiment:
     """Tiny shakespeare, characters: 4 layers of 4 heads, width 128, context 64, 2,000 steps of 12 windows."""
     model = Decoder(
-        CHARACTERS, 128, 4, 512, 4, max_length=1024, qkv_bias=False, out_bias=False, ffn_bias=False, deviation=0.06
+        CHARACTERS, 128, 4, 512, 4, max_length=1024, qkv_bias=False, out_bias=False, ffn_bias=False, init_std=0.06
     )
-    return _characters(model, Windows(length=64, rows=12, carry=False, end=False), steps=2000, every=250)
+    return _characters(model, Windows(length=64, rows=12, carry_state=False, append_eos=False), steps=2000, every=250)
 
 
 def cpu_rotary() -> Experiment:
@@ -47,26 +47,26 @@ def gpu() -> Experiment:
         CHARACTERS, 384, 6, 1536, 6, max_length=1024, qkv_bias=False, out_bias=False, ffn_bias=False, dropout=0.2,
         attention_dropout=0.2,
     )  # fmt: skip
-    return _characters(model, Windows(length=256, rows=64, carry=False, end=False), steps=5000, every=250)
+    return _characters(model, Windows(length=256, rows=64, carry_state=False, append_eos=False), steps=5000, every=250)
 
 
 def _characters(model: Decoder, windows: Windows, steps: int, every: int) -> Experiment:
     train, valid = (TextFile("tinyshakespeare/input.txt.gz", "whole", *part) for part in ((0.0, 0.9), (0.9, 1.0)))
-    judged = Windows(windows.length, 64, end=False)
+    judged = Windows(windows.length, 64, append_eos=False)
     return Experiment(
-        task=LanguageModelling(train, valid, valid, windows=judged, sample_tokens=300),
+        task=LanguageModeling(train, valid, valid, windows=judged, sample_tokens=300),
         tokenizer=Characters(CHARACTERS),
         model=model,
         batching=windows,
-        optimizer=AdamW(Cosine(peak=1e-3, warmup=100), b2=0.99, eps=1e-8, weight_decay=0.1, clip=1.0),
+        optimizer=AdamW(CosineDecay(peak=1e-3, warmup=100), b2=0.99, eps=1e-8, weight_decay=0.1, clip=1.0),
         steps=steps,
         evaluate_every=every,
         checkpoint_every=every,
-        best="valid/nll",
+        best_metric="valid/nll",
     )
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

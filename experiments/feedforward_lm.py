@@ -8,18 +8,27 @@ histories that were never counted have neighbours that were. Valid perplexity 22
 """
 
 from experiments.rnn_lm import WORDS, for_words, on_wikitext2
-from jaxlm.data.windows import Windows
+from jaxlm.data.batching.lm_windows import Windows
 from jaxlm.experiment import Experiment
 from jaxlm.models.feedforward_lm import FeedForwardLM
 
 
 def wikitext2() -> Experiment:
     """WikiText-2, order 5, width 256, tied embeddings, dropout .1; windows in random order, as it remembers nothing."""
-    model = FeedForwardLM(WORDS, order=5, width=256, hidden=256, direct=False, tie=True, dropout=0.1, input_scale=4.0)
-    return on_wikitext2(model, Windows(length=35, rows=16, carry=False), for_words(peak=3e-3), steps=7460)
+    model = FeedForwardLM(
+        WORDS,
+        order=5,
+        width=256,
+        hidden=256,
+        direct_connections=False,
+        tie_embeddings=True,
+        dropout=0.1,
+        embedding_scale=4.0,
+    )
+    return on_wikitext2(model, Windows(length=35, rows=16, carry_state=False), for_words(peak=3e-3), steps=7460)
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

@@ -2,11 +2,11 @@
 
     jaxlm import-hf models/bert --workdir runs/bert          # or a run of your own, of an encoder or a language model
     jaxlm train experiments.finetune:sick --workdir runs/sick
-    jaxlm train experiments.finetune:sick_lora --workdir runs/sick_lora --tuning.init runs/other
+    jaxlm train experiments.finetune:sick_lora --workdir runs/sick_lora --finetuning.init runs/other
 
 Each task in four variants: everything is trained (`sick`); the head alone (`sick_frozen`); the head and low-rank maps
 beside the queries and values (`sick_lora`, Hu et al. 2022); and everything, from nothing (`sick_scratch`). They start
-from the workdir `runs/bert` unless --tuning.init says otherwise, and take its model, whatever its size.
+from the workdir `runs/bert` unless --finetuning.init says otherwise, and take its model, whatever its size.
 
 A head on BERT starts from its pooler, where the imported files have it. `jaxlm export-hf runs/sick models/sick` gives a
 BertForSequenceClassification or, of tags, a BertForTokenClassification; low-rank maps are merged into it.
@@ -23,29 +23,28 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.tagging import NEAREST, WNUT17
-from jaxlm.data.batching import Buckets
-from jaxlm.data.conll import UPOS, ColumnFile, ConllU
-from jaxlm.data.corpus import ParallelFiles, Tsv
-from jaxlm.data.entailment import PairsXml
-from jaxlm.data.labelled import OPINIONS, ClassNames, LabelFirst
-from jaxlm.data.layout import Marked
-from jaxlm.data.pairs import PairSource
-from jaxlm.data.sentencepiece import SentencePiece
-from jaxlm.data.subset import Renamed, Together
+from jaxlm.data.batching.bucketing import Buckets
+from jaxlm.data.batching.sequence_format import SequenceFormat
+from jaxlm.data.sources.base import PairSource
+from jaxlm.data.sources.classification import SENTIMENT_LABELS, LabeledLines, MapLabels, RteXml
+from jaxlm.data.sources.conll import UPOS_TAGS, ColumnFile, ConllU
+from jaxlm.data.sources.parallel import ParallelFiles, Tsv
+from jaxlm.data.sources.transforms import Concat, RelabelTags
+from jaxlm.data.tokenizers.sentencepiece import SentencePiece
 from jaxlm.experiment import Experiment
+from jaxlm.finetuning import FineTuning, LoRA
 from jaxlm.models.encoder import Encoder
-from jaxlm.models.headed import TextClassifier, TokenClassifier
-from jaxlm.optim import AdamW, Linear
+from jaxlm.models.finetune_heads import TextClassifier, TokenClassifier
+from jaxlm.objectives.labels import Regression, SequenceClassification, TokenClassification
+from jaxlm.optim import AdamW, LinearDecay
 from jaxlm.tasks.classification import Classification
-from jaxlm.tasks.similarity import Similarity
+from jaxlm.tasks.regression import TextRegression
 from jaxlm.tasks.tagging import Tagging
-from jaxlm.train.labels import Class, Labels, Number
-from jaxlm.tuning import LoRA, Tuning
 
 INIT = "runs/bert"
 VOCAB = 6000
 SMALL = Encoder(
-    VOCAB, width=128, heads=4, hidden=512, layers=3, max_length=512, dropout=0.2, deviation=0.06, head=False
+    VOCAB, width=128, heads=4, hidden=512, layers=3, max_length=512, dropout=0.2, init_std=0.06, mlm_head=False
 )
 HEADS = ("(^|/)(head|pooler)/",)
 JUDGMENTS = ("NEUTRAL", "ENTAILMENT", "CONTRADICTION")
@@ -54,7 +53,7 @@ JUDGMENTS = ("NEUTRAL", "ENTAILMENT", "CONTRADICTION")
 def sick() -> Experiment:
     """Entailment in SICK (Marelli et al. 2014; 4,500 pairs, trial as test): three classes. Majority: 56.4 %."""
     train, trial = (_sick(split, "entailment_judgment") for split in ("train", "trial"))
-    task = Classification(train, trial, trial, layout=Marked(), labels=JUDGMENTS)
+    task = Classification(train, trial, trial, sequence_format=SequenceFormat(), labels=JUDGMENTS)
     return _classes(task, tokens=1024, steps=450)
 
 
@@ -76,8 +75,8 @@ def sick_scratch() -> Experiment:
 def relatedness() -> Experiment:
     """How alike two sentences of SICK are, from 1 to 5, as Pearson's correlation (Marelli et al. 2014)."""
     train, trial = (_sick(split, "relatedness_score") for split in ("train", "trial"))
-    task = Similarity(train, trial, trial, layout=Marked(), low=1.0, high=5.0)
-    return _experiment(task, TextClassifier(labels=1), Number(), tokens=1024, steps=450, best="valid/pearson")
+    task = TextRegression(train, trial, trial, sequence_format=SequenceFormat(), min_value=1.0, max_value=5.0)
+    return _experiment(task, TextClassifier(num_labels=1), Regression(), tokens=1024, steps=450, best="valid/pearson")
 
 
 def relatedness_frozen() -> Experiment:
@@ -98,12 +97,12 @@ def relatedness_scratch() -> Experiment:
 def mrpc() -> Experiment:
     """Paraphrases in MRPC (Dolan and Brockett 2005; 3,576 pairs, 500 to validate, as test): yes or no."""
     train, valid = (
-        ClassNames(
+        MapLabels(
             Tsv(f"mrpc/msr-para-{split}.tsv.gz", ("#1 String", "#2 String"), "Quality"), ("0", "1"), ("other", "same")
         )
         for split in ("train", "val")
     )
-    task = Classification(train, valid, valid, layout=Marked(), labels=("other", "same"))
+    task = Classification(train, valid, valid, sequence_format=SequenceFormat(), labels=("other", "same"))
     return _classes(task, tokens=2048, steps=350)
 
 
@@ -125,8 +124,10 @@ def mrpc_scratch() -> Experiment:
 def rte() -> Experiment:
     """Textual entailment, RTE-1 to RTE-3 (Dagan et al. 2006; the first two and 2,567 pairs; RTE-3 dev as test)."""
     files = ("rte1_dev", "rte1_test", "rte2_dev", "rte2_test")
-    train, dev = Together(tuple(map(_rte, files))), _rte("rte3_dev")
-    return _classes(Classification(train, dev, dev, layout=Marked(), labels=("no", "yes")), tokens=2048, steps=400)
+    train, dev = Concat(tuple(map(_rte, files))), _rte("rte3_dev")
+    return _classes(
+        Classification(train, dev, dev, sequence_format=SequenceFormat(), labels=("no", "yes")), tokens=2048, steps=400
+    )
 
 
 def rte_frozen() -> Experiment:
@@ -147,15 +148,15 @@ def rte_scratch() -> Experiment:
 def umsab() -> Experiment:
     """Sentiment of Spanish tweets (UMSAB, Barbieri et al. 2022; 1,839 tweets, val as test): three classes."""
     train, val = (
-        ClassNames(
+        MapLabels(
             ParallelFiles(f"umsab_spanish/spanish.{split}_text.txt.gz", f"umsab_spanish/spanish.{split}_labels.txt.gz"),
-            codes=("0", "1", "2"),
-            names=OPINIONS,
+            old_labels=("0", "1", "2"),
+            new_labels=SENTIMENT_LABELS,
         )
         for split in ("train", "val")
     )
-    task = Classification(train, val, val, layout=Marked(), labels=OPINIONS)
-    return replace(_classes(task, tokens=1024, steps=400), best="valid/f1")
+    task = Classification(train, val, val, sequence_format=SequenceFormat(), labels=SENTIMENT_LABELS)
+    return replace(_classes(task, tokens=1024, steps=400), best_metric="valid/f1")
 
 
 def umsab_frozen() -> Experiment:
@@ -176,10 +177,10 @@ def umsab_scratch() -> Experiment:
 def sst2() -> Experiment:
     """Film reviews, positive or negative (SST-2, Socher et al. 2013; 6,920 sentences, dev as test)."""
     train, dev = (
-        ClassNames(LabelFirst(f"sst/stsa.binary.{split}.gz"), ("0", "1"), ("negative", "positive"))
+        MapLabels(LabeledLines(f"sst/stsa.binary.{split}.gz"), ("0", "1"), ("negative", "positive"))
         for split in ("train", "dev")
     )
-    task = Classification(train, dev, dev, layout=Marked(), labels=("negative", "positive"))
+    task = Classification(train, dev, dev, sequence_format=SequenceFormat(), labels=("negative", "positive"))
     return _classes(task, tokens=1024, steps=600)
 
 
@@ -187,8 +188,10 @@ def ewt() -> Experiment:
     """Universal parts of speech, UD English EWT (Silveira et al. 2014; 12,544 sentences, dev as test)."""
     dev = ConllU("ud_english_ewt/en_ewt-ud-dev.conllu.gz")
     train = ConllU("ud_english_ewt/en_ewt-ud-train.conllu.gz")
-    task = Tagging(train, dev, dev, layout=Marked(), labels=UPOS)
-    return _experiment(task, TokenClassifier(labels=len(UPOS)), Labels(), 1024, 500, "valid/accuracy")
+    task = Tagging(train, dev, dev, sequence_format=SequenceFormat(), labels=UPOS_TAGS)
+    return _experiment(
+        task, TokenClassifier(num_labels=len(UPOS_TAGS)), TokenClassification(), 1024, 500, "valid/accuracy"
+    )
 
 
 def ewt_frozen() -> Experiment:
@@ -210,9 +213,11 @@ def wnut17() -> Experiment:
     """Emerging named entities, WNUT17 (Derczynski et al. 2017; 3,394 tweets, with 10,000 of WikiANN; dev as test)."""
     dev, tweets = (ColumnFile(f"wnut17/{name}.conll.gz") for name in ("emerging.dev", "wnut17train"))
     names = {f"{mark}-{old}": f"{mark}-{new}" for mark in "BI" for old, new in NEAREST.items()}
-    pages = Renamed(ColumnFile("wikiann_eng/train.conllu.gz", word=1), names)
-    task = Tagging(Together((tweets, tweets, pages)), dev, dev, layout=Marked(), labels=WNUT17, spans=True)
-    return _experiment(task, TokenClassifier(labels=len(WNUT17)), Labels(), 1024, 600, "valid/f1")
+    pages = RelabelTags(ColumnFile("wikiann_eng/train.conllu.gz", word_column=1), names)
+    task = Tagging(
+        Concat((tweets, tweets, pages)), dev, dev, sequence_format=SequenceFormat(), labels=WNUT17, iob2_spans=True
+    )
+    return _experiment(task, TokenClassifier(num_labels=len(WNUT17)), TokenClassification(), 1024, 600, "valid/f1")
 
 
 def _sick(split: str, column: str) -> Tsv:
@@ -220,12 +225,12 @@ def _sick(split: str, column: str) -> Tsv:
 
 
 def _rte(name: str) -> PairSource:
-    return ClassNames(PairsXml(f"rte123/{name}.xml.gz"), ("FALSE", "NO", "TRUE", "YES"), ("no", "no", "yes", "yes"))
+    return MapLabels(RteXml(f"rte123/{name}.xml.gz"), ("FALSE", "NO", "TRUE", "YES"), ("no", "no", "yes", "yes"))
 
 
 def _classes(task: Classification, tokens: int, steps: int) -> Experiment:
-    model = TextClassifier(labels=len(task.labels))
-    return _experiment(task, model, Class(), tokens, steps, "valid/accuracy")
+    model = TextClassifier(num_labels=len(task.labels))
+    return _experiment(task, model, SequenceClassification(), tokens, steps, "valid/accuracy")
 
 
 def _experiment(task: Any, model: Any, objective: Any, tokens: int, steps: int, best: str) -> Experiment:
@@ -233,37 +238,37 @@ def _experiment(task: Any, model: Any, objective: Any, tokens: int, steps: int, 
         task=task,
         model=model,
         tokenizer=SentencePiece(VOCAB),
-        batching=Buckets(tokens=tokens, shapes=4, max_length=tokens // 8),
-        optimizer=AdamW(Linear(peak=1e-4, warmup=40), b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0),
+        batching=Buckets(tokens=tokens, max_shapes=4, max_length=tokens // 8),
+        optimizer=AdamW(LinearDecay(peak=1e-4, warmup=40), b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0),
         objective=objective,
-        tuning=Tuning(INIT),
+        finetuning=FineTuning(INIT),
         steps=steps,
         evaluate_every=100,
         checkpoint_every=100,
-        best=best,
+        best_metric=best,
     )
 
 
 def _frozen(whole: Experiment) -> Experiment:
-    return _with(whole, Tuning(INIT, HEADS), peak=2e-3)
+    return _with(whole, FineTuning(INIT, HEADS), peak=2e-3)
 
 
 def _lora(whole: Experiment) -> Experiment:
-    return _with(whole, Tuning(INIT, HEADS, LoRA(dropout=0.05)), peak=1e-3)
+    return _with(whole, FineTuning(INIT, HEADS, LoRA(dropout=0.05)), peak=1e-3)
 
 
 def _scratch(whole: Experiment, vocab: int = VOCAB) -> Experiment:
-    made = _with(whole, Tuning(), peak=1e-3)
+    made = _with(whole, FineTuning(), peak=1e-3)
     model = made.model.clone(model=SMALL.clone(vocab=vocab, parent=None), parent=None)
     return replace(made, model=model, tokenizer=SentencePiece(vocab))
 
 
-def _with(whole: Experiment, tuning: Tuning, peak: float) -> Experiment:
-    optimizer = replace(whole.optimizer, schedule=Linear(peak=peak, warmup=40))
-    return replace(whole, tuning=tuning, optimizer=optimizer)
+def _with(whole: Experiment, tuning: FineTuning, peak: float) -> Experiment:
+    optimizer = replace(whole.optimizer, schedule=LinearDecay(peak=peak, warmup=40))
+    return replace(whole, finetuning=tuning, optimizer=optimizer)
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

@@ -3,18 +3,18 @@
     jaxlm train experiments.gpt2:small --workdir runs/gpt2
 
 The text is one document a line, `openwebtext/{train,valid}.txt.gz`; any other goes the same way with --task.train.path.
-A batch is half a million tokens: with --accumulate it takes the memory that there is. None of the sizes has been
-trained here; their numbers of parameters, which `tests/test_decoder.py` counts, are those of the published models but
-for the vocabulary.
+A batch is half a million tokens: with --grad-accum it takes the memory that there is. None of the sizes has been
+trained here; their numbers of parameters, which `tests/models/test_decoder.py` counts, are those of the
+published models but for the vocabulary.
 """
 
-from jaxlm.data.plain import TextFile
-from jaxlm.data.sentencepiece import SentencePiece
-from jaxlm.data.windows import Windows
+from jaxlm.data.batching.lm_windows import Windows
+from jaxlm.data.sources.text import TextFile
+from jaxlm.data.tokenizers.sentencepiece import SentencePiece
 from jaxlm.experiment import Experiment
 from jaxlm.models.decoder import Decoder
-from jaxlm.optim import AdamW, Cosine
-from jaxlm.tasks.language import LanguageModelling
+from jaxlm.optim import AdamW, CosineDecay
+from jaxlm.tasks.language_modeling import LanguageModeling
 
 VOCAB, CONTEXT = 50_304, 1024
 
@@ -42,22 +42,22 @@ def xl() -> Experiment:
 def _gpt2(width: int, heads: int, layers: int, peak: float) -> Experiment:
     train, valid = (TextFile(f"openwebtext/{split}.txt.gz") for split in ("train", "valid"))
     return Experiment(
-        task=LanguageModelling(train, valid, valid, windows=Windows(CONTEXT, 16)),
-        tokenizer=SentencePiece(VOCAB, kind="bpe"),
+        task=LanguageModeling(train, valid, valid, windows=Windows(CONTEXT, 16)),
+        tokenizer=SentencePiece(VOCAB, model_type="bpe"),
         model=Decoder(
             VOCAB, width, heads, 4 * width, layers, max_length=CONTEXT, dtype="bfloat16", scan=True, remat=True
         ),
-        batching=Windows(CONTEXT, 512, carry=False),
-        optimizer=AdamW(Cosine(peak=peak, warmup=2000), b2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0),
+        batching=Windows(CONTEXT, 512, carry_state=False),
+        optimizer=AdamW(CosineDecay(peak=peak, warmup=2000), b2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0),
         steps=600_000,
-        accumulate=32,
+        grad_accum=32,
         evaluate_every=1000,
         checkpoint_every=1000,
-        best="valid/nll",
+        best_metric="valid/nll",
     )
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

@@ -1,7 +1,7 @@
 """The ladder of translation models: what each rung buys for the same minutes of the same machine.
 
     python -m benchmarks.ladder                      every rung on Multi30k, five minutes each, and the table
-    jaxlm train experiments.ladder:general --workdir runs/general --minutes 5
+    jaxlm train experiments.ladder:general --workdir runs/general --max-minutes 5
 
 From a context that is looked at once, over a context at every step, to attention by each score, one network for both
 languages, and the Transformer. All rungs share data, vocabulary (4,000 pieces), batches and optimizer, and are about
@@ -16,23 +16,23 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxlm.data.batching import Buckets
-from jaxlm.data.corpus import ParallelFiles
+from jaxlm.data.batching.bucketing import Buckets
 from jaxlm.data.minilang import MiniLang
-from jaxlm.data.sentencepiece import SentencePiece
-from jaxlm.data.symbols import Words
-from jaxlm.decode.options import Beam
+from jaxlm.data.sources.parallel import ParallelFiles
+from jaxlm.data.tokenizers.sentencepiece import SentencePiece
+from jaxlm.data.tokenizers.simple import Words
+from jaxlm.decode.beam_config import Beam
 from jaxlm.experiment import Experiment
+from jaxlm.inference.translate import Search
 from jaxlm.models.encoder_decoder import EncoderDecoder
-from jaxlm.models.joined import Joined
-from jaxlm.models.recurrent_lm import RecurrentLM
-from jaxlm.models.seq2seq import Seq2Seq
-from jaxlm.nn.cell import LSTM
-from jaxlm.nn.recurrent import Recurrent
+from jaxlm.models.prefix_lm import PrefixLM
+from jaxlm.models.rnn_lm import RecurrentLM
+from jaxlm.models.rnn_seq2seq import Seq2Seq
+from jaxlm.nn.rnn.cells import LSTM
+from jaxlm.nn.rnn.layers import Recurrent
+from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import AdamW, InverseSqrt
-from jaxlm.tasks.translate import Search
 from jaxlm.tasks.translation import Translation
-from jaxlm.train.objective import NextToken
 
 VOCAB, MINILANG_VOCAB = 4000, 354
 WIDTH = 256
@@ -60,7 +60,7 @@ def general() -> Experiment:
 
 def additive() -> Experiment:
     """Multi30k en-de: attention by a small network, before the cell (Bahdanau et al. 2015)."""
-    return _multi30k(_seq2seq(score="additive", attend="before"))
+    return _multi30k(_seq2seq(score="additive", attention_order="before"))
 
 
 def one_network() -> Experiment:
@@ -95,7 +95,7 @@ def minilang_general() -> Experiment:
 
 def minilang_additive() -> Experiment:
     """The built-in corpus: attention by a small network, before the cell."""
-    return _minilang(_seq2seq(score="additive", attend="before"))
+    return _minilang(_seq2seq(score="additive", attention_order="before"))
 
 
 def minilang_one_network() -> Experiment:
@@ -114,8 +114,8 @@ def _seq2seq(**options: Any) -> Seq2Seq:
     return Seq2Seq(VOCAB, WIDTH, encoder, decoder, dropout=0.2, **options)
 
 
-def _one_network(vocab: int) -> Joined:
-    return Joined(RecurrentLM(vocab, WIDTH, Recurrent(LSTM(WIDTH), layers=2, dropout=0.2), dropout=0.2))
+def _one_network(vocab: int) -> PrefixLM:
+    return PrefixLM(RecurrentLM(vocab, WIDTH, Recurrent(LSTM(WIDTH), layers=2, dropout=0.2), dropout=0.2))
 
 
 def _transformer(vocab: int) -> EncoderDecoder:
@@ -129,11 +129,11 @@ def _multi30k(model: nn.Module) -> Experiment:
         train=_files("train"),
         valid=_files("val"),
         test=_files("test_2016_flickr", keep_blank=True),
-        search=Search(Beam(size=5, alpha=1.0)),
-        quick=Search(Beam(size=1)),
-        quick_lines=200,
+        search=Search(Beam(num_beams=5, length_penalty=1.0)),
+        valid_search=Search(Beam(num_beams=1)),
+        valid_examples=200,
     )
-    return _experiment(task, model, SentencePiece(VOCAB, kind="bpe"), smoothing=0.1)
+    return _experiment(task, model, SentencePiece(VOCAB, model_type="bpe"), smoothing=0.1)
 
 
 def _minilang(model: Any) -> Experiment:
@@ -141,9 +141,9 @@ def _minilang(model: Any) -> Experiment:
         train=MiniLang("train", 40_000),
         valid=MiniLang("valid", 500),
         test=MiniLang("test", 1000),
-        search=Search(Beam(size=4), extra=10),
-        quick=Search(Beam(size=1), extra=10),
-        quick_lines=200,
+        search=Search(Beam(num_beams=4), max_len_extra=10),
+        valid_search=Search(Beam(num_beams=1), max_len_extra=10),
+        valid_examples=200,
     )
     if isinstance(model, Seq2Seq):
         model = dataclasses.replace(model, vocab=MINILANG_VOCAB)
@@ -155,14 +155,14 @@ def _experiment(task: Translation, model: nn.Module, tokenizer: Any, smoothing: 
         task=task,
         model=model,
         tokenizer=tokenizer,
-        batching=Buckets(tokens=2048, shapes=4),
+        batching=Buckets(tokens=2048, max_shapes=4),
         optimizer=AdamW(InverseSqrt(peak=3e-3, warmup=300), clip=1.0),
-        objective=NextToken(smoothing=smoothing),
+        objective=NextToken(label_smoothing=smoothing),
         steps=20_000,
         log_every=50,
         evaluate_every=20_000,
         checkpoint_every=20_000,
-        best="valid/bleu",
+        best_metric="valid/bleu",
     )
 
 
@@ -171,6 +171,6 @@ def _files(split: str, keep_blank: bool = False) -> ParallelFiles:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

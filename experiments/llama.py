@@ -9,15 +9,15 @@ those of the published Llama 3.2 1B and Llama 3.1 8B; `import-hf` reads their we
 trained to its end here.
 """
 
-from jaxlm.data.plain import TextFile
-from jaxlm.data.sentencepiece import SentencePiece
-from jaxlm.data.symbols import Characters
-from jaxlm.data.windows import Windows
+from jaxlm.data.batching.lm_windows import Windows
+from jaxlm.data.sources.text import TextFile
+from jaxlm.data.tokenizers.sentencepiece import SentencePiece
+from jaxlm.data.tokenizers.simple import Characters
 from jaxlm.experiment import Experiment
 from jaxlm.models.decoder import Decoder
-from jaxlm.nn.rotary import Llama3Scaling, Rotary
-from jaxlm.optim import AdamW, Cosine
-from jaxlm.tasks.language import LanguageModelling
+from jaxlm.nn.layers.positions import Llama3Scaling, Rotary
+from jaxlm.optim import AdamW, CosineDecay
+from jaxlm.tasks.language_modeling import LanguageModeling
 
 CHARACTERS, PIECES, PUBLISHED = 69, 8192, 128_256
 
@@ -26,15 +26,15 @@ def shakespeare() -> Experiment:
     """Characters of tiny shakespeare: 4 layers of 4 heads with 2 of keys, width 128, 2,000 steps of 12 x 64."""
     train, valid = (TextFile("tinyshakespeare/input.txt.gz", "whole", *part) for part in ((0.0, 0.9), (0.9, 1.0)))
     return Experiment(
-        task=LanguageModelling(train, valid, valid, windows=Windows(64, 64, end=False), sample_tokens=300),
+        task=LanguageModeling(train, valid, valid, windows=Windows(64, 64, append_eos=False), sample_tokens=300),
         tokenizer=Characters(CHARACTERS),
         model=_llama(CHARACTERS, 128, 4, 2, 344, 4, Rotary(), max_length=1024),
-        batching=Windows(64, 12, carry=False, end=False),
-        optimizer=AdamW(Cosine(peak=2e-3, warmup=100), b2=0.99, eps=1e-8, weight_decay=0.1, clip=1.0),
+        batching=Windows(64, 12, carry_state=False, append_eos=False),
+        optimizer=AdamW(CosineDecay(peak=2e-3, warmup=100), b2=0.99, eps=1e-8, weight_decay=0.1, clip=1.0),
         steps=2000,
         evaluate_every=250,
         checkpoint_every=250,
-        best="valid/nll",
+        best_metric="valid/nll",
     )
 
 
@@ -42,15 +42,15 @@ def wikitext2() -> Experiment:
     """Pieces of WikiText-2 (Merity et al. 2017): 6 layers of 8 heads with 2 of keys, width 256, 4,000 steps."""
     train, valid = (TextFile(f"wikitext2/{split}.txt.gz") for split in ("train", "valid"))
     return Experiment(
-        task=LanguageModelling(train, valid, valid, windows=Windows(256, 8)),
-        tokenizer=SentencePiece(PIECES, kind="bpe"),
+        task=LanguageModeling(train, valid, valid, windows=Windows(256, 8)),
+        tokenizer=SentencePiece(PIECES, model_type="bpe"),
         model=_llama(PIECES, 256, 8, 2, 688, 6, Rotary(), max_length=2048, dropout=0.1),
-        batching=Windows(256, 16, carry=False),
-        optimizer=AdamW(Cosine(peak=1e-3, warmup=200), b2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0),
+        batching=Windows(256, 16, carry_state=False),
+        optimizer=AdamW(CosineDecay(peak=1e-3, warmup=200), b2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0),
         steps=4000,
         evaluate_every=500,
         checkpoint_every=500,
-        best="valid/nll",
+        best_metric="valid/nll",
     )
 
 
@@ -73,28 +73,29 @@ def _llama(
     large = width >= 1024
     return Decoder(
         vocab, width, heads, hidden, layers, kv_heads=kv_heads, position="rotary", max_length=max_length, rotary=rotary,
-        norm_kind="rms", activation="swiglu", qkv_bias=False, out_bias=False, ffn_bias=False, tie=tie, dropout=dropout,
-        deviation=0.02 if large else 0.06, dtype="bfloat16" if large else "float32", scan=large, remat=large,
+        norm_kind="rms", activation="swiglu", qkv_bias=False, out_bias=False, ffn_bias=False, tie_embeddings=tie,
+        dropout=dropout,
+        init_std=0.02 if large else 0.06, dtype="bfloat16" if large else "float32", scan=large, remat=large,
     )  # fmt: skip
 
 
 def _large(model: Decoder, peak: float) -> Experiment:
     train, valid = (TextFile(f"openwebtext/{split}.txt.gz") for split in ("train", "valid"))
     return Experiment(
-        task=LanguageModelling(train, valid, valid, windows=Windows(8192, 8)),
-        tokenizer=SentencePiece(PUBLISHED, kind="bpe"),
+        task=LanguageModeling(train, valid, valid, windows=Windows(8192, 8)),
+        tokenizer=SentencePiece(PUBLISHED, model_type="bpe"),
         model=model,
-        batching=Windows(8192, 512, carry=False),
-        optimizer=AdamW(Cosine(peak=peak, warmup=8000), b2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0),
+        batching=Windows(8192, 512, carry_state=False),
+        optimizer=AdamW(CosineDecay(peak=peak, warmup=8000), b2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0),
         steps=1_200_000,
-        accumulate=64,
+        grad_accum=64,
         evaluate_every=1000,
         checkpoint_every=1000,
-        best="valid/nll",
+        best_metric="valid/nll",
     )
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

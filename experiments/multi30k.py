@@ -9,16 +9,17 @@ reads and writes raw cased text, so that one model gives both that figure (after
 references) and cased sacreBLEU; and a step has 4,096 target positions, half of the published budget.
 """
 
-from jaxlm.data.batching import Buckets, Packing
-from jaxlm.data.corpus import ParallelFiles
-from jaxlm.data.sentencepiece import SentencePiece
-from jaxlm.decode.options import Beam
+from jaxlm.data.batching.bucketing import Buckets
+from jaxlm.data.batching.packing import Packing
+from jaxlm.data.sources.parallel import ParallelFiles
+from jaxlm.data.tokenizers.sentencepiece import SentencePiece
+from jaxlm.decode.beam_config import Beam
 from jaxlm.experiment import Experiment
+from jaxlm.inference.translate import Search
 from jaxlm.models.encoder_decoder import EncoderDecoder
+from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import AdamW, InverseSqrt
-from jaxlm.tasks.translate import Search
 from jaxlm.tasks.translation import Translation
-from jaxlm.train.objective import NextToken
 
 VOCAB, SMOKE_VOCAB = 10_000, 4000
 FOLDERS = {"de": "multi30k_eng_deu", "fr": "multi30k_fra"}
@@ -39,37 +40,37 @@ def smoke() -> Experiment:
     """Multi30k English to German in minutes on two cores: 2 + 2 layers, 4k vocabulary, one compiled shape."""
     return Experiment(
         task=_task("de", _files("test_2016_flickr", "de", keep_blank=True), {}),
-        tokenizer=SentencePiece(SMOKE_VOCAB, kind="bpe"),
+        tokenizer=SentencePiece(SMOKE_VOCAB, model_type="bpe"),
         model=EncoderDecoder(
             SMOKE_VOCAB, width=128, heads=4, hidden=256, encoder_layers=2, decoder_layers=2, norm="pre", dropout=0.1
         ),
         batching=Packing(length=64, tokens=2048),
         optimizer=AdamW(InverseSqrt(peak=4e-3, warmup=200), clip=1.0),
-        objective=NextToken(smoothing=0.1),
+        objective=NextToken(label_smoothing=0.1),
         steps=600,
         log_every=20,
         evaluate_every=200,
         checkpoint_every=100,
-        keep=3,
-        average=3,
+        keep_checkpoints=3,
+        average_last=3,
     )
 
 
 def _tiny(target: str, test: ParallelFiles, more: dict[str, ParallelFiles]) -> Experiment:
     return Experiment(
         task=_task(target, test, more),
-        tokenizer=SentencePiece(VOCAB, kind="bpe"),
+        tokenizer=SentencePiece(VOCAB, model_type="bpe"),
         model=EncoderDecoder(
             VOCAB, width=128, heads=4, hidden=256, encoder_layers=4, decoder_layers=4, norm="pre", dropout=0.3
         ),
         batching=Buckets(tokens=4096),
         optimizer=AdamW(InverseSqrt(peak=5e-3, warmup=1000), b1=0.9, b2=0.98, clip=1.0),
-        objective=NextToken(smoothing=0.1),
+        objective=NextToken(label_smoothing=0.1),
         steps=8000,
         evaluate_every=500,
         checkpoint_every=100,
-        keep=10,
-        average=10,
+        keep_checkpoints=10,
+        average_last=10,
     )
 
 
@@ -78,10 +79,10 @@ def _task(target: str, test: ParallelFiles, more: dict[str, ParallelFiles]) -> T
         train=_files("train", target),
         valid=_files("val", target),
         test=test,
-        more=more,
-        search=Search(Beam(size=5, alpha=1.0)),
-        quick=Search(Beam(size=1)),
-        moses=target,
+        extra_tests=more,
+        search=Search(Beam(num_beams=5, length_penalty=1.0)),
+        valid_search=Search(Beam(num_beams=1)),
+        moses_language=target,
     )
 
 
@@ -91,6 +92,6 @@ def _files(split: str, target: str, keep_blank: bool = False) -> ParallelFiles:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

@@ -9,14 +9,14 @@ Measured on two cores: `shakespeare` 1.6688 nats a character, `shakespeare_kn` 1
 valid perplexity 234.9 (fitted in 6.5 s).
 """
 
-from jaxlm.data.batching import Buckets
-from jaxlm.data.plain import TextFile
-from jaxlm.data.smoothing import KneserNey, WittenBell
-from jaxlm.data.symbols import Characters, Words
-from jaxlm.data.windows import Windows
+from jaxlm.data.batching.bucketing import Buckets
+from jaxlm.data.batching.lm_windows import Windows
+from jaxlm.data.sources.text import TextFile
+from jaxlm.data.tokenizers.simple import Characters, Words
 from jaxlm.experiment import Experiment
 from jaxlm.models.ngram import NGram
-from jaxlm.tasks.language import LanguageModelling
+from jaxlm.ngram.smoothing import KneserNey, WittenBell
+from jaxlm.tasks.language_modeling import LanguageModeling
 
 CHARACTERS, WORDS = 69, 33_280
 SHAKESPEARE, WIKITEXT = "tinyshakespeare/input.txt.gz", "wikitext2"
@@ -36,29 +36,29 @@ def wikitext2() -> Experiment:
     """WikiText-2, word 5-gram, modified Kneser-Ney; a line is a sentence, as KenLM has it."""
     train, valid = (TextFile(f"{WIKITEXT}/{split}.txt.gz") for split in ("train", "valid"))
     return Experiment(
-        task=LanguageModelling(train, valid, valid, windows=None, sample_tokens=40),
+        task=LanguageModeling(train, valid, valid, windows=None, sample_tokens=40),
         tokenizer=Words(WORDS),
         model=NGram(WORDS, order=5, smoothing=KneserNey()),
-        batching=Buckets(long="truncate", max_length=2048),
+        batching=Buckets(too_long="truncate", max_length=2048),
         steps=1,
-        best="valid/perplexity",
+        best_metric="valid/perplexity",
     )
 
 
 def _shakespeare(smoothing: KneserNey | WittenBell) -> Experiment:
     parts = [TextFile(SHAKESPEARE, "whole", *part) for part in ((0.0, 0.9), (0.9, 1.0))]
-    windows = Windows(length=4096, rows=1, end=False)
+    windows = Windows(length=4096, rows=1, append_eos=False)
     return Experiment(
-        task=LanguageModelling(parts[0], parts[1], parts[1], windows=windows, sample_tokens=200),
+        task=LanguageModeling(parts[0], parts[1], parts[1], windows=windows, sample_tokens=200),
         tokenizer=Characters(CHARACTERS),
-        model=NGram(CHARACTERS, order=5, smoothing=smoothing, stream=True, end=False),
+        model=NGram(CHARACTERS, order=5, smoothing=smoothing, continuous_text=True, append_eos=False),
         batching=windows,
         steps=1,
-        best="valid/nll",
+        best_metric="valid/nll",
     )
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

@@ -1,15 +1,15 @@
 """Learn to translate in two minutes on a laptop: the built-in English-Spanish corpus, a small Transformer."""
 
-from jaxlm.data.batching import Packing
+from jaxlm.data.batching.packing import Packing
 from jaxlm.data.minilang import MiniLang
-from jaxlm.data.symbols import Words
-from jaxlm.decode.options import Beam
+from jaxlm.data.tokenizers.simple import Words
+from jaxlm.decode.beam_config import Beam
 from jaxlm.experiment import Experiment
+from jaxlm.inference.translate import Search
 from jaxlm.models.encoder_decoder import EncoderDecoder
-from jaxlm.optim import AdamW, Linear
-from jaxlm.tasks.translate import Search
+from jaxlm.objectives.next_token import NextToken
+from jaxlm.optim import AdamW, LinearDecay
 from jaxlm.tasks.translation import Translation
-from jaxlm.train.objective import NextToken
 
 VOCAB = 354
 
@@ -21,16 +21,16 @@ def experiment() -> Experiment:
             train=MiniLang("train", 40_000),
             valid=MiniLang("valid", 500),
             test=MiniLang("test", 1000),
-            search=Search(Beam(size=4), extra=10),
-            quick=Search(Beam(size=1), extra=10),
-            quick_lines=200,
+            search=Search(Beam(num_beams=4), max_len_extra=10),
+            valid_search=Search(Beam(num_beams=1), max_len_extra=10),
+            valid_examples=200,
         ),
         tokenizer=Words(VOCAB),
         model=EncoderDecoder(
             VOCAB, width=128, heads=4, hidden=256, encoder_layers=2, decoder_layers=2, norm="pre", dropout=0.0
         ),
         batching=Packing(length=64, tokens=2048),
-        optimizer=AdamW(Linear(peak=3e-3, warmup=100), clip=1.0),
+        optimizer=AdamW(LinearDecay(peak=3e-3, warmup=100), clip=1.0),
         objective=NextToken(),
         steps=600,
         log_every=20,
@@ -40,6 +40,6 @@ def experiment() -> Experiment:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

@@ -14,16 +14,16 @@ Measured on one CPU core an hour each: valid perplexity 207.3 and 164.7 (`wikite
 
 from typing import Any
 
-from jaxlm.data.plain import TextFile
-from jaxlm.data.symbols import Characters, Words
-from jaxlm.data.windows import Windows
+from jaxlm.data.batching.lm_windows import Windows
+from jaxlm.data.sources.text import TextFile
+from jaxlm.data.tokenizers.simple import Characters, Words
 from jaxlm.experiment import Experiment
-from jaxlm.models.recurrent_lm import RecurrentLM
-from jaxlm.nn.cell import GRU, LSTM, Elman
-from jaxlm.nn.recurrent import Recurrent
-from jaxlm.optim import SGD, AdamW, Constant, Cosine, Staircase
-from jaxlm.tasks.language import LanguageModelling
-from jaxlm.train.objective import NextToken
+from jaxlm.models.rnn_lm import RecurrentLM
+from jaxlm.nn.rnn.cells import GRU, LSTM, Elman
+from jaxlm.nn.rnn.layers import Recurrent
+from jaxlm.objectives.next_token import NextToken
+from jaxlm.optim import SGD, AdamW, Constant, CosineDecay, StepDecay
+from jaxlm.tasks.language_modeling import LanguageModeling
 
 CHARACTERS, WORDS = 69, 33_280
 WIKITEXT_TOKENS = 2_088_628
@@ -35,7 +35,7 @@ def shakespeare() -> Experiment:
 
 
 def shakespeare_elman() -> Experiment:
-    """Tiny shakespeare, characters, an Elman network of 128: for `jaxlm report --flow` beside the next two."""
+    """Tiny shakespeare, characters, an Elman network of 128: for `jaxlm report --gradient-flow` beside the next two."""
     return _characters(Recurrent(Elman(128)), dropout=0.0, steps=600)
 
 
@@ -51,28 +51,30 @@ def shakespeare_gru() -> Experiment:
 
 def _characters(network: Recurrent, dropout: float, steps: int) -> Experiment:
     parts = [TextFile("tinyshakespeare/input.txt.gz", "whole", *part) for part in ((0.0, 0.9), (0.9, 1.0))]
-    windows = Windows(length=64, rows=32, end=False)
+    windows = Windows(length=64, rows=32, append_eos=False)
     return Experiment(
-        task=LanguageModelling(parts[0], parts[1], parts[1], windows=Windows(64, 8, end=False), sample_tokens=300),
+        task=LanguageModeling(
+            parts[0], parts[1], parts[1], windows=Windows(64, 8, append_eos=False), sample_tokens=300
+        ),
         tokenizer=Characters(CHARACTERS),
         model=RecurrentLM(CHARACTERS, 64, network, dropout=dropout),
         batching=windows,
-        optimizer=AdamW(Cosine(peak=4e-3, warmup=100), b2=0.99, clip=1.0),
+        optimizer=AdamW(CosineDecay(peak=4e-3, warmup=100), b2=0.99, clip=1.0),
         steps=steps,
         evaluate_every=500,
         checkpoint_every=500,
-        best="valid/nll",
+        best_metric="valid/nll",
     )
 
 
 def wikitext2_elman() -> Experiment:
     """WikiText-2, words, an Elman network of 256, tied embeddings, dropout .1."""
-    return _small(RecurrentLM(WORDS, 256, Recurrent(Elman(256)), dropout=0.1, input_scale=4.0))
+    return _small(RecurrentLM(WORDS, 256, Recurrent(Elman(256)), dropout=0.1, embedding_scale=4.0))
 
 
 def wikitext2_small() -> Experiment:
     """WikiText-2, words, an LSTM of 256, tied embeddings, dropout .1."""
-    return _small(RecurrentLM(WORDS, 256, Recurrent(LSTM(256)), dropout=0.1, input_scale=4.0))
+    return _small(RecurrentLM(WORDS, 256, Recurrent(LSTM(256)), dropout=0.1, embedding_scale=4.0))
 
 
 def wikitext2_medium() -> Experiment:
@@ -80,7 +82,7 @@ def wikitext2_medium() -> Experiment:
     windows = Windows(length=35, rows=20)
     epoch = WIKITEXT_TOKENS // windows.tokens
     model = RecurrentLM(WORDS, 650, Recurrent(LSTM(650), layers=2, dropout=0.5, init_scale=0.05), dropout=0.5)
-    schedule = Staircase(peak=35.0, hold=6 * epoch, every=epoch, factor=1 / 1.2)
+    schedule = StepDecay(peak=35.0, hold_steps=6 * epoch, decay_every=epoch, decay_factor=1 / 1.2)
     return on_wikitext2(model, windows, SGD(schedule, clip=0.25), steps=39 * epoch)
 
 
@@ -91,8 +93,8 @@ def wikitext2_awd() -> Experiment:
     network = Recurrent(LSTM(1150), layers=3, dropout=0.2, variational=True, weight_drop=0.5)
     model = RecurrentLM(WORDS, 400, network, dropout=0.4, input_dropout=0.65, embedding_dropout=0.1)
     optimizer = SGD(Constant(30.0), weight_decay=1.2e-6, clip=0.25)
-    penalised = NextToken(activation=2.0, temporal=1.0)
-    return on_wikitext2(model, windows, optimizer, steps=750 * epoch, objective=penalised, average_after=5)
+    penalised = NextToken(activation_reg=2.0, temporal_reg=1.0)
+    return on_wikitext2(model, windows, optimizer, steps=750 * epoch, objective=penalised, nt_asgd_patience=5)
 
 
 def _small(model: Any) -> Experiment:
@@ -102,7 +104,7 @@ def _small(model: Any) -> Experiment:
 def for_words(peak: float) -> AdamW:
     """Adam with a long memory: most words are rare, and a second moment that forgets them within a few hundred steps
     takes the little that pushes them down for as large as what once pulled them up."""
-    return AdamW(Cosine(peak, warmup=50, floor=0.0), b2=0.999, clip=1.0)
+    return AdamW(CosineDecay(peak, warmup=50, min_lr_ratio=0.0), b2=0.999, clip=1.0)
 
 
 def on_wikitext2(model: Any, windows: Windows, optimizer: Any, steps: int, **more: Any):
@@ -110,7 +112,7 @@ def on_wikitext2(model: Any, windows: Windows, optimizer: Any, steps: int, **mor
     train, valid = (TextFile(f"wikitext2/{split}.txt.gz") for split in ("train", "valid"))
     epoch = WIKITEXT_TOKENS // windows.tokens
     return Experiment(
-        task=LanguageModelling(train, valid, valid, windows=Windows(length=70, rows=10), sample_tokens=40),
+        task=LanguageModeling(train, valid, valid, windows=Windows(length=70, rows=10), sample_tokens=40),
         tokenizer=Words(WORDS),
         model=model,
         batching=windows,
@@ -118,12 +120,12 @@ def on_wikitext2(model: Any, windows: Windows, optimizer: Any, steps: int, **mor
         steps=steps,
         evaluate_every=epoch,
         checkpoint_every=epoch,
-        best="valid/perplexity",
+        best_metric="valid/perplexity",
         **more,
     )
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

@@ -12,20 +12,21 @@ a published model by `experiments.finetune:sst2`; `opinion` 99.85 % of the held-
 was not run to its end.
 """
 
-from jaxlm.data.batching import Buckets
-from jaxlm.data.corpus import ParallelFiles
-from jaxlm.data.labelled import OPINIONS, ClassNames, LabelFirst, MiniLangMinimalPairs
-from jaxlm.data.spelling import SpelledWords
-from jaxlm.data.symbols import Words
+from jaxlm.data.batching.bucketing import Buckets
+from jaxlm.data.minilang.sources import MiniLangMinimalPairs
+from jaxlm.data.sources.classification import SENTIMENT_LABELS, LabeledLines, MapLabels
+from jaxlm.data.sources.parallel import ParallelFiles
+from jaxlm.data.tokenizers.simple import Words
+from jaxlm.data.tokenizers.word_char import WordsWithChars
 from jaxlm.experiment import Experiment
 from jaxlm.models.bag_of_words import BagOfWords
-from jaxlm.models.classifier import Classifier
-from jaxlm.nn.cell import LSTM
-from jaxlm.nn.recurrent import Recurrent
-from jaxlm.nn.words import CharacterCNN
-from jaxlm.optim import AdamW, Linear
+from jaxlm.models.rnn_classifier import RecurrentClassifier
+from jaxlm.nn.layers.word_embedding import CharacterCNN
+from jaxlm.nn.rnn.cells import LSTM
+from jaxlm.nn.rnn.layers import Recurrent
+from jaxlm.objectives.labels import SequenceClassification
+from jaxlm.optim import AdamW, LinearDecay
 from jaxlm.tasks.classification import Classification
-from jaxlm.train.labels import Class
 
 STARS = ("very negative", "negative", "neutral", "positive", "very positive")
 TWINS_VOCAB = 198
@@ -34,22 +35,22 @@ TWINS_VOCAB = 198
 def umsab_es() -> Experiment:
     """Sentiment of Spanish tweets (UMSAB, Barbieri et al. 2022; 1,839 training tweets, val as test)."""
     val = _tweets("val")
-    task = Classification(_tweets("train"), val, val, labels=OPINIONS)
+    task = Classification(_tweets("train"), val, val, labels=SENTIMENT_LABELS)
     return Experiment(
         task=task,
-        tokenizer=SpelledWords(1800, 90, lowercase=True),
+        tokenizer=WordsWithChars(1800, 90, lowercase=True),
         model=BagOfWords(
-            1800, labels=3, width=64, hidden=(64,), characters=CharacterCNN(90, 16, 64, window=5), dropout=0.5,
+            1800, num_labels=3, width=64, hidden=(64,), characters=CharacterCNN(90, 16, 64, kernel_size=5), dropout=0.5,
             word_dropout=0.3,
         ),
-        batching=Buckets(tokens=512, shapes=3),
-        optimizer=AdamW(Linear(peak=2e-3, warmup=50), weight_decay=0.01, clip=1.0),
-        objective=Class(smoothing=0.1),
+        batching=Buckets(tokens=512, max_shapes=3),
+        optimizer=AdamW(LinearDecay(peak=2e-3, warmup=50), weight_decay=0.01, clip=1.0),
+        objective=SequenceClassification(label_smoothing=0.1),
         steps=1000,
-        ema=0.99,
+        ema_decay=0.99,
         evaluate_every=100,
         checkpoint_every=100,
-        best="valid/f1",
+        best_metric="valid/f1",
     )  # fmt: skip
 
 
@@ -65,42 +66,44 @@ def sst5() -> Experiment:
 
 def opinion() -> Experiment:
     """Twins of the same Spanish words and opposite opinions, by an LSTM: only the place of "no" tells them apart."""
-    model = Classifier(TWINS_VOCAB, labels=2, recurrent=Recurrent(LSTM(64), bidirectional=True), word_width=32)
+    model = RecurrentClassifier(
+        TWINS_VOCAB, num_labels=2, recurrent=Recurrent(LSTM(64), bidirectional=True), word_width=32
+    )
     return _twins(model)
 
 
 def opinion_bag() -> Experiment:
     """The same twins by a bag of words, which cannot do better than chance."""
-    return _twins(BagOfWords(TWINS_VOCAB, labels=2, width=32, hidden=(64,)))
+    return _twins(BagOfWords(TWINS_VOCAB, num_labels=2, width=32, hidden=(64,)))
 
 
 def _reviews(kind: str, codes: tuple[str, ...], names: tuple[str, ...]) -> Experiment:
-    train, dev = (ClassNames(LabelFirst(f"sst/stsa.{kind}.{split}.gz"), codes, names) for split in ("train", "dev"))
+    train, dev = (MapLabels(LabeledLines(f"sst/stsa.{kind}.{split}.gz"), codes, names) for split in ("train", "dev"))
     return Experiment(
         task=Classification(train, dev, dev, labels=names),
-        tokenizer=SpelledWords(7000, 50, lowercase=True),
-        model=Classifier(
+        tokenizer=WordsWithChars(7000, 50, lowercase=True),
+        model=RecurrentClassifier(
             7000,
-            labels=len(names),
+            num_labels=len(names),
             recurrent=Recurrent(LSTM(96), bidirectional=True),
             word_width=96,
-            characters=CharacterCNN(50, 16, 64, window=5),
+            characters=CharacterCNN(50, 16, 64, kernel_size=5),
             pooling="attention",
             dropout=0.6,
             word_dropout=0.4,
         ),
-        batching=Buckets(tokens=1024, shapes=4),
-        optimizer=AdamW(Linear(peak=3e-3, warmup=50), weight_decay=0.01, clip=1.0),
-        objective=Class(smoothing=0.1),
+        batching=Buckets(tokens=1024, max_shapes=4),
+        optimizer=AdamW(LinearDecay(peak=3e-3, warmup=50), weight_decay=0.01, clip=1.0),
+        objective=SequenceClassification(label_smoothing=0.1),
         steps=1000,
-        ema=0.99,
+        ema_decay=0.99,
         evaluate_every=100,
         checkpoint_every=100,
-        best="valid/accuracy",
+        best_metric="valid/accuracy",
     )
 
 
-def _twins(model: Classifier | BagOfWords) -> Experiment:
+def _twins(model: RecurrentClassifier | BagOfWords) -> Experiment:
     train, valid, test = (
         MiniLangMinimalPairs("train", 10_000), MiniLangMinimalPairs("valid", 1000), MiniLangMinimalPairs("test", 2000),
     )  # fmt: skip
@@ -108,22 +111,22 @@ def _twins(model: Classifier | BagOfWords) -> Experiment:
         task=Classification(train, valid, test, labels=("N", "P")),
         tokenizer=Words(TWINS_VOCAB),
         model=model,
-        batching=Buckets(tokens=1024, shapes=2),
-        optimizer=AdamW(Linear(peak=3e-3, warmup=50), clip=1.0),
-        objective=Class(),
+        batching=Buckets(tokens=1024, max_shapes=2),
+        optimizer=AdamW(LinearDecay(peak=3e-3, warmup=50), clip=1.0),
+        objective=SequenceClassification(),
         steps=800,
         evaluate_every=100,
         checkpoint_every=100,
-        best="valid/accuracy",
+        best_metric="valid/accuracy",
     )
 
 
-def _tweets(split: str) -> ClassNames:
+def _tweets(split: str) -> MapLabels:
     files = ParallelFiles(f"umsab_spanish/spanish.{split}_text.txt.gz", f"umsab_spanish/spanish.{split}_labels.txt.gz")
-    return ClassNames(files, codes=("0", "1", "2"), names=OPINIONS)
+    return MapLabels(files, old_labels=("0", "1", "2"), new_labels=SENTIMENT_LABELS)
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

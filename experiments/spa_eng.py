@@ -6,17 +6,17 @@
 no English sentence of the test set is trained on (2 % valid, 2 % test).
 """
 
-from jaxlm.data.batching import Buckets
-from jaxlm.data.corpus import Tsv
-from jaxlm.data.sentencepiece import SentencePiece
-from jaxlm.data.subset import SplitBySource
-from jaxlm.decode.options import Beam
+from jaxlm.data.batching.bucketing import Buckets
+from jaxlm.data.sources.parallel import Tsv
+from jaxlm.data.sources.transforms import HashSplit
+from jaxlm.data.tokenizers.sentencepiece import SentencePiece
+from jaxlm.decode.beam_config import Beam
 from jaxlm.experiment import Experiment
+from jaxlm.inference.translate import Search
 from jaxlm.models.encoder_decoder import EncoderDecoder
+from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import AdamW, InverseSqrt
-from jaxlm.tasks.translate import Search
 from jaxlm.tasks.translation import Translation
-from jaxlm.train.objective import NextToken
 
 VOCAB = 8000
 
@@ -28,29 +28,29 @@ def experiment() -> Experiment:
             train=_part("train"),
             valid=_part("valid"),
             test=_part("test"),
-            search=Search(Beam(size=5)),
-            quick=Search(Beam(size=1)),
+            search=Search(Beam(num_beams=5)),
+            valid_search=Search(Beam(num_beams=1)),
         ),
-        tokenizer=SentencePiece(VOCAB, kind="unigram"),
+        tokenizer=SentencePiece(VOCAB, model_type="unigram"),
         model=EncoderDecoder(
             VOCAB, width=256, heads=4, hidden=1024, encoder_layers=3, decoder_layers=3, norm="pre", dropout=0.2
         ),
-        batching=Buckets(tokens=4096, shapes=8),
+        batching=Buckets(tokens=4096, max_shapes=8),
         optimizer=AdamW(InverseSqrt(peak=2e-3, warmup=1000), clip=1.0),
-        objective=NextToken(smoothing=0.1),
+        objective=NextToken(label_smoothing=0.1),
         steps=10_000,
         evaluate_every=500,
         checkpoint_every=250,
-        keep=5,
-        average=5,
+        keep_checkpoints=5,
+        average_last=5,
     )
 
 
-def _part(part: str) -> SplitBySource:
-    return SplitBySource(Tsv("spa_eng_anki/spa.txt.gz", source=0, target=1), part, valid=0.02, test=0.02)
+def _part(part: str) -> HashSplit:
+    return HashSplit(Tsv("spa_eng_anki/spa.txt.gz", source=0, target=1), part, valid=0.02, test=0.02)
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

@@ -4,20 +4,20 @@
     echo "The game <extra_id_0> in Japan ." | jaxlm predict runs/t5
 
 Both on WikiText-2, at sizes for a laptop; neither has been run to its end. With --task.train and --task.valid on shards
-(`jaxlm prepare --symbol "<extra_id_0>" ...`) and larger sizes they are the objectives of the paper.
+(`jaxlm prepare --user-defined-symbol "<extra_id_0>" ...`) and larger sizes they are the objectives of the paper.
 """
 
 from dataclasses import replace
 
-from jaxlm.data.denoising import PrefixLM, SpanCorruption
-from jaxlm.data.documents import Documents
-from jaxlm.data.sentencepiece import SentencePiece
+from jaxlm.data.pretraining.span_corruption import PrefixLMWindows, SpanCorruption
+from jaxlm.data.sources.text import Documents
+from jaxlm.data.tokenizers.sentencepiece import SentencePiece
 from jaxlm.experiment import Experiment
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
-from jaxlm.models.joined import Joined
-from jaxlm.optim import AdamW, Cosine
-from jaxlm.tasks.denoising import SENTINELS, Denoising
+from jaxlm.models.prefix_lm import PrefixLM
+from jaxlm.optim import AdamW, CosineDecay
+from jaxlm.tasks.span_corruption import T5_SENTINELS, Denoising
 
 VOCAB = 8000
 
@@ -25,32 +25,32 @@ VOCAB = 8000
 def spans() -> Experiment:
     """Span corruption on WikiText-2: 4 + 4 layers, width 256, 15 % of the tokens in spans of 3."""
     train, valid = (
-        Documents((f"wikitext2/{split}.txt.gz",), unit="heading", heading=" = [^=]", between=" ")
+        Documents((f"wikitext2/{split}.txt.gz",), unit="heading", heading=" = [^=]", line_separator=" ")
         for split in ("train", "valid")
     )
-    rows, sentinels = SpanCorruption(length=128, rows=16), SENTINELS[:8]
+    rows, sentinels = SpanCorruption(length=128, rows=16), T5_SENTINELS[:8]
     return Experiment(
-        task=Denoising(train, valid, valid, rows=rows, sentinels=sentinels, quick=20),
-        tokenizer=SentencePiece(VOCAB, symbols=sentinels),
+        task=Denoising(train, valid, valid, eval_batching=rows, sentinels=sentinels, valid_batches=20),
+        tokenizer=SentencePiece(VOCAB, user_defined_symbols=sentinels),
         model=EncoderDecoder(VOCAB, 256, 4, 1024, 4, 4, norm="pre", position="relative", dropout=0.0),
         batching=rows,
-        optimizer=AdamW(Cosine(peak=1e-3, warmup=200), clip=1.0),
+        optimizer=AdamW(CosineDecay(peak=1e-3, warmup=200), clip=1.0),
         steps=2000,
         evaluate_every=250,
         checkpoint_every=250,
-        best="valid/nll",
+        best_metric="valid/nll",
     )
 
 
 def prefix() -> Experiment:
     """Prefix language modelling on WikiText-2: one decoder of 4 layers, width 256, that reads the prefix both ways."""
-    base, rows = spans(), PrefixLM(length=128, rows=16)
+    base, rows = spans(), PrefixLMWindows(length=128, rows=16)
     decoder = Decoder(VOCAB, 256, 4, 1024, 4, position="rotary")
-    model = Joined(decoder, bidirectional=True)
-    return replace(base, task=replace(base.task, rows=rows), model=model, batching=rows)
+    model = PrefixLM(decoder, bidirectional_source=True)
+    return replace(base, task=replace(base.task, eval_batching=rows), model=model, batching=rows)
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

@@ -12,44 +12,44 @@ Measured on two cores: `ewt` 95.27 % on dev after 4 min 40 s; `wikiann_es` span 
 
 from dataclasses import replace
 
-from jaxlm.data.batching import Buckets
-from jaxlm.data.conll import UPOS, ColumnFile, ConllU
-from jaxlm.data.labelled import MiniLangTags
-from jaxlm.data.spelling import SpelledWords
-from jaxlm.data.subset import Part, Renamed, SplitBySource, Together
+from jaxlm.data.batching.bucketing import Buckets
+from jaxlm.data.minilang.sources import MiniLangTags
+from jaxlm.data.sources.conll import UPOS_TAGS, ColumnFile, ConllU
+from jaxlm.data.sources.transforms import Concat, HashSplit, RelabelTags, SplitName
+from jaxlm.data.tokenizers.word_char import WordsWithChars
 from jaxlm.experiment import Experiment
-from jaxlm.models.tagger import Tagger
-from jaxlm.nn.cell import LSTM
-from jaxlm.nn.recurrent import Recurrent
-from jaxlm.nn.words import CharacterCNN
-from jaxlm.optim import AdamW, Linear
-from jaxlm.spans import iob2
+from jaxlm.metrics.spans import iob2_tags
+from jaxlm.models.rnn_tagger import RecurrentTagger
+from jaxlm.nn.layers.word_embedding import CharacterCNN
+from jaxlm.nn.rnn.cells import LSTM
+from jaxlm.nn.rnn.layers import Recurrent
+from jaxlm.objectives.labels import TokenClassification
+from jaxlm.optim import AdamW, LinearDecay
 from jaxlm.tasks.tagging import Tagging
-from jaxlm.train.labels import Labels
 
-WIKIANN = iob2("LOC", "ORG", "PER")
+WIKIANN = iob2_tags("LOC", "ORG", "PER")
 NEAREST = {"PER": "person", "LOC": "location", "ORG": "group"}
-WNUT17 = iob2("corporation", "creative-work", "group", "location", "person", "product")
+WNUT17 = iob2_tags("corporation", "creative-work", "group", "location", "person", "product")
 
 
 def ewt() -> Experiment:
     """Universal parts of speech, UD English EWT (Silveira et al. 2014; 12,544 training sentences, dev as test)."""
     dev = ConllU("ud_english_ewt/en_ewt-ud-dev.conllu.gz")
-    task = Tagging(ConllU("ud_english_ewt/en_ewt-ud-train.conllu.gz"), valid=dev, test=dev, labels=UPOS)
+    task = Tagging(ConllU("ud_english_ewt/en_ewt-ud-train.conllu.gz"), valid=dev, test=dev, labels=UPOS_TAGS)
     return _experiment(task, words=8000, characters=100, steps=2000, tokens=2048, best="valid/accuracy")
 
 
 def gsd() -> Experiment:
     """Universal parts of speech, Spanish: the dev file of UD GSD (1,400 sentences), a tenth each to choose and test."""
     train, valid, test = (_gsd(part) for part in ("train", "valid", "test"))
-    task = Tagging(train, valid, test, labels=UPOS)
+    task = Tagging(train, valid, test, labels=UPOS_TAGS)
     return _experiment(task, words=2000, characters=90, steps=600, tokens=1024, best="valid/accuracy")
 
 
 def wikiann_es() -> Experiment:
     """Named entities, Spanish WikiANN (Pan et al. 2017; 20,000 training sentences, val as test): three classes."""
-    val = ColumnFile("wikiann_spa/val.conllu.gz", word=1)
-    task = Tagging(ColumnFile("wikiann_spa/train.conllu.gz", word=1), val, val, labels=WIKIANN, spans=True)
+    val = ColumnFile("wikiann_spa/val.conllu.gz", word_column=1)
+    task = Tagging(ColumnFile("wikiann_spa/train.conllu.gz", word_column=1), val, val, labels=WIKIANN, iob2_spans=True)
     return _experiment(task, words=8000, characters=150, steps=1500, tokens=2048, best="valid/f1", crf=True)
 
 
@@ -61,13 +61,13 @@ def wnut17() -> Experiment:
     dev = ColumnFile("wnut17/emerging.dev.conll.gz")
     tweets = ColumnFile("wnut17/wnut17train.conll.gz")
     names = {f"{mark}-{old}": f"{mark}-{new}" for mark in "BI" for old, new in NEAREST.items()}
-    pages = Renamed(ColumnFile("wikiann_eng/train.conllu.gz", word=1), names)
-    task = Tagging(Together((tweets, tweets, pages)), dev, dev, labels=WNUT17, spans=True)
+    pages = RelabelTags(ColumnFile("wikiann_eng/train.conllu.gz", word_column=1), names)
+    task = Tagging(Concat((tweets, tweets, pages)), dev, dev, labels=WNUT17, iob2_spans=True)
     made = _experiment(task, words=8000, characters=150, steps=2000, tokens=1024, best="valid/f1", crf=True)
     # Few entities occur twice: spelling tells more than the word does.
-    spelling = CharacterCNN(150, width=32, filters=128, window=5, dropout=0.2)
+    spelling = CharacterCNN(150, width=32, filters=128, kernel_size=5, dropout=0.2)
     model = made.model.clone(characters=spelling, word_dropout=0.3, parent=None)
-    return replace(made, model=model, batching=Buckets(tokens=1024, shapes=4, max_length=128))
+    return replace(made, model=model, batching=Buckets(tokens=1024, max_shapes=4, max_length=128))
 
 
 def minilang() -> Experiment:
@@ -83,34 +83,34 @@ def _experiment(
 ) -> Experiment:
     return Experiment(
         task=task,
-        tokenizer=SpelledWords(words, characters, lowercase=True),
-        model=Tagger(
+        tokenizer=WordsWithChars(words, characters, lowercase=True),
+        model=RecurrentTagger(
             words,
-            labels=len(task.labels),
+            num_labels=len(task.labels),
             recurrent=Recurrent(LSTM(200), bidirectional=True),
             word_width=100,
-            characters=CharacterCNN(characters, width=32, filters=128, window=5),
+            characters=CharacterCNN(characters, width=32, filters=128, kernel_size=5),
             dropout=0.5,
             word_dropout=0.15,
             crf=crf,
-            tags=task.labels if crf else (),
+            tag_names=task.labels if crf else (),
         ),
         batching=Buckets(tokens=tokens, max_length=192),
-        optimizer=AdamW(Linear(peak=3e-3, warmup=50), clip=1.0),
-        objective=Labels(),
+        optimizer=AdamW(LinearDecay(peak=3e-3, warmup=50), clip=1.0),
+        objective=TokenClassification(),
         steps=steps,
-        ema=0.99,
+        ema_decay=0.99,
         evaluate_every=100,
         checkpoint_every=100,
-        best=best,
+        best_metric=best,
     )
 
 
-def _gsd(part: Part) -> SplitBySource:
-    return SplitBySource(ConllU("ud_spanish_gsd_dev/es_gsd-ud-dev.conllu.gz"), part, valid=0.1, test=0.1)
+def _gsd(part: SplitName) -> HashSplit:
+    return HashSplit(ConllU("ud_spanish_gsd_dev/es_gsd-ud-dev.conllu.gz"), part, valid=0.1, test=0.1)
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

@@ -17,16 +17,16 @@ path, on Multi30k and minilang. No figure of WMT14 itself was produced here: har
 | search | beam 4, gnmt penalty 0.6, at most source + 50 tokens | the same |
 """
 
-from jaxlm.data.batching import Buckets
-from jaxlm.data.sentencepiece import SentencePiece
-from jaxlm.data.tfds import Tfds
-from jaxlm.decode.options import Beam
+from jaxlm.data.batching.bucketing import Buckets
+from jaxlm.data.sources.tfds import Tfds
+from jaxlm.data.tokenizers.sentencepiece import SentencePiece
+from jaxlm.decode.beam_config import Beam
 from jaxlm.experiment import Experiment
+from jaxlm.inference.translate import Search
 from jaxlm.models.encoder_decoder import EncoderDecoder
+from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import AdamW, InverseSqrt
-from jaxlm.tasks.translate import Search
 from jaxlm.tasks.translation import Translation
-from jaxlm.train.objective import NextToken
 
 GERMAN, FRENCH = 37_000, 32_000
 WARMUP = 4000
@@ -67,24 +67,24 @@ def _experiment(target: str, model: EncoderDecoder, steps: int, average: int) ->
             train=Tfds(name, "train", source="en", target=target),
             valid=Tfds(name, "validation", source="en", target=target, keep_blank=True),
             test=Tfds(name, "test", source="en", target=target, keep_blank=True),
-            search=Search(Beam(size=4, penalty="gnmt", alpha=0.6), extra=50),
-            quick=Search(Beam(size=1), extra=50),
+            search=Search(Beam(num_beams=4, length_penalty_kind="gnmt", length_penalty=0.6), max_len_extra=50),
+            valid_search=Search(Beam(num_beams=1), max_len_extra=50),
         ),
-        tokenizer=SentencePiece(model.vocab, kind="bpe", sample=10_000_000),
+        tokenizer=SentencePiece(model.vocab, model_type="bpe", sample_size=10_000_000),
         model=model,
-        batching=Buckets(tokens=25_000, shapes=12),
+        batching=Buckets(tokens=25_000, max_shapes=12),
         optimizer=AdamW(InverseSqrt(peak=(model.width * WARMUP) ** -0.5, warmup=WARMUP), b1=0.9, b2=0.98, eps=1e-9),
-        objective=NextToken(smoothing=0.1),
+        objective=NextToken(label_smoothing=0.1),
         steps=steps,
         log_every=100,
         evaluate_every=1500,
         checkpoint_every=1500,
-        keep=average,
-        average=average,
+        keep_checkpoints=average,
+        average_last=average,
     )
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.train import run_this_experiment
+    from jaxlm.cli.training.train import run_this_experiment
 
     run_this_experiment()

@@ -10,14 +10,15 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxlm.data.batching import Buckets, Packing
-from jaxlm.data.sentencepiece import SentencePiece
-from jaxlm.data.windows import Windows
+from jaxlm.data.batching.bucketing import Buckets
+from jaxlm.data.batching.lm_windows import Windows
+from jaxlm.data.batching.packing import Packing
+from jaxlm.data.tokenizers.sentencepiece import SentencePiece
 from jaxlm.errors import UserError
+from jaxlm.finetuning import FineTuning
+from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import SGD, AdamW
-from jaxlm.tasks.task import Task
-from jaxlm.train.objective import NextToken
-from jaxlm.tuning import Tuning
+from jaxlm.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -49,45 +50,62 @@ class Experiment:
     batching: Buckets | Packing | Windows = Buckets()
     optimizer: AdamW | SGD = AdamW()
     objective: Any = NextToken()
-    tuning: Tuning = Tuning()
+    finetuning: FineTuning = FineTuning()
     steps: int = 1000
     seed: int = 0
-    accumulate: int = 1
-    ema: float = 0.0
-    average_after: int = 0
+    grad_accum: int = 1
+    ema_decay: float = 0.0
+    nt_asgd_patience: int = 0
     log_every: int = 50
     evaluate_every: int = 500
     checkpoint_every: int = 500
-    keep: int = 3
-    average: int = 1
-    best: str = "valid/bleu"
+    keep_checkpoints: int = 3
+    average_last: int = 1
+    best_metric: str = "valid/bleu"
     patience: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "log_every", "evaluate_every", "checkpoint_every", "keep", "average"):
+        for name in (
+            "steps",
+            "grad_accum",
+            "log_every",
+            "evaluate_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "average_last",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: expected 1 or more")
-        if self.ema and self.average_after:
-            found = f"ema = {self.ema} and average_after = {self.average_after}"
+        if self.ema_decay and self.nt_asgd_patience:
+            found = f"ema_decay = {self.ema_decay} and nt_asgd_patience = {self.nt_asgd_patience}"
             raise UserError(f"{found}: one average at a time, set one of them to 0")
 
     @property
-    def averages(self) -> str:
+    def averaging(self) -> str:
         """Which average of the parameters is kept beside them: "ema", "mean" or ""."""
-        return "ema" if self.ema else "mean" if self.average_after else ""
+        return "ema" if self.ema_decay else "mean" if self.nt_asgd_patience else ""
 
 
-HARMLESS = ("steps", "log_every", "evaluate_every", "checkpoint_every", "keep", "average", "best", "patience")
+RESUMABLE_FIELDS = (
+    "steps",
+    "log_every",
+    "evaluate_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "average_last",
+    "best_metric",
+    "patience",
+)
 """Fields that a resumed run may change: what was computed so far does not depend on them."""
 
 
-def load(name: str) -> Experiment:
+def load_experiment(name: str) -> Experiment:
     """`package.module`, `path/to/file.py`, either with `:variant`, the function that returns the Experiment.
 
     Without a variant the function is `experiment`. Raises UserError that names what exists.
     """
     where, _, variant = name.partition(":") if not name[1:3] == ":\\" else (name, "", "")
-    module = _module(where)
+    module = _import_module(where)
     makers = variants(module)
     own = [name for name, maker in makers.items() if getattr(maker, "__module__", None) == module.__name__]
     variant = variant or ("experiment" if "experiment" in own else next(iter(own), ""))
@@ -112,11 +130,11 @@ def variants(module: ModuleType) -> dict:
     }
 
 
-def _module(where: str) -> ModuleType:
-    if where.endswith(".py") or "/" in where:
-        file = Path(where)
+def _import_module(path_or_name: str) -> ModuleType:
+    if path_or_name.endswith(".py") or "/" in path_or_name:
+        file = Path(path_or_name)
         if not file.is_file() or file.suffix != ".py":
-            raise UserError(f"no experiment file {where}: see `jaxlm list` for those that exist")
+            raise UserError(f"no experiment file {path_or_name}: see `jaxlm list` for those that exist")
         spec = importlib.util.spec_from_file_location(file.stem, file)
         assert spec is not None and spec.loader is not None  # it ends in .py
         module = importlib.util.module_from_spec(spec)
@@ -126,8 +144,8 @@ def _module(where: str) -> ModuleType:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        return importlib.import_module(where)
+        return importlib.import_module(path_or_name)
     except ModuleNotFoundError as error:
-        if error.name and (where == error.name or where.startswith(error.name + ".")):
-            raise UserError(f"no experiment {where!r}: see `jaxlm list` for those that exist") from None
+        if error.name and (path_or_name == error.name or path_or_name.startswith(error.name + ".")):
+            raise UserError(f"no experiment {path_or_name!r}: see `jaxlm list` for those that exist") from None
         raise

@@ -11,7 +11,8 @@ from jaxlm.types import Array
 if TYPE_CHECKING:
     import optax
 
-Rate = Callable[[Array], Array]
+
+ScheduleFn = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Constant:
     peak: float = 1e-3
     warmup: int = 0
 
-    horizon = False
+    needs_total_steps = False
 
-    def build(self, steps: int) -> Rate:
+    def build(self, steps: int) -> ScheduleFn:
         """step (0 at the first update) -> learning rate."""
-        return lambda step: self.peak * _warm(step, self.warmup)
+        return lambda step: self.peak * _warmup_factor(step, self.warmup)
 
 
 @dataclass(frozen=True)
@@ -38,74 +39,80 @@ class InverseSqrt:
     peak: float = 1e-3
     warmup: int = 4000
 
-    horizon = False
+    needs_total_steps = False
 
-    def build(self, steps: int) -> Rate:
+    def build(self, steps: int) -> ScheduleFn:
         """step (0 at the first update) -> learning rate."""
         first = max(self.warmup, 1)
         return lambda step: self.peak * jnp.minimum((step + 1) / first, jnp.sqrt(first / (step + 1)))
 
 
 @dataclass(frozen=True)
-class Cosine:
+class CosineDecay:
     """Linear warm-up to `peak`, then half a cosine down to `peak * floor` at the run's last step."""
 
     peak: float = 1e-3
     warmup: int = 0
-    floor: float = 0.1
+    min_lr_ratio: float = 0.1
 
-    horizon = True
+    needs_total_steps = True
 
-    def build(self, steps: int) -> Rate:
+    def build(self, steps: int) -> ScheduleFn:
         """step (0 at the first update) -> learning rate."""
 
         def rate(step):
-            shape = 0.5 * (1.0 + jnp.cos(jnp.pi * _done(step, self.warmup, steps)))
-            return self.peak * _warm(step, self.warmup) * (self.floor + (1.0 - self.floor) * shape)
+            shape = 0.5 * (1.0 + jnp.cos(jnp.pi * _decay_progress(step, self.warmup, steps)))
+            return (
+                self.peak * _warmup_factor(step, self.warmup) * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * shape)
+            )
 
         return rate
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearDecay:
     """Linear warm-up to `peak`, then a straight line down to `peak * floor` at the run's last step."""
 
     peak: float = 1e-3
     warmup: int = 0
-    floor: float = 0.0
+    min_lr_ratio: float = 0.0
 
-    horizon = True
+    needs_total_steps = True
 
-    def build(self, steps: int) -> Rate:
+    def build(self, steps: int) -> ScheduleFn:
         """step (0 at the first update) -> learning rate."""
 
         def rate(step):
-            left = 1.0 - _done(step, self.warmup, steps)
-            return self.peak * _warm(step, self.warmup) * (self.floor + (1.0 - self.floor) * left)
+            left = 1.0 - _decay_progress(step, self.warmup, steps)
+            return (
+                self.peak * _warmup_factor(step, self.warmup) * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * left)
+            )
 
         return rate
 
 
 @dataclass(frozen=True)
-class Staircase:
+class StepDecay:
     """`peak` for `hold` steps, then times `factor` after every `every` further steps, from the first of them on.
 
     Zaremba et al. 2014, section 4.1: 1.0 for 6 epochs, then divided by 1.2 after each epoch (the medium LSTM).
     """
 
     peak: float = 1.0
-    hold: int = 1000
-    every: int = 1000
-    factor: float = 0.5
+    hold_steps: int = 1000
+    decay_every: int = 1000
+    decay_factor: float = 0.5
 
-    horizon = False
+    needs_total_steps = False
 
-    def build(self, steps: int) -> Rate:
+    def build(self, steps: int) -> ScheduleFn:
         """step (0 at the first update) -> learning rate."""
-        return lambda step: self.peak * self.factor ** jnp.maximum((step - self.hold) // self.every + 1, 0)
+        return lambda step: (
+            self.peak * self.decay_factor ** jnp.maximum((step - self.hold_steps) // self.decay_every + 1, 0)
+        )
 
 
-Schedule = Constant | InverseSqrt | Cosine | Linear | Staircase
+Schedule = Constant | InverseSqrt | CosineDecay | LinearDecay | StepDecay
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ class AdamW:
         parts = [optax.clip_by_global_norm(self.clip)] if self.clip else []
         parts.append(optax.scale_by_adam(self.b1, self.b2, self.eps))
         if self.weight_decay:
-            mask = lambda params: jax.tree_util.tree_map_with_path(_decays, params)  # noqa: E731
+            mask = lambda params: jax.tree_util.tree_map_with_path(_has_weight_decay, params)  # noqa: E731
             parts.append(optax.add_decayed_weights(self.weight_decay, mask))
         return optax.chain(*parts, optax.scale_by_learning_rate(self.schedule.build(steps)))
 
@@ -162,22 +169,22 @@ class SGD:
 
         parts = [optax.clip_by_global_norm(self.clip)] if self.clip else []
         if self.weight_decay:
-            mask = lambda params: jax.tree_util.tree_map_with_path(_decays, params)  # noqa: E731
+            mask = lambda params: jax.tree_util.tree_map_with_path(_has_weight_decay, params)  # noqa: E731
             parts.append(optax.add_decayed_weights(self.weight_decay, mask))
         if self.momentum:
             parts.append(optax.trace(self.momentum))
         return optax.chain(*parts, optax.scale_by_learning_rate(self.schedule.build(steps)))
 
 
-def _decays(path: tuple, leaf: Array) -> bool:
+def _has_weight_decay(path: tuple, leaf: Array) -> bool:
     """Matrices decay, vectors do not; a stack of layers adds an axis to both."""
     return leaf.ndim - any(getattr(key, "key", None) == "layers" for key in path) >= 2
 
 
-def _warm(step: Array, warmup: int) -> Array:
+def _warmup_factor(step: Array, warmup: int) -> Array:
     return jnp.minimum(1.0, (step + 1) / max(warmup, 1))
 
 
-def _done(step: Array, warmup: int, steps: int) -> Array:
+def _decay_progress(step: Array, warmup: int, steps: int) -> Array:
     """Share of the steps after the warm-up that is done, in [0, 1]."""
     return jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)

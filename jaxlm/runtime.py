@@ -8,11 +8,11 @@ from pathlib import Path
 GIBIBYTE = 2**30
 
 
-def prepare() -> None:
+def configure_process() -> None:
     """Call once, before the first array is made."""
     import jax
 
-    keep_freed_memory()
+    configure_malloc()
     folder = cache_folder()
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -29,7 +29,7 @@ def cache_folder() -> Path | None:
     return Path(chosen) if chosen else home / "jaxlm" / "xla"
 
 
-def keep_freed_memory() -> None:
+def configure_malloc() -> None:
     """Tell glibc to keep big freed blocks instead of giving them back to the system after every step.
 
     XLA frees its temporaries after each step on a CPU; faulting their pages in again costs up to a third of a step.
@@ -55,7 +55,7 @@ def seconds_since_start() -> float:
         after_boot = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - after_boot / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError, IndexError):
-        return time.perf_counter() - _IMPORTED
+        return time.perf_counter() - _IMPORT_TIME
 
 
-_IMPORTED = time.perf_counter()
+_IMPORT_TIME = time.perf_counter()

@@ -19,9 +19,12 @@ import jax
 from flax import struct
 
 Array = jax.Array
+
 Params = Any
-Field = Any
+
+ArrayOrNone = Any
 """A JAX or NumPy array, or None."""
+
 State = Any
 """Any pytree in which axis 0 of every leaf is the batch: a beam repeats rows and takes rows, and nothing else."""
 
@@ -34,31 +37,31 @@ class Batch:
     The `valid` masks are True on real tokens. With packing, several examples share a row: `*_segment_*` number them
     from 1 and are 0 on padding; a token sees only its own segment.
 
-    `source_type_BS` are kinds of text within a row, numbered from 0 (the first sentence of a pair and the second).
-    What is to be said about a source is `label_BS`, an id for each token (-1 where nothing is asked), or `label_B`, a
-    class for the row or, in float32, a number (NaN where none is asked). `character_BSW` spells each source token in
-    ids of characters, 0 after its last one.
+    `token_type_BS` are kinds of text within a row, numbered from 0 (the first sentence of a pair and the second).
+    What is to be said about a source is `token_label_BS`, an id for each token (-1 where nothing is asked),
+    or `label_B`, a class for the row or, in float32, a number (NaN where none is asked). `character_BSW`
+    spells each source token in ids of characters, 0 after its last one.
 
-    Where rows are windows of a stream that goes on from batch to batch, `begins_B` is True where a stream begins, and
+    Where rows are windows of a stream that goes on from batch to batch, `reset_B` is True where a stream begins, and
     the train step puts the model's state after the batch before into `state`.
     """
 
-    source_BS: Field = None
-    source_valid_BS: Field = None
-    source_segment_BS: Field = None
-    target_BT: Field = None
-    target_valid_BT: Field = None
-    target_segment_BT: Field = None
-    label_BT: Field = None
-    label_BS: Field = None
-    label_B: Field = None
-    character_BSW: Field = None
-    begins_B: Field = None
+    source_BS: ArrayOrNone = None
+    source_valid_BS: ArrayOrNone = None
+    source_segment_BS: ArrayOrNone = None
+    target_BT: ArrayOrNone = None
+    target_valid_BT: ArrayOrNone = None
+    target_segment_BT: ArrayOrNone = None
+    label_BT: ArrayOrNone = None
+    token_label_BS: ArrayOrNone = None
+    label_B: ArrayOrNone = None
+    character_BSW: ArrayOrNone = None
+    reset_B: ArrayOrNone = None
     state: State = None
-    source_type_BS: Field = None
+    token_type_BS: ArrayOrNone = None
 
 
-class Autoregressive(Protocol):
+class SequenceModel(Protocol):
     """What training, decoding and scoring ask of a sequence model; reached by `model.apply(..., method=...)`.
 
     Training is `extend` over the whole target with `capacity=0`, prefill is `extend` over a prompt, and a decoding

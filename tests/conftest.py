@@ -53,10 +53,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture
 def data_root() -> Path:
     """The folder that holds the real text data; a test that asks for it is skipped where there is none."""
-    from jaxlm.data.text import find
+    from jaxlm.data.files import find_file
     from jaxlm.errors import UserError
 
     try:
-        return find("multi30k_eng_deu/train.en.gz").parent.parent
+        return find_file("multi30k_eng_deu/train.en.gz").parent.parent
     except UserError as error:
         pytest.skip(f"no text data: {error}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm.cli.doctor import CORE
+from jaxlm.cli.tools.doctor import CORE_PACKAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "jaxlm").rglob("*.py"))
@@ -18,70 +18,43 @@ SOURCES = [*MODULES, *(path for top in ("experiments", "tests", "benchmarks") fo
 TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("*.sh"), *ROOT.glob("launch/*"), *(ROOT / "docs").rglob("*.md")]
 TEXTS += [*SOURCES, ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci/run"]
 
-FILE_LINES, FUNCTION_LINES, DEPENDENCIES = 300, 45, 12
+FILE_LINES, FUNCTION_LINES, DEPENDENCIES, FOLDER_FILES, ROOT_MODULES = 300, 45, 12, 15, 12
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
-VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
+VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base_utils", "lib", "core", "stuff", "new", "tmp"}
 
-# A name belongs to the longest entry that it starts with. A module imports from its own layer or from a lower one, and
-# the two halves of layer 2 do not know each other.
-LAYERS = {
-    "jaxlm": 0,
-    "jaxlm.types": 0,
-    "jaxlm.errors": 0,
-    "jaxlm.config": 0,
-    "jaxlm.nn": 1,
-    "jaxlm.data": 1,
-    "jaxlm.losses": 1,
-    "jaxlm.label_loss": 1,
-    "jaxlm.optim": 1,
-    "jaxlm.tuning": 1,
-    "jaxlm.checkpoint": 1,
-    "jaxlm.checksum": 1,
-    "jaxlm.disk": 1,
-    "jaxlm.leaves": 1,
-    "jaxlm.stored_step": 1,
-    "jaxlm.axes": 0,
-    "jaxlm.parallel": 1,
-    "jaxlm.placing": 1,
-    "jaxlm.hosts": 1,
-    "jaxlm.collectives": 1,
-    "jaxlm.chips": 0,
-    "jaxlm.flops": 1,
-    "jaxlm.metrics": 1,
-    "jaxlm.spans": 1,
-    "jaxlm.agreement": 1,
-    "jaxlm.log": 1,
-    "jaxlm.progress": 1,
-    "jaxlm.runtime": 1,
-    "jaxlm.streams": 1,
-    "jaxlm.models": 2,
-    "jaxlm.decode": 2,
-    "jaxlm.tasks": 3,
-    "jaxlm.experiment": 3,
-    "jaxlm.workdir": 3,
-    "jaxlm.evaluate": 3,
-    "jaxlm.flow": 3,
-    "jaxlm.flow_figure": 3,
-    "jaxlm.train": 3,
-    "jaxlm.plan": 3,
-    "jaxlm.report": 3,
-    "jaxlm.interop": 3,
-    "jaxlm.cli": 4,
-    "jaxlm.__main__": 4,
-    "experiments": 5,
-}
-STRANGERS = {("jaxlm.models", "jaxlm.decode"), ("jaxlm.decode", "jaxlm.models")}
+FLOORS = """
+jaxlm.errors jaxlm.types jaxlm.config jaxlm.filesystem jaxlm.runtime jaxlm.pytree
+jaxlm.data.files jaxlm.data.ragged jaxlm.data.tokenizers jaxlm.data.sources jaxlm.data.storage jaxlm.data.batching
+jaxlm.data.pretraining jaxlm.data.minilang
+jaxlm.ngram jaxlm.grammar jaxlm.metrics
+jaxlm.distributed
+jaxlm.nn.weights jaxlm.nn.layers jaxlm.nn.attention jaxlm.nn.rnn jaxlm.nn.transformer
+jaxlm.losses jaxlm.models jaxlm.decode jaxlm.optim jaxlm.finetuning jaxlm.objectives
+jaxlm.inference jaxlm.tasks jaxlm.experiment
+jaxlm.checkpoint jaxlm.workdir jaxlm.perf jaxlm.train jaxlm.huggingface jaxlm.planner jaxlm.report
+jaxlm jaxlm.cli jaxlm.__main__
+""".split()
+"""The packages and root modules from the ground floor up: a module imports only from its own floor or from a lower one.
+
+`jaxlm` itself is the public face, `jaxlm/__init__.py`.
+"""
+SEPARATE = {("jaxlm.decode", "jaxlm.models")}
+"""Decoding knows models by their contract alone."""
+ONE_HOME_EXCEPTIONS = {"State", "main"}
+"""Names that every module of a kind defines: the decoding state of a model, the entry point of a command."""
 
 
 def _name(path: Path) -> str:
-    """`jaxlm/nn/linear.py` -> `jaxlm.nn.linear`; a package is named by its folder."""
+    """`jaxlm/nn/layers/linear.py` -> `jaxlm.nn.layers.linear`; a package is named by its folder."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def _entry(module: str) -> str | None:
-    """The entry of LAYERS that a module belongs to, or None. `jaxlm` itself stands for no module below it."""
-    names = [entry for entry in LAYERS if module == entry or (module.startswith(f"{entry}.") and entry != "jaxlm")]
-    return max(names, key=len, default=None)
+def _floor(module: str) -> str | None:
+    """The entry of FLOORS that a module belongs to: the longest that it starts with. `jaxlm` stands for
+    itself alone.
+    """
+    floors = [floor for floor in FLOORS if module == floor or (module.startswith(f"{floor}.") and floor != "jaxlm")]
+    return max(floors, key=len, default=None)
 
 
 def _text(path: Path) -> str:
@@ -109,21 +82,44 @@ def _imports(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{node.module}.{alias.name}" if is_package else node.module
 
 
-def test_every_module_has_a_layer():
-    homeless = [_name(path) for path in MODULES if _entry(_name(path)) is None]
-    assert not homeless, f"add these to LAYERS: {homeless}"
+def test_every_module_has_a_floor():
+    homeless = [_name(path) for path in MODULES if _floor(_name(path)) is None and _text(path)]
+    assert not homeless, f"add these to FLOORS: {homeless}"
 
 
 def test_imports_point_down():
     wrong = []
     for path in MODULES:
-        here = _entry(_name(path)) or "jaxlm"
+        here = _floor(_name(path)) or "jaxlm"
         for line, name in _imports(path):
-            if name.split(".")[0] in {"jaxlm", "experiments"}:
-                there = _entry(name) or "jaxlm"
-                if LAYERS[there] > LAYERS[here] or (here, there) in STRANGERS:
-                    wrong.append(f"{_place(path, line)}: {here} ({LAYERS[here]}) imports {name} ({LAYERS[there]})")
+            if name.split(".")[0] not in {"jaxlm", "experiments"} or name == "jaxlm.__version__":
+                continue
+            there = _floor(name)
+            if there is None or FLOORS.index(there) > FLOORS.index(here) or (here, there) in SEPARATE:
+                wrong.append(f"{_place(path, line)}: {here} imports {name} ({there or 'on no floor'})")
     assert not wrong, "\n".join(wrong)
+
+
+def test_folders_are_small():
+    for folder in {path.parent for path in MODULES}:
+        files = [path for path in folder.iterdir() if path.suffix in (".py", ".c", ".h") and path.name != "__init__.py"]
+        bound = ROOT_MODULES if folder == ROOT / "jaxlm" else FOLDER_FILES
+        assert len(files) <= bound, f"{folder.relative_to(ROOT)}: {len(files)} files, at most {bound}"
+
+
+def test_a_public_name_has_one_home():
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in _tree(path).body:
+            names = [node.name] if isinstance(node, (*FUNCTION, ast.ClassDef)) else []
+            if isinstance(node, (ast.Assign, ast.AnnAssign)):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [target.id for target in targets if isinstance(target, ast.Name)]
+            for name in names:
+                if not name.startswith("_") and name not in ONE_HOME_EXCEPTIONS:
+                    homes.setdefault(name, []).append(_place(path, node.lineno))
+    several = {name: places for name, places in homes.items() if len(places) > 1}
+    assert not several, several
 
 
 def test_files_and_functions_are_short():
@@ -160,7 +156,7 @@ def test_everything_public_has_a_docstring():
 def test_the_core_has_few_dependencies():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert len(project["dependencies"]) <= DEPENDENCIES
-    assert [re.split("[<>=~]", wanted)[0] for wanted in project["dependencies"]] == list(CORE)
+    assert [re.split("[<>=~]", wanted)[0] for wanted in project["dependencies"]] == list(CORE_PACKAGES)
 
 
 def test_files_speak_of_the_project_alone():
@@ -173,7 +169,14 @@ def test_files_speak_of_the_project_alone():
     assert not found, "\n".join(found)
 
 
-LIGHT = ["jaxlm", "jaxlm.errors", "jaxlm.config", "jaxlm.data.text", "jaxlm.data.tokenizer", "jaxlm.data.minilang"]
+LIGHT = [
+    "jaxlm",
+    "jaxlm.errors",
+    "jaxlm.config",
+    "jaxlm.data.files",
+    "jaxlm.data.tokenizers.loading",
+    "jaxlm.data.minilang",
+]
 LIGHT += ["jaxlm.cli.main"]
 HEAVY = ["jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "sacrebleu", "matplotlib", "tensorboardX"]
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.config import differences, from_json, pretty, to_json
+from jaxlm.config import differences, format_config, from_json, to_json
 from jaxlm.errors import UserError
 
 
@@ -83,7 +83,7 @@ def test_round_trip_is_exact(run):
     again = round_trip(run)
     assert again == run
     assert to_json(again) == to_json(run)
-    assert pretty(again) == pretty(run)
+    assert format_config(again) == format_config(run)
     assert differences(run, again) == []
 
 
@@ -173,7 +173,7 @@ def test_differences_name_the_field_and_both_values():
 
 
 def test_pretty_is_a_field_a_line():
-    text = pretty(Run(Stack(Cell(4)), None, (Schedule(), 3), {"a": 1, "b": (1,)}, Path("d")))
+    text = format_config(Run(Stack(Cell(4)), None, (Schedule(), 3), {"a": 1, "b": (1,)}, Path("d")))
     here = __name__
     assert text.splitlines() == [
         f"{here}.Run",

@@ -1,11 +1,11 @@
-"""The laws that every model keeps, whatever it is made of; see `jaxlm.types.Autoregressive`."""
+"""The laws that every model keeps, whatever it is made of; see `jaxlm.types.SequenceModel`."""
 
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from zoo import (
+from fixtures.zoo import (
     ZOO,
     Animal,
     batch_of,
@@ -20,8 +20,8 @@ from zoo import (
 )
 
 from jaxlm.decode.generate import generate
-from jaxlm.parallel import data_mesh, everywhere, split_rows
-from jaxlm.train.objective import NextToken
+from jaxlm.distributed.sharding import data_mesh, replicated_sharding, shard_rows
+from jaxlm.objectives.next_token import NextToken
 
 TIGHT, WIDE = 5, 8
 ROWS = examples(8, high=TIGHT)
@@ -141,7 +141,7 @@ def test_sharded_is_unsharded(name):
     counted = hasattr(animal.model, "fit")  # in closed form: tables of integers, and no gradients
     gradients = jax.jit((lambda *given: (total(*given), ())) if counted else jax.value_and_grad(total))
     expected, expected_grads = gradients(params, batch)
-    found, grads = gradients(jax.device_put(params, everywhere(mesh)), split_rows(batch, mesh))
+    found, grads = gradients(jax.device_put(params, replicated_sharding(mesh)), shard_rows(batch, mesh))
     np.testing.assert_allclose(found, expected, rtol=animal.tolerance)
     for (path, grad), like in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(grad, like, animal.tolerance, animal.tolerance, err_msg=jax.tree_util.keystr(path))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxlm import losses
+from jaxlm.distributed.sharding import data_mesh, replicated_sharding, shard_rows
 from jaxlm.losses import Loss, cross_entropy
-from jaxlm.parallel import data_mesh, everywhere, split_rows
 
 B, T, D, V = 3, 6, 5, 11
 RNG = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def close(found, expected, tolerance=1e-5):
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """The features of these tests are wider than the chunks that they ask for."""
-    monkeypatch.setattr(losses, "WIDE_LOGITS", 0)
+    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS_WIDE", 0)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -70,7 +70,7 @@ def small_chunks(monkeypatch):
 def test_value_and_gradients(monkeypatch, size, smoothing):
     """At every size of a chunk, of 9 real tokens: with respect to the features and to all the readout closes over."""
     assert VALID.sum() == 9
-    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", size * V)
+    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", size * V)
     found = value_and_grads(chunked, smoothing=smoothing)
     close(found, value_and_grads(plain, smoothing=smoothing))
     loss = value(WEIGHTS, FEATURES, LABEL, VALID, smoothing)
@@ -88,7 +88,7 @@ def test_all_valid_and_none(valid):
 
 @pytest.mark.parametrize("logits", [1, 4 * V])
 def test_a_length_without_divisors(monkeypatch, logits):
-    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", logits)
+    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", logits)
     seven = [np.concatenate([x, x[:, :1]], 1) for x in (FEATURES, LABEL, VALID)]
     close(value(WEIGHTS, *seven).total, plain(WEIGHTS, *seven))
 
@@ -123,7 +123,7 @@ def test_against_torch(smoothing):
 
 def test_the_logits_never_exist_together(monkeypatch):
     """Neither in the traced program nor in the compiled one is there an array of B x T x V elements."""
-    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", 5 * V)
+    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", 5 * V)
     gradient = jax.jit(jax.grad(lambda w, x: chunked(w, x).total, (0, 1)))
     traced, compiled = gradient.trace(WEIGHTS, FEATURES), gradient.lower(WEIGHTS, FEATURES).compile()
     assert max(sizes(traced.jaxpr.jaxpr)) < B * T * V
@@ -168,13 +168,13 @@ def test_half_precision_features_get_float32_sums():
     ],
 )
 def test_size_of_a_chunk(monkeypatch, positions, vocab, width, expected):
-    monkeypatch.setattr(losses, "WIDE_LOGITS", 2**25)
+    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS_WIDE", 2**25)
     assert losses._chunk_size(positions, vocab, width) == expected
 
 
 def test_padding_is_not_read_out(monkeypatch):
     """The readout is asked for the chunks that the real tokens fill, and for no more, with a gradient and without."""
-    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", 2 * V)
+    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", 2 * V)
     calls = []
 
     def counted(features):
@@ -196,12 +196,12 @@ def test_padding_is_not_read_out(monkeypatch):
 
 def test_no_token_leaves_its_device(monkeypatch):
     """On eight devices with unequal shares of padding: the same numbers, and nothing but sums is exchanged."""
-    monkeypatch.setattr(losses, "LOGITS_IN_FLIGHT", 4 * V)
+    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", 4 * V)
     rng, mesh = np.random.default_rng(1), data_mesh(8)
     features, label = rng.normal(size=(16, T, D)).astype(np.float32), rng.integers(0, V, (16, T)).astype(np.int32)
     valid = np.arange(T)[None] < rng.integers(0, T + 1, (16, 1))
     gradient = jax.jit(jax.value_and_grad(lambda w, *batch: chunked(w, *batch, 0.1).total, (0, 1)))
-    arguments = jax.device_put(WEIGHTS, everywhere(mesh)), *split_rows((features, label, valid), mesh)
+    arguments = jax.device_put(WEIGHTS, replicated_sharding(mesh)), *shard_rows((features, label, valid), mesh)
     close(gradient(*arguments), gradient(WEIGHTS, features, label, valid))
     program = gradient.lower(*arguments).compile().as_text()
     assert "all-reduce(" in program

@@ -10,7 +10,7 @@ STEPS = """
 import resource, sys
 from jaxlm import runtime
 if sys.argv[1] == "keep":
-    runtime.keep_freed_memory()
+    runtime.configure_malloc()
 import jax
 import jax.numpy as jnp
 

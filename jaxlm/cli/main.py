@@ -11,10 +11,10 @@ import traceback
 from pathlib import Path
 
 from jaxlm import __version__
-from jaxlm.cli.usage import VERBS, Parser, Usage, meant
+from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, command_module, did_you_mean
 from jaxlm.errors import UserError
 
-INTERRUPTED, READER_GONE = 130, 141
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,51 +27,51 @@ def main(argv: list[str] | None = None) -> int:
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # experiments of the current folder
     try:
-        code = _run(argv)
+        code = _run_command(argv)
         sys.stdout.flush()
         return code
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BrokenPipeError:
-        _give_up_stdout()
-        return READER_GONE
+        _discard_stdout()
+        return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
         else:
-            print(f"jaxlm: {_sentence(error)}", file=sys.stderr)
-        return 2 if isinstance(error, Usage) else 1
+            print(f"jaxlm: {_error_message(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
 
 
-def _run(argv: list[str]) -> int:
+def _run_command(argv: list[str]) -> int:
     if not argv:
-        raise Usage(f"expected a verb: {', '.join(VERBS)} (`jaxlm --help` says what they do)")
+        raise UsageError(f"expected a verb: {', '.join(COMMANDS)} (`jaxlm --help` says what they do)")
     verb, rest = argv[0], argv[1:]
     if verb in ("-h", "--help", "help"):
-        print(_help())
+        print(_help_text())
     elif verb in ("-V", "--version"):
         print(f"jaxlm {__version__}")
     elif verb == "doctor":
-        Parser(verb, VERBS[verb]).parse(rest)
-        from jaxlm.cli.doctor import doctor
+        CommandParser(verb, COMMANDS[verb]).parse(rest)
+        from jaxlm.cli.tools.doctor import doctor
 
         return doctor()
-    elif verb in VERBS:
-        return importlib.import_module(f"jaxlm.cli.{verb.replace('-', '_')}").main(rest)
+    elif verb in COMMANDS:
+        return importlib.import_module(command_module(verb)).main(rest)
     else:
-        raise Usage(f"no verb {verb!r}{meant(verb, VERBS)} (the verbs are {', '.join(VERBS)})")
+        raise UsageError(f"no verb {verb!r}{did_you_mean(verb, COMMANDS)} (the verbs are {', '.join(COMMANDS)})")
     return 0
 
 
-def _help() -> str:
+def _help_text() -> str:
     lines = ["usage: jaxlm VERB ...", ""]
-    lines += [f"  {verb:11}{summary}" for verb, summary in VERBS.items()]
+    lines += [f"  {verb:11}{summary}" for verb, summary in COMMANDS.items()]
     return "\n".join([*lines, "", "`jaxlm VERB --help` has the options; --debug shows the traceback of an error."])
 
 
-def _sentence(error: Exception) -> str:
+def _error_message(error: Exception) -> str:
     """What went wrong, for someone who does not read tracebacks."""
     if isinstance(error, UserError):
         return str(error)
@@ -86,7 +86,7 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {text} (run with --debug for the traceback)"
 
 
-def _give_up_stdout() -> None:
+def _discard_stdout() -> None:
     """Nobody reads it any more; Python must not complain when it flushes at exit."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

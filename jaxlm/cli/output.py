@@ -8,23 +8,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-COMPILATION = "/jax/core/compile/"
+COMPILE_EVENT_PREFIX = "/jax/core/compile/"
 
 
-def note(text: str) -> None:
+def print_stderr(text: str) -> None:
     """A line for whoever watches."""
     print(text, file=sys.stderr, flush=True)
 
 
-def emit(text: str) -> None:
+def write_line(text: str) -> None:
     """A line of stdout in UTF-8, whatever the terminal's locale; half surrogates, which UTF-8 has not, become `?`."""
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode(errors="replace") + b"\n")
 
 
-def to_json(value: Any) -> str:
+def json_line(value: Any) -> str:
     """One line of JSON; the numbers that JSON lacks become the strings "nan", "inf" and "-inf"."""
-    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+    return json.dumps(_json_safe(value), ensure_ascii=False, allow_nan=False)
 
 
 class Clock:
@@ -53,24 +53,25 @@ class Clock:
     def compile_seconds(self) -> float:
         return sum(end - begin for begin, end in Clock._spans if begin >= self._start)
 
-    def rates(self, lines: int) -> dict[str, float]:
+    def rates(self, num_lines: int) -> dict[str, float]:
         """For a JSON object; the rate leaves compilation out."""
         seconds, compiling = self.seconds, self.compile_seconds
-        rate = lines / max(seconds - compiling, 1e-9)
+        rate = num_lines / max(seconds - compiling, 1e-9)
         figures = {"seconds": seconds, "compile_seconds": compiling, "sentences_per_second": rate}
         return {name: round(value, 3) for name, value in figures.items()}
 
-    def sentence(self, lines: int) -> str:
+    def summary(self, num_lines: int) -> str:
         """For a person."""
-        figures = self.rates(lines)
+        figures = self.rates(num_lines)
         return (
-            f"{lines:,} lines in {figures['seconds']:.1f} s, of which {figures['compile_seconds']:.1f} s compiling: "
+            f"{num_lines:,} lines in {figures['seconds']:.1f} s, of which {figures['compile_seconds']:.1f} s "
+            "compiling: "
             f"{figures['sentences_per_second']:.1f} lines/s without that"
         )
 
     @classmethod
     def _listen(cls, event: str, duration_secs: float, **_: Any) -> None:
-        if event.startswith(COMPILATION):
+        if event.startswith(COMPILE_EVENT_PREFIX):
             end = time.perf_counter()
             begin = end - duration_secs
             while cls._spans and cls._spans[-1][0] >= begin:
@@ -79,7 +80,7 @@ class Clock:
 
 
 @contextmanager
-def bar(total: int) -> Iterator[Callable[[int], None] | None]:
+def progress_bar(total: int) -> Iterator[Callable[[int], None] | None]:
     """A callback that moves a bar on stderr by so many lines; None where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
@@ -93,9 +94,9 @@ def bar(total: int) -> Iterator[Callable[[int], None] | None]:
         yield lambda count: progress.advance(task, count)
 
 
-def _plain(value: Any) -> Any:
+def _json_safe(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json_safe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_safe(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,22 +9,22 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jaxlm import config
-from jaxlm.cli import catalogue
-from jaxlm.cli.usage import Parser, Usage
+from jaxlm.cli import experiments
+from jaxlm.cli.parser import CommandParser, UsageError
 from jaxlm.errors import UserError
 
 if TYPE_CHECKING:
     from jaxlm.experiment import Experiment
 
-BOX = "╭╮╰╯│─┌┐└┘|+- \t"
+BOX_CHARACTERS = "╭╮╰╯│─┌┐└┘|+- \t"
 
 
-class ExperimentParser(Parser):
+class ExperimentParser(CommandParser):
     """A verb that takes EXPERIMENT, options of its own, and overrides of the experiment's fields."""
 
-    def __init__(self, verb: str, summary: str, **options: Any):
-        usage = f"jaxlm {verb} EXPERIMENT [options] [overrides]"
-        super().__init__(verb, summary, usage=usage, add_help=False, **options)
+    def __init__(self, command: str, summary: str, **options: Any):
+        usage = f"jaxlm {command} EXPERIMENT [options] [overrides]"
+        super().__init__(command, summary, usage=usage, add_help=False, **options)
         self.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help="module or file.py, with :VARIANT or not")
         self.add_argument("-h", "--help", action="store_true", help="this help; with EXPERIMENT, its overrides too")
 
@@ -36,43 +36,43 @@ class ExperimentParser(Parser):
         `adjust(experiment, options)` changes the experiment before the overrides do. Ends the process after `--help`.
         """
         if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
-            raise Usage(f"expected an experiment after `{self.prog}`, found {argv[0]} (`jaxlm list` shows them)")
+            raise UsageError(f"expected an experiment after `{self.prog}`, found {argv[0]} (`jaxlm list` shows them)")
         options, rest = self.parse_known_args(argv)
         if options.help and not options.experiment:
             self.print_help()
             raise SystemExit(0)
         if not options.experiment:
-            raise Usage(f"expected an experiment after `{self.prog}` (`jaxlm list` shows them)")
-        options.experiment = catalogue.resolve(options.experiment)
+            raise UsageError(f"expected an experiment after `{self.prog}` (`jaxlm list` shows them)")
+        options.experiment = experiments.resolve_experiment(options.experiment)
         self.help_command = f"{self.prog} {options.experiment} --help"
-        experiment = catalogue.load(options.experiment)
+        experiment = experiments.import_experiment(options.experiment)
         if adjust is not None:
             experiment = adjust(experiment, options)
         if options.help:
             self.print_help()
             print("\noverrides:\n")
-            _tyro(experiment, ["--help"], self.prog)
-        return override(experiment, rest, self), options
+            _parse_with_tyro(experiment, ["--help"], self.prog)
+        return apply_overrides(experiment, rest, self), options
 
 
-def override(experiment: "Experiment", argv: list[str], parser: Parser) -> "Experiment":
+def apply_overrides(experiment: "Experiment", argv: list[str], parser: CommandParser) -> "Experiment":
     """The experiment with the fields that `argv` names replaced. Raises Usage in one line."""
     if not argv:
         return experiment
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return _tyro(experiment, argv, parser.prog)
+            return _parse_with_tyro(experiment, argv, parser.prog)
     except UserError as error:  # a value that the part itself refuses
-        raise Usage(str(error)) from error
+        raise UsageError(str(error)) from error
     except SystemExit as end:
         if end.code == 0:
             raise
     names = list(option_names(experiment))
     for word in argv:
         if word.startswith("--") and word.partition("=")[0].replace("_", "-") not in names:
-            raise Usage(parser.unknown(word, names))
-    raise Usage(f"{_first_words(said.getvalue())} (`{parser.help_command}` lists the overrides)")
+            raise UsageError(parser.unknown_option(word, names))
+    raise UsageError(f"{_first_message(said.getvalue())} (`{parser.help_command}` lists the overrides)")
 
 
 def option_names(value: Any, path: str = "") -> Iterator[str]:
@@ -91,7 +91,7 @@ def option_names(value: Any, path: str = "") -> Iterator[str]:
             yield f"{dotted}no-{last}"
 
 
-def _tyro(experiment: "Experiment", argv: list[str], prog: str) -> "Experiment":
+def _parse_with_tyro(experiment: "Experiment", argv: list[str], prog: str) -> "Experiment":
     import tyro
 
     with warnings.catch_warnings():
@@ -100,9 +100,9 @@ def _tyro(experiment: "Experiment", argv: list[str], prog: str) -> "Experiment":
         return tyro.cli(type(experiment), default=experiment, args=argv, config=settings, prog=prog)
 
 
-def _first_words(boxed: str) -> str:
+def _first_message(boxed: str) -> str:
     """The first part of tyro's framed message, as one line."""
-    lines = [line.strip(BOX) for line in boxed.splitlines()[1:]]
+    lines = [line.strip(BOX_CHARACTERS) for line in boxed.splitlines()[1:]]
     text: list[str] = []
     for line in lines:
         if not line and text:

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from jaxlm.decode.constrain import log_softmax_parts
+from jaxlm.decode.logit_masks import log_softmax_parts
 from jaxlm.errors import UserError
 from jaxlm.types import Array, Batch, Params
 
-LOGITS = 2**24
+MAX_LOGITS = 2**24
 """The most logits in memory at a time (64 MiB of float32), as long as one position a row fits in."""
 
 
 @struct.dataclass
-class Scored:
+class TargetScores:
     """Natural logs: of each label (0 on padding), and summed a row; count_B is the number of labels in the sum."""
 
     token_logprob_BT: Array
@@ -29,7 +29,7 @@ class Scored:
     count_B: Array
 
 
-def score_targets(model: Any, params: Params, batch: Batch) -> Scored:
+def score_targets(model: Any, params: Params, batch: Batch) -> TargetScores:
     """log p(label_BT | target_BT up to there, source) where `target_valid_BT`; EOS counts where it is a label.
 
     Raises UserError if the batch lacks a target, labels, or their mask.
@@ -39,15 +39,15 @@ def score_targets(model: Any, params: Params, batch: Batch) -> Scored:
         raise UserError(
             f"the batch lacks {', '.join(missing)}: scoring needs what the model reads and what it must say"
         )
-    return _score(model, params, batch, batch.target_BT, batch.target_valid_BT, batch.label_BT)
+    return _score_jit(model, params, batch, batch.target_BT, batch.target_valid_BT, batch.label_BT)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _score(model: Any, params: Params, batch: Batch, target_BT: Any, valid_BT: Any, label_BT: Any) -> Scored:
+def _score_jit(model: Any, params: Params, batch: Batch, target_BT: Any, valid_BT: Any, label_BT: Any) -> TargetScores:
     state = model.apply({"params": params}, batch, 0, method="start")
     features_BTD, _ = model.apply({"params": params}, target_BT, state, valid_BT, method="extend")
     logprob_BT = jnp.where(valid_BT, label_logprob(model, params, features_BTD, label_BT), 0.0)
-    return Scored(logprob_BT, logprob_BT.sum(axis=1), valid_BT.sum(axis=1))
+    return TargetScores(logprob_BT, logprob_BT.sum(axis=1), valid_BT.sum(axis=1))
 
 
 def label_logprob(model: Any, params: Params, features_BTD: Array, label_BT: Array) -> Array:
@@ -63,7 +63,7 @@ def label_logprob(model: Any, params: Params, features_BTD: Array, label_BT: Arr
 
     rows, length = label_BT.shape
     size = jax.eval_shape(readout, features_BTD).shape[-1]
-    chunk = max(1, min(length, LOGITS // (rows * size)))
+    chunk = max(1, min(length, MAX_LOGITS // (rows * size)))
     chunks = -(-length // chunk)
     padding = ((0, 0), (0, chunks * chunk - length))
     label_BT = jnp.pad(label_BT, padding)

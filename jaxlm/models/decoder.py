@@ -21,17 +21,17 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxlm.nn.attention import Attention, check_heads
-from jaxlm.nn.block import Block
-from jaxlm.nn.cache import Past
-from jaxlm.nn.dropout import Dropout
-from jaxlm.nn.linear import FeedForward
-from jaxlm.nn.norm import Norm
-from jaxlm.nn.position import Position, check_capacity
-from jaxlm.nn.quantized import rows, scores, weights
-from jaxlm.nn.rotary import Rotary, Rotation
-from jaxlm.nn.segments import causal_mask, causal_sight, positions
-from jaxlm.nn.stack import Stack
+from jaxlm.nn.attention.kv_cache import KVCache
+from jaxlm.nn.attention.mask import causal_attention_mask, causal_mask, token_positions
+from jaxlm.nn.attention.multi_head import Attention, resolve_heads
+from jaxlm.nn.layers.dropout import Dropout
+from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
+from jaxlm.nn.layers.linear import FeedForward
+from jaxlm.nn.layers.norm import Norm
+from jaxlm.nn.layers.positions import PositionalEncoding, Rotary, Rotation, check_capacity
+from jaxlm.nn.transformer.block import TransformerBlock
+from jaxlm.nn.transformer.layer_stack import Stack
+from jaxlm.nn.weights.weight_formats import param_or_quantized
 from jaxlm.types import Array, Batch
 
 
@@ -46,11 +46,11 @@ class State:
 
     length_B: Array
     segment_BT: Array | None = None
-    past: Past | None = None
+    kv_cache: KVCache | None = None
 
 
 class Decoder(nn.Module):
-    """p(next token | tokens so far) under the contract of `jaxlm.types.Autoregressive`; a source is not looked at.
+    """p(next token | tokens so far) under the contract of `jaxlm.types.SequenceModel`; a source is not looked at.
 
     Attributes:
       vocab: ids in the vocabulary.
@@ -58,7 +58,7 @@ class Decoder(nn.Module):
       kv_heads: heads of keys and values, each shared by heads / kv_heads of queries; None: as many as `heads`.
       head_width: width H of a head; None: width / heads.
       position: "learned" (up to `max_length` tokens), "sinusoidal", "rotary" (as `rotary` says) or "none".
-      norm, norm_kind, norm_epsilon: see `jaxlm.nn.norm.Norm`.
+      norm, norm_kind, norm_epsilon: see `jaxlm.nn.layers.norm.Norm`.
       activation: of the feed-forward net; "swiglu" and "geglu" are gated.
       qkv_bias, out_bias, ffn_bias: whether the maps into attention, out of it, and of the feed-forward net have a bias.
       qk_norm: each head of the queries and keys goes through a root mean square norm.
@@ -71,7 +71,7 @@ class Decoder(nn.Module):
       deviation: of the normal that all maps and tables start from; the maps into the residual stream are divided by
         sqrt(2 layers) (Radford et al. 2019).
       dtype: of activations and products; parameters, scores, softmax and logits are float32 whatever it says.
-      scan, remat: see `jaxlm.nn.stack.Stack`.
+      scan, remat: see `jaxlm.nn.transformer.layer_stack.Stack`.
     """
 
     vocab: int
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
     hidden: int = 3072
     layers: int = 12
     kv_heads: int | None = None
-    head_width: int | None = None
+    head_dim: int | None = None
     position: Literal["learned", "sinusoidal", "rotary", "none"] = "learned"
     max_length: int = 1024
     rotary: Rotary = Rotary()
@@ -93,21 +93,21 @@ class Decoder(nn.Module):
     ffn_bias: bool = True
     qk_norm: bool = False
     window: int | None = None
-    tie: bool = True
+    tie_embeddings: bool = True
     embedding_scale: float = 1.0
-    logit_cap: float | None = None
+    logit_soft_cap: float | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
-    deviation: float = 0.02
+    init_std: float = 0.02
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = False
     remat: bool = False
 
     def setup(self) -> None:
-        starts = (self.deviation, self.deviation * (2 * self.layers) ** -0.5)
+        starts = (self.init_std, self.init_std * (2 * self.layers) ** -0.5)
         attention = Attention(
-            self.width, self.heads, self.attention_dropout, self.dtype, self.kv_heads, self.head_width, self.qkv_bias,
+            self.width, self.heads, self.attention_dropout, self.dtype, self.kv_heads, self.head_dim, self.qkv_bias,
             self.out_bias, True, self.norm_epsilon if self.qk_norm else None, *starts, parent=None,
         )  # fmt: skip
         ffn = FeedForward(
@@ -115,17 +115,17 @@ class Decoder(nn.Module):
             parent=None,
         )  # fmt: skip
         norm = Norm(self.norm, self.norm_kind, self.norm_epsilon)
-        block = Block(attention, ffn, norm, self.dropout, self.dtype, parent=None)
+        block = TransformerBlock(attention, ffn, norm, self.dropout, self.dtype, parent=None)
         self.stack = Stack(block, self.layers, self.scan, self.remat)
-        table = nn.initializers.normal(self.deviation)
-        self.embedding = weights(self, "embedding", table, (self.vocab, self.width))
-        if not self.tie:
-            self.output = weights(self, "output", table, (self.vocab, self.width))
+        table = nn.initializers.normal(self.init_std)
+        self.embedding = param_or_quantized(self, "embedding", table, (self.vocab, self.width))
+        if not self.tie_embeddings:
+            self.output = param_or_quantized(self, "output", table, (self.vocab, self.width))
         absolute = "none" if self.position == "rotary" else self.position
-        self.absolute_position = Position(self.width, absolute, self.max_length, self.deviation)
+        self.absolute_position = PositionalEncoding(self.width, absolute, self.max_length, self.init_std)
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
-            self.last_norm = norm.layer(self.dtype)
+            self.last_norm = norm.make_layer(self.dtype)
 
     def __call__(self, batch: Batch) -> Array:
         """Logits (B, T, V) of every next token: start, extend over the whole target, readout."""
@@ -138,8 +138,8 @@ class Decoder(nn.Module):
         length_B = jnp.zeros(jax.tree.leaves(batch)[0].shape[:1], jnp.int32)
         if capacity == 0:
             return State(length_B, batch.target_segment_BT)
-        head_width, groups = check_heads(self.width, self.heads, self.kv_heads, self.head_width)
-        past = Past.empty(length_B.shape[0], capacity, self.layers, groups, head_width, self.dtype)
+        head_width, groups = resolve_heads(self.width, self.heads, self.kv_heads, self.head_dim)
+        past = KVCache.empty(length_B.shape[0], capacity, self.layers, groups, head_width, self.dtype)
         return State(length_B, None, past)
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array, prefix: int = 0) -> tuple[Array, State]:
@@ -147,19 +147,19 @@ class Decoder(nn.Module):
 
         The first `prefix` of them see each other both ways; with a cache, these are all tokens that it holds then.
         """
-        x_BTD, rotation = self._embedded(tokens_BT, state, valid_BT)
-        past = state.past
+        x_BTD, rotation = self._embed_tokens(tokens_BT, state, valid_BT)
+        past = state.kv_cache
         if past:
             past, view = past.advance(valid_BT, self.window)
             if prefix:
-                view = replace(view, mask_BQC=jnp.broadcast_to(past.ancestor_BKC >= 0, view.mask_BQC.shape))
+                view = replace(view, mask_BQC=jnp.broadcast_to(past.writer_BKC >= 0, view.mask_BQC.shape))
             caches = []
             for layer, cache in zip(self.stack.layers(), past.layers, strict=True):
                 x_BTD, cache = layer("step", x_BTD, cache, view, rotation)
                 caches.append(cache)
             past = replace(past, layers=tuple(caches))
         else:
-            seen = causal_sight(valid_BT, state.segment_BT, self.window)
+            seen = causal_attention_mask(valid_BT, state.segment_BT, self.window)
             if prefix:
                 both_T = jnp.arange(valid_BT.shape[1]) < prefix
                 seen |= valid_BT[:, None] & (both_T[None] & both_T[:, None])[None]
@@ -168,28 +168,28 @@ class Decoder(nn.Module):
             x_BTD = self.last_norm(x_BTD)
         if not past:
             return x_BTD, state
-        return x_BTD, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32), past=past)
+        return x_BTD, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32), kv_cache=past)
 
-    def self_attention(self, tokens_BT: Array, state: State, valid_BT: Array) -> Array:
+    def self_attention_weights(self, tokens_BT: Array, state: State, valid_BT: Array) -> Array:
         """How much each position looks at each, by layer and head: (B, L, N, T, T), without a cache."""
-        x_BTD, rotation = self._embedded(tokens_BT, state, valid_BT)
-        return self.stack.watched(x_BTD, causal_mask(valid_BT, state.segment_BT, self.window), rotation)
+        x_BTD, rotation = self._embed_tokens(tokens_BT, state, valid_BT)
+        return self.stack.attention_weights(x_BTD, causal_mask(valid_BT, state.segment_BT, self.window), rotation)
 
-    def _embedded(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, Rotation | None]:
+    def _embed_tokens(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, Rotation | None]:
         """What the layers read, and how queries and keys are turned."""
-        position_BT = state.length_B[:, None] + positions(valid_BT, state.segment_BT)
-        bound = None if state.past else tokens_BT.shape[1]  # without a cache this is the one call: lengths are 0
-        x_BTD = rows(self.embedding, tokens_BT) * self.embedding_scale + self.absolute_position(position_BT, bound)
+        position_BT = state.length_B[:, None] + token_positions(valid_BT, state.segment_BT)
+        bound = None if state.kv_cache else tokens_BT.shape[1]  # without a cache this is the one call: lengths are 0
+        x_BTD = embed_ids(self.embedding, tokens_BT) * self.embedding_scale + self.absolute_position(position_BT, bound)
         x_BTD = self.embedding_dropout(x_BTD.astype(jnp.dtype(self.dtype)))
         if self.position != "rotary":
             return x_BTD, None
-        return x_BTD, self.rotary.rotation(position_BT, self.head_width or self.width // self.heads)
+        return x_BTD, self.rotary.rotation(position_BT, self.head_dim or self.width // self.heads)
 
     def readout(self, features: Array) -> Array:
         """(..., D) -> float32 logits (..., V)."""
-        table = self.embedding if self.tie else self.output
+        table = self.embedding if self.tie_embeddings else self.output
         flat = features.reshape(-1, self.width)
-        logits = scores(flat, table)
-        if self.logit_cap is not None:
-            logits = self.logit_cap * jnp.tanh(logits / self.logit_cap)
+        logits = vocab_logits(flat, table)
+        if self.logit_soft_cap is not None:
+            logits = self.logit_soft_cap * jnp.tanh(logits / self.logit_soft_cap)
         return logits.reshape(*features.shape[:-1], self.vocab)

@@ -14,7 +14,7 @@ from jaxlm.types import Array, Batch
 
 
 class Ensemble(nn.Module):
-    """Members under the one contract of `jaxlm.types.Autoregressive`, for decoding and scoring.
+    """Members under the one contract of `jaxlm.types.SequenceModel`, for decoding and scoring.
 
     The state is a tuple of theirs. Features are the joint logits (B, T, V) already, and `readout` hands them on: for
     training, train the members. The parameters are `{"members_0": ..., "members_1": ...}`: see `joined_params`.
@@ -39,18 +39,18 @@ class Ensemble(nn.Module):
             features_BTD, new = member.extend(tokens_BT, old, valid_BT)
             logits.append(jax.nn.log_softmax(member.readout(features_BTD).astype(jnp.float32)))
             states.append(new)
-        return self._joint(jnp.stack(logits)), tuple(states)
+        return self._average(jnp.stack(logits)), tuple(states)
 
     def readout(self, features: Array) -> Array:
         """The logits as they are."""
         return features
 
-    def _joint(self, logprob_MBTV: Array) -> Array:
+    def _average(self, logprob_MBTV: Array) -> Array:
         if self.mean == "logarithms":
             return logprob_MBTV.mean(0)
         return jax.nn.logsumexp(logprob_MBTV, axis=0)
 
 
-def joined_params(members: list[Any]) -> dict[str, Any]:
+def ensemble_params(members: list[Any]) -> dict[str, Any]:
     """The parameters of an `Ensemble` from those of its members."""
     return {f"members_{at}": params for at, params in enumerate(members)}

@@ -1,6 +1,7 @@
 """n-gram language models by counting (Chen and Goodman 1998), looked up inside jit.
 
-The tables are tries of sorted arrays (`jaxlm.data.backoff`). After a history of n - 1 words, with h_j its last j words:
+The tables are tries of sorted arrays (`jaxlm.ngram.backoff`). After a history of n - 1 words, with h_j its
+last j words:
 
     log p(w) = logprob(w);   for j = 1 ... n - 1:   log p(w) <- logprob(h_j w) if h_j w is in the table,
                                                                backoff(h_j) + log p(w) if only h_j is
@@ -14,26 +15,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.data.backoff import Level, Tables, to_tables
-from jaxlm.data.ngram_counts import count_ngrams
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.smoothing import KneserNey, Smoothing
-from jaxlm.data.vocabulary import BOS, PAD
+from jaxlm.data.tokenizers.base import BOS, PAD
 from jaxlm.errors import UserError
-from jaxlm.nn.window import NOTHING, Window, fresh, slide
+from jaxlm.ngram.backoff import BackoffLevel, BackoffTables, to_tables
+from jaxlm.ngram.counts import count_ngrams
+from jaxlm.ngram.smoothing import KneserNey, Smoothing
+from jaxlm.nn.layers.context_window import NO_TOKEN, Window, initial_window, slide_window
 from jaxlm.types import Array, Batch
 
-IMPOSSIBLE = -1e9
+IMPOSSIBLE_LOGIT = -1e9
 """The logit of padding and `<s>`, which no model says: finite, and below anything at any temperature."""
 
-BLOCK = 512
+WORDS_PER_BLOCK = 512
 """Words that follow a history and are put into its logits at once; a common history has thousands."""
 
-Table = dict[str, Array]
+NGramTable = dict[str, Array]
 
 
 class NGram(nn.Module):
-    """p(next word | the last order - 1 words), under the contract of `jaxlm.types.Autoregressive`.
+    """p(next word | the last order - 1 words), under the contract of `jaxlm.types.SequenceModel`.
 
     Features are the histories themselves, int32 (B, T, order - 1). Nothing is learnt by gradients: `fit` counts. With
     Kneser-Ney and Witten-Bell the logits are normalised: they are log-probabilities.
@@ -41,21 +42,22 @@ class NGram(nn.Module):
     Attributes:
       vocab: ids in the vocabulary V.
       order: n, the longest n-gram.
-      smoothing: `KneserNey`, `WittenBell` or `StupidBackoff` of `jaxlm.data.smoothing`.
+      smoothing: `KneserNey`, `WittenBell` or `StupidBackoff` of `jaxlm.ngram.smoothing`.
       stream: the texts are one long text without sentences, and nothing is known before the first token.
-      end: with `stream`, every text ends with `</s>` (sentences always do); as `jaxlm.data.windows.Windows.end`.
+      end: with `stream`, every text ends with `</s>` (sentences always do); as
+        `jaxlm.data.batching.lm_windows.Windows.end`.
     """
 
     vocab: int
     order: int = 5
     smoothing: Smoothing = KneserNey()
-    stream: bool = False
-    end: bool = True
+    continuous_text: bool = False
+    append_eos: bool = True
 
     def setup(self) -> None:
         # not `self.param`, which insists on the shapes that `init` made: those of the tables come with the text
         names = [f"order{n}" for n in range(1, self.order + 1)]
-        stored = [self.variable("params", name, lambda name=name: self.blank()[name]).value for name in names]
+        stored = [self.variable("params", name, lambda name=name: self.uniform_tables()[name]).value for name in names]
         self.tables = jax.tree.map(jnp.asarray, stored)
 
     def __call__(self, batch: Batch) -> Array:
@@ -65,11 +67,13 @@ class NGram(nn.Module):
 
     def start(self, batch: Batch, capacity: int) -> Window:
         """The history before the first token: `<s>`, or nothing where the text is a stream."""
-        return fresh(jax.tree.leaves(batch)[0].shape[0], self.order - 1, self._before, batch.target_segment_BT)
+        return initial_window(
+            jax.tree.leaves(batch)[0].shape[0], self.order - 1, self._start_id, batch.target_segment_BT
+        )
 
     def extend(self, tokens_BT: Array, state: Window, valid_BT: Array) -> tuple[Array, Window]:
         """The history after each token, context_BTK with K = order - 1, and the last one."""
-        return slide(state, tokens_BT, valid_BT, self._before)
+        return slide_window(state, tokens_BT, valid_BT, self._start_id)
 
     def readout(self, features: Array) -> Array:
         """(..., K) int32 -> float32 log-probabilities (..., V); IMPOSSIBLE for padding and `<s>`."""
@@ -77,12 +81,12 @@ class NGram(nn.Module):
         context_RK = features.reshape(rows, self.order - 1)
         logprob_RV = jnp.broadcast_to(self.tables[0]["logprob"][None], (rows, self.vocab))
         for j in range(1, self.order):
-            history_R, found_R = self._history(context_RK[:, self.order - 1 - j :])
+            history_R, found_R = self._find_history(context_RK[:, self.order - 1 - j :])
             table, longer = self.tables[j - 1], self.tables[j]
             logprob_RV = logprob_RV + jnp.where(found_R, table["backoff"][history_R], 0.0)[:, None]
-            logprob_RV = _write(logprob_RV, longer, *_children(table, history_R, found_R))
+            logprob_RV = _write_children(logprob_RV, longer, *_children(table, history_R, found_R))
         said_V = (jnp.arange(self.vocab) != PAD) & (jnp.arange(self.vocab) != BOS)
-        return jnp.where(said_V[None], logprob_RV, IMPOSSIBLE).reshape(*features.shape[:-1], self.vocab)
+        return jnp.where(said_V[None], logprob_RV, IMPOSSIBLE_LOGIT).reshape(*features.shape[:-1], self.vocab)
 
     def logprob(self, features: Array, label: Array) -> Array:
         """`readout(features)` at the labels alone, with no row of V numbers: (..., K), (...) -> (...)."""
@@ -90,77 +94,77 @@ class NGram(nn.Module):
         context_RK = features.reshape(label_R.shape[0], self.order - 1)
         logprob_R = self.tables[0]["logprob"][label_R]
         for j in range(1, self.order):
-            history_R, found_R = self._history(context_RK[:, self.order - 1 - j :])
+            history_R, found_R = self._find_history(context_RK[:, self.order - 1 - j :])
             table, longer = self.tables[j - 1], self.tables[j]
             logprob_R = logprob_R + jnp.where(found_R, table["backoff"][history_R], 0.0)
-            row_R, hit_R = _search(longer["word"], *_children(table, history_R, found_R), label_R)
+            row_R, hit_R = _binary_search(longer["word"], *_children(table, history_R, found_R), label_R)
             logprob_R = jnp.where(hit_R, longer["logprob"][row_R], logprob_R)
         said_R = (label_R != PAD) & (label_R != BOS)
-        return jnp.where(said_R, logprob_R, IMPOSSIBLE).reshape(label.shape)
+        return jnp.where(said_R, logprob_R, IMPOSSIBLE_LOGIT).reshape(label.shape)
 
     @nn.nowrap
-    def fit(self, columns: Mapping[str, Ragged]) -> Tables:
+    def fit(self, columns: Mapping[str, Ragged]) -> BackoffTables:
         """The parameters: counts of the column "target", smoothed. NumPy on the host.
 
         Raises UserError if there is no text or an id is not below `vocab`.
         """
-        counts = count_ngrams(columns["target"], self.vocab, self.order, self.stream, self.end)
+        counts = count_ngrams(columns["target"], self.vocab, self.order, self.continuous_text, self.append_eos)
         return self.smoothing.estimate(counts)
 
     @nn.nowrap
-    def blank(self) -> Tables:
+    def uniform_tables(self) -> BackoffTables:
         """Tables that know no n-gram: the uniform distribution."""
         if self.order < 1:
             raise UserError(f"an n-gram model of order {self.order}: expected 1 or more (model.order)")
         none = np.zeros(0, np.int32)
         word = np.arange(self.vocab, dtype=np.int32)
         logprob = np.full(self.vocab, -np.log(max(1, self.vocab - 2)))
-        first = Level(np.zeros_like(word), word, logprob, np.zeros(self.vocab))
-        return to_tables([first] + [Level(none, none, none, none)] * (self.order - 1))
+        first = BackoffLevel(np.zeros_like(word), word, logprob, np.zeros(self.vocab))
+        return to_tables([first] + [BackoffLevel(none, none, none, none)] * (self.order - 1))
 
     @property
-    def _before(self) -> int:
-        return NOTHING if self.stream else BOS
+    def _start_id(self) -> int:
+        return NO_TOKEN if self.continuous_text else BOS
 
-    def _history(self, context_Rj: Array) -> tuple[Array, Array]:
+    def _find_history(self, context_Rj: Array) -> tuple[Array, Array]:
         """The row of j words in the table of order j, and whether they are there."""
         row_R = context_Rj[:, 0]
         found_R = (row_R >= 0) & (row_R < self.vocab)
         for n in range(1, context_Rj.shape[1]):
             children = _children(self.tables[n - 1], row_R, found_R)
-            row_R, found_R = _search(self.tables[n]["word"], *children, context_Rj[:, n])
+            row_R, found_R = _binary_search(self.tables[n]["word"], *children, context_Rj[:, n])
         return row_R, found_R
 
 
-def _children(table: Table, row_R: Array, found_R: Array) -> tuple[Array, Array]:
+def _children(table: NGramTable, row_R: Array, found_R: Array) -> tuple[Array, Array]:
     """First and last + 1 row of the n-grams that go on from `row_R`; none where it was not found."""
     row_R = jnp.where(found_R, row_R, 0)
     first_R = table["first"][row_R]
     return first_R, jnp.where(found_R, table["first"][row_R + 1], first_R)
 
 
-def _search(word: Array, first_R: Array, end_R: Array, wanted_R: Array) -> tuple[Array, Array]:
+def _binary_search(word: Array, first_R: Array, end_R: Array, target_R: Array) -> tuple[Array, Array]:
     """Binary search for `wanted` in word[first:end], which ascends: its row (any row if absent), and whether found."""
 
     def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low_R, high_R = bounds
         middle_R = low_R + (high_R - low_R) // 2
-        right_R = (low_R < high_R) & (word[middle_R] < wanted_R)
+        right_R = (low_R < high_R) & (word[middle_R] < target_R)
         return jnp.where(right_R, middle_R + 1, low_R), jnp.where(right_R, high_R, middle_R)
 
     row_R, _ = jax.lax.fori_loop(0, word.shape[0].bit_length(), halve, (first_R, end_R))
-    found_R = (row_R < end_R) & (word[row_R] == wanted_R)
+    found_R = (row_R < end_R) & (word[row_R] == target_R)
     return jnp.where(found_R, row_R, 0), found_R
 
 
-def _write(logprob_RV: Array, table: Table, first_R: Array, end_R: Array) -> Array:
+def _write_children(logprob_RV: Array, table: NGramTable, first_R: Array, end_R: Array) -> Array:
     """Put the log-probabilities of rows first:end of `table` over those of their words, a block at a time."""
     row_R1 = jnp.arange(logprob_RV.shape[0])[:, None]
 
     def block(step: Array, logprob_RV: Array) -> Array:
-        at_RE = first_R[:, None] + step * BLOCK + jnp.arange(BLOCK)[None]
+        at_RE = first_R[:, None] + step * WORDS_PER_BLOCK + jnp.arange(WORDS_PER_BLOCK)[None]
         word_RE = jnp.where(at_RE < end_R[:, None], table["word"][at_RE], logprob_RV.shape[1])
         return logprob_RV.at[row_R1, word_RE].set(table["logprob"][at_RE], mode="drop")
 
     most = jnp.max(end_R - first_R, initial=0)
-    return jax.lax.fori_loop(0, (most + BLOCK - 1) // BLOCK, block, logprob_RV)
+    return jax.lax.fori_loop(0, (most + WORDS_PER_BLOCK - 1) // WORDS_PER_BLOCK, block, logprob_RV)

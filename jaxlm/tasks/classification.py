@@ -8,59 +8,65 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxlm.agreement import accuracy, by_class, confusion, macro_f1
-from jaxlm.data.batching import Columns
-from jaxlm.data.pairs import Pair, Pairs, read
+from jaxlm.data.batching.plan import Columns
+from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.text import BadLines
-from jaxlm.data.vocabulary import Tokenizer
+from jaxlm.data.sources.base import Pair, Pairs, iter_pairs
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.tasks.labelling import TOKENS, Labelled, mean_loss, readable, row_answers, source_columns
-from jaxlm.tasks.task import Answer, Progress
+from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback
+from jaxlm.metrics.classification import accuracy, confusion_matrix, macro_f1, per_class_counts
+from jaxlm.tasks.supervised import LabelTask, eval_loss, fit_to_model, predict_rows, source_columns
 from jaxlm.types import Params
 
 
 @dataclass(frozen=True)
-class Classification(Labelled):
+class Classification(LabelTask):
     """A text to one of `labels`; the sources give pairs (text, class).
 
     With a `layout` the text may be a pair, or a context and its endings, between TABs; of endings the labels are those
     of their places.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("source", "class")
+    batch_columns: ClassVar[tuple[str, ...]] = ("source", "class")
 
-    def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
+    def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
         """Columns "source", "class" and, if the tokenizer spells, "character" of the training pairs, in memory."""
-        return self._columns(self.train, list(read(self.train, bad)), tokenizer)
+        return self._encode_pairs(self.train, list(iter_pairs(self.train, read_stats)), tokenizer)
 
     def validate(
-        self, model: Any, params: Params, tokenizer: Tokenizer, objective: Any, tokens: int, progress: Progress = None
+        self,
+        model: Any,
+        params: Params,
+        tokenizer: Tokenizer,
+        objective: Any,
+        batch_tokens: int,
+        progress: ProgressCallback = None,
     ) -> dict[str, float]:
         """Loss, accuracy, and the mean F1 of the classes."""
         self.check_model(model, tokenizer)
-        columns = self._columns(self.valid, list(self.valid), tokenizer, model)
-        figures = mean_loss(model, objective, params, columns, tokens)
-        said = row_answers(model, _told(model), params, columns, tokens, progress).argmax(1)
-        counts_CC = confusion(columns["class"].flat, said, len(self.labels))
+        columns = self._encode_pairs(self.valid, list(self.valid), tokenizer, model)
+        figures = eval_loss(model, objective, params, columns, batch_tokens)
+        said = predict_rows(model, _jitted_probs(model), params, columns, batch_tokens, progress).argmax(1)
+        counts_CC = confusion_matrix(columns["class"].flat, said, len(self.labels))
         return figures | {"valid/accuracy": accuracy(counts_CC), "valid/f1": macro_f1(counts_CC)}
 
     def evaluate(
-        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: Progress = None
+        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: ProgressCallback = None
     ) -> dict[str, Any]:
         """Accuracy, macro F1, each class's figures, and the confusion: rows what is true, columns what was said."""
         self.check_model(model, tokenizer)
         pairs = self.pairs(split)
-        columns = self._columns(pairs, list(pairs), tokenizer, model)
-        said = row_answers(model, _told(model), params, columns, TOKENS, progress).argmax(1)
-        counts_CC = confusion(columns["class"].flat, said, len(self.labels))
+        columns = self._encode_pairs(pairs, list(pairs), tokenizer, model)
+        said = predict_rows(model, _jitted_probs(model), params, columns, EVAL_BATCH_TOKENS, progress).argmax(1)
+        counts_CC = confusion_matrix(columns["class"].flat, said, len(self.labels))
         figures: dict[str, Any] = {"split": split, "lines": len(said)}
         figures |= {"accuracy": accuracy(counts_CC), "macro_f1": macro_f1(counts_CC)}
-        figures["classes"] = {name: found.to_json() for name, found in by_class(counts_CC, self.labels).items()}
+        figures["classes"] = {name: found.to_json() for name, found in per_class_counts(counts_CC, self.labels).items()}
         return figures | {"confusion": counts_CC.tolist()}
 
     def predict(
-        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: Progress = None
+        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: ProgressCallback = None
     ) -> list[Answer]:
         """The likeliest class of each line, and the probability of each."""
         self.check_model(model, tokenizer)
@@ -68,28 +74,36 @@ class Classification(Labelled):
         asked = [index for index, line in enumerate(lines) if line.strip()]
         if not asked:
             return answers
-        columns = source_columns(tokenizer, [lines[index] for index in asked], readable(self.layout, model))
-        for index, row in zip(asked, row_answers(model, _told(model), params, columns, TOKENS, progress), strict=True):
+        columns = source_columns(
+            tokenizer, [lines[index] for index in asked], fit_to_model(self.sequence_format, model)
+        )
+        for index, row in zip(
+            asked, predict_rows(model, _jitted_probs(model), params, columns, EVAL_BATCH_TOKENS, progress), strict=True
+        ):
             name = self.labels[int(row.argmax())]
             probabilities = dict(zip(self.labels, map(float, row), strict=True))
             record = {"source": lines[index], "prediction": name, "probabilities": probabilities}
             answers[index] = Answer(name, record)
         return answers
 
-    def samples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+    def show_examples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
         """The first `count` test texts, what they were said to be, and what they are."""
         pairs = [pair for pair, _ in zip(self.test, range(count), strict=False)]
         answers = self.predict(model, params, tokenizer, [text for text, _ in pairs])
         for (text, name), answer in zip(pairs, answers, strict=True):
             yield f"{text} -> {answer.text} (right: {name})"
 
-    def _columns(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any = None) -> dict[str, Ragged]:
+    def _encode_pairs(
+        self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any = None
+    ) -> dict[str, Ragged]:
         """Rows that are judged are cut to what the model reads; training leaves out what its batches do not hold."""
-        columns = source_columns(tokenizer, [text for text, _ in pairs], readable(self.layout, model))
-        columns["class"] = Ragged.of([self._ids(source, index, *pair) for index, pair in enumerate(pairs)])
+        columns = source_columns(tokenizer, [text for text, _ in pairs], fit_to_model(self.sequence_format, model))
+        columns["class"] = Ragged.from_rows(
+            [self._encode_label(source, index, *pair) for index, pair in enumerate(pairs)]
+        )
         return columns
 
-    def _ids(self, pairs: Pairs, index: int, text: str, label: str) -> list[int]:
+    def _encode_label(self, pairs: Pairs, index: int, text: str, label: str) -> list[int]:
         if label not in self.labels:
             raise UserError(
                 f"{pairs.describe()}: text {index + 1}, {text[:60]!r}, has the class {label!r}, which is none of the "
@@ -99,6 +113,6 @@ class Classification(Labelled):
 
 
 @lru_cache(maxsize=8)
-def _told(model: Any) -> Any:
+def _jitted_probs(model: Any) -> Any:
     """The jitted probabilities of a model: batch -> (B, C)."""
     return jax.jit(lambda params, batch: jax.nn.softmax(model.apply({"params": params}, batch)))

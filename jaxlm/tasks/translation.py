@@ -9,16 +9,17 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxlm.data.batching import Columns
-from jaxlm.data.collate import in_order
-from jaxlm.data.pairs import Counted, Pairs, PairSource
-from jaxlm.data.ragged import encode_pairs
-from jaxlm.data.text import BadLines
-from jaxlm.data.vocabulary import Tokenizer
+from jaxlm.data.batching.eval_batches import eval_batches
+from jaxlm.data.batching.plan import Columns
+from jaxlm.data.files import ReadStats
+from jaxlm.data.sources.base import Pairs, PairSource, WithStats
+from jaxlm.data.storage.token_cache import encode_pairs
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.metrics import bleu, chrf, moses_bleu
-from jaxlm.tasks.task import Answer, Progress, Task, evaluation
-from jaxlm.tasks.translate import Hypothesis, Search, attended, one_line, translate
+from jaxlm.inference.base import Answer, ProgressCallback
+from jaxlm.inference.translate import Hypothesis, Search, answer_attention_weights, to_single_line, translate
+from jaxlm.metrics.text import bleu, chrf, moses_bleu
+from jaxlm.tasks.base import Task, make_eval_step
 from jaxlm.types import Params
 
 
@@ -37,19 +38,26 @@ class Translation(Task):
     train: PairSource
     valid: PairSource
     test: PairSource
-    more: dict[str, PairSource] = field(default_factory=dict)
+    extra_tests: dict[str, PairSource] = field(default_factory=dict)
     search: Search = Search()
-    moses: str | None = None
-    quick: Search | None = None
-    quick_lines: int = 1000
+    moses_language: str | None = None
+    valid_search: Search | None = None
+    valid_examples: int = 1000
 
-    judging: ClassVar[tuple[str, ...]] = ("test", "more", "search", "moses", "quick", "quick_lines")
-    prompts: ClassVar[str] = "source"
-    figures: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "bleu")
+    eval_only_fields: ClassVar[tuple[str, ...]] = (
+        "test",
+        "extra_tests",
+        "search",
+        "moses_language",
+        "valid_search",
+        "valid_examples",
+    )
+    input_kind: ClassVar[str] = "source"
+    metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "bleu")
 
     def pairs(self, split: str) -> Pairs:
         """The pairs of a split by name. Raises UserError with the names that exist."""
-        splits = {"train": self.train, "valid": self.valid, "test": self.test, **self.more}
+        splits = {"train": self.train, "valid": self.valid, "test": self.test, **self.extra_tests}
         if split not in splits:
             raise UserError(f"no split {split!r}; this experiment has {', '.join(splits)}")
         return splits[split]
@@ -67,17 +75,23 @@ class Translation(Task):
             yield target
 
     def validate(
-        self, model: Any, params: Params, tokenizer: Tokenizer, objective: Any, tokens: int, progress: Progress = None
+        self,
+        model: Any,
+        params: Params,
+        tokenizer: Tokenizer,
+        objective: Any,
+        batch_tokens: int,
+        progress: ProgressCallback = None,
     ) -> dict[str, float]:
         """The figures of training: loss and perplexity of all valid pairs, BLEU of the first `quick_lines`."""
         pairs = list(self.valid)
-        evaluate = evaluation(model, objective)
-        sums = [evaluate(params, batch) for _, batch in in_order(encode_pairs(pairs, tokenizer), tokens)]
+        evaluate = make_eval_step(model, objective)
+        sums = [evaluate(params, batch) for _, batch in eval_batches(encode_pairs(pairs, tokenizer), batch_tokens)]
         loss = jax.tree.map(lambda *parts: math.fsum(float(part) for part in parts), *sums)
         figures = {"valid/loss": loss.total / loss.count, "valid/nll": loss.nll / loss.count}
         figures["valid/perplexity"] = math.exp(min(figures["valid/nll"], 700.0))
-        some = pairs[: self.quick_lines]
-        answers = self._answers(model, params, tokenizer, some, self.quick or self.search, progress)
+        some = pairs[: self.valid_examples]
+        answers = self._translate_pairs(model, params, tokenizer, some, self.valid_search or self.search, progress)
         figures["valid/bleu"] = bleu(answers, [target for _, target in some]).value
         return figures
 
@@ -89,59 +103,61 @@ class Translation(Task):
         """The pairs of a split."""
         return sum(1 for _ in self.pairs(split))
 
-    def columns(self, tokenizer: Tokenizer, folder: Path | None, bad: BadLines) -> Columns:
+    def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
         """Columns "source" and "target" of the training pairs."""
-        return encode_pairs(Counted(self.train, bad), tokenizer, folder)
+        return encode_pairs(WithStats(self.train, read_stats), tokenizer, folder)
 
-    def samples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+    def show_examples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
         """The first `count` test pairs and their answers."""
         pairs = [pair for pair, _ in zip(self.test, range(count), strict=False)]
-        answers = self._answers(model, params, tokenizer, pairs, self.search)
+        answers = self._translate_pairs(model, params, tokenizer, pairs, self.search)
         for (source, target), answer in zip(pairs, answers, strict=True):
-            yield f"{one_line(source)} -> {answer} (reference: {one_line(target)})"
+            yield f"{to_single_line(source)} -> {answer} (reference: {to_single_line(target)})"
 
     def predict(
-        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: Progress = None
+        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: ProgressCallback = None
     ) -> list[Answer]:
         """The answers to each line, best first, by `search`; with their attention if it asks for that."""
         found = translate(model, params, tokenizer, lines, self.search, progress)
-        answers = [as_answer(line, hypotheses) for line, hypotheses in zip(lines, found, strict=True)]
+        answers = [to_answer(line, hypotheses) for line, hypotheses in zip(lines, found, strict=True)]
         if self.search.attention:
-            weights = attended(model, params, tokenizer, lines, [hypotheses[0] for hypotheses in found], self.search)
+            weights = answer_attention_weights(
+                model, params, tokenizer, lines, [hypotheses[0] for hypotheses in found], self.search
+            )
             for answer, attention in zip(answers, weights, strict=True):
-                answer.record["attention"] = attention
+                answer.json["attention"] = attention
         return answers
 
     def evaluate(
-        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: Progress = None
+        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: ProgressCallback = None
     ) -> dict[str, Any]:
-        """Scores of a split, each with its signature; see `jaxlm.metrics` for what may be compared with what."""
+        """Scores of a split, each with its signature; see `jaxlm.metrics.text` for what may be compared with what."""
         pairs = list(self.pairs(split))
-        answers = self._answers(model, params, tokenizer, pairs, self.search, progress)
+        answers = self._translate_pairs(model, params, tokenizer, pairs, self.search, progress)
         references = [target for _, target in pairs]
         scores = {"bleu": bleu(answers, references), "chrf": chrf(answers, references)}
         figures: dict[str, Any] = {"split": split, "lines": len(pairs)}
         figures |= {name: score.to_json() for name, score in scores.items()}
-        if self.moses and find_spec("sacremoses") is None:
+        if self.moses_language and find_spec("sacremoses") is None:
             figures["moses_bleu"] = "not computed: it needs sacremoses, pip install 'jaxlm[moses]'"
-        elif self.moses:
-            figures["moses_bleu"] = moses_bleu(answers, references, self.moses).to_json()
+        elif self.moses_language:
+            figures["moses_bleu"] = moses_bleu(answers, references, self.moses_language).to_json()
         return figures
 
-    def _answers(
+    def _translate_pairs(
         self,
         model: Any,
         params: Params,
         tokenizer: Tokenizer,
         pairs: Iterable,
         search: Search,
-        progress: Progress = None,
+        progress: ProgressCallback = None,
     ) -> list[str]:
         found = translate(model, params, tokenizer, [source for source, _ in pairs], search, progress)
         return [hypotheses[0].text for hypotheses in found]
 
 
-def as_answer(line: str, hypotheses: Sequence[Hypothesis]) -> Answer:
+def to_answer(line: str, hypotheses: Sequence[Hypothesis]) -> Answer:
     """The texts, separated by tabs (one text keeps the tabs that it has), and all that is known about them."""
     texts, best = [hypothesis.text for hypothesis in hypotheses], hypotheses[0]
     text = texts[0] if len(texts) == 1 else "\t".join(text.replace("\t", " ") for text in texts)

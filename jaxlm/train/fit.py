@@ -8,35 +8,37 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm import runtime
-from jaxlm.checkpoint import Checkpoints
+from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.experiment import Experiment
-from jaxlm.log import Log, sign
-from jaxlm.train.prepare import VALID_TOKENS, prepare_data
+from jaxlm.train.metrics_log import MetricsLog, metric_sign
+from jaxlm.train.setup import VALID_BATCH_TOKENS, setup_data
 from jaxlm.train.state import TrainState
 
 
-def fit(experiment: Experiment, folder: Path, note: Any) -> dict[str, Any]:
+def fit_closed_form(experiment: Experiment, folder: Path, notify: Any) -> dict[str, Any]:
     """Fit `experiment.model` by its method `fit(columns) -> params`, evaluate, save as step 1; the figures.
 
     A folder that holds the fitted model is left as it is.
     """
-    data = prepare_data(experiment, folder, note)
-    with Checkpoints(folder / "checkpoints", experiment.keep, keep_best=experiment.best) as checkpoints:
+    data = setup_data(experiment, folder, notify)
+    with Checkpoints(
+        folder / "checkpoints", experiment.keep_checkpoints, keep_best=experiment.best_metric
+    ) as checkpoints:
         if checkpoints.steps():
-            note("already fitted: nothing to do")
+            notify("already fitted: nothing to do")
             return {"step": 1}
         began = time.perf_counter()
         params = jax.tree.map(jnp.asarray, experiment.model.fit(data.columns))
         seconds = time.perf_counter() - began
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
-        note(f"fitted in {seconds:.1f} s: {size:,} numbers")
-        arguments = (experiment.model, params, data.tokenizer, experiment.objective, VALID_TOKENS)
+        notify(f"fitted in {seconds:.1f} s: {size:,} numbers")
+        arguments = (experiment.model, params, data.tokenizer, experiment.objective, VALID_BATCH_TOKENS)
         figures = experiment.task.validate(*arguments)
-        with Log(folder, total=1, best=experiment.best) as log:
+        with MetricsLog(folder, total_steps=1, best_metric=experiment.best_metric) as log:
             log.write(1, figures | {"time/fit_seconds": seconds})
-        metric = figures.get(experiment.best)
+        metric = figures.get(experiment.best_metric)
         state = TrainState(jnp.int32(1), params, ())
-        checkpoints.save(1, state, {}, None if metric is None else sign(experiment.best) * metric)
+        checkpoints.save(1, state, {}, None if metric is None else metric_sign(experiment.best_metric) * metric)
         checkpoints.wait()
     return {
         "step": 1,

@@ -1,18 +1,28 @@
-"""Everything that a training run must remember between two steps, and nothing that it can recompute."""
+"""Everything that a training run must remember between two steps, and nothing that it can recompute.
+
+Randomness with an address: a key is named by what it is for and by the step, never by how many were drawn before.
+"""
 
 from typing import Any
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxlm.leaves import part
-from jaxlm.streams import stream
-from jaxlm.tuning import Tuning
+from jaxlm.finetuning import FineTuning
+from jaxlm.models.properties import zero_model_state
+from jaxlm.pytree import partition
 from jaxlm.types import Array, Batch, Params, State
 
-ALL = Tuning()
+
+def rng_key(seed: int, purpose: str, step: int | Array = 0) -> Array:
+    """The key for one purpose at one step. A new purpose never moves an old one's numbers."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), crc32(purpose.encode())), step)
+
+
+TRAIN_ALL = FineTuning()
 """From nothing, everything."""
 
 
@@ -33,18 +43,18 @@ class TrainState:
     params: Params
     opt_state: Any
     ema: Params | None = None
-    averaged: Array | None = None
+    averaged_updates: Array | None = None
     carry: State | None = None
 
 
-def create(
+def create_train_state(
     model: Any,
     optimizer: optax.GradientTransformation,
     batch: Batch,
     seed: int,
     averages: str = "",
-    carry: int = 0,
-    tuning: Tuning = ALL,
+    carry_rows: int = 0,
+    tuning: FineTuning = TRAIN_ALL,
 ) -> TrainState:
     """A fresh state, a pure function of the seed; `batch` gives shapes only.
 
@@ -52,16 +62,10 @@ def create(
     carry: rows whose model state is carried from batch to batch.
     tuning: what is added to the parameters, and which of them are trained.
     """
-    params = tuning.add(model.init(stream(seed, "init"), batch)["params"], stream(seed, "tuning"))
-    learnt, _ = part(params, tuning.trains)
+    params = tuning.add_adapters(model.init(rng_key(seed, "init"), batch)["params"], rng_key(seed, "tuning"))
+    learnt, _ = partition(params, tuning.is_trainable)
     average = jax.tree.map(jnp.copy, learnt) if averages else None
     averaged = jnp.zeros((), jnp.int32) if averages == "mean" else None
-    rows = jax.tree.map(lambda x: jnp.zeros((carry, *x.shape[1:]), x.dtype), batch)
-    state = blank_state(model, params, rows) if carry else None
+    rows = jax.tree.map(lambda x: jnp.zeros((carry_rows, *x.shape[1:]), x.dtype), batch)
+    state = zero_model_state(model, params, rows) if carry_rows else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(learnt), average, averaged, state)
-
-
-def blank_state(model: Any, params: Params, batch: Batch) -> State:
-    """The model's state for the rows of `batch`, in zeros: where a stream begins it is not looked at."""
-    start = jax.eval_shape(lambda params: model.apply({"params": params}, batch, 0, method="start"), params)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), start)

@@ -11,24 +11,26 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
+from jaxlm.data.files import ReadStats
 from jaxlm.data.minilang.derivation import ENGLISH, SPANISH, Derivation
 from jaxlm.data.minilang.lexicon import LEMMAS
-from jaxlm.data.minilang.rules import UPOS_ENGLISH, UPOS_SPANISH, minilang
-from jaxlm.data.pairs import Pair, PairSource
-from jaxlm.data.text import BadLines
+from jaxlm.data.minilang.rules import UPOS_ENGLISH, UPOS_SPANISH, minilang_grammar
+from jaxlm.data.sources.base import Pair, PairSource
 from jaxlm.errors import UserError
 
-SHARES = {"train": 80, "valid": 10, "test": 10}  # of a hundred
+SPLIT_PERCENT = {"train": 80, "valid": 10, "test": 10}  # of a hundred
+
 # The smallest number that puts FAMOUS in the test split.
-SALT = 108
+SPLIT_SALT = 108
+
 # The sentences of a course on sequence models: they open the test split.
-FAMOUS = (
+EXAMPLE_SENTENCES = (
     "the green witch arrived",
     "John did not see the film that I liked",
     "John saw the film that I did not like",
 )
 
-_WORD = re.compile(r"\(([A-Z]+) ([^()]+)\)")
+_TREE_LEAF = re.compile(r"\(([A-Z]+) ([^()]+)\)")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Sentence:
     tree_spanish: str
     tags_english: tuple[str, ...]
     tags_spanish: tuple[str, ...]
-    opinion: str
+    sentiment: str
 
 
 @dataclass(frozen=True)
@@ -72,31 +74,31 @@ class MiniLang(PairSource):
     def __post_init__(self) -> None:
         if self.source not in ("en", "es"):
             raise UserError(f"MiniLang(source={self.source!r}): the language has 'en' and 'es', choose one of them")
-        if self.count < 0 or self.count > size(self.split):
-            found, held = f"MiniLang(split={self.split!r}, count={self.count})", size(self.split)
+        if self.count < 0 or self.count > split_size(self.split):
+            found, held = f"MiniLang(split={self.split!r}, count={self.count})", split_size(self.split)
             raise UserError(f"{found}: the split holds {held} pairs, set count between 0 and {held}")
 
     def __len__(self) -> int:
         return self.count
 
-    def read(self, bad: BadLines) -> Iterator[Pair]:
-        for derivation, english in self._draw():
-            bad.kept += 1
-            spanish = _spanish(derivation.words[SPANISH])
+    def read(self, stats: ReadStats) -> Iterator[Pair]:
+        for derivation, english in self._sample_distinct():
+            stats.kept += 1
+            spanish = _format_spanish(derivation.words[SPANISH])
             yield (english, spanish) if self.source == "en" else (spanish, english)
 
     def sentences(self) -> Iterator[Sentence]:
-        for derivation, _ in self._draw():
-            yield _sentence(derivation)
+        for derivation, _ in self._sample_distinct():
+            yield _to_sentence(derivation)
 
     def describe(self) -> str:
         direction = "English to Spanish" if self.source == "en" else "Spanish to English"
-        total = minilang().count()
+        total = minilang_grammar().count_derivations()
         return f"minilang, {self.split}: {self.count:,} of {total:,} sentences, {direction}, seed {self.seed}"
 
-    def _draw(self) -> Iterator[tuple[Derivation, str]]:
+    def _sample_distinct(self) -> Iterator[tuple[Derivation, str]]:
         seen: set[str] = set()
-        for derivation, english in _stream(self.split, self.seed):
+        for derivation, english in _sample_derivations(self.split, self.seed):
             if len(seen) == self.count:
                 return
             if english not in seen:
@@ -104,14 +106,14 @@ class MiniLang(PairSource):
                 yield derivation, english
 
 
-def size(split: str) -> int:
+def split_size(split: str) -> int:
     """How many pairs a split holds: its share of the exact number of sentences, as the hash deals them out."""
-    if split not in SHARES:
-        raise UserError(f"minilang has no split {split!r}, choose one of {', '.join(SHARES)}")
-    return minilang().count() * SHARES[split] // 100
+    if split not in SPLIT_PERCENT:
+        raise UserError(f"minilang has no split {split!r}, choose one of {', '.join(SPLIT_PERCENT)}")
+    return minilang_grammar().count_derivations() * SPLIT_PERCENT[split] // 100
 
 
-def split_of(english: str, salt: int = SALT) -> str:
+def assign_split(english: str, salt: int = SPLIT_SALT) -> str:
     """The split of a sentence: "train", "valid" or "test".
 
     The hash is of the bag of words, with verbs reduced to their base and without "do": sentences which differ only in
@@ -120,21 +122,21 @@ def split_of(english: str, salt: int = SALT) -> str:
     bag = sorted(LEMMAS.get(word, word) for word in english.split())
     digest = hashlib.sha256(f"minilang {salt} {' '.join(filter(None, bag))}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") % 100
-    if place < SHARES["test"]:
+    if place < SPLIT_PERCENT["test"]:
         return "test"
-    return "valid" if place < SHARES["test"] + SHARES["valid"] else "train"
+    return "valid" if place < SPLIT_PERCENT["test"] + SPLIT_PERCENT["valid"] else "train"
 
 
-def analyse(english: str) -> Sentence:
+def analyze(english: str) -> Sentence:
     """The sentence with this English: its translation, trees, tags and opinion.
 
     Raises:
         UserError: the sentence is not in the language.
     """
-    found = minilang().parse(["a" if word == "an" else word for word in english.split()])
-    if not found or _english(found[0].words[ENGLISH]) != " ".join(english.split()):
-        raise UserError(f"{english!r} is not a sentence of minilang; one that is: {FAMOUS[0]!r}")
-    return _sentence(found[0])
+    found = minilang_grammar().parse(["a" if word == "an" else word for word in english.split()])
+    if not found or _format_english(found[0].words[ENGLISH]) != " ".join(english.split()):
+        raise UserError(f"{english!r} is not a sentence of minilang; one that is: {EXAMPLE_SENTENCES[0]!r}")
+    return _to_sentence(found[0])
 
 
 def minimal_pairs(
@@ -155,57 +157,57 @@ def minimal_pairs(
     sides = {"en": (ENGLISH,), "es": (SPANISH,), "both": (ENGLISH, SPANISH)}
     if language not in sides:
         raise UserError(f"minimal_pairs(language={language!r}): choose one of {', '.join(sides)}")
-    size(split)  # an unknown split is refused
+    split_size(split)  # an unknown split is refused
     seen: set[str] = set()
-    for derivation, english in _stream(split, seed):
+    for derivation, english in _sample_derivations(split, seed):
         if len(seen) == 2 * count:
             return
-        for other in minilang().exchanges(derivation):
-            pair = (derivation, other) if derivation.opinion() > 0 else (other, derivation)
-            rest = _english(other.words[ENGLISH])
-            if pair[0].opinion() <= 0 or pair[1].opinion() >= 0 or english in seen or rest in seen:
+        for other in minilang_grammar().move_negation(derivation):
+            pair = (derivation, other) if derivation.sentiment() > 0 else (other, derivation)
+            rest = _format_english(other.words[ENGLISH])
+            if pair[0].sentiment() <= 0 or pair[1].sentiment() >= 0 or english in seen or rest in seen:
                 continue
-            if all(_bag(derivation, side) == _bag(other, side) for side in sides[language]):
+            if all(_bag_of_words(derivation, side) == _bag_of_words(other, side) for side in sides[language]):
                 seen |= {english, rest}
-                yield _sentence(pair[0]), _sentence(pair[1])
+                yield _to_sentence(pair[0]), _to_sentence(pair[1])
                 break
 
 
-def _stream(split: str, seed: int) -> Iterator[tuple[Derivation, str]]:
+def _sample_derivations(split: str, seed: int) -> Iterator[tuple[Derivation, str]]:
     """Derivations of a split without end, some of them more than once."""
-    grammar = minilang()
-    for english in FAMOUS:
-        if split_of(english) == split:
+    grammar = minilang_grammar()
+    for english in EXAMPLE_SENTENCES:
+        if assign_split(english) == split:
             yield grammar.parse(english.split())[0], english
     draw = Random(seed).random
     while True:
-        derivation = grammar.derive(grammar.start, draw)
-        english = _english(derivation.words[ENGLISH])
-        if split_of(english) == split:
+        derivation = grammar.sample(grammar.start, draw)
+        english = _format_english(derivation.words[ENGLISH])
+        if assign_split(english) == split:
             yield derivation, english
 
 
-def _bag(derivation: Derivation, side: int) -> list[str]:
+def _bag_of_words(derivation: Derivation, side: int) -> list[str]:
     return sorted(derivation.words[side].split())
 
 
-def _english(text: str) -> str:
+def _format_english(text: str) -> str:
     """Contraction, and the spaces of what was left out: "a old hat" is written "an old hat"."""
     text = " ".join(text.split())
     return re.sub(r"\ba (?=[aeiou])", "an ", text) if "a " in text else text
 
 
-def _spanish(text: str) -> str:
+def _format_spanish(text: str) -> str:
     """The same for Spanish, where `a el` is written `al`, and `de el` is written `del`."""
     text = f" {' '.join(text.split())} "
     return text.replace(" a el ", " al ").replace(" de el ", " del ")[1:-1]
 
 
-def _sentence(derivation: Derivation) -> Sentence:
-    tree_english = re.sub(r"\(D a\)(?= \([A-Z]+ [aeiou])", "(D an)", _tidy(derivation.tree(ENGLISH)))
-    tree_spanish = re.sub(r"\(P (a|de)\) ((?:\(NP )+)\(D el\) ", r"(P \1l) \2", _tidy(derivation.tree(SPANISH)))
-    english, spanish = _WORD.findall(tree_english), _WORD.findall(tree_spanish)
-    value = derivation.opinion()
+def _to_sentence(derivation: Derivation) -> Sentence:
+    tree_english = re.sub(r"\(D a\)(?= \([A-Z]+ [aeiou])", "(D an)", _clean_tree(derivation.tree(ENGLISH)))
+    tree_spanish = re.sub(r"\(P (a|de)\) ((?:\(NP )+)\(D el\) ", r"(P \1l) \2", _clean_tree(derivation.tree(SPANISH)))
+    english, spanish = _TREE_LEAF.findall(tree_english), _TREE_LEAF.findall(tree_spanish)
+    value = derivation.sentiment()
     return Sentence(
         english=" ".join(word for _, word in english),
         spanish=" ".join(word for _, word in spanish),
@@ -213,10 +215,10 @@ def _sentence(derivation: Derivation) -> Sentence:
         tree_spanish=tree_spanish,
         tags_english=tuple(UPOS_ENGLISH[label] for label, _ in english),
         tags_spanish=tuple(UPOS_SPANISH[label] for label, _ in spanish),
-        opinion="P" if value > 0 else "N" if value < 0 else "NEU",
+        sentiment="P" if value > 0 else "N" if value < 0 else "NEU",
     )
 
 
-def _tidy(tree: str) -> str:
+def _clean_tree(tree: str) -> str:
     """A tree without the spaces that dropped words leave behind."""
     return re.sub(r" +(?=[ )])", "", tree).strip()

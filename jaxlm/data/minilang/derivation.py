@@ -16,8 +16,10 @@ class Rule:
     fragments: tuple[str, str]  # brackets, words and slots, as in "(NP {0} {1})"
     slots: tuple[str, ...]  # the names of the slots
     children: tuple[str, ...]  # their symbols
-    signs: tuple[int, ...]  # what the opinion in a slot counts for here: 1, -1 under negation, 0 when it is another's
-    opinion: int  # the rule's own
+    sentiment_signs: tuple[
+        int, ...
+    ]  # what the opinion in a slot counts for here: 1, -1 under negation, 0 when it is another's
+    sentiment: int  # the rule's own
     polarity: int  # -1 negated, 1 the affirmative twin of a negated rule, 0 neither
 
     @cached_property
@@ -27,7 +29,7 @@ class Rule:
         return english, spanish
 
     @cached_property
-    def items(self) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
+    def tokens(self) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
         """Each side as a row of words and numbers of slots."""
         english, spanish = (
             tuple(int(item[1:-1]) if item[0] == "{" else item for item in side.split()) for side in self.words
@@ -56,17 +58,17 @@ class Derivation:
         text = self.rule.fragments[side]
         return text.format(*[child.tree(side) for child in self.children]) if self.children else text
 
-    def opinion(self) -> int:
+    def sentiment(self) -> int:
         """The sum of the opinions in a derivation, each with the signs of the rules above it."""
-        counted = zip(self.rule.signs, self.children, strict=True)
-        return self.rule.opinion + sum(sign * child.opinion() for sign, child in counted if sign)
+        counted = zip(self.rule.sentiment_signs, self.children, strict=True)
+        return self.rule.sentiment + sum(sign * child.sentiment() for sign, child in counted if sign)
 
-    def polar(self, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], "Derivation"]]:
+    def polar_phrases(self, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], "Derivation"]]:
         """All phrases that are negated or could be, each with the numbers of the slots that lead to it."""
         if self.rule.polarity:
             yield path, self
         for number, child in enumerate(self.children):
-            yield from child.polar((*path, number))
+            yield from child.polar_phrases((*path, number))
 
     def replace(self, path: tuple[int, ...], new: "Derivation") -> "Derivation":
         """The same derivation with another phrase at the end of the path."""

@@ -21,47 +21,47 @@ from dataclasses import dataclass
 
 from jaxlm.data.minilang.derivation import ENGLISH, Derivation, Rule
 
-POOL = 500  # a symbol with so few derivations has them all made beforehand, and drawing one is a bisection
+MAX_POOLED_DERIVATIONS = (
+    500  # a symbol with so few derivations has them all made beforehand, and drawing one is a bisection
+)
 
 
 @dataclass(frozen=True)
 class Template:
     """A rule as written, with variables for features."""
 
-    left: tuple[str, ...]
+    lhs: tuple[str, ...]
     fragments: tuple[str, str]
     slots: Mapping[str, tuple[str, ...]]
     weight: int
-    opinion: int
-    sign: int
-    mute: str
+    sentiment: int
+    sentiment_sign: int
+    muted_slot: str
     polarity: int
 
-    def bind(self, features: Sequence[str], domains: Mapping[str, Sequence[str]]) -> Iterator[Rule]:
+    def instantiate(self, features: Sequence[str], domains: Mapping[str, Sequence[str]]) -> Iterator[Rule]:
         """All rules that rewrite the symbol with these features: the variables it leaves free take every value."""
         bound: dict[str, str] = {}
-        if len(features) != len(self.left):
-            raise ValueError(
-                f"{'.'.join(features)} has {len(features)} parts, the rule for {self.left} {len(self.left)}"
-            )
-        for name, value in zip(self.left, features, strict=True):
+        if len(features) != len(self.lhs):
+            raise ValueError(f"{'.'.join(features)} has {len(features)} parts, the rule for {self.lhs} {len(self.lhs)}")
+        for name, value in zip(self.lhs, features, strict=True):
             if name not in domains and name != value:
                 return
             if name in domains and (value not in domains[name] or bound.setdefault(name, value) != value):
                 return
         free = sorted({part for slot in self.slots.values() for part in slot if part in domains} - set(bound))
         for values in itertools.product(*(domains[name] for name in free)):
-            yield self._ground(".".join(features), bound | dict(zip(free, values, strict=True)))
+            yield self._instantiate_rule(".".join(features), bound | dict(zip(free, values, strict=True)))
 
-    def _ground(self, symbol: str, bound: Mapping[str, str]) -> Rule:
+    def _instantiate_rule(self, symbol: str, bound: Mapping[str, str]) -> Rule:
         numbers = {name: f"{{{number}}}" for number, name in enumerate(self.slots)}
         english, spanish = (side.format(**numbers) for side in self.fragments)
         children = tuple(".".join(bound.get(part, part) for part in slot) for slot in self.slots.values())
-        signs = tuple(0 if name == self.mute else self.sign for name in self.slots)
-        return Rule(symbol, (english, spanish), tuple(self.slots), children, signs, self.opinion, self.polarity)
+        signs = tuple(0 if name == self.muted_slot else self.sentiment_sign for name in self.slots)
+        return Rule(symbol, (english, spanish), tuple(self.slots), children, signs, self.sentiment, self.polarity)
 
 
-class Grammar:
+class SynchronousGrammar:
     """Templates, and the rules bound from them on demand.
 
     Args:
@@ -77,17 +77,17 @@ class Grammar:
         self._counts: dict[str, int] = {}
         self._pools: dict[str, tuple[list[Derivation], list[float]]] = {}
 
-    def rule(
+    def add_rule(
         self,
-        left: str,
+        lhs: str,
         english: str,
         spanish: str,
         slots: Mapping[str, str] | None = None,
         *,
         weight: int = 1,
-        opinion: int = 0,
-        sign: int = 1,
-        mute: str = "",
+        sentiment: int = 0,
+        sentiment_sign: int = 1,
+        muted_slot: str = "",
         polarity: int = 0,
     ) -> None:
         """Adds a rule.
@@ -100,27 +100,27 @@ class Grammar:
             opinion, sign, mute, polarity: see `Rule`; `sign` is for all slots but `mute`, which counts for nothing.
         """
         parts = {name: tuple(symbol.split(".")) for name, symbol in (slots or {}).items()}
-        head = tuple(left.split("."))
-        template = Template(head, (english, spanish), parts, weight, opinion, sign, mute, polarity)
-        self._templates[f"{head[0]}.*" if self.domains.keys() & set(head) else left].append(template)
+        head = tuple(lhs.split("."))
+        template = Template(head, (english, spanish), parts, weight, sentiment, sentiment_sign, muted_slot, polarity)
+        self._templates[f"{head[0]}.*" if self.domains.keys() & set(head) else lhs].append(template)
 
-    def options(self, symbol: str) -> tuple[tuple[Rule, ...], ...]:
+    def weighted_rules(self, symbol: str) -> tuple[tuple[Rule, ...], ...]:
         """The rules for a symbol, one group a template, each group as often as its weight says; the barren left out."""
         if symbol not in self._options:
             features = symbol.split(".")
             groups: list[tuple[Rule, ...]] = []
             for template in self._templates[f"{features[0]}.*"] + self._templates[symbol]:
-                bound = template.bind(features, self.domains)
-                fertile = tuple(rule for rule in bound if all(map(self.count, rule.children)))
+                bound = template.instantiate(features, self.domains)
+                fertile = tuple(rule for rule in bound if all(map(self.count_derivations, rule.children)))
                 groups += [fertile] * template.weight if fertile else []
             self._options[symbol] = tuple(groups)
         return self._options[symbol]
 
     def rules(self, symbol: str) -> list[Rule]:
         """The rules for a symbol, each once, in the order in which they were written."""
-        return [rule for group in dict.fromkeys(self.options(symbol)) for rule in group]
+        return [rule for group in dict.fromkeys(self.weighted_rules(symbol)) for rule in group]
 
-    def count(self, symbol: str | None = None) -> int:
+    def count_derivations(self, symbol: str | None = None) -> int:
         """The exact number of derivations: the sum over rules of the product over slots."""
         symbol = self.start if symbol is None else symbol
         if symbol not in self._counts:
@@ -128,42 +128,42 @@ class Grammar:
             for rule in self.rules(symbol):
                 product = 1
                 for child in rule.children:
-                    product *= self.count(child)
+                    product *= self.count_derivations(child)
                 total += product
             self._counts[symbol] = total
         return self._counts[symbol]
 
-    def derive(self, symbol: str, draw: Callable[[], float]) -> Derivation:
+    def sample(self, symbol: str, draw: Callable[[], float]) -> Derivation:
         """A random derivation. `draw` gives uniform numbers in [0, 1), as `random.Random(seed).random` does."""
-        derivations, steps = self._pools.get(symbol) or self.pool(symbol)
+        derivations, steps = self._pools.get(symbol) or self.enumerate_derivations(symbol)
         if derivations:
             return derivations[bisect(steps, draw())]
-        options = self.options(symbol)
+        options = self.weighted_rules(symbol)
         group = options[int(draw() * len(options))]
         rule = group[int(draw() * len(group))]
-        return Derivation(rule, tuple([self.derive(child, draw) for child in rule.children]))
+        return Derivation(rule, tuple([self.sample(child, draw) for child in rule.children]))
 
-    def pool(self, symbol: str) -> tuple[list[Derivation], list[float]]:
+    def enumerate_derivations(self, symbol: str) -> tuple[list[Derivation], list[float]]:
         """All derivations of a symbol and the running sum of their probabilities; nothing if they are too many."""
         if symbol not in self._pools:
             derivations: list[Derivation] = []
             shares: list[float] = []
-            options = self.options(symbol) if self.count(symbol) <= POOL else ()
+            options = self.weighted_rules(symbol) if self.count_derivations(symbol) <= MAX_POOLED_DERIVATIONS else ()
             for rule, alike in ((rule, len(group)) for group in options for rule in group):
-                for row in itertools.product(*(self._shares(child) for child in rule.children)):
+                for row in itertools.product(*(self._derivation_probs(child) for child in rule.children)):
                     derivations.append(Derivation(rule, tuple([child for child, _ in row])))
                     shares.append(math.prod([share for _, share in row]) / alike / len(options))
             self._pools[symbol] = derivations, [*itertools.accumulate(shares[:-1]), 1.0]
         return self._pools[symbol]
 
-    def _shares(self, symbol: str) -> Iterator[tuple[Derivation, float]]:
-        derivations, steps = self.pool(symbol)
+    def _derivation_probs(self, symbol: str) -> Iterator[tuple[Derivation, float]]:
+        derivations, steps = self.enumerate_derivations(symbol)
         return zip(derivations, (b - a for a, b in itertools.pairwise([0.0, *steps])), strict=True)
 
-    def only(self, symbol: str) -> Derivation:
+    def unique_derivation(self, symbol: str) -> Derivation:
         """The derivation of a symbol that has just one."""
         (rule,) = self.rules(symbol)
-        return Derivation(rule, tuple(map(self.only, rule.children)))
+        return Derivation(rule, tuple(map(self.unique_derivation, rule.children)))
 
     def parse(self, words: Sequence[str], side: int = ENGLISH) -> list[Derivation]:
         """All derivations of a row of words on one side; none if it is not in the language."""
@@ -172,9 +172,14 @@ class Grammar:
         def phrase(symbol: str, begin: int) -> list[tuple[Derivation, int]]:
             if (symbol, begin) not in memo:
                 memo[symbol, begin] = [
-                    (Derivation(rule, tuple(found.get(n) or self.only(c) for n, c in enumerate(rule.children))), end)
+                    (
+                        Derivation(
+                            rule, tuple(found.get(n) or self.unique_derivation(c) for n, c in enumerate(rule.children))
+                        ),
+                        end,
+                    )
                     for rule in self.rules(symbol)
-                    for found, end in row(rule, rule.items[side], begin)
+                    for found, end in row(rule, rule.tokens[side], begin)
                 ]
             return memo[symbol, begin]
 
@@ -190,20 +195,25 @@ class Grammar:
 
         return [derivation for derivation, end in phrase(self.start, 0) if end == len(words)]
 
-    def exchanges(self, derivation: Derivation) -> Iterator[Derivation]:
+    def move_negation(self, derivation: Derivation) -> Iterator[Derivation]:
         """All derivations in which the negation has moved: a negated phrase affirmed, and an affirmed one negated."""
-        for (path, one), (other_path, other) in itertools.combinations(derivation.polar(), 2):
+        for (path, one), (other_path, other) in itertools.combinations(derivation.polar_phrases(), 2):
             if one.rule.polarity != other.rule.polarity:
-                yield derivation.replace(path, self._negate(one)).replace(other_path, self._negate(other))
+                yield derivation.replace(path, self._toggle_negation(one)).replace(
+                    other_path, self._toggle_negation(other)
+                )
 
-    def _negate(self, derivation: Derivation) -> Derivation:
+    def _toggle_negation(self, derivation: Derivation) -> Derivation:
         """The twin of a phrase that has a polarity: negated if it was affirmed, affirmed if negated."""
         rule = derivation.rule
         same, twins = ([r for r in self.rules(rule.symbol) if r.polarity == p] for p in (rule.polarity, -rule.polarity))
         twin = twins[same.index(rule)]
         old = dict(zip(rule.slots, derivation.children, strict=True))
         slots = zip(twin.slots, twin.children, strict=True)
-        children = (self._inflect(old[name], symbol) if name in old else self.only(symbol) for name, symbol in slots)
+        children = (
+            self._inflect(old[name], symbol) if name in old else self.unique_derivation(symbol)
+            for name, symbol in slots
+        )
         return Derivation(twin, tuple(children))
 
     def _inflect(self, word: Derivation, symbol: str) -> Derivation:

@@ -8,8 +8,9 @@ and so is "we" (`cantamos`: we sing, or we sang), for then each sentence has one
 
 from dataclasses import dataclass
 
-SORTS = ("person", "work", "thing", "place")
-INANIMATE = ("work", "thing", "place")
+NOUN_SORTS = ("person", "work", "thing", "place")
+
+INANIMATE_SORTS = ("work", "thing", "place")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Adjective:
     spanish: tuple[str, str, str, str]  # masculine singular, feminine singular, masculine plural, feminine plural
     order: str  # "outer" stands before "inner" in English, and after it in Spanish: big green house, casa verde grande
     sorts: tuple[str, ...]
-    opinion: int  # +1 praises, -1 blames, 0 describes
+    sentiment: int  # +1 praises, -1 blames, 0 describes
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,14 @@ class Verb:
     spanish: tuple[
         str, str, str, str, str, str
     ]  # present then past, each: first singular, third singular, third plural
-    kind: (
+    verb_class: (
         str  # "arrival" and "activity" (no object), "transitive", "dative", "psych" (odiar), "gustar" (order inverted)
     )
     sorts: tuple[str, ...]  # of the subject where there is no object, of the object otherwise
-    opinion: int = 0
+    sentiment: int = 0
 
 
-def inflect(lemma: str) -> tuple[str, str, str, str]:
+def inflect_adjective(lemma: str) -> tuple[str, str, str, str]:
     """The four forms of a regular Spanish adjective: -o has all four, any other vowel two, a consonant takes -es."""
     if lemma.endswith("o"):
         stem = lemma[:-1]
@@ -91,44 +92,45 @@ NOUNS = (
     _noun("house houses", "casa casas", "f", "place"),
 )
 
-NAMES = (("John", "Juan", "m"), ("Mary", "María", "f"), ("Peter", "Pedro", "m"), ("Anne", "Ana", "f"))
+PERSON_NAMES = (("John", "Juan", "m"), ("Mary", "María", "f"), ("Peter", "Pedro", "m"), ("Anne", "Ana", "f"))
 
 ADJECTIVES = (
-    Adjective("good", inflect("bueno"), "outer", SORTS, +1),
-    Adjective("wonderful", inflect("maravilloso"), "outer", SORTS, +1),
-    Adjective("bad", inflect("malo"), "outer", SORTS, -1),
-    Adjective("terrible", inflect("terrible"), "outer", SORTS, -1),
-    Adjective("old", inflect("viejo"), "outer", SORTS, 0),
+    Adjective("good", inflect_adjective("bueno"), "outer", NOUN_SORTS, +1),
+    Adjective("wonderful", inflect_adjective("maravilloso"), "outer", NOUN_SORTS, +1),
+    Adjective("bad", inflect_adjective("malo"), "outer", NOUN_SORTS, -1),
+    Adjective("terrible", inflect_adjective("terrible"), "outer", NOUN_SORTS, -1),
+    Adjective("old", inflect_adjective("viejo"), "outer", NOUN_SORTS, 0),
     Adjective("young", ("joven", "joven", "jóvenes", "jóvenes"), "outer", ("person",), 0),
-    Adjective("new", inflect("nuevo"), "outer", INANIMATE, 0),
-    Adjective("big", inflect("grande"), "outer", ("thing", "place"), 0),
-    Adjective("green", inflect("verde"), "inner", SORTS, 0),
-    Adjective("red", inflect("rojo"), "inner", SORTS, 0),
-    Adjective("blue", inflect("azul"), "inner", SORTS, 0),
-    Adjective("French", ("francés", "francesa", "franceses", "francesas"), "inner", SORTS, 0),
+    Adjective("new", inflect_adjective("nuevo"), "outer", INANIMATE_SORTS, 0),
+    Adjective("big", inflect_adjective("grande"), "outer", ("thing", "place"), 0),
+    Adjective("green", inflect_adjective("verde"), "inner", NOUN_SORTS, 0),
+    Adjective("red", inflect_adjective("rojo"), "inner", NOUN_SORTS, 0),
+    Adjective("blue", inflect_adjective("azul"), "inner", NOUN_SORTS, 0),
+    Adjective("French", ("francés", "francesa", "franceses", "francesas"), "inner", NOUN_SORTS, 0),
 )
 
 # The present and past of `ser`, which the copula alone uses: singular, plural.
 BE = {"present": (("is", "are"), ("es", "son")), "past": (("was", "were"), ("era", "eran"))}
+
 DO = {"present": {"first": "do", "sg": "does", "pl": "do"}, "past": {"first": "did", "sg": "did", "pl": "did"}}
 
-VERBS = (
+VERB_LEXICON = (
     _verb("arrive arrives arrived", "llego llega llegan llegué llegó llegaron", "arrival", ("person", "work", "thing")),
     _verb("fall falls fell", "caigo cae caen caí cayó cayeron", "arrival", ("person", "thing", "place")),
     _verb("come comes came", "vengo viene vienen vine vino vinieron", "arrival", ("person",)),
     _verb("sleep sleeps slept", "duermo duerme duermen dormí durmió durmieron", "activity", ("person",)),
     _verb("sing sings sang", "canto canta cantan canté cantó cantaron", "activity", ("person",)),
-    _verb("see sees saw", "veo ve ven vi vio vieron", "transitive", SORTS),
-    _verb("find finds found", "encuentro encuentra encuentran encontré encontró encontraron", "transitive", SORTS),
-    _verb("buy buys bought", "compro compra compran compré compró compraron", "transitive", INANIMATE),
+    _verb("see sees saw", "veo ve ven vi vio vieron", "transitive", NOUN_SORTS),
+    _verb("find finds found", "encuentro encuentra encuentran encontré encontró encontraron", "transitive", NOUN_SORTS),
+    _verb("buy buys bought", "compro compra compran compré compró compraron", "transitive", INANIMATE_SORTS),
     _verb("write writes wrote", "escribo escribe escriben escribí escribió escribieron", "transitive", ("work",)),
     _verb("help helps helped", "ayudo ayuda ayudan ayudé ayudó ayudaron", "transitive", ("person",)),
     _verb("give gives gave", "doy da dan di dio dieron", "dative", ("work", "thing")),
     _verb("send sends sent", "envío envía envían envié envió enviaron", "dative", ("work", "thing")),
-    _verb("like likes liked", "gusto gusta gustan gusté gustó gustaron", "gustar", SORTS, +1),
-    _verb("love loves loved", "encanto encanta encantan encanté encantó encantaron", "gustar", INANIMATE, +1),
+    _verb("like likes liked", "gusto gusta gustan gusté gustó gustaron", "gustar", NOUN_SORTS, +1),
+    _verb("love loves loved", "encanto encanta encantan encanté encantó encantaron", "gustar", INANIMATE_SORTS, +1),
     _verb("love loves loved", "amo ama aman amé amó amaron", "psych", ("person",), +1),
-    _verb("hate hates hated", "odio odia odian odié odió odiaron", "psych", SORTS, -1),
+    _verb("hate hates hated", "odio odia odian odié odió odiaron", "psych", NOUN_SORTS, -1),
 )
 
 # (English, Spanish forms by gender and number as in an adjective), singular then plural; "" where there is none.
@@ -138,8 +140,10 @@ DETERMINERS = (
     (("this", "these"), ("este", "esta", "estos", "estas")),
     (("", "many"), ("", "", "muchos", "muchas")),
 )
+
 POSSESSIVE = (("my", "my"), ("mi", "mi", "mis", "mis"))
+
 NUMERALS = (("two", "dos"), ("three", "tres"), ("four", "cuatro"))
 
 # A form of a verb -> the verb; the auxiliary "do" has no lemma: it comes and goes with the negation.
-LEMMAS = {form: verb.english[0] for verb in VERBS for form in verb.english} | {"do": "", "does": "", "did": ""}
+LEMMAS = {form: verb.english[0] for verb in VERB_LEXICON for form in verb.english} | {"do": "", "does": "", "did": ""}

@@ -1,0 +1,299 @@
+"""The checkpoints of a run: written in the background, the last few and the best one kept, checked when they are read.
+
+A step that cannot be read, or whose bits are not those that were saved, is skipped for the step before it, with a line
+on stderr. `stored_step` has the layout and the checks of one step.
+
+Log the figures of a step before it is saved: a resumed run does not go through the steps up to the saved one again.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.checkpoint import step_io
+from jaxlm.checkpoint.step_io import CorruptCheckpoint
+from jaxlm.errors import UserError
+from jaxlm.pytree import unflatten
+
+
+class Checkpoints:
+    """The checkpoints in `folder`. `keep`: the last so many stay (None: all). `keep_best`: the name of a metric; the
+    step at which it was highest stays as well. With `read_only` nothing is created, renamed or deleted.
+
+    A state is a pytree with `params`: a mapping with that key, or a dataclass with that field and `replace`.
+    """
+
+    def __init__(
+        self, folder: Path | str, keep: int | None = 3, keep_best: str | None = None, *, read_only: bool = False
+    ):
+        if keep is not None and keep < 1:
+            raise UserError(f"keep = {keep} checkpoints: expected at least 1, or None for all")
+        self.folder = Path(folder)
+        self.keep, self.keep_best, self.read_only = keep, keep_best, read_only
+        self._manager: Any = None
+        self._metrics: dict[int, float | None] = {}
+        self._corrupt_steps: set[int] = set()
+        self._current_step: int | None = None  # the step last saved or restored by this object
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def save(self, step: int, state: Any, meta: dict, metric: float | None = None) -> bool:
+        """Start to write `state` and `meta` (JSON) as `step`; the state may be donated as soon as this returns.
+
+        `metric` is the value of `keep_best` at this step. False if this very step was the last saved or restored.
+        Raises UserError if the save before this one failed, or if this step or later ones exist.
+        """
+        if self.read_only:
+            raise ValueError(f"{self.folder} was opened to be read only")
+        if metric is not None and self.keep_best is None:
+            raise ValueError(f"a metric was given without its name: Checkpoints({str(self.folder)!r}, keep_best=...)")
+        json.dumps(meta)
+        if step == self._current_step:
+            return False
+        with self._save_errors():
+            self._open_manager().wait_until_finished()
+        self._quarantine()
+        if (newest := max(self.steps(), default=-1)) >= step:
+            raise UserError(
+                f"{self.folder} holds step {newest}, and step {step} was to be saved: "
+                "continue from the newest step, or train into another --workdir"
+            )
+        params, rest = _split_params(state)
+        named = None if metric is None else {"name": self.keep_best, "value": float(metric)}
+        if self.keep_best is not None:
+            self._read_metrics(self.steps())
+        self._metrics[step] = _metric_value(named, self.keep_best)
+        self._current_step = step
+        with self._save_errors():
+            step_io.write_step(self._open_manager(), step, {"params": params, "rest": rest}, meta, named)
+        return True
+
+    def wait(self) -> None:
+        """Until the save under way is on disk. Raises UserError if it failed."""
+        if self._manager is not None:
+            with self._save_errors():
+                self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, and end orbax's threads. Raises UserError if a save failed and nobody has heard of it."""
+        self.wait()
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            manager.close()
+
+    def steps(self) -> list[int]:
+        """The steps in the folder, oldest first; that one is damaged is known when it is read."""
+        if self._manager is None and not self.folder.is_dir():
+            return []
+        return sorted(self._open_manager().all_steps(read=self.read_only))
+
+    def best_step(self) -> int | None:
+        """The step at which the metric was highest (the first of equals); None if none was saved with one."""
+        self.wait()
+        return _step_of_best(self._read_metrics(self.steps()))
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict, int]:
+        """(state, meta, step) of `step`, or of the newest step that is whole.
+
+        `abstract_state` is a state of arrays or ShapeDtypeStructs; their shardings say where each leaf goes (none: the
+        first device). Raises UserError if leaves, shapes or dtypes differ, if a newer jaxlm wrote it, or if no whole
+        step is there.
+        """
+        params, rest = _split_params(abstract_state)
+        trees, meta, step = self._read_newest({"params": params, "rest": rest}, step)
+        self._current_step = step
+        return _join_params(abstract_state, trees["params"], trees["rest"]), meta, step
+
+    def restore_params(self, abstract_params: Any, step: int | None = None) -> tuple[Any, dict, int]:
+        """(params, meta, step): as `restore`, without reading anything else of the state."""
+        trees, meta, step = self._read_newest({"params": abstract_params}, step)
+        return trees["params"], meta, step
+
+    def abstract_params(self, step: int | None = None) -> Any:
+        """Shapes and dtypes of the parameters of a step (None: the newest), where the data decided on them."""
+        step = self.steps()[-1] if step is None else step
+        return unflatten(step_io.read_metadata(self._open_manager(), self.folder, step)["leaves"]["params"])
+
+    def average(self, abstract_params: Any, last: int, up_to: int | None = None) -> tuple[Any, list[int]]:
+        """(mean of the parameters of the last `last` whole steps, those steps), summed in float32, one at a time.
+
+        `up_to`: the newest step to take. Leaves that are not floating point are those of the newest step.
+        """
+        self.wait()
+        total: Any = None
+        used: list[int] = []
+        for step in reversed([step for step in self.steps() if up_to is None or step <= up_to]):
+            if len(used) == last:
+                break
+            with self._skip_corrupt(step):
+                trees, _ = step_io.read_step(self._open_manager(), self.folder, step, {"params": abstract_params})
+                total = (
+                    _to_float32(trees["params"]) if total is None else jax.tree.map(_add_leaf, total, trees["params"])
+                )
+                used.insert(0, step)
+        if not used or len(used) < last:
+            there = f"{len(used)} whole ones{'' if up_to is None else f' up to step {up_to}'}"
+            raise UserError(
+                f"the mean of the last {last} checkpoints was asked for, {self.folder} has {there}: "
+                f"ask for 1 to {len(used)}, or train with keep_checkpoints = {last}"
+            )
+        return jax.tree.map(lambda leaf, like: _mean_leaf(leaf, len(used), like), total, abstract_params), used
+
+    def _read_newest(self, trees: dict[str, Any], step: int | None) -> tuple[dict[str, Any], dict, int]:
+        """Read `step`, or go from the newest step to older ones until one is whole."""
+        self.wait()
+        steps = self.steps()
+        if not steps or (step is not None and step not in steps):
+            found = f"the steps {', '.join(map(str, steps))}" if steps else "no checkpoint"
+            raise UserError(
+                f"{self.folder} holds {found}{'' if step is None else f', not step {step}'}: "
+                "check the path; a run that has just begun has not saved yet"
+            )
+        for candidate in [step] if step is not None else reversed(steps):
+            with self._skip_corrupt(candidate):
+                return *step_io.read_step(self._open_manager(), self.folder, candidate, trees), candidate
+        tried = f"step {step}" if step is not None else f"all {len(steps)} steps"
+        raise UserError(
+            f"{self.folder}: {tried} cannot be read (the reasons are above): "
+            "copy the folder from a backup, or train into another --workdir"
+        )
+
+    @contextlib.contextmanager
+    def _skip_corrupt(self, step: int) -> Iterator[None]:
+        """Notes a damaged step, says so on stderr, and goes on."""
+        try:
+            yield
+        except CorruptCheckpoint as reason:
+            self._corrupt_steps.add(step)
+            if jax.process_index() == 0:
+                print(f"jaxlm: checkpoint {self.folder / str(step)} is damaged and skipped: {reason}", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def _save_errors(self) -> Iterator[None]:
+        """An error of a save, in the call or in the background, as a sentence. The manager that had it is given up."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            step, manager = self._current_step, self._manager
+            self._current_step = self._manager = None
+            with contextlib.suppress(Exception):
+                manager.close()
+            what = f"{self.folder} cannot be opened" if step is None else f"step {step} was not saved in {self.folder}"
+            raise UserError(
+                f"{what}: {step_io.error_summary(error)}: check the disk (space, quota, permissions) and run the "
+                "command again; it goes on from the newest whole step"
+            ) from error
+
+    def _open_manager(self) -> Any:
+        """Orbax's manager of the folder."""
+        if self._manager is None:
+            if self.read_only and not self.folder.is_dir():
+                raise UserError(f"there is no folder {self.folder}: expected the checkpoints of a run; check the path")
+            ocp = step_io.import_orbax()
+            if self.read_only:
+                options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+            else:
+                kept = _PreservationPolicy(self.keep, self._metrics if self.keep_best is not None else {})
+                options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, preservation_policy=kept)
+            self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+        return self._manager
+
+    def _read_metrics(self, steps: Sequence[int]) -> dict[int, float | None]:
+        """The metric of each step, None where there is none; read from disk once."""
+        for step in steps:
+            if step not in self._metrics:
+                self._metrics[step] = None
+                with contextlib.suppress(CorruptCheckpoint):
+                    metric = step_io.read_metadata(self._open_manager(), self.folder, step)["metric"]
+                    self._metrics[step] = _metric_value(metric, self.keep_best)
+        return {step: self._metrics[step] for step in steps}
+
+    def _quarantine(self) -> None:
+        """Before a run goes on from an older step, move the damaged ones out of its way: 200 becomes 200.damaged."""
+        if not self._corrupt_steps:
+            return
+        if jax.process_index() == 0:
+            for step in self._corrupt_steps:
+                aside = self.folder / f"{step}.damaged"
+                shutil.rmtree(aside, ignore_errors=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(self.folder / str(step), aside)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("jaxlm: damaged checkpoints set aside")
+        for step in self._corrupt_steps:
+            self._metrics.pop(step, None)
+        self._corrupt_steps.clear()
+        self._open_manager().reload()
+
+
+class _PreservationPolicy:
+    """Orbax's preservation policy: the last `keep` steps, and the best one where metrics are known."""
+
+    def __init__(self, keep: int | None, metrics: Mapping[int, float | None]):
+        self.keep, self.metrics = keep, metrics
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each checkpoint, oldest first, whether it stays."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = set(steps if self.keep is None else sorted(steps)[-self.keep :])
+        kept.add(_step_of_best({step: self.metrics.get(step) for step in steps}))
+        return [step in kept for step in steps]
+
+
+def _metric_value(metric: dict | None, name: str | None) -> float | None:
+    """The value of a stored metric; None where it is another metric or not a number."""
+    if metric is None or name not in (None, metric["name"]) or math.isnan(metric["value"]):
+        return None
+    return metric["value"]
+
+
+def _step_of_best(metrics: dict[int, float | None]) -> int | None:
+    values = {step: value for step, value in sorted(metrics.items()) if value is not None}
+    return max(values, key=values.__getitem__) if values else None
+
+
+def _split_params(state: Any) -> tuple[Any, Any]:
+    """(params, the state without them)."""
+    if isinstance(state, Mapping):
+        return state["params"], {key: value for key, value in state.items() if key != "params"}
+    return state.params, state.replace(params=None)
+
+
+def _join_params(state: Any, params: Any, other_state: Any) -> Any:
+    return {**other_state, "params": params} if isinstance(state, Mapping) else other_state.replace(params=params)
+
+
+def _to_float32(tree: Any) -> Any:
+    def widen(leaf: Any) -> Any:
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if _is_floating(leaf) else leaf
+
+    return jax.tree.map(widen, tree)
+
+
+def _add_leaf(total: Any, leaf: Any) -> Any:
+    return total + leaf.astype(total.dtype) if _is_floating(leaf) else total
+
+
+def _mean_leaf(total: Any, count: int, like: Any) -> Any:
+    return (total / count).astype(like.dtype) if _is_floating(like) else total
+
+
+def _is_floating(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -1,0 +1,43 @@
+"""`jaxlm evaluate D`: the scores of a split as one JSON object, the last line of stdout."""
+
+from typing import Any
+
+from jaxlm.cli import output
+from jaxlm.cli.options import (
+    add_model_options,
+    add_search_options,
+    experiment_with_options,
+    load_trained,
+    workdir_parser,
+)
+from jaxlm.cli.parser import COMMANDS, UsageError
+from jaxlm.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Decode the split and score it."""
+    parser = workdir_parser("evaluate", COMMANDS["evaluate"])
+    parser.add_argument("--split", default="test", help="train, valid, test or another test set of the experiment")
+    add_search_options(parser)
+    add_model_options(parser)
+    options = parser.parse(argv)
+    experiment = experiment_with_options(options)
+    try:
+        described = experiment.task.describe(options.split)
+    except UserError as error:
+        raise UsageError(str(error)) from error
+    output.print_stderr(f"{options.split}: {described}")
+    trained, task = load_trained(options, experiment), experiment.task
+    clock = output.Clock()
+    with output.progress_bar(task.count(options.split)) as progress:
+        scores = task.evaluate(trained.experiment.model, trained.params, trained.tokenizer, options.split, progress)
+    found: dict[str, Any] = {"workdir": str(options.workdir), "checkpoints": trained.steps}
+    if task.search is not None:
+        beam = task.search.beam
+        found["search"] = {
+            "num_beams": beam.num_beams,
+            "length_penalty_kind": beam.length_penalty_kind,
+            "length_penalty": beam.length_penalty,
+        }
+    output.write_line(output.json_line(scores | found | clock.rates(scores["lines"])))
+    return 0

@@ -1,0 +1,93 @@
+"""`jaxlm predict D < in > out`: a line of output for each line of input, in order, whatever the line holds.
+
+JSON lines: {"source", "prediction", "score", "logprob", "hypotheses": [{"text", "score", "logprob", "tokens",
+"reason"}, ...]}, where logprob is a natural log with EOS counted and score is what the beam ranks by. With --attention
+also "attention": {"source": pieces, "target": pieces, "weights": a row for each target piece}. Tasks that do not search
+have fields of their own beside "source" and "prediction".
+"""
+
+import dataclasses
+import sys
+from typing import Any
+
+import numpy as np
+
+from jaxlm.cli import output
+from jaxlm.cli.options import (
+    add_constraint_options,
+    add_model_options,
+    add_search_options,
+    load_trained,
+    read_constraint,
+    workdir_parser,
+)
+from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, int_at_least
+from jaxlm.cli.stdin_lines import LINES_PER_BATCH, StdinLines, count_truncated
+
+
+def main(argv: list[str]) -> int:
+    """Answer standard input, chunk by chunk."""
+    options = _parser().parse(argv)
+    if options.attention and not options.jsonl:
+        raise UsageError("--attention needs --jsonl: the weights are a field of the JSON object")
+    rule, clock = read_constraint(options), output.Clock()
+    trained = load_trained(options)
+    task, loading = trained.experiment.task, clock.seconds
+    if rule:
+        task = _with_constraint(task, rule, trained.tokenizer)
+    from jaxlm.data.tokenizers.base import UNK
+
+    limit = task.max_input_tokens(trained.experiment.model)
+
+    words = unknown = 0
+    source, cut, clock = StdinLines(options.on_bad_line, options.lines_per_batch), 0, output.Clock()
+    output.print_stderr(f"checkpoints {trained.steps} loaded in {loading:.1f} s; reading lines" + _terminal_hint())
+    for lines in source.batches():
+        answers = task.predict(trained.experiment.model, trained.params, trained.tokenizer, lines)
+        for answer in answers:
+            output.write_line(output.json_line(answer.json) if options.jsonl else answer.text)
+        sys.stdout.flush()
+        cut += count_truncated(lines, trained.tokenizer, limit, with_markers=task.search is None) if limit else 0
+        ids = np.concatenate([np.zeros(0, np.int32), *trained.tokenizer.encode(lines)])
+        words, unknown = words + len(ids), unknown + int((ids == UNK).sum())
+    if unknown:
+        output.print_stderr(
+            f"{unknown:,} of {words:,} tokens are unknown to the tokenizer: it saw none such in training"
+        )
+    if cut:
+        output.print_stderr(f"{cut:,} lines were longer than {limit} tokens and were cut there")
+    if source.read_stats.replaced:
+        output.print_stderr(f"{source.read_stats.replaced:,} lines were not UTF-8: their bad bytes became U+FFFD")
+    output.print_stderr(clock.summary(source.num_lines))
+    return 0
+
+
+def _parser() -> CommandParser:
+    parser = workdir_parser("predict", COMMANDS["predict"] + ": N lines in, N lines out, in order.")
+    add_search_options(parser)
+    text = "the N best answers: separated by TABs, or under `hypotheses` with --jsonl"
+    parser.add_argument("--n-best", type=int_at_least(1), default=1, metavar="N", help=text)
+    text = "one JSON object a line: source, prediction, score, logprob (natural log, EOS counted), hypotheses"
+    parser.add_argument("--jsonl", action="store_true", help=text)
+    text = "with --jsonl: how much each piece of the best answer looked at each piece of the source"
+    parser.add_argument("--attention", action="store_true", help=text)
+    text = "a line that is not UTF-8: stop (the default), or put U+FFFD for its bad bytes"
+    parser.add_argument("--on-bad-line", choices=("error", "replace"), default="error", help=text)
+    text = f"lines read at most before they are answered (default: {LINES_PER_BATCH})"
+    parser.add_argument("--lines-per-batch", type=int_at_least(1), default=LINES_PER_BATCH, metavar="N", help=text)
+    add_constraint_options(parser)
+    add_model_options(parser)
+    return parser
+
+
+def _with_constraint(task: Any, constraint: Any, tokenizer: Any) -> Any:
+    """The task with a search that follows the rule. Raises Usage where it does not search."""
+    if task.search is None:
+        raise UsageError(f"the task {type(task).__name__} does not search: no rule for its text can be kept")
+    from jaxlm.inference.constraints import constrain_search
+
+    return dataclasses.replace(task, search=constrain_search(task.search, constraint, tokenizer))
+
+
+def _terminal_hint() -> str:
+    return " from the terminal; Ctrl-D ends them" if sys.stdin is not None and sys.stdin.isatty() else ""

@@ -1,0 +1,61 @@
+"""The shape of a TPU slice: chips, hosts, topology, from the name that Google Cloud gives it.
+
+The count in a name is of chips for v5e (`v5litepod`) and v6e and of cores, two a chip, before and for v5p. Sources: the
+pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of the Cloud TPU documentation.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from jaxlm.errors import UserError
+
+GKE_ACCELERATORS = {
+    "v4": "tpu-v4-podslice",
+    "v5litepod": "tpu-v5-lite-podslice",
+    "v5p": "tpu-v5p-slice",
+    "v6e": "tpu-v6e-slice",
+}
+"""Generation -> its name on GKE, in the label `cloud.google.com/gke-tpu-accelerator`."""
+
+TOPOLOGIES_2D = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+
+TOPOLOGIES_3D = {
+    4: "2x2x1",
+    8: "2x2x2",
+    16: "2x2x4",
+    32: "2x4x4",
+    64: "4x4x4",
+    128: "4x4x8",
+    256: "4x8x8",
+    512: "8x8x8",
+}
+
+DEFAULT_TOPOLOGIES = {"v4": TOPOLOGIES_3D, "v5p": TOPOLOGIES_3D, "v5litepod": TOPOLOGIES_2D, "v6e": TOPOLOGIES_2D}
+"""Generation -> chips -> how they are wired where nothing else is asked for."""
+
+
+@dataclass(frozen=True)
+class TPUSlice:
+    """`hosts` machines with `chips // hosts` chips each; `topology` is "" where the name does not tell it."""
+
+    generation: str
+    chips: int
+    hosts: int
+    topology: str
+
+
+def parse_tpu_type(name: str, topology: str = "") -> TPUSlice:
+    """The slice of an accelerator type as gcloud takes it (`v5litepod-16`). Raises UserError if it is none."""
+    match = re.fullmatch(r"(v[234]|v5litepod|v5p|v6e)-([1-9]\d*)", name)
+    if match is None:
+        hint = f": gcloud calls it v5litepod-{name[4:]}" if name.startswith("v5e-") else ""
+        raise UserError(f"no TPU type {name!r}{hint} (expected something like v4-8, v5litepod-16, v5p-8 or v6e-8)")
+    generation, count = match[1], int(match[2])
+    flat = generation in ("v5litepod", "v6e")
+    chips = count if flat else count // 2
+    shape = topology or DEFAULT_TOPOLOGIES.get(generation, {}).get(chips, "")
+    if shape and math.prod(map(int, re.findall(r"\d+", shape))) != chips:
+        raise UserError(f"--topology {topology} has not the {chips} chips of {name}: expected a product of {chips}")
+    hosts = 1 if flat and chips <= 8 else math.ceil(chips / 4)
+    return TPUSlice(generation, chips, hosts, shape)

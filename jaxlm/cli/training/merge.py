@@ -1,0 +1,20 @@
+"""`jaxlm merge D NEW`: a run with low-rank maps as a plain workdir, whose weights hold what the maps added."""
+
+from pathlib import Path
+
+from jaxlm.cli import output
+from jaxlm.cli.options import experiment_with_options, workdir_parser
+from jaxlm.cli.parser import COMMANDS
+
+
+def main(argv: list[str]) -> int:
+    """Read, merge, write."""
+    parser = workdir_parser("merge", COMMANDS["merge"])
+    parser.add_argument("new_workdir", metavar="NEW", type=Path, help="the workdir to make")
+    options = parser.parse(argv)
+    experiment_with_options(options)
+    from jaxlm.train.merge_lora import merge_lora_workdir
+
+    steps = merge_lora_workdir(options.workdir, options.new_workdir, options.average_last, options.step)
+    output.print_stderr(f"{options.new_workdir} holds steps {steps} of {options.workdir}, merged")
+    return 0

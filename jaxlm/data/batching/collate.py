@@ -1,0 +1,177 @@
+"""From columns of ids to arrays: `Batches[k]` makes batch k of a plan, `eval_batches` visits every row once.
+
+Columns, each a `Ragged` of ids:
+
+| column      | a row is                                     | becomes                                              |
+|-------------|----------------------------------------------|------------------------------------------------------|
+| "source"    | a text                                       | `source_BS` (ids, EOS)                               |
+| "target"    | a text                                       | `target_BT` (BOS, ids), `label_BT` (ids, EOS)        |
+| "label"     | an id for each token of the source           | `token_label_BS`, -1 where there is none             |
+| "class"     | one id, or one number                        | `label_B`, -1 (NaN) for rows that fill the shape     |
+| "character" | the spelling of one token of all the sources | `character_BSW`, 0 after the last character          |
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxlm.data.batching.plan import BatchPlan, Columns
+from jaxlm.data.ragged import Ragged, concat_ranges
+from jaxlm.data.tokenizers.base import BOS, EOS
+from jaxlm.types import Batch
+
+MAX_WORD_CHARACTERS = 16
+"""Characters of a word that are kept."""
+
+TEXT_COLUMNS = ("source", "target")
+"""The columns whose lengths decide what shares a batch."""
+
+TOKEN_LEVEL_FIELDS = {"token_label_BS", "character_BSW"}
+
+
+class Batches:
+    """`batches[k]` is batch k of a plan, made of numpy arrays: a pure function of (columns, plan, k).
+
+    Can be read by several threads and pickled to worker processes.
+    """
+
+    def __init__(self, columns: Columns, plan: BatchPlan):
+        self.columns = columns
+        self.plan = plan
+
+    def example_indices(self, k: int) -> Ragged:
+        """The examples (positions in the columns) of every row of batch k."""
+        bucket, items = self.plan.epoch_order[k]
+        return Ragged.from_rows([self.plan.buckets[bucket].bins[item] for item in items], np.int64)
+
+    def __getitem__(self, k: int) -> Batch:
+        return self.host_part(k, 0, 1)
+
+    def host_part(self, k: int, host_index: int, num_hosts: int) -> Batch:
+        """The rows of batch k that one of `num_hosts` hosts needs: an equal share each."""
+        bucket_index, items = self.plan.epoch_order[k]
+        bucket, items = self.plan.buckets[bucket_index], items[host_slice(len(items), host_index, num_hosts)]
+        examples, count = bucket.bins.gather(items)
+        row_of = np.repeat(np.arange(len(items)), count)
+        return collate(self.columns, examples, row_of, len(items), bucket.source, bucket.target, self.plan.packed)
+
+    @property
+    def row_multiple(self) -> int:
+        """The greatest number that divides the rows of every batch."""
+        return math.gcd(*(bucket.rows for bucket in self.plan.buckets))
+
+    def statistics(self) -> dict[str, float]:
+        """Numbers for a log; see `BatchPlan.statistics`."""
+        return self.plan.statistics()
+
+
+def host_slice(rows: int, host_index: int, num_hosts: int) -> slice:
+    """Which of the rows are those of host `index`."""
+    return slice(rows * host_index // num_hosts, rows * (host_index + 1) // num_hosts)
+
+
+@dataclass(frozen=True)
+class HostShard:
+    """The rows of every batch that host `host_index` of `num_hosts` needs. No other rows are made, if the
+    batches have a `part`.
+    """
+
+    batches: Any
+    host_index: int = 0
+    num_hosts: int = 1
+
+    def __getitem__(self, k: int) -> Batch:
+        if self.num_hosts == 1:
+            return self.batches[k]
+        if hasattr(self.batches, "host_part"):
+            return self.batches.host_part(k, self.host_index, self.num_hosts)
+        from jax import tree
+
+        return tree.map(lambda leaf: leaf[host_slice(len(leaf), self.host_index, self.num_hosts)], self.batches[k])
+
+    @property
+    def row_multiple(self) -> int:
+        """The greatest number that divides the rows of every batch, those of all hosts."""
+        return self.batches.row_multiple
+
+    def statistics(self) -> dict[str, float]:
+        """Numbers for a log, of whole batches."""
+        return self.batches.statistics()
+
+
+def collate(
+    columns: Columns,
+    examples: np.ndarray,
+    row_index: np.ndarray,
+    num_rows: int,
+    source_length: int,
+    target_length: int,
+    packed: bool,
+) -> Batch:
+    """A Batch of shape (rows, source) and (rows, target). `row_index` (ascending) gives the row of each example.
+
+    Examples of one row follow each other without a gap; each ends with EOS, and one too long for its row is cut.
+    Segment numbers are there only if `packed`. Ids are int32, masks bool, padding is 0.
+    """
+    fields: dict[str, Any] = {}
+    if "source" in columns:
+        ended, _, segment = _fill_rows(columns["source"], examples, row_index, num_rows, source_length)
+        fields |= {"source_BS": ended, "source_valid_BS": segment > 0}
+        fields |= {"source_segment_BS": segment} if packed else {}
+    if "target" in columns:
+        ended, begun, segment = _fill_rows(columns["target"], examples, row_index, num_rows, target_length)
+        fields |= {"target_BT": begun, "label_BT": ended, "target_valid_BT": segment > 0}
+        fields |= {"target_segment_BT": segment} if packed else {}
+    if "label" in columns or "character" in columns:
+        at, token = _token_positions(columns["source"], examples, row_index, num_rows, source_length)
+        if "label" in columns:
+            fields["token_label_BS"] = np.full(num_rows * source_length, -1, np.int32)
+            fields["token_label_BS"][at] = columns["label"].flat[token]
+        if "character" in columns:
+            fields["character_BSW"] = np.zeros((num_rows * source_length, MAX_WORD_CHARACTERS), np.int32)
+            fields["character_BSW"][at] = _gather_characters(columns["character"], token)
+        fields |= {
+            name: fields[name].reshape(num_rows, source_length, *fields[name].shape[1:])
+            for name in TOKEN_LEVEL_FIELDS & {*fields}
+        }
+    if "class" in columns:
+        numbers = columns["class"].flat.dtype == np.float32
+        fields["label_B"] = np.full(num_rows, np.nan if numbers else -1, np.float32 if numbers else np.int32)
+        fields["label_B"][row_index] = columns["class"].flat[examples]
+    return Batch(**fields)
+
+
+def _token_positions(
+    column: Ragged, examples: np.ndarray, row_index: np.ndarray, num_rows: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where in a flat (rows x length) array the tokens of the examples lie, and which tokens of the column they are."""
+    count = np.minimum(column.lengths[examples], length - 1)
+    before = np.cumsum(count + 1) - (count + 1)
+    start = row_index * length + before - before[np.searchsorted(row_index, row_index)]
+    return concat_ranges(start, count), concat_ranges(column.offsets[examples], count)
+
+
+def _gather_characters(characters: Ragged, token: np.ndarray) -> np.ndarray:
+    """(tokens, WORD_LENGTH): the first characters of each, then 0."""
+    ids, count = characters.gather(token, max_length=MAX_WORD_CHARACTERS)
+    spelled = np.zeros((len(token), MAX_WORD_CHARACTERS), np.int32)
+    spelled.reshape(-1)[concat_ranges(np.arange(len(token)) * MAX_WORD_CHARACTERS, count)] = ids
+    return spelled
+
+
+def _fill_rows(
+    column: Ragged, examples: np.ndarray, row_index: np.ndarray, num_rows: int, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ids + EOS, BOS + ids, and segment numbers from 1, each int32 (rows, length)."""
+    ids, count = column.gather(examples, max_length=length - 1)
+    first_of_row = np.searchsorted(row_index, row_index)
+    before = np.cumsum(count + 1) - (count + 1)
+    start = row_index * length + before - before[first_of_row]
+    ended, begun, segment = (np.zeros(num_rows * length, np.int32) for _ in range(3))
+    at = concat_ranges(start, count)
+    ended[at], ended[start + count] = ids, EOS
+    begun[at + 1], begun[start] = ids, BOS
+    segment[concat_ranges(start, count + 1)] = np.repeat(np.arange(len(row_index)) - first_of_row + 1, count + 1)
+    return ended.reshape(num_rows, length), begun.reshape(num_rows, length), segment.reshape(num_rows, length)

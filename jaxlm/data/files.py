@@ -1,0 +1,147 @@
+"""Lines of plain or gzipped UTF-8 files, streamed, with an account of the lines that had to be mended or left out.
+
+LF and CRLF end a line and nothing else does: U+2028, U+0085, vertical tabs and form feeds are text, and so is NUL. The
+last line needs no end. A byte order mark at the start of a file is dropped. Gzip is told by its first two bytes.
+"""
+
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, get_args
+
+from jaxlm.errors import UserError
+
+OnBadLine = Literal["error", "replace", "skip"]
+"""What to do with a line that cannot be read: stop and name it, put U+FFFD for the bad bytes, or leave the line out
+(in parallel data the whole pair). A record without its fields cannot be mended: "replace" leaves it out."""
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+UTF16_BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+READ_BUFFER_BYTES = 1 << 20
+
+
+@dataclass
+class ReadStats:
+    """What reading did to the data: the caller passes one in and looks afterwards; it adds up over several reads."""
+
+    kept: int = 0  # lines, or pairs, that were delivered
+    replaced: int = 0  # texts in which bad bytes became U+FFFD
+    skipped: int = 0  # lines, or pairs, left out because they could not be read
+    blank: int = 0  # pairs left out because a side was empty or only white space
+    split: int = 0  # texts that became several, because they were too long for one
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kept:,} kept, {self.replaced:,} mended with U+FFFD, "
+            f"{self.skipped:,} unreadable left out, {self.blank:,} blank left out"
+        ) + (f", {self.split:,} too long and cut into pieces" if self.split else "")
+
+
+def find_file(path: str | Path) -> Path:
+    """The existing file that `path` names, or its twin with (without) `.gz`.
+
+    An absolute path is taken as it is. A relative one is looked for in `$JAXLM_DATA`, `data/`, `../shared/data` and
+    last in the current folder. Raises UserError with every place tried.
+    """
+    asked = Path(path).expanduser()
+    folders = [Path()]
+    if not asked.is_absolute():
+        places = (os.environ.get("JAXLM_DATA"), "data", "../shared/data", ".")
+        folders = [Path(place).expanduser() for place in places if place]
+    twin = asked.with_suffix("") if asked.suffix == ".gz" else asked.with_name(asked.name + ".gz")
+    tried = [folder / name for folder in folders for name in (asked, twin)]
+    for candidate in tried:
+        if candidate.is_file():
+            return candidate
+    places_tried = "".join(f"\n  {candidate}" for candidate in tried)
+    cure = (
+        "Check the path."
+        if asked.is_absolute()
+        else "Set JAXLM_DATA to the folder that holds it, or give an absolute path."
+    )
+    raise UserError(f"{asked} was not found. Looked for:{places_tried}\n{cure}")
+
+
+def read_lines(path: str | Path, on_bad_line: OnBadLine = "error", stats: ReadStats | None = None) -> Iterator[str]:
+    """The lines of a file, without their ends.
+
+    Raises UserError for a missing, empty or corrupt file, and for a line that is not UTF-8 unless `on_bad_line` says
+    otherwise. `bad` counts what was kept, replaced and skipped.
+    """
+    stats = ReadStats() if stats is None else stats
+    for line in iter_lines(path, on_bad_line, stats):
+        if line is None:
+            stats.skipped += 1
+        else:
+            stats.kept += 1
+            yield line
+
+
+def iter_lines(path: str | Path, on_bad_line: OnBadLine, stats: ReadStats) -> Iterator[str | None]:
+    """As `read_lines`, but a line to be skipped is None and counted by the caller: parallel files stay in step."""
+    if on_bad_line not in get_args(OnBadLine):
+        raise UserError(f"on_bad_line is {on_bad_line!r}: expected one of {', '.join(get_args(OnBadLine))}")
+    file = find_file(path)
+    for number, (offset, raw) in enumerate(_iter_raw_lines(file), start=1):
+        try:
+            yield raw.decode()
+        except UnicodeDecodeError as error:
+            hint = ". It looks like UTF-16" if number == 1 and raw.startswith(UTF16_BYTE_ORDER_MARKS) else ""
+            place = f"{file}, line {number}, byte {offset + error.start} of the text{hint}"
+            yield decode_invalid_utf8(raw, place, on_bad_line, stats)
+
+
+def decode_invalid_utf8(raw: bytes, location: str, on_bad_line: OnBadLine, stats: ReadStats) -> str | None:
+    """Bytes that are not UTF-8: an error that names `place`, or the text with U+FFFD (counted), or None."""
+    if on_bad_line == "error":
+        raise UserError(
+            f"{location}: not UTF-8. Convert the file (iconv -f LATIN1 -t UTF-8, with its true encoding), "
+            "or set on_bad_line to 'replace' or 'skip'."
+        )
+    if on_bad_line == "skip":
+        return None
+    stats.replaced += 1
+    return raw.decode(errors="replace")
+
+
+def _iter_raw_lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """(offset of the line in the unpacked file, its bytes without the end)."""
+    offset, empty = 0, True
+    try:
+        with _open_maybe_gzip(file) as stream:
+            for raw in stream:
+                start, offset = offset, offset + len(raw)
+                if start == 0 and raw.startswith(BYTE_ORDER_MARK):
+                    start, raw = len(BYTE_ORDER_MARK), raw[len(BYTE_ORDER_MARK) :]
+                    if not raw:
+                        break
+                if raw.endswith(b"\n"):
+                    raw = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1]
+                empty = False
+                yield start, raw
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{file}: damaged gzip after {offset:,} bytes of text ({error}). Fetch the file again."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
+    if empty:
+        raise UserError(f"{file} is empty: expected one text a line. Fetch the file again.")
+
+
+def _open_maybe_gzip(file: Path) -> BinaryIO:
+    with open(file, "rb") as stream:
+        magic = stream.read(len(GZIP_MAGIC))
+    if magic == GZIP_MAGIC:
+        return io.BufferedReader(gzip.open(file), READ_BUFFER_BYTES)
+    if file.suffix == ".gz" and magic:
+        raise UserError(f"{file} ends in .gz but is not gzip. Fetch it again, or rename it if it is plain text.")
+    return open(file, "rb", buffering=READ_BUFFER_BYTES)

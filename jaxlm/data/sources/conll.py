@@ -1,0 +1,208 @@
+"""Words and their tags from files with one word a line: CoNLL-U, and the column files of named entity recognition.
+
+Each reader is a source of pairs (words, tags), either a line of tokens between single spaces, one tag a word. White
+space inside a word (some languages write numbers so) becomes "_", which keeps the two sides in step.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jaxlm.data.files import OnBadLine, ReadStats, find_file, iter_lines
+from jaxlm.data.sources.base import Pair, PairSource, filter_pairs
+from jaxlm.errors import UserError
+
+OnBadTag = Literal["error", "repair"]
+"""What to do with an I- tag that continues nothing of its class: stop and name it, or make it the B- of a new span."""
+
+CONLLU_COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
+
+UPOS_TAGS = (
+    "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM",
+    "VERB", "X",
+)  # fmt: skip
+"""The universal parts of speech (Nivre et al. 2020, table 1)."""
+
+TaggedWord = tuple[int, str, str]
+"""A word: the number of its line from 1, its form, its tag."""
+
+
+class _InvalidLine(Exception):
+    """What is wrong with a line; the sentence that it stands in cannot be used."""
+
+
+class TaggedFile(PairSource):
+    """Base of the readers here: sentences between blank lines."""
+
+    path: str
+    on_bad_line: OnBadLine
+
+    def read(self, stats: ReadStats) -> Iterator[Pair]:
+        sentences = (None if rows is None else _to_pair(rows) for rows in self.read_sentences(stats))
+        return filter_pairs(
+            ((None, None) if pair is None else pair for pair in sentences), stats, False, self.describe()
+        )
+
+    def read_sentences(self, stats: ReadStats) -> Iterator[list[TaggedWord] | None]:
+        """The words of each sentence, or None for one that has to be left out. Raises UserError."""
+        file, good = find_file(self.path), True
+        rows: list[TaggedWord] = []
+        for number, line in enumerate(iter_lines(file, self.on_bad_line, stats), start=1):
+            if line is not None and not line.strip():
+                if rows or not good:
+                    yield self._check_tags(rows, str(file)) if good else None
+                rows, good = [], True
+                continue
+            try:
+                if line is None:
+                    raise _InvalidLine("not UTF-8")
+                row = self._parse_line(line)
+                rows += [(number, *row)] if row else []
+            except _InvalidLine as error:
+                if line is not None and self.on_bad_line == "error":
+                    raise UserError(
+                        f"{file}, line {number}: {error}. Mend the line, or set on_bad_line='skip' to leave the "
+                        "sentence out."
+                    ) from None
+                good = False
+        if rows or not good:
+            yield self._check_tags(rows, str(file)) if good else None
+
+    def locate(self, sentence: int, word: int) -> str:
+        """File and line of a word, both counted from 0 among the sentences that reading delivers."""
+        kept = (rows for rows in self.read_sentences(ReadStats()) if rows)
+        for index, rows in enumerate(kept):
+            if index == sentence:
+                return f"{find_file(self.path)}, line {rows[word][0]}"
+        raise IndexError(f"{self.path} has no sentence {sentence}")
+
+    def _parse_line(self, line: str) -> tuple[str, str] | None:
+        """Form and tag, or None where a line is no word of the sentence. Raises _BadLine."""
+        raise NotImplementedError
+
+    def _check_tags(self, rows: list[TaggedWord], file: str) -> list[TaggedWord]:
+        return rows
+
+
+@dataclass(frozen=True)
+class ConllU(TaggedFile):
+    """The syntactic words of a CoNLL-U file (universaldependencies.org/format) and one column of their annotation.
+
+    Lines of multi-word tokens ("3-4"), of empty nodes ("5.1") and comments are no words. `column` is the name of the
+    format: UPOS, XPOS, DEPREL, ...
+    """
+
+    path: str
+    column: str = "UPOS"
+    on_bad_line: OnBadLine = "error"
+
+    def __post_init__(self) -> None:
+        if self.column not in CONLLU_COLUMNS[2:]:
+            raise UserError(
+                f"{self.path}: column {self.column!r}: expected one of {', '.join(CONLLU_COLUMNS[2:])}, the names of "
+                "the CoNLL-U format"
+            )
+
+    def describe(self) -> str:
+        return f"{self.path}, words -> {self.column}"
+
+    def _parse_line(self, line: str) -> tuple[str, str] | None:
+        if line.startswith("#"):
+            return None
+        cells = line.split("\t")
+        if len(cells) != len(CONLLU_COLUMNS):
+            raise _InvalidLine(f"{len(cells)} columns, expected the {len(CONLLU_COLUMNS)} of CoNLL-U between tabs")
+        number, form, tag = cells[0], cells[1], cells[CONLLU_COLUMNS.index(self.column)]
+        if _is_number_pair(number, "-") or _is_number_pair(number, "."):
+            return None
+        if not _is_digits(number):
+            raise _InvalidLine(f"the id is {number!r}, expected a number, a range as in 3-4 or an empty node as in 5.1")
+        if not form or not tag:
+            raise _InvalidLine(f"word {number} has no {self.column if form else 'form'}")
+        if tag == "_" and self.column in ("UPOS", "XPOS"):
+            raise _InvalidLine(f"word {number}, {form!r}, has no {self.column} (it is '_'); choose another column")
+        return form, tag
+
+
+@dataclass(frozen=True)
+class ColumnFile(TaggedFile):
+    """A word a line in columns, as for named entities: CoNLL-2003, WNUT-17, WikiANN, ...
+
+    Attributes:
+      word, tag: numbers of the columns, from 0; negative ones count from the end.
+      separator: what is between columns; None is any white space.
+      comment: lines that begin so are left out ("" keeps all: "#" begins many words).
+      on_bad_tag: IOB2 says B- at the beginning of every span; what to do where a file does not. Tags without I- pass.
+    """
+
+    path: str
+    word_column: int = 0
+    tag_column: int = -1
+    separator: str | None = "\t"
+    comment_prefix: str = ""
+    on_bad_line: OnBadLine = "error"
+    on_bad_tag: OnBadTag = "error"
+
+    def __post_init__(self) -> None:
+        if self.on_bad_tag not in get_args(OnBadTag):
+            raise UserError(f"on_bad_tag is {self.on_bad_tag!r}: expected one of {', '.join(get_args(OnBadTag))}")
+
+    def describe(self) -> str:
+        return f"{self.path}, column {self.word_column} -> column {self.tag_column}"
+
+    def _parse_line(self, line: str) -> tuple[str, str] | None:
+        if (self.comment_prefix and line.startswith(self.comment_prefix)) or line.startswith("-DOCSTART-"):
+            return None
+        cells = line.split(self.separator)
+        need = max(number + 1 if number >= 0 else -number for number in (self.word_column, self.tag_column))
+        # A line of one column has the same cell for the word and, counted from the end, for its tag.
+        if len(cells) < max(need, 2):
+            raise _InvalidLine(f"{len(cells)} columns, expected at least {max(need, 2)}")
+        form, tag = cells[self.word_column], cells[self.tag_column]
+        if not form.strip() or not tag.strip():
+            raise _InvalidLine(f"the {'tag' if form.strip() else 'word'} is missing")
+        return form, tag
+
+    def _check_tags(self, rows: list[TaggedWord], file: str) -> list[TaggedWord]:
+        mended, before = [], "O"
+        for number, form, tag in rows:
+            if not _is_valid_iob2(before, tag):
+                if self.on_bad_tag == "error":
+                    raise UserError(
+                        f"{file}, line {number}: {form!r} is {tag} after {before}: IOB2 begins a span with "
+                        f"B{tag[1:]}. Mend the file, or set on_bad_tag='repair' to read it so."
+                    )
+                tag = f"B{tag[1:]}"
+            mended.append((number, form, tag))
+            before = tag
+        return mended
+
+
+def locate_word(pairs: object, sentence: int, word: int) -> str:
+    """The place of a word for a message: file and line where the source knows them, else what it is and the number."""
+    if isinstance(pairs, TaggedFile):
+        return pairs.locate(sentence, word)
+    describe = getattr(pairs, "describe", None)
+    return f"{describe() if describe else type(pairs).__name__}, sentence {sentence + 1}, word {word + 1}"
+
+
+def join_tokens(tokens: Iterable[str]) -> str:
+    """Tokens with a single space between them, and "_" for white space inside one."""
+    return " ".join("_".join(token.split()) or "_" for token in tokens)
+
+
+def _to_pair(rows: list[TaggedWord]) -> Pair:
+    return join_tokens(form for _, form, _ in rows), join_tokens(tag for _, _, tag in rows)
+
+
+def _is_valid_iob2(previous_tag: str, tag: str) -> bool:
+    return not tag.startswith("I-") or previous_tag in (f"B{tag[1:]}", tag)
+
+
+def _is_digits(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _is_number_pair(text: str, separator: str) -> bool:
+    first, found, second = text.partition(separator)
+    return bool(found) and _is_digits(first) and _is_digits(second)

@@ -1,0 +1,173 @@
+"""Plain text for language models: the lines of a file, or a part of a file as one long text.
+
+Documents from files: one a line, lines between blank ones, from heading to heading, or a field of JSON lines.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, get_args
+
+from jaxlm.data.files import OnBadLine, ReadStats, find_file, iter_lines
+from jaxlm.data.ragged import Ragged
+from jaxlm.data.sources.parallel import JsonLines
+from jaxlm.data.tokenizers.base import TOKENIZE_BATCH_SIZE, Tokenizer
+from jaxlm.errors import UserError
+
+
+class TextSource:
+    """Base of what gives texts: any number of times, and the same ones each time."""
+
+    def describe(self) -> str:
+        """What is read."""
+        raise NotImplementedError
+
+    def read(self, stats: ReadStats) -> Iterator[str]:
+        """The texts; `bad` counts lines. Raises UserError for a file that is missing, damaged or not UTF-8."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[str]:
+        return self.read(ReadStats())
+
+    def check(self) -> None:
+        """Raises UserError for whatever reading would stumble over."""
+        for _ in self:
+            pass
+
+    def encode(self, tokenizer: Tokenizer, stats: ReadStats) -> Ragged:
+        """The ids of each text, in memory."""
+        stream, rows = self.read(stats), []
+        while block := list(islice(stream, TOKENIZE_BATCH_SIZE)):
+            rows += tokenizer.encode(block)
+        return Ragged.from_rows(rows)
+
+
+@dataclass(frozen=True)
+class TextFile(TextSource):
+    """A plain or gzipped UTF-8 file.
+
+    unit: a text is a "line" (blank ones too), or the "whole" file with its line ends as LF.
+    first, last: the part of the whole file to take, as shares of its characters: (0, 0.9) is the first nine tenths.
+    """
+
+    path: str
+    unit: Literal["line", "whole"] = "line"
+    start_fraction: float = 0.0
+    end_fraction: float = 1.0
+    on_bad_line: OnBadLine = "error"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.start_fraction < self.end_fraction <= 1.0:
+            raise UserError(
+                f"{self.path}: the part from {self.start_fraction} to {self.end_fraction}: expected 0 <= "
+                "start_fraction < end_fraction <= 1"
+            )
+        if self.unit == "line" and (self.start_fraction, self.end_fraction) != (0.0, 1.0):
+            raise UserError(f"{self.path}: a part of a file is cut from unit='whole', not from lines")
+
+    def describe(self) -> str:
+        """What is read."""
+        part = (
+            ""
+            if (self.start_fraction, self.end_fraction) == (0.0, 1.0)
+            else f", {self.start_fraction:.0%} to {self.end_fraction:.0%}"
+        )
+        return f"{self.path}{part}, {'a text a line' if self.unit == 'line' else 'one text'}"
+
+    def read(self, stats: ReadStats) -> Iterator[str]:
+        lines = self._read_lines(stats)
+        if self.unit == "line":
+            yield from lines
+            return
+        text = "".join(line + "\n" for line in lines)
+        text = text[round(len(text) * self.start_fraction) : round(len(text) * self.end_fraction)]
+        if not text:
+            raise UserError(
+                f"{find_file(self.path)}: nothing is left of it between {self.start_fraction:.0%} and "
+                f"{self.end_fraction:.0%}"
+            )
+        yield text
+
+    def _read_lines(self, stats: ReadStats) -> Iterator[str]:
+        for line in iter_lines(self.path, self.on_bad_line, stats):
+            if line is None:
+                stats.skipped += 1
+            else:
+                stats.kept += 1
+                yield line
+
+
+DocumentUnit = Literal["line", "block", "heading", "json"]
+
+
+@dataclass(frozen=True)
+class Documents(TextSource):
+    """The documents of several plain or gzipped UTF-8 files, one file after the other.
+
+    unit: a document is a "line", the lines of a "block" between blank ones, the lines from one "heading" to the next
+      one, or what a line of "json" has in `field`. No document goes on in the next file; blank ones are left out.
+    heading: the regular expression that the beginning of a heading matches.
+    field: a key, or a path such as `meta.text` into nested objects.
+    between: what joins the lines of a document that has several.
+    """
+
+    paths: tuple[str, ...]
+    unit: DocumentUnit = "line"
+    heading: str = ""
+    field: str = "text"
+    line_separator: str = "\n"
+    on_bad_line: OnBadLine = "error"
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise UserError("documents of no file: expected one path at least")
+        if self.unit not in get_args(DocumentUnit) or (self.unit == "heading") != bool(self.heading):
+            raise UserError(
+                f"unit {self.unit!r} with heading {self.heading!r}: expected one of "
+                f"{', '.join(get_args(DocumentUnit))}, and a "
+                "heading with 'heading' alone"
+            )
+        try:
+            re.compile(self.heading)
+        except re.error as error:
+            raise UserError(f"heading {self.heading!r} is no regular expression: {error}") from None
+
+    def describe(self) -> str:
+        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
+        return f"{self.paths[0]}{more}, a document a {self.unit}"
+
+    def read(self, stats: ReadStats) -> Iterator[str]:
+        for path in self.paths:
+            if self.unit == "json":
+                for text, _ in JsonLines(path, self.field, self.field, self.on_bad_line).read(stats):
+                    yield text
+                continue
+            for lines in self._split_documents(iter_lines(path, self.on_bad_line, stats), stats):
+                text = self.line_separator.join(lines)
+                if text and not text.isspace():
+                    stats.kept += 1
+                    yield text
+                else:
+                    stats.blank += 1
+
+    def _split_documents(self, lines: Iterable[str | None], stats: ReadStats) -> Iterator[list[str]]:
+        """The lines of each document."""
+        group: list[str] = []
+        begins = re.compile(self.heading).match
+        for line in lines:
+            if line is None:
+                stats.skipped += 1
+                continue
+            blank = not line or line.isspace()
+            if self.unit == "line":
+                yield [line]
+            elif blank or (self.unit == "heading" and begins(line)):
+                if group and not (blank and self.unit == "heading"):
+                    yield group
+                    group = []
+                group += [] if blank else [line]
+            else:
+                group.append(line)
+        if group:
+            yield group

@@ -1,0 +1,128 @@
+"""Pairs from a prepared TensorFlow Datasets folder (`wmt14_translate/de-en`), read without TensorFlow.
+
+The folder `<data_dir>/<name>/<config>/<version>` describes itself, so no builder class is needed. TFDS reads it without
+TensorFlow where its records are in the array_record format; the tfrecord format needs TensorFlow and is refused.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxlm.data.files import OnBadLine, ReadStats, decode_invalid_utf8
+from jaxlm.data.sources.base import Pair, PairSource, filter_pairs
+from jaxlm.errors import UserError
+
+VERSION_PATTERN = re.compile(r"\d+\.\d+\.\d+")
+
+RECORDS_PER_READ = 1024
+
+
+@dataclass(frozen=True)
+class Tfds(PairSource):
+    """Two text features of a TFDS dataset, in the order of its files.
+
+    `name` is `dataset/config`, with `:version` for another than the newest; `split` may be a slice (`train[:10%]`);
+    `source` and `target` are feature names. `data_dir` is the folder that holds the datasets, by default
+    `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`. Raises UserError for a dataset, split or feature that is not there.
+    """
+
+    name: str
+    split: str
+    source: str
+    target: str
+    data_dir: str | None = None
+    on_bad_line: OnBadLine = "error"
+    keep_blank: bool = False
+
+    def describe(self) -> str:
+        return f"TFDS {self.name} {self.split}, {self.source} -> {self.target}"
+
+    def read(self, stats: ReadStats) -> Iterator[Pair]:
+        return filter_pairs(self._read_records(stats), stats, self.keep_blank, self.describe())
+
+    def _read_records(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
+        rows = self.data_source()
+        for start in range(0, len(rows), RECORDS_PER_READ):
+            keys = range(start, min(start + RECORDS_PER_READ, len(rows)))
+            try:
+                batch = rows.__getitems__(keys)
+            except Exception as error:
+                raise UserError(
+                    f"{self.find_folder()}: records {keys[0]:,} to {keys[-1]:,} of {self.split} cannot be read "
+                    f"({error}). "
+                    f"Copy the folder again. {self._prepare_command()}"
+                ) from error
+            for number, row in zip(keys, batch, strict=True):
+                yield (
+                    self._decode_feature(row, self.source, number, stats),
+                    self._decode_feature(row, self.target, number, stats),
+                )
+
+    def _decode_feature(self, row: dict[str, bytes], feature: str, number: int, stats: ReadStats) -> str | None:
+        raw = row[feature]
+        if not isinstance(raw, bytes):
+            raise UserError(
+                f"{self.describe()}: feature {feature!r} holds {type(raw).__name__}, expected one text a record"
+            )
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return decode_invalid_utf8(raw, f"{self.describe()}, record {number}, {feature!r}", self.on_bad_line, stats)
+
+    def data_source(self) -> Any:
+        """TFDS's random-access source of rows (dicts of bytes): `len`, `[row]`, `__getitems__`; Grain reads it too."""
+        folder = self.find_folder()
+        try:
+            import tensorflow_datasets
+        except ImportError as error:
+            raise UserError("reading a TFDS dataset needs: pip install tensorflow-datasets array-record") from error
+        try:
+            builder = tensorflow_datasets.builder_from_directory(folder)
+        except Exception as error:
+            raise UserError(f"{folder} is not a readable TFDS dataset ({error}). {self._prepare_command()}") from error
+        self._require_features(builder.info, folder)
+        try:
+            return builder.as_data_source(self.split)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{folder} is in the {builder.info.file_format.value} format, which TFDS reads only with TensorFlow; "
+                "array_record is expected. On a machine with TensorFlow: tfds convert_format "
+                f"--dataset_version_dir={folder} --out_file_format=array_record --out_dir=NEW_FOLDER. "
+                f"{self._prepare_command()}"
+            ) from error
+        except ValueError as error:
+            found = ", ".join(builder.info.splits)
+            raise UserError(f"{folder} has the splits {found}; asked for {self.split!r} ({error})") from error
+
+    def find_folder(self) -> Path:
+        """The folder of the newest version (or that of `:version`) on disk."""
+        name, _, version = self.name.partition(":")
+        root = Path(self.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+        place = root / name
+        found = [child for child in place.glob("*") if VERSION_PATTERN.fullmatch(child.name) and child.is_dir()]
+        found = [child for child in found if version in ("", child.name)]
+        if found:
+            return max(found, key=lambda child: tuple(int(part) for part in child.name.split(".")))
+        raise UserError(f"no TFDS dataset in {place / (version or '<version>')}. {self._prepare_command()}")
+
+    def _require_features(self, info: Any, folder: Path) -> None:
+        features = set(info.features.keys()) if hasattr(info.features, "keys") else set()
+        missing = [feature for feature in (self.source, self.target) if feature not in features]
+        if missing:
+            raise UserError(
+                f"{folder} has the features {', '.join(sorted(features)) or 'unnamed'}, not {', '.join(missing)}"
+            )
+
+    def _prepare_command(self) -> str:
+        """The command that makes the dataset. TFDS finds its wmt builders by TensorFlow only, so they are imported."""
+        imported = re.match(r"wmt(1[3-9]|_t2t)", self.name)
+        module = f", tensorflow_datasets.translate.{imported[0]}" if imported else ""
+        where = f", data_dir={self.data_dir!r}" if self.data_dir else ""
+        return (
+            "To prepare it (this downloads the corpus): "
+            f'python -c "import tensorflow_datasets as tfds{module}; '
+            f"tfds.builder({self.name!r}{where}, file_format='array_record').download_and_prepare()\""
+        )

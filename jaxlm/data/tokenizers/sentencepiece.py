@@ -1,0 +1,175 @@
+"""SentencePiece subwords (Kudo and Richardson 2018): unigram (Kudo 2018) or byte pair encoding (Sennrich et al. 2016).
+
+By default nothing is lost: no normalisation, spaces kept, unseen characters spelt as bytes. SentencePiece itself writes
+a space as U+2581, so a U+2581 of the text is hidden behind an escape (U+E000), on which `encode` and `decode` agree.
+"""
+
+import functools
+import io
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from jaxlm.data.tokenizers.base import BOS, EOS, PAD, REPLACEMENT_CHAR, UNK, SerializableTokenizer, require_list
+from jaxlm.errors import UserError
+
+SPACE_MARK, ESCAPE_CHAR, ESCAPED_SPACE_MARK = "\u2581", "\ue000", "\ue001"
+
+MAX_SENTENCE_BYTES = 1 << 20  # bytes; SentencePiece leaves longer ones out of training, and its own default is 4,192
+
+LOG_FATAL_ONLY = 3  # SentencePiece's log level: errors still arrive as exceptions
+
+VOCAB_TOO_LARGE_PATTERN = re.compile(r"size too high \((\d+)\).*<= (\d+)")
+
+VOCAB_TOO_SMALL_PATTERN = re.compile(r"smaller than required_chars\. (\d+) vs (\d+)")
+
+
+@dataclass(frozen=True)
+class SentencePiece:
+    """How to learn the subwords.
+
+    `size` counts everything: pieces, 4 special ids and, with `byte_fallback`, 256 bytes. `coverage` is the share of
+    characters that become pieces. `normalization` is a SentencePiece rule name ("identity", "nmt_nfkc", ...): any but
+    "identity" changes the text for good, as does `remove_extra_whitespaces`. Of a bigger corpus, `sample` texts are
+    drawn by `seed`. `symbols` are pieces that must exist, such as ("\\n",). One thread, so that the model is the same
+    bytes each time.
+    """
+
+    vocab_size: int = 8000
+    model_type: Literal["unigram", "bpe"] = "unigram"
+    byte_fallback: bool = True
+    character_coverage: float = 0.9995
+    normalization: str = "identity"
+    remove_extra_whitespaces: bool = False
+    user_defined_symbols: tuple[str, ...] = ()
+    sample_size: int = 1_000_000
+    seed: int = 0
+
+    def fit(self, texts: Iterable[str]) -> "SentencePieceTokenizer":
+        """Raises UserError if there is no text, or if it cannot give `size` pieces (the limit is named)."""
+        import sentencepiece
+
+        sentences = [_escape(text) for text in sample_texts(texts, self.sample_size, self.seed)]
+        if not sentences:
+            raise UserError("there is no text to learn subwords from: the corpus is empty or blank")
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(sentences), model_writer=model, **self._trainer_options()
+            )
+        except RuntimeError as error:
+            raise self._explain_error(error) from error
+        return SentencePieceTokenizer(model.getvalue())
+
+    def _trainer_options(self) -> dict[str, Any]:
+        return dict(
+            vocab_size=self.vocab_size,
+            model_type=self.model_type,
+            byte_fallback=self.byte_fallback,
+            character_coverage=self.character_coverage,
+            normalization_rule_name=self.normalization,
+            remove_extra_whitespaces=self.remove_extra_whitespaces,
+            user_defined_symbols=list(self.user_defined_symbols),
+            max_sentence_length=MAX_SENTENCE_BYTES,
+            num_threads=1,
+            pad_id=PAD,
+            unk_id=UNK,
+            bos_id=BOS,
+            eos_id=EOS,
+            unk_surface=REPLACEMENT_CHAR,
+            minloglevel=LOG_FATAL_ONLY,
+        )
+
+    def _explain_error(self, error: RuntimeError) -> UserError:
+        if found := VOCAB_TOO_LARGE_PATTERN.search(str(error)):
+            return UserError(
+                f"asked for a SentencePiece vocabulary of {found[1]} pieces, and this text gives at most {found[2]}: "
+                f"set vocab_size={found[2]} or less, or fit on more text"
+            )
+        if found := VOCAB_TOO_SMALL_PATTERN.search(str(error)):
+            return UserError(
+                f"asked for a SentencePiece vocabulary of {found[1]} pieces, and this text needs at least {found[2]} "
+                f"(its characters, special ids and bytes): set vocab_size={found[2]} or more, or a lower coverage"
+            )
+        return UserError(f"SentencePiece could not learn from this text: {error}")
+
+
+@dataclass(frozen=True)
+class SentencePieceTokenizer(SerializableTokenizer):
+    """A learnt model: the bytes of `spm.model`, which any SentencePiece reads."""
+
+    model: bytes
+    kind: ClassVar[str] = "sentencepiece"
+    filename: ClassVar[str] = "spm.model"
+
+    def __repr__(self) -> str:
+        return f"SentencePieceTokenizer(vocab_size={self.vocab_size}, sha256={self.fingerprint[:12]})"
+
+    @property
+    def vocab_size(self) -> int:
+        return self._processor.get_piece_size()
+
+    @functools.cached_property
+    def _processor(self) -> Any:
+        import sentencepiece
+
+        try:
+            return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+        except RuntimeError as error:
+            raise UserError(f"not a SentencePiece model: {error}") from error
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        escaped = [_escape(text) for text in require_list(texts)]
+        return self._processor.encode(escaped, return_type="numpy")
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        size, dropped = self.vocab_size, (PAD, BOS, EOS)
+        kept = [[int(i) if 0 <= i < size else UNK for i in row if i not in dropped] for row in rows]
+        return [_unescape(text) for text in self._processor.decode(kept)] if kept else []
+
+    def to_bytes(self) -> bytes:
+        return self.model
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        return cls(content)
+
+
+def sample_texts(texts: Iterable[str], count: int, seed: int) -> list[str]:
+    """At most `count` of the texts that are not blank, each with the same chance (reservoir sampling, Vitter's R)."""
+    chosen: list[str] = []
+    place, seen = random.Random(seed).random, 0
+    for text in texts:
+        if not text or text.isspace():
+            continue
+        seen += 1
+        if len(chosen) < count:
+            chosen.append(text)
+        elif (slot := int(place() * seen)) < count:
+            chosen[slot] = text
+    return chosen
+
+
+def _escape(text: str) -> str:
+    """Hides U+2581; half surrogates, which UTF-8 has not, become '?'."""
+    if ESCAPE_CHAR in text or SPACE_MARK in text:
+        text = text.replace(ESCAPE_CHAR, ESCAPE_CHAR * 2).replace(SPACE_MARK, ESCAPE_CHAR + ESCAPED_SPACE_MARK)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode(errors="replace").decode()
+    return text
+
+
+def _unescape(text: str) -> str:
+    if ESCAPE_CHAR not in text:
+        return text
+    return re.sub(
+        f"{ESCAPE_CHAR}([{ESCAPE_CHAR}{ESCAPED_SPACE_MARK}])",
+        lambda m: ESCAPE_CHAR if m[1] == ESCAPE_CHAR else SPACE_MARK,
+        text,
+    )

@@ -1,0 +1,191 @@
+"""Tokenizers whose ids are plain symbols: bytes, characters, and words between white space."""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+
+from jaxlm.data.tokenizers.base import (
+    BOS,
+    EOS,
+    NUM_SPECIALS,
+    PAD,
+    REPLACEMENT_CHAR,
+    UNK,
+    SerializableTokenizer,
+    require_list,
+)
+from jaxlm.errors import UserError
+
+UNKNOWN_WORD = "<unk>"
+
+NUM_CODE_POINTS = 0x110000
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """UTF-8 bytes: id = byte + 4. Nothing to learn, no unknown text."""
+
+    def fit(self, texts: Iterable[str] = ()) -> "ByteTokenizer":
+        """`texts` are not looked at."""
+        return ByteTokenizer()
+
+
+@dataclass(frozen=True)
+class ByteTokenizer(SerializableTokenizer):
+    """260 ids. Ids that are no valid UTF-8 decode to U+FFFD; half surrogates, which UTF-8 has not, encode as '?'."""
+
+    kind: ClassVar[str] = "bytes"
+    filename: ClassVar[str] = "bytes.txt"
+
+    @property
+    def vocab_size(self) -> int:
+        return NUM_SPECIALS + 256
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [
+            np.frombuffer(text.encode(errors="replace"), np.uint8).astype(np.int32) + NUM_SPECIALS
+            for text in require_list(texts)
+        ]
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return [_ids_to_bytes(np.asarray(row, np.int64)).decode(errors="replace") for row in rows]
+
+    def to_bytes(self) -> bytes:
+        return b"UTF-8 bytes, id = byte + 4\n"
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        return cls()
+
+
+def _ids_to_bytes(ids: np.ndarray) -> bytes:
+    return (ids[(ids >= NUM_SPECIALS) & (ids < NUM_SPECIALS + 256)] - NUM_SPECIALS).astype(np.uint8).tobytes()
+
+
+@dataclass(frozen=True)
+class Characters:
+    """The characters of the fitted text; with `size`, only the most frequent (`size` counts the special ids)."""
+
+    vocab_size: int | None = None
+
+    def fit(self, texts: Iterable[str]) -> "CharacterTokenizer":
+        """Raises UserError if there is no text."""
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text)
+        return CharacterTokenizer(most_frequent_symbols(counts, self.vocab_size))
+
+
+@dataclass(frozen=True)
+class CharacterTokenizer(SerializableTokenizer):
+    """One id a code point, ordered by frequency; other characters are UNK, which decodes to U+FFFD."""
+
+    symbols: tuple[str, ...]
+    kind: ClassVar[str] = "characters"
+    filename: ClassVar[str] = "characters.json"
+
+    @property
+    def vocab_size(self) -> int:
+        return NUM_SPECIALS + len(self.symbols)
+
+    @functools.cached_property
+    def _id_to_code_point(self) -> np.ndarray:
+        return np.array([ord(REPLACEMENT_CHAR)] * NUM_SPECIALS + [ord(symbol) for symbol in self.symbols], np.uint32)
+
+    @functools.cached_property
+    def _code_point_to_id(self) -> np.ndarray:
+        table = np.full(NUM_CODE_POINTS, UNK, np.int32)
+        table[self._id_to_code_point[NUM_SPECIALS:]] = np.arange(NUM_SPECIALS, self.vocab_size)
+        return table
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        table = self._code_point_to_id
+        return [
+            table[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)] for text in require_list(texts)
+        ]
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        texts = []
+        for row in rows:
+            ids = np.asarray(row, np.int64)
+            ids = ids[(ids != PAD) & (ids != BOS) & (ids != EOS)]
+            ids = np.where((ids >= 0) & (ids < self.vocab_size), ids, UNK)
+            texts.append(self._id_to_code_point[ids].tobytes().decode("utf-32-le", "surrogatepass"))
+        return texts
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self.symbols).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        return cls(tuple(json.loads(content)))
+
+
+@dataclass(frozen=True)
+class Words:
+    """The most frequent words between white space; `size` counts the special ids, and a small corpus gives fewer."""
+
+    vocab_size: int = 30000
+
+    def fit(self, texts: Iterable[str]) -> "WordTokenizer":
+        """Words of equal frequency are taken in code point order. Raises UserError if there is no text."""
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text.split())
+        counts.pop(UNKNOWN_WORD, None)
+        return WordTokenizer(most_frequent_symbols(counts, self.vocab_size))
+
+
+@dataclass(frozen=True)
+class WordTokenizer(SerializableTokenizer):
+    """One id a word. Other words, and the word `<unk>` itself, are UNK, which decodes to `<unk>`.
+
+    Decoding joins by single spaces, so other white space is not kept.
+    """
+
+    symbols: tuple[str, ...]
+    kind: ClassVar[str] = "words"
+    filename: ClassVar[str] = "words.json"
+
+    @property
+    def vocab_size(self) -> int:
+        return NUM_SPECIALS + len(self.symbols)
+
+    @functools.cached_property
+    def _word_to_id(self) -> dict[str, int]:
+        return {word: index for index, word in enumerate(self.symbols, start=NUM_SPECIALS)}
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        lookup = self._word_to_id.get
+        return [np.array([lookup(word, UNK) for word in text.split()], np.int32) for text in require_list(texts)]
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        words = ("", UNKNOWN_WORD, "", "", *self.symbols)
+        size = self.vocab_size
+        dropped = (PAD, BOS, EOS)
+        return [
+            " ".join(words[index] if 0 <= index < size else UNKNOWN_WORD for index in row if index not in dropped)
+            for row in rows
+        ]
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self.symbols).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        return cls(tuple(json.loads(content)))
+
+
+def most_frequent_symbols(counts: Counter[str], vocab_size: int | None) -> tuple[str, ...]:
+    """The symbols by falling frequency, ties by code points, as many as `size` has room for."""
+    if not counts:
+        raise UserError("there is no text to learn a vocabulary from: the corpus is empty or blank")
+    if vocab_size is not None and vocab_size <= NUM_SPECIALS:
+        raise UserError(f"a vocabulary of {vocab_size} ids: expected more than the {NUM_SPECIALS} special ones")
+    ranked = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
+    return tuple(ranked if vocab_size is None else ranked[: vocab_size - NUM_SPECIALS])

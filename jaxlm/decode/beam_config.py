@@ -1,0 +1,201 @@
+"""The options of beam search, and the choices of well-known programs in terms of them.
+
+`jaxlm.decode.beam_search` says what each means.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jaxlm.decode.logit_masks import LogitMasks
+from jaxlm.errors import UserError
+
+LengthPenaltyKind = Literal["none", "power", "gnmt"]
+
+FinishRule = Literal["top_k", "top_2k", "all"]
+
+MaxLengthRule = Literal["keep", "keep_top_k", "force_eos", "drop"]
+
+StoppingRule = Literal["exact", "full", "heuristic", "first", "never"]
+
+
+@dataclass(frozen=True)
+class Beam:
+    """Options of beam search; the defaults are those of the definition.
+
+    size: k, the beam slots. With 1 it is greedy search: a row ends with its first finished hypothesis, whatever `stop`.
+    returns: n <= k, the hypotheses wanted.
+    penalty, alpha, reward: S = s / lp(L) + reward * L with lp = 1 (none), L^alpha (power), ((5 + L) / 6)^alpha (gnmt).
+    coverage: beta of S + beta * sum_j log min(c_j, 1), c_j being the attention that source position j got from all
+        tokens (Wu et al. 2016, equation 14); needs a model with a field `covers`.
+    count_stop: the stop id counts in lp's L.
+    renormalise: what the constraints leave is a distribution again.
+    arrival: the finished set takes what arrives until it is full, instead of keeping the best.
+    finish: which candidates that end in a stop id count: those of rank < k, of the best k * (1 + stop ids), or all.
+    limit: at its length limit a live hypothesis is kept and marked `length`, is so if its rank is < k (`keep_top_k`),
+        must say a stop id, or is dropped.
+    stop: `exact` once no live hypothesis can still change the n results (never, if reward > 0 voids that bound);
+        `full` once k are finished; `heuristic` once k are finished and none of them is below the best live one as it
+        is now; `first` once n are finished, the best candidate of some step among them; `never` before the
+        length limit.
+    temperature: divides the logits.
+    min_length, banned, no_repeat_ngram: see `jaxlm.decode.logit_masks.Constraints`.
+    """
+
+    num_beams: int = 5
+    num_return_sequences: int = 1
+    length_penalty_kind: LengthPenaltyKind = "power"
+    length_penalty: float = 1.0
+    length_reward: float = 0.0
+    coverage_penalty: float = 0.0
+    count_eos: bool = True
+    renormalize_logits: bool = False
+    finish_rule: FinishRule = "top_k"
+    keep_first_finished: bool = False
+    at_max_length: MaxLengthRule = "keep"
+    stopping_rule: StoppingRule = "exact"
+    temperature: float = 1.0
+    min_length: int = 0
+    suppress_tokens: tuple[int, ...] = ()
+    no_repeat_ngram_size: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_return_sequences <= self.num_beams:
+            raise UserError(
+                f"num_beams={self.num_beams}, num_return_sequences={self.num_return_sequences}: expected 1 <= "
+                "num_return_sequences <= num_beams"
+            )
+        for name, choices in (
+            ("length_penalty_kind", LengthPenaltyKind),
+            ("finish_rule", FinishRule),
+            ("at_max_length", MaxLengthRule),
+            ("stopping_rule", StoppingRule),
+        ):
+            if getattr(self, name) not in get_args(choices):
+                raise UserError(f"{name}={getattr(self, name)!r} must be one of {', '.join(get_args(choices))}")
+        if self.coverage_penalty < 0:
+            raise UserError(
+                f"coverage_penalty={self.coverage_penalty} must be 0 (off) or a positive number such as 0.2"
+            )
+        for name in ("length_penalty", "length_reward", "coverage_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"{name}={getattr(self, name)} must be a finite number")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise UserError(f"temperature={self.temperature} must be a positive number")
+        _ = self.logit_masks
+
+    @property
+    def logit_masks(self) -> LogitMasks:
+        return LogitMasks(self.suppress_tokens, self.min_length, self.no_repeat_ngram_size)
+
+
+HUGGING_FACE = Beam(finish_rule="top_k", length_penalty_kind="power", at_max_length="keep", stopping_rule="heuristic")
+"""`generate(num_beams=..., early_stopping=False)` of Hugging Face Transformers; see `hugging_face`."""
+
+EARLY_STOPPING: dict[bool | str, StoppingRule] = {True: "full", False: "heuristic", "never": "exact"}
+"""`early_stopping` of Transformers. Its "never" goes on until no live hypothesis can enter the k finished ones, `exact`
+until none can enter the n that are wanted: the results are the same."""
+
+
+def huggingface_beam(
+    num_beams: int = 1,
+    num_return_sequences: int = 1,
+    early_stopping: bool | str = False,
+    length_penalty: float = 1.0,
+    min_new_tokens: int = 0,
+    no_repeat_ngram_size: int = 0,
+    banned: tuple[int, ...] = (),
+    force_eos: bool = False,
+) -> Beam:
+    """What `generate(**options)` of Hugging Face Transformers 5 does, in terms of `Beam`.
+
+    The limit is `max_new_tokens` for every row. Lengths exclude the prompt there as here: `decoder_start_token_id`, or
+    all of `decoder_input_ids` or of a decoder-only model's `input_ids`, left padding included. The minimum does not
+    count the token that ends a text, ours does. banned: `bad_words_ids` of one id each.
+
+    forced: there is a `forced_eos_token_id`, said at the limit, and maybe a `forced_bos_token_id`, our `Forced`.
+
+    Deviations. `no_repeat_ngram_size` there looks at the prompt too, here at generated tokens alone. What is forced is
+    scored 0 there and other scores stay as they are; here all are normalised anew, which is the same only where nothing
+    else is masked.
+    """
+    return Beam(
+        num_beams=num_beams,
+        num_return_sequences=num_return_sequences,
+        length_penalty=length_penalty,
+        finish_rule=HUGGING_FACE.finish_rule,
+        length_penalty_kind=HUGGING_FACE.length_penalty_kind,
+        at_max_length="force_eos" if force_eos else HUGGING_FACE.at_max_length,
+        renormalize_logits=force_eos,
+        stopping_rule=EARLY_STOPPING[early_stopping],
+        min_length=min_new_tokens + 1 if min_new_tokens else 0,
+        suppress_tokens=banned,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+    )
+
+
+FAIRSEQ = Beam(
+    finish_rule="top_k",
+    length_penalty_kind="power",
+    at_max_length="force_eos",
+    stopping_rule="full",
+    keep_first_finished=True,
+)
+"""fairseq's `SequenceGenerator`: the first k hypotheses that end, the last of them forced to."""
+
+CTRANSLATE2 = Beam(
+    finish_rule="top_k",
+    length_penalty_kind="power",
+    renormalize_logits=True,
+    at_max_length="keep_top_k",
+    stopping_rule="full",
+)
+"""CTranslate2's `translate_batch` with a length or a coverage penalty; see `ctranslate2`."""
+
+
+def ctranslate2_beam(
+    beam_size: int = 2,
+    num_hypotheses: int = 1,
+    length_penalty: float = 1.0,
+    coverage_penalty: float = 0.0,
+    min_decoding_length: int = 1,
+    no_repeat_ngram_size: int = 0,
+    banned: tuple[int, ...] = (),
+) -> Beam:
+    """What `Translator.translate_batch(**options)` of CTranslate2 4 does, in terms of `Beam`; patience 1.
+
+    The limit is `max_decoding_length`, in which the end token has its place; the minimum does not count it, ours does.
+    Scores are normalised after the masks, and lengths count the end token, although the hypotheses come without it.
+    Without penalties a row ends once `num_hypotheses` have ended, the best candidate of some step among them; with one,
+    once `beam_size` have. At the limit the best `beam_size` candidates end, whether they stop or not.
+
+    Deviations. Coverage there is that of the last layer's first `alignment_heads` heads, by default one, here the mean
+    of all; and in a batch on a CPU, release 4.8.5 takes the first step's from another row. Right after a
+    `target_prefix` no candidate but the best one may end there; here all may.
+    """
+    penalised = length_penalty != 0 or coverage_penalty != 0
+    return Beam(
+        num_beams=beam_size,
+        num_return_sequences=num_hypotheses,
+        length_penalty=length_penalty,
+        coverage_penalty=coverage_penalty,
+        renormalize_logits=CTRANSLATE2.renormalize_logits,
+        finish_rule=CTRANSLATE2.finish_rule,
+        length_penalty_kind=CTRANSLATE2.length_penalty_kind,
+        at_max_length=CTRANSLATE2.at_max_length,
+        stopping_rule=CTRANSLATE2.stopping_rule if penalised else "first",
+        min_length=min_decoding_length + 1 if min_decoding_length else 0,
+        suppress_tokens=banned,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+    )
+
+
+T2T = Beam(
+    finish_rule="top_2k",
+    length_penalty_kind="gnmt",
+    length_penalty=0.6,
+    at_max_length="drop",
+    stopping_rule="exact",
+    num_return_sequences=1,
+)
+"""The beam search of Tensor2Tensor (Vaswani et al., 2017)."""

@@ -1,0 +1,215 @@
+"""The sets that a beam search keeps: candidates of a step, live hypotheses, and finished ones.
+
+Shape letters, on top of those of `jaxlm.types`: A candidates (arrivals) of a step, best first.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.length_penalty import ScoreParams, final_score
+from jaxlm.decode.logit_masks import is_in_ids
+from jaxlm.decode.results import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
+from jaxlm.decode.top_k import chunk_size, chunked_top_k
+from jaxlm.types import Array
+
+
+@struct.dataclass
+class Candidates:
+    """Extensions of live hypotheses by a token: s_BA (-inf: there is none), parent slot, token, and its step score."""
+
+    logprob_BA: Array
+    parent_BA: Array
+    token_BA: Array
+    step_logprob_BA: Array
+
+
+@struct.dataclass
+class LiveBeams:
+    """Hypotheses that go on, best first: s_BK (-inf: the slot is empty), tokens and their log-probabilities."""
+
+    logprob_BK: Array
+    tokens_BKT: Array
+    token_logprob_BKT: Array
+
+
+@struct.dataclass
+class FinishedBeams:
+    """Ended hypotheses, best first: S_BK (-inf: there is none), s_BK, lengths, reasons, tokens, log-probabilities."""
+
+    score_BK: Array
+    logprob_BK: Array
+    length_BK: Array
+    reason_BK: Array
+    tokens_BKT: Array
+    token_logprob_BKT: Array
+
+
+def initial_live_beams(batch: int, slots: int, length: int) -> LiveBeams:
+    """Before the first step: an empty hypothesis with s = 0 in slot 0, and none in the others."""
+    logprob_BK = jnp.where(jnp.arange(slots)[None, :] == 0, jnp.zeros((batch, slots)), -jnp.inf)
+    shape = (batch, slots, length)
+    return LiveBeams(logprob_BK, jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
+
+
+def empty_finished_beams(batch: int, slots: int, length: int) -> FinishedBeams:
+    """Before the first step: every slot empty, S = -inf."""
+    nothing_BK, zero_BK = jnp.full((batch, slots), -jnp.inf), jnp.zeros((batch, slots), jnp.int32)
+    shape = (batch, slots, length)
+    return FinishedBeams(
+        nothing_BK, nothing_BK, zero_BK, zero_BK + FINISH_NONE, jnp.zeros(shape, jnp.int32), jnp.zeros(shape)
+    )
+
+
+def top_candidates(live: LiveBeams, logits_BKV: Array, allowed_BKV: Array, count: int) -> tuple[Candidates, Array]:
+    """The best `count` of all (hypothesis, token), ties to the lower slot, then to the lower id; and norm_BK1.
+
+    Step scores are allowed_BKV (the logits, -inf where forbidden) less the log-sum-exp of the logits, norm_BK1. A long
+    row of logits is read twice, for the peaks of its chunks and for its sum, and no array of its size is written.
+    """
+    batch, slots, size = logits_BKV.shape
+    chunk = chunk_size(size)
+    peak_BKG = allowed_BKV.reshape(batch, slots, size // chunk, chunk).max(-1)
+    peak_BK1 = (peak_BKG if allowed_BKV is logits_BKV else logits_BKV).max(-1, keepdims=True)
+    peak_BK1 = jnp.maximum(peak_BK1, jnp.finfo(jnp.float32).min)
+    norm_BK1 = jnp.log(jnp.exp(logits_BKV - peak_BK1).sum(-1, keepdims=True)) + peak_BK1
+
+    def scored(x_BX: Array, slot_BX: Array) -> tuple[Array, Array]:
+        live_BX, norm_BX = (
+            jnp.take_along_axis(each_BK, slot_BX, axis=1, mode="clip")
+            for each_BK in (live.logprob_BK, norm_BK1[..., 0])
+        )
+        return live_BX + (x_BX - norm_BX), x_BX - norm_BX
+
+    # A chunk whose peak is not among the best `count` holds none of them, or only such as tie with an earlier one.
+    chunks = slots * size // chunk
+    of_chunk_BX = jnp.broadcast_to(jnp.arange(chunks, dtype=jnp.int32)[None], (batch, chunks))
+    of_peak_BX, _ = scored(peak_BKG.reshape(batch, chunks), of_chunk_BX // (size // chunk))
+    chunk_BA = jnp.sort(lax.top_k(of_peak_BX, min(count, chunks))[1], axis=-1)
+    x_BAC = jnp.take_along_axis(allowed_BKV.reshape(batch, chunks, chunk), chunk_BA[..., None], axis=1, mode="clip")
+    index_BX = (chunk_BA[..., None] * chunk + jnp.arange(chunk, dtype=jnp.int32)[None, None]).reshape(batch, -1)
+    score_BX, step_BX = scored(x_BAC.reshape(batch, -1), index_BX // size)
+    logprob_BA, place_BA = chunked_top_k(score_BX, count)
+    index_BA, step_BA = (jnp.take_along_axis(x, place_BA, axis=1, mode="clip") for x in (index_BX, step_BX))
+    return Candidates(logprob_BA, index_BA // size, index_BA % size, step_BA), norm_BK1
+
+
+def stop_candidates(live: LiveBeams, allowed_BKV: Array, norm_BK1: Array, stop: tuple[int, ...]) -> Candidates:
+    """Every (hypothesis, stop id)."""
+    batch, slots, _ = allowed_BKV.shape
+    step_BKM = jnp.take(allowed_BKV, jnp.asarray(stop, jnp.int32), axis=2, mode="clip") - norm_BK1
+    logprob_BKM = live.logprob_BK[:, :, None] + step_BKM
+    slot_BKM = jnp.broadcast_to(jnp.arange(slots)[None, :, None], step_BKM.shape)
+    token_BKM = jnp.broadcast_to(jnp.asarray(stop, jnp.int32)[None, None, :], step_BKM.shape)
+    return Candidates(*(each.reshape(batch, -1) for each in (logprob_BKM, slot_BKM, token_BKM, step_BKM)))
+
+
+def merge_candidates(first: Candidates, second: Candidates) -> Candidates:
+    """Both in order of rank: by score, then slot, then id."""
+    columns = [
+        jnp.concatenate(pair, axis=1)
+        for pair in (
+            (-first.logprob_BA, -second.logprob_BA),
+            (first.parent_BA, second.parent_BA),
+            (first.token_BA, second.token_BA),
+            (first.step_logprob_BA, second.step_logprob_BA),
+        )
+    ]
+    minus_BA, parent_BA, token_BA, step_BA = lax.sort(columns, dimension=1, num_keys=3)
+    return Candidates(-minus_BA, parent_BA, token_BA, step_BA)
+
+
+def mask_stop_candidates(candidates: Candidates, stop: tuple[int, ...]) -> Candidates:
+    """The candidates with those that end in a stop id ruled out (s = -inf)."""
+    stops_BA = is_in_ids(candidates.token_BA, stop)
+    return dataclasses.replace(candidates, logprob_BA=jnp.where(stops_BA, -jnp.inf, candidates.logprob_BA))
+
+
+def advance_live_beams(
+    live: LiveBeams, candidates: Candidates, stop: tuple[int, ...], step_B: Array
+) -> tuple[LiveBeams, Array, Array]:
+    """The live rule: the best k candidates that did not stop; also their last tokens_BK and their parents' slots_BK."""
+    logprob_BK, place_BK = lax.top_k(mask_stop_candidates(candidates, stop).logprob_BA, live.logprob_BK.shape[1])
+    parent_BK = jnp.take_along_axis(candidates.parent_BA, place_BK, axis=1, mode="clip")
+    token_BK = jnp.take_along_axis(candidates.token_BA, place_BK, axis=1, mode="clip")
+    step_BK = jnp.take_along_axis(candidates.step_logprob_BA, place_BK, axis=1, mode="clip")
+    tokens_BKT = _write_step(_take_slots(live.tokens_BKT, parent_BK), token_BK, step_B)
+    token_logprob_BKT = _write_step(_take_slots(live.token_logprob_BKT, parent_BK), step_BK, step_B)
+    return LiveBeams(logprob_BK, tokens_BKT, token_logprob_BKT), token_BK, parent_BK
+
+
+def finish_reasons(
+    candidates: Candidates, beam: Beam, stop: tuple[int, ...], at_limit_B: Array, done_B: Array
+) -> Array:
+    """The finish rule and the length limit: why each candidate_BA ends here, or NONE."""
+    rank_1A = jnp.arange(candidates.token_BA.shape[1])[None, :]
+    stops_BA = is_in_ids(candidates.token_BA, stop)
+    if beam.finish_rule == "top_k":
+        ends_BA = stops_BA & (rank_1A < beam.num_beams)
+    else:
+        ends_BA = stops_BA
+    reason_BA = jnp.where(ends_BA, FINISH_STOP, FINISH_NONE)
+    if beam.at_max_length in ("keep", "keep_top_k"):
+        place_BA = jnp.cumsum(~stops_BA, axis=1) if beam.at_max_length == "keep" else rank_1A + 1
+        lives_BA = ~stops_BA & (place_BA <= beam.num_beams)
+        reason_BA = jnp.where(lives_BA & at_limit_B[:, None], FINISH_LENGTH, reason_BA)
+    exists_BA = (candidates.logprob_BA > -jnp.inf) & ~done_B[:, None]
+    return jnp.where(exists_BA, reason_BA, FINISH_NONE)
+
+
+def add_finished(
+    finished: FinishedBeams,
+    live: LiveBeams,
+    candidates: Candidates,
+    reason_BA: Array,
+    step_B: Array,
+    score_params: ScoreParams,
+    beam: Beam,
+    log_coverage_BK: Array | None = None,
+) -> FinishedBeams:
+    """The best k of the finished set and the candidates with a reason; among equals the earlier, then the rank."""
+    slots = finished.score_BK.shape[1]
+    length_BA = jnp.broadcast_to(step_B[:, None] + 1, candidates.token_BA.shape)
+    uncounted = 0 if beam.count_eos else (reason_BA == FINISH_STOP).astype(jnp.int32)
+    score_BA = final_score(candidates.logprob_BA, length_BA, score_params, uncounted)
+    if log_coverage_BK is not None:
+        score_BA += score_params.coverage_penalty * jnp.take_along_axis(
+            log_coverage_BK, candidates.parent_BA, axis=1, mode="clip"
+        )
+    score_BA = jnp.where(reason_BA == FINISH_NONE, -jnp.inf, score_BA)
+    if beam.keep_first_finished:
+        free_B1 = slots - (finished.reason_BK != FINISH_NONE).sum(1, keepdims=True)
+        score_BA = jnp.where(jnp.cumsum(reason_BA != FINISH_NONE, axis=1) <= free_B1, score_BA, -jnp.inf)
+        reason_BA = jnp.where(jnp.isneginf(score_BA), FINISH_NONE, reason_BA)
+    score_BK, place_BK = lax.top_k(jnp.concatenate([finished.score_BK, score_BA], axis=1), slots)
+
+    def pick(old_BK: Array, new_BA: Array) -> Array:
+        return jnp.take_along_axis(jnp.concatenate([old_BK, new_BA], axis=1), place_BK, axis=1, mode="clip")
+
+    old_BK = jnp.arange(slots)[None, :] + jnp.zeros_like(finished.length_BK)
+    source_BK = pick(old_BK, slots + candidates.parent_BA)
+    tokens_BKT = _take_slots(jnp.concatenate([finished.tokens_BKT, live.tokens_BKT], axis=1), source_BK)
+    logprob_BKT = _take_slots(jnp.concatenate([finished.token_logprob_BKT, live.token_logprob_BKT], axis=1), source_BK)
+    new_BK = place_BK >= slots
+    token_BK = pick(jnp.zeros_like(old_BK), candidates.token_BA)
+    step_BK = pick(jnp.zeros_like(finished.score_BK), candidates.step_logprob_BA)
+    return FinishedBeams(
+        score_BK=score_BK,
+        logprob_BK=pick(finished.logprob_BK, candidates.logprob_BA),
+        length_BK=pick(finished.length_BK, length_BA),
+        reason_BK=pick(finished.reason_BK, reason_BA),
+        tokens_BKT=_write_step(tokens_BKT, jnp.where(new_BK, token_BK, 0), step_B),
+        token_logprob_BKT=_write_step(logprob_BKT, jnp.where(new_BK, step_BK, 0.0), step_B),
+    )
+
+
+def _write_step(buffer_BKT: Array, value_BK: Array, step_B: Array) -> Array:
+    here_B1T = jnp.arange(buffer_BKT.shape[2])[None, None, :] == step_B[:, None, None]
+    return jnp.where(here_B1T, value_BK[:, :, None].astype(buffer_BKT.dtype), buffer_BKT)
+
+
+def _take_slots(buffer_BKT: Array, slot_BK: Array) -> Array:
+    return jnp.take_along_axis(buffer_BKT, slot_BK[:, :, None], axis=1, mode="clip")

@@ -1,0 +1,121 @@
+"""Tokens that may not be said: masks set to -inf after normalisation, without renormalising what is left.
+
+Beam search, greedy search and sampling share them. `step_B` counts the tokens generated so far (the prompt is no part
+of it), `history_BKT` holds those tokens, and all masks hold together: a forced id that is also banned leaves nothing.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import struct
+
+from jaxlm.errors import UserError
+from jaxlm.types import Array
+
+
+@dataclass(frozen=True)
+class LogitMasks:
+    """What no hypothesis of any row may do.
+
+    banned: ids that are never said.
+    min_length: no stop id before this length (in generated tokens, the stop id included).
+    no_repeat_ngram: n > 0 means that no n generated tokens in a row occur twice; 0 means no such rule.
+    """
+
+    suppress_tokens: tuple[int, ...] = ()
+    min_length: int = 0
+    no_repeat_ngram_size: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.suppress_tokens, tuple) or any(token < 0 for token in self.suppress_tokens):
+            raise UserError(
+                f"suppress_tokens={self.suppress_tokens!r} must be a tuple of ids >= 0, as in suppress_tokens=(1,)"
+            )
+        for name in ("min_length", "no_repeat_ngram_size"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)} must be 0 (off) or more")
+
+
+@struct.dataclass
+class ForcedPrefix:
+    """What each row must say first: token_BF where valid_BF, F being the longest prefix. It counts as generated."""
+
+    token_BF: Array
+    valid_BF: Array
+
+
+def log_softmax_parts(logits_BKV: Array, temperature: float = 1.0) -> tuple[Array, Array]:
+    """Float32 logits (divided by the temperature) and their log-sum-exp_BK1: the difference is log_softmax.
+
+    The two are kept apart so that XLA need not store the difference for a large vocabulary.
+    """
+    logits_BKV = logits_BKV.astype(jnp.float32)
+    if temperature != 1.0:
+        logits_BKV = logits_BKV / temperature
+    peak_BK1 = jnp.max(logits_BKV, axis=-1, keepdims=True)
+    total_BK1 = jnp.sum(jnp.exp(logits_BKV - peak_BK1), axis=-1, keepdims=True)
+    return logits_BKV, jnp.log(total_BK1) + peak_BK1
+
+
+def is_in_ids(token: Array, ids: tuple[int, ...]) -> Array:
+    """True where a token (any shape) is one of a few ids."""
+    found = jnp.zeros(token.shape, bool)
+    for each in ids:
+        found = found | (token == each)
+    return found
+
+
+def apply_logit_masks(
+    logprob_BKV: Array,
+    history_BKT: Array,
+    step_B: Array,
+    logit_masks: LogitMasks,
+    stop: tuple[int, ...],
+    forced_prefix: ForcedPrefix | None = None,
+    must_stop_B: Array | None = None,
+) -> Array:
+    """Step scores_BKV with -inf on the ids that may not be said as generated token number `step_B` (from 0).
+
+    A row of `must_stop_B` may say nothing but a stop id, and the minimum length does not bind it.
+    """
+    size = logprob_BKV.shape[-1]
+    id_11V = jnp.arange(size)[None, None, :]
+    masks = [is_in_ids(id_11V, logit_masks.suppress_tokens)] if logit_masks.suppress_tokens else []
+    if logit_masks.min_length > 1 and stop:
+        early_B11 = (step_B + 1 < logit_masks.min_length)[:, None, None]
+        if must_stop_B is not None:
+            early_B11 = early_B11 & ~must_stop_B[:, None, None]
+        masks.append(early_B11 & is_in_ids(id_11V, stop))
+    if logit_masks.no_repeat_ngram_size:
+        masks.append(_repeated_ngrams(history_BKT, step_B, logit_masks.no_repeat_ngram_size, size))
+    if forced_prefix is not None:
+        masks.append(_off_prefix(forced_prefix, step_B, size))
+    if must_stop_B is not None:
+        masks.append(must_stop_B[:, None, None] & ~is_in_ids(id_11V, stop))
+    return jnp.where(functools.reduce(jnp.logical_or, masks), -jnp.inf, logprob_BKV) if masks else logprob_BKV
+
+
+def _off_prefix(forced_prefix: ForcedPrefix, step_B: Array, size: int) -> Array:
+    """True_B1V on the ids that leave the forced prefix."""
+    columns = forced_prefix.token_BF.shape[1]
+    column_B1 = jnp.minimum(step_B, columns - 1)[:, None]
+    token_B = jnp.take_along_axis(jnp.asarray(forced_prefix.token_BF), column_B1, axis=1, mode="clip")[:, 0]
+    valid_B = jnp.take_along_axis(jnp.asarray(forced_prefix.valid_BF), column_B1, axis=1, mode="clip")[:, 0]
+    binding_B = valid_B & (step_B < columns)
+    other_BV = token_B[:, None] != jnp.arange(size)[None, :]
+    return (binding_B[:, None] & other_BV)[:, None, :]
+
+
+def _repeated_ngrams(history_BKT: Array, step_B: Array, order: int, size: int) -> Array:
+    """True_BKV on the ids that would repeat `order` tokens in a row, given that `step_B` tokens were generated."""
+    batch, slots, length = history_BKT.shape
+    step_B11 = step_B[:, None, None]
+    matches_BKT = jnp.ones((batch, slots, length), bool) & (jnp.arange(length)[None, None, :] < step_B11)
+    for back in range(1, order):
+        recent_BK1 = jnp.take_along_axis(history_BKT, jnp.maximum(step_B11 - back, 0), axis=2, mode="clip")
+        before_BKT = jnp.pad(history_BKT, ((0, 0), (0, 0), (back, 0)), constant_values=-1)[:, :, :length]
+        matches_BKT = matches_BKT & (before_BKT == recent_BK1)
+    matches_BKT = matches_BKT & (step_B11 >= order - 1)
+    row_B11, slot_1K1 = jnp.arange(batch)[:, None, None], jnp.arange(slots)[None, :, None]
+    return jnp.zeros((batch, slots, size), bool).at[row_B11, slot_1K1, history_BKT].max(matches_BKT, mode="drop")

@@ -1,0 +1,56 @@
+"""The best few of very many scores, with exact tie-breaking and without a sort.
+
+Shape letters, on top of those of `jaxlm.types`: X an axis of many scores, G its chunks, A the few that are taken.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxlm.types import Array
+
+SCORES_PER_CHUNK = 32
+"""Scores a chunk. Measured on two AVX512 cores for [64, 5 * 10000] and 10 wanted: 3.9 ms; 8.2 ms with one `top_k`."""
+
+MIN_CHUNKED_SIZE = 4096
+"""Below this many scores one `top_k` is as fast."""
+
+
+def chunked_top_k(score_BX: Array, count: int) -> tuple[Array, Array]:
+    """The `count` best scores of each row, best first, and their indices: equal scores in the order of their indices.
+
+    Returns score_BA and index_BA (int32). If there are fewer than `count` scores, the rest is -inf (and index 0).
+    """
+    width = score_BX.shape[1]
+    take = min(count, width)
+    if width < MIN_CHUNKED_SIZE or 4 * take * SCORES_PER_CHUNK > width:
+        score_BA, index_BA = lax.top_k(score_BX, take)
+    else:
+        score_BA, index_BA = _top_k_by_chunks(score_BX, take)
+    padding = ((0, 0), (0, count - take))
+    return jnp.pad(score_BA, padding, constant_values=-jnp.inf), jnp.pad(index_BA, padding)
+
+
+def chunk_size(width: int) -> int:
+    """The size of equal chunks of a row, near CHUNK; 1, which is none, where the row is short or nothing divides it."""
+    near = [size for size in range(SCORES_PER_CHUNK // 2, 2 * SCORES_PER_CHUNK + 1) if width % size == 0]
+    return min(near, key=lambda size: abs(size - SCORES_PER_CHUNK)) if near and width >= MIN_CHUNKED_SIZE else 1
+
+
+def _top_k_by_chunks(score_BX: Array, count: int) -> tuple[Array, Array]:
+    """`lax.top_k` over the `count` chunks with the greatest maximum, and over the remainder of the last chunk.
+
+    No winner is lost: had a chunk outside the chosen ones a winner, each of the `count` chosen would hold a score that
+    is greater, or equal and earlier. The chosen chunks are put in order, so that ties still fall to the lower index.
+    """
+    batch, width = score_BX.shape
+    whole = width // SCORES_PER_CHUNK * SCORES_PER_CHUNK
+    peak_BG = score_BX[:, :whole].reshape(batch, whole // SCORES_PER_CHUNK, SCORES_PER_CHUNK).max(axis=-1)
+    chunk_BA = jnp.sort(lax.top_k(peak_BG, count)[1], axis=-1)
+    inside = jnp.arange(SCORES_PER_CHUNK, dtype=jnp.int32)
+    index_BX = (chunk_BA[:, :, None] * SCORES_PER_CHUNK + inside[None, None, :]).reshape(
+        batch, count * SCORES_PER_CHUNK
+    )
+    rest = jnp.broadcast_to(jnp.arange(whole, width, dtype=jnp.int32)[None, :], (batch, width - whole))
+    index_BX = jnp.concatenate([index_BX, rest], axis=1)
+    score_BA, place_BA = lax.top_k(jnp.take_along_axis(score_BX, index_BX, axis=1, mode="clip"), count)
+    return score_BA, jnp.take_along_axis(index_BX, place_BA, axis=1, mode="clip")

@@ -1,0 +1,88 @@
+"""Whether a folder can take what a run will write, asked before the run starts; and one run at a time in it."""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxlm.errors import UserError
+
+
+def check_writable(folder: Path | str, bytes_needed: int = 0) -> None:
+    """Create `folder`, write a probe file into it, and compare the free space with `bytes_needed`.
+
+    Raises UserError where one of the three fails. Leaves the folder behind, and no probe.
+    """
+    folder = Path(folder)
+    if re.match(r"\w{2,}:/", str(folder)):
+        raise UserError(
+            f"{folder} is an address, expected a folder: mount the bucket as one (docs/launch.md tells how)"
+        )
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"probe")
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {folder}: {error.strerror or error}: choose another --workdir or mend its permissions"
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if free < bytes_needed:
+        raise UserError(
+            f"{folder} has {format_bytes(free)} free, the checkpoints of this run need {format_bytes(bytes_needed)}: "
+            "free disk space, keep fewer checkpoints, or choose another --workdir"
+        )
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep every other process out of `folder` until the block, or this process, ends.
+
+    Raises UserError if another one is in it. Where files cannot be locked (Windows, some network disks) nobody is
+    kept out. A folder that is empty in the end is removed.
+    """
+    check_writable(folder)
+    lock = folder / ".lock"
+    descriptor = _lock_file(lock)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        os.close(descriptor)
+
+
+def _lock_file(path: Path) -> int:
+    """A descriptor of the locked file at `path`."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 20).decode(errors="replace")
+            os.close(descriptor)
+            raise UserError(
+                f"another run ({owner or 'unknown process'}) is training in {path.parent}: wait for its end, stop it "
+                "(Ctrl-C saves), or choose another --workdir"
+            ) from None
+        except (ImportError, OSError):
+            return descriptor
+        if os.fstat(descriptor).st_nlink:  # else its last owner removed it between our two calls
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()}".encode())
+            return descriptor
+        os.close(descriptor)
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Bytes as people read them: 1.5 GB."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.1f} {unit}"
+    return f"{num_bytes} bytes"

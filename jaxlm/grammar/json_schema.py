@@ -1,0 +1,207 @@
+r"""A JSON schema as a regular expression: every text that matches is JSON that the schema admits.
+
+Not all that the schema admits is written: objects have their properties in the schema's order and no others, white
+space is at most one space after a comma or a colon, numbers have at most 15 digits before and after the point and an
+exponent of at most two, and strings write control characters by their short escapes alone (no \u).
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jaxlm.errors import UserError
+
+STRING_CHARACTER = r'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])'
+
+INTEGER_PATTERN = r"-?(?:0|[1-9][0-9]{0,14})"
+
+NUMBER_PATTERN = rf"{INTEGER_PATTERN}(?:\.[0-9]{{1,15}})?(?:[eE][+-]?[0-9]{{1,2}})?"
+
+SCALAR_PATTERNS = {"integer": INTEGER_PATTERN, "number": NUMBER_PATTERN, "boolean": "(?:true|false)", "null": "null"}
+
+COMMA, COLON = ", ?", ": ?"
+
+JSON_TYPES = {
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    type(None): "null",
+    str: "string",
+    list: "array",
+    dict: "object",
+}
+
+ANNOTATION_KEYWORDS = {
+    "$schema",
+    "$id",
+    "$comment",
+    "$defs",
+    "definitions",
+    "title",
+    "description",
+    "default",
+    "examples",
+}
+
+
+ANNOTATION_KEYWORDS |= {"deprecated", "readOnly", "writeOnly"}
+
+TYPE_KEYWORDS = {
+    "object": {"properties", "required", "additionalProperties"},
+    "array": {"items", "minItems", "maxItems"},
+    "string": {"minLength", "maxLength"},
+    **dict.fromkeys(SCALAR_PATTERNS, set()),
+}
+
+
+def schema_to_regex(schema: Any) -> str:
+    """The expression, in the syntax of Python's `re`.
+
+    Raises UserError with the place of what cannot be kept (the place is a JSON pointer such as #/properties/age).
+    """
+    return _SchemaCompiler(schema).value_regex(schema, "#", ())
+
+
+class _SchemaCompiler:
+    def __init__(self, root: Any):
+        self.root = root
+
+    def value_regex(self, schema: Any, pointer: str, references: tuple[str, ...]) -> str:
+        """The expression of one (sub)schema; `references` are the references that led here."""
+        if not isinstance(schema, dict):
+            raise _error(pointer, f"found {json.dumps(schema)}, expected an object such as {{'type': 'string'}}")
+        asked = set(schema) - ANNOTATION_KEYWORDS
+        if "$ref" in asked:
+            _reject_unknown(asked, {"$ref"}, pointer)
+            return self.reference_regex(schema["$ref"], pointer, references)
+        for word in ("const", "enum"):
+            if word in asked:
+                _reject_unknown(asked, {word, "type"}, pointer)
+                return _enum_regex(
+                    [schema["const"]] if word == "const" else schema["enum"], schema.get("type"), pointer
+                )
+        if "anyOf" in asked:
+            _reject_unknown(asked, {"anyOf"}, pointer)
+            return _alternation(
+                self.value_regex(each, f"{pointer}/anyOf/{k}", references)
+                for k, each in enumerate(_require_list(schema, "anyOf", pointer))
+            )
+        _reject_unknown(asked, {"$ref", "anyOf", "const", "enum", "type"}.union(*TYPE_KEYWORDS.values()), pointer)
+        kinds = schema.get("type")
+        kinds = kinds if isinstance(kinds, list) else [kinds]
+        for kind in kinds:
+            if not isinstance(kind, str) or kind not in TYPE_KEYWORDS:
+                raise _error(pointer, f"type {json.dumps(kind)}, expected one of {', '.join(TYPE_KEYWORDS)}")
+        _reject_unknown(asked, {"type"}.union(*(TYPE_KEYWORDS[kind] for kind in kinds)), pointer)
+        return _alternation([self.typed_regex(kind, schema, pointer, references) for kind in kinds])
+
+    def typed_regex(self, kind: str, schema: dict[str, Any], pointer: str, references: tuple[str, ...]) -> str:
+        """A value of one type."""
+        if kind == "object":
+            return self.object_regex(schema, pointer, references)
+        if kind == "array":
+            return self.array_regex(schema, pointer, references)
+        if kind == "string":
+            return f'"{STRING_CHARACTER}{_quantifier(schema, "minLength", "maxLength", pointer)}"'
+        return SCALAR_PATTERNS[kind]
+
+    def reference_regex(self, name: Any, pointer: str, references: tuple[str, ...]) -> str:
+        """What a reference into this schema stands for; one that leads to itself has no end."""
+        if name in references:
+            raise _error(
+                pointer, f"{name} refers to itself, which an automaton cannot follow: write out the depth needed"
+            )
+        found: Any = self.root
+        for part in str(name).removeprefix("#").split("/")[1:]:
+            found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+        if not str(name).startswith("#") or found is None:
+            raise _error(pointer, f"$ref {json.dumps(name)} leads nowhere in this schema: expected #/$defs/NAME")
+        return self.value_regex(found, str(name), (*references, name))
+
+    def array_regex(self, schema: dict[str, Any], pointer: str, references: tuple[str, ...]) -> str:
+        """`[`, items after each other, `]`."""
+        least, most = _bounds(schema, "minItems", "maxItems", pointer)
+        if most == 0:
+            return r"\[\]"
+        if "items" not in schema:
+            raise _error(pointer, "an array without items: say what they are, as in {'items': {'type': 'string'}}")
+        item = self.value_regex(schema["items"], f"{pointer}/items", references)
+        more = f"(?:{COMMA}{item}){{{max(least - 1, 0)},{'' if most is None else most - 1}}}"
+        return rf"\[{item}{more}\]" if least else rf"\[(?:{item}{more})?\]"
+
+    def object_regex(self, schema: dict[str, Any], pointer: str, references: tuple[str, ...]) -> str:
+        """`{`, the properties in their order, `}`; those that are not required may be left out."""
+        properties, required = schema.get("properties", {}), schema.get("required", [])
+        if not isinstance(properties, dict) or not isinstance(required, list):
+            raise _error(pointer, "expected properties to be an object and required to be a list")
+        if missing := [name for name in required if name not in properties]:
+            raise _error(pointer, f"required names {missing[0]!r}, which is not among the properties")
+        members = [
+            (
+                _literal_regex(name) + COLON + self.value_regex(each, f"{pointer}/properties/{name}", references),
+                name in required,
+            )
+            for name, each in properties.items()
+        ]
+        return rf"\{{{_members_regex(members)}\}}"
+
+
+def _members_regex(members: Sequence[tuple[str, bool]]) -> str:
+    """All ways to take members in order, each required one among them, with commas between."""
+    later = ""  # what may follow a member; `first` is what a list that begins here may be, None if it may not be empty
+    first = ""
+    for text, required in reversed(members):
+        first = f"(?:{text}{later}|{first})" if not required else f"(?:{text}{later})"
+        later = f"{COMMA}{text}{later}" if required else f"(?:{COMMA}{text})?{later}"
+    return first
+
+
+def _enum_regex(values: Any, kind: Any, pointer: str) -> str:
+    """One of some values, as JSON writes them; those of another type than the one that stands beside them cannot be."""
+    if not isinstance(values, list) or not values:
+        raise _error(pointer, "enum must be a list of one value or more")
+    kinds = kind if isinstance(kind, list) else [kind]
+    kept = [value for value in values if kind is None or any(JSON_TYPES.get(type(value)) == each for each in kinds)]
+    if not kept:
+        raise _error(pointer, f"no value of enum or const is of type {json.dumps(kind)}")
+    return _alternation(_literal_regex(value) for value in kept)
+
+
+def _literal_regex(value: Any) -> str:
+    return re.escape(json.dumps(value, ensure_ascii=False))
+
+
+def _alternation(parts: Any) -> str:
+    parts = list(parts)
+    return parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})"
+
+
+def _quantifier(schema: dict[str, Any], low: str, high: str, pointer: str) -> str:
+    least, most = _bounds(schema, low, high, pointer)
+    return "*" if not least and most is None else f"{{{least},{'' if most is None else most}}}"
+
+
+def _bounds(schema: dict[str, Any], low: str, high: str, pointer: str) -> tuple[int, int | None]:
+    least, most = schema.get(low, 0), schema.get(high)
+    for name, value in ((low, least), (high, most)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise _error(pointer, f"{name} {json.dumps(value)}, expected a whole number of 0 or more")
+    if most is not None and most < least:
+        raise _error(pointer, f"{low} {least} is above {high} {most}")
+    return least, most
+
+
+def _require_list(schema: dict[str, Any], name: str, pointer: str) -> list[Any]:
+    if not isinstance(schema[name], list) or not schema[name]:
+        raise _error(pointer, f"{name} must be a list of one schema or more")
+    return schema[name]
+
+
+def _reject_unknown(keywords: set[str], supported: set[str], pointer: str) -> None:
+    if unknown := sorted(keywords - supported):
+        raise _error(pointer, f"{unknown[0]!r} is not supported here (supported: {', '.join(sorted(supported))})")
+
+
+def _error(pointer: str, message: str) -> UserError:
+    return UserError(f"JSON schema, {pointer}: {message}")

@@ -1,0 +1,84 @@
+"""Sets of characters as ranges of code points, and what they are in UTF-8: sequences of byte ranges."""
+
+import functools
+import re
+from collections.abc import Iterable, Iterator
+
+Range = tuple[int, int]
+"""First and last, both included: of code points, or of bytes."""
+
+MAX_CODE_POINT = 0x10FFFF
+
+SURROGATES: Range = (0xD800, 0xDFFF)
+
+UTF8_LENGTH_RANGES: tuple[Range, ...] = ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xFFFF), (0x10000, MAX_CODE_POINT))
+"""The code points that UTF-8 writes in 1, 2, 3 and 4 bytes."""
+
+
+def normalize_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """The same set as sorted ranges that neither overlap nor touch."""
+    joined: list[Range] = []
+    for low, high in sorted(ranges):
+        if joined and low <= joined[-1][1] + 1:
+            joined[-1] = joined[-1][0], max(high, joined[-1][1])
+        elif low <= high:
+            joined.append((low, high))
+    return tuple(joined)
+
+
+def complement_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """All other code points."""
+    found, after = [], 0
+    for low, high in normalize_ranges(ranges):
+        found.append((after, low - 1))
+        after = high + 1
+    return normalize_ranges(pair for pair in [*found, (after, MAX_CODE_POINT)] if pair[0] <= pair[1])
+
+
+@functools.cache
+def category_ranges(escape: str, ascii_only: bool = False) -> tuple[Range, ...]:
+    r"""The characters of `\d`, `\w` or `\s`, as Python's `re` has them; capitals are the complements."""
+    flags = re.ASCII if ascii_only else 0
+    found = re.finditer(rf"{escape}+", _all_characters(), flags)
+    return normalize_ranges((match.start(), match.end() - 1) for match in found)
+
+
+@functools.cache
+def _all_characters() -> str:
+    return "".join(map(chr, range(MAX_CODE_POINT + 1)))
+
+
+def ignore_case(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """The set with the capital and the small form of each of its characters."""
+    more = list(ranges)
+    for low, high in list(more):
+        for point in range(low, high + 1):
+            forms = (chr(point).lower(), chr(point).upper(), chr(point).upper().lower(), chr(point).lower().upper())
+            more += [(ord(form), ord(form)) for form in forms if len(form) == 1]
+    return normalize_ranges(more)
+
+
+def utf8_byte_sequences(ranges: Iterable[Range]) -> Iterator[tuple[Range, ...]]:
+    """Sequences of byte ranges that together match the UTF-8 of the set and nothing else; half surrogates have none."""
+    for low, high in normalize_ranges(ranges):
+        for part in ((low, min(high, SURROGATES[0] - 1)), (max(low, SURROGATES[1] + 1), high)):
+            for size, (least, most) in enumerate(UTF8_LENGTH_RANGES, start=1):
+                first, last = max(part[0], least), min(part[1], most)
+                if first <= last:
+                    yield from _split_range(first, last, size)
+
+
+def _split_range(low: int, high: int, size: int) -> Iterator[tuple[Range, ...]]:
+    """Cuts a range of code points of one length wherever its last bytes would not run through all of 80 to BF."""
+    for position in range(1, size):
+        mask = (1 << (6 * position)) - 1
+        if low & ~mask != high & ~mask:
+            if low & mask:
+                yield from _split_range(low, low | mask, size)
+                yield from _split_range((low | mask) + 1, high, size)
+                return
+            if high & mask != mask:
+                yield from _split_range(low, (high & ~mask) - 1, size)
+                yield from _split_range(high & ~mask, high, size)
+                return
+    yield tuple(zip(chr(low).encode(), chr(high).encode(), strict=True))

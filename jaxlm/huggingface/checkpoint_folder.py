@@ -1,0 +1,108 @@
+"""A folder as Hugging Face Transformers writes it: `config.json`, and safetensors in one file or in several."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlm.errors import UserError
+from jaxlm.huggingface import safetensors
+
+CONFIG_FILE, WEIGHTS_FILE, WEIGHTS_INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json`. Raises UserError where there is none or it is no JSON object."""
+    return read_json(folder, CONFIG_FILE, "which says what the model is")
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """All arrays of the folder by name, mapped into memory.
+
+    Pickled weights are not loaded: to unpickle a file is to run it. Raises UserError where there are no others, where
+    a shard is missing or lies elsewhere, and where the index and the files disagree.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return safetensors.read_file(folder / WEIGHTS_FILE)
+    if not (folder / WEIGHTS_INDEX_FILE).is_file():
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        have = f"; {', '.join(pickled)} would have to be unpickled, which runs whatever is in it" if pickled else ""
+        raise UserError(
+            f"{folder} has neither {WEIGHTS_FILE} nor {WEIGHTS_INDEX_FILE}{have}: save the model with "
+            "`save_pretrained(folder, safe_serialization=True)`"
+        )
+    placed = read_json(folder, WEIGHTS_INDEX_FILE, "which says where each array lies").get("weight_map")
+    if not isinstance(placed, dict):
+        raise UserError(f"{folder / WEIGHTS_INDEX_FILE} has no weight_map: fetch it again")
+    shards = {name: safetensors.read_file(_shard_path(folder, name)) for name in sorted(set(placed.values()))}
+    lost = [f"{name} in {shard}" for name, shard in placed.items() if name not in shards[shard]]
+    if lost:
+        raise UserError(
+            f"{folder / WEIGHTS_INDEX_FILE} names arrays that are not there: {', '.join(lost[:5])}: fetch it again"
+        )
+    return {name: shards[shard][name] for name, shard in placed.items()}
+
+
+def write_folder(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write config and arrays; in several files and an index where they exceed `shard_bytes`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = list(_split_shards(tensors, max_shard_bytes))
+    for stale in (*folder.glob("model-*-of-*.safetensors"), folder / WEIGHTS_FILE, folder / WEIGHTS_INDEX_FILE):
+        stale.unlink(missing_ok=True)
+    if len(shards) == 1:
+        safetensors.write_file(folder / WEIGHTS_FILE, shards[0])
+    else:
+        placed: dict[str, str] = {}
+        for number, shard in enumerate(shards, 1):
+            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+            safetensors.write_file(folder / file, shard)
+            placed |= dict.fromkeys(shard, file)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        _write_json(
+            folder / WEIGHTS_INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": dict(sorted(placed.items()))}
+        )
+    _write_json(folder / CONFIG_FILE, config)
+
+
+def _split_shards(tensors: Mapping[str, np.ndarray], max_shard_bytes: int) -> Iterator[dict[str, np.ndarray]]:
+    shard: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        if shard and sum(one.nbytes for one in shard.values()) + tensor.nbytes > max_shard_bytes:
+            yield shard
+            shard = {}
+        shard[name] = tensor
+    yield shard
+
+
+def _shard_path(folder: Path, name: Any) -> Path:
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise UserError(
+            f"{folder / WEIGHTS_INDEX_FILE} names the file {name!r}, expected a file of that folder: do not trust it"
+        )
+    if not (folder / name).is_file():
+        raise UserError(f"{folder / WEIGHTS_INDEX_FILE} names {name}, which is not there: fetch the folder again")
+    return folder / name
+
+
+def read_json(folder: Path, name: str, purpose: str) -> dict[str, Any]:
+    """A file of the folder, `what` it is for. Raises UserError where there is none or it is no JSON object."""
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"{folder} has no {name}, {purpose}: name a folder that `save_pretrained` wrote")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): fetch it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}, expected an object: fetch it again")
+    return found
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,94 @@
+"""The safetensors file format: named arrays that are read without unpickling anything.
+
+8 bytes   length n of the header, little-endian
+n bytes   JSON: {name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, "__metadata__": {...}}
+rest      the arrays in row-major order, offsets counted from here, without gaps
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxlm.errors import UserError
+
+DTYPES: dict[str, Any] = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
+    "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+
+DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+
+MAX_HEADER_BYTES = 100_000_000
+
+
+def read_file(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, mapped into memory and not yet read.
+
+    Raises UserError if the file is cut short, too long, or not of this format.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise UserError(
+                f"{path} has {size} bytes, but its header says that it alone has {length}: the file is cut short or is "
+                "no safetensors file; fetch it again"
+            )
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        places = {name: _parse_entry(entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: its header is damaged ({error}): fetch the file again") from None
+    _check_offsets(path, size - 8 - length, places)
+    data = np.memmap(path, np.uint8, "r", 8 + length) if size > 8 + length else np.zeros(0, np.uint8)
+    return {
+        name: data[begin:end].view(dtype).reshape(shape) for name, (dtype, shape, begin, end) in places.items()
+    }  # fmt: skip
+
+
+def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write the arrays, in the order of their names' widths and then names; the file appears when it is whole."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]
+        }  # fmt: skip
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for name in names:
+            file.write(np.ascontiguousarray(tensors[name]).tobytes())
+    partial.replace(path)
+
+
+def _parse_entry(entry: dict[str, Any]) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    """Dtype, shape, begin and end of one array. Raises ValueError where they do not fit each other."""
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}")
+    dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(int(extent) for extent in entry["shape"])
+    begin, end = entry["data_offsets"]
+    if min((*shape, begin), default=begin) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{end - begin} bytes for the shape {shape} of {dtype}")
+    return dtype, shape, begin, end
+
+
+def _check_offsets(path: Path, size: int, places: Mapping[str, tuple[np.dtype, tuple[int, ...], int, int]]) -> None:
+    at = 0
+    for begin, end in sorted(place[2:] for place in places.values()):
+        if begin != at:
+            raise UserError(f"{path}: its arrays overlap or leave gaps (byte {begin}, expected {at}): fetch it again")
+        at = end
+    if at != size:
+        raise UserError(f"{path} holds {size} bytes of arrays, its header names {at}: fetch the file again")

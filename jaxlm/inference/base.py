@@ -1,0 +1,35 @@
+"""What all inference shares: answers, progress callbacks, and batches of encoded lines."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jaxlm.data.batching.eval_batches import eval_batches
+from jaxlm.data.ragged import Ragged
+from jaxlm.types import Batch
+
+ProgressCallback = Callable[[int], None] | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `predict` says of one line: `text` for a person, `record` for `--jsonl`."""
+
+    text: str
+    json: dict[str, Any] = field(default_factory=dict)
+
+
+EVAL_BATCH_TOKENS = 8192
+"""Positions a batch, where nothing is trained."""
+
+
+def eval_batches_with_progress(
+    columns: dict[str, Ragged], batch_tokens: int, progress: ProgressCallback = None, max_length: int | None = None
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every row once, in at most `longest` positions: (row_B, batch), and `progress` told of the rows."""
+    for row_B, batch in eval_batches(columns, batch_tokens, max_length=max_length):
+        yield row_B, batch
+        if progress:
+            progress(int((row_B >= 0).sum()))

@@ -1,0 +1,65 @@
+"""A text rule for one tokenizer, and the grammars of batches that it gives."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.decode.copy_constraint import make_copy_constraint
+from jaxlm.decode.grammar import TokenGrammar, batch_dfas
+from jaxlm.grammar.constraint import Constraint, delimiter_id
+from jaxlm.grammar.token_dfa import TokenDFA, build_token_dfa
+from jaxlm.inference.translate import Search
+
+
+@dataclass(frozen=True)
+class TokenConstraint:
+    """A rule as a table over the ids of a tokenizer, or the ids of its marks."""
+
+    dfa: TokenDFA | None = None
+    delimiter_ids: tuple[int, int] | None = None
+
+    @property
+    def shortest_length(self) -> int:
+        """The tokens of the shortest text, EOS counted."""
+        return self.dfa.shortest_length if self.dfa else 1
+
+    def grammar(self, source_BS: Any, valid_BS: Any, limit_B: Any) -> TokenGrammar:
+        """For rows with these sources. Raises UserError where a limit has no room for any text."""
+        if self.dfa:
+            return batch_dfas([self.dfa], np.zeros(len(source_BS), np.int32), limit_B)
+        return make_copy_constraint(source_BS, valid_BS, *self.delimiter_ids)
+
+
+def compile_constraint(constraint: Constraint, tokenizer: Tokenizer) -> TokenConstraint:
+    """Raises UserError where the tokenizer can write no text of the rule, or has no such marks."""
+    if constraint.delimiters:
+        opening, closing = (delimiter_id(tokenizer, mark) for mark in constraint.delimiters)
+        return TokenConstraint(delimiter_ids=(opening, closing))
+    return TokenConstraint(build_token_dfa(constraint.automaton, tokenizer, constraint.description))
+
+
+@dataclass(frozen=True)
+class ConstrainedSearch(Search):
+    """A search whose answers follow a rule; an answer may be as long as the shortest text that does."""
+
+    constraint: TokenConstraint = TokenConstraint()
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether `grammar` gives one."""
+        return True
+
+    def max_answer_tokens(self, source_tokens: Any) -> np.ndarray:
+        """As `Search.limit`, and never too few tokens for any text."""
+        return np.maximum(super().max_answer_tokens(source_tokens), self.constraint.shortest_length)
+
+    def grammar(self, source_BS: Any, valid_BS: Any, limit_B: Any) -> TokenGrammar:
+        """That of the rule."""
+        return self.constraint.grammar(source_BS, valid_BS, limit_B)
+
+
+def constrain_search(search: Search, constraint: Constraint, tokenizer: Tokenizer) -> ConstrainedSearch:
+    """The same search under a rule."""
+    return ConstrainedSearch(**vars(search), constraint=compile_constraint(constraint, tokenizer))

@@ -1,0 +1,156 @@
+"""Vectors of texts: what a model has made of each position, or one vector for all of them, after a chosen layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.data.batching.sequence_format import SequenceFormat
+from jaxlm.data.ragged import Ragged
+from jaxlm.data.tokenizers.base import BOS, EOS, UNK, Tokenizer
+from jaxlm.errors import UserError
+from jaxlm.inference.base import EVAL_BATCH_TOKENS, ProgressCallback, eval_batches_with_progress
+from jaxlm.models.finetune_heads import FineTunable, is_encoder, sequence_markers
+from jaxlm.models.properties import max_input_positions
+from jaxlm.models.rnn_classifier import Pooling
+from jaxlm.models.special_ids import Renumbered, numbered
+from jaxlm.types import Array, Batch, Params
+
+PoolingMode = Literal["token", "first", "mean", "max", "last"]
+
+POOLING_MODES = ("token", "first", "mean", "max", "last")
+
+UNLIMITED = 1 << 30
+"""Tokens of a row that has no end."""
+
+SPECIAL_TOKENS = {UNK: "<unk>", BOS: "<s>", EOS: "</s>"}
+
+
+@dataclass(frozen=True)
+class TextEmbedder:
+    """How texts become vectors.
+
+    pool: "token": a vector for each position; "first", "last", "mean" or "max" of all positions, marks included.
+    layer: the number of layers that the text goes through; None: all. A last norm is part of any.
+    tokens: positions of a batch.
+    """
+
+    pooling: PoolingMode = "mean"
+    layer: int | None = None
+    batch_tokens: int = EVAL_BATCH_TOKENS
+
+    def __call__(
+        self, model: Any, params: Params, tokenizer: Tokenizer, texts: Sequence[str], progress: ProgressCallback = None
+    ) -> list[np.ndarray]:
+        """float32 (D,) of each text, or (positions, D) where `pool` is "token". Raises UserError."""
+        if self.pooling not in POOLING_MODES:
+            raise UserError(f"pool {self.pooling!r}: expected one of {', '.join(POOLING_MODES)}")
+        model, params = truncate_layers(*unwrap_trunk(model, params), self.layer)
+        column = encode_rows(model, tokenizer, texts)
+        found: list[np.ndarray] = [np.zeros(0)] * len(texts)
+        told = _jitted_pooling(model, self.pooling)
+        for row_B, batch in eval_batches_with_progress(
+            {"source": column}, self.batch_tokens, progress, max_input_positions(model)
+        ):
+            vectors = np.asarray(told(params, _drop_final_eos(model, batch)))
+            for at in np.flatnonzero(row_B >= 0):
+                length = int(column.lengths[row_B[at]]) + is_encoder(model)
+                found[row_B[at]] = vectors[at, :length] if self.pooling == "token" else vectors[at]
+        return found
+
+
+def token_strings(model: Any, params: Params, tokenizer: Tokenizer, text: str) -> list[str]:
+    """What stands at each position of a text."""
+    model, _ = unwrap_trunk(model, params)
+    ids = encode_rows(model, tokenizer, [text])[0].tolist() + [EOS] * is_encoder(model)
+    return [SPECIAL_TOKENS.get(i) or tokenizer.decode([[i]])[0] for i in ids]
+
+
+def unwrap_trunk(model: Any, params: Params) -> tuple[Any, Params]:
+    """The model that reads, without a head. Raises UserError for one that gives no vectors of a text alone."""
+    while isinstance(model, FineTunable):
+        model, params = model.model, params["model"]
+    inner = numbered(model)
+    if not is_encoder(model) and (not hasattr(type(inner), "extend") or not hasattr(inner, "layers")):
+        raise UserError(f"a {type(inner).__name__} gives no vectors: expected an encoder or a decoder-only Transformer")
+    return model, params
+
+
+def truncate_layers(model: Any, params: Params, num_layers: int | None) -> tuple[Any, Params]:
+    """The first layers of a model of `jaxlm.nn.transformer.layer_stack.Stack` as a model. Raises UserError
+    beyond what there are.
+    """
+    if num_layers is None:
+        return model, params
+    if isinstance(model, Renumbered):
+        inner, below = truncate_layers(model.model, params["model"], num_layers)
+        return model.clone(model=inner, parent=None), {**params, "model": below}
+    if not 0 <= num_layers <= model.layers:
+        raise UserError(f"layer {num_layers}: the model has {model.layers}, and 0 is the embeddings")
+    stack = params.get("stack", {})
+    layers = stack.get("layers", ())
+    below = layers[:num_layers] if isinstance(layers, tuple) else jax.tree.map(lambda leaf: leaf[:num_layers], layers)
+    first = {**stack, "layers": below}
+    return model.clone(layers=num_layers, parent=None), {**params, "stack": first}
+
+
+def encode_rows(model: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> Ragged:
+    """BOS and the ids of each text; the parts of one between TABs stand apart where the model reads marks.
+
+    A text is cut where the model's positions end, with the EOS that every row has.
+    """
+    most = max_input_positions(model)
+    if is_encoder(model):
+        return Ragged.from_rows(SequenceFormat(max_length=most or UNLIMITED).encode_rows(tokenizer, texts))
+    ids = tokenizer.encode([text.replace("\t", " ") for text in texts])
+    return Ragged.from_rows([np.concatenate([[BOS], row[: most and most - 2]]) for row in ids])
+
+
+def apply_encoder(
+    model: Any, params: Params, batch: Batch, method: Literal["features", "self_attention_weights"]
+) -> Array:
+    """What a reader makes of a source: its features (B, S, D), or its self-attention (B, L, N, S, S)."""
+    if is_encoder(model):
+        batch = replace(batch, token_type_BS=sequence_markers(batch)[2])
+        return model.apply({"params": params}, batch, method=method)
+
+    def read(module: Any) -> Any:
+        asked = Batch(target_BT=batch.source_BS, target_valid_BT=batch.source_valid_BS)
+        arguments = batch.source_BS, module.start(asked, 0), batch.source_valid_BS
+        return module.extend(*arguments)[0] if method == "features" else module.self_attention_weights(*arguments)
+
+    return model.apply({"params": params}, method=read)
+
+
+def attention_maps(model: Any, params: Params, tokenizer: Tokenizer, text: str) -> tuple[list[str], np.ndarray]:
+    """The pieces of a text, and how much each looks at each, by layer and head: (L, N, S, S). Raises UserError."""
+    model, params = unwrap_trunk(model, params)
+    names = token_strings(model, params, tokenizer, text)
+    ((_, batch),) = eval_batches_with_progress(
+        {"source": encode_rows(model, tokenizer, [text])}, 1, max_length=max_input_positions(model)
+    )
+    weight_BLNSS = np.asarray(apply_encoder(model, params, _drop_final_eos(model, batch), "self_attention_weights"))
+    return names, weight_BLNSS[0, :, :, : len(names), : len(names)]
+
+
+def _drop_final_eos(model: Any, batch: Batch) -> Batch:
+    """Without the EOS that every row ends with, where the model is no reader of marks: it comes after the text."""
+    if is_encoder(model):
+        return batch
+    valid_BS = batch.source_valid_BS & (np.cumsum(batch.source_valid_BS[:, ::-1], 1)[:, ::-1] > 1)
+    return Batch(source_BS=batch.source_BS, source_valid_BS=valid_BS)
+
+
+@lru_cache(maxsize=8)
+def _jitted_pooling(model: Any, pooling: PoolingMode) -> Any:
+    def told(params: Params, batch: Batch) -> Array:
+        features_BSD = apply_encoder(model, params, batch, "features").astype(np.float32)
+        if pooling == "token":
+            return features_BSD
+        return jnp.asarray(Pooling(pooling, False).apply({}, features_BSD, batch.source_valid_BS))
+
+    return jax.jit(told)

@@ -1,0 +1,93 @@
+"""A recurrent classifier: read the text, make one vector of all hidden states, tell the class.
+
+first      h_1
+last       h_S of the net that reads forwards and h_1 of the one that reads backwards   (Sutskever et al. 2014, 2)
+mean, max  over the positions, feature by feature                                       (Conneau et al. 2017, 3.2)
+attention  a = softmax(v . tanh(W h_t + b)),  sum_t a_t h_t                             (Yang et al. 2016, 2.2)
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.errors import UserError
+from jaxlm.nn.layers.dropout import Dropout
+from jaxlm.nn.layers.linear import Linear
+from jaxlm.nn.layers.word_embedding import CharacterCNN, WordEmbedding, require_unpacked
+from jaxlm.nn.rnn.cells import LSTM
+from jaxlm.nn.rnn.layers import Recurrent
+from jaxlm.types import Array, Batch
+
+POOLING_KINDS = ("first", "last", "mean", "max", "attention")
+
+
+class Pooling(nn.Module):
+    """(B, S, D) -> (B, D) over the valid positions, of which every row has one."""
+
+    kind: str
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, hidden_BSD: Array, valid_BS: Array) -> Array:
+        """Raises UserError for an unknown kind."""
+        valid_BS1 = valid_BS[..., None]
+        if self.kind == "mean":
+            return jnp.where(valid_BS1, hidden_BSD, 0.0).sum(1) / jnp.maximum(valid_BS.sum(1, keepdims=True), 1)
+        if self.kind == "max":
+            return jnp.where(valid_BS1, hidden_BSD, jnp.finfo(hidden_BSD.dtype).min).max(1)
+        if self.kind == "attention":
+            width = hidden_BSD.shape[-1]
+            score_BS1 = Linear(1, bias=False, name="score")(jnp.tanh(Linear(width, name="attend")(hidden_BSD)))
+            weight_BS1 = jax.nn.softmax(jnp.where(valid_BS1, score_BS1, jnp.finfo(score_BS1.dtype).min), 1)
+            return (weight_BS1 * hidden_BSD).sum(1)
+        if self.kind not in POOLING_KINDS:
+            raise UserError(f"pooling {self.kind!r}: expected one of {', '.join(POOLING_KINDS)}")
+        length = valid_BS.shape[1]
+        last_B, first_B = length - 1 - valid_BS[:, ::-1].argmax(1), valid_BS.argmax(1)
+        at_last_BD, at_first_BD = (
+            jnp.take_along_axis(hidden_BSD, at_B[:, None, None], 1)[:, 0] for at_B in (last_B, first_B)
+        )
+        if self.kind == "first":
+            return at_first_BD
+        if not self.bidirectional:
+            return at_last_BD
+        half = hidden_BSD.shape[-1] // 2
+        return jnp.concatenate([at_last_BD[:, :half], at_first_BD[:, half:]], -1)
+
+
+class RecurrentClassifier(nn.Module):
+    """p(class | source).
+
+    Attributes:
+      vocab, labels: ids of words, classes.
+      recurrent: the layers that read the text.
+      word_width: of a word's own vector.
+      characters: also reads the spelling of words.
+      pooling: how the hidden states become one vector.
+      dropout: before the recurrent layers and of the vector.
+      word_dropout: the share of words read as UNK in training.
+    """
+
+    vocab: int
+    num_labels: int
+    recurrent: Recurrent = Recurrent(LSTM(128), layers=1, bidirectional=True)
+    word_width: int = 100
+    characters: CharacterCNN | None = None
+    pooling: Literal["last", "mean", "max", "attention"] = "last"
+    dropout: float = 0.0
+    word_dropout: float = 0.0
+
+    def setup(self) -> None:
+        self.words = WordEmbedding(self.vocab, self.word_width, self.characters, self.dropout, self.word_dropout)
+        self.pool = Pooling(self.pooling, self.recurrent.bidirectional)
+        self.drop = Dropout(self.dropout)
+        self.output = Linear(self.num_labels)
+
+    def __call__(self, batch: Batch) -> Array:
+        """(B, C) logits. EOS is read like a word, so that a row without words has something to pool."""
+        require_unpacked(batch)
+        x_BSD = self.words(batch)
+        hidden_BSD, _ = self.recurrent(x_BSD, self.recurrent.start(x_BSD.shape[0]), batch.source_valid_BS)
+        return self.output(self.drop(self.pool(hidden_BSD, batch.source_valid_BS)))

@@ -1,0 +1,49 @@
+"""Layer norm (Ba, Kiros and Hinton 2016), its root mean square form (Zhang and Sennrich 2019), residual sub-layers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxlm.nn.layers.dropout import Dropout
+from jaxlm.nn.layers.linear import merge_leading_axes
+from jaxlm.types import Array
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Which norm, and where.
+
+    Attributes:
+      position: "pre": before each sub-layer, and once more at the end of the stack; "post": after each sum.
+      kind: "layer": (x - mean) / deviation * scale + bias; "rms": x / root mean square * scale.
+      epsilon: added to the variance or mean square.
+    """
+
+    position: Literal["post", "pre"] = "post"
+    kind: Literal["layer", "rms"] = "layer"
+    epsilon: float = 1e-5
+
+    def make_layer(self, dtype: str, name: str | None = None) -> Callable[[Array], Array]:
+        """The Linen module; statistics are float32 whatever `dtype` says."""
+        kind = nn.LayerNorm if self.kind == "layer" else nn.RMSNorm
+        return kind(epsilon=self.epsilon, dtype=jnp.dtype(dtype), name=name)
+
+
+class Residual(nn.Module):
+    """x + dropout(f(x)) with the norm before f ("pre") or after the sum ("post")."""
+
+    norm: Norm
+    dropout: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array, sublayer: Callable[[Array], Array]) -> Array:
+        """Any shape; `sublayer` maps it to the same shape."""
+        norm, dropout = self.norm.make_layer(self.dtype, name="norm"), Dropout(self.dropout)
+        x_RD = merge_leading_axes(x)
+        if self.norm.position == "pre":
+            return (x_RD + dropout(merge_leading_axes(sublayer(norm(x_RD).reshape(x.shape))))).reshape(x.shape)
+        return norm(x_RD + dropout(merge_leading_axes(sublayer(x)))).reshape(x.shape)

@@ -1,0 +1,125 @@
+"""The page of a report: HTML with its pictures inside."""
+
+import html
+import math
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from jaxlm import config
+from jaxlm.errors import UserError
+from jaxlm.report.figures import attention_figure, curves_figure, figure_to_svg, gradient_flow_figure
+from jaxlm.report.run_summary import RunSummary
+from jaxlm.train.metrics_log import metric_sign
+from jaxlm.workdir import TEST_FILE
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1, h2 { font-weight: 600; } table { border-collapse: collapse; } td, th { padding: .25rem .8rem; text-align: left;
+border-bottom: 1px solid #ddd; } figure { display: inline-block; margin: 0 1rem 1rem 0; }
+svg { max-width: 100%; height: auto; }
+pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 13px; } ol li { margin: .3rem 0; }
+"""
+
+HIDDEN_METRICS = ("train/tokens", "train/total")
+
+
+def render_html(runs: Sequence[RunSummary]) -> str:
+    """The whole document."""
+    parts = [
+        f"<h1>{_escape_html(', '.join(run.name for run in runs))}</h1>",
+        _summary_table(runs),
+        *_curve_figures(runs),
+    ]
+    if any(run.show_gradient_flow for run in runs):
+        parts += ["<h2>How far gradients reach</h2>", _gradient_flow_section(runs)]
+    for run in runs:
+        parts += [
+            f"<h2>{_escape_html(run.name)}</h2>",
+            *_test_results(run),
+            *_attention_figures(run),
+            *_example_list(run),
+        ]
+        shown = config.format_config(run.trained.experiment)
+        parts.append(f"<details><summary>configuration</summary><pre>{_escape_html(shown)}</pre></details>")
+    title = _escape_html("jaxlm: " + ", ".join(run.name for run in runs))
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
+
+
+def _escape_html(text: str) -> str:
+    return html.escape(text)
+
+
+def _summary_table(runs: Sequence[RunSummary]) -> str:
+    """A row for each run: its size and its best figure of every kind."""
+    names = sorted({name for run in runs for line in run.metrics for name in line if name.startswith("valid/")})
+    rows = [["run", "model", "parameters", "steps", *names]]
+    for run in runs:
+        size = sum(leaf.size for leaf in jax.tree.leaves(run.trained.params))
+        last = run.metrics[-1]["step"] if run.metrics else 0
+        row = [run.name, type(run.trained.experiment.model).__name__, f"{size:,}", f"{last:,}"]
+        rows.append([*row, *(_best_value(run, name) for name in names)])
+    head, *body = ("".join(f"<td>{_escape_html(cell)}</td>" for cell in row) for row in rows)
+    lines = [head.replace("td>", "th>"), *body]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _best_value(run: RunSummary, name: str) -> str:
+    steps, values = run.curve(name)
+    known = [
+        (metric_sign(name) * value, step) for step, value in zip(steps, values, strict=True) if math.isfinite(value)
+    ]
+    if not known:
+        return ""
+    value, step = max(known, key=lambda pair: pair[0])
+    return f"{metric_sign(name) * value:.4g} at {step:,}"
+
+
+def _curve_figures(runs: Sequence[RunSummary]) -> Iterator[str]:
+    names = sorted({name for run in runs for line in run.metrics for name in line})
+    wanted = [n for n in names if n.startswith(("train/", "valid/")) and n not in HIDDEN_METRICS]
+    wanted += [name for name in names if name == "time/tokens_per_second"]
+    for name in wanted:
+        lines = {run.name: run.curve(name) for run in runs if run.curve(name)[0]}
+        drawn = curves_figure(name, lines, log=name.endswith("perplexity"))
+        yield f"<figure>{figure_to_svg(drawn)}</figure>"
+
+
+def _gradient_flow_section(runs: Sequence[RunSummary]) -> str:
+    """One picture of all runs that have it, and a word about those that have not."""
+    flows, without = {}, []
+    for run in runs:
+        try:
+            flows[run.name] = run.gradient_flow()
+        except UserError as error:
+            without.append(f"<p>{_escape_html(f'{run.name}: {error}')}</p>")
+    return (f"<figure>{figure_to_svg(gradient_flow_figure(flows))}</figure>" if flows else "") + "".join(without)
+
+
+def _attention_figures(run: RunSummary) -> Iterator[str]:
+    try:
+        looked = run.attention()
+    except UserError as error:
+        yield f"<p>{_escape_html(str(error))}</p>"
+        return
+    for found in looked:
+        if found["weights"]:
+            drawn = attention_figure(found["source"], found["target"], found["weights"], found.get("title", ""))
+            yield f"<figure>{figure_to_svg(drawn)}</figure>"
+
+
+def _test_results(run: RunSummary) -> Iterator[str]:
+    """What `train` wrote when it was done."""
+    file = run.folder / TEST_FILE
+    if file.is_file():
+        yield f"<details><summary>test</summary><pre>{_escape_html(file.read_text(encoding='utf-8'))}</pre></details>"
+
+
+def _example_list(run: RunSummary) -> Iterator[str]:
+    try:
+        answers = run.examples()
+    except UserError:
+        return
+    if answers:
+        yield "<ol>" + "".join(f"<li>{_escape_html(answer)}</li>" for answer in answers) + "</ol>"

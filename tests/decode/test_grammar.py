@@ -1,0 +1,135 @@
+"""Whatever a model says under a grammar is a whole text of it, within the limit, whoever shares its batch."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from fixtures.table_model import TableModel, random_cases
+
+from jaxlm.data.tokenizers.base import EOS
+from jaxlm.data.tokenizers.simple import Characters
+from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_search import beam_search
+from jaxlm.decode.generate import generate, generate_stream
+from jaxlm.decode.grammar import batch_dfas
+from jaxlm.decode.results import FINISH_NONE, FINISH_STOP
+from jaxlm.decode.sampling import Sampler
+from jaxlm.errors import UserError
+from jaxlm.grammar.byte_dfa import strings_to_dfa
+from jaxlm.grammar.regex import regex_to_dfa
+from jaxlm.grammar.token_dfa import build_token_dfa, stack_token_dfas
+
+TOKENIZER = Characters().fit(["aaabbc"])  # ids 4, 5, 6
+MODEL = TableModel(9, order=1)  # two ids more than the tokenizer has
+PATTERNS = ["a*b", "(a|bc){2,}", "c|ab", "[abc]*", "(?:abc)+"]
+FOUND = [build_token_dfa(regex_to_dfa(pattern), TOKENIZER) for pattern in PATTERNS]
+ROWS, ROOM = 40, 8
+OF_ROW = np.arange(ROWS) % len(PATTERNS)
+LIMIT = np.array([FOUND[row].shortest_length for row in OF_ROW]) + np.arange(ROWS) // len(PATTERNS) % 4
+
+
+@pytest.fixture(scope="module")
+def cases():
+    found = random_cases(MODEL, np.random.default_rng(0), ROWS)
+    found.table_BCV[np.isneginf(found.table_BCV)] = -30.0  # a model that can say everything
+    return found
+
+
+def ask(cases, rows=slice(None)):
+    some = cases.take(np.arange(ROWS)[rows])
+    return MODEL, {}, some.batch, some.prompt_BP, some.prompt_valid_BP, LIMIT[rows]
+
+
+SAMPLERS = {
+    "greedy": Sampler(temperature=0.0),
+    "sampling": Sampler(),
+    "hot": Sampler(temperature=8.0),
+    "filters": Sampler(temperature=1.5, top_k=1, top_p=0.1, min_p=0.9),
+    "penalty": Sampler(temperature=0.7, top_p=0.5, repetition_penalty=1.5),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_texts_are_whole_and_fit(cases, name):
+    grammar = batch_dfas(FOUND, OF_ROW, LIMIT)
+    found = jax.device_get(generate(*ask(cases), length=ROOM, sampler=SAMPLERS[name], grammar=grammar, seed=3))
+    assert (found.reason_B == FINISH_STOP).all() and (found.length_B <= LIMIT).all()
+    texts = TOKENIZER.decode(found.tokens_BT.tolist())
+    assert all(re.fullmatch(PATTERNS[row], text) for row, text in zip(OF_ROW, texts, strict=True))
+    *_, told = generate_stream(*ask(cases), length=ROOM, sampler=SAMPLERS[name], grammar=grammar, seed=3)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(told), found)
+
+
+@pytest.mark.parametrize("limit", ["keep", "force_eos", "drop"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_beams_are_whole_and_fit(cases, limit, size):
+    beam = Beam(size, size, at_max_length=limit, stopping_rule="full")
+    found = beam_search(*ask(cases), length=ROOM, beam=beam, grammar=batch_dfas(FOUND, OF_ROW, LIMIT))
+    found = jax.device_get(found)
+    assert (found.reason_BN[:, 0] == FINISH_STOP).all()
+    for row in range(ROWS):
+        some = found.tokens_BNT[row][found.reason_BN[row] != FINISH_NONE]
+        assert all(re.fullmatch(PATTERNS[OF_ROW[row]], text) for text in TOKENIZER.decode(some.tolist()))
+        assert (found.length_BN[row] <= LIMIT[row]).all()
+    if size == 1:
+        greedy = jax.device_get(generate(*ask(cases), length=ROOM, grammar=batch_dfas(FOUND, OF_ROW, LIMIT)))
+        np.testing.assert_array_equal(found.tokens_BNT[:, 0], greedy.tokens_BT)
+
+
+def test_a_wide_beam_finds_the_best_text(cases):
+    """Against all texts, each weighed by the model; a slot's automaton state moves with it."""
+    row, limit = 1 * len(PATTERNS) + 3, 4
+    one = cases.take(np.array([row]))
+    logprob = one.logprob(0)
+    texts = [list(ids) for n in range(limit) for ids in np.ndindex(*(3,) * n)]
+    texts = [[i + 4 for i in ids] for ids in texts if re.fullmatch("(a|bc)*", "".join("abc"[i] for i in ids))]
+    scores = {tuple(ids): sum(logprob(ids[:at])[t] for at, t in enumerate([*ids, EOS])) for ids in texts}
+    ranked = sorted(scores, key=lambda ids: -scores[ids])
+    automaton = build_token_dfa(regex_to_dfa("(a|bc)*"), TOKENIZER)
+    found = beam_search(
+        MODEL, {}, one.batch, one.prompt_BP, one.prompt_valid_BP, np.array([limit]), length=limit,
+        beam=Beam(16, 4, length_penalty_kind="none", stopping_rule="never"), grammar=batch_dfas([automaton], [0],
+        [limit]),
+    )  # fmt: skip
+    for n in range(4):
+        size = int(found.length_BN[0, n])
+        assert tuple(np.asarray(found.tokens_BNT)[0, n, : size - 1].tolist()) == ranked[n]
+        np.testing.assert_allclose(found.logprob_BN[0, n], scores[ranked[n]], atol=1e-4)
+
+
+def test_batch_mates_and_their_grammars_leave_no_trace(cases):
+    both = jax.device_get(
+        generate(*ask(cases), length=ROOM, sampler=Sampler(), grammar=batch_dfas(FOUND, OF_ROW, LIMIT))
+    )
+    for number, alone in enumerate(FOUND):
+        rows = np.flatnonzero(OF_ROW == number)
+        grammar = batch_dfas([alone], np.zeros(len(rows), int), LIMIT[rows])
+        found = jax.device_get(
+            generate(*ask(cases, rows), length=ROOM, sampler=Sampler(), grammar=grammar, line_B=rows.astype(np.uint32))
+        )
+        jax.tree.map(lambda one, all_: np.testing.assert_array_equal(one, all_[rows]), found, both)  # noqa: B023
+
+
+def test_the_mask_is_that_of_the_table():
+    """-inf exactly on what is forbidden or too far from the end; ids beyond the tokenizer are forbidden."""
+    grammar = batch_dfas(FOUND, OF_ROW, LIMIT)
+    table, _ = stack_token_dfas(FOUND)
+    state_BK = np.random.default_rng(1).integers(0, len(table.next_QC), (ROWS, 3))
+    remaining_B = np.arange(ROWS) % 6
+    allowed = np.asarray(grammar.allowed_tokens(state_BK, remaining_B, 9))
+    after = table.next_QC[state_BK][:, :, table.class_V]
+    expected = (after >= 0) & (table.distance_Q[after] < remaining_B[:, None, None])
+    np.testing.assert_array_equal(allowed[:, :, :7], expected)
+    assert not allowed[:, :, 7:].any()
+
+
+def test_limits_and_sizes_that_do_not_fit(cases):
+    with pytest.raises(UserError, match="the shortest text that matches has 4 tokens"):
+        batch_dfas(FOUND, [4], [3])
+    batch_dfas(FOUND, [4], [0])
+    with pytest.raises(UserError, match="a tokenizer of 7 ids, and the model says 5 ids"):
+        batch_dfas(FOUND, [4], [9]).allowed_tokens(np.zeros((1, 1), int), np.array([9]), 5)
+    other = build_token_dfa(strings_to_dfa(["a"]), Characters().fit(["ab"]))
+    with pytest.raises(UserError, match="made with one tokenizer"):
+        stack_token_dfas([FOUND[0], other])

@@ -1,0 +1,205 @@
+"""Several processes that train as one: real ones, over the network of this machine, and what each does on its own."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from fixtures.cli_runs import environment
+from fixtures.tiny_run import EXPERIMENT, lines
+
+from jaxlm.cli.main import main
+from jaxlm.data.batching.collate import Batches, HostShard
+from jaxlm.data.batching.lm_windows import Windows
+from jaxlm.data.batching.packing import Packing
+from jaxlm.data.ragged import Ragged
+from jaxlm.distributed import multihost
+
+TINY = str(Path(__file__).parents[1] / "fixtures" / "tiny_experiment.py") + ":tiny"
+
+
+def texts(count: int) -> Ragged:
+    rng = np.random.default_rng(0)
+    return Ragged.from_rows([rng.integers(4, 23, rng.integers(2, 9)) for _ in range(count)])
+
+
+@pytest.mark.parametrize(
+    "batching", [replace(EXPERIMENT.batching, tokens=192), Packing(length=16, tokens=256), Windows(5, 8)], ids=str
+)
+def test_hosts_make_their_rows_and_no_others(batching):
+    """Their parts, one after the other, are the batch."""
+    columns = {"target": texts(200)} if isinstance(batching, Windows) else {"source": texts(200), "target": texts(200)}
+    plan = batching.plan(columns, 1)
+    batches = plan if isinstance(batching, Windows) else Batches(columns, plan)
+    for k in (0, 3):
+        parts = [HostShard(batches, index, 4)[k] for index in range(4)]
+        whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        jax.tree.map(np.testing.assert_array_equal, whole, batches[k])
+        assert len({len(leaf) for leaf in jax.tree.leaves(parts)}) == 1
+        sliced = HostShard({k: batches[k]}, 2, 4)[k]  # of batches that know no parts
+        jax.tree.map(np.testing.assert_array_equal, sliced, parts[2])
+
+
+def test_who_started_several_processes(monkeypatch):
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    assert multihost.detect_launcher() == ""
+    for variable, value, starter in (
+        ("SLURM_STEP_NUM_TASKS", "1", ""),
+        ("SLURM_STEP_NUM_TASKS", "4", "Slurm"),
+        ("OMPI_COMM_WORLD_SIZE", "2", "Open MPI"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setenv(variable, value)
+            assert multihost.detect_launcher() == starter
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--coordinator-address", "a:1"], "--coordinator-address a:1 --num-processes None --process-id None"),
+        (["--coordinator-address", "a:1", "--num-processes", "2", "--process-id", "2"], "--process-id I (0 to N - 1)"),
+        (["--mesh", "rows=2"], "found 'rows=2', expected AXIS=SIZE"),
+    ],
+)
+def test_half_a_command_line_is_refused(words, message, capsys, tmp_path):
+    assert main(["train", TINY, "--workdir", str(tmp_path / "run"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_mesh_that_is_too_large_is_refused(capsys, tmp_path):
+    assert main(["train", TINY, "--workdir", str(tmp_path / "run"), "--mesh", "tensor=16"]) == 1
+    assert "--mesh tensor=16 asks for 16 devices, and there are 8" in capsys.readouterr().err
+
+
+def test_the_watchdog_barks_when_nothing_moves(monkeypatch):
+    barked = threading.Event()
+    monkeypatch.setattr(multihost, "abort", lambda *_: barked.set())
+    with multihost.Watchdog(0.0) as never, multihost.Watchdog(0.2) as watchdog:
+        never.reset()
+        for _ in range(8):
+            watchdog.reset()
+            time.sleep(0.05)
+        assert not barked.is_set()
+        assert barked.wait(5)
+
+
+def command(folder: Path, *words: object) -> list[str]:
+    return [sys.executable, "-m", "jaxlm", "train", TINY, "--workdir", str(folder), *map(str, words)]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def started(folder: Path, count: int, *words: object, of_last: tuple = ()) -> list[subprocess.Popen]:
+    """`jaxlm train` in so many processes; `of_last` are more words for the last one."""
+    told = "--coordinator-address", f"127.0.0.1:{free_port()}", "--num-processes", count
+    return [
+        subprocess.Popen(
+            command(folder, *told, "--process-id", index, *words, *(of_last if index == count - 1 else ())),
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(count)
+    ]  # fmt: skip
+
+
+def ended(processes: list[subprocess.Popen], code: int = 0) -> list[tuple[str, str]]:
+    said = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [code] * len(processes), said
+    return said
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The run of one process on one device."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    subprocess.run(command(folder), env=environment(), check=True, capture_output=True)
+    return folder
+
+
+def check_same(found: Path, expected: Path) -> None:
+    """Every figure that is not of the clock, and the scores and answers of the test split."""
+    for one, other in zip(lines(found), lines(expected), strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            np.testing.assert_allclose(one[name], value, rtol=1e-5, err_msg=name)
+    judged = [json.loads((folder / "test.json").read_text()) for folder in (found, expected)]
+    assert judged[0]["checkpoints"] == judged[1]["checkpoints"]
+    assert judged[0]["test"]["bleu"] == judged[1]["test"]["bleu"]
+    assert judged[0]["test"]["chrf"] == judged[1]["test"]["chrf"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count, mesh", [(2, "data=2"), (2, "fsdp=2"), (4, "data=2,fsdp=2"), (4, "data=2,tensor=2")])
+def test_processes_train_as_one(count, mesh, alone, tmp_path):
+    """The same figures, and one log; what is read afterwards is what one process reads."""
+    said = ended(started(tmp_path / "run", count, "--mesh", mesh))
+    check_same(tmp_path / "run", alone)
+    assert f"{count} hosts of 1 x cpu" in said[0][1]
+    assert json.loads(said[0][0].splitlines()[-1])["step"] == 4
+    assert not any("{" in out or "loss" in err for out, err in said[1:]), said
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_four_is_read_by_one_and_by_two(alone, tmp_path):
+    ended(started(tmp_path / "four", 4, "--mesh", "fsdp=4", "--steps", 2))
+    shutil.copytree(tmp_path / "four", tmp_path / "two")
+    ended(started(tmp_path / "two", 2, "--mesh", "tensor=2", "--steps", 4))
+    subprocess.run(command(tmp_path / "four", "--steps", 4), env=environment(), check=True, capture_output=True)
+    for folder in ("four", "two"):
+        assert lines(tmp_path / folder)[-1]["step"] == 4
+        for one, other in zip(lines(tmp_path / folder)[-2:], lines(alone)[-2:], strict=True):
+            for name, value in other.items():
+                np.testing.assert_allclose(one[name], value, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_host_that_differs_is_named(tmp_path):
+    said = ended(started(tmp_path / "run", 2, of_last=("--seed", "1")), 1)
+    assert all("host 1 of 2" in err and "has experiment" in err for _, err in said)
+
+
+def mishap(kind: str) -> tuple[list[int], list[list[dict]], list[str]]:
+    """Exit codes, what was said and stderr of two processes of `host_program`."""
+    program = [sys.executable, str(Path(__file__).parents[1] / "fixtures" / "host_program.py")]
+    pipes: dict = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    port = free_port()
+    processes = [subprocess.Popen([*program, str(index), str(port), kind], **pipes) for index in range(2)]
+    out, err = zip(*(process.communicate(timeout=300) for process in processes), strict=True)
+    said = [[json.loads(line) for line in text.splitlines() if line.startswith("{")] for text in out]
+    return [process.returncode for process in processes], said, list(err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, reason", [("SIGTERM", "interrupted"), ("SIGINT", "interrupted"), ("clock", "time")])
+def test_what_stops_one_stops_all_at_one_step(kind, reason):
+    """And before: they share rows and work, tell each other long texts, and hear of a fault on one of them."""
+    codes, said, _ = mishap(kind)
+    assert codes == [0, 0]
+    for index, (met, dealt, told, agreed, stopped) in enumerate(said):
+        assert met["share"] == [index, 2] and met["met"].startswith("2 hosts of 1 x cpu")
+        assert dealt["dealt"] == [["a", 0], ["b", 1], ["c", 0]]
+        assert told == {"long": [3_000_000, 3_000_001], "first": 0}
+        assert agreed["agreed"].startswith("host 1 of 2 (") and agreed["agreed"].endswith("): no data here")
+        assert stopped == {"stopped": reason, "step": said[0][-1]["step"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, code", [("SIGKILL", -9), ("full disk", 1)])
+def test_a_host_that_dies_ends_all(kind, code):
+    """The other does not wait for it: it says so, and ends with the code that asks for a restart."""
+    codes, _, err = mishap(kind)
+    assert codes == [multihost.RESTART_EXIT_CODE, code]
+    assert "host 0 of 2" in err[0] and "are not reached" in err[0] and "start every process again" in err[0]
+    assert code < 0 or "jaxlm: host 1 of 2" in err[1] and "the disk is full" in err[1]

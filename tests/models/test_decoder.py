@@ -1,0 +1,108 @@
+"""The decoder-only Transformer: the published sizes, its window, beams over it, and what it refuses."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from fixtures.zoo import GPT2, LLAMA, ZOO, batch_of, examples, logits, params_of
+
+from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_search import beam_search
+from jaxlm.errors import UserError
+from jaxlm.models.decoder import Decoder
+from jaxlm.nn.layers.positions import LinearScaling, Llama3Scaling, Rotary, Yarn
+from jaxlm.objectives.next_token import NextToken
+from jaxlm.types import Batch
+from jaxlm.workdir import abstract_params
+
+LLAMA_3_8B = Decoder(
+    128_256, 4096, 32, 14_336, 32, kv_heads=8, position="rotary", norm_kind="rms", activation="swiglu",
+    qkv_bias=False, out_bias=False, ffn_bias=False, tie_embeddings=False,
+)  # fmt: skip
+SIZES = [
+    (Decoder(50_257, 768, 12, 3072, 12), 124_439_808),
+    (Decoder(50_257, 1024, 16, 4096, 24), 354_823_168),
+    (Decoder(50_257, 1280, 20, 5120, 36), 774_030_080),
+    (Decoder(50_257, 1600, 25, 6400, 48), 1_557_611_200),
+    (LLAMA_3_8B, 8_030_261_248),
+    (replace(LLAMA_3_8B, vocab=32_000, window=4096), 7_241_732_096),
+]
+
+
+@pytest.mark.parametrize("model, count", SIZES, ids=["124M", "355M", "774M", "1558M", "Llama-3-8B", "Mistral-7B"])
+def test_the_published_sizes(model, count):
+    assert sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model))) == count
+
+
+def test_a_window_reaches_so_far_and_no_further():
+    """With w positions a layer and L layers, a token sees L (w - 1) tokens back."""
+    model, batch = replace(LLAMA, window=2, layers=2), batch_of(examples(4, 8, 8), 8, 8)
+    other_BT = np.array(batch.target_BT)
+    other_BT[:, 2] = (other_BT[:, 2] + 1) % 19 + 4
+    found = [logits(model, params_of(model), batch.replace(target_BT=ids)) for ids in (batch.target_BT, other_BT)]
+    moved_BT = abs(found[0] - found[1]).max(2) > 0
+    np.testing.assert_array_equal(moved_BT, np.broadcast_to([0, 0, 1, 1, 1, 0, 0, 0], moved_BT.shape))
+
+
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.slow), "mistral"])
+def test_what_a_beam_finds_is_worth_what_it_says(name):
+    """Ragged prompts, slots that overtake each other, a window over both: each score is that of the text read anew."""
+    model, params = ZOO[name].model, params_of(ZOO[name].model)
+    batch, limit_B = batch_of(examples(5), 8, 8, target_layout="holes"), np.array([6, 5, 6, 1, 3])
+    beam = Beam(4, 3, length_penalty_kind="none")
+    found = beam_search(
+        model, params, batch, batch.target_BT, batch.target_valid_BT, limit_B, length=6, stop=(3,), beam=beam
+    )  # fmt: skip
+    read_BT, valid_BT = np.zeros((15, 16), np.int32), np.zeros((15, 16), bool)
+    spoken, prompts = np.asarray(found.length_BN).reshape(-1), batch.target_valid_BT.sum(1).repeat(3)
+    for row in range(15):
+        prompt = batch.target_BT[row // 3][batch.target_valid_BT[row // 3]]
+        text = np.concatenate([prompt, found.tokens_BNT[row // 3, row % 3, : spoken[row]]])
+        read_BT[row, : len(text)], valid_BT[row, : len(text)] = text, True
+    logprob_BTV = jax.nn.log_softmax(logits(model, params, Batch(target_BT=read_BT, target_valid_BT=valid_BT)))
+    for row, (start, count) in enumerate(zip(prompts, spoken, strict=True)):
+        places = np.arange(start, start + count)
+        expected = np.asarray(logprob_BTV)[row, places - 1, read_BT[row, places]].sum()
+        np.testing.assert_allclose(found.logprob_BN[row // 3, row % 3], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_is_on_with_a_key():
+    """At every site, under scan and remat; without a key there is none."""
+    sites, batch, params = ("dropout", "attention_dropout", "activation_dropout"), batch_of(examples(4), 8, 8), None
+    for site in sites:
+        model = replace(LLAMA, scan=True, remat=True, **{site: 0.4})
+        params = params_of(model)
+        found = [NextToken()(model, params, batch, key).total for key in (None, *jax.random.split(jax.random.key(0)))]
+        assert len({float(total) for total in found}) == 3 and np.isfinite(found).all(), site
+        np.testing.assert_allclose(found[0], NextToken()(LLAMA, params, batch, None).total, rtol=1e-5)
+
+
+def test_scaled_rates():
+    """Fast channels stay, slow ones are divided by the factor; a far position turns as a near one."""
+    rate_H = 10_000.0 ** (-np.arange(0, 64, 2) / 64)
+    for scaling in (Llama3Scaling(factor=4.0, original_max_positions=256), Yarn(4.0, 256)):
+        scaled_H, _ = scaling.scale_frequencies(rate_H, 10_000.0)
+        np.testing.assert_allclose(scaled_H[[0, -1]], rate_H[[0, -1]] / [1.0, 4.0])
+        assert (np.diff(scaled_H) < 0).all()
+    far = Rotary(scaling=LinearScaling(4.0)).rotation(np.array([[40]]), 8)
+    np.testing.assert_allclose(far, Rotary().rotation(np.array([[10]]), 8), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"heads": 3}, "width of 8 does not divide into 3 heads"),
+        ({"heads": 4, "kv_heads": 3}, "4 heads of queries cannot share 3"),
+        ({"position": "rotary", "head_dim": 3}, "make it even"),
+        ({"max_length": 4}, "learned positions reach 4"),
+    ],
+)
+def test_what_it_refuses(options, message):
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(replace(GPT2, **options).init, jax.random.key(0), batch_of(examples(2), 8, 8))
+
+
+def test_room_beyond_learned_positions_is_refused():
+    with pytest.raises(UserError, match="room for 25 target tokens, but learned positions reach 24"):
+        GPT2.apply({"params": params_of(GPT2)}, batch_of(examples(2), 8, 8), 25, method="start")

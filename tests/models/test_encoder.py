@@ -1,0 +1,87 @@
+"""The encoder-only Transformer: sizes, what leaves no trace, loss; tests/huggingface/test_parity.py has its numbers."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fixtures.zoo import VOCAB, batch_of, by_example, examples, logits, packed, params_of
+
+from jaxlm.errors import UserError
+from jaxlm.models.encoder import Encoder
+from jaxlm.objectives.masked_lm import MaskedLM, features_and_nsp_logits
+from jaxlm.workdir import abstract_params
+
+MODEL = Encoder(VOCAB, 8, 2, 12, 2, max_length=20, dropout=0.0, attention_dropout=0.0)
+PAIRS = replace(MODEL, nsp_head=True)
+ROWS = examples(6)
+
+
+def alone(model: Encoder, layout: str = "right") -> np.ndarray:
+    batch = batch_of(ROWS, 8, 8, layout)
+    return by_example(logits(model, params_of(model), batch), batch.source_valid_BS)
+
+
+@pytest.mark.parametrize("size, count", [((768, 12, 3072, 12), 109_514_298), ((1024, 16, 4096, 24), 335_174_458)])
+def test_the_published_sizes(size, count):
+    """BERT base and large, uncased, with the head that fills gaps."""
+    model = Encoder(30_522, *size)
+    assert sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model))) == count
+    width, both = size[0], abstract_params(replace(model, nsp_head=True))
+    assert sum(leaf.size for leaf in jax.tree.leaves(both)) == count + width * (width + 1) + 2 * (width + 1)
+
+
+@pytest.mark.parametrize(
+    "model", [MODEL, replace(MODEL, norm="pre", scan=True, position_offset=2)], ids=["bert", "pre"]
+)
+def test_neither_padding_nor_neighbours_leave_a_trace(model):
+    for layout in ("left", "holes"):
+        np.testing.assert_allclose(alone(model, layout), alone(model), rtol=1e-5, atol=1e-5)
+    batch = packed([ROWS[:2], ROWS[2:3], ROWS[3:]], 15)
+    found = by_example(logits(model, params_of(model), batch), batch.source_valid_BS)
+    np.testing.assert_allclose(found, alone(model), rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_is_of_what_was_asked():
+    """Of hidden tokens alone, by hand; what follows adds its own, and its share of the positions is its weight."""
+    batch, params = batch_of(ROWS, 8, 8), jax.tree.map(jnp.asarray, params_of(PAIRS))
+    label_BS = np.where(batch.source_valid_BS & (np.arange(8) % 2 == 0), batch.source_BS, -1)
+    hidden = batch.replace(token_label_BS=label_BS, token_type_BS=(np.arange(8) > 3) * np.ones((6, 1), np.int32))
+    loss = jax.jit(lambda batch: MaskedLM(0.25)(PAIRS, params, batch, None))
+    found = loss(hidden)
+    logprob_BSV = np.asarray(jax.nn.log_softmax(logits(PAIRS, params, hidden)))
+    asked = label_BS >= 0
+    np.testing.assert_allclose(found.total, -logprob_BSV[asked, label_BS[asked]].sum(), rtol=1e-5)
+    assert found.count == asked.sum() and found.nll == found.total
+    label_B = np.array([0, 1, 1, 0, 1, 0], np.int32)
+    both = loss(hidden.replace(label_B=label_B))
+    reading = jax.jit(lambda batch: PAIRS.apply({"params": params}, batch, method=features_and_nsp_logits))
+    features_BSD, told_BC = reading(hidden.replace(label_B=label_B))
+    first_BD = np.asarray(features_BSD)[np.arange(6), np.asarray(hidden.source_valid_BS).argmax(1)]
+    pooler, last = params_of(PAIRS)["pooler"], params_of(PAIRS)["next_sentence"]
+    said_BC = np.tanh(first_BD @ pooler["kernel"] + pooler["bias"]) @ last["kernel"] + last["bias"]
+    np.testing.assert_allclose(told_BC, said_BC, rtol=1e-4, atol=1e-5)
+    expected = -np.asarray(jax.nn.log_softmax(said_BC))[np.arange(6), label_B].sum()
+    np.testing.assert_allclose(both.total - found.total, 0.25 * 8 * expected, rtol=1e-4)
+    assert both.nll == found.nll and both.count == found.count
+
+
+def test_kinds_of_text_are_added():
+    """Another kind is another vector, and kind 0 is what a row without kinds has."""
+    batch, params = batch_of(ROWS, 8, 8), jax.tree.map(jnp.asarray, params_of(MODEL))
+    plain = logits(MODEL, params, batch)
+    zero, one = (logits(MODEL, params, batch.replace(token_type_BS=np.full((6, 8), kind))) for kind in (0, 1))
+    np.testing.assert_array_equal(zero, plain)
+    shift_1D = params["type_embedding"][1:] - params["type_embedding"][:1]
+    moved = {**params, "embedding": params["embedding"] + shift_1D}
+    features = jax.jit(lambda params, batch: MODEL.apply({"params": params}, batch, method="features"))
+    feature = features(params, batch.replace(token_type_BS=np.ones((6, 8), int))), features(moved, batch)
+    real = np.asarray(batch.source_valid_BS)
+    np.testing.assert_allclose(np.asarray(feature[0])[real], np.asarray(feature[1])[real], rtol=1e-4, atol=1e-5)
+    assert np.abs(one - plain).max() > 1e-3
+
+
+def test_a_source_beyond_its_positions():
+    with pytest.raises(UserError, match="source of 8 tokens, but positions reach 5"):
+        replace(MODEL, max_length=7, position_offset=2).init(jax.random.key(0), batch_of(ROWS, 8, 8))

@@ -1,0 +1,47 @@
+"""Plans that are compiled for hardware that is not here, where libtpu or JAX's CUDA plugin is: in processes of their
+own, since what they load stays."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from fixtures.cli_runs import environment
+
+SMALL = ["--model.width", "64", "--model.heads", "2", "--model.hidden", "128", "--model.scan"]
+SMALL += ["--batching.length", "128", "--batching.rows", "8", "--model.dtype", "bfloat16"]
+
+
+def plan(*words):
+    argv = [sys.executable, "-m", "jaxlm", "plan", "experiments.char_gpt:cpu", *words, *SMALL, "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def lacks_libtpu():
+    return importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(lacks_libtpu(), reason="needs libtpu to compile for TPUs: pip install libtpu")
+def test_a_slice_of_tpus():
+    """With the kernel of attention in it: there are no scores in memory, which grow with the square of the length."""
+    found = plan("--topology", "v5e:2x2", "--mesh", "fsdp=4", "--decode-batch-size", "8")
+    assert found["compiler"] == "libtpu for v5e" and found["compile_seconds"] > 0 and found["fits"]
+    assert (
+        found["collectives"]["all-gather"]["bytes"] > 0
+        and 0 < found["mfu"]["lower_bound"] < found["mfu"]["upper_bound"]
+    )
+    assert found["decoding"]["rows"] == 8 and found["decoding"]["fits"]
+    several = plan("--topology", "v5e:2x2", "--num-slices", "2", "--mesh", "data=2,fsdp=4")
+    assert several["devices"] == 8 and several["seconds"]["network"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is None, reason="needs JAX's CUDA plugin")
+def test_a_node_of_gpus():
+    found = plan("--topology", "h100:8", "--mesh", "fsdp=8")
+    assert found["compile_seconds"] > 0 and found["fits"] and found["collectives"]["all-gather"]["count"] > 0

@@ -1,0 +1,85 @@
+"""Every experiment has shapes to plan with, from itself alone: a batch, a loss of it, a decoding step, a whole plan."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import jax
+import pytest
+from test_experiments import NAMES, readable
+
+from jaxlm import config
+from jaxlm.decode.prefill import decode_step
+from jaxlm.errors import UserError
+from jaxlm.experiment import load_experiment
+from jaxlm.nn.transformer.layer_stack import unstack_layers
+from jaxlm.perf.dummy_batch import adapt_batching, num_positions, shape_structs, synthetic_batch
+from jaxlm.planner.decode_plan import decode_step_shapes
+from jaxlm.planner.plan import make_plan
+from jaxlm.planner.search import make_target_mesh
+from jaxlm.planner.topology import find_target
+from jaxlm.tasks.masked_lm import MaskedLanguageModeling
+from jaxlm.tasks.supervised import SupervisedTask
+from jaxlm.train.step import make_init_fn
+from jaxlm.workdir import abstract_params
+
+TRAINED = [name for name in NAMES if not hasattr(load_experiment(name).model, "fit")]
+
+
+def form(name):
+    """What decides the shapes of an experiment."""
+    experiment = load_experiment(name)
+    parts = experiment.model, experiment.batching, experiment.objective, experiment.tokenizer
+    return json.dumps([*map(config.to_json, parts), type(experiment.task).__name__], sort_keys=True)
+
+
+FORMS = list({form(name): name for name in reversed(TRAINED)}.values())
+"""One experiment of those that are alike in their shapes."""
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_experiment_has_a_batch(name):
+    """Of the shapes that its batching asks for, with no data at hand, which every device of eight can share."""
+    experiment, _ = adapt_batching(load_experiment(name), 8)
+    batch = synthetic_batch(experiment)
+    rows = len(jax.tree.leaves(batch)[0])
+    assert 0 < num_positions(batch) <= 2 * experiment.batching.tokens
+    assert rows % (8 * experiment.grad_accum) == 0 or load_experiment(name).batching.tokens < 8000
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_experiment_has_shapes(name):
+    """At its real size and with no data at hand: the loss takes the planned batch, and a decoding step gives one row of
+    logits and a state as it was; or the model is known to write nothing."""
+    experiment = readable(load_experiment(name))
+    model, batch = experiment.model, synthetic_batch(experiment)
+    if getattr(experiment.batching, "carry_rows", 0):
+        batch = replace(batch, state=jax.eval_shape(make_init_fn(experiment)).carry)
+    loss = jax.eval_shape(lambda p, b: experiment.objective(model, p, b, None), abstract_params(model), batch)
+    assert loss.total.shape == loss.count.shape == ()
+    if isinstance(experiment.task, SupervisedTask | MaskedLanguageModeling):
+        with pytest.raises(UserError, match="no decoding step"):
+            decode_step_shapes(model, batch, 8)
+        return
+    params, state, token, valid = decode_step_shapes(model, batch, 8)
+    step = partial(decode_step, model)
+    logits, after = jax.eval_shape(lambda p, *rest: step(unstack_layers(p), *rest), params, token, state, valid)
+    assert logits.shape == (8, model.vocab)
+    assert shape_structs(after) == shape_structs(state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_experiment_has_a_plan(name):
+    """At its real size, by formula: traced, counted, cut over four devices."""
+    target = find_target("h200:4")
+    plan = make_plan(
+        name, readable(load_experiment(name)), target, make_target_mesh(target, {"fsdp": 4}), use_compiler=False
+    )
+    assert (
+        plan.fits
+        and 0 < plan.seconds.lower_bound <= plan.seconds.upper_bound
+        and 0 < plan.mfu(plan.seconds.upper_bound) < 1
+    )
+    params = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(readable(load_experiment(name)).model)))
+    assert plan.model_flops <= 20 * params * plan.tokens, "some six times the parameters a token, and attention"
