@@ -23,6 +23,7 @@ from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
 from jaxlm.experiment import RESUMABLE_FIELDS, Experiment
+from jaxlm.inference.base import TrainedModel
 from jaxlm.nn.layers.adapters import merge_lora
 from jaxlm.types import Batch, Params
 
@@ -40,13 +41,11 @@ TEST_FILE = "test.json"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainedModel:
-    """A workdir ready for use. `steps` are the checkpoints whose mean the parameters are."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedRun(TrainedModel):
+    """The trained model of a workdir, its experiment, and the steps of the checkpoints that were averaged."""
 
     experiment: Experiment
-    tokenizer: Tokenizer
-    params: Params
     steps: list[int]
 
 
@@ -139,7 +138,7 @@ def read_experiment(folder: Path) -> Experiment:
 
 def load_trained_model(
     folder: Path, average_last: int | None = None, step: int | None = None, merge: bool = True
-) -> TrainedModel:
+) -> TrainedRun:
     """The trained model of a workdir: the mean of the last checkpoints, or the best or the given one.
 
     Low-rank maps are merged into those that they stand beside, unless `merge` is False.
@@ -164,7 +163,7 @@ def load_trained_model(
             steps = [step]
     if merge and experiment.finetuning.lora:
         params = merge_lora(params)
-    return TrainedModel(experiment, tokenizer, multihost.to_local(params), steps)
+    return TrainedRun(experiment.model, multihost.to_local(params), tokenizer, experiment, steps)
 
 
 def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:

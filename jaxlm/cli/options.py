@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jaxlm.experiment import Experiment
     from jaxlm.grammar.constraint import Constraint
     from jaxlm.train.run_options import RunOptions
-    from jaxlm.workdir import TrainedModel
+    from jaxlm.workdir import TrainedRun
 
 
 def add_constraint_options(parser: CommandParser) -> None:
@@ -163,7 +163,7 @@ def experiment_with_options(options: argparse.Namespace) -> "Experiment":
     return dataclasses.replace(experiment, task=_with_task_options(experiment.task, options))
 
 
-def load_trained(options: argparse.Namespace, experiment: "Experiment | None" = None) -> "TrainedModel":
+def load_trained(options: argparse.Namespace, experiment: "Experiment | None" = None) -> "TrainedRun":
     """The trained model that the options name, with their search."""
     experiment = experiment or experiment_with_options(options)
     import jax
@@ -172,12 +172,11 @@ def load_trained(options: argparse.Namespace, experiment: "Experiment | None" = 
 
     trained = workdir.load_trained_model(options.workdir, options.average_last, options.step)
     others = [_load_ensemble_member(options.workdir, folder) for folder in getattr(options, "ensemble", ())]
-    runs = [dataclasses.replace(trained, experiment=experiment), *others]
     from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
     from jaxlm.nn.weights.quantization import cast_for_inference
 
     precision = getattr(options, "precision", "float32")
-    parts = [cast_for_inference(run.experiment.model, run.params, precision) for run in runs]
+    parts = [cast_for_inference(run.model, run.params, precision) for run in (trained, *others)]
     model, params = parts[0]
     if others:
         from jaxlm.models.ensemble import Ensemble, ensemble_params
@@ -189,10 +188,10 @@ def load_trained(options: argparse.Namespace, experiment: "Experiment | None" = 
 
         params = jax.device_put(params, train_state_shardings(params, make_mesh(options.mesh)))
     params = unstack_layers_jit(params)
-    return dataclasses.replace(trained, experiment=dataclasses.replace(experiment, model=model), params=params)
+    return dataclasses.replace(trained, model=model, params=params, experiment=experiment)
 
 
-def _load_ensemble_member(first_workdir: Path, folder: Path) -> "TrainedModel":
+def _load_ensemble_member(first_workdir: Path, folder: Path) -> "TrainedRun":
     """Another run of an ensemble. Raises UserError if its ids mean other things than those of the first."""
     from jaxlm import workdir
 

@@ -169,7 +169,7 @@ def export_folder(source_workdir: Path, folder: Path, dtype: str | None = None) 
             "train with "
             "--finetuning.lora in their place, or use the workdir as it is"
         )
-    model, params, published = _unwrap_special_ids(trained.experiment.model, trained.params)
+    model, params, published = _unwrap_special_ids(trained.model, trained.params)
     kept = sorted((source_workdir / PRETRAINED_FILES).glob("*")) if published else []
     config: dict[str, Any] = {} if published else {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
     if kept:

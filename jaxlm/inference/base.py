@@ -8,9 +8,24 @@ import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.ragged import Ragged
-from jaxlm.types import Batch
+from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.types import Batch, Params
 
 ProgressCallback = Callable[[int], None] | None
+"""Called with the number of lines that were finished since the last call."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A model, its parameters, and the tokenizer that its ids belong to: all that inference needs.
+
+    Attributes:
+      model: a Linen module under the contract of `jaxlm.types`.
+    """
+
+    model: Any
+    params: Params
+    tokenizer: Tokenizer
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxlm.data.batching.sequence_format import SequenceFormat
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.base import BOS, EOS, UNK, Tokenizer
+from jaxlm.data.tokenizers.base import BOS, EOS, UNK
 from jaxlm.errors import UserError
-from jaxlm.inference.base import EVAL_BATCH_TOKENS, ProgressCallback, eval_batches_with_progress
+from jaxlm.inference.base import EVAL_BATCH_TOKENS, ProgressCallback, TrainedModel, eval_batches_with_progress
 from jaxlm.models.finetune_heads import FineTunable, is_encoder, sequence_markers
 from jaxlm.models.properties import max_input_positions
 from jaxlm.models.rnn_classifier import Pooling
@@ -44,69 +44,73 @@ class TextEmbedder:
     batch_tokens: int = EVAL_BATCH_TOKENS
 
     def __call__(
-        self, model: Any, params: Params, tokenizer: Tokenizer, texts: Sequence[str], progress: ProgressCallback = None
+        self, trained: TrainedModel, texts: Sequence[str], progress: ProgressCallback = None
     ) -> list[np.ndarray]:
         """float32 (D,) of each text, or (positions, D) where `pool` is "token". Raises UserError."""
         if self.pooling not in POOLING_MODES:
             raise UserError(f"pool {self.pooling!r}: expected one of {', '.join(POOLING_MODES)}")
-        model, params = truncate_layers(*unwrap_trunk(model, params), self.layer)
-        column = encode_rows(model, tokenizer, texts)
+        trunk = truncate_layers(unwrap_trunk(trained), self.layer)
+        column = encode_rows(trunk, texts)
         found: list[np.ndarray] = [np.zeros(0)] * len(texts)
-        told = _jitted_pooling(model, self.pooling)
+        told = _jitted_pooling(trunk.model, self.pooling)
         for row_B, batch in eval_batches_with_progress(
-            {"source": column}, self.batch_tokens, progress, max_input_positions(model)
+            {"source": column}, self.batch_tokens, progress, max_input_positions(trunk.model)
         ):
-            vectors = np.asarray(told(params, _drop_final_eos(model, batch)))
+            vectors = np.asarray(told(trunk.params, _drop_final_eos(trunk.model, batch)))
             for at in np.flatnonzero(row_B >= 0):
-                length = int(column.lengths[row_B[at]]) + is_encoder(model)
+                length = int(column.lengths[row_B[at]]) + is_encoder(trunk.model)
                 found[row_B[at]] = vectors[at, :length] if self.pooling == "token" else vectors[at]
         return found
 
 
-def token_strings(model: Any, params: Params, tokenizer: Tokenizer, text: str) -> list[str]:
+def token_strings(trained: TrainedModel, text: str) -> list[str]:
     """What stands at each position of a text."""
-    model, _ = unwrap_trunk(model, params)
-    ids = encode_rows(model, tokenizer, [text])[0].tolist() + [EOS] * is_encoder(model)
-    return [SPECIAL_TOKENS.get(i) or tokenizer.decode([[i]])[0] for i in ids]
+    trunk = unwrap_trunk(trained)
+    ids = encode_rows(trunk, [text])[0].tolist() + [EOS] * is_encoder(trunk.model)
+    return [SPECIAL_TOKENS.get(i) or trained.tokenizer.decode([[i]])[0] for i in ids]
 
 
-def unwrap_trunk(model: Any, params: Params) -> tuple[Any, Params]:
-    """The model that reads, without a head. Raises UserError for one that gives no vectors of a text alone."""
+def unwrap_trunk(trained: TrainedModel) -> TrainedModel:
+    """The model without the head of a task. Raises UserError for one that gives no vectors of a text alone."""
+    model, params = trained.model, trained.params
     while isinstance(model, FineTunable):
         model, params = model.model, params["model"]
     inner = numbered(model)
     if not is_encoder(model) and (not hasattr(type(inner), "extend") or not hasattr(inner, "layers")):
         raise UserError(f"a {type(inner).__name__} gives no vectors: expected an encoder or a decoder-only Transformer")
-    return model, params
+    return replace(trained, model=model, params=params)
 
 
-def truncate_layers(model: Any, params: Params, num_layers: int | None) -> tuple[Any, Params]:
-    """The first layers of a model of `jaxlm.nn.transformer.layer_stack.Stack` as a model. Raises UserError
-    beyond what there are.
+def truncate_layers(trained: TrainedModel, num_layers: int | None) -> TrainedModel:
+    """The first layers of a model of `jaxlm.nn.transformer.layer_stack.Stack` as a model (None: all of them).
+
+    Raises UserError if the model has fewer layers.
     """
     if num_layers is None:
-        return model, params
+        return trained
+    model, params = trained.model, trained.params
     if isinstance(model, Renumbered):
-        inner, below = truncate_layers(model.model, params["model"], num_layers)
-        return model.clone(model=inner, parent=None), {**params, "model": below}
+        inner = truncate_layers(replace(trained, model=model.model, params=params["model"]), num_layers)
+        model = model.clone(model=inner.model, parent=None)
+        return replace(trained, model=model, params={**params, "model": inner.params})
     if not 0 <= num_layers <= model.layers:
         raise UserError(f"layer {num_layers}: the model has {model.layers}, and 0 is the embeddings")
     stack = params.get("stack", {})
     layers = stack.get("layers", ())
     below = layers[:num_layers] if isinstance(layers, tuple) else jax.tree.map(lambda leaf: leaf[:num_layers], layers)
     first = {**stack, "layers": below}
-    return model.clone(layers=num_layers, parent=None), {**params, "stack": first}
+    return replace(trained, model=model.clone(layers=num_layers, parent=None), params={**params, "stack": first})
 
 
-def encode_rows(model: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> Ragged:
+def encode_rows(trained: TrainedModel, texts: Sequence[str]) -> Ragged:
     """BOS and the ids of each text; the parts of one between TABs stand apart where the model reads marks.
 
     A text is cut where the model's positions end, with the EOS that every row has.
     """
-    most = max_input_positions(model)
-    if is_encoder(model):
-        return Ragged.from_rows(SequenceFormat(max_length=most or UNLIMITED).encode_rows(tokenizer, texts))
-    ids = tokenizer.encode([text.replace("\t", " ") for text in texts])
+    most = max_input_positions(trained.model)
+    if is_encoder(trained.model):
+        return Ragged.from_rows(SequenceFormat(max_length=most or UNLIMITED).encode_rows(trained.tokenizer, texts))
+    ids = trained.tokenizer.encode([text.replace("\t", " ") for text in texts])
     return Ragged.from_rows([np.concatenate([[BOS], row[: most and most - 2]]) for row in ids])
 
 
@@ -126,14 +130,15 @@ def apply_encoder(
     return model.apply({"params": params}, method=read)
 
 
-def attention_maps(model: Any, params: Params, tokenizer: Tokenizer, text: str) -> tuple[list[str], np.ndarray]:
+def attention_maps(trained: TrainedModel, text: str) -> tuple[list[str], np.ndarray]:
     """The pieces of a text, and how much each looks at each, by layer and head: (L, N, S, S). Raises UserError."""
-    model, params = unwrap_trunk(model, params)
-    names = token_strings(model, params, tokenizer, text)
+    trained = unwrap_trunk(trained)
+    names = token_strings(trained, text)
     ((_, batch),) = eval_batches_with_progress(
-        {"source": encode_rows(model, tokenizer, [text])}, 1, max_length=max_input_positions(model)
+        {"source": encode_rows(trained, [text])}, 1, max_length=max_input_positions(trained.model)
     )
-    weight_BLNSS = np.asarray(apply_encoder(model, params, _drop_final_eos(model, batch), "self_attention_weights"))
+    batch = _drop_final_eos(trained.model, batch)
+    weight_BLNSS = np.asarray(apply_encoder(trained.model, trained.params, batch, "self_attention_weights"))
     return names, weight_BLNSS[0, :, :, : len(names), : len(names)]
 
 

@@ -11,7 +11,7 @@ from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.pretraining.token_types import mask_token_id
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.base import BOS, Tokenizer
-from jaxlm.inference.base import Answer, ProgressCallback
+from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
 from jaxlm.inference.translate import to_single_line
 from jaxlm.models.properties import max_input_positions
 from jaxlm.types import Array, Batch, Params
@@ -30,9 +30,7 @@ def mask_positions(is_masked_BS: np.ndarray) -> np.ndarray:
 
 
 def fill_masks(
-    model: Any,
-    params: Params,
-    tokenizer: Tokenizer,
+    trained: TrainedModel,
     mask_token: str,
     lines: Sequence[str],
     batch_tokens: int,
@@ -42,19 +40,19 @@ def fill_masks(
 
     A line that is longer than the model's positions is cut there.
     """
-    rows, hidden = _encode_masked(tokenizer, mask_token, lines), mask_token_id(tokenizer, mask_token)
+    rows, hidden = _encode_masked(trained.tokenizer, mask_token, lines), mask_token_id(trained.tokenizer, mask_token)
     found: list[Answer] = [Answer(to_single_line(line), _json_record(line, line, [])) for line in lines]
     asked = [index for index, row in enumerate(rows) if hidden in row]
     if not asked:
         return found
-    column, fill = Ragged.from_rows([[BOS, *rows[index]] for index in asked]), _jitted_fill(model)
-    for row_B, batch in eval_batches({"source": column}, batch_tokens, max_length=max_input_positions(model)):
+    column, fill = Ragged.from_rows([[BOS, *rows[index]] for index in asked]), _jitted_fill(trained.model)
+    for row_B, batch in eval_batches({"source": column}, batch_tokens, max_length=max_input_positions(trained.model)):
         at = mask_positions(batch.source_valid_BS & (batch.source_BS == hidden))
-        best_MK, share_MK = (np.asarray(x) for x in fill(params, batch, at))
+        best_MK, share_MK = (np.asarray(x) for x in fill(trained.params, batch, at))
         of_row = np.where(at < batch.source_BS.size, at // batch.source_BS.shape[1], -1)
         for row in np.flatnonzero(row_B >= 0).tolist():
             index = asked[row_B[row]]
-            found[index] = _fill_line(tokenizer, lines[index], rows[index], hidden, best_MK[of_row == row],
+            found[index] = _fill_line(trained.tokenizer, lines[index], rows[index], hidden, best_MK[of_row == row],
                                    share_MK[of_row == row])  # fmt: skip
         if progress:
             progress(int((row_B >= 0).sum()))

@@ -22,10 +22,11 @@ from jaxlm.decode.generate import generate, generate_stream
 from jaxlm.decode.grammar import TokenGrammar
 from jaxlm.decode.results import FINISH_NONE, FINISH_REASONS, GenerationOutput
 from jaxlm.decode.sampling import Sampler
+from jaxlm.inference.base import TrainedModel
 from jaxlm.inference.constraints import TokenConstraint
 from jaxlm.inference.text_stream import TextStream
 from jaxlm.inference.translate import Search
-from jaxlm.types import Batch, Params
+from jaxlm.types import Batch
 
 SAMPLE_BATCH = 8
 """Samples at a time, whatever their number: one shape, so that a sample has the same bits each time."""
@@ -80,9 +81,7 @@ class _Prompt:
 
 
 def sample_answers(
-    model: Any,
-    params: Params,
-    tokenizer: Tokenizer,
+    trained: TrainedModel,
     prompts: Sequence[str],
     search: Search,
     request: GenerationRequest,
@@ -95,36 +94,34 @@ def sample_answers(
     `search` gives the length limits: of a source, the rest is cut off; of an answer, unless `request` has its own.
     """
     for prompt in prompts:
-        column = Ragged.from_rows(tokenizer.encode([prompt]))
+        column = Ragged.from_rows(trained.tokenizer.encode([prompt]))
         ((_, batch),) = eval_batches({"source": column}, 1, row_multiple=1, max_length=search.max_source_len)
         source_tokens, length = int(batch.source_valid_BS[0].sum()), batch.source_BS.shape[1]
         limit = request.max_tokens or int(search.max_answer_tokens(np.asarray(source_tokens)))
         room = request.max_tokens or int(search.max_answer_tokens(np.asarray(length)))
         asked = _Prompt(prompt, batch, np.full((1, 1), BOS, np.int32), limit, room)
-        yield from _sample_prompt(model, params, tokenizer, asked, request, on_text)
+        yield from _sample_prompt(trained, asked, request, on_text)
 
 
 def sample_continuations(
-    model: Any,
-    params: Params,
-    tokenizer: Tokenizer,
+    trained: TrainedModel,
     prompts: Sequence[str],
     request: GenerationRequest,
     on_text: TextCallback = None,
 ) -> Iterator[Sample]:
     """How each text may go on, for a model without a source: the samples of the first text, then those of the next."""
     for prompt in prompts:
-        ids = np.concatenate([[BOS], tokenizer.encode([prompt])[0]]).astype(np.int32)
+        ids = np.concatenate([[BOS], trained.tokenizer.encode([prompt])[0]]).astype(np.int32)
         width = 8 << max(0, math.ceil(math.log2(len(ids) / 8)))  # few shapes: 8, 16, 32, ...
         prompt_BP = np.pad(ids, (width - len(ids), 0), constant_values=PAD)[None]
         limit = request.max_tokens or DEFAULT_MAX_TOKENS
         batch = Batch(target_BT=prompt_BP, target_valid_BT=prompt_BP != PAD)
         asked = _Prompt(prompt, batch, prompt_BP, limit, limit)
-        yield from _sample_prompt(model, params, tokenizer, asked, request, on_text)
+        yield from _sample_prompt(trained, asked, request, on_text)
 
 
 def _sample_prompt(
-    model: Any, params: Params, tokenizer: Tokenizer, asked: _Prompt, request: GenerationRequest, show: TextCallback
+    trained: TrainedModel, asked: _Prompt, request: GenerationRequest, show: TextCallback
 ) -> Iterator[Sample]:
     """The samples of one prompt, ROWS at a time."""
     for first in range(0, request.num_samples, SAMPLE_BATCH):
@@ -136,14 +133,12 @@ def _sample_prompt(
         options: dict[str, Any] = {"length": asked.max_length, "stop": (EOS,), "sampler": request.sampler}
         options |= {"seed": request.seed, "line_B": jnp.asarray(line_B), "grammar": _grammar(request, asked, limit_B)}
         if request.stop_strings or show:
-            told = _stream_samples(
-                generate_stream(model, params, *prompt, **options), count, asked.prompt, tokenizer, request, show
-            )
-            yield from told
+            stream = generate_stream(trained.model, trained.params, *prompt, **options)
+            yield from _stream_samples(stream, count, asked.prompt, trained.tokenizer, request, show)
             show = None  # the rest is not the first sample
         else:
-            found = generate(model, params, *prompt, **options)
-            yield from (_to_sample(found, row, asked.prompt, tokenizer) for row in range(count))
+            found = generate(trained.model, trained.params, *prompt, **options)
+            yield from (_to_sample(found, row, asked.prompt, trained.tokenizer) for row in range(count))
 
 
 def _grammar(request: GenerationRequest, asked: _Prompt, limit_B: np.ndarray) -> TokenGrammar | None:

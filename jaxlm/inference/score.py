@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.sources.base import Pair
 from jaxlm.data.tokenizers.base import EOS, Tokenizer
 from jaxlm.decode.score import score_targets
-from jaxlm.types import Params
+from jaxlm.inference.base import TrainedModel
 
 EOS_TEXT = "</s>"
 """How EOS is written among the pieces of a text."""
@@ -34,9 +33,7 @@ class TextScore:
 
 
 def score_pairs(
-    model: Any,
-    params: Params,
-    tokenizer: Tokenizer,
+    trained: TrainedModel,
     pairs: Sequence[tuple[str | None, str]],
     batch_tokens: int = 2048,
     max_length: int = 512,
@@ -49,19 +46,19 @@ def score_pairs(
     `tokens` positions a batch; a side longer than `max_length` (EOS included) is cut.
     """
     columns = {
-        name: Ragged.from_rows(tokenizer.encode([pair[side] for pair in pairs]))
+        name: Ragged.from_rows(trained.tokenizer.encode([pair[side] for pair in pairs]))
         for side, name in enumerate(("source", "target"))
         if pairs and pairs[0][side] is not None
     }
     scores: list[TextScore | None] = [None] * len(pairs)
     for row_B, batch in eval_batches(columns, batch_tokens, max_length=max_length):
-        scored = score_targets(model, params, batch)
+        scored = score_targets(trained.model, trained.params, batch)
         logprob_BT, label_BT = np.asarray(scored.token_logprob_BT), np.asarray(batch.label_BT)
         for row in np.flatnonzero(row_B >= 0):
             index = int(row_B[row])
             size = int(scored.count_B[row]) - (not score_eos)
             cut = any(len(column[index]) >= max_length for column in columns.values())
-            scores[index] = _score(pairs[index], logprob_BT[row, :size], label_BT[row, :size], tokenizer, cut)
+            scores[index] = _score(pairs[index], logprob_BT[row, :size], label_BT[row, :size], trained.tokenizer, cut)
     return scores
 
 

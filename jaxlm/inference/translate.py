@@ -1,8 +1,8 @@
 """Lines in, lines out: tokenise, batch by length, search on the device, detokenise, restore the order."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jaxlm.decode.continuous_batching import beam_search_queue
 from jaxlm.decode.results import FINISH_REASONS
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
+from jaxlm.inference.base import ProgressCallback, TrainedModel
 from jaxlm.types import Array, Batch, Params
 
 
@@ -65,44 +66,40 @@ class Hypothesis:
 
 
 def translate(
-    model: Any,
-    params: Params,
-    tokenizer: Tokenizer,
+    trained: TrainedModel,
     lines: Sequence[str],
     search: Search,
-    progress: Callable[[int], None] | None = None,
+    progress: ProgressCallback = None,
 ) -> list[list[Hypothesis]]:
     """`search.beam.num_return_sequences` answers for each line, best first, in the order of the lines.
 
     A blank line gets blank answers and never reaches the model. No line's answer depends on another line.
     """
     if multihost.num_hosts() > 1:
-        own = multihost.to_local(params)
+        local = replace(trained, params=multihost.to_local(trained.params))
 
         def some_of(lines: Sequence[str]) -> list[list[dict]]:
-            found = _translate_local(model, own, tokenizer, lines, search, progress)
+            found = _translate_local(local, lines, search, progress)
             return [[vars(hypothesis) for hypothesis in hypotheses] for hypotheses in found]
 
         return [[_from_json(said) for said in answers] for answers in multihost.map_over_hosts(lines, some_of)]
-    return _translate_local(model, params, tokenizer, lines, search, progress)
+    return _translate_local(trained, lines, search, progress)
 
 
 def _translate_local(
-    model: Any,
-    params: Params,
-    tokenizer: Tokenizer,
+    trained: TrainedModel,
     lines: Sequence[str],
     search: Search,
-    progress: Callable[[int], None] | None,
+    progress: ProgressCallback,
 ) -> list[list[Hypothesis]]:
     answers = [[Hypothesis("", 0.0, 0.0, 0, "blank", ())] * search.beam.num_return_sequences for _ in lines]
     asked = [index for index, line in enumerate(lines) if line.strip()]
     if not asked:
         return answers
-    column = Ragged.from_rows([ids for ids in tokenizer.encode([lines[index] for index in asked])])
-    for row_B, found in _decode_queue(model, params, column, search):
+    column = Ragged.from_rows([ids for ids in trained.tokenizer.encode([lines[index] for index in asked])])
+    for row_B, found in _decode_queue(trained.model, trained.params, column, search):
         for at in np.flatnonzero(row_B >= 0):
-            answers[asked[row_B[at]]] = _to_hypotheses(found, int(at), tokenizer)
+            answers[asked[row_B[at]]] = _to_hypotheses(found, int(at), trained.tokenizer)
         if progress:
             progress(int((row_B >= 0).sum()))
     return answers
@@ -177,9 +174,7 @@ def _to_hypotheses(found: dict[str, np.ndarray], row: int, tokenizer: Tokenizer)
 
 
 def answer_attention_weights(
-    model: Any,
-    params: Params,
-    tokenizer: Tokenizer,
+    trained: TrainedModel,
     lines: Sequence[str],
     answers: Sequence[Hypothesis],
     search: Search,
@@ -188,24 +183,24 @@ def answer_attention_weights(
 
     Raises UserError for a model without attention weights (it has no method `attention`).
     """
-    if not hasattr(model, "cross_attention_weights"):
+    if not hasattr(trained.model, "cross_attention_weights"):
         raise UserError(
-            f"{type(model).__name__} cannot tell attention weights, a Seq2Seq with context='attention' can: "
+            f"{type(trained.model).__name__} cannot tell attention weights, a Seq2Seq with context='attention' can: "
             "leave --attention out"
         )
     found: list[dict[str, Any]] = [{"source": [], "target": [], "weights": []} for _ in lines]
     asked = [index for index, answer in enumerate(answers) if answer.ids]
     said = [[i for i in answers[index].ids if i != EOS] for index in asked]
-    source = Ragged.from_rows(tokenizer.encode([lines[index] for index in asked]))
+    source = Ragged.from_rows(trained.tokenizer.encode([lines[index] for index in asked]))
     if not asked:
         return found
     for row_B, batch in eval_batches(
         {"source": source, "target": Ragged.from_rows(said)}, search.batch_tokens, row_multiple=1
     ):
-        weight_BTS = np.asarray(_jitted_attention(model, params, batch))
+        weight_BTS = np.asarray(_jitted_attention(trained.model, trained.params, batch))
         for row in np.flatnonzero(row_B >= 0):
             sizes = batch.target_valid_BT[row].sum(), batch.source_valid_BS[row].sum()
-            pieces = [_pieces(tokenizer, ids[:size]) for ids, size in
+            pieces = [_pieces(trained.tokenizer, ids[:size]) for ids, size in
                       ((batch.source_BS[row], sizes[1]), (batch.label_BT[row], sizes[0]))]  # fmt: skip
             weights = weight_BTS[row, : sizes[0], : sizes[1]].round(4).tolist()
             found[asked[row_B[row]]] = {"source": pieces[0], "target": pieces[1], "weights": weights}

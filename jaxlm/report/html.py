@@ -58,7 +58,7 @@ def _summary_table(runs: Sequence[RunSummary]) -> str:
     for run in runs:
         size = sum(leaf.size for leaf in jax.tree.leaves(run.trained.params))
         last = run.metrics[-1]["step"] if run.metrics else 0
-        row = [run.name, type(run.trained.experiment.model).__name__, f"{size:,}", f"{last:,}"]
+        row = [run.name, type(run.trained.model).__name__, f"{size:,}", f"{last:,}"]
         rows.append([*row, *(_best_value(run, name) for name in names)])
     head, *body = ("".join(f"<td>{_escape_html(cell)}</td>" for cell in row) for row in rows)
     lines = [head.replace("td>", "th>"), *body]

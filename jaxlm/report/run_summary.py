@@ -15,7 +15,7 @@ from jaxlm.inference.embed import attention_maps
 from jaxlm.report.gradient_flow import gradient_flow
 from jaxlm.train.metrics_log import read_metrics
 from jaxlm.types import Batch
-from jaxlm.workdir import TrainedModel
+from jaxlm.workdir import TrainedRun
 
 GRADIENT_FLOW_BATCHES = 4
 """Batches of training data over which the gradient's norm is averaged."""
@@ -27,7 +27,7 @@ class RunSummary:
     with its attention drawn; `layer`, `head`: of a model that only reads, from 1 (None: the last layer, all heads)."""
 
     folder: Path
-    trained: TrainedModel
+    trained: TrainedRun
     num_examples: int
     show_gradient_flow: bool
     attention_texts: tuple[str, ...]
@@ -54,7 +54,7 @@ class RunSummary:
         if not self.num_examples:
             return []
         run = self.trained
-        samples = run.experiment.task.show_examples(run.experiment.model, run.params, run.tokenizer, self.num_examples)
+        samples = run.experiment.task.show_examples(run, self.num_examples)
         return list(islice(samples, self.num_examples))
 
     def gradient_flow(self) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +63,7 @@ class RunSummary:
         columns = run.experiment.task.encode_train(run.tokenizer, self.folder / "data" / "train", ReadStats())
         plan = run.experiment.batching.plan(columns, run.experiment.seed)
         for batch in _first_batches(plan, columns):
-            parts.append(gradient_flow(run.experiment.model, run.params, dataclasses.replace(batch, reset_B=None)))
+            parts.append(gradient_flow(run.model, run.params, dataclasses.replace(batch, reset_B=None)))
         longest = max(int(distance.max()) for distance, _ in parts) + 1
         total, count = np.zeros(longest), np.zeros(longest)
         for distance, norm in parts:
@@ -80,13 +80,13 @@ class RunSummary:
         if task.search is None:
             return [found for text in self.attention_texts for found in self._head_weights(text)]
         looking: Any = dataclasses.replace(task, search=dataclasses.replace(task.search, attention=True))  # type: ignore[type-var]
-        answers = looking.predict(run.experiment.model, run.params, run.tokenizer, self.attention_texts)
+        answers = looking.predict(run, self.attention_texts)
         return [answer.json["attention"] for answer in answers]
 
     def _head_weights(self, text: str) -> Iterator[dict[str, Any]]:
         """What each head of a layer looks at in a text."""
         run = self.trained
-        names, weight_LNSS = attention_maps(run.experiment.model, run.params, run.tokenizer, text)
+        names, weight_LNSS = attention_maps(run, text)
         layers, heads = weight_LNSS.shape[:2]
         layer = layers if self.layer is None else self.layer
         for name, asked, there in (("layer", layer, layers), ("head", self.head or 1, heads)):

@@ -18,8 +18,7 @@ from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.distributed.placement import put_like_params, serialize_on_cpu
 from jaxlm.distributed.sharding import all_gather_params
 from jaxlm.errors import UserError
-from jaxlm.inference.base import Answer, ProgressCallback
-from jaxlm.types import Params
+from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
 
 
 @lru_cache(maxsize=8)
@@ -82,9 +81,7 @@ class Task:
 
     def validate(
         self,
-        model: Any,
-        params: Params,
-        tokenizer: Tokenizer,
+        trained: TrainedModel,
         objective: Any,
         batch_tokens: int,
         progress: ProgressCallback = None,
@@ -92,19 +89,15 @@ class Task:
         """Figures of the validation split during training, named "valid/...", in batches of `tokens` positions."""
         raise NotImplementedError
 
-    def evaluate(
-        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: ProgressCallback = None
-    ) -> dict[str, Any]:
+    def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
         """All scores of a split, for a JSON object; holds "split" and "lines"."""
         raise NotImplementedError
 
-    def show_examples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+    def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """A few lines for a person to read: what was asked, what was answered, what was right."""
         raise NotImplementedError
 
-    def predict(
-        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: ProgressCallback = None
-    ) -> list[Answer]:
+    def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
         """One answer for each line, in order; a blank line gets a blank answer and never reaches the model."""
         raise NotImplementedError
 

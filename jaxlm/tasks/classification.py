@@ -14,10 +14,9 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.sources.base import Pair, Pairs, iter_pairs
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback
+from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel
 from jaxlm.metrics.classification import accuracy, confusion_matrix, macro_f1, per_class_counts
 from jaxlm.tasks.supervised import LabelTask, eval_loss, fit_to_model, predict_rows, source_columns
-from jaxlm.types import Params
 
 
 @dataclass(frozen=True)
@@ -36,49 +35,45 @@ class Classification(LabelTask):
 
     def validate(
         self,
-        model: Any,
-        params: Params,
-        tokenizer: Tokenizer,
+        trained: TrainedModel,
         objective: Any,
         batch_tokens: int,
         progress: ProgressCallback = None,
     ) -> dict[str, float]:
         """Loss, accuracy, and the mean F1 of the classes."""
-        self.check_model(model, tokenizer)
-        columns = self._encode_pairs(self.valid, list(self.valid), tokenizer, model)
-        figures = eval_loss(model, objective, params, columns, batch_tokens)
-        said = predict_rows(model, _jitted_probs(model), params, columns, batch_tokens, progress).argmax(1)
+        self.check_model(trained.model, trained.tokenizer)
+        columns = self._encode_pairs(self.valid, list(self.valid), trained.tokenizer, trained.model)
+        figures = eval_loss(trained, objective, columns, batch_tokens)
+        said = predict_rows(trained, _jitted_probs(trained.model), columns, batch_tokens, progress).argmax(1)
         counts_CC = confusion_matrix(columns["class"].flat, said, len(self.labels))
         return figures | {"valid/accuracy": accuracy(counts_CC), "valid/f1": macro_f1(counts_CC)}
 
-    def evaluate(
-        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: ProgressCallback = None
-    ) -> dict[str, Any]:
+    def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
         """Accuracy, macro F1, each class's figures, and the confusion: rows what is true, columns what was said."""
-        self.check_model(model, tokenizer)
+        self.check_model(trained.model, trained.tokenizer)
         pairs = self.pairs(split)
-        columns = self._encode_pairs(pairs, list(pairs), tokenizer, model)
-        said = predict_rows(model, _jitted_probs(model), params, columns, EVAL_BATCH_TOKENS, progress).argmax(1)
+        columns = self._encode_pairs(pairs, list(pairs), trained.tokenizer, trained.model)
+        said = predict_rows(trained, _jitted_probs(trained.model), columns, EVAL_BATCH_TOKENS, progress).argmax(1)
         counts_CC = confusion_matrix(columns["class"].flat, said, len(self.labels))
         figures: dict[str, Any] = {"split": split, "lines": len(said)}
         figures |= {"accuracy": accuracy(counts_CC), "macro_f1": macro_f1(counts_CC)}
         figures["classes"] = {name: found.to_json() for name, found in per_class_counts(counts_CC, self.labels).items()}
         return figures | {"confusion": counts_CC.tolist()}
 
-    def predict(
-        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: ProgressCallback = None
-    ) -> list[Answer]:
+    def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
         """The likeliest class of each line, and the probability of each."""
-        self.check_model(model, tokenizer)
+        self.check_model(trained.model, trained.tokenizer)
         answers = [Answer("", {"source": line, "prediction": "", "probabilities": {}}) for line in lines]
         asked = [index for index, line in enumerate(lines) if line.strip()]
         if not asked:
             return answers
         columns = source_columns(
-            tokenizer, [lines[index] for index in asked], fit_to_model(self.sequence_format, model)
+            trained.tokenizer, [lines[index] for index in asked], fit_to_model(self.sequence_format, trained.model)
         )
         for index, row in zip(
-            asked, predict_rows(model, _jitted_probs(model), params, columns, EVAL_BATCH_TOKENS, progress), strict=True
+            asked,
+            predict_rows(trained, _jitted_probs(trained.model), columns, EVAL_BATCH_TOKENS, progress),
+            strict=True,
         ):
             name = self.labels[int(row.argmax())]
             probabilities = dict(zip(self.labels, map(float, row), strict=True))
@@ -86,10 +81,10 @@ class Classification(LabelTask):
             answers[index] = Answer(name, record)
         return answers
 
-    def show_examples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+    def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """The first `count` test texts, what they were said to be, and what they are."""
         pairs = [pair for pair, _ in zip(self.test, range(count), strict=False)]
-        answers = self.predict(model, params, tokenizer, [text for text, _ in pairs])
+        answers = self.predict(trained, [text for text, _ in pairs])
         for (text, name), answer in zip(pairs, answers, strict=True):
             yield f"{text} -> {answer.text} (right: {name})"
 

@@ -19,12 +19,11 @@ from jaxlm.data.sources.text import TextSource
 from jaxlm.data.tokenizers.base import UNK, Tokenizer
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
-from jaxlm.inference.base import Answer, ProgressCallback
+from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
 from jaxlm.inference.generate import GenerationRequest, sample_continuations
 from jaxlm.inference.translate import to_single_line
 from jaxlm.models.properties import zero_model_state
 from jaxlm.tasks.base import TextTask, make_eval_step
-from jaxlm.types import Params
 
 
 @dataclass(frozen=True)
@@ -58,29 +57,25 @@ class LanguageModeling(TextTask):
 
     def validate(
         self,
-        model: Any,
-        params: Params,
-        tokenizer: Tokenizer,
+        trained: TrainedModel,
         objective: Any,
         batch_tokens: int,
         progress: ProgressCallback = None,
     ) -> dict[str, float]:
         """Loss a token (what is trained), negative log-likelihood a token, and its exponential."""
-        total, nll, count = self._sum_losses(model, params, encode_texts(self.valid, tokenizer), objective)
+        total, nll, count = self._sum_losses(trained, encode_texts(self.valid, trained.tokenizer), objective)
         return {
             "valid/loss": total / count,
             "valid/nll": nll / count,
             "valid/perplexity": math.exp(min(nll / count, 700.0)),
         }
 
-    def evaluate(
-        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: ProgressCallback = None
-    ) -> dict[str, Any]:
+    def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
         """Per token (EOS counted where texts have one), and per character of the text, which any tokenizer shares."""
         from jaxlm.objectives.next_token import NextToken
 
-        columns = encode_texts(self.split(split), tokenizer)
-        _, nll, count = self._sum_losses(model, params, columns, NextToken())
+        columns = encode_texts(self.split(split), trained.tokenizer)
+        _, nll, count = self._sum_losses(trained, columns, NextToken())
         characters = sum(len(text) + self.append_eos for text in self.split(split))
         if progress:
             progress(self.count(split))
@@ -91,39 +86,38 @@ class LanguageModeling(TextTask):
             "unknown_tokens": unknown,
         }  # fmt: skip
 
-    def _sum_losses(self, model: Any, params: Params, columns: Columns, objective: Any) -> tuple[float, float, float]:
+    def _sum_losses(self, trained: TrainedModel, columns: Columns, objective: Any) -> tuple[float, float, float]:
         """Sums over all tokens: loss, negative log-likelihood, number."""
-        evaluate = make_eval_step(model, objective)
+        evaluate = make_eval_step(trained.model, objective)
         if self.windows is None:
-            losses = [evaluate(params, batch) for _, batch in eval_batches(columns, self.batch_tokens)]
+            losses = [evaluate(trained.params, batch) for _, batch in eval_batches(columns, self.batch_tokens)]
         else:
             losses, state = [], None
             batches = replace(self.windows, carry_state=True).plan(columns)
             for k in range(batches.batches_per_epoch):
                 batch = batches[k]
                 if batch.reset_B is not None:
-                    batch = replace(batch, state=zero_model_state(model, params, batch) if state is None else state)
-                losses.append(evaluate(params, batch))
+                    state = zero_model_state(trained.model, trained.params, batch) if state is None else state
+                    batch = replace(batch, state=state)
+                losses.append(evaluate(trained.params, batch))
                 state = losses[-1].state
                 losses[-1] = replace(losses[-1], state=None)
         found = jax.device_get(losses)
         total, nll, count = (math.fsum(float(getattr(x, name)) for x in found) for name in ("total", "nll", "count"))
         return total, nll, max(count, 1.0)
 
-    def show_examples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+    def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """What the model makes of the beginnings of a few test texts."""
         beginnings = (" ".join(text[:200].split(" ")[:8]) for text in self.test if text.strip())
         request = GenerationRequest(Sampler(temperature=0.8), max_tokens=self.sample_tokens)
         try:
             for prompt in islice(beginnings, count):
-                for sample in sample_continuations(model, params, tokenizer, [prompt], request):
+                for sample in sample_continuations(trained, [prompt], request):
                     yield f"{to_single_line(prompt)} | {to_single_line(sample.text)}"
         except UserError as error:  # they are to look at: a run does not fail for them
             yield f"no samples: {error} (here: task.sample_tokens)"
 
-    def predict(
-        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: ProgressCallback = None
-    ) -> list[Answer]:
+    def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
         """Raises UserError: there is no one answer."""
         raise UserError("a language model has no answer to a line: `jaxlm generate` goes on from it, `score` weighs it")
 

@@ -17,7 +17,7 @@ from jaxlm.data.pretraining.masked_lm import MaskedLMRows
 from jaxlm.data.pretraining.token_types import token_flag_columns
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.inference.base import Answer, ProgressCallback
+from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
 from jaxlm.inference.fill_mask import fill_masks, mask_positions
 from jaxlm.inference.translate import to_single_line
 from jaxlm.models.encoder import Encoder
@@ -71,56 +71,48 @@ class MaskedLanguageModeling(TextTask):
 
     def validate(
         self,
-        model: Any,
-        params: Params,
-        tokenizer: Tokenizer,
+        trained: TrainedModel,
         objective: Any,
         batch_tokens: int,
         progress: ProgressCallback = None,
     ) -> dict[str, float]:
         """What is minimised, negative log-likelihood and accuracy (%) of a hidden token, accuracy of the pairs (%)."""
-        figures = self._compute_metrics(model, params, tokenizer, objective, "valid", self.valid_batches)
+        figures = self._compute_metrics(trained, objective, "valid", self.valid_batches)
         return {f"valid/{name}": figures[name] for name in self.metric_names if name in figures}
 
-    def evaluate(
-        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: ProgressCallback = None
-    ) -> dict[str, Any]:
+    def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
         """The same of a whole split; `lines` are rows, `tokens` those that were hidden."""
-        figures = self._compute_metrics(model, params, tokenizer, MaskedLM(), split, 0)
+        figures = self._compute_metrics(trained, MaskedLM(), split, 0)
         if progress:
             progress(self.count(split))
         perplexity = math.exp(min(figures["nll"], 700.0))
         return {"split": split} | figures | {"perplexity": perplexity}
 
-    def _compute_metrics(
-        self, model: Any, params: Params, tokenizer: Tokenizer, objective: Any, split: str, max_batches: int
-    ) -> dict[str, Any]:
-        columns = token_flag_columns(tokenizer, [self.mask_token])
-        columns |= {"target": self.split(split).encode(tokenizer, ReadStats())}
+    def _compute_metrics(self, trained: TrainedModel, objective: Any, split: str, max_batches: int) -> dict[str, Any]:
+        columns = token_flag_columns(trained.tokenizer, [self.mask_token])
+        columns |= {"target": self.split(split).encode(trained.tokenizer, ReadStats())}
         batches, sums = self.eval_batching.plan(columns), np.zeros(6)
         count = min(batches.batches_per_epoch, max_batches or batches.batches_per_epoch)
-        judge = _jitted_eval(model, objective)
+        judge = _jitted_eval(trained.model, objective)
         for batch in map(batches.__getitem__, range(count)):
-            sums += np.asarray(judge(params, batch, mask_positions(batch.token_label_BS >= 0)), np.float64)
+            sums += np.asarray(judge(trained.params, batch, mask_positions(batch.token_label_BS >= 0)), np.float64)
         total, nll, tokens, right, pairs, right_pairs = sums.tolist()
         figures = {"lines": count * self.eval_batching.rows, "tokens": int(tokens), "loss": total / max(tokens, 1.0)}
         figures |= {"nll": nll / max(tokens, 1.0), "accuracy": 100.0 * right / max(tokens, 1.0)}
         return figures | ({"next_sentence": 100.0 * right_pairs / pairs} if pairs else {})
 
-    def show_examples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+    def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """The beginnings of a few test texts with a word left out, what was put there, and the word."""
         for text in islice((text for text in self.test if len(text.split()) > 4), count if self.mask_token else 0):
             words = to_single_line(text).split()[:16]
             place = len(words) // 2
             gapped = " ".join([*words[:place], self.mask_token, *words[place + 1 :]])
-            filled = self.predict(model, params, tokenizer, [gapped])[0]
+            filled = self.predict(trained, [gapped])[0]
             yield f"{gapped} -> {filled.json['masks'][0][0]['text']} (right: {words[place]})"
 
-    def predict(
-        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: ProgressCallback = None
-    ) -> list[Answer]:
+    def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
         """Each line with its gaps filled by the likeliest token of each, and the likeliest ones with probabilities."""
-        return fill_masks(model, params, tokenizer, self.mask_token, lines, self.batch_tokens, progress)
+        return fill_masks(trained, self.mask_token, lines, self.batch_tokens, progress)
 
 
 @lru_cache(maxsize=8)

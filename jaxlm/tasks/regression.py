@@ -15,10 +15,9 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.sources.base import Pair, Pairs, iter_pairs
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback
+from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel
 from jaxlm.metrics.classification import pearson, spearman
 from jaxlm.tasks.supervised import SupervisedTask, eval_loss, fit_to_model, predict_rows, source_columns
-from jaxlm.types import Params
 
 
 @dataclass(frozen=True)
@@ -50,63 +49,57 @@ class TextRegression(SupervisedTask):
 
     def validate(
         self,
-        model: Any,
-        params: Params,
-        tokenizer: Tokenizer,
+        trained: TrainedModel,
         objective: Any,
         batch_tokens: int,
         progress: ProgressCallback = None,
     ) -> dict[str, float]:
         """Mean squared error, and the correlations, 0 to 100."""
-        self.check_model(model, tokenizer)
-        columns = self._encode_pairs(self.valid, list(self.valid), tokenizer, model)
-        figures = eval_loss(model, objective, params, columns, batch_tokens)
+        self.check_model(trained.model, trained.tokenizer)
+        columns = self._encode_pairs(self.valid, list(self.valid), trained.tokenizer, trained.model)
+        figures = eval_loss(trained, objective, columns, batch_tokens)
         gold, said = (
             columns["class"].flat,
-            predict_rows(model, _jitted_values(model), params, columns, batch_tokens, progress)[:, 0],
+            predict_rows(trained, _jitted_values(trained.model), columns, batch_tokens, progress)[:, 0],
         )
         return figures | {"valid/pearson": 100 * pearson(gold, said), "valid/spearman": 100 * spearman(gold, said)}
 
-    def evaluate(
-        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: ProgressCallback = None
-    ) -> dict[str, Any]:
+    def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
         """Correlations, 0 to 100, and the mean squared error in the units of the data."""
-        self.check_model(model, tokenizer)
+        self.check_model(trained.model, trained.tokenizer)
         pairs = self.pairs(split)
-        columns = self._encode_pairs(pairs, list(pairs), tokenizer, model)
+        columns = self._encode_pairs(pairs, list(pairs), trained.tokenizer, trained.model)
         gold, said = (
             columns["class"].flat,
-            predict_rows(model, _jitted_values(model), params, columns, EVAL_BATCH_TOKENS, progress)[:, 0],
+            predict_rows(trained, _jitted_values(trained.model), columns, EVAL_BATCH_TOKENS, progress)[:, 0],
         )
         error = float(((gold - said) ** 2).mean()) * (self.max_value - self.min_value) ** 2
         found = {"split": split, "lines": len(said), "pearson": 100 * pearson(gold, said)}
         return found | {"spearman": 100 * spearman(gold, said), "mean_squared_error": error}
 
-    def predict(
-        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: ProgressCallback = None
-    ) -> list[Answer]:
+    def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
         """The number of each line, in the units of the data."""
-        self.check_model(model, tokenizer)
+        self.check_model(trained.model, trained.tokenizer)
         answers = [Answer("", {"source": line, "prediction": ""}) for line in lines]
         asked = [index for index, line in enumerate(lines) if line.strip()]
         if not asked:
             return answers
         columns = source_columns(
-            tokenizer, [lines[index] for index in asked], fit_to_model(self.sequence_format, model)
+            trained.tokenizer, [lines[index] for index in asked], fit_to_model(self.sequence_format, trained.model)
         )
         for index, said in zip(
             asked,
-            predict_rows(model, _jitted_values(model), params, columns, EVAL_BATCH_TOKENS, progress)[:, 0],
+            predict_rows(trained, _jitted_values(trained.model), columns, EVAL_BATCH_TOKENS, progress)[:, 0],
             strict=True,
         ):
             number = self.min_value + float(said) * (self.max_value - self.min_value)
             answers[index] = Answer(f"{number:.3f}", {"source": lines[index], "prediction": number})
         return answers
 
-    def show_examples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+    def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """The first `count` test texts, the number that was told, and the right one."""
         pairs = [pair for pair, _ in zip(self.test, range(count), strict=False)]
-        answers = self.predict(model, params, tokenizer, [text for text, _ in pairs])
+        answers = self.predict(trained, [text for text, _ in pairs])
         for (text, number), answer in zip(pairs, answers, strict=True):
             yield f"{text} -> {answer.text} (right: {number})"
 

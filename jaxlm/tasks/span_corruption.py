@@ -13,12 +13,11 @@ from jaxlm.data.files import ReadStats
 from jaxlm.data.pretraining.span_corruption import PrefixLMWindows, SpanCorruption
 from jaxlm.data.pretraining.token_types import mask_token_column
 from jaxlm.data.tokenizers.base import Tokenizer
-from jaxlm.inference.base import Answer, ProgressCallback
+from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
 from jaxlm.inference.translate import Search, to_single_line, translate
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.tasks.base import TextTask, make_eval_step
 from jaxlm.tasks.translation import to_answer
-from jaxlm.types import Params
 
 T5_SENTINELS = tuple(f"<extra_id_{number}>" for number in range(100))
 """As T5's tokenizer has them."""
@@ -50,22 +49,18 @@ class Denoising(TextTask):
 
     def validate(
         self,
-        model: Any,
-        params: Params,
-        tokenizer: Tokenizer,
+        trained: TrainedModel,
         objective: Any,
         batch_tokens: int,
         progress: ProgressCallback = None,
     ) -> dict[str, float]:
         """What is minimised, and negative log-likelihood and perplexity of a target token."""
-        figures = self._compute_metrics(model, params, tokenizer, objective, "valid", self.valid_batches)
+        figures = self._compute_metrics(trained, objective, "valid", self.valid_batches)
         return {f"valid/{name}": figures[name] for name in self.metric_names}
 
-    def evaluate(
-        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: ProgressCallback = None
-    ) -> dict[str, Any]:
+    def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
         """The same of a whole split; `lines` are rows, `tokens` those of the targets."""
-        figures = self._compute_metrics(model, params, tokenizer, NextToken(), split, 0)
+        figures = self._compute_metrics(trained, NextToken(), split, 0)
         if progress:
             progress(self.count(split))
         return {"split": split} | figures
@@ -75,13 +70,11 @@ class Denoising(TextTask):
         sentinels = self.sentinels if isinstance(self.eval_batching, SpanCorruption) else ()
         return mask_token_column(tokenizer, sentinels) | {"target": self.split(split).encode(tokenizer, read_stats)}
 
-    def _compute_metrics(
-        self, model: Any, params: Params, tokenizer: Tokenizer, objective: Any, split: str, max_batches: int
-    ) -> dict[str, Any]:
-        batches = self.eval_batching.plan(self._encode_split(split, tokenizer, ReadStats()))
-        evaluate = make_eval_step(model, objective)
+    def _compute_metrics(self, trained: TrainedModel, objective: Any, split: str, max_batches: int) -> dict[str, Any]:
+        batches = self.eval_batching.plan(self._encode_split(split, trained.tokenizer, ReadStats()))
+        evaluate = make_eval_step(trained.model, objective)
         count = min(batches.batches_per_epoch, max_batches or batches.batches_per_epoch)
-        found = jax.device_get([evaluate(params, batches[k]) for k in range(count)])
+        found = jax.device_get([evaluate(trained.params, batches[k]) for k in range(count)])
         total, nll, tokens = (
             math.fsum(float(getattr(loss, name)) for loss in found) for name in ("total", "nll", "count")
         )
@@ -89,19 +82,18 @@ class Denoising(TextTask):
         nll /= max(tokens, 1.0)
         return figures | {"nll": nll, "perplexity": math.exp(min(nll, 700.0))}
 
-    def show_examples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+    def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """A few rows of the test split, what was answered, and what is right."""
-        batch = self.eval_batching.plan(self._encode_split("test", tokenizer, ReadStats()))[0]
+        batch = self.eval_batching.plan(self._encode_split("test", trained.tokenizer, ReadStats()))[0]
         sides = ((batch.source_BS, batch.source_valid_BS), (batch.label_BT, batch.target_valid_BT))
-        texts = [tokenizer.decode([row[real].tolist() for row, real in zip(*side, strict=True)]) for side in sides]
+        rows = [[row[valid].tolist() for row, valid in zip(*side, strict=True)] for side in sides]
+        texts = [trained.tokenizer.decode(side) for side in rows]
         sources = [to_single_line(text) for text in texts[0][:count]]
-        answers = translate(model, params, tokenizer, sources, self.search)
+        answers = translate(trained, sources, self.search)
         for source, found, target in zip(sources, answers, texts[1], strict=False):
             yield f"{source} -> {found[0].text} (reference: {to_single_line(target)})"
 
-    def predict(
-        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: ProgressCallback = None
-    ) -> list[Answer]:
+    def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
         """The answers to each line, best first, by `search`."""
-        found = translate(model, params, tokenizer, lines, self.search, progress)
+        found = translate(trained, lines, self.search, progress)
         return [to_answer(line, hypotheses) for line, hypotheses in zip(lines, found, strict=True)]

@@ -17,7 +17,7 @@ from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.word_char import WordCharTokenizer
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
-from jaxlm.inference.base import ProgressCallback, eval_batches_with_progress
+from jaxlm.inference.base import ProgressCallback, TrainedModel, eval_batches_with_progress
 from jaxlm.models.properties import max_input_positions
 from jaxlm.tasks.base import Task, make_eval_step
 from jaxlm.types import Array, Batch, Params
@@ -151,29 +151,26 @@ def fit_to_model(sequence_format: SequenceFormat | None, model: Any) -> Sequence
 
 
 def predict_rows(
-    model: Any,
+    trained: TrainedModel,
     predict_fn: Callable[[Params, Batch], Array],
-    params: Params,
     columns: Columns,
     batch_tokens: int,
     progress: ProgressCallback = None,
 ) -> np.ndarray:
     """What `told` (parameters, batch -> (B, C)) of a model says of each row: (rows, C), as column "source" goes."""
-    asked, params = {name: columns[name] for name in columns if name != "class"}, multihost.to_local(params)
+    asked, params = {name: columns[name] for name in columns if name != "class"}, multihost.to_local(trained.params)
     found: dict[int, np.ndarray] = {}
-    for row_B, batch in eval_batches_with_progress(asked, batch_tokens, progress, max_input_positions(model)):
+    for row_B, batch in eval_batches_with_progress(asked, batch_tokens, progress, max_input_positions(trained.model)):
         found |= {row: said for row, said in zip(row_B.tolist(), np.asarray(predict_fn(params, batch)), strict=True)}
     return np.stack([found[row] for row in range(len(columns["source"]))])
 
 
-def eval_loss(
-    model: Any, objective: Any, params: Params, columns: dict[str, Ragged], batch_tokens: int
-) -> dict[str, float]:
+def eval_loss(trained: TrainedModel, objective: Any, columns: dict[str, Ragged], batch_tokens: int) -> dict[str, float]:
     """ "valid/loss", what is minimised, and "valid/nll", in nats a label."""
-    evaluate = make_eval_step(model, objective)
+    evaluate = make_eval_step(trained.model, objective)
     sums: Iterable = [
-        evaluate(params, batch)
-        for _, batch in eval_batches(columns, batch_tokens, max_length=max_input_positions(model))
+        evaluate(trained.params, batch)
+        for _, batch in eval_batches(columns, batch_tokens, max_length=max_input_positions(trained.model))
     ]
     loss = jax.tree.map(lambda *parts: math.fsum(float(part) for part in parts), *sums)
     return {"valid/loss": loss.total / loss.count, "valid/nll": loss.nll / loss.count}

@@ -18,12 +18,11 @@ from jaxlm.data.sources.conll import locate_word
 from jaxlm.data.tokenizers.base import BOS, UNK, Tokenizer
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
-from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, eval_batches_with_progress
+from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel, eval_batches_with_progress
 from jaxlm.metrics.classification import accuracy, confusion_matrix, macro_f1, per_class_counts
 from jaxlm.metrics.spans import extract_spans, forbidden_transitions, score_spans
 from jaxlm.models.properties import max_input_positions
 from jaxlm.tasks.supervised import LabelTask, eval_loss, source_columns
-from jaxlm.types import Params
 
 NUM_SPECIAL_IDS = 2
 """Ids beside a text's own with a layout: one before it, one behind it."""
@@ -54,35 +53,31 @@ class Tagging(LabelTask):
 
     def validate(
         self,
-        model: Any,
-        params: Params,
-        tokenizer: Tokenizer,
+        trained: TrainedModel,
         objective: Any,
         batch_tokens: int,
         progress: ProgressCallback = None,
     ) -> dict[str, float]:
         """Loss, accuracy of the tags, and F1 of the spans or the mean F1 of the tags."""
-        self.check_model(model, tokenizer)
-        columns, places = self._encode_pairs(self.valid, list(self.valid), tokenizer, max_input_positions(model))
-        figures = eval_loss(model, objective, params, columns, batch_tokens)
+        self.check_model(trained.model, trained.tokenizer)
+        columns, places = self._encode_pairs(self.valid, list(self.valid), trained.tokenizer, trained.model)
+        figures = eval_loss(trained, objective, columns, batch_tokens)
         gold, said = (
             _select(columns["label"].flat, places),
-            self._predict_labels(model, params, columns, places, batch_tokens, progress),
+            self._predict_labels(trained, columns, places, batch_tokens, progress),
         )
         counts_CC = confusion_matrix(gold.flat, said.flat, len(self.labels))
         f1 = self._span_scores(gold, said)[0].f1 if self.iob2_spans else macro_f1(counts_CC)
         return figures | {"valid/accuracy": accuracy(counts_CC), "valid/f1": f1}
 
-    def evaluate(
-        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: ProgressCallback = None
-    ) -> dict[str, Any]:
+    def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
         """Accuracy, also of the words that the tokenizer does not know; each tag's figures; those of the spans."""
-        self.check_model(model, tokenizer)
+        self.check_model(trained.model, trained.tokenizer)
         pairs = self.pairs(split)
-        columns, places = self._encode_pairs(pairs, list(pairs), tokenizer, max_input_positions(model))
+        columns, places = self._encode_pairs(pairs, list(pairs), trained.tokenizer, trained.model)
         gold, said = (
             _select(columns["label"].flat, places),
-            self._predict_labels(model, params, columns, places, EVAL_BATCH_TOKENS, progress),
+            self._predict_labels(trained, columns, places, EVAL_BATCH_TOKENS, progress),
         )
         counts_CC = confusion_matrix(gold.flat, said.flat, len(self.labels))
         unknown = columns["source"].flat[places.flat] == UNK
@@ -97,20 +92,18 @@ class Tagging(LabelTask):
         figures["tags"] = {name: found.to_json() for name, found in per_class_counts(counts_CC, self.labels).items()}
         return figures
 
-    def predict(
-        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: ProgressCallback = None
-    ) -> list[Answer]:
+    def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
         """The tags of each line's words, between single spaces; a word that was never seen gets one too.
 
         What is longer than the model's positions reach is read in parts, cut between words.
         """
-        self.check_model(model, tokenizer)
+        self.check_model(trained.model, trained.tokenizer)
         answers = [Answer("", self._json_record(line, [])) for line in lines]
         asked = [index for index, line in enumerate(lines) if line.strip()]
         if not asked:
             return answers
-        columns, places = self._encode_words(tokenizer, [lines[index] for index in asked], max_input_positions(model))
-        said = self._predict_labels(model, params, columns, places, EVAL_BATCH_TOKENS, progress)
+        columns, places = self._encode_words(trained.tokenizer, [lines[index] for index in asked], trained.model)
+        said = self._predict_labels(trained, columns, places, EVAL_BATCH_TOKENS, progress)
         for row, index in enumerate(asked):
             tags = [self.labels[label] for label in said[row]]
             answers[index] = Answer(" ".join(tags), self._json_record(lines[index], tags))
@@ -120,10 +113,10 @@ class Tagging(LabelTask):
         """Nowhere."""
         return 0
 
-    def show_examples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+    def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """The first `count` test sentences: word/tag, and word/tag(right tag) where it is another."""
         pairs = [pair for pair, _ in zip(self.test, range(count), strict=False)]
-        answers = self.predict(model, params, tokenizer, [words for words, _ in pairs])
+        answers = self.predict(trained, [words for words, _ in pairs])
         for (words, tags), answer in zip(pairs, answers, strict=True):
             triples = zip(words.split(), answer.text.split(), tags.split(), strict=True)
             yield " ".join(f"{w}/{said}" + (f"({gold})" if said != gold else "") for w, said, gold in triples)
@@ -139,10 +132,10 @@ class Tagging(LabelTask):
         return record
 
     def _encode_pairs(
-        self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, max_positions: int | None = None
+        self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any = None
     ) -> tuple[dict[str, Ragged], Ragged]:
         """Columns with labels, and the places of the words."""
-        columns, places = self._encode_words(tokenizer, [words for words, _ in pairs], max_positions)
+        columns, places = self._encode_words(tokenizer, [words for words, _ in pairs], model)
         labels = Ragged.from_rows([self._encode_label(source, index, *pair) for index, pair in enumerate(pairs)])
         differ = np.flatnonzero(labels.lengths != places.lengths)
         if len(differ):
@@ -157,9 +150,7 @@ class Tagging(LabelTask):
         columns["label"] = Ragged(flat, columns["source"].offsets)
         return columns, places
 
-    def _encode_words(
-        self, tokenizer: Tokenizer, texts: Sequence[str], max_positions: int | None
-    ) -> tuple[dict[str, Ragged], Ragged]:
+    def _encode_words(self, tokenizer: Tokenizer, texts: Sequence[str], model: Any) -> tuple[dict[str, Ragged], Ragged]:
         """Column "source", and where in its `flat` the words of each text are: with a layout, their first pieces.
 
         A text of more than `most` ids with its marks is then several rows.
@@ -167,6 +158,7 @@ class Tagging(LabelTask):
         if self.sequence_format is None:
             columns = source_columns(tokenizer, texts)
             return columns, Ragged(np.arange(len(columns["source"].flat)), columns["source"].offsets)
+        most = None if model is None else max_input_positions(model)
         words = [text.split() for text in texts]
         pieces = iter(tokenizer.encode([word for some in words for word in some]))
         rows: list[np.ndarray] = []
@@ -175,7 +167,7 @@ class Tagging(LabelTask):
         for some in words:
             own = [piece if len(piece) else np.array([UNK]) for piece in itertools.islice(pieces, len(some))]
             first: list[np.ndarray] = [np.zeros(0, np.int64)]
-            for part in _split_words(own, max_positions and max_positions - NUM_SPECIAL_IDS):
+            for part in _split_words(own, most and most - NUM_SPECIAL_IDS):
                 sizes = np.array([len(piece) for piece in part], np.int64)
                 rows.append(np.concatenate([[BOS], *part]))
                 first.append(begin + 1 + np.cumsum(sizes) - sizes)
@@ -201,16 +193,15 @@ class Tagging(LabelTask):
 
     def _predict_labels(
         self,
-        model: Any,
-        params: Params,
+        trained: TrainedModel,
         columns: Columns,
         places: Ragged,
         batch_tokens: int,
         progress: ProgressCallback,
     ) -> Ragged:
         """The labels that the model says, a row a text, one a word."""
-        best, source, params = _jitted_tags(model), columns["source"], multihost.to_local(params)
-        most = max_input_positions(model)
+        best, source, params = _jitted_tags(trained.model), columns["source"], multihost.to_local(trained.params)
+        most = max_input_positions(trained.model)
         if most is not None and (long := np.flatnonzero(source.lengths >= most)).size:
             raise UserError(
                 f"text {long[0] + 1} has {source.lengths[long[0]] + 1} tokens with its marks, but the model's "

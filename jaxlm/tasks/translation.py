@@ -16,11 +16,10 @@ from jaxlm.data.sources.base import Pairs, PairSource, WithStats
 from jaxlm.data.storage.token_cache import encode_pairs
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.inference.base import Answer, ProgressCallback
+from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
 from jaxlm.inference.translate import Hypothesis, Search, answer_attention_weights, to_single_line, translate
 from jaxlm.metrics.text import bleu, chrf, moses_bleu
 from jaxlm.tasks.base import Task, make_eval_step
-from jaxlm.types import Params
 
 
 @dataclass(frozen=True)
@@ -76,22 +75,21 @@ class Translation(Task):
 
     def validate(
         self,
-        model: Any,
-        params: Params,
-        tokenizer: Tokenizer,
+        trained: TrainedModel,
         objective: Any,
         batch_tokens: int,
         progress: ProgressCallback = None,
     ) -> dict[str, float]:
         """The figures of training: loss and perplexity of all valid pairs, BLEU of the first `quick_lines`."""
         pairs = list(self.valid)
-        evaluate = make_eval_step(model, objective)
-        sums = [evaluate(params, batch) for _, batch in eval_batches(encode_pairs(pairs, tokenizer), batch_tokens)]
+        evaluate = make_eval_step(trained.model, objective)
+        columns = encode_pairs(pairs, trained.tokenizer)
+        sums = [evaluate(trained.params, batch) for _, batch in eval_batches(columns, batch_tokens)]
         loss = jax.tree.map(lambda *parts: math.fsum(float(part) for part in parts), *sums)
         figures = {"valid/loss": loss.total / loss.count, "valid/nll": loss.nll / loss.count}
         figures["valid/perplexity"] = math.exp(min(figures["valid/nll"], 700.0))
         some = pairs[: self.valid_examples]
-        answers = self._translate_pairs(model, params, tokenizer, some, self.valid_search or self.search, progress)
+        answers = self._translate_pairs(trained, some, self.valid_search or self.search, progress)
         figures["valid/bleu"] = bleu(answers, [target for _, target in some]).value
         return figures
 
@@ -107,33 +105,27 @@ class Translation(Task):
         """Columns "source" and "target" of the training pairs."""
         return encode_pairs(WithStats(self.train, read_stats), tokenizer, folder)
 
-    def show_examples(self, model: Any, params: Params, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+    def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """The first `count` test pairs and their answers."""
         pairs = [pair for pair, _ in zip(self.test, range(count), strict=False)]
-        answers = self._translate_pairs(model, params, tokenizer, pairs, self.search)
+        answers = self._translate_pairs(trained, pairs, self.search)
         for (source, target), answer in zip(pairs, answers, strict=True):
             yield f"{to_single_line(source)} -> {answer} (reference: {to_single_line(target)})"
 
-    def predict(
-        self, model: Any, params: Params, tokenizer: Tokenizer, lines: Sequence[str], progress: ProgressCallback = None
-    ) -> list[Answer]:
+    def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
         """The answers to each line, best first, by `search`; with their attention if it asks for that."""
-        found = translate(model, params, tokenizer, lines, self.search, progress)
+        found = translate(trained, lines, self.search, progress)
         answers = [to_answer(line, hypotheses) for line, hypotheses in zip(lines, found, strict=True)]
         if self.search.attention:
-            weights = answer_attention_weights(
-                model, params, tokenizer, lines, [hypotheses[0] for hypotheses in found], self.search
-            )
+            weights = answer_attention_weights(trained, lines, [hypotheses[0] for hypotheses in found], self.search)
             for answer, attention in zip(answers, weights, strict=True):
                 answer.json["attention"] = attention
         return answers
 
-    def evaluate(
-        self, model: Any, params: Params, tokenizer: Tokenizer, split: str, progress: ProgressCallback = None
-    ) -> dict[str, Any]:
+    def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
         """Scores of a split, each with its signature; see `jaxlm.metrics.text` for what may be compared with what."""
         pairs = list(self.pairs(split))
-        answers = self._translate_pairs(model, params, tokenizer, pairs, self.search, progress)
+        answers = self._translate_pairs(trained, pairs, self.search, progress)
         references = [target for _, target in pairs]
         scores = {"bleu": bleu(answers, references), "chrf": chrf(answers, references)}
         figures: dict[str, Any] = {"split": split, "lines": len(pairs)}
@@ -146,14 +138,12 @@ class Translation(Task):
 
     def _translate_pairs(
         self,
-        model: Any,
-        params: Params,
-        tokenizer: Tokenizer,
+        trained: TrainedModel,
         pairs: Iterable,
         search: Search,
         progress: ProgressCallback = None,
     ) -> list[str]:
-        found = translate(model, params, tokenizer, [source for source, _ in pairs], search, progress)
+        found = translate(trained, [source for source, _ in pairs], search, progress)
         return [hypotheses[0].text for hypotheses in found]
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxlm import runtime
 from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.experiment import Experiment
+from jaxlm.inference.base import TrainedModel
 from jaxlm.train.metrics_log import MetricsLog, metric_sign
 from jaxlm.train.setup import VALID_BATCH_TOKENS, setup_data
 from jaxlm.train.state import TrainState
@@ -32,8 +33,8 @@ def fit_closed_form(experiment: Experiment, folder: Path, notify: Any) -> dict[s
         seconds = time.perf_counter() - began
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         notify(f"fitted in {seconds:.1f} s: {size:,} numbers")
-        arguments = (experiment.model, params, data.tokenizer, experiment.objective, VALID_BATCH_TOKENS)
-        figures = experiment.task.validate(*arguments)
+        trained = TrainedModel(experiment.model, params, data.tokenizer)
+        figures = experiment.task.validate(trained, experiment.objective, VALID_BATCH_TOKENS)
         with MetricsLog(folder, total_steps=1, best_metric=experiment.best_metric) as log:
             log.write(1, figures | {"time/fit_seconds": seconds})
         metric = figures.get(experiment.best_metric)

@@ -22,6 +22,7 @@ from jaxlm.distributed.placement import put_batch, replicate
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.filesystem import lock_folder
+from jaxlm.inference.base import TrainedModel
 from jaxlm.perf.flops import make_mfu_fn
 from jaxlm.pytree import swap_leaves
 from jaxlm.train.fit import fit_closed_form
@@ -153,9 +154,8 @@ class TrainLoop:
 
     def _evaluate(self, state: TrainState, step: int) -> None:
         experiment = self.experiment
-        params = _swap_ema(state).params
-        arguments = (experiment.model, params, self.prepared.tokenizer, experiment.objective, VALID_BATCH_TOKENS)
-        figures = experiment.task.validate(*arguments)
+        trained = TrainedModel(experiment.model, _swap_ema(state).params, self.prepared.tokenizer)
+        figures = experiment.task.validate(trained, experiment.objective, VALID_BATCH_TOKENS)
         figure = figures.get(experiment.best_metric)
         if figure is None:
             raise UserError(

@@ -130,7 +130,7 @@ def test_predict(marian, tmp_path):
     lines = ["the green witch arrived", "", "a dog runs."]
 
     task = replace(experiment.task, search=Search(Beam(1), max_len_ratio=0.0, max_len_extra=8))
-    answers = task.predict(experiment.model, trained.params, trained.tokenizer, lines)
+    answers = task.predict(replace(trained, model=experiment.model), lines)
     assert answers[1].text == "" and len(answers) == 3
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")

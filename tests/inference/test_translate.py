@@ -12,6 +12,7 @@ from fixtures.zoo import (
 
 from jaxlm.data.tokenizers.simple import Words
 from jaxlm.decode.beam_config import Beam
+from jaxlm.inference.base import TrainedModel
 from jaxlm.inference.translate import Search, to_single_line, translate
 
 TOKENIZER = Words(VOCAB).fit([text for pair in Backwards(64) for text in pair])
@@ -22,7 +23,7 @@ MANY = LINES + [" ".join(DRAW.choice(LETTERS) for _ in range(DRAW.randint(1, 14)
 
 
 def answers(lines, search=SEARCH, model=MODEL, progress=None):
-    return translate(model, params_of(model), TOKENIZER, lines, search, progress)
+    return translate(TrainedModel(model, params_of(model), TOKENIZER), lines, search, progress)
 
 
 def texts(*arguments, **options):

@@ -25,6 +25,7 @@ from jaxlm.experiment import Experiment
 from jaxlm.finetuning import FineTuning
 from jaxlm.huggingface.convert import load_pretrained, save_pretrained
 from jaxlm.huggingface.workdir import export_folder, import_folder
+from jaxlm.inference.base import TrainedModel
 from jaxlm.inference.embed import TextEmbedder, attention_maps, token_strings
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
@@ -87,40 +88,38 @@ def one_device():
 
 def test_vectors_do_not_know_their_batch(imported):
     run = workdir.load_trained_model(imported)
-    parts = run.experiment.model, run.params, run.tokenizer
-    tokens = TextEmbedder("token")(*parts, TEXTS)
+    tokens = TextEmbedder("token")(run, TEXTS)
     for text, vectors in zip(TEXTS, tokens, strict=True):
-        names = token_strings(*parts, text)
+        names = token_strings(run, text)
         assert names[0] == "<s>" and names[-1] == "</s>" and len(names) == len(vectors)
         assert "".join(name.removeprefix("##") for name in names[1:-1]) == text.replace(" ", "")
     expected = {"first": [v[0] for v in tokens], "last": [v[-1] for v in tokens]}
     expected |= {"mean": [v.mean(0) for v in tokens], "max": [v.max(0) for v in tokens]}
     for pool, vectors in expected.items():
         for order in (slice(None), slice(None, None, -1)):
-            found = TextEmbedder(pool, batch_tokens=16)(*parts, TEXTS[order])
+            found = TextEmbedder(pool, batch_tokens=16)(run, TEXTS[order])
             np.testing.assert_allclose(found, np.stack(vectors[order]), rtol=1e-5, atol=1e-5)
 
 
 def test_layers(imported):
     """All layers are the last one; the embeddings come before any."""
     run = workdir.load_trained_model(imported)
-    parts = run.experiment.model, run.params, run.tokenizer, TEXTS[:1]
-    (last,), (second,), (none,) = (TextEmbedder("token", layer)(*parts) for layer in (None, 2, 0))
+    (last,), (second,), (none,) = (TextEmbedder("token", layer)(run, TEXTS[:1]) for layer in (None, 2, 0))
     np.testing.assert_array_equal(last, second)
     assert np.abs(none - last).max() > 0.1 and none.shape == last.shape
     with pytest.raises(UserError, match="layer 3: the model has 2"):
-        TextEmbedder("mean", 3)(*parts)
+        TextEmbedder("mean", 3)(run, TEXTS[:1])
 
 
 def test_a_language_model_reads_to_the_end(imported):
     """The vector of a prefix is the same, whatever follows; there is no EOS."""
     tokenizer = workdir.load_trained_model(imported).tokenizer
     inner = Decoder(tokenizer.model_vocab_size, 8, 2, 12, 1, max_length=48)
-    model, params = Renumbered(inner, 1, 1), {"model": params_of(inner)}
-    short, long = TextEmbedder("token")(model, params, tokenizer, ["the road", "the road was wide"])
+    run = TrainedModel(Renumbered(inner, 1, 1), {"model": params_of(inner)}, tokenizer)
+    short, long = TextEmbedder("token")(run, ["the road", "the road was wide"])
     np.testing.assert_allclose(long[: len(short)], short, rtol=1e-5, atol=1e-5)
-    assert token_strings(model, params, tokenizer, "the road")[-1] != "</s>"
-    names, weight_LNSS = attention_maps(model, params, tokenizer, "the road was")
+    assert token_strings(run, "the road")[-1] != "</s>"
+    names, weight_LNSS = attention_maps(run, "the road was")
     np.testing.assert_allclose(weight_LNSS.sum(-1), 1.0, rtol=1e-5)
     assert weight_LNSS.shape == (1, 2, len(names), len(names)) and np.triu(weight_LNSS, 1).max() == 0.0
 
@@ -171,15 +170,14 @@ LONG = "the road was wide " * 30
 def test_texts_beyond_the_positions(imported):
     """Vectors are of what the model reads; of a pair the longer text is cut; words are tagged in parts of a text."""
     run = workdir.load_trained_model(imported)
-    parts = run.experiment.model, run.params, run.tokenizer
-    (tokens,), (mean,) = TextEmbedder("token")(*parts, [LONG]), TextEmbedder("mean")(*parts, [LONG])
+    (tokens,), (mean,) = TextEmbedder("token")(run, [LONG]), TextEmbedder("mean")(run, [LONG])
     assert len(tokens) == 48
     np.testing.assert_allclose(mean, tokens.mean(0), rtol=1e-5, atol=1e-5)
     rows = Rows((("a", "no"),))
     task = Classification(rows, rows, rows, sequence_format=SequenceFormat(), labels=("no", "yes"))
-    model = TextClassifier(dropout=0.0).with_trunk(run.experiment.model)
-    params = params_of(model) | {"model": run.params}
-    answers = task.predict(model, params, run.tokenizer, [f"{LONG}\ttoo tired", f"{LONG}\tthe chicken", "a"])
+    model = TextClassifier(dropout=0.0).with_trunk(run.model)
+    texts = [f"{LONG}\ttoo tired", f"{LONG}\tthe chicken", "a"]
+    answers = task.predict(TrainedModel(model, params_of(model) | {"model": run.params}, run.tokenizer), texts)
     shares = [answer.json["probabilities"]["yes"] for answer in answers]
     assert len(set(shares)) == 3, "the second text counts"
     assert (
@@ -187,17 +185,17 @@ def test_texts_beyond_the_positions(imported):
         and replace(task, sequence_format=SequenceFormat(max_length=32)).max_input_tokens(model) == 32
     )
     words = Tagging(rows, rows, rows, sequence_format=SequenceFormat(), labels=("no", *"abcdefg"))
-    tagger = TokenClassifier(num_labels=8, dropout=0.0).with_trunk(run.experiment.model)
-    params = params_of(tagger) | {"model": run.params}
+    tagger = TokenClassifier(num_labels=8, dropout=0.0).with_trunk(run.model)
+    tagging = TrainedModel(tagger, params_of(tagger) | {"model": run.params}, run.tokenizer)
     assert run.tokenizer.encode([LONG])[0].size == 120 and 46 % 4 == 2  # 46 of them fit: 11 phrases and two words
     phrase = LONG.split()
     texts = [" ".join(phrase[first : first + 46]) for first in range(0, 120, 46)]
-    whole, *parts = words.predict(tagger, params, run.tokenizer, [LONG, *texts])
+    whole, *parts = words.predict(tagging, [LONG, *texts])
     assert len(whole.json["tags"]) == 120
     assert whole.text == " ".join(part.text for part in parts) and len(set(whole.json["tags"])) > 1
     gold = Rows(((LONG, " ".join(["no"] * 120)), ("a", "no")))
-    found = replace(words, test=gold).evaluate(tagger, params, run.tokenizer, "test")
-    a = words.predict(tagger, params, run.tokenizer, ["a"])[0].text
+    found = replace(words, test=gold).evaluate(tagging, "test")
+    a = words.predict(tagging, ["a"])[0].text
     right = whole.json["tags"].count("no") + (a == "no")
     assert found["words"] == 121 and found["accuracy"] == pytest.approx(right / 121)
 
@@ -257,9 +255,9 @@ def test_numbers_are_learnt(imported, tmp_path):
     )
     assert train(made, tmp_path / "run")["valid/pearson"] > 99.0
     run = workdir.load_trained_model(tmp_path / "run")
-    answer, blank = task.predict(run.experiment.model, run.params, run.tokenizer, [PAIRS[0][0], ""])
+    answer, blank = task.predict(run, [PAIRS[0][0], ""])
     assert float(answer.text) == pytest.approx(4.5, abs=0.3) and blank.text == ""
-    scores = task.evaluate(run.experiment.model, run.params, run.tokenizer, "test")
+    scores = task.evaluate(run, "test")
     assert scores["spearman"] > 80.0 and scores["mean_squared_error"] < 0.1
     with pytest.raises(UserError, match=r"'9', expected a number from 1.0 to 5.0"):
         replace(task, test=Rows((("a", "9"),))).check()
@@ -277,7 +275,6 @@ def test_words_of_several_pieces_are_tagged(imported, tmp_path):
     labels, source = columns["label"], columns["source"]
     assert [[i for i in labels[row] if i >= 0] for row in range(3)] == [[0, 1], [2, 1, 2], [3, 0]]
     assert (labels.lengths == source.lengths).all() and (source.lengths > np.array([3, 4, 3])).any()
-    parts = run.experiment.model, run.params, run.tokenizer
     lines = ["crossed roads", "", "widest road tired"]
-    assert [answer.text for answer in task.predict(*parts, lines)] == ["VERB NOUN", "", "ADJ NOUN ADJ"]
-    assert task.evaluate(*parts, "test")["words"] == 7
+    assert [answer.text for answer in task.predict(run, lines)] == ["VERB NOUN", "", "ADJ NOUN ADJ"]
+    assert task.evaluate(run, "test")["words"] == 7

@@ -16,6 +16,7 @@ from jaxlm.data.sources.conll import ColumnFile, ConllU
 from jaxlm.data.tokenizers.simple import Characters, Words
 from jaxlm.data.tokenizers.word_char import WordsWithChars
 from jaxlm.errors import UserError
+from jaxlm.inference.base import TrainedModel
 from jaxlm.metrics.spans import iob2_tags
 from jaxlm.models.bag_of_words import BagOfWords
 from jaxlm.models.rnn_tagger import RecurrentTagger
@@ -59,8 +60,9 @@ class ById(nn.Module):
         return logits_BSC[:, 0] if self.rows else logits_BSC
 
 
-def by_id(task: Any) -> tuple[nn.Module, dict]:
-    return ById(len(task.labels), isinstance(task, Classification)), {"unused": np.zeros(1, np.float32)}
+def by_id(task: Any, tokenizer: Any) -> TrainedModel:
+    model = ById(len(task.labels), isinstance(task, Classification))
+    return TrainedModel(model, {"unused": np.zeros(1, np.float32)}, tokenizer)
 
 
 def test_columns_are_in_step():
@@ -85,7 +87,7 @@ def test_prediction_of_tags():
     """In order, a tag a word by the model's rule, blank lines blank, words never seen and odd white space as well."""
     task = tagging()
     lines = ["Ana vio Ana", "  ", "☃ Roma", "x" * 50, "Ana\tarde  no", ""]
-    answers = task.predict(*by_id(task), SPELLED, lines)
+    answers = task.predict(by_id(task, SPELLED), lines)
     for line, answer in zip(lines, answers, strict=True):
         (ids,) = SPELLED.encode([line])
         expected = [TAGS[i % len(TAGS)] for i in ids]
@@ -95,17 +97,17 @@ def test_prediction_of_tags():
         for span in answer.json["spans"]:
             assert span["text"] == " ".join(line.split()[span["begin"] : span["end"]])
         json.dumps(answer.json)
-    assert task.predict(*by_id(task), SPELLED, []) == []
-    alone = [task.predict(*by_id(task), SPELLED, [line])[0] for line in lines]
+    assert task.predict(by_id(task, SPELLED), []) == []
+    alone = [task.predict(by_id(task, SPELLED), [line])[0] for line in lines]
     assert alone == answers
 
 
 def test_evaluation_of_tags():
     """Against counts by hand, of the answers that `predict` gives."""
     task, told = tagging(), []
-    answers = [answer.text.split() for answer in task.predict(*by_id(task), SPELLED, [text for text, _ in TEST])]
+    answers = [answer.text.split() for answer in task.predict(by_id(task, SPELLED), [text for text, _ in TEST])]
     gold = [tags.split() for _, tags in TEST]
-    figures = task.evaluate(*by_id(task), SPELLED, "test", told.append)
+    figures = task.evaluate(by_id(task, SPELLED), "test", told.append)
     flat = [(a, b) for row, true in zip(answers, gold, strict=True) for a, b in zip(row, true, strict=True)]
     assert figures["accuracy"] == pytest.approx(100 * sum(a == b for a, b in flat) / len(flat))
     assert (figures["split"], figures["lines"], figures["words"], sum(told)) == ("test", 3, 7, 3)
@@ -114,15 +116,15 @@ def test_evaluation_of_tags():
     assert {"precision", "recall", "f1", "macro_f1"} <= set(figures)
     json.dumps(figures)
     perfect = tagging([(text, answer.text) for (text, _), answer in
-                       zip(TEST, task.predict(*by_id(task), SPELLED, [t for t, _ in TEST]), strict=True)])  # fmt: skip
-    figures = perfect.evaluate(*by_id(task), SPELLED, "test")
+                       zip(TEST, task.predict(by_id(task, SPELLED), [t for t, _ in TEST]), strict=True)])  # fmt: skip
+    figures = perfect.evaluate(by_id(task, SPELLED), "test")
     assert figures["accuracy"] == 100.0 and figures["f1"] == 100.0
 
 
 def test_classes_are_predicted_and_counted():
     task, tokenizer = classification(), Words().fit(text for text, _ in OPINIONS)
     lines = ["mal", "", "nunca oído", "bien y mal"]
-    answers = task.predict(*by_id(task), tokenizer, lines)
+    answers = task.predict(by_id(task, tokenizer), lines)
     assert answers[1].text == ""
     for line, answer in zip(lines, answers, strict=True):
         if line:
@@ -130,13 +132,13 @@ def test_classes_are_predicted_and_counted():
             assert answer.text == task.labels[ids[0] % 2] == answer.json["prediction"]
             assert sum(answer.json["probabilities"].values()) == pytest.approx(1.0)
             assert answer.json["probabilities"][answer.text] == pytest.approx(1 / (1 + np.exp(-5.0)), rel=1e-5)
-    figures = task.evaluate(*by_id(task), tokenizer, "valid")
-    said = [answer.text for answer in task.predict(*by_id(task), tokenizer, [text for text, _ in OPINIONS])]
+    figures = task.evaluate(by_id(task, tokenizer), "valid")
+    said = [answer.text for answer in task.predict(by_id(task, tokenizer), [text for text, _ in OPINIONS])]
     right = sum(a == b for a, (_, b) in zip(said, OPINIONS, strict=True))
     assert figures["accuracy"] == pytest.approx(25.0 * right)
     assert figures["confusion"][0][0] + figures["confusion"][1][1] == right
     assert figures["classes"]["P"]["support"] == 2
-    sample = next(task.show_examples(*by_id(task), tokenizer, 2))
+    sample = next(task.show_examples(by_id(task, tokenizer), 2))
     assert sample == f"bien bien -> {said[0]} (right: P)"
 
 
@@ -146,8 +148,8 @@ def test_the_loss_of_validation_is_a_mean_over_labels(kind):
         (tagging(), TokenClassification()) if kind == "tagging" else (classification(), SequenceClassification())
     )
     tokenizer = SPELLED if kind == "tagging" else Words().fit(text for text, _ in OPINIONS)
-    model, params = by_id(task)
-    figures = task.validate(model, params, tokenizer, objective, 16)
+    trained = by_id(task, tokenizer)
+    figures = task.validate(trained, objective, 16)
     classes = len(task.labels)
     surprise = []  # of 5 on one label and 0 on all others
     for text, labels in task.valid:
@@ -156,15 +158,15 @@ def test_the_loss_of_validation_is_a_mean_over_labels(kind):
         for i, label in zip(ids if kind == "tagging" else ids[:1], gold, strict=True):
             surprise.append(np.log(np.exp(5.0) + classes - 1) - 5.0 * (i % classes == label))
     assert figures["valid/loss"] == pytest.approx(np.mean(surprise), rel=1e-5)
-    evaluated = task.evaluate(model, params, tokenizer, "valid")
+    evaluated = task.evaluate(trained, "valid")
     assert figures["valid/accuracy"] == evaluated["accuracy"]
     assert figures["valid/f1"] == evaluated["f1" if kind == "tagging" else "macro_f1"]
 
 
 def test_samples_mark_what_is_wrong():
     task = tagging()
-    sample = list(task.show_examples(*by_id(task), SPELLED, 2))[1]
-    (said,) = task.predict(*by_id(task), SPELLED, ["María"])
+    sample = list(task.show_examples(by_id(task, SPELLED), 2))[1]
+    (said,) = task.predict(by_id(task, SPELLED), ["María"])
     assert sample == ("María/B-PER" if said.text == "B-PER" else f"María/{said.text}(B-PER)")
 
 
@@ -181,13 +183,13 @@ def test_an_unknown_tag_is_named_with_its_line(tmp_path):
     with pytest.raises(UserError, match="text 1, 'bien'.* class 'Q'.*N, P"):
         replace(classification(), test=Rows((("bien", "Q"),))).check()
     with pytest.raises(UserError, match="no split 'dev'; this experiment has train, valid, test"):
-        tagging().evaluate(*by_id(tagging()), SPELLED, "dev")
+        tagging().evaluate(by_id(tagging(), SPELLED), "dev")
 
 
 def test_models_and_tokenizers_that_do_not_fit():
     task = tagging()
     with pytest.raises(UserError, match=r"5 labels .* tells 3 apart"):
-        task.predict(ById(3), {}, SPELLED, ["a"])
+        task.predict(TrainedModel(ById(3), {}, SPELLED), ["a"])
     with pytest.raises(UserError, match="O, B-LOC, .* are not the task's labels O, B-PER"):
         task.check_model(RecurrentTagger(SPELLED.vocab_size, 5, tag_names=iob2_tags("LOC", "PER")), SPELLED)
     net = CharacterCNN(SPELLED.char_vocab_size - 1)
@@ -234,9 +236,9 @@ def figures_after(task: Any, model: nn.Module, tokenizer: Any, objective: Any, s
 
         return jax.tree.map(lambda p, g: p - 1.0 * g, params, jax.grad(mean)(params))
 
-    before = task.validate(model, params, tokenizer, objective, 64)
+    before = task.validate(TrainedModel(model, params, tokenizer), objective, 64)
     for _ in range(steps):
         params = step(params)
-    after = task.validate(model, params, tokenizer, objective, 64)
+    after = task.validate(TrainedModel(model, params, tokenizer), objective, 64)
     assert after["valid/loss"] < 0.5 * before["valid/loss"]
     return after

@@ -22,6 +22,7 @@ from jaxlm.data.tokenizers.simple import Characters
 from jaxlm.distributed.sharding import data_mesh
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
+from jaxlm.inference.base import TrainedModel
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.ngram import NGram
 from jaxlm.models.rnn_lm import RecurrentLM
@@ -173,7 +174,8 @@ def test_samples_that_find_no_room_do_not_end_a_run():
     model = Decoder(VOCAB, 8, 2, 16, 1, max_length=8)
     made = experiment(model, task=replace(experiment().task, sample_tokens=40))
     tokenizer = made.tokenizer.fit(made.task.train)
-    assert [*made.task.show_examples(model, params_of(model), tokenizer, 2)][0].startswith("no samples: room for ")
+    trained = TrainedModel(model, params_of(model), tokenizer)
+    assert [*made.task.show_examples(trained, 2)][0].startswith("no samples: room for ")
 
 
 def test_stalled():
@@ -190,7 +192,7 @@ def test_a_fitted_model_goes_through_the_same_folder(tmp_path):
     )
     summary = train(chosen, tmp_path / "run")
     trained = workdir.load_trained_model(tmp_path / "run")
-    figures = trained.experiment.task.evaluate(chosen.model, trained.params, trained.tokenizer, "valid")
+    figures = trained.experiment.task.evaluate(trained, "valid")
     assert summary["valid/nll"] == pytest.approx(figures["nll"], abs=1e-6) and 0 < figures["nll"] < 1.5
     assert figures["bits_per_character"] == pytest.approx(figures["nll"] / math.log(2))
     assert train(chosen, tmp_path / "run") == {"step": 1}
@@ -205,7 +207,7 @@ def test_texts_by_themselves(tmp_path):
     chosen = experiment(model, task=task, tokenizer=Characters(VOCAB - 1), batching=Buckets(tokens=256, max_shapes=2))
     train(replace(chosen, steps=2), tmp_path / "run")
     trained = workdir.load_trained_model(tmp_path / "run")
-    figures = task.evaluate(chosen.model, trained.params, trained.tokenizer, "test")
+    figures = task.evaluate(trained, "test")
     assert figures["tokens"] == len(TEXT) and figures["lines"] == 48 and figures["unknown_tokens"] == 0
 
 

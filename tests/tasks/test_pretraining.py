@@ -111,8 +111,8 @@ def test_resume_is_bit_for_bit(tmp_path):
 def test_figures_by_hand(trained):
     """Loss, accuracy and the pairs of a split, from all logits at once."""
     run = workdir.load_trained_model(trained)
-    task, model = run.experiment.task, run.experiment.model
-    figures = task.evaluate(model, run.params, run.tokenizer, "test")
+    task, model = run.experiment.task, run.model
+    figures = task.evaluate(run, "test")
     columns = token_flag_columns(run.tokenizer, ["[MASK]"]) | {"target": task.test.encode(run.tokenizer, ReadStats())}
     batches = ROWS.plan(columns)
     hits = nll = count = pairs = 0
@@ -229,7 +229,7 @@ def test_completing_texts(tmp_path, rows, model, command):  # noqa: F811
     answers = command("predict", tmp_path / "run", stdin=b"the cat <extra_id_0> green .\n\n")
     assert answers.code == 0 and len(answers.lines) == 2, answers.err
     run = workdir.load_trained_model(tmp_path / "run")
-    assert len(list(chosen.task.show_examples(run.experiment.model, run.params, run.tokenizer, 2))) == 2
+    assert len(list(chosen.task.show_examples(run, 2))) == 2
 
 
 @pytest.mark.slow
@@ -244,13 +244,13 @@ def test_a_language_model_on_shards(tmp_path):
     chosen = masked(task=task, model=model, batching=windows, objective=NextToken(), steps=2, evaluate_every=2)
     train(replace(chosen, checkpoint_every=2), tmp_path / "run")
     run = workdir.load_trained_model(tmp_path / "run")
-    one, other = (task.evaluate(model, run.params, run.tokenizer, split) for split in ("valid", "test"))
+    one, other = (task.evaluate(run, split) for split in ("valid", "test"))
     assert one.pop("split") == "valid" and other.pop("split") == "test"
     assert one == other and one["lines"] == len(STORIES)
     tokens = sum(map(len, run.tokenizer.encode(STORIES))) + len(STORIES)
     assert one["tokens"] == tokens
     alone, joined = (
-        replace(task, windows=read).evaluate(model, run.params, run.tokenizer, "test")["nll"]
+        replace(task, windows=read).evaluate(run, "test")["nll"]
         for read in (None, Windows(tokens, 1, isolate_documents=True))
     )
     assert joined == pytest.approx(alone, rel=1e-5) and one["nll"] != pytest.approx(alone, rel=1e-5)

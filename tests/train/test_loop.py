@@ -263,8 +263,6 @@ def test_eight_pairs_by_heart(model, tmp_path):
     assert losses[0] > 4 * losses[-1]
     trained = workdir.load_trained_model(tmp_path / "run")
     pairs = list(experiment.task.train)
-    answers = translate(
-        trained.experiment.model, trained.params, trained.tokenizer, [s for s, _ in pairs], experiment.task.search
-    )
+    answers = translate(trained, [s for s, _ in pairs], experiment.task.search)
     assert [answer[0].text for answer in answers] == [target for _, target in pairs]
     assert trained.steps == [150] and np.isfinite(jax.tree.leaves(trained.params)[0]).all()

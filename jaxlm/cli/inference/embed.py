@@ -33,15 +33,14 @@ def main(argv: list[str]) -> int:
     from jaxlm.models.properties import max_input_positions
 
     embed = TextEmbedder(options.pooling, options.layer, options.batch_tokens or EVAL_BATCH_TOKENS)
-    parts = trained.experiment.model, trained.params, trained.tokenizer
     source, clock, cut = StdinLines(options.on_bad_line), output.Clock(), 0
-    limit = max_input_positions(trained.experiment.model)
+    limit = max_input_positions(trained.model)
     found: list[Any] = []
     names: list[list[str]] = []
     for lines in source.batches():
-        vectors = embed(*parts, lines)
+        vectors = embed(trained, lines)
         cut += count_truncated(lines, trained.tokenizer, limit, with_markers=True) if limit else 0
-        told = [token_strings(*parts, line) if options.pooling == "token" else [] for line in lines]
+        told = [token_strings(trained, line) if options.pooling == "token" else [] for line in lines]
         if options.out:
             found, names = found + vectors, names + told
             continue

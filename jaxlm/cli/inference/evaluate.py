@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     trained, task = load_trained(options, experiment), experiment.task
     clock = output.Clock()
     with output.progress_bar(task.count(options.split)) as progress:
-        scores = task.evaluate(trained.experiment.model, trained.params, trained.tokenizer, options.split, progress)
+        scores = task.evaluate(trained, options.split, progress)
     found: dict[str, Any] = {"workdir": str(options.workdir), "checkpoints": trained.steps}
     if task.search is not None:
         beam = task.search.beam

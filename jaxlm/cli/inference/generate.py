@@ -43,13 +43,12 @@ def main(argv: list[str]) -> int:
     request = GenerationRequest(
         sampler, options.seed, options.num_samples, options.max_tokens, tuple(options.stop), kept
     )
-    parts = trained.experiment.model, trained.params, trained.tokenizer, prompts
     live = options.num_samples == 1 and not options.jsonl and (options.stream or sys.stdout.isatty())
     show = _print_piece if live else None
     if run.task.input_kind == "source":
-        samples = sample_answers(*parts, run.task.search, request, show)
+        samples = sample_answers(trained, prompts, run.task.search, request, show)
     else:
-        samples = sample_continuations(*parts, request, show)
+        samples = sample_continuations(trained, prompts, request, show)
     for sample in samples:
         if live:
             output.write_line("")  # the text is there already

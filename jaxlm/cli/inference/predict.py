@@ -37,13 +37,13 @@ def main(argv: list[str]) -> int:
         task = _with_constraint(task, rule, trained.tokenizer)
     from jaxlm.data.tokenizers.base import UNK
 
-    limit = task.max_input_tokens(trained.experiment.model)
+    limit = task.max_input_tokens(trained.model)
 
     words = unknown = 0
     source, cut, clock = StdinLines(options.on_bad_line, options.lines_per_batch), 0, output.Clock()
     output.print_stderr(f"checkpoints {trained.steps} loaded in {loading:.1f} s; reading lines" + _terminal_hint())
     for lines in source.batches():
-        answers = task.predict(trained.experiment.model, trained.params, trained.tokenizer, lines)
+        answers = task.predict(trained, lines)
         for answer in answers:
             output.write_line(output.json_line(answer.json) if options.jsonl else answer.text)
         sys.stdout.flush()

@@ -35,12 +35,11 @@ def main(argv: list[str]) -> int:
     source, clock = StdinLines(options.on_bad_line), output.Clock()
     logprob, tokens, cut = 0.0, 0, 0
     positions, longest = _score_limits(run.task)
-    parts = trained.experiment.model, trained.params, trained.tokenizer
     for lines in source.batches():
         first = source.num_lines - len(lines) + 1
         alone = run.task.input_kind == "text"
         pairs = [(None, line) if alone else _split_pair(line, first + index) for index, line in enumerate(lines)]
-        for found in score_pairs(*parts, pairs, positions, longest, run.task.append_eos):
+        for found in score_pairs(trained, pairs, positions, longest, run.task.append_eos):
             output.write_line(_score_line(found, options))
             logprob, tokens, cut = logprob + found.logprob, tokens + found.tokens, cut + found.truncated
         sys.stdout.flush()

@@ -126,12 +126,12 @@ def _evaluate_test(folder: Path) -> dict[str, Any]:
     from jaxlm.distributed import multihost
 
     trained = workdir.load_trained_model(folder)
-    task, model = trained.experiment.task, trained.experiment.model
+    task = trained.experiment.task
     clock = output.Clock()
     with output.progress_bar(task.count("test")) as progress:
-        scores = task.evaluate(model, trained.params, trained.tokenizer, "test", progress)
+        scores = task.evaluate(trained, "test", progress)
     scores |= clock.rates(scores["lines"])
-    lines = list(task.show_examples(model, trained.params, trained.tokenizer, NUM_EXAMPLES))
+    lines = list(task.show_examples(trained, NUM_EXAMPLES))
     found = {"checkpoints": trained.steps, "test": scores}
     if multihost.is_first():
         for line in lines:
