@@ -58,8 +58,8 @@ def _ours(name: str) -> tuple[Any, dict[str, Any]]:
 
     from jaxlm import workdir
     from jaxlm.experiment import load_experiment
-    from jaxlm.train.state import create_train_state
-    from jaxlm.train.step import make_train_step
+    from jaxlm.training.state import create_train_state
+    from jaxlm.training.step import make_train_step
     from jaxlm.types import Batch
 
     chosen = load_experiment(name)

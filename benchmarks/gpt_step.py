@@ -46,8 +46,8 @@ def _ours() -> tuple[Step, int]:
     import jax
 
     from experiments.char_gpt import cpu
-    from jaxlm.train.state import create_train_state
-    from jaxlm.train.step import make_train_step
+    from jaxlm.training.state import create_train_state
+    from jaxlm.training.step import make_train_step
     from jaxlm.types import Batch
 
     experiment, valid_BT = cpu(), np.ones((ROWS, LENGTH), bool)

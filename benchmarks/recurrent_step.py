@@ -67,8 +67,8 @@ def _ours(tie: bool, plain_scan: bool) -> tuple[Step, int]:
     from jaxlm.nn.rnn.cells import LSTM
     from jaxlm.objectives.next_token import NextToken
     from jaxlm.optim import SGD
-    from jaxlm.train.state import create_train_state
-    from jaxlm.train.step import make_train_step
+    from jaxlm.training.state import create_train_state
+    from jaxlm.training.step import make_train_step
     from jaxlm.types import Batch
 
     if plain_scan:

@@ -16,7 +16,7 @@ from jaxlm import workdir
 from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.data.tokenizers.simple import Words
 from jaxlm.errors import UserError
-from jaxlm.train.state import TrainState
+from jaxlm.training.state import TrainState
 
 METRICS = {10: 1.0, 20: 5.0, 30: 2.0}
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jaxlm.distributed.multihost import CoordinatorConfig
     from jaxlm.experiment import Experiment
     from jaxlm.grammar.constraint import Constraint
-    from jaxlm.train.run_options import RunOptions
+    from jaxlm.training.run_options import RunOptions
     from jaxlm.workdir import TrainedRun
 
 
@@ -93,7 +93,7 @@ def add_mesh_option(parser: CommandParser) -> None:
 def read_run_options(options: argparse.Namespace) -> tuple["RunOptions", "CoordinatorConfig | None"]:
     """What the options say. Raises Usage where they say only a part of it."""
     from jaxlm.distributed.multihost import CoordinatorConfig
-    from jaxlm.train.run_options import RunOptions
+    from jaxlm.training.run_options import RunOptions
 
     feeding = options.num_threads, options.num_workers, 60 * options.step_timeout
     machine = RunOptions(options.mesh, options.shard_optimizer, options.remat, *feeding)

@@ -42,7 +42,7 @@ from jaxlm.tasks.regression import TextRegression
 from jaxlm.tasks.supervised import LabelTask
 from jaxlm.tasks.tagging import Tagging
 from jaxlm.tasks.translation import Translation
-from jaxlm.train.state import TrainState
+from jaxlm.training.state import TrainState
 from jaxlm.types import Params
 from jaxlm.workdir import PRETRAINED_FILES
 

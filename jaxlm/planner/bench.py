@@ -25,10 +25,10 @@ from jaxlm.perf.dummy_batch import adapt_batching, num_positions, synthetic_batc
 from jaxlm.perf.flops import flops_per_token
 from jaxlm.planner.memory import program_bytes
 from jaxlm.planner.plan import causal_attention_flops, check_has_steps
-from jaxlm.train.run_options import DEFAULT_RUN_OPTIONS, RunOptions
-from jaxlm.train.setup import check_batch_divisible, setup_training
-from jaxlm.train.step import CompiledStep, build_compiled_step, make_init_fn
-from jaxlm.train.throughput import MAX_STEPS_IN_FLIGHT
+from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
+from jaxlm.training.setup import check_batch_divisible, setup_training
+from jaxlm.training.step import CompiledStep, build_compiled_step, make_init_fn
+from jaxlm.training.throughput import MAX_STEPS_IN_FLIGHT
 
 WARMUP_STEPS = 2
 """Steps of each shape that are not timed."""

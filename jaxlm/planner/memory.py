@@ -10,7 +10,7 @@ from jaxlm.distributed.sharding import AnyMesh, num_batch_shards
 from jaxlm.experiment import Experiment
 from jaxlm.losses import MAX_CHUNK_LOGITS, MAX_CHUNK_LOGITS_WIDE, Loss
 from jaxlm.perf.chips import GIB, Chip
-from jaxlm.train.state import TrainState
+from jaxlm.training.state import TrainState
 from jaxlm.types import Batch, Params
 
 OOM_MESSAGE = re.compile(r"\(?([\d.]+)([KMGT])i?B?\)? exceeds available|[Uu]sed ([\d.]+)([KMGT])i?B? of")

@@ -24,9 +24,9 @@ from jaxlm.planner.analytic import analytic_bytes_moved, analytic_collectives
 from jaxlm.planner.hbm_traffic import bytes_moved
 from jaxlm.planner.roofline import StepTime, run_cost, step_seconds
 from jaxlm.planner.topology import Target
-from jaxlm.train.run_options import DEFAULT_RUN_OPTIONS, RunOptions
-from jaxlm.train.setup import check_batch_divisible
-from jaxlm.train.step import CompiledStep, build_compiled_step, make_init_fn
+from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
+from jaxlm.training.setup import check_batch_divisible
+from jaxlm.training.step import CompiledStep, build_compiled_step, make_init_fn
 from jaxlm.types import Batch
 
 

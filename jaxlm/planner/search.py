@@ -13,7 +13,7 @@ from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.planner.plan import RunPlan, make_plan
 from jaxlm.planner.topology import Target
-from jaxlm.train.run_options import RunOptions
+from jaxlm.training.run_options import RunOptions
 from jaxlm.workdir import abstract_params
 
 MAX_COMPILED_FIXES = 3

@@ -10,7 +10,7 @@ from jaxlm import config
 from jaxlm.errors import UserError
 from jaxlm.report.figures import attention_figure, curves_figure, figure_to_svg, gradient_flow_figure
 from jaxlm.report.run_summary import RunSummary
-from jaxlm.train.metrics_log import metric_sign
+from jaxlm.training.metrics_log import metric_sign
 from jaxlm.workdir import TEST_FILE
 
 STYLE = """

@@ -13,7 +13,7 @@ from jaxlm.data.files import ReadStats
 from jaxlm.errors import UserError
 from jaxlm.inference.embed import attention_maps
 from jaxlm.report.gradient_flow import gradient_flow
-from jaxlm.train.metrics_log import read_metrics
+from jaxlm.training.metrics_log import read_metrics
 from jaxlm.types import Batch
 from jaxlm.workdir import TrainedRun
 

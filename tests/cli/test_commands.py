@@ -70,7 +70,7 @@ def test_a_finished_run_is_scored_again(trained, command):
 
 
 def test_an_interrupted_run_says_how_to_go_on(command, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxlm.train.loop.train", lambda *_: {"step": 2, "stopped": "interrupted"})
+    monkeypatch.setattr("jaxlm.training.loop.train", lambda *_: {"step": 2, "stopped": "interrupted"})
     found = command("train", f"{EXPERIMENT}:tiny", "--workdir", tmp_path / "a b", "--seed", "3")
     assert found.code == 130
     assert found.err.rstrip().endswith(f"jaxlm train {EXPERIMENT}:tiny --workdir '{tmp_path}/a b' --seed 3")
@@ -79,7 +79,7 @@ def test_an_interrupted_run_says_how_to_go_on(command, tmp_path, monkeypatch):
 
 def test_on_bad_line_reaches_every_source(command, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("jaxlm.train.loop.train", lambda experiment, *_: seen.append(experiment) or {"step": 0})
+    monkeypatch.setattr("jaxlm.training.loop.train", lambda experiment, *_: seen.append(experiment) or {"step": 0})
     monkeypatch.setattr("jaxlm.tasks.translation.Translation.check", lambda _: None)
     monkeypatch.setattr("jaxlm.cli.training.train._evaluate_test", lambda _: {})
     options = ("--workdir", tmp_path, "--on-bad-line", "skip", "--task.test.on-bad-line", "replace")

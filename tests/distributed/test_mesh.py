@@ -27,10 +27,10 @@ from jaxlm.models.decoder import Decoder
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.perf.collectives import bytes_by_kind, find_collectives
 from jaxlm.pytree import named_leaves
-from jaxlm.train.run_options import RunOptions
-from jaxlm.train.setup import setup_training
-from jaxlm.train.state import TrainState
-from jaxlm.train.step import make_train_step
+from jaxlm.training.run_options import RunOptions
+from jaxlm.training.setup import setup_training
+from jaxlm.training.state import TrainState
+from jaxlm.training.step import make_train_step
 
 TOLERANCE = 1e-5
 ROUGH = 0.02

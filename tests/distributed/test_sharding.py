@@ -22,8 +22,8 @@ from jaxlm.distributed.sharding import data_mesh, replicated_sharding, shard_row
 from jaxlm.nn.layers.dropout import keep_mask
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import Constant
-from jaxlm.train.state import TrainState
-from jaxlm.train.step import make_train_step
+from jaxlm.training.state import TrainState
+from jaxlm.training.step import make_train_step
 
 MESH = data_mesh()
 BATCHES = [batch_of(examples(16, seed=seed), 6, 6) for seed in range(3)]

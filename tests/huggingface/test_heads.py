@@ -27,8 +27,8 @@ from jaxlm.models.finetune_heads import MultipleChoice, TextClassifier, TokenCla
 from jaxlm.models.special_ids import Renumbered
 from jaxlm.tasks.classification import Classification
 from jaxlm.tasks.tagging import Tagging
-from jaxlm.train.initialize import copy_tokenizer, match_params, resolve_init
-from jaxlm.train.state import TrainState
+from jaxlm.training.initialize import copy_tokenizer, match_params, resolve_init
+from jaxlm.training.state import TrainState
 from jaxlm.types import Batch
 
 torch = pytest.importorskip("torch")

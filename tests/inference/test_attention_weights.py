@@ -14,7 +14,7 @@ from jaxlm.models.prefix_lm import PrefixLM
 from jaxlm.models.rnn_lm import RecurrentLM
 from jaxlm.nn.rnn import cells
 from jaxlm.nn.rnn.layers import Recurrent
-from jaxlm.train.loop import train
+from jaxlm.training.loop import train
 
 SOURCE = b"a b c\n\nh\n"
 
@@ -22,7 +22,7 @@ SOURCE = b"a b c\n\nh\n"
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """Eight take twice as long to compile for."""
-    monkeypatch.setattr("jaxlm.train.setup.data_mesh", functools.partial(data_mesh, 1))
+    monkeypatch.setattr("jaxlm.training.setup.data_mesh", functools.partial(data_mesh, 1))
 
 
 @pytest.mark.parametrize("model", [pytest.param(LSTM, marks=pytest.mark.slow), MODEL], ids=["lstm", "transformer"])

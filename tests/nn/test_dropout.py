@@ -18,7 +18,7 @@ from jaxlm.errors import UserError
 from jaxlm.nn.attention.multi_head import dot_product_attention
 from jaxlm.nn.layers.dropout import Dropout, keep_mask
 from jaxlm.nn.transformer.layer_stack import Stack
-from jaxlm.train.state import rng_key
+from jaxlm.training.state import rng_key
 
 ROWS, WIDTH = 512, 256
 SIZE = ROWS * WIDTH

@@ -20,7 +20,7 @@ from jaxlm.models.ensemble import Ensemble, ensemble_params
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.weights.quantization import PRECISIONS, cast_for_inference
 from jaxlm.nn.weights.weight_formats import Int8, kernel_matmul, quantize_rows
-from jaxlm.train.loop import train
+from jaxlm.training.loop import train
 
 BATCH = batch_of(examples(6), 6, 6)
 

@@ -20,7 +20,7 @@ from jaxlm.planner.search import make_target_mesh
 from jaxlm.planner.topology import find_target
 from jaxlm.tasks.masked_lm import MaskedLanguageModeling
 from jaxlm.tasks.supervised import SupervisedTask
-from jaxlm.train.step import make_init_fn
+from jaxlm.training.step import make_init_fn
 from jaxlm.workdir import abstract_params
 
 TRAINED = [name for name in NAMES if not hasattr(load_experiment(name).model, "fit")]

@@ -24,8 +24,8 @@ from jaxlm.planner.plan import count_workload, make_plan
 from jaxlm.planner.roofline import run_cost, step_seconds, wire_bytes
 from jaxlm.planner.search import candidate_fixes, make_target_mesh, mesh_flag, suggest_fix, sweep
 from jaxlm.planner.topology import find_target
-from jaxlm.train.run_options import DEFAULT_RUN_OPTIONS, RunOptions
-from jaxlm.train.step import build_compiled_step, make_init_fn
+from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
+from jaxlm.training.step import build_compiled_step, make_init_fn
 
 SMALL = ["--model.width", "16", "--model.hidden", "16", "--model.heads", "2", "--model.layers", "1"]
 

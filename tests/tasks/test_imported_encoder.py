@@ -37,8 +37,8 @@ from jaxlm.optim import AdamW, Constant
 from jaxlm.tasks.classification import Classification
 from jaxlm.tasks.regression import TextRegression
 from jaxlm.tasks.tagging import Tagging
-from jaxlm.train.initialize import resolve_init
-from jaxlm.train.loop import train
+from jaxlm.training.initialize import resolve_init
+from jaxlm.training.loop import train
 
 command = cli_runs.command  # a fixture
 TEXTS = ["the chicken crossed", "a road", "because it was too wide and too tired to go on", "the road was wide"]
@@ -82,7 +82,7 @@ def imported(bert, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxlm.train.setup.data_mesh", functools.partial(data_mesh, 1))
+        patch.setattr("jaxlm.training.setup.data_mesh", functools.partial(data_mesh, 1))
         yield
 
 

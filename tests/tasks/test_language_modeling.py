@@ -32,9 +32,9 @@ from jaxlm.nn.rnn.layers import Recurrent
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import SGD, Constant, StepDecay
 from jaxlm.tasks.language_modeling import LanguageModeling, encode_texts
-from jaxlm.train.loop import train
-from jaxlm.train.step import make_train_step
-from jaxlm.train.stopping import EarlyStopping
+from jaxlm.training.loop import train
+from jaxlm.training.step import make_train_step
+from jaxlm.training.stopping import EarlyStopping
 
 TEXT = "the green witch arrived\nthe red witch left\n\nno witch is blue\n" * 12
 VOCAB = 4 + len(set(TEXT))
@@ -51,7 +51,9 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def data(folder, monkeypatch):
     monkeypatch.setenv("JAXLM_DATA", str(folder))
-    monkeypatch.setattr("jaxlm.train.setup.data_mesh", functools.partial(data_mesh, 1))  # eight compile twice as long
+    monkeypatch.setattr(
+        "jaxlm.training.setup.data_mesh", functools.partial(data_mesh, 1)
+    )  # eight compile twice as long
 
 
 def experiment(model=None, **changes) -> Experiment:
@@ -77,7 +79,7 @@ def test_resume_is_bit_for_bit_with_a_carried_state(tmp_path):
     train(whole, tmp_path / "whole")
     train(replace(whole, steps=5, checkpoint_every=5, evaluate_every=6), tmp_path / "parts")
     train(whole, tmp_path / "parts")
-    from jaxlm.train.setup import setup_training
+    from jaxlm.training.setup import setup_training
 
     abstract = setup_training(whole, tmp_path / "whole", lambda _: None).abstract_state
     expected, found = stored(tmp_path / "whole", abstract), stored(tmp_path / "parts", abstract)
@@ -118,7 +120,7 @@ def test_where_a_stream_begins_the_carried_state_is_forgotten():
 def test_micro_batches_carry_their_rows():
     """Accumulation over two parts leaves the parameters and the carried state of the whole batch."""
     chosen = experiment(RecurrentLM(VOCAB, 8, Recurrent(LSTM(8))))
-    from jaxlm.train.state import create_train_state
+    from jaxlm.training.state import create_train_state
 
     batches, optimizer = WINDOWS.plan({"target": _ids()}), chosen.optimizer.build(4)
     found = []
@@ -148,7 +150,7 @@ def test_the_average_begins_where_evaluations_stall(tmp_path, monkeypatch):
     monkeypatch.setattr(LanguageModeling, "validate", lambda *_: {"valid/perplexity": next(figures)})
     chosen = experiment(nt_asgd_patience=1, evaluate_every=2, checkpoint_every=2, keep_checkpoints=6)
     train(chosen, tmp_path / "run")
-    from jaxlm.train.setup import setup_training
+    from jaxlm.training.setup import setup_training
 
     abstract = setup_training(chosen, tmp_path / "run", lambda _: None).abstract_state
     from jaxlm.checkpoint.manager import Checkpoints

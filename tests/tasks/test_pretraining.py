@@ -37,8 +37,8 @@ from jaxlm.optim import AdamW, Constant
 from jaxlm.tasks.language_modeling import LanguageModeling
 from jaxlm.tasks.masked_lm import MaskedLanguageModeling
 from jaxlm.tasks.span_corruption import T5_SENTINELS, Denoising
-from jaxlm.train.loop import train
-from jaxlm.train.setup import setup_training
+from jaxlm.training.loop import train
+from jaxlm.training.setup import setup_training
 
 ANIMALS, COLOURS = ("cat", "dog", "owl"), ("red", "green", "blue")
 STORIES = [" ".join(f"the {a} is {c} . the {a} was {c} ." for _ in range(4)) for a in ANIMALS for c in COLOURS]
@@ -59,7 +59,9 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def data(folder, monkeypatch):
     monkeypatch.setenv("JAXLM_DATA", str(folder))
-    monkeypatch.setattr("jaxlm.train.setup.data_mesh", functools.partial(data_mesh, 1))  # eight compile twice as long
+    monkeypatch.setattr(
+        "jaxlm.training.setup.data_mesh", functools.partial(data_mesh, 1)
+    )  # eight compile twice as long
 
 
 def masked_task(rows: MaskedLMRows) -> MaskedLanguageModeling:
@@ -89,7 +91,7 @@ def trained(folder, tmp_path_factory) -> Path:
     """Long enough to know which colours there are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXLM_DATA", str(folder))
-        patch.setattr("jaxlm.train.setup.data_mesh", functools.partial(data_mesh, 1))
+        patch.setattr("jaxlm.training.setup.data_mesh", functools.partial(data_mesh, 1))
         place = tmp_path_factory.mktemp("masked") / "run"
         train(masked(steps=120, evaluate_every=120, checkpoint_every=120), place)
     return place

@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     import jax
 
     from jaxlm.pytree import partition
-    from jaxlm.train.initialize import resolve_init
+    from jaxlm.training.initialize import resolve_init
     from jaxlm.workdir import abstract_tuned_params
 
     experiment = resolve_init(experiment, Path("no run"))

@@ -19,8 +19,8 @@ def main(argv: list[str]) -> int:
 
     runtime.configure_process()
     from jaxlm.planner.bench import run_benchmark
-    from jaxlm.train.initialize import resolve_init
-    from jaxlm.train.run_options import RunOptions
+    from jaxlm.training.initialize import resolve_init
+    from jaxlm.training.run_options import RunOptions
 
     experiment = resolve_init(experiment, Path("no run"))
     machine = RunOptions(options.mesh, options.shard_optimizer, options.remat, options.num_threads, options.num_workers)

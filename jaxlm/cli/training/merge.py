@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("new_workdir", metavar="NEW", type=Path, help="the workdir to make")
     options = parser.parse(argv)
     experiment_with_options(options)
-    from jaxlm.train.merge_lora import merge_lora_workdir
+    from jaxlm.training.merge_lora import merge_lora_workdir
 
     steps = merge_lora_workdir(options.workdir, options.new_workdir, options.average_last, options.step)
     output.print_stderr(f"{options.new_workdir} holds steps {steps} of {options.workdir}, merged")

@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
     from jaxlm.planner.plan import make_plan
     from jaxlm.planner.search import make_target_mesh, suggest_fix, sweep
     from jaxlm.planner.text_report import plan_line
-    from jaxlm.train.initialize import resolve_init
-    from jaxlm.train.run_options import RunOptions
+    from jaxlm.training.initialize import resolve_init
+    from jaxlm.training.run_options import RunOptions
 
     experiment = resolve_init(experiment, Path("no run"))
     if options.topology == places.HERE:  # the cache cannot give back what was compiled for elsewhere

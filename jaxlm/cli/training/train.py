@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     runtime.configure_process()
     machine, peers = read_run_options(options)
     multihost.connect(peers)
-    from jaxlm.train.loop import train
+    from jaxlm.training.loop import train
 
     folder = options.workdir or _default_workdir(options.experiment)
     with multihost.fail_together():

@@ -11,9 +11,9 @@ from jaxlm import runtime
 from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.experiment import Experiment
 from jaxlm.inference.base import TrainedModel
-from jaxlm.train.metrics_log import MetricsLog, metric_sign
-from jaxlm.train.setup import VALID_BATCH_TOKENS, setup_data
-from jaxlm.train.state import TrainState
+from jaxlm.training.metrics_log import MetricsLog, metric_sign
+from jaxlm.training.setup import VALID_BATCH_TOKENS, setup_data
+from jaxlm.training.state import TrainState
 
 
 def fit_closed_form(experiment: Experiment, folder: Path, notify: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections import deque
 
 import jax
 
-from jaxlm.train.step import StepMetrics
+from jaxlm.training.step import StepMetrics
 
 MAX_STEPS_IN_FLIGHT = 2
 """Steps that may be under way at once: enough to keep the device busy, few enough to stop soon."""

@@ -20,11 +20,11 @@ from jaxlm.finetuning import Adapters, FineTuning, LoRA
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import AdamW, Constant
 from jaxlm.pytree import combine, named_leaves, partition, swap_leaves, tree_bytes
-from jaxlm.train.initialize import match_params
-from jaxlm.train.loop import train
-from jaxlm.train.merge_lora import merge_lora_workdir
-from jaxlm.train.state import TrainState, create_train_state
-from jaxlm.train.step import make_train_step
+from jaxlm.training.initialize import match_params
+from jaxlm.training.loop import train
+from jaxlm.training.merge_lora import merge_lora_workdir
+from jaxlm.training.state import TrainState, create_train_state
+from jaxlm.training.step import make_train_step
 
 command = cli_runs.command  # a fixture
 GPT2, BATCH = ZOO["gpt2"].model, batch_of(examples(8), 6, 6)
@@ -103,7 +103,7 @@ def test_trees_taken_apart():
 def one_device():
     """Eight take as long again to compile for."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxlm.train.setup.data_mesh", functools.partial(data_mesh, 1))
+        patch.setattr("jaxlm.training.setup.data_mesh", functools.partial(data_mesh, 1))
         yield
 
 

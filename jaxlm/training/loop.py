@@ -25,14 +25,14 @@ from jaxlm.filesystem import lock_folder
 from jaxlm.inference.base import TrainedModel
 from jaxlm.perf.flops import make_mfu_fn
 from jaxlm.pytree import swap_leaves
-from jaxlm.train.fit import fit_closed_form
-from jaxlm.train.initialize import resolve_init
-from jaxlm.train.metrics_log import MetricsLog, metric_sign
-from jaxlm.train.run_options import DEFAULT_RUN_OPTIONS, RunOptions
-from jaxlm.train.setup import VALID_BATCH_TOKENS, TrainSetup, setup_training
-from jaxlm.train.state import TrainState
-from jaxlm.train.stopping import EarlyStopping, stop_reason, stop_signals
-from jaxlm.train.throughput import ThroughputMeter
+from jaxlm.training.fit import fit_closed_form
+from jaxlm.training.initialize import resolve_init
+from jaxlm.training.metrics_log import MetricsLog, metric_sign
+from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
+from jaxlm.training.setup import VALID_BATCH_TOKENS, TrainSetup, setup_training
+from jaxlm.training.state import TrainState
+from jaxlm.training.stopping import EarlyStopping, stop_reason, stop_signals
+from jaxlm.training.throughput import ThroughputMeter
 
 
 def train(

@@ -19,8 +19,8 @@ from jaxlm.distributed.sharding import data_mesh, replicated_sharding, shard_row
 from jaxlm.losses import Loss
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import AdamW, Constant, CosineDecay
-from jaxlm.train.state import TrainState, create_train_state, rng_key
-from jaxlm.train.step import make_train_step
+from jaxlm.training.state import TrainState, create_train_state, rng_key
+from jaxlm.training.step import make_train_step
 
 BATCHES = [batch_of(examples(8, seed=seed), 6, 6) for seed in range(3)]
 SGD = optax.sgd(0.1)

@@ -9,9 +9,9 @@ import re
 import numpy as np
 import pytest
 
-from jaxlm.train import metrics_log as log_module
-from jaxlm.train.metrics_log import MetricsLog, read_metrics, truncate_metrics
-from jaxlm.train.progress import (
+from jaxlm.training import metrics_log as log_module
+from jaxlm.training.metrics_log import MetricsLog, read_metrics, truncate_metrics
+from jaxlm.training.progress import (
     BarDisplay,
     LineDisplay,
     format_duration,

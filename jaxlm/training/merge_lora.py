@@ -10,7 +10,7 @@ from jaxlm import workdir
 from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.errors import UserError
 from jaxlm.finetuning import FineTuning
-from jaxlm.train.state import TrainState
+from jaxlm.training.state import TrainState
 
 
 def merge_lora_workdir(source: Path, target: Path, average: int | None = None, step: int | None = None) -> list[int]:

@@ -23,8 +23,8 @@ from jaxlm.distributed.sharding import (
 from jaxlm.experiment import Experiment
 from jaxlm.losses import Loss
 from jaxlm.pytree import combine, partition
-from jaxlm.train.run_options import DEFAULT_RUN_OPTIONS, RunOptions
-from jaxlm.train.state import TrainState, create_train_state, rng_key
+from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
+from jaxlm.training.state import TrainState, create_train_state, rng_key
 from jaxlm.types import Array, Batch, Params
 
 

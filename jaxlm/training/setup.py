@@ -23,10 +23,10 @@ from jaxlm.experiment import Experiment
 from jaxlm.filesystem import check_writable
 from jaxlm.finetuning import FineTuning
 from jaxlm.pytree import partition, tree_bytes
-from jaxlm.train.initialize import copy_tokenizer, load_init_params
-from jaxlm.train.run_options import DEFAULT_RUN_OPTIONS, RunOptions
-from jaxlm.train.state import TrainState
-from jaxlm.train.step import build_compiled_step, make_init_fn
+from jaxlm.training.initialize import copy_tokenizer, load_init_params
+from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
+from jaxlm.training.state import TrainState
+from jaxlm.training.step import build_compiled_step, make_init_fn
 
 VALID_BATCH_TOKENS = 8192
 """Positions of a batch of the evaluations during training."""

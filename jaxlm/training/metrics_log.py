@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxlm.train.progress import Display, SilentDisplay, format_number, make_display
+from jaxlm.training.progress import Display, SilentDisplay, format_number, make_display
 
 METRICS_FILE = "metrics.jsonl"
 

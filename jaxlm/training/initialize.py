@@ -21,7 +21,7 @@ from jaxlm.experiment import Experiment
 from jaxlm.models.finetune_heads import FineTunable
 from jaxlm.models.special_ids import Renumbered
 from jaxlm.pytree import named_leaves, replace_leaves, swap_leaves
-from jaxlm.train.state import TrainState
+from jaxlm.training.state import TrainState
 from jaxlm.types import Params
 
 MAX_LISTED_NAMES = 12

@@ -21,9 +21,9 @@ from jaxlm.distributed.sharding import data_mesh, replicated_sharding, with_shar
 from jaxlm.errors import UserError
 from jaxlm.inference.translate import translate
 from jaxlm.optim import AdamW, Constant, CosineDecay
-from jaxlm.train import setup
-from jaxlm.train.loop import EarlyStopping, TrainLoop, train
-from jaxlm.train.state import create_train_state
+from jaxlm.training import setup
+from jaxlm.training.loop import EarlyStopping, TrainLoop, train
+from jaxlm.training.state import create_train_state
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ from pathlib import Path
 import jax
 jax.config.update("jax_disable_most_optimizations", True)
 from jaxlm.checkpoint.manager import Checkpoints
-from jaxlm.train.loop import train
+from jaxlm.training.loop import train
 from fixtures.tiny_run import CASES
 
 save = Checkpoints.save
