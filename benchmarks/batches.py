@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxlm.data.batching.collate import Batches, collate
+from jaxlm.data.batching.collate import collate
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.sources.base import iter_pairs
@@ -41,8 +41,7 @@ def make(experiment: Experiment, steps: int, tokens: int, length: int) -> tuple[
             _synthetic(experiment.model.vocab),
             "random ids of Multi30k's lengths (its text was not found)",
         )
-    plan = batching.plan(columns, experiment.seed, experiment.grad_accum)
-    planned = Batches(columns, plan)
+    planned = batching.batches(columns, experiment.seed, experiment.grad_accum)
     return [_arrays(planned[k]) for k in range(steps)], origin
 
 

@@ -4,7 +4,7 @@ Several arrays read as one: the files of a data set that is too big for one, or 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,10 @@ class Ragged:
         flat: Any = self.flat
         flat = flat if isinstance(flat, ConcatArray) else np.asarray(flat)
         return Ragged, (flat, np.asarray(self.offsets))
+
+
+Columns = Mapping[str, Ragged]
+"""A data set as named columns of ids; `jaxlm.data.batching.collate` has the table of their names."""
 
 
 def concat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

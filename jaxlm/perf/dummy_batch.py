@@ -7,11 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.data.batching.batches import RunningText
 from jaxlm.data.batching.bucketing import Buckets
-from jaxlm.data.batching.collate import Batches
-from jaxlm.data.batching.lm_windows import Windows
-from jaxlm.data.pretraining.masked_lm import MaskedLMRows
-from jaxlm.data.pretraining.span_corruption import PrefixLMWindows, SpanCorruption
 from jaxlm.data.pretraining.token_types import IS_TEXT, STARTS_WORD
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.word_char import WordsWithChars
@@ -21,9 +18,6 @@ from jaxlm.types import Batch
 DUMMY_ID = 4
 """Some id that is no special one."""
 
-RUNNING_TEXT_BATCHINGS = (Windows, MaskedLMRows, SpanCorruption, PrefixLMWindows)
-"""Batches of so many rows out of running text."""
-
 
 def synthetic_batch(experiment: Experiment) -> Batch:
     """A whole batch, all tokens real: NumPy arrays of the shapes that training will have.
@@ -31,10 +25,9 @@ def synthetic_batch(experiment: Experiment) -> Batch:
     Buckets are fitted to data, which is not looked at: theirs is the batch of the longest texts that they admit.
     """
     batching: Any = experiment.batching
-    if isinstance(batching, RUNNING_TEXT_BATCHINGS):
-        return batching.plan(
-            _synthetic_running_text(batching.tokens + batching.length, batching.length), experiment.seed
-        )[0]
+    if isinstance(batching, RunningText):
+        columns = _synthetic_running_text(batching.tokens + batching.length, batching.length)
+        return batching.batches(columns, experiment.seed)[0]
     if isinstance(batching, Buckets):
         longest = max(batching.lengths or (batching.max_length,))
         longest = min(longest, batching.tokens // batching.row_multiple)  # a batch has its least number of rows
@@ -42,8 +35,7 @@ def synthetic_batch(experiment: Experiment) -> Batch:
         longest = batching.length
     source = getattr(batching, "source_length", None) or longest
     columns = _synthetic_columns(experiment, min(source, longest) - 1, longest - 1)
-    plan = batching.plan(columns, experiment.seed)
-    return Batches(columns, plan)[0]
+    return batching.batches(columns, experiment.seed)[0]
 
 
 def _synthetic_columns(experiment: Experiment, source_length: int, target_length: int) -> dict[str, Ragged]:
@@ -96,7 +88,7 @@ def adapt_batching(experiment: Experiment, shards: int) -> tuple[Experiment, lis
     """
     changed: list[str] = []
     batching: Any = experiment.batching
-    if isinstance(batching, RUNNING_TEXT_BATCHINGS):
+    if isinstance(batching, RunningText):
         most = max(1, batching.rows // shards)
         accumulate = max(n for n in range(1, most + 1) if most % n == 0 and n <= experiment.grad_accum)
         if accumulate != experiment.grad_accum and batching.rows % shards == 0:

@@ -14,7 +14,6 @@ from jaxlm.errors import UserError
 from jaxlm.inference.embed import attention_maps
 from jaxlm.report.gradient_flow import gradient_flow
 from jaxlm.training.metrics_log import read_metrics
-from jaxlm.types import Batch
 from jaxlm.workdir import TrainedRun
 
 GRADIENT_FLOW_BATCHES = 4
@@ -61,8 +60,8 @@ class RunSummary:
         """(distance, norm) on the first training batches; see `jaxlm.report.gradient_flow`."""
         run, parts = self.trained, []
         columns = run.experiment.task.encode_train(run.tokenizer, self.folder / "data" / "train", ReadStats())
-        plan = run.experiment.batching.plan(columns, run.experiment.seed)
-        for batch in _first_batches(plan, columns):
+        batches = run.experiment.batching.batches(columns, run.experiment.seed)
+        for batch in map(batches.__getitem__, range(GRADIENT_FLOW_BATCHES)):
             parts.append(gradient_flow(run.model, run.params, dataclasses.replace(batch, reset_B=None)))
         longest = max(int(distance.max()) for distance, _ in parts) + 1
         total, count = np.zeros(longest), np.zeros(longest)
@@ -95,11 +94,3 @@ class RunSummary:
         for head in range(1, heads + 1) if self.head is None else [self.head]:
             weights = weight_LNSS[layer - 1, head - 1].tolist()
             yield {"source": names, "target": names, "weights": weights, "title": f"layer {layer}, head {head}"}
-
-
-def _first_batches(plan: Any, columns: Any) -> list[Batch]:
-    from jaxlm.data.batching.collate import Batches
-    from jaxlm.data.batching.plan import BatchPlan
-
-    batches = Batches(columns, plan) if isinstance(plan, BatchPlan) else plan
-    return [batches[k] for k in range(GRADIENT_FLOW_BATCHES)]

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxlm.data.batching.plan import Columns
 from jaxlm.data.files import ReadStats
+from jaxlm.data.ragged import Columns
 from jaxlm.data.sources.text import TextSource
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.distributed.placement import put_like_params, serialize_on_cpu
@@ -75,7 +75,7 @@ class Task:
 
     def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
         """The training split as ids, kept in `folder`; `bad` counts what was left out. See
-        `jaxlm.data.batching.plan`.
+        `jaxlm.data.batching.collate`.
         """
         raise NotImplementedError
 

@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxlm.data.batching.plan import Columns
 from jaxlm.data.files import ReadStats
-from jaxlm.data.ragged import Ragged
+from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.data.sources.base import Pair, Pairs, iter_pairs
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.errors import UserError

@@ -12,9 +12,8 @@ import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.batching.lm_windows import Windows
-from jaxlm.data.batching.plan import Columns
 from jaxlm.data.files import ReadStats
-from jaxlm.data.ragged import Ragged
+from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.data.sources.text import TextSource
 from jaxlm.data.tokenizers.base import UNK, Tokenizer
 from jaxlm.decode.sampling import Sampler
@@ -93,7 +92,7 @@ class LanguageModeling(TextTask):
             losses = [evaluate(trained.params, batch) for _, batch in eval_batches(columns, self.batch_tokens)]
         else:
             losses, state = [], None
-            batches = replace(self.windows, carry_state=True).plan(columns)
+            batches = replace(self.windows, carry_state=True).batches(columns)
             for k in range(batches.batches_per_epoch):
                 batch = batches[k]
                 if batch.reset_B is not None:

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from jaxlm.data.batching.plan import Columns
 from jaxlm.data.files import ReadStats
 from jaxlm.data.pretraining.masked_lm import MaskedLMRows
 from jaxlm.data.pretraining.token_types import token_flag_columns
+from jaxlm.data.ragged import Columns
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
@@ -91,7 +91,7 @@ class MaskedLanguageModeling(TextTask):
     def _compute_metrics(self, trained: TrainedModel, objective: Any, split: str, max_batches: int) -> dict[str, Any]:
         columns = token_flag_columns(trained.tokenizer, [self.mask_token])
         columns |= {"target": self.split(split).encode(trained.tokenizer, ReadStats())}
-        batches, sums = self.eval_batching.plan(columns), np.zeros(6)
+        batches, sums = self.eval_batching.batches(columns), np.zeros(6)
         count = min(batches.batches_per_epoch, max_batches or batches.batches_per_epoch)
         judge = _jitted_eval(trained.model, objective)
         for batch in map(batches.__getitem__, range(count)):

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxlm.data.batching.plan import Columns
 from jaxlm.data.files import ReadStats
 from jaxlm.data.pretraining.span_corruption import PrefixLMWindows, SpanCorruption
 from jaxlm.data.pretraining.token_types import mask_token_column
+from jaxlm.data.ragged import Columns
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
 from jaxlm.inference.translate import Search, to_single_line, translate
@@ -71,7 +71,7 @@ class Denoising(TextTask):
         return mask_token_column(tokenizer, sentinels) | {"target": self.split(split).encode(tokenizer, read_stats)}
 
     def _compute_metrics(self, trained: TrainedModel, objective: Any, split: str, max_batches: int) -> dict[str, Any]:
-        batches = self.eval_batching.plan(self._encode_split(split, trained.tokenizer, ReadStats()))
+        batches = self.eval_batching.batches(self._encode_split(split, trained.tokenizer, ReadStats()))
         evaluate = make_eval_step(trained.model, objective)
         count = min(batches.batches_per_epoch, max_batches or batches.batches_per_epoch)
         found = jax.device_get([evaluate(trained.params, batches[k]) for k in range(count)])
@@ -84,7 +84,7 @@ class Denoising(TextTask):
 
     def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """A few rows of the test split, what was answered, and what is right."""
-        batch = self.eval_batching.plan(self._encode_split("test", trained.tokenizer, ReadStats()))[0]
+        batch = self.eval_batching.batches(self._encode_split("test", trained.tokenizer, ReadStats()))[0]
         sides = ((batch.source_BS, batch.source_valid_BS), (batch.label_BT, batch.target_valid_BT))
         rows = [[row[valid].tolist() for row, valid in zip(*side, strict=True)] for side in sides]
         texts = [trained.tokenizer.decode(side) for side in rows]

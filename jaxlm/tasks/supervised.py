@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
-from jaxlm.data.batching.plan import Columns
 from jaxlm.data.batching.sequence_format import SequenceFormat
-from jaxlm.data.ragged import Ragged
+from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.data.sources.base import Pairs, PairSource
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.word_char import WordCharTokenizer

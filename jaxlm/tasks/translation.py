@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import jax
 
 from jaxlm.data.batching.eval_batches import eval_batches
-from jaxlm.data.batching.plan import Columns
 from jaxlm.data.files import ReadStats
+from jaxlm.data.ragged import Columns
 from jaxlm.data.sources.base import Pairs, PairSource, WithStats
 from jaxlm.data.storage.token_cache import encode_pairs
 from jaxlm.data.tokenizers.base import Tokenizer

@@ -9,9 +9,9 @@ import jax
 from jax.sharding import Mesh
 
 from jaxlm import workdir
-from jaxlm.data.batching.collate import Batches, HostShard
-from jaxlm.data.batching.plan import BatchPlan, Columns
+from jaxlm.data.batching.batches import Batches, HostShard
 from jaxlm.data.files import ReadStats
+from jaxlm.data.ragged import Columns
 from jaxlm.data.storage.shards import fingerprints
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.loading import load_tokenizer
@@ -79,12 +79,11 @@ def setup_training(
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
     data = multihost.first_host_first(lambda: setup_data(experiment, folder, notify, size))
     mesh = data_mesh() if run_options.mesh is None else make_mesh(run_options.mesh)
-    plan = experiment.batching.plan(data.columns, experiment.seed)
-    batches = HostShard(Batches(data.columns, plan) if isinstance(plan, BatchPlan) else plan, *host_rows(mesh))
+    batches = experiment.batching.batches(data.columns, experiment.seed)
     check_batch_divisible(batches.row_multiple, experiment.grad_accum, num_batch_shards(mesh))
     notify(_batch_summary(batches.statistics()))
     if mesh.size > 1:
-        notify(_mesh_summary(mesh, [*unsharded_params(abstract.params, mesh), *_indivisible_lengths(plan, mesh)]))
+        notify(_mesh_summary(mesh, [*unsharded_params(abstract.params, mesh), *_indivisible_lengths(batches, mesh)]))
     made = build_compiled_step(experiment, new, mesh, run_options)
     tokenizer, state = data.tokenizer, made.abstract_state
     notify(_parameter_summary(state, experiment.finetuning))
@@ -92,7 +91,7 @@ def setup_training(
         experiment,
         folder,
         tokenizer,
-        batches,
+        HostShard(batches, *host_rows(mesh)),
         made.train_step,
         state,
         lambda: load_init_params(made.init_state(), experiment, notify),
@@ -140,9 +139,9 @@ def _parameter_summary(state: TrainState, tuning: FineTuning) -> str:
     )
 
 
-def _indivisible_lengths(plan: Any, mesh: Mesh) -> list[str]:
+def _indivisible_lengths(batches: Batches, mesh: Mesh) -> list[str]:
     """A line about the lengths of batches that the axis `sequence` does not divide."""
-    lengths = {length for bucket in getattr(plan, "buckets", ()) for length in (bucket.source, bucket.target)}
+    lengths = {length for bucket in getattr(batches, "buckets", ()) for length in (bucket.source, bucket.target)}
     odd = sorted(length for length in lengths if length % mesh.shape["sequence"])
     return [f"batches of {', '.join(map(str, odd))} positions (by sequence={mesh.shape['sequence']})"] if odd else []
 

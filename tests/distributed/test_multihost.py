@@ -17,7 +17,7 @@ from fixtures.cli_runs import environment
 from fixtures.tiny_run import EXPERIMENT, lines
 
 from jaxlm.cli.main import main
-from jaxlm.data.batching.collate import Batches, HostShard
+from jaxlm.data.batching.batches import HostShard, RunningTextBatches
 from jaxlm.data.batching.lm_windows import Windows
 from jaxlm.data.batching.packing import Packing
 from jaxlm.data.ragged import Ragged
@@ -37,14 +37,13 @@ def texts(count: int) -> Ragged:
 def test_hosts_make_their_rows_and_no_others(batching):
     """Their parts, one after the other, are the batch."""
     columns = {"target": texts(200)} if isinstance(batching, Windows) else {"source": texts(200), "target": texts(200)}
-    plan = batching.plan(columns, 1)
-    batches = plan if isinstance(batching, Windows) else Batches(columns, plan)
+    batches = batching.batches(columns, 1)
     for k in (0, 3):
         parts = [HostShard(batches, index, 4)[k] for index in range(4)]
         whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         jax.tree.map(np.testing.assert_array_equal, whole, batches[k])
         assert len({len(leaf) for leaf in jax.tree.leaves(parts)}) == 1
-        sliced = HostShard({k: batches[k]}, 2, 4)[k]  # of batches that know no parts
+        sliced = RunningTextBatches.host_part(batches, k, 2, 4)  # the default of batches that make no parts
         jax.tree.map(np.testing.assert_array_equal, sliced, parts[2])
 
 

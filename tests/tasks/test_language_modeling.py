@@ -91,7 +91,7 @@ def test_resume_is_bit_for_bit_with_a_carried_state(tmp_path):
 def test_carried_state_is_reading_on():
     """Two batches of a stream under one state are one long batch: the same logits where nothing is dropped."""
     model, objective = experiment().model, NextToken()
-    batches = WINDOWS.plan({"target": _ids()})
+    batches = WINDOWS.batches({"target": _ids()})
     params = model.init(jax.random.key(0), workdir.dummy_batch())["params"]
     params = jax.tree.map(lambda x: 8 * x, params)  # so that what was read long ago matters
     state, total = None, 0.0
@@ -100,7 +100,7 @@ def test_carried_state_is_reading_on():
         fresh = model.apply({"params": params}, batch, 0, method="start")
         loss = objective(model, params, batch.replace(state=fresh if state is None else state), None)
         state, total = loss.state, total + float(loss.total)
-    long = Windows(48, 8, append_eos=False).plan({"target": _ids()})[0]
+    long = Windows(48, 8, append_eos=False).batches({"target": _ids()})[0]
     at_once = objective(model, params, long.replace(reset_B=None), None)
     seen = sum(batches[k].target_valid_BT.sum() for k in range(3))
     assert int(at_once.count) == seen and total == pytest.approx(float(at_once.total), rel=1e-5)
@@ -109,7 +109,7 @@ def test_carried_state_is_reading_on():
 
 
 def test_where_a_stream_begins_the_carried_state_is_forgotten():
-    model, batches = experiment().model, WINDOWS.plan({"target": _ids()})
+    model, batches = experiment().model, WINDOWS.batches({"target": _ids()})
     params = model.init(jax.random.key(0), workdir.dummy_batch())["params"]
     fresh = model.apply({"params": params}, batches[0], 0, method="start")
     junk = jax.tree.map(lambda x: x + 1e3, fresh)
@@ -122,7 +122,7 @@ def test_micro_batches_carry_their_rows():
     chosen = experiment(RecurrentLM(VOCAB, 8, Recurrent(LSTM(8))))
     from jaxlm.training.state import create_train_state
 
-    batches, optimizer = WINDOWS.plan({"target": _ids()}), chosen.optimizer.build(4)
+    batches, optimizer = WINDOWS.batches({"target": _ids()}), chosen.optimizer.build(4)
     found = []
     for accumulate in (1, 2):
         step = make_train_step(chosen.model, NextToken(), optimizer, lambda _: jnp.float32(0), 0, accumulate)
@@ -135,7 +135,7 @@ def test_micro_batches_carry_their_rows():
 
 
 def test_penalties_are_for_training_alone():
-    model, batch = experiment().model, WINDOWS.plan({"target": _ids()})[0].replace(reset_B=None)
+    model, batch = experiment().model, WINDOWS.batches({"target": _ids()})[0].replace(reset_B=None)
     params = model.init(jax.random.key(0), workdir.dummy_batch())["params"]
     plain, penalised = NextToken(), NextToken(activation_reg=2.0, temporal_reg=1.0)
     key = jax.random.key(1)

@@ -116,7 +116,7 @@ def test_figures_by_hand(trained):
     task, model = run.experiment.task, run.model
     figures = task.evaluate(run, "test")
     columns = token_flag_columns(run.tokenizer, ["[MASK]"]) | {"target": task.test.encode(run.tokenizer, ReadStats())}
-    batches = ROWS.plan(columns)
+    batches = ROWS.batches(columns)
     hits = nll = count = pairs = 0
     apply = jax.jit(lambda batch: (model.apply({"params": run.params}, batch), _told(model, run.params, batch)))
     for batch in (batches[k] for k in range(batches.batches_per_epoch)):
@@ -226,7 +226,7 @@ def test_completing_texts(tmp_path, rows, model, command):  # noqa: F811
     assert scores["perplexity"] == pytest.approx(math.exp(scores["nll"]))
     columns = mask_token_column(PIECES.fit(STORIES), T5_SENTINELS[:4])
     columns |= {"target": chosen.task.test.encode(PIECES.fit(STORIES), ReadStats())}
-    batches = rows.plan(columns)
+    batches = rows.batches(columns)
     assert scores["tokens"] == sum(batches[k].target_valid_BT.sum() for k in range(batches.batches_per_epoch))
     answers = command("predict", tmp_path / "run", stdin=b"the cat <extra_id_0> green .\n\n")
     assert answers.code == 0 and len(answers.lines) == 2, answers.err

@@ -1,4 +1,4 @@
-"""Batches of examples of like length: buckets, and the shapes that waste least padding."""
+"""Bucketing: batches of examples of similar length, in the shapes that need the least padding."""
 
 import math
 from collections.abc import Callable
@@ -7,25 +7,18 @@ from typing import Literal
 
 import numpy as np
 
-from jaxlm.data.batching.plan import (
-    BatchPlan,
-    Bucket,
-    Columns,
-    _check_row_count,
-    _effective_length,
-    _select_examples,
-    _text_columns,
-)
-from jaxlm.data.ragged import Ragged
+from jaxlm.data.batching.plan import Bucket, PlannedBatches, check_row_count, effective_length, select_examples
+from jaxlm.data.ragged import Columns, Ragged
 
 
 @dataclass(frozen=True)
 class Buckets:
     """Every example goes into the smallest bucket that holds its source and its target.
 
-    A batch has `tokens // target length` rows, rounded down to `row_multiple` (and to the plan's divisor), and no more
-    than hold `2 * tokens` source positions. Where there is no target the source is counted. Without `lengths`, at most
-    `max_shapes` shapes (source length, target length) are fitted to the data; with them, both sides get one length.
+    A batch has `tokens // target length` rows, rounded down to a multiple of `row_multiple`, but at most
+    `2 * tokens` source positions. Without targets the source length counts. Without `lengths`, at most
+    `max_shapes` shapes (source length, target length) are fitted to the data; with them, both sides get
+    the same length.
     """
 
     tokens: int = 8192
@@ -35,32 +28,36 @@ class Buckets:
     max_length: int = 256
     too_long: Literal["drop", "truncate"] = "drop"
 
-    def plan(self, columns: Columns, seed: int = 0, divisor: int = 1) -> BatchPlan:
-        """Raises UserError where no example is short enough, or the longest bucket cannot fill `row_multiple` rows."""
+    def batches(self, columns: Columns, seed: int = 0, divisor: int = 1) -> PlannedBatches:
+        """Batches whose rows are multiples of `divisor` too.
+
+        Raises UserError if no example is short enough, or if the longest bucket cannot fill `row_multiple` rows.
+        """
         limit = min(self.max_length, max(self.lengths)) if self.lengths else self.max_length
-        columns = _text_columns(columns)
-        kept = _select_examples(columns, {name: limit for name in columns}, self.too_long)
-        source, target = kept.source, kept.target
+        selected = select_examples(columns, {"source": limit, "target": limit}, self.too_long)
         multiple = math.lcm(self.row_multiple, divisor)
         if self.lengths:
             shapes = [(n * ("source" in columns), n * ("target" in columns)) for n in sorted(self.lengths)]
         else:
-            shapes = fit_shapes(source, target, self.max_shapes, lambda s, t: self._rows_per_batch(s, t, multiple))
+            shapes = fit_shapes(
+                selected.source, selected.target, self.max_shapes, lambda s, t: self._rows_per_batch(s, t, multiple)
+            )
         shapes = [(min(s, limit), min(t, limit)) for s, t in shapes]
-        home = np.zeros(len(source), np.int64)
-        for index, (s, t) in reversed(list(enumerate(shapes))):
-            home[(source <= s) & (target <= t)] = index
+        bucket_of_example = np.zeros(len(selected.examples), np.int64)
+        for index, (s, t) in reversed(list(enumerate(shapes))):  # smaller shapes come last and win
+            bucket_of_example[(selected.source <= s) & (selected.target <= t)] = index
         buckets = []
         for index, (s, t) in enumerate(shapes):
-            examples = kept.examples[home == index]
+            examples = selected.examples[bucket_of_example == index]
             if len(examples):
                 rows = int(self._rows_per_batch(s, t, multiple))
-                _check_row_count(rows, multiple, self.tokens, int(_effective_length(s, t)))
+                check_row_count(rows, multiple, self.tokens, int(effective_length(s, t)))
                 buckets.append(Bucket(s, t, rows, Ragged(examples, np.arange(len(examples) + 1))))
-        return BatchPlan(tuple(buckets), seed, False, kept.token_counts, kept.dropped, kept.truncated)
+        counts = selected.token_counts, selected.dropped, selected.truncated
+        return PlannedBatches(columns, tuple(buckets), seed, False, *counts)
 
     def _rows_per_batch(self, source: np.ndarray | int, target: np.ndarray | int, row_multiple: int) -> np.ndarray:
-        return self.tokens // _effective_length(source, target) // row_multiple * row_multiple
+        return self.tokens // effective_length(source, target) // row_multiple * row_multiple
 
 
 TARGET_COST = 2.0
@@ -73,38 +70,41 @@ def fit_shapes(
     max_shapes: int,
     rows_per_batch: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> list[tuple[int, int]]:
-    """At most `max_shapes` pairs (source length, target length) that hold all examples with little padding,
-    dearest last.
+    """At most `max_shapes` pairs (source length, target length) that hold all examples with little padding.
 
-    Starts from a fine lattice and merges, again and again, the two shapes whose union pads least. Where the data
-    allows it no shape has fewer examples than `rows_per_batch(source, target)`: a batch would show an example twice.
-    On Multi30k ten shapes pad 8 % of the targets, where one length for both sides pads 14 %.
+    Agglomerative: starts from the cells of a fine grid of lengths and merges the two shapes whose union adds the
+    least padding until few enough are left. If the data allows it, no shape has fewer examples than
+    `rows_per_batch(source, target)`, since a batch would show an example twice. Sorted by cost, the dearest last.
+    On Multi30k ten shapes pad 8 % of the targets; one length for both sides pads 14 %.
     """
-    lattice = _length_grid(int(max(source.max(), target.max())))
-    cells = np.stack([lattice[np.searchsorted(lattice, side)] for side in (source, target)], 1)
-    cells, count = np.unique(cells, axis=0, return_counts=True)
-    s, t, n = cells[:, 0], cells[:, 1], count
+    grid = _length_grid(int(max(source.max(), target.max())))
+    cells = np.stack([grid[np.searchsorted(grid, side)] for side in (source, target)], 1)
+    # s, t: the lengths of each of the shapes, n: its number of examples.
+    cells, n = np.unique(cells, axis=0, return_counts=True)
+    s, t = cells.T
     while len(n) > 1:
-        few = n < rows_per_batch(s, t)
-        if len(n) <= max_shapes and not few.any():
+        too_few = n < rows_per_batch(s, t)
+        if len(n) <= max_shapes and not too_few.any():
             break
-        wide_s, wide_t = np.maximum(s[:, None], s), np.maximum(t[:, None], t)
-        own = n * (s + TARGET_COST * t)
-        added = (n[:, None] + n) * (wide_s + TARGET_COST * wide_t) - own[:, None] - own
+        # (shapes, shapes): the lengths of the union of two shapes, and the positions that merging them adds.
+        union_s, union_t = np.maximum(s[:, None], s), np.maximum(t[:, None], t)
+        cost = n * (s + TARGET_COST * t)
+        added = (n[:, None] + n) * (union_s + TARGET_COST * union_t) - cost[:, None] - cost
         allowed = ~np.eye(len(n), dtype=bool)
         if len(n) <= max_shapes:
-            allowed &= few[:, None] | few
+            allowed &= too_few[:, None] | too_few  # merge only for the sake of a shape with too few examples
         i, j = np.unravel_index(np.argmin(np.where(allowed, added, np.inf)), added.shape)
         s, t, n = s.copy(), t.copy(), n.copy()
-        s[i], t[i], n[i] = wide_s[i, j], wide_t[i, j], n[i] + n[j]
+        s[i], t[i], n[i] = union_s[i, j], union_t[i, j], n[i] + n[j]
         s, t, n = (np.delete(x, j) for x in (s, t, n))
     merged = zip(s.tolist(), t.tolist(), strict=True)
     return sorted(merged, key=lambda shape: (shape[0] + TARGET_COST * shape[1], shape))
 
 
 def _length_grid(longest: int) -> np.ndarray:
-    """0, then even lengths that grow by 2 and later by 15 %, up to the longest."""
-    lengths, longest = [0], longest + longest % 2
+    """0, then even lengths up to the longest that grow by 2 and later by 15 %."""
+    longest += longest % 2
+    lengths = [0]
     while lengths[-1] < longest:
         lengths.append(min(max(lengths[-1] + 2, int(lengths[-1] * 1.15) // 2 * 2), longest))
     return np.array(lengths)

@@ -11,14 +11,11 @@ Columns, each a `Ragged` of ids:
 | "character" | the spelling of one token of all the sources | `character_BSW`, 0 after the last character          |
 """
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from jaxlm.data.batching.plan import BatchPlan, Columns
-from jaxlm.data.ragged import Ragged, concat_ranges
+from jaxlm.data.ragged import Columns, Ragged, concat_ranges
 from jaxlm.data.tokenizers.base import BOS, EOS
 from jaxlm.types import Batch
 
@@ -29,76 +26,6 @@ TEXT_COLUMNS = ("source", "target")
 """The columns whose lengths decide what shares a batch."""
 
 TOKEN_LEVEL_FIELDS = {"token_label_BS", "character_BSW"}
-
-
-class Batches:
-    """`batches[k]` is batch k of a plan, made of numpy arrays: a pure function of (columns, plan, k).
-
-    Can be read by several threads and pickled to worker processes.
-    """
-
-    def __init__(self, columns: Columns, plan: BatchPlan):
-        self.columns = columns
-        self.plan = plan
-
-    def example_indices(self, k: int) -> Ragged:
-        """The examples (positions in the columns) of every row of batch k."""
-        bucket, items = self.plan.epoch_order[k]
-        return Ragged.from_rows([self.plan.buckets[bucket].bins[item] for item in items], np.int64)
-
-    def __getitem__(self, k: int) -> Batch:
-        return self.host_part(k, 0, 1)
-
-    def host_part(self, k: int, host_index: int, num_hosts: int) -> Batch:
-        """The rows of batch k that one of `num_hosts` hosts needs: an equal share each."""
-        bucket_index, items = self.plan.epoch_order[k]
-        bucket, items = self.plan.buckets[bucket_index], items[host_slice(len(items), host_index, num_hosts)]
-        examples, count = bucket.bins.gather(items)
-        row_of = np.repeat(np.arange(len(items)), count)
-        return collate(self.columns, examples, row_of, len(items), bucket.source, bucket.target, self.plan.packed)
-
-    @property
-    def row_multiple(self) -> int:
-        """The greatest number that divides the rows of every batch."""
-        return math.gcd(*(bucket.rows for bucket in self.plan.buckets))
-
-    def statistics(self) -> dict[str, float]:
-        """Numbers for a log; see `BatchPlan.statistics`."""
-        return self.plan.statistics()
-
-
-def host_slice(rows: int, host_index: int, num_hosts: int) -> slice:
-    """Which of the rows are those of host `index`."""
-    return slice(rows * host_index // num_hosts, rows * (host_index + 1) // num_hosts)
-
-
-@dataclass(frozen=True)
-class HostShard:
-    """The rows of every batch that host `host_index` of `num_hosts` needs. No other rows are made, if the
-    batches have a `part`.
-    """
-
-    batches: Any
-    host_index: int = 0
-    num_hosts: int = 1
-
-    def __getitem__(self, k: int) -> Batch:
-        if self.num_hosts == 1:
-            return self.batches[k]
-        if hasattr(self.batches, "host_part"):
-            return self.batches.host_part(k, self.host_index, self.num_hosts)
-        from jax import tree
-
-        return tree.map(lambda leaf: leaf[host_slice(len(leaf), self.host_index, self.num_hosts)], self.batches[k])
-
-    @property
-    def row_multiple(self) -> int:
-        """The greatest number that divides the rows of every batch, those of all hosts."""
-        return self.batches.row_multiple
-
-    def statistics(self) -> dict[str, float]:
-        """Numbers for a log, of whole batches."""
-        return self.batches.statistics()
 
 
 def collate(

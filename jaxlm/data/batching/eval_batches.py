@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxlm.data.batching.collate import TEXT_COLUMNS, collate
-from jaxlm.data.batching.plan import Columns
-from jaxlm.data.ragged import Ragged
+from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.data.tokenizers.base import EOS
 from jaxlm.types import Batch
 

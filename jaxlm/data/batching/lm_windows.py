@@ -1,14 +1,10 @@
-"""One long text in rows: windows that follow each other from batch to batch, for states that are carried on.
+"""Windows over running text, for language models with or without truncated back-propagation through time.
 
-The texts of the column "target" are joined to one stream, each with EOS at its end. It is cut into `rows` pieces of
-equal length; batch k holds the k-th window of every piece, so that what a model remembers after a row of batch k is
-what it must remember before the same row of batch k + 1. An epoch says every token exactly once: the first token of all
-is said after BOS, the first one of each other row after the token before it, and the last windows are padded.
-
-With `isolate_documents` a text sees itself alone: it begins after BOS wherever it lies in a row, and has a
-segment of its own.
-
-Many documents as one long sequence of ids that is never built: memory-mapped ids stay on disk.
+The texts of the column "target" are joined to one stream of ids, which is never built: memory-mapped ids stay on disk.
+With a carried state the stream is cut into `rows` pieces of equal length. Batch k holds the k-th window of every piece,
+so the state after a row of batch k is the state before the same row of batch k + 1. An epoch has every token as a label
+exactly once: the first one follows BOS, the first one of each other row follows the token before it, and the last
+windows are padded.
 """
 
 import math
@@ -17,10 +13,9 @@ from functools import cached_property
 
 import numpy as np
 
-from jaxlm.data.batching.collate import host_slice
-from jaxlm.data.batching.plan import Columns
+from jaxlm.data.batching.batches import RunningText, RunningTextBatches, host_slice
 from jaxlm.data.batching.shuffle import permutation, uniform_draws
-from jaxlm.data.ragged import Ragged
+from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.data.tokenizers.base import BOS, EOS
 from jaxlm.errors import UserError
 from jaxlm.types import Batch
@@ -28,7 +23,7 @@ from jaxlm.types import Batch
 
 @dataclass(frozen=True, eq=False)
 class TokenStream:
-    """The rows of a column one after the other, each with EOS at its end where `end`: `stream[indexes]` is int32."""
+    """The rows of a column one after the other, each followed by EOS if `append_eos`: `stream[indices]` is int32."""
 
     column: Ragged
     append_eos: bool = True
@@ -38,7 +33,6 @@ class TokenStream:
 
     @cached_property
     def _eos_positions(self) -> np.ndarray:
-        """The place of each row's EOS."""
         return self.column.offsets[1:] + np.arange(len(self.column))
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
@@ -46,28 +40,28 @@ class TokenStream:
         if not self.append_eos:
             return self.column.flat[indices].astype(np.int32)
         row = np.searchsorted(self._eos_positions, indices)
-        ends = self._eos_positions[row] == indices
-        found = np.full(indices.shape, EOS, np.int32)
-        found[~ends] = self.column.flat[(indices - row)[~ends]]
-        return found
+        is_eos = self._eos_positions[row] == indices
+        ids = np.full(indices.shape, EOS, np.int32)
+        ids[~is_eos] = self.column.flat[(indices - row)[~is_eos]]  # `row` EOS lie before this index
+        return ids
 
 
 RESET_LANE = 100
-"""The lane of the draws of which rows forget."""
+"""The lane of the random numbers that reset rows."""
 
 
 @dataclass(frozen=True)
-class Windows:
+class Windows(RunningText):
     """Batches of `rows` windows of `length` tokens.
 
-    carry_state: windows follow each other and the model's state with them (truncated back-propagation through
-      time), from an empty state in every epoch. Else they are drawn anew in every epoch, with new cuts, and
-      each is read from nothing.
-    append_eos: every text ends with EOS; without it the texts are one text.
-    isolate_documents: no token sees another text than its own, and nothing is carried: `carry_state` then
-      only means the order.
-    reset_prob: chance of a row to go on from an empty state in the place of the one before (Melis et al.
-      2018: 0.01): what is carried for a whole epoch never shows the model how a text begins.
+    Attributes:
+      carry_state: windows follow each other and carry the model's state (truncated back-propagation through time),
+        from an empty state in every epoch. Otherwise each epoch draws new windows, and each begins from an empty state.
+      append_eos: every text ends with EOS; without it the texts are one text.
+      isolate_documents: tokens attend only to their own text, which begins after BOS and has a segment of its own.
+        No state is carried: `carry_state` then decides only the order.
+      reset_prob: probability that a row starts from an empty state instead of the carried one (Melis et al. 2018:
+        0.01), since a state that is carried through an epoch never shows the model how a text begins.
     """
 
     length: int = 35
@@ -87,17 +81,12 @@ class Windows:
             )
 
     @property
-    def tokens(self) -> int:
-        """Positions of a batch."""
-        return self.rows * self.length
-
-    @property
     def carry_rows(self) -> int:
-        """Rows whose state goes on from batch to batch."""
+        """Rows whose state is carried from batch to batch."""
         return self.rows if self.carry_state and not self.isolate_documents else 0
 
-    def plan(self, columns: Columns, seed: int = 0) -> "WindowBatches":
-        """Raises UserError where the text is shorter than one window."""
+    def batches(self, columns: Columns, seed: int = 0) -> "WindowBatches":
+        """Raises UserError if the text is shorter than one window."""
         stream = TokenStream(columns["target"], self.append_eos)
         if len(stream) < max(self.length, self.rows):
             raise UserError(
@@ -108,96 +97,79 @@ class Windows:
 
 
 @dataclass(frozen=True, eq=False)
-class WindowBatches:
-    """`batches[k]` is batch k: a pure function of (stream, config, seed, k)."""
+class WindowBatches(RunningTextBatches):
+    """Batches of windows."""
 
     stream: TokenStream
     config: Windows
     seed: int = 0
 
-    @property
-    def row_multiple(self) -> int:
-        """The greatest number that divides the rows of every batch."""
-        return self.config.rows
-
     @cached_property
-    def batches_per_epoch(self) -> int:
-        """Batches of an epoch."""
+    def batches_per_epoch(self) -> int:  # type: ignore[override]
         if not self.config.carry_state:
             return math.ceil(self._num_random_windows / self.config.rows)
-        piece = math.ceil(len(self.stream) / self.config.rows)
-        return math.ceil(piece / self.config.length)
+        return math.ceil(self._piece_length / self.config.length)
+
+    @property
+    def _piece_length(self) -> int:
+        """Tokens of a row in one epoch if the state is carried."""
+        return math.ceil(len(self.stream) / self.config.rows)
 
     @property
     def _num_random_windows(self) -> int:
-        """Windows of an epoch whose first one may begin before the text does."""
+        """Windows of an epoch; one more than fit, as the first one may begin before the text."""
         return math.ceil(len(self.stream) / self.config.length) + 1
 
     def statistics(self) -> dict[str, float]:
-        """Numbers for a log, as `jaxlm.data.batching.plan.Plan` has them."""
-        positions, tokens = self.batches_per_epoch * self.config.tokens, len(self.stream)
-        padding = 1 - tokens / positions
-        figures: dict[str, float]
-        figures = {
-            "examples": tokens,
-            "dropped": 0,
-            "truncated": 0,
-            "shapes": 1,
-            "batches_per_epoch": self.batches_per_epoch,
-        }
-        figures |= {"tokens": tokens / self.batches_per_epoch, "positions": self.config.tokens}
-        return figures | {"padding_target": padding, "padding_both": padding}
-
-    def __getitem__(self, k: int) -> Batch:
-        return self.host_part(k, 0, 1)
+        return self._statistics(len(self.stream), len(self.stream) / self.batches_per_epoch, "target")
 
     def host_part(self, k: int, host_index: int, num_hosts: int) -> Batch:
-        """The rows of batch k that one of `num_hosts` hosts needs."""
         epoch, window = divmod(k, self.batches_per_epoch)
         length, size = self.config.length, len(self.stream)
         if self.config.carry_state:
-            piece = math.ceil(size / self.config.rows)
-            row_B = np.arange(self.config.rows) * piece
-            first_B, last_B = row_B + window * length, np.minimum(row_B + piece, size)
+            piece_B = np.arange(self.config.rows) * self._piece_length
+            first_B = piece_B + window * length
+            end_B = np.minimum(piece_B + self._piece_length, size)
         else:
-            first_B, last_B = self._random_windows(epoch, window)
+            first_B, end_B = self._random_windows(epoch, window)
         rows = host_slice(self.config.rows, host_index, num_hosts)
-        first_B, last_B = first_B[rows], last_B[rows]
-        at_BT = first_B[:, None] + np.arange(length)
-        valid_BT = (at_BT < last_B[:, None]) & (at_BT >= 0)
-        label_BT = np.where(valid_BT, self.stream[np.clip(at_BT, 0, size - 1)], 0)
-        begun_BT = np.where(at_BT > 0, self.stream[np.clip(at_BT - 1, 0, size - 1)], BOS)
-        begins_B = self._reset_mask(k)[rows] if self.config.carry_rows else None
+        index_BT = first_B[rows, None] + np.arange(length)
+        valid_BT = (index_BT < end_B[rows, None]) & (index_BT >= 0)
+        label_BT = np.where(valid_BT, self.stream[np.clip(index_BT, 0, size - 1)], 0)
+        input_BT = np.where(index_BT > 0, self.stream[np.clip(index_BT - 1, 0, size - 1)], BOS)
         segment_BT = None
         if self.config.isolate_documents:
-            begun_BT = np.where(begun_BT == EOS, BOS, begun_BT)
-            segment_BT = np.where(valid_BT, np.cumsum(begun_BT == BOS, axis=1) + 1, 0).astype(np.int32)
+            input_BT = np.where(input_BT == EOS, BOS, input_BT)
+            segment_BT = np.where(valid_BT, np.cumsum(input_BT == BOS, axis=1) + 1, 0).astype(np.int32)
         return Batch(
-            target_BT=np.where(valid_BT, begun_BT, 0).astype(np.int32), target_valid_BT=valid_BT,
-            label_BT=label_BT.astype(np.int32), reset_B=begins_B, target_segment_BT=segment_BT,
-        )  # fmt: skip
+            target_BT=np.where(valid_BT, input_BT, 0).astype(np.int32),
+            target_valid_BT=valid_BT,
+            label_BT=label_BT.astype(np.int32),
+            reset_B=self._reset_mask(k)[rows] if self.config.carry_rows else None,
+            target_segment_BT=segment_BT,
+        )
 
     def _reset_mask(self, k: int) -> np.ndarray:
-        """Which rows of batch k go on from an empty state."""
-        begins_B = np.full(self.config.rows, k % self.batches_per_epoch == 0)
+        """The rows of batch k that start from an empty state."""
+        reset_B = np.full(self.config.rows, k % self.batches_per_epoch == 0)
         if self.config.reset_prob:
-            begins_B |= uniform_draws(self.config.rows, self.seed, k, RESET_LANE) < self.config.reset_prob
-        return begins_B
+            reset_B |= uniform_draws(self.config.rows, self.seed, k, RESET_LANE) < self.config.reset_prob
+        return reset_B
 
     def window_spans(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where in the stream each row of batch k begins, and how many tokens it has, of windows that are drawn."""
-        first_B, last_B = self._random_windows(*divmod(k, self.batches_per_epoch))
+        """(first token, number of tokens) of each row of batch k, if windows are drawn."""
+        first_B, end_B = self._random_windows(*divmod(k, self.batches_per_epoch))
         first_B = np.maximum(first_B, 0)
-        return first_B, np.maximum(last_B - first_B, 0)
+        return first_B, np.maximum(end_B - first_B, 0)
 
     def _random_windows(self, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """First token and end of each row: the windows of an epoch in a new order, cut at new places."""
-        length, size = self.config.length, len(self.stream)
+        """(first token, end) of each row: every epoch has new cuts and a new order of its windows."""
+        length = self.config.length
         shift = int(permutation(length, self.seed, epoch, rng_lane=1)[0])
         order = self._window_order(epoch)
-        rows = np.arange(batch * self.config.rows, (batch + 1) * self.config.rows)
-        first_B = order[rows % len(order)] * length - shift
-        return first_B, np.minimum(first_B + length, size)
+        items = np.arange(batch * self.config.rows, (batch + 1) * self.config.rows)
+        first_B = order[items % len(order)] * length - shift
+        return first_B, np.minimum(first_B + length, len(self.stream))
 
     def _window_order(self, epoch: int) -> np.ndarray:
         if epoch not in self._order_cache:

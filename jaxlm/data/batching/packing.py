@@ -1,4 +1,4 @@
-"""Packing: several examples in one row, kept apart by segments."""
+"""Packing: several examples in one row, kept apart by segment numbers."""
 
 import math
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from typing import Literal
 
 import numpy as np
 
-from jaxlm.data.batching.plan import BatchPlan, Bucket, Columns, _check_row_count, _select_examples, _text_columns
+from jaxlm.data.batching.plan import Bucket, PlannedBatches, check_row_count, select_examples
 from jaxlm.data.batching.shuffle import permutation
-from jaxlm.data.ragged import Ragged
+from jaxlm.data.ragged import Columns, Ragged
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Rows of `length` positions that hold several examples each, told apart by segment numbers.
+    """Rows of `length` positions that hold several examples each.
 
-    Source and target of an example lie in the same row. Which examples share a row is decided once, from the seed;
-    every epoch shuffles the rows anew. `source_length` (default: `length`) suits sources much longer than targets.
+    Source and target of an example share a row. The seed decides once which examples share a row; every epoch
+    shuffles the rows. `source_length` (default: `length`) suits sources much longer than targets.
     """
 
     length: int = 256
@@ -25,19 +25,22 @@ class Packing:
     row_multiple: int = 8
     too_long: Literal["drop", "truncate"] = "drop"
 
-    def plan(self, columns: Columns, seed: int = 0, divisor: int = 1) -> BatchPlan:
-        """Raises UserError where no example is short enough, or `tokens` cannot fill `row_multiple` rows."""
-        columns, room = _text_columns(columns), {"source": self.source_length or self.length, "target": self.length}
-        kept = _select_examples(columns, room, self.too_long)
+    def batches(self, columns: Columns, seed: int = 0, divisor: int = 1) -> PlannedBatches:
+        """Batches whose rows are multiples of `divisor` too.
+
+        Raises UserError if no example is short enough, or if `tokens` cannot fill `row_multiple` rows.
+        """
+        capacity = {"source": self.source_length or self.length, "target": self.length}
+        selected = select_examples(columns, capacity, self.too_long)
         multiple = math.lcm(self.row_multiple, divisor)
         side = "target" if "target" in columns else "source"
-        rows = self.tokens // room[side] // multiple * multiple
-        _check_row_count(rows, multiple, self.tokens, room[side])
-        bins = pack(kept.source, kept.target, room["source"], room["target"], seed)
-        bins = Ragged(kept.examples[bins.flat], bins.offsets)
-        source, target = (room[name] if name in columns else 0 for name in room)
-        bucket = Bucket(source, target, rows, bins)
-        return BatchPlan((bucket,), seed, True, kept.token_counts, kept.dropped, kept.truncated)
+        rows = self.tokens // capacity[side] // multiple * multiple
+        check_row_count(rows, multiple, self.tokens, capacity[side])
+        bins = pack(selected.source, selected.target, capacity["source"], capacity["target"], seed)
+        bins = Ragged(selected.examples[bins.flat], bins.offsets)
+        source, target = (capacity[name] if name in columns else 0 for name in capacity)
+        counts = selected.token_counts, selected.dropped, selected.truncated
+        return PlannedBatches(columns, (Bucket(source, target, rows, bins),), seed, True, *counts)
 
 
 MAX_FAILED_FITS = 16
@@ -45,44 +48,45 @@ MAX_FAILED_FITS = 16
 
 
 def pack(source: np.ndarray, target: np.ndarray, source_capacity: int, target_capacity: int, seed: int) -> Ragged:
-    """Bins of examples whose sources and targets fit the rooms together; every example is in exactly one bin.
+    """Bins of examples that fit the capacities of both sides together; every example is in exactly one bin.
 
-    Best fit, in an order shuffled by the seed (with two rooms this fills better than the longest first): an example
-    goes into the fullest open bin that takes it. Open bins are stacked by the target room that they have left, and
-    `mask` has a bit for every stack that is not empty. A side that is absent has length 0 everywhere.
+    Best fit, in an order shuffled by the seed (with two capacities this fills better than the longest first): an
+    example goes into the fullest open bin that takes it. A side that is absent has length 0 everywhere.
     """
     order = permutation(len(source), seed, 0)
-    by_target = bool(np.any(target))  # else the sources choose the stack
-    first, second = (target, source) if by_target else (source, target)
-    room_a, room_b = (target_capacity, source_capacity) if by_target else (source_capacity, target_capacity)
-    stacks: list[list[int]] = [[] for _ in range(room_a + 1)]
-    left: list[int] = []
-    failed: list[int] = []
-    chosen: list[int] = []
-    mask = 0
-    for a, b in zip(first[order].tolist(), second[order].tolist(), strict=True):
-        candidates, found = mask >> a << a, -1
+    by_target = bool(np.any(target))  # side a sorts the bins into stacks: the targets, if there are any
+    length_a, length_b = (target, source) if by_target else (source, target)
+    capacity_a, capacity_b = (target_capacity, source_capacity) if by_target else (source_capacity, target_capacity)
+    # stacks[room] are the open bins that have `room` positions left on side a; bit `room` of nonempty is set if
+    # there are any, so that the fullest bin for an example of length a is the lowest bit from a on.
+    stacks: list[list[int]] = [[] for _ in range(capacity_a + 1)]
+    nonempty = 0
+    left_b: list[int] = []  # of each bin, the room on side b
+    failed: list[int] = []  # of each bin, how often it had room on side a but not on side b
+    bin_of_example: list[int] = []  # in shuffled order
+    for a, b in zip(length_a[order].tolist(), length_b[order].tolist(), strict=True):
+        candidates, best = nonempty >> a << a, -1
         while candidates:
-            bit = candidates & -candidates
-            room = bit.bit_length() - 1
+            lowest_bit = candidates & -candidates
+            room = lowest_bit.bit_length() - 1
             bin_ = stacks[room][-1]
-            fits = left[bin_] >= b
+            fits = left_b[bin_] >= b
             failed[bin_] += not fits
             if fits or failed[bin_] == MAX_FAILED_FITS:
                 stacks[room].pop()
-                mask ^= 0 if stacks[room] else bit
+                nonempty ^= 0 if stacks[room] else lowest_bit
             if fits:
-                found = bin_
+                best = bin_
                 break
-            candidates ^= bit
-        if found < 0:
-            found, room = len(left), room_a
-            left.append(room_b)
+            candidates ^= lowest_bit
+        if best < 0:
+            best, room = len(left_b), capacity_a
+            left_b.append(capacity_b)
             failed.append(0)
-        chosen.append(found)
-        left[found] -= b
-        if room > a:
-            stacks[room - a].append(found)
-            mask |= 1 << (room - a)
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(chosen))])
-    return Ragged(order[np.argsort(chosen, kind="stable")], offsets)
+        bin_of_example.append(best)
+        left_b[best] -= b
+        if room > a:  # a bin that is full on side a stays closed
+            stacks[room - a].append(best)
+            nonempty |= 1 << (room - a)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(bin_of_example))])
+    return Ragged(order[np.argsort(bin_of_example, kind="stable")], offsets)

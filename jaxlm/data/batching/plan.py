@@ -1,28 +1,26 @@
-"""Which examples share a batch, and in which shape: buckets of near lengths, or rows packed with several examples.
+"""Batches of whole examples, planned before the first one is made: which examples share a batch, in which shape.
 
-Lengths here count EOS: a source of n ids takes n + 1 positions, and so does a target (BOS + ids is read, ids + EOS is
-said). Everything is decided from the lengths alone, in numpy, before the first batch is made.
+A plan needs only the lengths. They include EOS: a source of n ids takes n + 1 positions (ids, EOS), and so does a
+target (the model reads BOS, ids and predicts ids, EOS).
 """
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from jaxlm.data.batching.batches import Batches, host_slice
+from jaxlm.data.batching.collate import collate
 from jaxlm.data.batching.shuffle import EpochOrder
-from jaxlm.data.ragged import Ragged
+from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.errors import UserError
-
-Columns = Mapping[str, Ragged]
-"""Columns "source" and "target", or one of them alone, whose lengths count; `jaxlm.data.batching.collate` has
-the others.
-"""
+from jaxlm.types import Batch
 
 
 @dataclass(frozen=True, eq=False)
 class Bucket:
-    """A shape and what goes into it: `bins[i]` are the examples of item i, one alone or several packed in a row."""
+    """A shape (rows, source), (rows, target) and its items: `bins[i]` are the examples of row i, several if packed."""
 
     source: int
     target: int
@@ -31,14 +29,20 @@ class Bucket:
 
 
 @dataclass(frozen=True, eq=False)
-class BatchPlan:
-    """What every batch will hold. `order[k]` says which items of which bucket batch k takes."""
+class PlannedBatches(Batches):
+    """Batches of planned shapes: batch k takes the items `epoch_order[k]` of a bucket.
 
+    Attributes:
+      packed: rows hold several examples, with segment numbers.
+      token_counts: tokens of an epoch by column, EOS included.
+      dropped, truncated: examples that were too long.
+    """
+
+    columns: Columns
     buckets: tuple[Bucket, ...]
     seed: int
     packed: bool
     token_counts: dict[str, int]
-    """Tokens of an epoch by column, EOS included."""
     dropped: int
     truncated: int
 
@@ -52,18 +56,35 @@ class BatchPlan:
         return sum(len(b.bins.flat) for b in self.buckets)
 
     @property
+    def row_multiple(self) -> int:
+        return math.gcd(*(bucket.rows for bucket in self.buckets))
+
+    def example_indices(self, k: int) -> Ragged:
+        """The examples (indices into the columns) of every row of batch k."""
+        bucket, items = self.epoch_order[k]
+        return Ragged.from_rows([self.buckets[bucket].bins[item] for item in items], np.int64)
+
+    def host_part(self, k: int, host_index: int, num_hosts: int) -> Batch:
+        bucket_index, items = self.epoch_order[k]
+        bucket = self.buckets[bucket_index]
+        items = items[host_slice(len(items), host_index, num_hosts)]
+        examples, count = bucket.bins.gather(items)
+        row_index = np.repeat(np.arange(len(items)), count)
+        return collate(self.columns, examples, row_index, len(items), bucket.source, bucket.target, self.packed)
+
+    @property
     def position_counts(self) -> dict[str, int]:
         """Positions of an epoch by column, padding included."""
         return {name: sum(len(b.bins) * getattr(b, name) for b in self.buckets) for name in self.token_counts}
 
     def padding_fractions(self) -> dict[str, float]:
-        """The share of positions that are padding: "source", "target" and "both"."""
+        """The fraction of positions that are padding: "source", "target" and "both"."""
         positions = self.position_counts
         share = {name: 1 - self.token_counts[name] / positions[name] for name in self.token_counts}
         return share | {"both": 1 - sum(self.token_counts.values()) / sum(positions.values())}
 
     def statistics(self) -> dict[str, float]:
-        """Numbers for a log. `tokens` are real ones a batch, of the target where there is one; `positions` padded."""
+        """`tokens` and `positions` are those of a batch, of its targets if it has any."""
         side = "target" if "target" in self.token_counts else "source"
         per_epoch = self.epoch_order.batches_per_epoch
         return {
@@ -78,8 +99,8 @@ class BatchPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class _SelectedExamples:
-    """The examples that take part, and their lengths (EOS included; 0 where there is no such column)."""
+class SelectedExamples:
+    """The examples that batches are made of, and their lengths (EOS included; 0 without such a column)."""
 
     examples: np.ndarray
     source: np.ndarray
@@ -89,43 +110,39 @@ class _SelectedExamples:
     truncated: int
 
 
-def _text_columns(columns: Columns) -> Columns:
-    return {name: column for name, column in columns.items() if name in ("source", "target")}
-
-
-def _select_examples(columns: Columns, max_lengths: dict[str, int], too_long: str) -> _SelectedExamples:
-    count = len(next(iter(columns.values())))
+def select_examples(columns: Columns, max_lengths: dict[str, int], too_long: str) -> SelectedExamples:
+    """The examples within `max_lengths`; longer ones are dropped or cut. Raises UserError if none is left."""
+    texts = {name: column for name, column in columns.items() if name in max_lengths}
+    count = len(next(iter(texts.values())))
     if not count:
         raise UserError("the data set is empty: there is nothing to make batches of; check its path and its filter")
-    length = {name: column.lengths + 1 for name, column in columns.items()}
-    fits = np.all([length[name] <= max_lengths[name] for name in columns], axis=0)
-    late = int(np.sum(~fits))
+    lengths = {name: column.lengths + 1 for name, column in texts.items()}
+    fits = np.all([lengths[name] <= max_lengths[name] for name in texts], axis=0)
+    num_long = int(np.sum(~fits))
+    examples = np.arange(count)
     if too_long == "drop":
-        if late == count:
-            shortest = int(np.min(np.max(list(length.values()), axis=0)))
+        if num_long == count:
+            shortest = int(np.min(np.max(list(lengths.values()), axis=0)))
             raise UserError(
-                f"none of the {count} examples is within the maximum length of "
-                f"{max(max_lengths[name] for name in columns)} "
+                f"none of the {count} examples is within the maximum length of {max(max_lengths[n] for n in texts)} "
                 f"tokens (EOS included): the shortest needs {shortest}; raise the maximum length, or truncate long ones"
             )
         examples = np.flatnonzero(fits)
-    else:
-        examples = np.arange(count)
-    length = {name: np.minimum(length[name], max_lengths[name])[examples] for name in columns}
-    nothing = np.zeros(len(examples), np.int64)
-    real = {name: int(np.sum(length[name])) for name in columns}
-    dropped, truncated = (late, 0) if too_long == "drop" else (0, late)
-    return _SelectedExamples(
-        examples, length.get("source", nothing), length.get("target", nothing), real, dropped, truncated
-    )
+    lengths = {name: np.minimum(length, max_lengths[name])[examples] for name, length in lengths.items()}
+    empty = np.zeros(len(examples), np.int64)
+    token_counts = {name: int(np.sum(length)) for name, length in lengths.items()}
+    dropped, truncated = (num_long, 0) if too_long == "drop" else (0, num_long)
+    source, target = lengths.get("source", empty), lengths.get("target", empty)
+    return SelectedExamples(examples, source, target, token_counts, dropped, truncated)
 
 
-def _effective_length(source: np.ndarray | int, target: np.ndarray | int) -> np.ndarray:
-    """The length that a row counts for: its target, or half its source, lest short targets make batches too large."""
+def effective_length(source: np.ndarray | int, target: np.ndarray | int) -> np.ndarray:
+    """The length that a row counts for: its target, but half its source at least, to bound rows of short targets."""
     return np.where(np.equal(target, 0), source, np.maximum(target, -(-np.asarray(source) // 2)))
 
 
-def _check_row_count(rows: int, row_multiple: int, tokens: int, length: int) -> None:
+def check_row_count(rows: int, row_multiple: int, tokens: int, length: int) -> None:
+    """Raises UserError if a batch of `tokens` tokens holds less than `row_multiple` rows of `length`."""
     if rows < 1:
         raise UserError(
             f"a batch of {tokens} tokens holds {tokens // length} rows of length {length}, but rows come in "

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.data.batching.bucketing import Buckets, fit_shapes
-from jaxlm.data.batching.collate import Batches
 from jaxlm.data.batching.packing import Packing, pack
 from jaxlm.data.ragged import Ragged
 from jaxlm.errors import UserError
@@ -44,25 +43,23 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_every_example_once_an_epoch(config):
-    plan = config.plan(CAPTIONS, seed=1)
-    everyone = np.concatenate([bucket.bins.flat for bucket in plan.buckets])
+    batches, epochs = config.batches(CAPTIONS, seed=1), 4
+    everyone = np.concatenate([bucket.bins.flat for bucket in batches.buckets])
     assert sorted(everyone) == list(range(1500))
-    batches, epochs = Batches(CAPTIONS, plan), 4
     counts = Counter()
-    for k in range(plan.epoch_order.first_batch(epochs)):
+    for k in range(batches.epoch_order.first_batch(epochs)):
         counts.update(batches.example_indices(k).flat.tolist())
     # A bucket still owes less than one batch of its last epoch; when that is longer than an epoch, an example waits.
-    slack = max(-(-bucket.rows // len(bucket.bins)) for bucket in plan.buckets)
+    slack = max(-(-bucket.rows // len(bucket.bins)) for bucket in batches.buckets)
     assert all(epochs - slack <= counts[i] <= epochs for i in range(1500))
     owed = epochs * 1500 - sum(counts.values())
-    assert owed < sum(bucket.rows * np.max(bucket.bins.lengths) for bucket in plan.buckets)
+    assert owed < sum(bucket.rows * np.max(bucket.bins.lengths) for bucket in batches.buckets)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_batches_say_what_the_columns_say(config):
     """Each batch, built again row by row and example by example."""
-    plan = config.plan(CAPTIONS, seed=4)
-    batches = Batches(CAPTIONS, plan)
+    batches = config.batches(CAPTIONS, seed=4)
     for k in (0, 1, 17, 40):
         batch, rows = batches[k], batches.example_indices(k)
         for side, length in (("source", batch.source_BS.shape[1]), ("target", batch.target_BT.shape[1])):
@@ -82,7 +79,7 @@ def test_batches_say_what_the_columns_say(config):
             np.testing.assert_array_equal(valid, segment > 0)
             assert valid.dtype == bool
             numbers = batch.source_segment_BS if side == "source" else batch.target_segment_BT
-            if plan.packed:
+            if batches.packed:
                 np.testing.assert_array_equal(numbers, segment)
             else:
                 assert numbers is None
@@ -92,27 +89,27 @@ def test_batches_say_what_the_columns_say(config):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_padding_is_what_a_count_finds(config):
-    plan = config.plan(CAPTIONS, seed=1)
+    batches = config.batches(CAPTIONS, seed=1)
     if isinstance(config, Buckets):
-        home = {int(example): bucket for bucket in plan.buckets for example in bucket.bins.flat}
+        home = {int(example): bucket for bucket in batches.buckets for example in bucket.bins.flat}
         positions = [sum(getattr(home[i], side) for i in range(1500)) for side in ("source", "target")]
     else:
-        rows = len(plan.buckets[0].bins)
+        rows = len(batches.buckets[0].bins)
         positions = [rows * (config.source_length or config.length), rows * config.length]
     real = [sum(len(CAPTIONS[side][i]) + 1 for i in range(1500)) for side in ("source", "target")]
-    share = plan.padding_fractions()
+    share = batches.padding_fractions()
     assert share["source"] == pytest.approx(1 - real[0] / positions[0])
     assert share["target"] == pytest.approx(1 - real[1] / positions[1])
     assert share["both"] == pytest.approx(1 - sum(real) / sum(positions))
-    batches, total = Batches(CAPTIONS, plan), plan.epoch_order.first_batch(3)
+    total = batches.epoch_order.first_batch(3)
     valid = [batches[k].target_valid_BT for k in range(total)]
-    assert sum(v.sum() for v in valid) / total == pytest.approx(plan.statistics()["tokens"], rel=0.04)
+    assert sum(v.sum() for v in valid) / total == pytest.approx(batches.statistics()["tokens"], rel=0.04)
     assert 1 - sum(v.sum() for v in valid) / sum(v.size for v in valid) == pytest.approx(share["target"], abs=0.02)
 
 
 def test_batch_k_depends_on_data_seed_and_k_alone():
     def fresh(seed=1):
-        return Batches(CAPTIONS, CONFIGS[0].plan(CAPTIONS, seed=seed))
+        return CONFIGS[0].batches(CAPTIONS, seed=seed)
 
     walked = fresh()
     first = [walked[k] for k in range(120)]
@@ -126,8 +123,7 @@ def test_batch_k_depends_on_data_seed_and_k_alone():
 @pytest.mark.parametrize("config", [Buckets(tokens=2048, max_shapes=5), Packing(length=64, tokens=4096)], ids=str)
 @pytest.mark.parametrize("divisor", [1, 6, 16])
 def test_rows_divide_and_keep_to_the_budget(config, divisor):
-    plan = config.plan(CAPTIONS, divisor=divisor)
-    batches = Batches(CAPTIONS, plan)
+    batches = config.batches(CAPTIONS, divisor=divisor)
     for k in range(30):
         rows, length = batches[k].label_BT.shape
         assert rows % divisor == 0 and rows % config.row_multiple == 0
@@ -136,8 +132,8 @@ def test_rows_divide_and_keep_to_the_budget(config, divisor):
 
 def test_fitted_shapes_are_few_and_pad_less_than_one_length_for_both_sides():
     columns = like_captions(8000, seed=3)
-    fitted = Buckets(tokens=2048).plan(columns)
-    square = Buckets(tokens=2048, lengths=(8, 12, 16, 20, 24, 32, 40, 48, 61)).plan(columns)
+    fitted = Buckets(tokens=2048).batches(columns)
+    square = Buckets(tokens=2048, lengths=(8, 12, 16, 20, 24, 32, 40, 48, 61)).batches(columns)
     assert fitted.statistics()["shapes"] <= 10
     assert fitted.padding_fractions()["target"] < 0.1 < square.padding_fractions()["target"]
     assert fitted.padding_fractions()["both"] < square.padding_fractions()["both"]
@@ -151,20 +147,20 @@ def test_fitted_shapes_reach_the_longest_example_and_not_beyond_the_limit():
     shapes = fit_shapes(np.array([3, 5, 9]), np.array([4, 4, 7]), 10, lambda s, t: np.ones(len(s)))
     assert shapes[-1] == (10, 8)
     assert max(fit_shapes(np.array([5]), np.array([251]), 4, lambda s, t: np.ones(len(s)))) == (6, 252)
-    (bucket,) = Buckets(tokens=4096, max_length=31).plan(columns_of([30] * 200, [12] * 200)).buckets
+    (bucket,) = Buckets(tokens=4096, max_length=31).batches(columns_of([30] * 200, [12] * 200)).buckets
     assert (bucket.source, bucket.target) == (31, 14)
 
 
 def test_a_short_target_does_not_make_batches_of_endless_sources():
     columns = columns_of([200] * 64, [3] * 64)
-    (bucket,) = Buckets(tokens=4096).plan(columns).buckets
+    (bucket,) = Buckets(tokens=4096).batches(columns).buckets
     assert bucket.rows * bucket.source <= 2 * 4096
 
 
 def test_fewer_examples_than_rows_make_full_batches():
     columns = columns_of([4, 5, 3], [4, 5, 3])
     for config in (Buckets(tokens=128), Packing(length=16, tokens=128)):
-        batches = Batches(columns, config.plan(columns))
+        batches = config.batches(columns)
         counts = Counter(i for k in range(6) for i in batches.example_indices(k).flat.tolist())
         assert batches[0].label_BT.shape[0] >= 8
         assert max(counts.values()) - min(counts.values()) <= 1
@@ -183,62 +179,56 @@ def test_packing_puts_every_example_in_one_bin_that_holds_it(lengths, seed):
 
 
 def test_packing_fills_well():
-    plan = Packing(length=128, tokens=2048).plan(like_captions(4000))
-    assert plan.padding_fractions()["target"] < 0.06
-    assert plan.padding_fractions()["both"] < 0.06
+    batches = Packing(length=128, tokens=2048).batches(like_captions(4000))
+    assert batches.padding_fractions()["target"] < 0.06
+    assert batches.padding_fractions()["both"] < 0.06
 
 
 def test_one_column_alone():
     for name, other in (("source", "target"), ("target", "source")):
         alone = {name: CAPTIONS[name]}
         for config in (Buckets(tokens=512), Packing(length=64, tokens=1024)):
-            plan = config.plan(alone)
-            batch = Batches(alone, plan)[5]
-            assert set(plan.padding_fractions()) == {name, "both"}
+            batches = config.batches(alone)
+            batch = batches[5]
+            assert set(batches.padding_fractions()) == {name, "both"}
             assert (batch.source_BS is None, batch.label_BT is None) == (name == "target", name == "source")
             present = batch.source_BS if name == "source" else batch.label_BT
             assert present.size <= config.tokens
-            assert getattr(plan.buckets[0], other) == 0
+            assert getattr(batches.buckets[0], other) == 0
 
 
 def test_long_examples_are_dropped_or_cut_and_counted():
     columns = columns_of([3, 40, 5, 6], [3, 4, 50, 6])
     for config in (Buckets(tokens=256, max_length=16), Packing(length=16, tokens=256)):
-        dropped = config.plan(columns)
+        dropped = config.batches(columns)
         assert (dropped.dropped, dropped.truncated, dropped.num_examples) == (2, 0, 2)
         assert dropped.token_counts == {"source": 4 + 7, "target": 4 + 7}
-        cut = type(config)(**{**config.__dict__, "too_long": "truncate"}).plan(columns)
+        cut = type(config)(**{**config.__dict__, "too_long": "truncate"}).batches(columns)
         assert (cut.dropped, cut.truncated, cut.num_examples) == (0, 2, 4)
-        batches = Batches(columns, cut)
-        rows = {
-            i: (k, r)
-            for k in range(4)
-            for r in range(batches[k].label_BT.shape[0])
-            for i in batches.example_indices(k)[r]
-        }
+        rows = {i: (k, r) for k in range(4) for r in range(cut[k].label_BT.shape[0]) for i in cut.example_indices(k)[r]}
         k, r = rows[1]
-        place = int(np.flatnonzero(batches[k].source_BS[r] == 5)[0])
-        assert batches[k].source_BS[r, place : place + 16].tolist() == [5, *[9] * 14, EOS]
+        place = int(np.flatnonzero(cut[k].source_BS[r] == 5)[0])
+        assert cut[k].source_BS[r, place : place + 16].tolist() == [5, *[9] * 14, EOS]
         assert cut.token_counts == {"source": 4 + 16 + 6 + 7, "target": 4 + 5 + 16 + 7}
 
 
 @pytest.mark.parametrize("config", [Buckets(max_length=8), Packing(length=8)], ids=str)
 def test_nothing_short_enough(config):
     with pytest.raises(UserError, match=r"none of the 2 examples .* maximum length of 8 .* shortest needs 11"):
-        config.plan(columns_of([10, 20], [4, 4]))
+        config.batches(columns_of([10, 20], [4, 4]))
 
 
 @pytest.mark.parametrize("config", [Buckets(tokens=100, max_length=21), Packing(length=21, tokens=100)], ids=str)
 def test_a_budget_too_small_for_the_longest_rows(config):
     with pytest.raises(UserError, match=r"100 tokens holds 4 rows of length 21.* raise tokens to 168 .* length to 12"):
-        config.plan(columns_of([20] * 50, [20] * 50))
+        config.batches(columns_of([20] * 50, [20] * 50))
     with pytest.raises(UserError, match=r"multiples of 24 "):
-        Buckets(tokens=400).plan(columns_of([20] * 50, [20] * 50), divisor=6)
+        Buckets(tokens=400).batches(columns_of([20] * 50, [20] * 50), divisor=6)
 
 
 def test_no_examples():
     with pytest.raises(UserError, match="the data set is empty"):
-        Buckets().plan(columns_of([], []))
+        Buckets().batches(columns_of([], []))
 
 
 @pytest.mark.data
@@ -255,6 +245,6 @@ def test_multi30k_lengths(data_root):
         for name, lengths in zip(("source", "target"), sides, strict=True)
     }
     for tokens in (4096, 8192):
-        numbers = Buckets(tokens=tokens).plan(columns).statistics()
+        numbers = Buckets(tokens=tokens).batches(columns).statistics()
         assert numbers["shapes"] <= 10
         assert numbers["padding_target"] < 0.12

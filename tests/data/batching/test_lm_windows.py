@@ -33,7 +33,7 @@ def test_several_files_are_one_array():
 
 def test_documents_kept_apart():
     """Every document begins after BOS and has a segment of its own; what is said is the same."""
-    plain, apart = (Windows(8, 3, isolate_documents=flag).plan(COLUMNS) for flag in (False, True))
+    plain, apart = (Windows(8, 3, isolate_documents=flag).batches(COLUMNS) for flag in (False, True))
     assert plain.config.carry_rows == 3 and apart.config.carry_rows == 0
     for k in range(plain.batches_per_epoch):
         one, other = plain[k], apart[k]
@@ -52,7 +52,7 @@ def test_documents_kept_apart():
 @pytest.mark.parametrize("rows, length", [(1, 7), (3, 4), (4, 5), (5, 8), (2, 21)])
 def test_an_epoch_says_every_token_once_after_the_one_before(rows, length):
     """Row r of batch after batch is one piece of the stream, and pieces follow each other."""
-    batches = Windows(length, rows).plan(COLUMNS)
+    batches = Windows(length, rows).batches(COLUMNS)
     epoch = [batches[k] for k in range(batches.batches_per_epoch)]
     valid_BT = np.concatenate([batch.target_valid_BT for batch in epoch], 1)
     said = np.concatenate([batch.label_BT for batch in epoch], 1)[valid_BT]
@@ -64,16 +64,16 @@ def test_an_epoch_says_every_token_once_after_the_one_before(rows, length):
 
 
 def test_epochs_repeat_and_batches_do_not_depend_on_who_asks():
-    batches = Windows(4, 3).plan(COLUMNS)
-    again = Windows(4, 3).plan(COLUMNS)
+    batches = Windows(4, 3).batches(COLUMNS)
+    again = Windows(4, 3).batches(COLUMNS)
     for k in (0, 2, 5):
         np.testing.assert_array_equal(batches[k].label_BT, again[k + batches.batches_per_epoch].label_BT)
 
 
 def test_rows_forget_by_chance():
     """About as often as asked, the same rows whoever asks, other rows with another seed; the text stays as it is."""
-    plain = Windows(4, 10).plan(COLUMNS)
-    batches, other = (Windows(4, 10, reset_prob=0.3).plan(COLUMNS, seed) for seed in (0, 1))
+    plain = Windows(4, 10).batches(COLUMNS)
+    batches, other = (Windows(4, 10, reset_prob=0.3).batches(COLUMNS, seed) for seed in (0, 1))
     begins_KB = np.stack([batches[k].reset_B for k in range(200)])
     first = np.arange(200) % batches.batches_per_epoch == 0
     assert begins_KB[first].all() and 0.25 < begins_KB[~first].mean() < 0.35
@@ -88,7 +88,7 @@ def test_rows_forget_by_chance():
 @pytest.mark.parametrize("rows, length", [(3, 4), (5, 8), (1, 41)])
 def test_drawn_windows_hold_every_token_once_in_an_order_of_their_own(rows, length):
     """Rows past the end of an epoch's windows repeat its first ones: what is said is the stream, at least once each."""
-    batches = Windows(length, rows, carry_state=False).plan(COLUMNS, seed=3)
+    batches = Windows(length, rows, carry_state=False).batches(COLUMNS, seed=3)
     orders = []
     for epoch in range(2):
         seen = np.zeros(len(STREAM), int)
@@ -110,11 +110,11 @@ def test_drawn_windows_hold_every_token_once_in_an_order_of_their_own(rows, leng
 
 def test_a_text_shorter_than_a_batch_is_an_error():
     with pytest.raises(UserError, match="41 tokens, a batch 8 rows of 64.*lower"):
-        Windows(64, 8).plan(COLUMNS)
+        Windows(64, 8).batches(COLUMNS)
 
 
 def test_statistics():
-    batches = Windows(4, 3).plan(COLUMNS)
+    batches = Windows(4, 3).batches(COLUMNS)
     figures = batches.statistics()
     assert batches.row_multiple == 3 and figures["batches_per_epoch"] == 4 and figures["shapes"] == 1
     assert figures["padding_target"] == pytest.approx(1 - 41 / 48) and figures["tokens"] == pytest.approx(41 / 4)

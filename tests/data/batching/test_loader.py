@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from jaxlm.data.batching.bucketing import Buckets
-from jaxlm.data.batching.collate import Batches
 from jaxlm.data.batching.eval_batches import count_too_long, eval_batches
 from jaxlm.data.batching.loader import DataLoader
 from jaxlm.data.batching.packing import Packing
@@ -39,7 +38,7 @@ class Letters:
 
 PAIRS = [("ab" * (i % 7), "cde" * (i % 5) + "z") for i in range(300)]
 COLUMNS = encode_pairs(PAIRS, Letters())
-BATCHES = Batches(COLUMNS, Buckets(tokens=256, max_shapes=4).plan(COLUMNS, seed=9))
+BATCHES = Buckets(tokens=256, max_shapes=4).batches(COLUMNS, seed=9)
 
 
 def same(one, other) -> bool:
@@ -164,7 +163,7 @@ def test_any_number_of_threads_gives_the_same_batches(monkeypatch, start, thread
 
 
 def test_packed_batches_run_too():
-    batches = Batches(COLUMNS, Packing(length=32, tokens=256).plan(COLUMNS))
+    batches = Packing(length=32, tokens=256).batches(COLUMNS)
     with DataLoader(batches) as pipeline:
         assert all(same(next(pipeline), batches[k]) for k in range(40))
 
@@ -189,10 +188,8 @@ def test_a_fault_in_a_batch_reaches_the_reader(monkeypatch, threads, without_gra
 
 
 SCRIPT = """
-import sys, threading
+import dataclasses, sys, threading
 import numpy as np
-from jaxlm.data.batching.bucketing import Buckets
-from jaxlm.data.batching.collate import Batches
 from jaxlm.data.batching.loader import DataLoader
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.storage.token_cache import encode_pairs
@@ -201,7 +198,8 @@ from tests.data.batching.test_loader import BATCHES, PAIRS, Letters, same
 if __name__ == "__main__":
     folder, threads, workers, close = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "close"
     columns = encode_pairs(PAIRS, Letters(), folder)
-    pipeline = DataLoader(Batches(columns, BATCHES.plan), start=7, num_threads=threads, num_workers=workers)
+    batches = dataclasses.replace(BATCHES, columns=columns)
+    pipeline = DataLoader(batches, start=7, num_threads=threads, num_workers=workers)
     assert all(same(next(pipeline), BATCHES[k]) for k in range(7, 27))
     if close:
         pipeline.close()

@@ -82,7 +82,7 @@ def test_whole_words_are_hidden_whole():
 def test_a_batch_is_a_function_of_its_number(pairs):
     """The same from a new object in any order; another one in the next epoch and under another seed."""
     config = MaskedLMRows(length=32, rows=8, next_sentence=pairs)
-    one, again, other = config.plan(COLUMNS, 3), config.plan(COLUMNS, 3), config.plan(COLUMNS, 4)
+    one, again, other = config.batches(COLUMNS, 3), config.batches(COLUMNS, 3), config.batches(COLUMNS, 4)
     for k in (7, 0, 40):
         for name in ("source_BS", "token_label_BS", "source_valid_BS"):
             np.testing.assert_array_equal(getattr(one[k], name), getattr(again[k], name))
@@ -94,7 +94,7 @@ def test_a_batch_is_a_function_of_its_number(pairs):
 def test_rows_of_joined_documents_hold_every_token():
     """BOS, a window, EOS; an epoch shows the whole text, whatever is hidden of it."""
     stream = [i for text in DOCUMENTS for i in [*text, EOS]]
-    batches, seen = MaskedLMRows(length=32, rows=4).plan(COLUMNS, 1), np.zeros(len(stream), int)
+    batches, seen = MaskedLMRows(length=32, rows=4).batches(COLUMNS, 1), np.zeros(len(stream), int)
     for batch in (batches[k] for k in range(batches.batches_per_epoch)):
         assert batch.label_B is None and batch.token_type_BS is None
         for row, valid in zip(said(batch), batch.source_valid_BS, strict=True):
@@ -109,7 +109,7 @@ def test_rows_of_joined_documents_hold_every_token():
 def test_pairs_that_follow_and_pairs_that_do_not():
     """Half of the seconds follow the firsts in their document; the others are of another one, and begin alike."""
     config = MaskedLMRows(length=32, rows=16, next_sentence=True, masking=Masking(0.15))
-    batches, labels, begins = config.plan(COLUMNS, 0), [], {0: [], 1: []}
+    batches, labels, begins = config.batches(COLUMNS, 0), [], {0: [], 1: []}
     home = {tuple(text[i : i + 2]): d for d, text in enumerate(DOCUMENTS) for i in range(len(text) - 1)}
     count = Counter(tuple(text[i : i + 2]) for text in DOCUMENTS for i in range(len(text) - 1))
     checked = {0: 0, 1: 0}
@@ -136,7 +136,7 @@ def test_pairs_that_follow_and_pairs_that_do_not():
 
 def test_pairs_need_two_documents():
     with pytest.raises(UserError, match="two documents or more"):
-        MaskedLMRows(length=32, next_sentence=True).plan(TABLE | {"target": Ragged.from_rows([DOCUMENTS[0], []])})
+        MaskedLMRows(length=32, next_sentence=True).batches(TABLE | {"target": Ragged.from_rows([DOCUMENTS[0], []])})
 
 
 @pytest.mark.parametrize(

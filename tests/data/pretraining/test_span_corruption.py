@@ -77,7 +77,7 @@ def test_batches_of_spans():
     assert SpanCorruption(512).window_length == 568 and sum(SpanCorruption(512).noise_counts(568)) + 1 == 114, (
         "the sizes of T5"
     )
-    batches, again = config.plan(COLUMNS, 1), config.plan(COLUMNS, 1)
+    batches, again = config.batches(COLUMNS, 1), config.batches(COLUMNS, 1)
     seen = np.zeros(len(WHOLE), int)
     for k in reversed(range(batches.batches_per_epoch)):
         batch = batches[k]
@@ -100,13 +100,13 @@ def test_batches_of_spans():
 
 def test_rows_with_more_spans_than_sentinels():
     with pytest.raises(UserError, match=r"28 spans, and there are 20 sentinels"):
-        SpanCorruption(512).plan(COLUMNS)
+        SpanCorruption(512).batches(COLUMNS)
 
 
 def test_batches_of_prefixes():
     """Source and target are a window of the documents with their ends, cut at one place for all rows."""
     config, stream = PrefixLMWindows(16, 4, prefix_steps=4), [i for text in DOCUMENTS for i in [*text, EOS]]
-    batches, cuts = config.plan(COLUMNS, 2), set()
+    batches, cuts = config.batches(COLUMNS, 2), set()
     for batch in (batches[k] for k in range(batches.batches_per_epoch)):
         cuts.add(batch.source_BS.shape[1] - 1)
         assert batch.source_BS.shape[1] + batch.target_BT.shape[1] == 17
