@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from jaxlm.errors import UserError
 
@@ -35,6 +36,27 @@ def check_writable(folder: Path | str, bytes_needed: int = 0) -> None:
             f"{folder} has {format_bytes(free)} free, the checkpoints of this run need {format_bytes(bytes_needed)}: "
             "free disk space, keep fewer checkpoints, or choose another --workdir"
         )
+
+
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that replaces `path` when the block ends; if the block or the process fails, `path` stays."""
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # the content is on the disk before the name is
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a whole file or nothing."""
+    with open_atomic(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager

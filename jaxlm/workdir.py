@@ -23,6 +23,7 @@ from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
 from jaxlm.experiment import RESUMABLE_FIELDS, Experiment
+from jaxlm.filesystem import write_atomic
 from jaxlm.inference.base import TrainedModel
 from jaxlm.nn.layers.adapters import merge_lora
 from jaxlm.types import Batch, Params
@@ -113,9 +114,7 @@ def write_experiment(folder: Path, experiment: Experiment) -> None:
     if jax.process_index() > 0:
         return
     record = {"experiment": config.to_json(experiment), "versions": library_versions(), "git": _git_state()}
-    partial = folder / f".{EXPERIMENT_FILE}.partial"
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / EXPERIMENT_FILE)
+    write_atomic(folder / EXPERIMENT_FILE, json.dumps(record, indent=1) + "\n")
 
 
 def read_experiment(folder: Path) -> Experiment:

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxlm.errors import UserError
+from jaxlm.filesystem import open_atomic
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
@@ -65,12 +66,10 @@ def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         }  # fmt: skip
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with open_atomic(path) as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         for name in names:
             file.write(np.ascontiguousarray(tensors[name]).tobytes())
-    partial.replace(path)
 
 
 def _parse_entry(entry: dict[str, Any]) -> tuple[np.dtype, tuple[int, ...], int, int]:

@@ -15,7 +15,6 @@ Plain or gzip. In memory the same is `jaxlm.ngram.backoff.Tables`, in natural lo
 
 import gzip
 import math
-import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +27,7 @@ import numpy as np
 from jaxlm.data.files import find_file, read_lines
 from jaxlm.data.tokenizers.base import BOS, EOS, PAD, UNK
 from jaxlm.errors import UserError
+from jaxlm.filesystem import open_atomic
 from jaxlm.ngram.backoff import LOG_ZERO, BackoffLevel, BackoffTables, to_levels, to_tables
 
 LN10 = math.log(10.0)
@@ -47,15 +47,13 @@ def write_arpa(path: str | Path, tables: Any, words: Sequence[str]) -> None:
     """
     path, levels = Path(path), to_levels(tables)
     names = _check_words(words, len(levels[0].word))
-    part = path.with_name(path.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with open(part, "wb") as raw:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_atomic(path) as raw:
         if path.suffix == ".gz":  # without name and time: the same model gives the same file
             with gzip.GzipFile("", "wb", 6, raw, mtime=0) as stream:
                 stream.writelines(text.encode() for text in _format_lines(levels, names))
         else:
             raw.writelines(text.encode() for text in _format_lines(levels, names))
-    os.replace(part, path)
 
 
 def _format_lines(levels: Sequence[BackoffLevel], words: Sequence[str]) -> Iterator[str]:

@@ -12,13 +12,13 @@ uninterrupted run leaves. For that, log the figures of a step before its checkpo
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxlm.filesystem import write_atomic
 from jaxlm.training.progress import Display, SilentDisplay, format_number, make_display
 
 METRICS_FILE = "metrics.jsonl"
@@ -153,12 +153,7 @@ def truncate_metrics(path: Path, step: int | None) -> None:
     new = [line for line in old if step is not None and (read := _step_of(line)) is not None and read <= step]
     if new == old:
         return
-    beside = path.with_name(path.name + ".new")
-    with open(beside, "wb") as file:
-        file.writelines(new)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    write_atomic(path, b"".join(new))
 
 
 def read_metrics(workdir: Path | str) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def test_cut_is_atomic(tmp_path, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(log_module.os, "replace", die)
+    monkeypatch.setattr("os.replace", die)
     with pytest.raises(KeyboardInterrupt):
         truncate_metrics(path, 3)
     assert path.read_bytes() == before

@@ -24,6 +24,7 @@ from jaxlm.data.sources.text import TextSource
 from jaxlm.data.tokenizers.base import TOKENIZE_BATCH_SIZE, Tokenizer
 from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.errors import UserError
+from jaxlm.filesystem import write_atomic
 
 SHARD_INDEX, SHARD_VERSION = "index.json", 1
 
@@ -204,9 +205,7 @@ def id_dtype(tokenizer: Tokenizer) -> np.dtype:
 
 def write_with_checksum(file: Path, content: bytes) -> int:
     """Write a file that appears at the end; the CRC-32 of its bytes."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_bytes(content)
-    part.replace(file)
+    write_atomic(file, content)
     return zlib.crc32(content)
 
 

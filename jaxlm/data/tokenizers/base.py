@@ -11,6 +11,8 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from jaxlm.filesystem import write_atomic
+
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 
 NUM_SPECIALS = 4
@@ -73,8 +75,8 @@ class SerializableTokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         description = {"kind": self.kind, "size": self.vocab_size, "file": self.filename, "sha256": self.fingerprint}
-        _write_atomic(folder / self.filename, self.to_bytes())
-        _write_atomic(folder / TOKENIZER_JSON, (json.dumps(description, indent=1) + "\n").encode())
+        write_atomic(folder / self.filename, self.to_bytes())
+        write_atomic(folder / TOKENIZER_JSON, json.dumps(description, indent=1) + "\n")
 
 
 def content_hash(kind: str, content: bytes) -> str:
@@ -87,10 +89,3 @@ def require_list(texts: Sequence[str]) -> Sequence[str]:
     if isinstance(texts, str):
         raise TypeError("encode takes a list of texts, not one text: write encode([text])")
     return texts
-
-
-def _write_atomic(file: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    part = file.with_name(file.name + ".part")
-    part.write_bytes(content)
-    part.replace(file)

@@ -147,12 +147,9 @@ def assert_no_threads_left():
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("without_grain", [False, True])
 @pytest.mark.parametrize("threads", [0, 1, 4])
 @pytest.mark.parametrize("start", [0, 1000])
-def test_any_number_of_threads_gives_the_same_batches(monkeypatch, start, threads, without_grain):
-    if without_grain:
-        monkeypatch.setitem(sys.modules, "grain", None)  # what an import of a missing package meets
+def test_any_number_of_threads_gives_the_same_batches(start, threads):
     with DataLoader(BATCHES, start=start, num_threads=threads, prefetch=3) as pipeline:
         for k in range(start, start + 30):
             assert same(next(pipeline), BATCHES[k])
@@ -168,17 +165,14 @@ def test_packed_batches_run_too():
         assert all(same(next(pipeline), batches[k]) for k in range(40))
 
 
-@pytest.mark.parametrize("without_grain", [False, True])
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_fault_in_a_batch_reaches_the_reader(monkeypatch, threads, without_grain):
+def test_a_fault_in_a_batch_reaches_the_reader(threads):
     class Broken:
         def __getitem__(self, k):
             if k == 3:
                 raise OSError("disk gone")
             return BATCHES[k]
 
-    if without_grain:
-        monkeypatch.setitem(sys.modules, "grain", None)
     with DataLoader(Broken(), num_threads=threads) as pipeline:
         for _ in range(3):
             next(pipeline)
