@@ -9,7 +9,6 @@ import re
 import numpy as np
 import pytest
 
-from jaxlm.training import metrics_log as log_module
 from jaxlm.training.metrics_log import MetricsLog, read_metrics, truncate_metrics
 from jaxlm.training.progress import (
     BarDisplay,
