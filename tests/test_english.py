@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 WORDS = {
@@ -34,6 +36,9 @@ WORDS = {
 IDENTIFIERS = {"found", "asked", "said", "told", "beside", "anew", "mended", "wanted", "meant"}
 """Names of variables, functions and fields that say nothing of what they hold."""
 
+GENERATED = {"cli.md", "api.md"}
+"""Pages of docs/ that repeat the text of the code, where it is counted."""
+
 RIDDLE = re.compile(r"(?:What|How|Which|Who|Whether|Where|Whose)\b(?!.*\?)")
 """A docstring that begins with a question word and asks nothing has no subject."""
 
@@ -44,9 +49,8 @@ def _sources(root: Path) -> list[Path]:
 
 def _documents(root: Path) -> list[Path]:
     native = [p for p in (root / "jaxlm").rglob("*.[ch]")]
-    return sorted(
-        [*root.glob("*.md"), *(root / "docs").glob("*.md"), *root.glob("launch/*"), *root.glob("*.sh"), *native]
-    )
+    pages = [page for page in (root / "docs").glob("*.md") if page.name not in GENERATED]
+    return sorted([*root.glob("*.md"), *pages, *root.glob("launch/*"), *root.glob("*.sh"), *native])
 
 
 def _prose(path: Path) -> Iterator[str]:
@@ -93,6 +97,27 @@ def _by_package(root: Path) -> dict[str, Counter]:
         name = "/".join(parts[:2] if parts[0] == "jaxlm" and len(parts) > 2 else parts[:1])
         packages.setdefault(name, Counter()).update(count_old_english(path))
     return packages
+
+
+PLAIN_DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.py")]
+"""Files without any of these words."""
+PENDING = {"decoding.md"} | GENERATED
+"""Documents that wait for the revision of the code they describe. To be emptied."""
+PROJECT_BOUND = 810
+"""The most occurrences in the whole project. To be lowered to what remains, never raised."""
+
+
+@pytest.mark.parametrize("path", PLAIN_DOCUMENTS, ids=lambda path: path.name)
+def test_documents_use_plain_english(path: Path):
+    """README, docs and their neighbors name things by the field's terms."""
+    if path.name not in PENDING:
+        assert not count_old_english(path), dict(count_old_english(path))
+
+
+def test_the_project_stays_under_its_bound():
+    """Code, comments, messages and documents together."""
+    total = sum(counts.total() for counts in _by_package(ROOT).values())
+    assert total <= PROJECT_BOUND, f"{total} words of {list(WORDS)} and names of {sorted(IDENTIFIERS)}"
 
 
 def main(root: Path) -> None:
