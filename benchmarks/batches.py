@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm.data.batching.collate import collate
-from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.sources.base import iter_pairs
 from jaxlm.data.storage.token_cache import encode_pairs
 from jaxlm.data.tokenizers.base import EOS
 from jaxlm.errors import UserError
@@ -67,7 +65,7 @@ def first_of_each_shape(batches: list[Arrays]) -> list[Arrays]:
 
 def _real(experiment: Experiment) -> dict[str, Ragged]:
     tokenizer = experiment.tokenizer.fit(experiment.task.texts())
-    return encode_pairs(iter_pairs(experiment.task.train, ReadStats()), tokenizer)
+    return dict(encode_pairs(experiment.task.train, tokenizer))
 
 
 def _synthetic(vocab: int) -> dict[str, Ragged]:

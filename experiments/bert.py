@@ -26,8 +26,8 @@ them). It has not been trained here; its parameters are those published, 110 mil
 from dataclasses import replace
 
 from jaxlm.data.pretraining.masked_lm import MaskedLMRows
+from jaxlm.data.sources.shards import Shards
 from jaxlm.data.sources.text import Documents
-from jaxlm.data.storage.shards import Shards
 from jaxlm.data.tokenizers.loading import SavedTokenizer
 from jaxlm.data.tokenizers.sentencepiece import SentencePiece
 from jaxlm.experiment import Experiment

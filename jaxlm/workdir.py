@@ -80,7 +80,7 @@ def open_or_create(folder: Path, experiment: Experiment) -> bool:
 
 
 def check_data_unchanged(folder: Path, fingerprints: dict[str, Any]) -> None:
-    """Note what a run learns from (`jaxlm.data.storage.shards.digests`). Raises UserError where one that has
+    """Note what a run learns from (`jaxlm.data.storage.columns.fingerprints`). Raises UserError where one that has
     learnt something began with other data: its next batches would be those of neither.
     """
     file = folder / DATA_FILE

@@ -24,7 +24,7 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base_utils", "
 
 FLOORS = """
 jaxlm.errors jaxlm.types jaxlm.config jaxlm.filesystem jaxlm.runtime jaxlm.pytree
-jaxlm.data.files jaxlm.data.ragged jaxlm.data.tokenizers jaxlm.data.sources jaxlm.data.storage jaxlm.data.batching
+jaxlm.data.files jaxlm.data.ragged jaxlm.data.tokenizers jaxlm.data.storage jaxlm.data.sources jaxlm.data.batching
 jaxlm.data.pretraining jaxlm.data.minilang
 jaxlm.ngram jaxlm.grammar jaxlm.metrics
 jaxlm.distributed

@@ -1,10 +1,7 @@
-"""Rows of different lengths in one flat array: in memory, or on disk and memory-mapped. Text becomes ids once.
-
-Several arrays read as one: the files of a data set that is too big for one, or for memory.
-"""
+"""Rows of different lengths in one flat array, in memory or memory-mapped; a data set is several such columns."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +9,7 @@ import numpy as np
 
 
 class ConcatArray:
-    """Several arrays of one dtype as one, for reading: `parts[a:b]` and `parts[indexes]`."""
+    """Several arrays of one dtype, read as one: `array[a:b]` and `array[indices]`. They are not copied."""
 
     def __init__(self, arrays: Sequence[np.ndarray]):
         self.arrays = tuple(arrays)
@@ -36,12 +33,12 @@ class ConcatArray:
         if isinstance(indices, slice):
             indices = np.arange(*indices.indices(len(self)))
         indices = np.asarray(indices)
-        part = np.searchsorted(self._starts, indices, side="right") - 1
-        found = np.empty(indices.shape, self.dtype)
-        for index in np.unique(part).tolist():
-            here = part == index
-            found[here] = self.arrays[index][indices[here] - self._starts[index]]
-        return found
+        array_of_index = np.searchsorted(self._starts, indices, side="right") - 1
+        values = np.empty(indices.shape, self.dtype)
+        for number in np.unique(array_of_index).tolist():
+            mask = array_of_index == number
+            values[mask] = self.arrays[number][indices[mask] - self._starts[number]]
+        return values
 
 
 def _memory_map_files(files: Sequence[str], dtype: str) -> ConcatArray:
@@ -52,7 +49,7 @@ def _memory_map_files(files: Sequence[str], dtype: str) -> ConcatArray:
 class Ragged:
     """Row i is `flat[offsets[i] : offsets[i + 1]]`; `offsets` has one entry more than there are rows.
 
-    Ids that lie in several files are a `ConcatArray`, which is read like an array.
+    `flat` is a `ConcatArray` if the ids are in several files.
     """
 
     flat: np.ndarray
@@ -81,13 +78,14 @@ class Ragged:
         return np.diff(self.offsets)
 
     def split_long(self, max_length: int) -> "Ragged":
-        """The same ids, every row cut into pieces of `longest` and a last one of what is left."""
+        """The same ids, with every row cut into pieces of `max_length` ids and a last one of the remainder."""
         count = np.maximum(-(-self.lengths // max_length), 1)
-        first = np.repeat(self.offsets[:-1], count) + max_length * concat_ranges(np.zeros(len(count), np.int64), count)
+        piece = concat_ranges(np.zeros(len(count), np.int64), count)
+        first = np.repeat(self.offsets[:-1], count) + max_length * piece
         return Ragged(self.flat, np.append(first, self.offsets[-1]))
 
     def gather(self, rows: np.ndarray, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of `rows` one after the other, and how many each gave: at most its first `limit`."""
+        """The ids of `rows` one after the other, the first `max_length` of each, and the number from each row."""
         first = self.offsets[rows]
         lengths = self.offsets[np.asarray(rows) + 1] - first
         if max_length is not None:
@@ -95,26 +93,38 @@ class Ragged:
         return self.flat[concat_ranges(first, lengths)], lengths
 
     def __reduce__(self) -> tuple[Any, tuple]:
-        """A memory-mapped store travels to a worker process as its file names, not as its content."""
+        """A memory-mapped column travels to a worker process as its file name, not as its content."""
         if isinstance(self.flat, np.memmap) and self.flat.filename is not None:
-            where = os.fspath(self.flat.filename)
-            return _memory_map, (where, self.flat.dtype.str, self.offsets)
+            return memory_map, (os.fspath(self.flat.filename), self.flat.dtype.str, self.offsets)
         flat: Any = self.flat
-        flat = flat if isinstance(flat, ConcatArray) else np.asarray(flat)
-        return Ragged, (flat, np.asarray(self.offsets))
+        return Ragged, (flat if isinstance(flat, ConcatArray) else np.asarray(flat), np.asarray(self.offsets))
 
 
 Columns = Mapping[str, Ragged]
-"""A data set as named columns of ids; `jaxlm.data.batching.collate` has the table of their names."""
+"""A data set as named columns; `jaxlm.data.batching.collate` has the table of their names."""
+
+
+def concat_columns(blocks: Iterable[Columns]) -> dict[str, Ragged]:
+    """The columns of several blocks, joined in memory."""
+    parts: dict[str, list[Ragged]] = {}
+    for block in blocks:
+        for name, column in block.items():
+            parts.setdefault(name, []).append(column)
+    return {name: _concat(columns) for name, columns in parts.items()}
+
+
+def _concat(columns: Sequence[Ragged]) -> Ragged:
+    lengths = np.concatenate([np.zeros(1, np.int64), *(column.lengths for column in columns)])
+    return Ragged(np.concatenate([column.flat for column in columns]), np.cumsum(lengths))
 
 
 def concat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`first[0], first[0] + 1, ...` for `lengths[0]` numbers, then the same from `first[1]`, and so on."""
+    """`lengths[0]` numbers from `starts[0]` on, then `lengths[1]` numbers from `starts[1]` on, and so on."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(int(np.sum(lengths)))
 
 
-def _memory_map(path: str, dtype: str, offsets: np.ndarray) -> Ragged:
-    # An empty file cannot be mapped.
-    flat = np.memmap(path, dtype, "r") if offsets[-1] else np.zeros(0, dtype)
+def memory_map(path: str, dtype: str, offsets: np.ndarray) -> Ragged:
+    """A column whose ids are a file."""
+    flat = np.memmap(path, dtype, "r") if offsets[-1] else np.zeros(0, dtype)  # an empty file cannot be mapped
     return Ragged(flat, offsets)

@@ -3,14 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 
-from jaxlm.data.files import ReadStats
-from jaxlm.data.ragged import Columns, Ragged
-from jaxlm.data.sources.base import Pair, Pairs, iter_pairs
+from jaxlm.data.ragged import Ragged
+from jaxlm.data.sources.base import Pair, Pairs
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel
@@ -27,10 +25,6 @@ class Classification(LabelTask):
     """
 
     batch_columns: ClassVar[tuple[str, ...]] = ("source", "class")
-
-    def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
-        """Columns "source", "class" and, if the tokenizer spells, "character" of the training pairs, in memory."""
-        return self._encode_pairs(self.train, list(iter_pairs(self.train, read_stats)), tokenizer)
 
     def validate(
         self,

@@ -13,8 +13,7 @@ import numpy as np
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.batching.lm_windows import Windows
 from jaxlm.data.files import ReadStats
-from jaxlm.data.ragged import Columns, Ragged
-from jaxlm.data.sources.text import TextSource
+from jaxlm.data.ragged import Columns
 from jaxlm.data.tokenizers.base import UNK, Tokenizer
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
@@ -52,7 +51,7 @@ class LanguageModeling(TextTask):
 
     def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
         """The column "target"."""
-        return encode_texts(self.train, tokenizer, read_stats)
+        return {"target": self.train.encode(tokenizer, read_stats, folder)}
 
     def validate(
         self,
@@ -62,7 +61,7 @@ class LanguageModeling(TextTask):
         progress: ProgressCallback = None,
     ) -> dict[str, float]:
         """Loss a token (what is trained), negative log-likelihood a token, and its exponential."""
-        total, nll, count = self._sum_losses(trained, encode_texts(self.valid, trained.tokenizer), objective)
+        total, nll, count = self._sum_losses(trained, {"target": self.valid.encode(trained.tokenizer)}, objective)
         return {
             "valid/loss": total / count,
             "valid/nll": nll / count,
@@ -73,7 +72,7 @@ class LanguageModeling(TextTask):
         """Per token (EOS counted where texts have one), and per character of the text, which any tokenizer shares."""
         from jaxlm.objectives.next_token import NextToken
 
-        columns = encode_texts(self.split(split), trained.tokenizer)
+        columns = {"target": self.split(split).encode(trained.tokenizer)}
         _, nll, count = self._sum_losses(trained, columns, NextToken())
         characters = sum(len(text) + self.append_eos for text in self.split(split))
         if progress:
@@ -119,8 +118,3 @@ class LanguageModeling(TextTask):
     def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
         """Raises UserError: there is no one answer."""
         raise UserError("a language model has no answer to a line: `jaxlm generate` goes on from it, `score` weighs it")
-
-
-def encode_texts(texts: TextSource, tokenizer: Tokenizer, read_stats: ReadStats | None = None) -> dict[str, Ragged]:
-    """The texts as the column "target"."""
-    return {"target": texts.encode(tokenizer, ReadStats() if read_stats is None else read_stats)}

@@ -67,7 +67,8 @@ class MaskedLanguageModeling(TextTask):
 
     def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
         """Columns "target", "piece" and "symbol"."""
-        return token_flag_columns(tokenizer, [self.mask_token]) | {"target": self.train.encode(tokenizer, read_stats)}
+        target = self.train.encode(tokenizer, read_stats, folder)
+        return token_flag_columns(tokenizer, [self.mask_token]) | {"target": target}
 
     def validate(
         self,
@@ -90,7 +91,7 @@ class MaskedLanguageModeling(TextTask):
 
     def _compute_metrics(self, trained: TrainedModel, objective: Any, split: str, max_batches: int) -> dict[str, Any]:
         columns = token_flag_columns(trained.tokenizer, [self.mask_token])
-        columns |= {"target": self.split(split).encode(trained.tokenizer, ReadStats())}
+        columns |= {"target": self.split(split).encode(trained.tokenizer)}
         batches, sums = self.eval_batching.batches(columns), np.zeros(6)
         count = min(batches.batches_per_epoch, max_batches or batches.batches_per_epoch)
         judge = _jitted_eval(trained.model, objective)

@@ -3,15 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
-from jaxlm.data.files import ReadStats
-from jaxlm.data.ragged import Columns, Ragged
-from jaxlm.data.sources.base import Pair, Pairs, iter_pairs
+from jaxlm.data.ragged import Ragged
+from jaxlm.data.sources.base import Pair, Pairs
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel
@@ -41,10 +39,6 @@ class TextRegression(SupervisedTask):
         super().check_model(model, tokenizer)
         if model.num_labels != 1:
             raise UserError(f"the model tells {model.num_labels} numbers, the task has one: set its num_labels = 1")
-
-    def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
-        """Columns "source" and "class", a float32 from 0 to 1, of the training pairs, in memory."""
-        return self._encode_pairs(self.train, list(iter_pairs(self.train, read_stats)), tokenizer)
 
     def validate(
         self,

@@ -45,7 +45,7 @@ class Denoising(TextTask):
 
     def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
         """Columns "target" and "symbol"."""
-        return self._encode_split("train", tokenizer, read_stats)
+        return self._encode_split("train", tokenizer, read_stats, folder)
 
     def validate(
         self,
@@ -65,13 +65,16 @@ class Denoising(TextTask):
             progress(self.count(split))
         return {"split": split} | figures
 
-    def _encode_split(self, split: str, tokenizer: Tokenizer, read_stats: ReadStats) -> Columns:
+    def _encode_split(
+        self, split: str, tokenizer: Tokenizer, read_stats: ReadStats | None = None, folder: Path | None = None
+    ) -> Columns:
         """A prefix needs no sentinels, and its tokenizer need not have them."""
         sentinels = self.sentinels if isinstance(self.eval_batching, SpanCorruption) else ()
-        return mask_token_column(tokenizer, sentinels) | {"target": self.split(split).encode(tokenizer, read_stats)}
+        target = self.split(split).encode(tokenizer, read_stats, folder)
+        return mask_token_column(tokenizer, sentinels) | {"target": target}
 
     def _compute_metrics(self, trained: TrainedModel, objective: Any, split: str, max_batches: int) -> dict[str, Any]:
-        batches = self.eval_batching.batches(self._encode_split(split, trained.tokenizer, ReadStats()))
+        batches = self.eval_batching.batches(self._encode_split(split, trained.tokenizer))
         evaluate = make_eval_step(trained.model, objective)
         count = min(batches.batches_per_epoch, max_batches or batches.batches_per_epoch)
         found = jax.device_get([evaluate(trained.params, batches[k]) for k in range(count)])
@@ -84,7 +87,7 @@ class Denoising(TextTask):
 
     def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """A few rows of the test split, what was answered, and what is right."""
-        batch = self.eval_batching.batches(self._encode_split("test", trained.tokenizer, ReadStats()))[0]
+        batch = self.eval_batching.batches(self._encode_split("test", trained.tokenizer))[0]
         sides = ((batch.source_BS, batch.source_valid_BS), (batch.label_BT, batch.target_valid_BT))
         rows = [[row[valid].tolist() for row, valid in zip(*side, strict=True)] for side in sides]
         texts = [trained.tokenizer.decode(side) for side in rows]

@@ -1,8 +1,10 @@
 """What tagging and classification share: pairs (text, labels), a set of labels, batches of texts without targets."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -10,8 +12,10 @@ import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.batching.sequence_format import SequenceFormat
+from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns, Ragged
-from jaxlm.data.sources.base import Pairs, PairSource
+from jaxlm.data.sources.base import Pair, Pairs, PairSource, WithStats
+from jaxlm.data.storage.token_cache import cached_columns
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.word_char import WordCharTokenizer
 from jaxlm.distributed import multihost
@@ -79,6 +83,24 @@ class SupervisedTask(Task):
         """Where the layout or the positions end; where a line becomes several sequences it depends on its parts."""
         layout = fit_to_model(self.sequence_format, model)
         return layout.max_length if layout and layout.input_format == "single" else 0
+
+    def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
+        """The columns `batch_columns` of the training pairs and, if the tokenizer spells words, "character"."""
+        splits = ("train", "valid", "test", "extra_tests")
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in splits}
+        return cached_columns(
+            WithStats(self.train, read_stats),
+            lambda pairs: self._encode_columns(pairs, tokenizer),
+            f"{type(self).__name__} {settings} {tokenizer.fingerprint}",
+            folder,
+            block_size=sys.maxsize,  # at once: messages count the pairs from the first one
+        )
+
+    def _encode_columns(self, pairs: list[Pair], tokenizer: Tokenizer) -> Columns:
+        return self._encode_pairs(self.train, pairs, tokenizer)
+
+    def _encode_pairs(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any = None) -> Any:
+        raise NotImplementedError
 
     def _encode_label(self, pairs: Pairs, index: int, text: str, label: str) -> list:
         """What stands for the label or labels of pair `index`. Raises UserError for one that is not known."""

@@ -4,15 +4,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
-from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns, Ragged
-from jaxlm.data.sources.base import Pair, Pairs, iter_pairs
+from jaxlm.data.sources.base import Pair, Pairs
 from jaxlm.data.sources.conll import locate_word
 from jaxlm.data.tokenizers.base import BOS, UNK, Tokenizer
 from jaxlm.distributed import multihost
@@ -46,9 +44,8 @@ class Tagging(LabelTask):
         if self.iob2_spans:
             forbidden_transitions(self.labels)  # refuses what is not IOB2
 
-    def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
-        """Columns "source", "label" and, if the tokenizer spells, "character" of the training pairs, in memory."""
-        return self._encode_pairs(self.train, list(iter_pairs(self.train, read_stats)), tokenizer)[0]
+    def _encode_columns(self, pairs: list[Pair], tokenizer: Tokenizer) -> Columns:
+        return self._encode_pairs(self.train, pairs, tokenizer)[0]
 
     def validate(
         self,

@@ -12,7 +12,7 @@ from jaxlm import workdir
 from jaxlm.data.batching.batches import Batches, HostShard
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns
-from jaxlm.data.storage.shards import fingerprints
+from jaxlm.data.storage.columns import fingerprints
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.distributed import multihost

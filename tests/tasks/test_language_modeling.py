@@ -31,7 +31,7 @@ from jaxlm.nn.rnn.cells import LSTM
 from jaxlm.nn.rnn.layers import Recurrent
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import SGD, Constant, StepDecay
-from jaxlm.tasks.language_modeling import LanguageModeling, encode_texts
+from jaxlm.tasks.language_modeling import LanguageModeling
 from jaxlm.training.loop import train
 from jaxlm.training.step import make_train_step
 from jaxlm.training.stopping import EarlyStopping
@@ -257,4 +257,4 @@ def test_parts_of_a_file_are_the_file(folder):
 
 def _ids():
     tokenizer = Characters(VOCAB).fit([TEXT])
-    return encode_texts(TextFile("text.txt", "whole"), tokenizer)["target"]
+    return TextFile("text.txt", "whole").encode(tokenizer)

@@ -51,9 +51,7 @@ def main(argv: list[str]) -> int:
                 progress(record.bytes)
             else:
                 state = "is there" if kept else "made"
-                output.print_stderr(
-                    f"shard {record.name} {state}: {record.documents:,} documents, {record.tokens:,} tokens"
-                )
+                output.print_stderr(f"shard {record.name} {state}: {record.rows:,} documents, {record.ids:,} tokens")
 
         size = options.shard_mb * MEGABYTE
         found = build_shards(documents.read(bad), options.out, tokenizer, documents.describe(), processes, size, done)

@@ -1,56 +1,62 @@
-"""What a source of sentence pairs is.
+"""The interface of data sources: frozen dataclasses that stream texts, or pairs of texts.
 
-A source is a frozen dataclass. Iterating over it streams (source text, target text); it can be iterated any number of
-times and gives the same pairs each time. The direction is always spelt out: the first text is what the model reads.
+A source can be read any number of times and gives the same rows each time. Of a pair, the first text is what the model
+reads.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from jaxlm.data.files import ReadStats
 from jaxlm.errors import UserError
+
+Row = TypeVar("Row")
 
 Pair = tuple[str, str]
 
 
 class Pairs(Protocol):
-    """What the data pipeline asks of a source of pairs."""
+    """The interface of any source of pairs, also of one that is not a `PairSource`."""
 
     def __iter__(self) -> Iterator[Pair]:
-        """The pairs from the first, each time it is called."""
+        """The pairs, from the first one on at every call."""
         ...
 
     def describe(self) -> str:
-        """One line that says what is read and in which direction."""
+        """One line that names the data and the direction."""
         ...
 
 
-class PairSource:
-    """Base of the sources here: `read` is theirs, iteration and `check` follow from it."""
+class Source(Generic[Row]):
+    """Base of the sources: a subclass defines `read` and `describe`; iteration and `check` follow from them."""
 
-    def read(self, stats: ReadStats) -> Iterator[Pair]:
-        """The pairs; `bad` counts what was kept, mended and left out."""
+    def read(self, stats: ReadStats) -> Iterator[Row]:
+        """The rows; `stats` counts those that were kept, repaired and left out. Raises UserError for a bad file."""
         raise NotImplementedError
 
     def describe(self) -> str:
-        """One line that says what is read and in which direction."""
+        """One line that names the data; of pairs, also their direction."""
         raise NotImplementedError
 
-    def __iter__(self) -> Iterator[Pair]:
+    def __iter__(self) -> Iterator[Row]:
         return self.read(ReadStats())
 
     def check(self) -> ReadStats:
-        """Reads everything once, so that every fault shows before training starts; the counts."""
-        bad = ReadStats()
-        for _ in self.read(bad):
+        """Read everything once, so that every fault shows before training starts; the counts."""
+        stats = ReadStats()
+        for _ in self.read(stats):
             pass
-        return bad
+        return stats
 
 
-def iter_pairs(pairs: Pairs, stats: ReadStats) -> Iterator[Pair]:
-    """The pairs of any source; those that know nothing of bad lines count as kept."""
-    if isinstance(pairs, PairSource):
+class PairSource(Source[Pair]):
+    """Base of the sources of pairs."""
+
+
+def iter_pairs(pairs: Any, stats: ReadStats) -> Iterator[Any]:
+    """The rows of any source; rows of one that does not count bad lines count as kept."""
+    if isinstance(pairs, Source):
         yield from pairs.read(stats)
     else:
         for pair in pairs:
@@ -60,25 +66,25 @@ def iter_pairs(pairs: Pairs, stats: ReadStats) -> Iterator[Pair]:
 
 @dataclass(frozen=True)
 class WithStats:
-    """A source of which `bad` has the counts of one reading, however often it is read."""
+    """A source whose counts are in `stats` after a reading: those of one reading, however often it is read."""
 
-    pairs: Pairs
+    source: Any
     stats: ReadStats
 
-    def __iter__(self) -> Iterator[Pair]:
+    def __iter__(self) -> Iterator[Any]:
         counts = ReadStats()
-        yield from iter_pairs(self.pairs, counts)
+        yield from iter_pairs(self.source, counts)
         vars(self.stats).update(vars(counts))
 
     def describe(self) -> str:
-        """As the source."""
-        return self.pairs.describe()
+        """The line of the source."""
+        return self.source.describe()
 
 
 def filter_pairs(
     pairs: Iterable[tuple[str | None, str | None]], stats: ReadStats, keep_blank: bool, source_name: str
 ) -> Iterator[Pair]:
-    """Drops and counts pairs that could not be read (None) or have a blank side. Raises UserError if none is left."""
+    """Drop and count pairs that are unreadable (None) or have a blank side. Raises UserError if none is left."""
     before = stats.kept
     for source, target in pairs:
         if source is None or target is None:

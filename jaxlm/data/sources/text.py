@@ -6,41 +6,24 @@ Documents from files: one a line, lines between blank ones, from heading to head
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from pathlib import Path
 from typing import Literal, get_args
 
 from jaxlm.data.files import OnBadLine, ReadStats, find_file, iter_lines
 from jaxlm.data.ragged import Ragged
+from jaxlm.data.sources.base import Source, WithStats
 from jaxlm.data.sources.parallel import JsonLines
-from jaxlm.data.tokenizers.base import TOKENIZE_BATCH_SIZE, Tokenizer
+from jaxlm.data.storage.token_cache import encode_texts
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.errors import UserError
 
 
-class TextSource:
-    """Base of what gives texts: any number of times, and the same ones each time."""
+class TextSource(Source[str]):
+    """Base of the sources of texts."""
 
-    def describe(self) -> str:
-        """What is read."""
-        raise NotImplementedError
-
-    def read(self, stats: ReadStats) -> Iterator[str]:
-        """The texts; `bad` counts lines. Raises UserError for a file that is missing, damaged or not UTF-8."""
-        raise NotImplementedError
-
-    def __iter__(self) -> Iterator[str]:
-        return self.read(ReadStats())
-
-    def check(self) -> None:
-        """Raises UserError for whatever reading would stumble over."""
-        for _ in self:
-            pass
-
-    def encode(self, tokenizer: Tokenizer, stats: ReadStats) -> Ragged:
-        """The ids of each text, in memory."""
-        stream, rows = self.read(stats), []
-        while block := list(islice(stream, TOKENIZE_BATCH_SIZE)):
-            rows += tokenizer.encode(block)
-        return Ragged.from_rows(rows)
+    def encode(self, tokenizer: Tokenizer, stats: ReadStats | None = None, folder: Path | None = None) -> Ragged:
+        """The ids of each text: memory-mapped, and encoded only once, if a `folder` is given to keep them."""
+        return encode_texts(WithStats(self, ReadStats() if stats is None else stats), tokenizer, folder)
 
 
 @dataclass(frozen=True)

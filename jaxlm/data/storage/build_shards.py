@@ -1,13 +1,12 @@
-"""Documents into shards of ids, by several processes. A run that was killed goes on: what is whole is kept.
+"""Documents into shards of ids, by several processes; a run that was killed is resumed, and finished shards are kept.
 
-The documents are cut into shards by their bytes alone, so that neither the number of processes nor an interruption
-changes a byte of what is written. A shard counts as done when its record is there, which is written last; it is kept
-if its text is that of its record and its files have the bytes that were written.
+Only the bytes of the documents decide where a shard ends, so neither the number of processes nor an interruption
+changes a byte of the result. A shard is done when its record exists, which is written last. It is kept if the record
+is of the same text and its files have the bytes that were written.
 """
 
 import concurrent.futures
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -15,33 +14,25 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jaxlm.data.storage.shards import (
-    SHARD_INDEX,
-    ShardRecord,
-    id_dtype,
-    parse_shard_record,
-    read_source_name,
-    write_index,
-    write_with_checksum,
-)
-from jaxlm.data.tokenizers.base import TOKENIZE_BATCH_SIZE, UNK, Tokenizer
+from jaxlm.data.storage.columns import update_digest, write_columns
+from jaxlm.data.storage.shards import SHARD_INDEX, ShardRecord, read_source_name, write_index
+from jaxlm.data.storage.token_cache import encode_texts
+from jaxlm.data.tokenizers.base import UNK, Tokenizer
 from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.errors import UserError
-from jaxlm.filesystem import lock_folder
+from jaxlm.filesystem import lock_folder, write_atomic
 
 SHARD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class ShardInput:
-    """The documents of one shard, and the digest by which it is known again."""
+    """The documents of one shard, and the digest by which it is recognized."""
 
     name: str
     texts: list[str]
@@ -58,53 +49,51 @@ def build_shards(
     shard_bytes: int = SHARD_BYTES,
     on_shard: Callable[[ShardRecord, bool], None] = lambda record, kept: None,
 ) -> dict[str, Any]:
-    """Make the shards in `folder`; the sums over all of them, as index.json has them, and "shards" and "kept".
+    """Make the shards in `folder`. Returns the totals of index.json, and the numbers of "shards" and "kept".
 
-    `on_shard(record, kept)` is told of each shard in its turn. Raises UserError where there is no document, where the
-    folder holds shards of another tokenizer or source, and where another process is at work in it.
+    `on_shard(record, kept)` is called for each shard in order. Raises UserError if there is no document, if the
+    folder holds shards of another tokenizer or source, or if another process works in it.
     """
     with lock_folder(folder):
         _open_or_create_folder(folder, tokenizer, source)
-        records, kept = [], 0
-        for record, was_there in _iter_records(split_into_shards(documents, shard_bytes), folder, tokenizer, processes):
+        records, num_kept = [], 0
+        for record, kept in _iter_records(split_into_shards(documents, shard_bytes), folder, tokenizer, processes):
             records.append(record)
-            kept += was_there
-            on_shard(record, was_there)
+            num_kept += kept
+            on_shard(record, kept)
         if not records:
             raise UserError(f"{source or 'the corpus'} has no document: there is nothing to prepare")
-        found = write_index(folder, records, tokenizer, source)
+        totals = write_index(folder, records, tokenizer, source)
         names = {record.name for record in records}
         for file in folder.glob("[0-9]*"):  # of another corpus, or of other sizes of shards
             if file.name.partition(".")[0] not in names:
                 file.unlink()
-    return found | {"shards": len(records), "kept": kept}
+    return totals | {"shards": len(records), "kept": num_kept}
 
 
 def _open_or_create_folder(folder: Path, tokenizer: Tokenizer, source: str) -> None:
-    """Put the tokenizer into the folder; what a killed run left half written goes."""
-    if (there := read_source_name(folder)) not in (None, source):
+    """Save the tokenizer in the folder; remove the unfinished files of a killed run."""
+    if (old_source := read_source_name(folder)) not in (None, source):
         raise UserError(
-            f"{folder} holds shards of {there}, not of {source}: choose another --out, or remove that folder"
+            f"{folder} holds shards of {old_source}, not of {source}: choose another --out, or remove that folder"
         )
-    place = folder / "tokenizer"
-    if place.is_dir() and load_tokenizer(place).fingerprint != tokenizer.fingerprint:
+    path = folder / "tokenizer"
+    if path.is_dir() and load_tokenizer(path).fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f"{folder} holds shards of another tokenizer ({load_tokenizer(place)!r}; asked for {tokenizer!r}): choose "
+            f"{folder} holds shards of another tokenizer ({load_tokenizer(path)!r}; expected {tokenizer!r}): choose "
             "another --out, or remove that folder"
         )
-    tokenizer.save(place)
+    tokenizer.save(path)
     for part in folder.glob(".*.part"):
         part.unlink()
 
 
 def split_into_shards(documents: Iterable[str], shard_bytes: int) -> Iterator[ShardInput]:
-    """The documents in order, each portion closed by the document that brings it to `shard_bytes`."""
+    """The documents in order; a shard ends with the document that brings it to `shard_bytes`."""
     number, texts, size, digest = 0, [], 0, hashlib.blake2b(digest_size=16)
     for text in documents:
-        content = text.encode(errors="replace")
-        digest.update(len(content).to_bytes(8, "little") + content)
+        size += update_digest(digest, text)
         texts.append(text)
-        size += len(content)
         if size >= shard_bytes:
             yield ShardInput(f"{number:05}", texts, digest.hexdigest(), size)
             number, texts, size, digest = number + 1, [], 0, hashlib.blake2b(digest_size=16)
@@ -115,72 +104,57 @@ def split_into_shards(documents: Iterable[str], shard_bytes: int) -> Iterator[Sh
 def _iter_records(
     shards: Iterator[ShardInput], folder: Path, tokenizer: Tokenizer, processes: int
 ) -> Iterator[tuple[ShardRecord, bool]]:
-    """The record of every portion in order, and whether it was there already."""
-    sorted_out = ((portion, _reusable_record(portion, folder, tokenizer)) for portion in shards)
+    """The record of every shard in order, and whether it was kept."""
+    checked = ((shard, _reusable_record(shard, folder, tokenizer)) for shard in shards)
     if processes == 1:
-        for portion, kept in sorted_out:
-            yield (kept, True) if kept else (write_shard(portion, folder, tokenizer), False)
+        for shard, record in checked:
+            yield (record, True) if record else (write_shard(shard, folder, tokenizer), False)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _init_worker, (str(folder),)) as pool:
-        waiting: deque[tuple[Future | ShardRecord, bool]] = deque()
+        pending: deque[Future | ShardRecord] = deque()
         try:
-            for portion, kept in sorted_out:
-                waiting.append((kept, True) if kept else (pool.submit(_write_in_worker, portion), False))
-                while len(waiting) > processes + 1:
-                    yield _resolve(*waiting.popleft())
-            while waiting:
-                yield _resolve(*waiting.popleft())
+            for shard, record in checked:
+                pending.append(record or pool.submit(_write_in_worker, shard))
+                while len(pending) > processes + 1:
+                    yield _resolve(pending.popleft())
+            while pending:
+                yield _resolve(pending.popleft())
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError(
-                "a process that made shards was killed, perhaps for want of memory: give the command again with fewer "
+                "a process that made shards was killed, perhaps for want of memory: repeat the command with fewer "
                 "--num-workers or a smaller --shard-mb; finished shards are kept"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _resolve(future_or_record: "Future | ShardRecord", kept: bool) -> tuple[ShardRecord, bool]:
-    return (future_or_record if isinstance(future_or_record, ShardRecord) else future_or_record.result()), kept
+def _resolve(record: "Future | ShardRecord") -> tuple[ShardRecord, bool]:
+    return (record, True) if isinstance(record, ShardRecord) else (record.result(), False)
 
 
 def _reusable_record(shard: ShardInput, folder: Path, tokenizer: Tokenizer) -> ShardRecord | None:
-    """The record of a shard that is there, whole, and of this text; without one, the index is of yesterday."""
-    record = _read_valid_record(shard, folder, tokenizer)
-    if record is None:
-        (folder / SHARD_INDEX).unlink(missing_ok=True)
-    return record
-
-
-def _read_valid_record(shard: ShardInput, folder: Path, tokenizer: Tokenizer) -> ShardRecord | None:
+    """The record of a shard that exists, undamaged and of this text. Without one the index is outdated and removed."""
     try:
         entry = json.loads((folder / f"{shard.name}.json").read_text(encoding="utf-8"))
-        record = parse_shard_record(entry)
+        record = ShardRecord.from_json(entry)
+        same = record.text_digest == shard.digest and entry["tokenizer"] == tokenizer.fingerprint
+        if same and record.is_intact(folder):
+            return record
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    same = record.text_digest == shard.digest and entry.get("tokenizer") == tokenizer.fingerprint
-    return record if same and record.is_intact(folder) else None
+        pass
+    (folder / SHARD_INDEX).unlink(missing_ok=True)
+    return None
 
 
 def write_shard(shard: ShardInput, folder: Path, tokenizer: Tokenizer) -> ShardRecord:
-    """Encode and write; the record comes last."""
-    dtype, blocks, sizes, unknown = id_dtype(tokenizer), [], [], 0
-    for first in range(0, len(shard.texts), TOKENIZE_BATCH_SIZE):
-        rows = tokenizer.encode(shard.texts[first : first + TOKENIZE_BATCH_SIZE])
-        flat = np.concatenate(rows)
-        unknown += int((flat == UNK).sum())
-        blocks.append(flat.astype(dtype))
-        sizes += [len(row) for row in rows]
-    ends, ids = np.cumsum(sizes, dtype=np.int64), np.concatenate(blocks)
-    record = ShardRecord(shard.name, len(ends), len(ids), unknown, shard.bytes, shard.digest, (0, 0))
-    file, ends_file = record.files(folder)
-    packed = io.BytesIO()
-    np.save(packed, ends)
-    record = replace(
-        record, crc32=(write_with_checksum(file, ids.tobytes()), write_with_checksum(ends_file, packed.getvalue()))
-    )
+    """Encode the documents and write their files, then their record."""
+    column = encode_texts(shard.texts, tokenizer)
+    (stored,) = write_columns(folder, [{shard.name: column}])
+    record = ShardRecord(**vars(stored), unknown=int((column.flat == UNK).sum()), bytes=shard.bytes,
+                         text_digest=shard.digest)  # fmt: skip
     entry = asdict(record) | {"tokenizer": tokenizer.fingerprint}
-    write_with_checksum(folder / f"{record.name}.json", json.dumps(entry).encode())
+    write_atomic(folder / f"{record.name}.json", json.dumps(entry))
     return record
 
 
@@ -194,9 +168,9 @@ def _init_worker(folder: str) -> None:
 
 
 def _exit_with_parent() -> None:
-    """End with the process that began this one, however that ends."""
+    """End with the process that started this one, however it ends."""
     parent = multiprocessing.parent_process()
-    assert parent is not None  # this one was begun by it
+    assert parent is not None  # this process was started by it
     wait([parent.sentinel])
     os._exit(1)
 

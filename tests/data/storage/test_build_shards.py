@@ -17,9 +17,9 @@ from fixtures.cli_runs import command, environment  # noqa: F401 (a fixture)
 
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Ragged
+from jaxlm.data.sources.shards import Shards
 from jaxlm.data.sources.text import Documents
 from jaxlm.data.storage.build_shards import build_shards, split_into_shards
-from jaxlm.data.storage.shards import Shards
 from jaxlm.data.tokenizers.loading import SavedTokenizer
 from jaxlm.data.tokenizers.simple import Bytes, Characters, Words
 from jaxlm.errors import UserError
@@ -176,7 +176,7 @@ def damaged(shards: Path, how: str) -> None:
     elif how == "sums":
         index["sums"]["tokens"] += 1
     elif how == "counts":
-        index["shards"][1]["tokens"] += 1
+        index["shards"][1]["ids"] += 1
         index["sums"]["tokens"] += 1
     if how in ("sums", "counts"):
         (shards / "index.json").write_text(json.dumps(index))
