@@ -56,10 +56,10 @@ def _ours(name: str) -> tuple[Any, dict[str, Any]]:
     runtime.configure_process()
     import jax
 
-    from jaxlm import workdir
     from jaxlm.experiment import load_experiment
+    from jaxlm.models.properties import dummy_batch
     from jaxlm.training.state import create_train_state
-    from jaxlm.training.step import make_train_step
+    from jaxlm.training.step import StepConfig, make_train_step
     from jaxlm.types import Batch
 
     chosen = load_experiment(name)
@@ -67,8 +67,8 @@ def _ours(name: str) -> tuple[Any, dict[str, Any]]:
     model = chosen.model.clone(norm="post")
     optimizer = dataclasses.replace(chosen.optimizer, clip=0.0).build(chosen.steps)
     rate = chosen.optimizer.schedule.build(chosen.steps)
-    compiled = make_train_step(model, chosen.objective, optimizer, rate, chosen.seed)
-    state = jax.jit(lambda: create_train_state(model, optimizer, workdir.dummy_batch(), chosen.seed))()
+    compiled = make_train_step(model, chosen.objective, optimizer, rate, StepConfig(chosen.seed))
+    state = jax.jit(lambda: create_train_state(model, optimizer, dummy_batch(), chosen.seed))()
 
     def step(batch: batches.Arrays) -> None:
         nonlocal state

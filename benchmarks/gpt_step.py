@@ -47,13 +47,13 @@ def _ours() -> tuple[Step, int]:
 
     from experiments.char_gpt import cpu
     from jaxlm.training.state import create_train_state
-    from jaxlm.training.step import make_train_step
+    from jaxlm.training.step import StepConfig, make_train_step
     from jaxlm.types import Batch
 
     experiment, valid_BT = cpu(), np.ones((ROWS, LENGTH), bool)
     optimizer = experiment.optimizer.build(experiment.steps)
     rate = experiment.optimizer.schedule.build(experiment.steps)
-    compiled = make_train_step(experiment.model, experiment.objective, optimizer, rate, experiment.seed)
+    compiled = make_train_step(experiment.model, experiment.objective, optimizer, rate, StepConfig(experiment.seed))
 
     def batch(ids_BT: np.ndarray) -> Batch:
         return Batch(target_BT=ids_BT[:, :-1], label_BT=ids_BT[:, 1:], target_valid_BT=valid_BT)

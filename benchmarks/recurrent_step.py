@@ -82,7 +82,7 @@ def _ours(tie: bool, plain_scan: bool) -> tuple[Step, int]:
     model = RecurrentLM(VOCAB, WIDTH, network, dropout=DROPOUT, tie_embeddings=tie)
     config = SGD(clip=CLIP)
     optimizer, example = config.build(1), batch(np.zeros((ROWS, LENGTH + 1), np.int32))
-    compiled = make_train_step(model, NextToken(), optimizer, config.schedule.build(1), 0)
+    compiled = make_train_step(model, NextToken(), optimizer, config.schedule.build(1))
     state = jax.jit(lambda: create_train_state(model, optimizer, example, 0, carry_rows=ROWS))()
 
     def step(window_BT: np.ndarray) -> None:

@@ -41,7 +41,7 @@ def random_params(model: Any) -> Any:
     """Normal with deviations of .02 (matrices of layers) and .04 (tables); gains near 1."""
     import jax
 
-    from jaxlm.workdir import abstract_params
+    from jaxlm.models.properties import abstract_params
 
     rng = np.random.default_rng(0)
 

@@ -1,47 +1,52 @@
-"""An experiment is one frozen object: everything that decides what a run computes, and nothing about the machine."""
+"""The experiment: one frozen object with everything that decides what a run computes, and nothing of the machine."""
 
 import importlib
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
+import jax
 
+from jaxlm import config
 from jaxlm.data.batching.bucketing import Buckets
 from jaxlm.data.batching.lm_windows import Windows
 from jaxlm.data.batching.packing import Packing
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.sentencepiece import SentencePiece
 from jaxlm.errors import UserError
 from jaxlm.finetuning import FineTuning
+from jaxlm.inference.base import TrainedModel
+from jaxlm.models.properties import abstract_params
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import SGD, AdamW
 from jaxlm.tasks.base import Task
+from jaxlm.types import Params
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained, on what, how, and how it is judged.
+    """The model, its data, its training and its evaluation.
 
     Attributes:
-      task, tokenizer, model, batching, optimizer, objective: the parts, each its own config.
-      tuning: where the parameters come from, which of them are trained, and what is added to them.
-      steps: updates in all.
-      seed: of initialisation, dropout and the order of the data.
-      accumulate: micro-batches an update; the update is the same for any number.
-      ema: decay of the moving average of parameters; 0 keeps none. Evaluation then uses the average.
-      average_after: evaluations without a better figure after which the parameters of all further steps are averaged,
-        and the average is what is evaluated (NT-ASGD, Merity et al. 2018, section 4); 0 never does.
-      log_every: steps between two lines of metrics.jsonl.
-      evaluate_every: steps between two evaluations on the validation split.
-      checkpoint_every: steps between two checkpoints.
-      keep: checkpoints that stay, beside the best.
-      average: checkpoints whose mean `evaluate` and `predict` use (1: the best one).
-      best: the validation figure that names the best checkpoint and that patience watches (of a loss or a perplexity
-        less is better, of anything else more).
-      patience: evaluations without a better figure after which the run stops; 0 never stops it.
+      task, tokenizer, model, batching, optimizer, objective: the parts, each a config of its own.
+      finetuning: initial parameters, trainable parameters, LoRA and adapters.
+      steps: the number of optimizer updates.
+      seed: seed of initialization, dropout and the order of the data.
+      grad_accum: micro-batches per update; the update is the same for any number.
+      ema_decay: decay of the moving average of the parameters; 0: none. Evaluation uses the average.
+      nt_asgd_patience: number of evaluations without improvement after which the parameters of all later steps are
+        averaged, and the average is evaluated (NT-ASGD, Merity et al. 2018, section 4); 0: never.
+      log_every, evaluate_every, checkpoint_every: steps between two lines of metrics.jsonl, two evaluations on the
+        validation split, two checkpoints.
+      keep_checkpoints: number of newest checkpoints to keep, in addition to the best one.
+      average_last: number of checkpoints whose mean `evaluate` and `predict` use; 1: the best one.
+      best_metric: the validation metric of the best checkpoint and of `patience` (lower is better for a loss or a
+        perplexity, higher for all others).
+      patience: number of evaluations without improvement after which training stops; 0: never.
     """
 
     task: Task
@@ -65,44 +70,66 @@ class Experiment:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "grad_accum",
-            "log_every",
-            "evaluate_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "average_last",
-        ):
+        for name in (*INTERVALS, "grad_accum"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: expected 1 or more")
         if self.ema_decay and self.nt_asgd_patience:
-            found = f"ema_decay = {self.ema_decay} and nt_asgd_patience = {self.nt_asgd_patience}"
-            raise UserError(f"{found}: one average at a time, set one of them to 0")
+            both = f"ema_decay = {self.ema_decay} and nt_asgd_patience = {self.nt_asgd_patience}"
+            raise UserError(f"{both}: only one average can be kept, set one of them to 0")
 
     @property
     def averaging(self) -> str:
-        """Which average of the parameters is kept beside them: "ema", "mean" or ""."""
+        """The kind of parameter average: "ema", "mean" (NT-ASGD) or "" (none)."""
         return "ema" if self.ema_decay else "mean" if self.nt_asgd_patience else ""
 
+    def check_vocabulary(self, tokenizer: Tokenizer) -> None:
+        """Raise UserError if the tokenizer and the model do not have the same number of ids."""
+        vocab = getattr(self.model, "vocab", tokenizer.vocab_size)
+        if tokenizer.vocab_size != vocab:
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the model embeds {vocab}: set both to one number "
+                f"(--model.vocab {tokenizer.vocab_size}, or the tokenizer's vocab_size)"
+            )
 
-RESUMABLE_FIELDS = (
-    "steps",
-    "log_every",
-    "evaluate_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "average_last",
-    "best_metric",
-    "patience",
-)
-"""Fields that a resumed run may change: what was computed so far does not depend on them."""
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of the parameters of a checkpoint: those of the model, of LoRA and of adapters."""
+        add, key = self.finetuning.add_adapters, jax.random.key(0)
+        return jax.eval_shape(lambda params: add(params, key), abstract_params(self.model))
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun(TrainedModel):
+    """The trained model of a run, its experiment, and the steps of the checkpoints whose mean the parameters are."""
+
+    experiment: Experiment
+    steps: list[int]
+
+
+INTERVALS = ("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "average_last")
+
+RESUMABLE_FIELDS = (*INTERVALS, "best_metric", "patience")
+"""Fields that a resumed run may change: the steps done so far do not depend on them."""
+
+
+def identity_differences(new: Experiment, stored: Experiment, stored_name: str) -> list[str]:
+    """Lines about the fields of `stored`, the experiment of a run, that differ from `new` and forbid to resume it."""
+    resumable = {name: getattr(new, name) for name in RESUMABLE_FIELDS}
+    if getattr(new.optimizer.schedule, "needs_total_steps", False):
+        del resumable["steps"]  # another number of steps is another learning rate from the first step on
+    aligned: Any = replace(stored, **resumable)
+    task: Any = new.task
+    if type(aligned.task) is type(task):
+        eval_only = {name: getattr(task, name) for name in task.eval_only_fields}
+        aligned = replace(aligned, task=replace(aligned.task, **eval_only))
+    return config.differences(new, aligned, stored_name)
 
 
 def load_experiment(name: str) -> Experiment:
-    """`package.module`, `path/to/file.py`, either with `:variant`, the function that returns the Experiment.
+    """The experiment that a function of a module returns.
 
-    Without a variant the function is `experiment`. Raises UserError that names what exists.
+    Args:
+      name: `package.module` or `path/to/file.py`, with `:variant`, the name of the function (default: `experiment`, or
+        else the first one). Raises UserError that names the variants if there is no such module or function.
     """
     where, _, variant = name.partition(":") if not name[1:3] == ":\\" else (name, "", "")
     module = _import_module(where)
@@ -112,12 +139,13 @@ def load_experiment(name: str) -> Experiment:
     if variant not in makers:
         unmarked = callable(getattr(module, variant, None)) if variant else False
         cure = f"annotate it: def {variant}() -> Experiment" if unmarked else f"it has {', '.join(own) or 'none'}"
-        asked = f"no variant {variant!r}" if variant else "no function of its own that is annotated `-> Experiment`"
-        raise UserError(f"{where} has {asked}; {cure}")
-    made = makers[variant]()
-    if not isinstance(made, Experiment):
-        raise UserError(f"{where}:{variant} returned a {type(made).__name__}, expected a jaxlm.experiment.Experiment")
-    return made
+        missing = f"no variant {variant!r}" if variant else "no function of its own that is annotated `-> Experiment`"
+        raise UserError(f"{where} has {missing}; {cure}")
+    experiment = makers[variant]()
+    if not isinstance(experiment, Experiment):
+        returned = type(experiment).__name__
+        raise UserError(f"{where}:{variant} returned a {returned}, expected a jaxlm.experiment.Experiment")
+    return experiment
 
 
 def variants(module: ModuleType) -> dict:
@@ -134,7 +162,7 @@ def _import_module(path_or_name: str) -> ModuleType:
     if path_or_name.endswith(".py") or "/" in path_or_name:
         file = Path(path_or_name)
         if not file.is_file() or file.suffix != ".py":
-            raise UserError(f"no experiment file {path_or_name}: see `jaxlm list` for those that exist")
+            raise UserError(f"there is no experiment file {path_or_name}: `jaxlm list` shows the experiments")
         spec = importlib.util.spec_from_file_location(file.stem, file)
         assert spec is not None and spec.loader is not None  # it ends in .py
         module = importlib.util.module_from_spec(spec)
@@ -147,5 +175,5 @@ def _import_module(path_or_name: str) -> ModuleType:
         return importlib.import_module(path_or_name)
     except ModuleNotFoundError as error:
         if error.name and (path_or_name == error.name or path_or_name.startswith(error.name + ".")):
-            raise UserError(f"no experiment {path_or_name!r}: see `jaxlm list` for those that exist") from None
+            raise UserError(f"there is no experiment {path_or_name!r}: `jaxlm list` shows the experiments") from None
         raise

@@ -1,15 +1,24 @@
-"""The process around a run: the persistent compilation cache, the allocator on a CPU, and the clock since its start."""
+"""The process of a run: compilation cache, memory allocator, time since its start, versions of code and libraries."""
 
 import ctypes
 import os
+import platform
+import subprocess
 import time
+from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from jaxlm import __version__
 
 GIBIBYTE = 2**30
 
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
+"""Distributions whose versions can change what a run computes."""
+
 
 def configure_process() -> None:
-    """Call once, before the first array is made."""
+    """Configure the allocator and JAX's compilation cache. Call once, before the first array is made."""
     import jax
 
     configure_malloc()
@@ -21,7 +30,7 @@ def configure_process() -> None:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled programs are kept: $JAXLM_CACHE, else ~/.cache/jaxlm/xla; None where $JAXLM_CACHE is ""."""
+    """The folder of compiled programs: $JAXLM_CACHE, else ~/.cache/jaxlm/xla; None if $JAXLM_CACHE is ""."""
     chosen = os.environ.get("JAXLM_CACHE")
     if chosen == "":
         return None
@@ -30,12 +39,12 @@ def cache_folder() -> Path | None:
 
 
 def configure_malloc() -> None:
-    """Tell glibc to keep big freed blocks instead of giving them back to the system after every step.
+    """Make glibc keep big freed blocks instead of returning them to the system after every step.
 
-    XLA frees its temporaries after each step on a CPU; faulting their pages in again costs up to a third of a step.
-    It allocates them in threads of its own, whose arenas have no room for more than 64 MiB in one piece and ask the
-    system each time; hence a single arena. Costs resident memory. Does nothing where there is no glibc or where MALLOC_
-    variables already decide.
+    On a CPU, XLA frees its temporaries after each step; faulting their pages in again costs up to a third of a step.
+    XLA allocates them in its own threads, whose arenas hold at most 64 MiB in one piece and otherwise ask the system
+    each time; hence a single arena. This costs resident memory. Does nothing without glibc, or if MALLOC_ variables
+    are set.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -50,12 +59,37 @@ def configure_malloc() -> None:
 
 
 def seconds_since_start() -> float:
-    """Seconds since this process was started by the system (on Linux; else since this module was imported)."""
+    """Seconds since the start of this process (on Linux; elsewhere since the import of this module)."""
     try:
         after_boot = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - after_boot / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError, IndexError):
         return time.perf_counter() - _IMPORT_TIME
+
+
+def library_versions() -> dict[str, str]:
+    """Name -> version of jaxlm, Python and LIBRARIES ("absent" if not installed)."""
+    versions = {"jaxlm": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit of the running code and whether its files differ from that commit; None outside a repository."""
+
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).parent
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 _IMPORT_TIME = time.perf_counter()

@@ -1,236 +1,216 @@
-"""A run's folder: `experiment.json`, `data.json`, `tokenizer/`, `data/`, `checkpoints/`, `metrics.jsonl`, ...
+"""The folder of a run, the workdir: where each file lies, and the only place that makes, opens or refuses one.
 
-It is all that `evaluate`, `predict` and the others need, and it may be moved.
+It holds all that `evaluate`, `predict` and the other commands need, and it may be moved.
 """
 
-import dataclasses
 import json
-import platform
 import shutil
-import subprocess
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import numpy as np
-
-from jaxlm import __version__, config
-from jaxlm.checkpoint.manager import Checkpoints
-from jaxlm.data.batching.collate import MAX_WORD_CHARACTERS
-from jaxlm.data.tokenizers.base import Tokenizer
-from jaxlm.data.tokenizers.loading import load_tokenizer
-from jaxlm.distributed import multihost
+from jaxlm import config, runtime
 from jaxlm.errors import UserError
-from jaxlm.experiment import RESUMABLE_FIELDS, Experiment
 from jaxlm.filesystem import write_atomic
-from jaxlm.inference.base import TrainedModel
-from jaxlm.nn.layers.adapters import merge_lora
-from jaxlm.types import Batch, Params
 
-EXPERIMENT_FILE = "experiment.json"
+if TYPE_CHECKING:
+    from jaxlm.checkpoint.manager import Checkpoints
+    from jaxlm.data.tokenizers.base import Tokenizer
+    from jaxlm.experiment import Experiment, TrainedRun
+    from jaxlm.types import Params
 
-DATA_FILE = "data.json"
-"""What the training split was known by when the run began."""
-
-PRETRAINED_FILES = "published"
-"""The folder of a workdir that holds what came with a published model beside its weights."""
-
-TEST_FILE = "test.json"
-"""The scores of the test split, written when training ends."""
-
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
+WORKDIR_FORMAT = 2
+"""Written into experiment.json. Format 1, which has no number, names classes and fields that exist no longer."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TrainedRun(TrainedModel):
-    """The trained model of a workdir, its experiment, and the steps of the checkpoints that were averaged."""
+class Workdir:
+    """The paths of a run.
 
-    experiment: Experiment
-    steps: list[int]
+    | file or folder  | content                                                                        |
+    |-----------------|--------------------------------------------------------------------------------|
+    | experiment.json | the format number, the experiment, versions of the libraries, the git commit   |
+    | data.json       | fingerprints of the training data                                              |
+    | tokenizer/      | the tokenizer                                                                  |
+    | data/train      | the training split as ids                                                      |
+    | checkpoints/    | one folder per saved step                                                      |
+    | published/      | the files that came with an imported model                                     |
+    | metrics.jsonl   | the log; the same as TensorBoard events in tensorboard/                        |
+    | test.json       | the scores of the test split, written when training ends                       |
 
-
-def open_or_create(folder: Path, experiment: Experiment) -> bool:
-    """Make the folder this experiment's own; True if it already holds the run, which then goes on.
-
-    A run that has no checkpoint yet is begun anew. Raises UserError if the folder holds a run whose identity differs
-    (the fields are named), or something else altogether.
+    The methods import JAX where they need it: the CLI refuses a wrong folder before it loads JAX.
     """
-    record = folder / EXPERIMENT_FILE
-    if not record.exists():
-        strangers = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-        if "checkpoints" in strangers:
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.experiment_file = self.folder / "experiment.json"
+        self.data_file = self.folder / "data.json"
+        self.metrics_file = self.folder / "metrics.jsonl"
+        self.test_file = self.folder / "test.json"
+        self.tokenizer_folder = self.folder / "tokenizer"
+        self.train_data = self.folder / "data" / "train"
+        self.checkpoint_folder = self.folder / "checkpoints"
+        self.published_folder = self.folder / "published"
+        self.tensorboard_folder = self.folder / "tensorboard"
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def check(self) -> None:
+        """Raise UserError if the folder is not a workdir."""
+        if not self.experiment_file.is_file():
+            problem = "is not a workdir: it has no experiment.json" if self.folder.exists() else "does not exist"
+            raise UserError(f"{self} {problem}. `jaxlm train EXPERIMENT --workdir {self}` makes one")
+
+    def check_empty(self) -> None:
+        """Raise UserError if the folder holds anything."""
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise UserError(f"{self} is not empty: choose another --workdir")
+
+    def create(self, experiment: "Experiment") -> None:
+        """Make a new workdir. Raises UserError if the folder is not empty."""
+        self.check_empty()
+        self.write_experiment(experiment)
+
+    def open_or_create(self, experiment: "Experiment") -> bool:
+        """Take the folder for this experiment; True if it already holds the same run, which is to be resumed.
+
+        A run without a checkpoint is replaced. Raises UserError if the folder holds the checkpoints of a run with
+        another identity (the message names the fields), or checkpoints without an experiment.
+        """
+        from jaxlm.experiment import identity_differences
+
+        if not self.experiment_file.exists():
+            if self.checkpoint_folder.exists():
+                raise UserError(
+                    f"{self} has checkpoints but no experiment.json: restore that file or choose another --workdir"
+                )
+            self.write_experiment(experiment)
+            return False
+        differences = identity_differences(experiment, self.read_experiment(), str(self.experiment_file))
+        if differences and self.has_checkpoint():
             raise UserError(
-                f"{folder} has checkpoints but no {EXPERIMENT_FILE}: restore that file or choose another --workdir"
+                f"{self} holds another experiment:\n  " + "\n  ".join(differences) + "\nchoose another --workdir, or "
+                "give the options that it was started with"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_experiment(folder, experiment)
-        return False
-    old = read_experiment(folder)
-    found = _identity_differences(experiment, old, str(record))
-    if found and not _has_checkpoint(folder):  # it stopped before it learnt anything
-        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-    elif found:
-        raise UserError(
-            f"{folder} holds another experiment:\n  " + "\n  ".join(found) + "\nchoose another --workdir, or give the "
-            "options that it was started with"
-        )
-    write_experiment(folder, experiment)
-    return True
+        if differences:  # nothing was trained with the old tokenizer
+            shutil.rmtree(self.tokenizer_folder, ignore_errors=True)
+        self.write_experiment(experiment)
+        return True
 
+    def has_checkpoint(self) -> bool:
+        """Whether the run has saved a step."""
+        return any(self.checkpoint_folder.glob("*"))
 
-def check_data_unchanged(folder: Path, fingerprints: dict[str, Any]) -> None:
-    """Note what a run learns from (`jaxlm.data.storage.columns.fingerprints`). Raises UserError where one that has
-    learnt something began with other data: its next batches would be those of neither.
-    """
-    file = folder / DATA_FILE
-    try:
-        old = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        old = fingerprints
-    if old != fingerprints and _has_checkpoint(folder):
-        raise UserError(
-            f"the training data is not what {folder} began with: {_describe_fingerprints(old)} then, "
-            f"{_describe_fingerprints(fingerprints)} now. Give it "
-            f"the same data, or choose another --workdir, where --finetuning.init {folder} begins with what this "
-            "has learnt"
-        )
-    if jax.process_index() == 0:
-        file.write_text(json.dumps(fingerprints, indent=1) + "\n", encoding="utf-8")
+    def write_experiment(self, experiment: "Experiment") -> None:
+        """Write experiment.json. Of several processes only the first one writes."""
+        from jaxlm.distributed import multihost
+
+        if not multihost.is_first():
+            return
+        record = {"format": WORKDIR_FORMAT, "experiment": config.to_json(experiment)}
+        record |= {"versions": runtime.library_versions(), "git": runtime.git_state()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.experiment_file, json.dumps(record, indent=1) + "\n")
+
+    def read_experiment(self) -> "Experiment":
+        """The experiment. Raises UserError if there is none, if it is damaged, or if its format is another one."""
+        from jaxlm.experiment import Experiment
+
+        self.check()
+        try:
+            record = json.loads(self.experiment_file.read_text(encoding="utf-8"))
+            data, format_number = record["experiment"], record.get("format", 1)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.experiment_file} is damaged ({error}): restore it from a copy") from None
+        if format_number != WORKDIR_FORMAT:
+            raise UserError(
+                f"{self.experiment_file} has workdir format {format_number}, this jaxlm reads format {WORKDIR_FORMAT}: "
+                "use the version of jaxlm that wrote it, or train into another --workdir"
+            )
+        experiment = config.from_json(data)
+        if not isinstance(experiment, Experiment):
+            raise UserError(f"{self.experiment_file} holds a {type(experiment).__name__}, expected an Experiment")
+        return experiment
+
+    def check_data_unchanged(self, fingerprints: dict[str, Any]) -> None:
+        """Write the fingerprints of the training data (see `jaxlm.data.storage.columns`) to data.json.
+
+        Raises UserError if a run with checkpoints was started on different data, because its order of batches would
+        no longer be reproducible.
+        """
+        from jaxlm.distributed import multihost
+
+        try:
+            stored = json.loads(self.data_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            stored = fingerprints
+        if stored != fingerprints and self.has_checkpoint():
+            raise UserError(
+                f"the training data of {self} has changed: {_describe_fingerprints(stored)} when the run began, "
+                f"{_describe_fingerprints(fingerprints)} now. Restore the data, or start a new run from these "
+                f"parameters: another --workdir with --finetuning.init {self}"
+            )
+        if multihost.is_first():
+            write_atomic(self.data_file, json.dumps(fingerprints, indent=1) + "\n")
+
+    def load_tokenizer(self) -> "Tokenizer":
+        """The tokenizer. Raises UserError if there is none."""
+        from jaxlm.data.tokenizers.loading import load_tokenizer
+
+        return load_tokenizer(self.tokenizer_folder)
+
+    def copy_tokenizer(self, source: "Workdir") -> None:
+        """Copy the tokenizer of another workdir, and the files of the published model if it was imported."""
+        shutil.copytree(source.tokenizer_folder, self.tokenizer_folder)
+        if source.published_folder.is_dir():
+            shutil.copytree(source.published_folder, self.published_folder, dirs_exist_ok=True)
+
+    def open_checkpoints(self, experiment: "Experiment", read_only: bool = False) -> "Checkpoints":
+        """The checkpoints, kept as the experiment configures it."""
+        from jaxlm.checkpoint.manager import Checkpoints
+
+        keep, best = experiment.keep_checkpoints, experiment.best_metric
+        return Checkpoints(self.checkpoint_folder, keep, keep_best=best, read_only=read_only)
+
+    def save_once(self, experiment: "Experiment", params: "Params", step: int = 1, metric: float | None = None) -> None:
+        """Save the only checkpoint of a model that takes no training steps: fitted, merged or imported."""
+        import numpy as np
+
+        with self.open_checkpoints(experiment) as checkpoints:
+            checkpoints.save(step, {"params": params, "step": np.asarray(step, np.int32)}, {}, metric)
+
+    def load(self, average_last: int | None = None, step: int | None = None, merge: bool = True) -> "TrainedRun":
+        """The trained model: the mean of the last checkpoints, or the best checkpoint, or that of one step.
+
+        Args:
+          average_last: how many checkpoints are averaged; 1: the best one. None: as the experiment configures it, or
+            all of them if a short run has saved fewer.
+          step: the step of the only checkpoint to read.
+          merge: whether LoRA matrices are added to the matrices that they adapt.
+        """
+        from jaxlm.distributed import multihost
+        from jaxlm.experiment import TrainedRun
+        from jaxlm.nn.layers.adapters import merge_lora
+
+        experiment = self.read_experiment()
+        tokenizer = self.load_tokenizer()
+        experiment.check_vocabulary(tokenizer)
+        with self.open_checkpoints(experiment, read_only=True) as checkpoints:
+            if not (saved := len(checkpoints.steps())):
+                raise UserError(f"{self} holds no checkpoint yet: train it with `jaxlm train`")
+            count = min(experiment.average_last, saved) if average_last is None else average_last
+            fitted = hasattr(experiment.model, "fit")  # the data decided on the shapes, not the model
+            params = checkpoints.abstract_params(step) if fitted else experiment.abstract_params()
+            if step is None and count > 1:
+                params, steps = checkpoints.average(params, count)
+            else:
+                params, _, step = checkpoints.restore_params(params, checkpoints.best_step() if step is None else step)
+                steps = [step]
+        if merge and experiment.finetuning.lora:
+            params = merge_lora(params)
+        return TrainedRun(experiment.model, multihost.to_local(params), tokenizer, experiment, steps)
 
 
 def _describe_fingerprints(columns: dict[str, Any]) -> str:
     return ", ".join(
         f"{name} {of['rows']:,} rows of {of['ids']:,} ids ({of['digest']})" for name, of in columns.items()
     )
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob("*"))
-
-
-def write_experiment(folder: Path, experiment: Experiment) -> None:
-    """The run's identity and, for the reader, what it was started with. Of several processes the first one writes."""
-    if jax.process_index() > 0:
-        return
-    record = {"experiment": config.to_json(experiment), "versions": library_versions(), "git": _git_state()}
-    write_atomic(folder / EXPERIMENT_FILE, json.dumps(record, indent=1) + "\n")
-
-
-def read_experiment(folder: Path) -> Experiment:
-    """The experiment of a workdir. Raises UserError where there is none or it cannot be read."""
-    record = folder / EXPERIMENT_FILE
-    if not record.is_file():
-        raise UserError(
-            f"{folder} is no workdir: it has no {EXPERIMENT_FILE}. `jaxlm train EXPERIMENT --workdir {folder}` "
-            "makes one"
-        )
-    try:
-        data = json.loads(record.read_text(encoding="utf-8"))["experiment"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{record} is damaged ({error}): restore it from a copy") from None
-    experiment = config.from_json(data)
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{record} holds a {type(experiment).__name__}, expected an Experiment")
-    return experiment
-
-
-def load_trained_model(
-    folder: Path, average_last: int | None = None, step: int | None = None, merge: bool = True
-) -> TrainedRun:
-    """The trained model of a workdir: the mean of the last checkpoints, or the best or the given one.
-
-    Low-rank maps are merged into those that they stand beside, unless `merge` is False.
-
-    `average` overrides the experiment's own, which counts as what there is where a short run has saved fewer; `step`
-    picks one checkpoint.
-    """
-    experiment = read_experiment(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    check_vocabulary(experiment, tokenizer)
-    with Checkpoints(folder / "checkpoints", keep_best=experiment.best_metric, read_only=True) as checkpoints:
-        there = len(checkpoints.steps())
-        count = min(experiment.average_last, there) if average_last is None else average_last
-        if not there:
-            raise UserError(f"{folder} holds no checkpoint yet: train it with `jaxlm train`")
-        fitted = hasattr(experiment.model, "fit")
-        params = checkpoints.abstract_params(step) if fitted else abstract_tuned_params(experiment)
-        if step is None and count > 1:
-            params, steps = checkpoints.average(params, count)
-        else:
-            params, _, step = checkpoints.restore_params(params, checkpoints.best_step() if step is None else step)
-            steps = [step]
-    if merge and experiment.finetuning.lora:
-        params = merge_lora(params)
-    return TrainedRun(experiment.model, multihost.to_local(params), tokenizer, experiment, steps)
-
-
-def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
-    """Raises UserError if the tokenizer and the model do not agree on the number of ids."""
-    vocab = getattr(experiment.model, "vocab", tokenizer.vocab_size)
-    if tokenizer.vocab_size != vocab:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model embeds {vocab}: set both to one number "
-            f"(--model.vocab {tokenizer.vocab_size}, or the tokenizer's vocab_size)"
-        )
-
-
-def abstract_params(model: Any) -> Params:
-    """Shapes and dtypes of the parameters, without computing anything."""
-    return jax.eval_shape(model.init, jax.random.key(0), dummy_batch())["params"]
-
-
-def abstract_tuned_params(experiment: Experiment) -> Params:
-    """The same with what fine-tuning adds: what a checkpoint holds."""
-    key = jax.random.key(0)
-    return jax.eval_shape(
-        lambda params: experiment.finetuning.add_adapters(params, key), abstract_params(experiment.model)
-    )
-
-
-def dummy_batch(rows: int = 1, length: int = 8) -> Batch:
-    """A batch that has every field that a model may ask for; it gives shapes to `init`."""
-    ids, valid = np.full((rows, length), 4, np.int32), np.ones((rows, length), bool)
-    return Batch(
-        source_BS=ids, source_valid_BS=valid, target_BT=ids, target_valid_BT=valid, label_BT=ids,
-        token_label_BS=0 * ids,
-        label_B=np.zeros(rows, np.int32), character_BSW=np.full((rows, length, MAX_WORD_CHARACTERS), 4, np.int32),
-    )  # fmt: skip
-
-
-def library_versions() -> dict[str, str]:
-    """Of jaxlm, Python and the libraries that decide what a run computes."""
-    found = {"jaxlm": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
-def _identity_differences(new: Experiment, old: Experiment, old_name: str) -> list[str]:
-    same = {name: getattr(new, name) for name in RESUMABLE_FIELDS}
-    if getattr(new.optimizer.schedule, "needs_total_steps", False):
-        del same["steps"]
-    aligned: Any = dataclasses.replace(old, **same)
-    task: Any = new.task
-    old_task: Any = aligned.task
-    if type(old_task) is type(task):
-        old_task = dataclasses.replace(
-            old_task, **{name: getattr(new.task, name) for name in new.task.eval_only_fields}
-        )
-    return config.differences(new, dataclasses.replace(aligned, task=old_task), old_name)
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit and whether files differ from it, of the code that runs; None outside a repository."""
-
-    def run(*arguments: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {"commit": run("rev-parse", "HEAD"), "changed": bool(run("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -8,12 +8,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxlm import config, workdir
+from jaxlm import config
 from jaxlm.data.minilang import MiniLang
 from jaxlm.data.tokenizers.simple import Bytes
 from jaxlm.experiment import Experiment, load_experiment, variants
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.finetune_heads import FineTunable
+from jaxlm.models.properties import abstract_params, dummy_batch
 from jaxlm.tasks.classification import Classification
 from jaxlm.tasks.regression import TextRegression
 from jaxlm.tasks.tagging import Tagging
@@ -24,7 +25,7 @@ NAMES = [f"{module}:{name}" for module in MODULES for name in variants(importlib
 
 
 def parameters(experiment: Experiment) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(workdir.abstract_params(experiment.model)))
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(experiment.model)))
 
 
 def readable(experiment: Experiment) -> Experiment:
@@ -46,8 +47,8 @@ def test_the_parts_fit_together(name):
     experiment = readable(load_experiment(name))
     vocab, model = 260 if isinstance(experiment.tokenizer, Bytes) else experiment.tokenizer.vocab_size, experiment.model
     assert vocab == model.vocab
-    params = workdir.abstract_params(model)
-    logits = jax.eval_shape(model.apply, {"params": params}, workdir.dummy_batch(2, 16))
+    params = abstract_params(model)
+    logits = jax.eval_shape(model.apply, {"params": params}, dummy_batch(2, 16))
     shapes = {Tagging: (2, 16, -1), Classification: (2, -1), TextRegression: (2, 1)}
     expected = shapes.get(type(experiment.task), (2, 16, vocab))
     if expected[-1] < 0:

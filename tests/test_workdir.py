@@ -12,12 +12,14 @@ import pytest
 from fixtures.tiny_run import EXPERIMENT, MODEL, VOCAB
 from fixtures.zoo import params_of
 
-from jaxlm import workdir
 from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.data.tokenizers.simple import Words
 from jaxlm.errors import UserError
 from jaxlm.training.state import TrainState
+from jaxlm.workdir import Workdir
 
+NO_EXPERIMENT = '{"format": 2, "experiment": 3}'
+WRONG_TYPE = '{"format": 2, "experiment": {"type": "os.path"}}'
 METRICS = {10: 1.0, 20: 5.0, 30: 2.0}
 
 
@@ -29,7 +31,7 @@ def params_at(step: int):
 def made(tmp_path_factory) -> Path:
     """A workdir with three checkpoints of known parameters, the second the best."""
     folder = tmp_path_factory.mktemp("made") / "run"
-    workdir.open_or_create(folder, EXPERIMENT)
+    Workdir(folder).open_or_create(EXPERIMENT)
     EXPERIMENT.tokenizer.fit(EXPERIMENT.task.texts()).save(folder / "tokenizer")
     with Checkpoints(folder / "checkpoints", keep_best="valid/bleu") as checkpoints:
         for step, metric in METRICS.items():
@@ -50,7 +52,7 @@ def same(found, expected) -> None:
 
 def test_a_moved_workdir_is_whole(run):
     """Experiment, tokenizer and the parameters of the best step; nothing in it names the old place."""
-    trained = workdir.load_trained_model(run)
+    trained = Workdir(run).load()
     assert trained.experiment == EXPERIMENT and trained.steps == [20]
     assert trained.tokenizer.decode(trained.tokenizer.encode(["a b C"])) == ["a b C"]
     same(trained.params, params_at(20))
@@ -58,13 +60,13 @@ def test_a_moved_workdir_is_whole(run):
 
 def test_loading_changes_nothing(run):
     before = sorted((str(path), path.stat().st_mtime_ns) for path in run.rglob("*"))
-    workdir.load_trained_model(run)
+    Workdir(run).load()
     assert sorted((str(path), path.stat().st_mtime_ns) for path in run.rglob("*")) == before
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_mean_of_the_last_checkpoints(run, count):
-    trained = workdir.load_trained_model(run, average_last=count)
+    trained = Workdir(run).load(average_last=count)
     assert trained.steps == [10, 20, 30][-count:]
     trees = [jax.tree.map(np.asarray, params_at(step)) for step in trained.steps]
     expected = jax.tree.map(lambda *leaves: np.mean(leaves, 0, dtype=np.float64), *trees)
@@ -75,51 +77,61 @@ def test_the_mean_of_the_last_checkpoints(run, count):
 
 def test_the_experiment_says_how_many_are_averaged(run):
     """More than a short run has saved counts as all that there is; asked for by name it is refused."""
-    workdir.write_experiment(run, replace(EXPERIMENT, average_last=2))
-    assert workdir.load_trained_model(run).steps == [20, 30]
-    assert workdir.load_trained_model(run, average_last=1).steps == [20]
-    workdir.write_experiment(run, replace(EXPERIMENT, average_last=50))
-    assert workdir.load_trained_model(run).steps == [10, 20, 30]
+    Workdir(run).write_experiment(replace(EXPERIMENT, average_last=2))
+    assert Workdir(run).load().steps == [20, 30]
+    assert Workdir(run).load(average_last=1).steps == [20]
+    Workdir(run).write_experiment(replace(EXPERIMENT, average_last=50))
+    assert Workdir(run).load().steps == [10, 20, 30]
     with pytest.raises(UserError, match="mean of the last 50.*3 whole ones"):
-        workdir.load_trained_model(run, average_last=50)
+        Workdir(run).load(average_last=50)
 
 
 def test_one_step_by_number(run):
-    trained = workdir.load_trained_model(run, step=10)
+    trained = Workdir(run).load(step=10)
     assert trained.steps == [10]
     same(trained.params, params_at(10))
     with pytest.raises(UserError, match="not step 15"):
-        workdir.load_trained_model(run, step=15)
+        Workdir(run).load(step=15)
 
 
 def test_a_run_without_checkpoints(run):
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint yet.*jaxlm train"):
-        workdir.load_trained_model(run)
+        Workdir(run).load()
 
 
 def test_another_vocabulary_is_named_with_both_numbers(run):
     shutil.rmtree(run / "tokenizer")
     Words(12).fit(EXPERIMENT.task.texts()).save(run / "tokenizer")
     with pytest.raises(UserError, match=rf"tokenizer has 12 ids, the model embeds {VOCAB}.*--model.vocab 12"):
-        workdir.load_trained_model(run)
+        Workdir(run).load()
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", "null", '{"experiment": 3}', '{"experiment": {"type": "os.path"}}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"experiment": 3}', WRONG_TYPE, NO_EXPERIMENT])
 def test_a_damaged_record(run, text):
     (run / "experiment.json").write_text(text)
     with pytest.raises(UserError, match="experiment.json|os.path"):
-        workdir.read_experiment(run)
+        Workdir(run).read_experiment()
     with pytest.raises(UserError):
-        workdir.open_or_create(run, EXPERIMENT)
+        Workdir(run).open_or_create(EXPERIMENT)
+
+
+@pytest.mark.parametrize(("number", "shown"), [(None, 1), (1, 1), (3, 3), ("new", "new")])
+def test_another_format_is_refused(run, number, shown):
+    """A workdir of an older or newer jaxlm is refused in one sentence and not changed."""
+    record = {"format": number, "experiment": {"type": "jaxlm.run.OldExperiment"}}
+    text = json.dumps({key: value for key, value in record.items() if value is not None})
+    (run / "experiment.json").write_text(text)
+    for action in (Workdir(run).load, lambda: Workdir(run).open_or_create(EXPERIMENT)):
+        with pytest.raises(UserError, match=rf"experiment.json has workdir format {shown}, this jaxlm reads format 2"):
+            action()
+    assert (run / "experiment.json").read_text() == text
 
 
 def test_bytes_that_are_no_text(run):
     (run / "experiment.json").write_bytes(b"\xff\xfe{\x00")
     with pytest.raises(UserError, match=r"experiment.json is damaged"):
-        workdir.read_experiment(run)
+        Workdir(run).read_experiment()
 
 
 def test_an_unknown_field_is_named(run):
@@ -127,36 +139,36 @@ def test_an_unknown_field_is_named(run):
     record["experiment"]["model"]["wdith"] = 3
     (run / "experiment.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="no field wdith"):
-        workdir.read_experiment(run)
+        Workdir(run).read_experiment()
 
 
 def test_what_is_no_workdir(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="no workdir.*jaxlm train"):
-            workdir.load_trained_model(folder)
+        with pytest.raises(UserError, match="(not a workdir|does not exist).*jaxlm train"):
+            Workdir(folder).load()
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="has checkpoints but no experiment.json"):
-        workdir.open_or_create(tmp_path, EXPERIMENT)
+        Workdir(tmp_path).open_or_create(EXPERIMENT)
 
 
 def test_a_run_without_a_checkpoint_is_begun_anew(tmp_path):
     """Whoever mistyped a path may mend it without another workdir; the tokenizer is learnt again."""
-    workdir.open_or_create(tmp_path, EXPERIMENT)
+    Workdir(tmp_path).open_or_create(EXPERIMENT)
     (tmp_path / "tokenizer").mkdir()
-    assert workdir.open_or_create(tmp_path, replace(EXPERIMENT, seed=5))
-    assert workdir.read_experiment(tmp_path).seed == 5 and not (tmp_path / "tokenizer").exists()
+    assert Workdir(tmp_path).open_or_create(replace(EXPERIMENT, seed=5))
+    assert Workdir(tmp_path).read_experiment().seed == 5 and not (tmp_path / "tokenizer").exists()
 
 
 def test_claiming(tmp_path):
     """New, then known; another experiment is refused and the record stays as it was."""
-    assert not workdir.open_or_create(tmp_path / "run", EXPERIMENT)
-    assert workdir.open_or_create(tmp_path / "run", EXPERIMENT)
+    assert not Workdir(tmp_path / "run").open_or_create(EXPERIMENT)
+    assert Workdir(tmp_path / "run").open_or_create(EXPERIMENT)
     (tmp_path / "run" / "checkpoints" / "10").mkdir(parents=True)
     with pytest.raises(UserError, match=r"another experiment:\n  seed: 5 here, 0 in .*experiment.json"):
-        workdir.open_or_create(tmp_path / "run", replace(EXPERIMENT, seed=5))
-    assert workdir.read_experiment(tmp_path / "run") == EXPERIMENT
+        Workdir(tmp_path / "run").open_or_create(replace(EXPERIMENT, seed=5))
+    assert Workdir(tmp_path / "run").read_experiment() == EXPERIMENT
     search = replace(EXPERIMENT.task.search, max_len_extra=9)
-    assert workdir.open_or_create(tmp_path / "run", replace(EXPERIMENT, task=replace(EXPERIMENT.task, search=search)))
+    assert Workdir(tmp_path / "run").open_or_create(replace(EXPERIMENT, task=replace(EXPERIMENT.task, search=search)))
 
 
 def test_the_record_names_the_libraries(made):

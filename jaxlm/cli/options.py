@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from jaxlm.cli.parser import CommandParser, UsageError, int_at_least
 from jaxlm.distributed.mesh_axes import parse_mesh_axes
 from jaxlm.errors import UserError
+from jaxlm.workdir import Workdir
 
 if TYPE_CHECKING:
     from jaxlm.distributed.multihost import CoordinatorConfig
-    from jaxlm.experiment import Experiment
+    from jaxlm.experiment import Experiment, TrainedRun
     from jaxlm.grammar.constraint import Constraint
     from jaxlm.training.run_options import RunOptions
-    from jaxlm.workdir import TrainedRun
 
 
 def add_constraint_options(parser: CommandParser) -> None:
@@ -153,13 +153,11 @@ def add_search_options(parser: CommandParser) -> None:
 def experiment_with_options(options: argparse.Namespace) -> "Experiment":
     """The workdir's experiment with the verb's options. A folder that is none is told before JAX is imported."""
     folder = options.workdir
-    if not (folder / "experiment.json").is_file():
-        what = "is no workdir: it has no experiment.json" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} {what}. `jaxlm train EXPERIMENT --workdir {folder}` makes one")
-    from jaxlm import runtime, workdir
+    Workdir(folder).check()
+    from jaxlm import runtime
 
     runtime.configure_process()
-    experiment = workdir.read_experiment(folder)
+    experiment = Workdir(folder).read_experiment()
     return dataclasses.replace(experiment, task=_with_task_options(experiment.task, options))
 
 
@@ -168,9 +166,7 @@ def load_trained(options: argparse.Namespace, experiment: "Experiment | None" = 
     experiment = experiment or experiment_with_options(options)
     import jax
 
-    from jaxlm import workdir
-
-    trained = workdir.load_trained_model(options.workdir, options.average_last, options.step)
+    trained = Workdir(options.workdir).load(options.average_last, options.step)
     others = [_load_ensemble_member(options.workdir, folder) for folder in getattr(options, "ensemble", ())]
     from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
     from jaxlm.nn.weights.quantization import cast_for_inference
@@ -193,16 +189,13 @@ def load_trained(options: argparse.Namespace, experiment: "Experiment | None" = 
 
 def _load_ensemble_member(first_workdir: Path, folder: Path) -> "TrainedRun":
     """Another run of an ensemble. Raises UserError if its ids mean other things than those of the first."""
-    from jaxlm import workdir
-
-    member = workdir.load_trained_model(folder)
-    ours, theirs = (
-        {path.name: path.read_bytes() for path in (one / "tokenizer").iterdir()} for one in (first_workdir, folder)
-    )
-    if ours != theirs:
+    member = Workdir(folder).load()
+    folders = [Workdir(first_workdir).tokenizer_folder, Workdir(folder).tokenizer_folder]
+    first, other = ({path.name: path.read_bytes() for path in place.iterdir()} for place in folders)
+    if first != other:
         raise UserError(
             f"{folder} has another tokenizer than {first_workdir}: an ensemble needs one; before training, copy "
-            f"{first_workdir / 'tokenizer'} into the new workdir"
+            f"{Workdir(first_workdir).tokenizer_folder} into the new workdir"
         )
     return member
 

@@ -25,9 +25,9 @@ from jaxlm.huggingface.encoder_decoders import MARIAN, T5
 from jaxlm.huggingface.encoders import BERT, BERT_PRETRAINING, BERT_TRUNK, HEAD_ARCHITECTURES, ROBERTA, ROBERTA_TRUNK
 from jaxlm.huggingface.weight_map import params_from_tensors, params_to_tensors
 from jaxlm.models.finetune_heads import FineTunable
+from jaxlm.models.properties import abstract_params
 from jaxlm.models.special_ids import RUN_FIELDS
 from jaxlm.types import Params
-from jaxlm.workdir import abstract_params
 
 ARCHITECTURES = (
     GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, MARIAN, T5, BERT, ROBERTA, BERT_PRETRAINING, BERT_TRUNK, ROBERTA_TRUNK,

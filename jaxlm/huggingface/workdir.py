@@ -12,10 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
-from jaxlm import workdir
-from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.data.batching.sequence_format import SequenceFormat
 from jaxlm.data.pretraining.masked_lm import MaskedLMRows
 from jaxlm.data.sources.parallel import ParallelFiles
@@ -42,9 +38,8 @@ from jaxlm.tasks.regression import TextRegression
 from jaxlm.tasks.supervised import LabelTask
 from jaxlm.tasks.tagging import Tagging
 from jaxlm.tasks.translation import Translation
-from jaxlm.training.state import TrainState
 from jaxlm.types import Params
-from jaxlm.workdir import PRETRAINED_FILES
+from jaxlm.workdir import Workdir
 
 SPLITS = ("train", "valid", "test")
 
@@ -124,8 +119,8 @@ def import_folder(folder: Path, new_workdir: Path, **model_fields: Any) -> Exper
 
     Raises UserError where the folder cannot be read, or where the workdir is not a new one.
     """
-    if new_workdir.exists() and any(new_workdir.iterdir()):
-        raise UserError(f"{new_workdir} is not empty: choose another --workdir")
+    target = Workdir(new_workdir)
+    target.check_empty()
     model, params, config = load_pretrained(folder, **model_fields)
     tokenizer, said = read_tokenizer(folder, config, model.vocab), _special_tokens_map(folder)
     special: tuple = (
@@ -141,15 +136,13 @@ def import_folder(folder: Path, new_workdir: Path, **model_fields: Any) -> Exper
         best_metric=f"valid/{(*task.metric_names, 'nll')[0]}",
         steps=1,
     )
-    workdir.open_or_create(new_workdir, experiment)
-    tokenizer.save(new_workdir / "tokenizer")
-    (new_workdir / PRETRAINED_FILES).mkdir()
+    target.create(experiment)
+    tokenizer.save(target.tokenizer_folder)
+    target.published_folder.mkdir()
     for path in sorted({path for pattern in SIDE_FILES for path in folder.glob(pattern)}):
         if not path.name.endswith(".index.json"):
-            shutil.copyfile(path, new_workdir / PRETRAINED_FILES / path.name)
-    with Checkpoints(new_workdir / "checkpoints") as checkpoints:
-        checkpoints.save(1, TrainState(jnp.int32(1), params, ()), {})
-        checkpoints.wait()
+            shutil.copyfile(path, target.published_folder / path.name)
+    target.save_once(experiment, params)
     return experiment
 
 
@@ -162,7 +155,8 @@ def export_folder(source_workdir: Path, folder: Path, dtype: str | None = None) 
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: choose another folder")
-    trained = workdir.load_trained_model(source_workdir)
+    source = Workdir(source_workdir)
+    trained = source.load()
     if trained.experiment.finetuning.adapters:
         raise UserError(
             f"{source_workdir} has adapters, which no architecture of Transformers has and no matrix can hold: "
@@ -170,10 +164,10 @@ def export_folder(source_workdir: Path, folder: Path, dtype: str | None = None) 
             "--finetuning.lora in their place, or use the workdir as it is"
         )
     model, params, published = _unwrap_special_ids(trained.model, trained.params)
-    kept = sorted((source_workdir / PRETRAINED_FILES).glob("*")) if published else []
+    kept = sorted(source.published_folder.glob("*")) if published else []
     config: dict[str, Any] = {} if published else {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
     if kept:
-        config = read_config(source_workdir / PRETRAINED_FILES)
+        config = read_config(source.published_folder)
     elif isinstance(model, EncoderDecoder) and not published:
         config["decoder_start_token_id"] = BOS
     config |= label_config(trained.experiment.task) if isinstance(model, FineTunable) else {}

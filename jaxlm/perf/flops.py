@@ -15,9 +15,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxlm import workdir
 from jaxlm.experiment import Experiment
 from jaxlm.losses import Loss
+from jaxlm.models.properties import abstract_params
 from jaxlm.perf.chips import chip_for_device_kind
 from jaxlm.perf.dummy_batch import num_positions, shape_structs, synthetic_batch
 from jaxlm.types import Batch, Params
@@ -109,7 +109,7 @@ def flops_per_token(experiment: Experiment, batch: Batch | None = None) -> float
     Counted by `jaxlm.perf.flops.model_flops`: attention in full, nothing twice.
     """
     batch = shape_structs(synthetic_batch(experiment) if batch is None else batch)
-    params = workdir.abstract_params(experiment.model)
+    params = abstract_params(experiment.model)
     return model_flops(experiment.model, experiment.objective, params, batch) / num_positions(batch)
 
 

@@ -29,6 +29,7 @@ from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.setup import check_batch_divisible, setup_training
 from jaxlm.training.step import CompiledStep, build_compiled_step, make_init_fn
 from jaxlm.training.throughput import MAX_STEPS_IN_FLIGHT
+from jaxlm.workdir import Workdir
 
 WARMUP_STEPS = 2
 """Steps of each shape that are not timed."""
@@ -82,7 +83,7 @@ def run_benchmark(
             check_batch_divisible(batches.row_multiple, experiment.grad_accum, num_batch_shards(mesh))
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
-            batches = setup_training(experiment, folder, status, run_options).batches
+            batches = setup_training(experiment, Workdir(folder), status, run_options).batches
         compiling, planned = _compile_times(experiment, batches[0], mesh, run_options)
         made = build_compiled_step(experiment, make_init_fn(experiment), mesh, run_options)
         step, create = StepCache(made, mesh), made.init_state.lower().compile()

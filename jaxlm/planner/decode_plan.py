@@ -19,6 +19,7 @@ from jaxlm.distributed.sharding import (
 )
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
+from jaxlm.models.properties import abstract_params
 from jaxlm.nn.transformer.layer_stack import unstack_layers
 from jaxlm.perf.chips import Chip
 from jaxlm.perf.collectives import find_collectives
@@ -28,7 +29,6 @@ from jaxlm.planner import memory
 from jaxlm.planner.hbm_traffic import bytes_moved
 from jaxlm.planner.roofline import StepTime, step_seconds
 from jaxlm.types import Batch, Params, State
-from jaxlm.workdir import abstract_params
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from jaxlm.distributed.mesh_axes import AXES, DATA, FSDP, REMAINING, SEQUENCE, T
 from jaxlm.distributed.sharding import AnyMesh, make_mesh, unsharded_params
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
+from jaxlm.models.properties import abstract_params
 from jaxlm.planner.plan import RunPlan, make_plan
 from jaxlm.planner.topology import Target
 from jaxlm.training.run_options import RunOptions
-from jaxlm.workdir import abstract_params
 
 MAX_COMPILED_FIXES = 3
 """How many of the best by formula are compiled."""

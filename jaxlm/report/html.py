@@ -11,7 +11,6 @@ from jaxlm.errors import UserError
 from jaxlm.report.figures import attention_figure, curves_figure, figure_to_svg, gradient_flow_figure
 from jaxlm.report.run_summary import RunSummary
 from jaxlm.training.metrics_log import metric_sign
-from jaxlm.workdir import TEST_FILE
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -111,7 +110,7 @@ def _attention_figures(run: RunSummary) -> Iterator[str]:
 
 def _test_results(run: RunSummary) -> Iterator[str]:
     """What `train` wrote when it was done."""
-    file = run.folder / TEST_FILE
+    file = run.workdir.test_file
     if file.is_file():
         yield f"<details><summary>test</summary><pre>{_escape_html(file.read_text(encoding='utf-8'))}</pre></details>"
 

@@ -4,17 +4,17 @@ import dataclasses
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxlm.data.files import ReadStats
 from jaxlm.errors import UserError
+from jaxlm.experiment import TrainedRun
 from jaxlm.inference.embed import attention_maps
 from jaxlm.report.gradient_flow import gradient_flow
 from jaxlm.training.metrics_log import read_metrics
-from jaxlm.workdir import TrainedRun
+from jaxlm.workdir import Workdir
 
 GRADIENT_FLOW_BATCHES = 4
 """Batches of training data over which the gradient's norm is averaged."""
@@ -25,7 +25,7 @@ class RunSummary:
     """One workdir. `samples`: how many answers to show; `flow`: whether to follow gradients; `texts`: what to read
     with its attention drawn; `layer`, `head`: of a model that only reads, from 1 (None: the last layer, all heads)."""
 
-    folder: Path
+    workdir: Workdir
     trained: TrainedRun
     num_examples: int
     show_gradient_flow: bool
@@ -36,12 +36,12 @@ class RunSummary:
     @property
     def name(self) -> str:
         """For legends."""
-        return self.folder.name or str(self.folder.resolve().name)
+        return self.workdir.folder.resolve().name
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
-        return read_metrics(self.folder)
+        return read_metrics(self.workdir.metrics_file)
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """(steps, values) of one figure."""
@@ -59,7 +59,7 @@ class RunSummary:
     def gradient_flow(self) -> tuple[np.ndarray, np.ndarray]:
         """(distance, norm) on the first training batches; see `jaxlm.report.gradient_flow`."""
         run, parts = self.trained, []
-        columns = run.experiment.task.encode_train(run.tokenizer, self.folder / "data" / "train", ReadStats())
+        columns = run.experiment.task.encode_train(run.tokenizer, self.workdir.train_data, ReadStats())
         batches = run.experiment.batching.batches(columns, run.experiment.seed)
         for batch in map(batches.__getitem__, range(GRADIENT_FLOW_BATCHES)):
             parts.append(gradient_flow(run.model, run.params, dataclasses.replace(batch, reset_B=None)))
@@ -90,7 +90,7 @@ class RunSummary:
         layer = layers if self.layer is None else self.layer
         for name, asked, there in (("layer", layer, layers), ("head", self.head or 1, heads)):
             if not 1 <= asked <= there:
-                raise UserError(f"--{name} {asked}: the model of {self.folder} has 1 to {there}")
+                raise UserError(f"--{name} {asked}: the model of {self.workdir} has 1 to {there}")
         for head in range(1, heads + 1) if self.head is None else [self.head]:
             weights = weight_LNSS[layer - 1, head - 1].tolist()
             yield {"source": names, "target": names, "weights": weights, "title": f"layer {layer}, head {head}"}

@@ -1,21 +1,16 @@
-"""A run that starts from another workdir: its model where it has none of its own, its tokenizer, its parameters.
+"""The start from another workdir (`finetuning.init`): its model if the run has none, its tokenizer, its parameters.
 
-Parameters are found by their path, in which the names of wrappers do not count: what a model wraps is called `model`,
-so "model/stack/..." of an imported BERT and "model/model/stack/..." of a classifier around it are the same.
+Parameters are matched by path without the names of wrappers: a wrapped model is called `model`, so "model/stack/..." of
+an imported BERT and "model/model/stack/..." of a classifier around it are the same parameter.
 """
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxlm import workdir
-from jaxlm.data.tokenizers.base import Tokenizer
-from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.models.finetune_heads import FineTunable
@@ -23,122 +18,119 @@ from jaxlm.models.special_ids import Renumbered
 from jaxlm.pytree import named_leaves, replace_leaves, swap_leaves
 from jaxlm.training.state import TrainState
 from jaxlm.types import Params
+from jaxlm.workdir import Workdir
 
 MAX_LISTED_NAMES = 12
-"""Paths that a message names."""
+"""Paths that a message lists."""
 
 
-def resolve_init(experiment: Experiment, folder: Path) -> Experiment:
-    """The experiment with the trunk and the tokenizer of `finetuning.init`; of the run in `folder`, where it has begun.
+def resolve_init(experiment: Experiment, workdir: Workdir | None = None) -> Experiment:
+    """The experiment with the model and the tokenizer of `finetuning.init`.
 
-    A published model takes the place of the experiment's own: its sizes and its ids belong to its tokenizer. Heads,
-    dropout and dtype stay those of the experiment. Raises UserError where a model has no trunk, and none to take, and
-    where the published one is of another kind.
+    If the run in `workdir` has a checkpoint, both come from there and the initial workdir is no longer needed. A
+    published model replaces the model of the experiment, because its sizes and ids belong to its tokenizer; heads,
+    dropout and dtype stay those of the experiment. Raises UserError if a head has no model and there is none to take,
+    and if the published model is of another kind.
     """
     init, model = experiment.finetuning.init, experiment.model
-    headed = isinstance(model, FineTunable)
-    lacks = headed and model.model is None
-    if not init and not lacks:
+    has_head = isinstance(model, FineTunable)
+    needs_trunk = has_head and model.model is None
+    if not init and not needs_trunk:
         return experiment
     if not init:
         raise UserError(
-            f"{type(model).__name__} has nothing to read with: --finetuning.init WORKDIR takes the model of a run "
-            "or of "
-            "`import-hf`"
+            f"{type(model).__name__} is a head without a model: --finetuning.init WORKDIR takes the model of a run or "
+            "of `import-hf`"
         )
-    source = workdir.read_experiment(_resuming_from(experiment, folder) or Path(init))
+    source = (workdir if workdir and _resumes(experiment, workdir) else Workdir(init)).read_experiment()
     trunk = source.model.model if isinstance(source.model, FineTunable) else source.model
-    if lacks:
+    if needs_trunk:
         model = model.with_trunk(trunk)
-    elif isinstance(trunk, Renumbered) and not headed and not isinstance(model, Renumbered):
+    elif isinstance(trunk, Renumbered) and not has_head and not isinstance(model, Renumbered):
         model = trunk.trained_like(model)
     return replace(experiment, model=model, tokenizer=source.tokenizer)
 
 
-def copy_tokenizer(init: Path, folder: Path) -> Tokenizer:
-    """Copy the tokenizer of the workdir `init` into a new one, and what a published model came with."""
-    shutil.copytree(init / "tokenizer", folder / "tokenizer")
-    if (init / workdir.PRETRAINED_FILES).is_dir():
-        shutil.copytree(init / workdir.PRETRAINED_FILES, folder / workdir.PRETRAINED_FILES, dirs_exist_ok=True)
-    return load_tokenizer(folder / "tokenizer")
+def load_init_params(state: TrainState, experiment: Experiment, notify: Callable[[str], None]) -> TrainState:
+    """A new state with the parameters of `finetuning.init`; `notify` shows which were loaded, initialized and unused.
 
-
-def load_init_params(state: TrainState, experiment: Experiment, notify: Any) -> TrainState:
-    """A fresh state with the parameters of `finetuning.init`; `note` tells what came, what is fresh, what was left out.
-
-    Raises UserError with the names where shapes differ, where nothing fits, and where what is fresh is not trained.
+    Raises UserError with the names if shapes differ, if no parameter matches, or if one that is not in `init` is not
+    trained either.
     """
-    tuning = experiment.finetuning
-    if not tuning.init:
+    finetuning = experiment.finetuning
+    if not finetuning.init:
         return state
-    source = workdir.load_trained_model(Path(tuning.init))
-    found = match_params(state.params, source.params, getattr(experiment.model, "num_extra_ids", 0), tuning.init)
-    untrained = [name for name in found.initialized if not tuning.is_trainable(name)]
+    source = Workdir(finetuning.init).load()
+    match = match_params(state.params, source.params, getattr(experiment.model, "num_extra_ids", 0), finetuning.init)
+    untrained = [name for name in match.initialized if not finetuning.is_trainable(name)]
     if untrained:
         raise UserError(
-            f"{tuning.init} lacks {_format_names(untrained)}: they would start at random and never be trained; "
-            "add a pattern "
-            "to finetuning.trainable that finds them"
+            f"{finetuning.init} lacks {_format_names(untrained)}: they would start at random and never be trained; "
+            "add a pattern to finetuning.trainable that matches them"
         )
+    loaded = sum(leaf.size for leaf in match.loaded.values())
     notify(
-        f"from {tuning.init} (steps {source.steps}): {found.num_loaded:,} numbers in {len(found.loaded)} "
-        "parameters; fresh: "
-        f"{_format_names(found.initialized)}; left out: {_format_names(found.unused)}"
+        f"from {finetuning.init} (steps {source.steps}): {loaded:,} numbers in {len(match.loaded)} parameters; "
+        f"initialized: {_format_names(match.initialized)}; unused: {_format_names(match.unused)}"
     )
-    params = replace_leaves(state.params, {**named_leaves(state.params), **found.loaded})
+    params = replace_leaves(state.params, {**named_leaves(state.params), **match.loaded})
     if state.ema is None:
         return replace(state, params=params)
+    # The average is a copy, not the same arrays: the train step donates both.
     return replace(state, params=params, ema=jax.tree.map(jax.numpy.copy, swap_leaves(state.ema, params)[1]))
 
 
 @dataclass(frozen=True)
 class ParamMatch:
-    """`came`: the arrays that were found, by path here; `fresh`: paths here without one; `left_out`: unused ones."""
+    """The result of matching two trees.
+
+    Attributes:
+      loaded: the arrays that were found, by path in the model.
+      initialized: paths of the model without a match.
+      unused: paths of the source without a match.
+    """
 
     loaded: Mapping[str, Any]
     initialized: list[str]
     unused: list[str]
 
-    @property
-    def num_loaded(self) -> int:
-        """How many came."""
-        return sum(leaf.size for leaf in self.loaded.values())
-
 
 def match_params(params: Params, source: Params, extra_ids: int, source_name: str) -> ParamMatch:
-    """Which parameters come from `source`. The last `new_ids` rows of tables of ids may be fresh. Raises UserError."""
+    """The parameters that can be loaded from `source`.
+
+    The last `extra_ids` rows of a table of ids may be missing in `source` and stay as they are. Raises UserError if
+    shapes differ otherwise, or if nothing matches.
+    """
     ours, theirs = (
         {_strip_wrappers(name): (name, leaf) for name, leaf in named_leaves(tree).items()} for tree in (params, source)
     )
-    came, wrong = {}, []
-    for bare in ours.keys() & theirs.keys():
-        (name, leaf), (other, given) = ours[bare], theirs[bare]
-        if leaf.shape == given.shape:
-            came[name] = jax.device_put(given.astype(leaf.dtype), leaf.sharding)
-        elif extra_ids and leaf.shape == (given.shape[0] + extra_ids, *given.shape[1:]):
-            grown = np.asarray(leaf).copy()
-            grown[: len(given)] = given
-            came[name] = jax.device_put(grown, leaf.sharding)
+    loaded, mismatches = {}, []
+    for bare_name in ours.keys() & theirs.keys():
+        (name, leaf), (source_path, stored) = ours[bare_name], theirs[bare_name]
+        if leaf.shape == stored.shape:
+            loaded[name] = jax.device_put(stored.astype(leaf.dtype), leaf.sharding)
+        elif extra_ids and leaf.shape == (stored.shape[0] + extra_ids, *stored.shape[1:]):
+            extended = np.asarray(leaf).copy()
+            extended[: len(stored)] = stored
+            loaded[name] = jax.device_put(extended, leaf.sharding)
         else:
-            wrong.append(f"{name} has shape {leaf.shape}, {other} there {given.shape}")
-    if wrong:
-        raise UserError(f"the parameters of {source_name} do not fit the model:\n  " + "\n  ".join(sorted(wrong)))
-    if not came:
+            mismatches.append(f"{name} has shape {leaf.shape}, {source_path} there {stored.shape}")
+    if mismatches:
+        raise UserError(f"the parameters of {source_name} do not fit the model:\n  " + "\n  ".join(sorted(mismatches)))
+    if not loaded:
         raise UserError(
-            f"no parameter of {source_name} is one of this model: there are "
-            f"{_format_names(list(named_leaves(source)))} there, and "
-            f"{_format_names(list(named_leaves(params)))} here"
+            f"no parameter of {source_name} matches this model. {source_name} has: "
+            f"{_format_names(list(named_leaves(source)))}; the model has: {_format_names(list(named_leaves(params)))}"
         )
-    fresh = [name for bare, (name, _) in ours.items() if bare not in theirs]
-    return ParamMatch(came, fresh, [name for bare, (name, _) in theirs.items() if bare not in ours])
+    initialized = [name for bare_name, (name, _) in ours.items() if bare_name not in theirs]
+    return ParamMatch(loaded, initialized, [name for bare, (name, _) in theirs.items() if bare not in ours])
 
 
-def _resuming_from(experiment: Experiment, folder: Path) -> Path | None:
-    """The folder, if the run that starts from there has saved something: it needs the other one no longer."""
-    if (folder / workdir.EXPERIMENT_FILE).is_file() and any((folder / "checkpoints").glob("*")):
-        same = workdir.read_experiment(folder).finetuning.init == experiment.finetuning.init
-        return folder if same else None
-    return None
+def _resumes(experiment: Experiment, workdir: Workdir) -> bool:
+    """Whether the workdir holds a checkpoint of a run with the same initial workdir."""
+    if not workdir.experiment_file.is_file() or not workdir.has_checkpoint():
+        return False
+    return workdir.read_experiment().finetuning.init == experiment.finetuning.init
 
 
 def _strip_wrappers(path: str) -> str:

@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps dispatched, figures out; evaluated, saved, resumed, stopped."""
+"""The training loop: set up or resume a run, dispatch its steps, log, evaluate, save, stop."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm import config, runtime, workdir
+from jaxlm import config, runtime
 from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.data.batching.loader import DataLoader
 from jaxlm.distributed import multihost
@@ -26,121 +26,119 @@ from jaxlm.inference.base import TrainedModel
 from jaxlm.perf.flops import make_mfu_fn
 from jaxlm.pytree import swap_leaves
 from jaxlm.training.fit import fit_closed_form
-from jaxlm.training.initialize import resolve_init
+from jaxlm.training.initialize import load_init_params, resolve_init
 from jaxlm.training.metrics_log import MetricsLog, metric_sign
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.setup import VALID_BATCH_TOKENS, TrainSetup, setup_training
 from jaxlm.training.state import TrainState
 from jaxlm.training.stopping import EarlyStopping, stop_reason, stop_signals
 from jaxlm.training.throughput import ThroughputMeter
+from jaxlm.workdir import Workdir
 
 
 def train(
-    experiment: Experiment, folder: Path, minutes: float = 0.0, run_options: RunOptions = DEFAULT_RUN_OPTIONS
+    experiment: Experiment, folder: Path | str, minutes: float = 0.0, run_options: RunOptions = DEFAULT_RUN_OPTIONS
 ) -> dict[str, Any]:
-    """Train, or go on from the newest whole checkpoint in `folder`; the last figures, for a JSON line.
+    """Train, or resume from the newest whole checkpoint of the workdir `folder`; return the last metrics.
 
-    Ctrl-C or SIGTERM saves and stops ("interrupted": True); the same call then goes on. After `minutes` of wall time
-    (0: no limit) the run is evaluated, saved and stopped. A model that is fitted in closed form is fitted at once.
-    Of several processes each calls it, and the first one writes and speaks. Raises UserError on every mistake that can
-    be known, before training starts where possible.
+    Ctrl-C or SIGTERM saves and stops ("stopped": "interrupted"); the same call then resumes. After `minutes` of wall
+    time (0: no limit) the run is evaluated, saved and stopped. A model that is fitted in closed form is fitted at once.
+    With several processes each of them calls this; the first one writes files and shows progress. Raises UserError for
+    every fault that the user can fix, before training starts if possible.
     """
+    workdir = Workdir(folder)
     with ExitStack() as stack:
-        multihost.all_or_none(lambda: stack.enter_context(lock_folder(folder)) if multihost.is_first() else None)
-        experiment = resolve_init(experiment, folder)
-        if met := multihost.check_hosts(json.dumps(config.to_json(experiment)), workdir.library_versions()):
-            print_status(met)
+        # Only the first host locks the folder; if it cannot, every host raises its error.
+        multihost.all_or_none(
+            lambda: stack.enter_context(lock_folder(workdir.folder)) if multihost.is_first() else None
+        )
+        experiment = resolve_init(experiment, workdir)
+        if summary := multihost.check_hosts(json.dumps(config.to_json(experiment)), runtime.library_versions()):
+            print_status(summary)
         if hasattr(experiment.model, "fit"):
             if multihost.num_hosts() > 1:
-                raise UserError("a model that is counted is counted by one process: start one")
-            return fit_closed_form(experiment, folder, print_status)
-        prepared = setup_training(experiment, folder, print_status, run_options)
-        checkpoints = Checkpoints(folder / "checkpoints", experiment.keep_checkpoints, keep_best=experiment.best_metric)
-        stack.enter_context(checkpoints)
-        state, meta, step = _resume(prepared, checkpoints)
-        log = MetricsLog(
-            folder,
-            total_steps=experiment.steps,
-            resume_step=step,
-            best_metric=experiment.best_metric,
-            is_main=multihost.is_first(),
-        )
-        stack.enter_context(log)
-        batches = stack.enter_context(DataLoader(prepared.batches, step or 0, run_options.threads, run_options.workers))
+                raise UserError("a model that is fitted in closed form needs one process only: start one")
+            return fit_closed_form(experiment, workdir, print_status)
+        setup = setup_training(experiment, workdir, print_status, run_options)
+        checkpoints = stack.enter_context(workdir.open_checkpoints(experiment))
+        state, meta, step = _init_or_resume(setup, checkpoints)
+        total, best_metric, is_main = experiment.steps, experiment.best_metric, multihost.is_first()
+        log = stack.enter_context(MetricsLog(workdir, total, step, best_metric, is_main=is_main))
+        batches = stack.enter_context(DataLoader(setup.batches, step or 0, run_options.threads, run_options.workers))
         stopped = stack.enter_context(stop_signals())
         watchdog = stack.enter_context(multihost.Watchdog(run_options.step_timeout))
-        return TrainLoop(prepared, checkpoints, log, meta, minutes, watchdog).run_steps(state, batches, stopped)
+        return TrainLoop(setup, checkpoints, log, meta, minutes, watchdog).run_steps(state, batches, stopped)
 
 
 class TrainLoop:
-    """One call of `train`: the parts, and what has been learnt so far about how it goes."""
+    """The steps of one call of `train`. `meta` is the metadata of the checkpoint that it resumes from, or {}."""
 
     def __init__(
-        self, prepared: TrainSetup, checkpoints: Checkpoints, log: MetricsLog, meta: dict[str, Any], minutes: float,
+        self, setup: TrainSetup, checkpoints: Checkpoints, log: MetricsLog, meta: dict[str, Any], minutes: float,
         watchdog: multihost.Watchdog,
     ):  # fmt: skip
         self.deadline = time.monotonic() + 60 * minutes if minutes else math.inf
-        self.prepared, self.checkpoints, self.log, self.watchdog = prepared, checkpoints, log, watchdog
+        self.setup, self.checkpoints, self.log, self.watchdog = setup, checkpoints, log, watchdog
         self.early_stopping = EarlyStopping(**meta.get("early_stopping", {}))
-        self.experiment = prepared.experiment
+        self.experiment = setup.run.experiment
         self.meter = ThroughputMeter(meta.get("meter"))
-        self.mfu = make_mfu_fn(prepared.experiment, prepared.mesh)
+        self.mfu = make_mfu_fn(self.experiment, setup.mesh)
         self.last_metrics: dict[str, float] = {}
         self.first_step_seconds: float | None = None
         self.valid_metric: float | None = None
 
     def run_steps(self, state: TrainState, batches: Iterator, stopped: threading.Event) -> dict[str, Any]:
-        """Every step that is left."""
+        """Run all remaining steps; return the summary of the run."""
         step, last, reason = int(state.step), self.experiment.steps, self._out_of_patience()
         self.meter.reset_clock()
         while step < last and reason is None:
-            asked = time.perf_counter()
+            began_waiting = time.perf_counter()
             batch = next(batches)
-            waited = time.perf_counter() - asked
-            state, metrics = self.prepared.train_step(state, put_batch(batch, self.prepared.mesh))
+            wait_seconds = time.perf_counter() - began_waiting
+            state, metrics = self.setup.compiled.train_step(state, put_batch(batch, self.setup.mesh))
             step += 1
-            self.meter.add(metrics, waited)
+            self.meter.add(metrics, wait_seconds)
             if self.first_step_seconds is None:
-                jax.block_until_ready(metrics)
+                jax.block_until_ready(metrics)  # the only wait for a step as such: it times the compilation
                 self.first_step_seconds = runtime.seconds_since_start()
             self.log.set_step(step)
             self.watchdog.reset()
             state, reason = self._log_eval_save(state, step, stopped)
-        return self._summary(state, step, reason)
+        return self._summary(step, reason)
 
     def _log_eval_save(self, state: TrainState, step: int, stopped: threading.Event) -> tuple[TrainState, str | None]:
-        """Log, evaluate and save where due; the state to go on with, and a reason to stop or None."""
+        """Log, evaluate and save if due; return the state of the next step, and the reason to stop or None."""
         experiment = self.experiment
         reason = stop_reason(stopped, step, time.monotonic() > self.deadline)
-        end = step == experiment.steps or reason == "time"
-        if step % experiment.log_every == 0 or end:
-            figures = self.meter.compute_metrics()
+        ends = step == experiment.steps or reason == "time"
+        if step % experiment.log_every == 0 or ends:
+            metrics = self.meter.compute_metrics()
             if self.mfu is not None:
-                figures["time/mfu"] = self.mfu(figures["time/tokens_per_second"])
-            self.log.write(step, figures)
-            self._check_finite(figures["train/loss"], step)
-            self.last_metrics |= figures
+                metrics["time/mfu"] = self.mfu(metrics["time/tokens_per_second"])
+            self.log.write(step, metrics)
+            self._check_finite(metrics["train/loss"], step)
+            self.last_metrics |= metrics
         self.valid_metric = None
-        if (step % experiment.evaluate_every == 0 or end) and reason != "interrupted":
+        if (step % experiment.evaluate_every == 0 or ends) and reason != "interrupted":
             try:
                 self._evaluate(state, step)
-            except UserError:  # what was trained is not lost by what it is judged on
-                if multihost.num_hosts() == 1:  # the others may be waiting elsewhere for this host
+            except UserError:  # a failed evaluation must not lose the trained parameters
+                if multihost.num_hosts() == 1:  # with several, the others may be waiting in another collective
                     self._save(state, step)
                 raise
             state = self._start_averaging(state)
             reason = reason or self._out_of_patience()
-        if step % experiment.checkpoint_every == 0 or end or reason:
+        if step % experiment.checkpoint_every == 0 or ends or reason:
             self._save(state, step)
         return state, reason
 
     def _start_averaging(self, state: TrainState) -> TrainState:
-        """The same state, or one whose parameters are averaged from here on (NT-ASGD)."""
+        """The state, with the mean of the parameters begun if evaluations no longer improve (NT-ASGD)."""
         patience = self.experiment.nt_asgd_patience
         if not patience or int(state.averaged_updates) or not self.early_stopping.no_longer_improving(patience):
             return state
-        self.log.print_line(f"no better than {patience} evaluations ago: the parameters are averaged from here on")
-        return replace(state, averaged_updates=replicate(np.int32(1), self.prepared.mesh))
+        self.log.print_line(f"not better than {patience} evaluations ago: the parameters are averaged from here on")
+        return replace(state, averaged_updates=replicate(np.int32(1), self.setup.mesh))
 
     def _save(self, state: TrainState, step: int) -> None:
         meta = {"early_stopping": vars(self.early_stopping), "meter": self.meter.pending_sums()}
@@ -154,18 +152,16 @@ class TrainLoop:
 
     def _evaluate(self, state: TrainState, step: int) -> None:
         experiment = self.experiment
-        trained = TrainedModel(experiment.model, _swap_ema(state).params, self.prepared.tokenizer)
-        figures = experiment.task.validate(trained, experiment.objective, VALID_BATCH_TOKENS)
-        figure = figures.get(experiment.best_metric)
-        if figure is None:
+        trained = TrainedModel(experiment.model, _swap_ema(state).params, self.setup.run.tokenizer)
+        metrics = experiment.task.validate(trained, experiment.objective, VALID_BATCH_TOKENS)
+        if experiment.best_metric not in metrics:
             raise UserError(
-                f"best_metric = {experiment.best_metric!r}, but the figures are {', '.join(figures)}: choose one "
-                "of them"
+                f"best_metric = {experiment.best_metric!r}: expected one of the metrics {', '.join(metrics)}"
             )
-        self.valid_metric = metric_sign(experiment.best_metric) * figure
+        self.valid_metric = metric_sign(experiment.best_metric) * metrics[experiment.best_metric]
         self.early_stopping = self.early_stopping.update(self.valid_metric, step)
-        self.last_metrics |= figures
-        self.log.write(step, figures)
+        self.last_metrics |= metrics
+        self.log.write(step, metrics)
         self.meter.reset_clock()
 
     def _check_finite(self, loss: float, step: int) -> None:
@@ -175,7 +171,7 @@ class TrainLoop:
                 "set --optimizer.clip 1; the newest checkpoint is from before"
             )
 
-    def _summary(self, state: TrainState, step: int, reason: str | None) -> dict[str, Any]:
+    def _summary(self, step: int, reason: str | None) -> dict[str, Any]:
         self.checkpoints.wait()
         summary: dict[str, Any] = {"step": step, **self.last_metrics, "seconds_to_first_step": self.first_step_seconds}
         name, best = self.experiment.best_metric, self.early_stopping.best
@@ -187,22 +183,22 @@ class TrainLoop:
 
 
 def print_status(text: str) -> None:
-    """A line for whoever watches, before there is a progress bar."""
+    """Print a line to stderr, on the first host only: progress of the set-up, before there is a progress bar."""
     if multihost.is_first():
         print(text, file=sys.stderr, flush=True)
 
 
-def _resume(prepared: TrainSetup, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any], int | None]:
-    """The state to start from, what was saved with it, and the step that it was saved at (None: it is new)."""
+def _init_or_resume(setup: TrainSetup, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any], int | None]:
+    """The first state, the metadata of its checkpoint, and the step of that checkpoint (None: a new run)."""
     if not checkpoints.steps():
-        return prepared.init_state(), {}, None
-    state, meta, step = checkpoints.restore(_swap_ema(prepared.abstract_state))
+        return load_init_params(setup.compiled.init_state(), setup.run.experiment, print_status), {}, None
+    state, meta, step = checkpoints.restore(_swap_ema(setup.compiled.abstract_state))
     print_status(f"resuming from step {step}")
     return _swap_ema(state), meta, step
 
 
 def _swap_ema(state: TrainState) -> TrainState:
-    """A checkpoint's `params` are those to use: the moving average, where there is one."""
+    """The state with average and parameters exchanged: `params` of a checkpoint are those to use."""
     if state.ema is None:
         return state
     params, ema = swap_leaves(state.ema, state.params)

@@ -1,12 +1,12 @@
-"""What a run says of itself: `metrics.jsonl`, TensorBoard events, and its progress on stderr.
+"""The log of a run: `metrics.jsonl`, TensorBoard events, and the progress display on stderr.
 
 Each line of `metrics.jsonl` is a JSON object, `step` first: {"step": 1200, "train/loss": 3.2, "time/waiting": 0.01}.
-Keys before the slash: `train/` and `valid/`, `test/` are figures of the model, the same in every run of the same
-experiment; `time/` ones belong to the machine and the hour. Numbers that JSON lacks are the strings "nan", "inf" and
-"-inf": `float` reads all of them.
+Metrics under `train/`, `valid/` and `test/` belong to the model and are the same in every run of the same experiment;
+those under `time/` belong to the machine. Numbers that JSON lacks are the strings "nan", "inf" and "-inf", which
+`float` reads.
 
-A run that goes on from step k cuts what it had written after k, so that it leaves the lines (`time/` aside) that an
-uninterrupted run leaves. For that, log the figures of a step before its checkpoint is saved.
+A run that resumes from step k cuts the lines after k, so that it leaves the lines (`time/` aside) that an
+uninterrupted run leaves. For this, log the metrics of a step before saving its checkpoint.
 """
 
 import json
@@ -19,55 +19,46 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.filesystem import write_atomic
-from jaxlm.training.progress import Display, SilentDisplay, format_number, make_display
-
-METRICS_FILE = "metrics.jsonl"
-
-TENSORBOARD_FOLDER = "tensorboard"
+from jaxlm.training.progress import Display, format_number, make_display
+from jaxlm.workdir import Workdir
 
 LOWER_IS_BETTER = ("loss", "nll", "perplexity")
 
 
 def metric_sign(metric: str) -> int:
-    """-1 for a figure of which less is better (a loss, a perplexity), else 1."""
+    """-1 for a metric of which lower is better (a loss, a perplexity), else 1."""
     return -1 if metric.endswith(LOWER_IS_BETTER) else 1
 
 
 class MetricsLog:
-    """The log of the run in `workdir`.
+    """The log of the run in a workdir.
 
-    `total`: the step at which the run ends. `resume_step`: the step it goes on from; None for a new run, which empties
-    the log. `best`: the metric whose best value is shown (see `sign`). `every_seconds`: how often a plain line
-    comes where stderr is no terminal. `main=False`: for the processes that are not the first, writes and shows nothing.
+    Args:
+      total_steps: the last step of the run.
+      resume_step: the step from which the run resumes; None: a new run, which empties the log.
+      best_metric: the metric whose best value is shown (see `metric_sign`).
+      tensorboard: whether to write TensorBoard events.
+      is_main: False for processes other than the first, which write and show nothing.
     """
 
     def __init__(
-        self,
-        workdir: Path | str,
-        *,
-        total_steps: int | None = None,
-        resume_step: int | None = None,
-        best_metric: str | None = None,
-        every_seconds: float = 10.0,
-        tensorboard: bool = True,
-        is_main: bool = True,
-        display: Display | None = None,
-    ):
-        self.workdir, self.best_metric, self.is_main = Path(workdir), best_metric, is_main
+        self, workdir: Workdir, total_steps: int | None = None, resume_step: int | None = None,
+        best_metric: str | None = None, *, tensorboard: bool = True, is_main: bool = True,
+    ):  # fmt: skip
+        self.workdir, self.best_metric, self.is_main = workdir, best_metric, is_main
         self._best: tuple[float, int] | None = None
         self._tensorboard = tensorboard and is_main
         self._resume_step = resume_step
         self._writer: Any = None
         self._file: Any = None
+        self._display = Display()
         if is_main:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            truncate_metrics(self.workdir / METRICS_FILE, resume_step)
-            for line in read_metrics(self.workdir):
+            workdir.folder.mkdir(parents=True, exist_ok=True)
+            truncate_metrics(workdir.metrics_file, resume_step)
+            for line in read_metrics(workdir.metrics_file):
                 self._update_best(line["step"], line)
-            self._file = open(self.workdir / METRICS_FILE, "a", encoding="utf-8")
-            self._display = display or make_display(total_steps, resume_step or 0, every_seconds)
-        else:
-            self._display = SilentDisplay()
+            self._file = open(workdir.metrics_file, "a", encoding="utf-8")
+            self._display = make_display(total_steps, resume_step or 0)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -76,27 +67,23 @@ class MetricsLog:
         self.close()
 
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
-        """Log the figures of a step: plain numbers (or short texts, which TensorBoard does not get)."""
+        """Log the metrics of a step: numbers, or short texts, which TensorBoard does not get."""
         if not self.is_main:
             return
-        line = json.dumps(
-            {"step": int(step)} | {name: _json_number(value) for name, value in values.items()}, allow_nan=False
-        )
-        self._file.write(line + "\n")
+        record = {"step": int(step)} | {name: _json_number(value) for name, value in values.items()}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         self._update_best(step, values)
         self._write_events(step, values)
-        shown = (
-            f"{self.best_metric} {format_number(self._best[0])} at {self._best[1]}" if self._best is not None else ""
-        )
-        self._display.update(step, values, shown)
+        best = f"{self.best_metric} {format_number(self._best[0])} at {self._best[1]}" if self._best else ""
+        self._display.update(step, values, best)
 
     def set_step(self, step: int) -> None:
-        """Tell the bar that the run has come to `step`. Cheap: for each step, logged or not."""
+        """Show that the run has reached `step`. Cheap enough for every step."""
         self._display.set_step(step)
 
     def print_line(self, text: str) -> None:
-        """A line for whoever watches; it is in no file."""
+        """Show a line that is not written to the log."""
         self._display.print_line(text)
 
     def close(self) -> None:
@@ -108,10 +95,10 @@ class MetricsLog:
             self._writer.close()
 
     def _update_best(self, step: int, values: Mapping[str, Any]) -> None:
-        value = math.nan if self.best_metric is None else float(values.get(self.best_metric, math.nan))
-        if not math.isnan(value) and (
-            self._best is None or metric_sign(self.best_metric or "") * (value - self._best[0]) > 0
-        ):
+        value = float(values.get(self.best_metric or "", math.nan))
+        if math.isnan(value):
+            return
+        if self._best is None or metric_sign(self.best_metric or "") * (value - self._best[0]) > 0:
             self._best = value, step
 
     def _write_events(self, step: int, values: Mapping[str, float | str]) -> None:
@@ -120,19 +107,18 @@ class MetricsLog:
         if self._writer is None:
             purge = None if self._resume_step is None else self._resume_step + 1
             suffix = f".{time.time_ns()}"  # the name has whole seconds: a quick restart would write over the file
-            self._writer = _summary_writer()(
-                str(self.workdir / TENSORBOARD_FOLDER), purge_step=purge, flush_secs=30, filename_suffix=suffix
-            )
+            folder = str(self.workdir.tensorboard_folder)
+            self._writer = _summary_writer()(folder, purge_step=purge, flush_secs=30, filename_suffix=suffix)
         for name, value in values.items():
             if not isinstance(value, str):
                 self._writer.add_scalar(name, float(value), step)
 
 
 def _summary_writer() -> Any:
-    """tensorboardX's writer, without torch: where that is installed tensorboardX imports it, for seconds and no use."""
+    """The SummaryWriter of tensorboardX, kept from importing torch, which takes seconds and is not needed."""
     hide = "torch" not in sys.modules
     if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # its import is then an ImportError, which is expected
+        sys.modules["torch"] = None  # type: ignore[assignment]  # tensorboardX expects the ImportError
     try:
         from tensorboardX import SummaryWriter
     finally:
@@ -143,29 +129,29 @@ def _summary_writer() -> Any:
 
 
 def truncate_metrics(path: Path, step: int | None) -> None:
-    """Take out of a metrics file what was written after `step` (None: everything) and lines that are not whole.
+    """Remove the lines after `step` (None: all lines) and incomplete lines from a metrics file.
 
-    The file is replaced in one move: a process that dies here leaves the old one or the new one.
+    The file is replaced in one move: a process that dies here leaves the old file or the new one.
     """
     if not path.exists():
         return
     old = path.read_bytes().splitlines(keepends=True)
-    new = [line for line in old if step is not None and (read := _step_of(line)) is not None and read <= step]
+    last = -1 if step is None else step
+    new = [line for line in old if (line_step := _step_of(line)) is not None and line_step <= last]
     if new == old:
         return
     write_atomic(path, b"".join(new))
 
 
-def read_metrics(workdir: Path | str) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl` as dicts; an unfinished last line is left out. No file: no lines."""
-    path = Path(workdir) / METRICS_FILE
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl` as dicts, without an incomplete last line; [] if there is no file."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) is not None]
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step of a line; None for a line that is not whole."""
+    """The step of a line; None if the line is incomplete."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -176,7 +162,7 @@ def _step_of(line: bytes) -> int | None:
 
 
 def _json_number(value: float | str) -> float | str:
-    """A number as JSON can hold it."""
+    """A number that JSON can hold."""
     if isinstance(value, str | bool | int):
         return value
     value = float(value)

@@ -1,79 +1,56 @@
-"""How a run shows itself on stderr: a live bar on a terminal, a plain line now and then elsewhere.
+"""Progress of a run on stderr: a live bar on a terminal, otherwise a plain line at intervals.
 
-Both read the figures of the log: `train/loss`, and of the `time/` ones `tokens_per_second` (without padding),
-`mfu` (on chips whose peak is known) and `waiting` (the share of the time in which the step waited for data). stdout
-stays free for results.
+Both show metrics of the log: `train/loss`, `time/tokens_per_second` (without padding), `time/mfu` (on chips whose peak
+is known) and `time/waiting` (the share of the time in which the step waited for data). stdout is left to results.
 """
 
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 MetricValues = Mapping[str, float | str]
 
+SECONDS_BETWEEN_LINES = 10.0
 
-class Display(Protocol):
-    """What a log asks of its display."""
+
+class Display:
+    """The base of displays. It shows nothing: for the processes that are not the first."""
 
     def update(self, step: int, values: MetricValues, best: str) -> None:
-        """Newly logged figures of a step; `best` is the best metric so far as text."""
-        ...
+        """Show newly logged metrics of a step; `best` is the best metric so far as text."""
 
     def set_step(self, step: int) -> None:
-        """The run has come to `step`; called at each step, so it costs next to nothing."""
-        ...
+        """Show that the run has reached `step`; called at every step, so it must be cheap."""
 
     def print_line(self, text: str) -> None:
-        """A line for the reader, above the bar."""
-        ...
+        """Show a line, above the bar if there is one."""
 
     def close(self) -> None:
-        """No more to show; the last state stays on the screen."""
-        ...
+        """End the display; its last state stays on the screen."""
 
 
-def make_display(total: int | None, start: int, every_seconds: float, stream: TextIO | None = None) -> Display:
-    """A bar if `stream` (stderr) is a terminal, else plain lines, one each `every_seconds` at most."""
+def make_display(
+    total: int | None, start: int, every_seconds: float = SECONDS_BETWEEN_LINES, stream: TextIO | None = None
+) -> Display:
+    """A bar if `stream` (default: stderr) is a terminal, else plain lines, at most one per `every_seconds`."""
     stream = stream or sys.stderr
-    if stream.isatty():
-        return BarDisplay(total, start, stream)
-    return LineDisplay(total, start, every_seconds, stream)
+    return BarDisplay(total, start, stream) if stream.isatty() else LineDisplay(total, start, every_seconds, stream)
 
 
-class SilentDisplay:
-    """The display of the processes that are not the first."""
-
-    def update(self, step: int, values: MetricValues, best: str) -> None:
-        """Nothing."""
-
-    def set_step(self, step: int) -> None:
-        """Nothing."""
-
-    def print_line(self, text: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class LineDisplay:
-    """`step 1200/20000  loss 3.214  41.2k tokens/s  waiting 1%  eta 12:31  best valid/bleu 31.20 at 1000`"""
+class LineDisplay(Display):
+    """Plain lines: `step 1200/20000  loss 3.214  41.2k tokens/s  waiting 1%  eta 12:31  best valid/bleu 31.2 at 1k`"""
 
     def __init__(
-        self,
-        total: int | None,
-        start: int,
-        every_seconds: float,
-        stream: TextIO,
+        self, total: int | None, start: int, every_seconds: float, stream: TextIO,
         clock: Callable[[], float] = time.monotonic,
-    ):
+    ):  # fmt: skip
         self.total, self.start, self.every_seconds, self.stream, self.clock = total, start, every_seconds, stream, clock
         self.began = clock()
         self.last = -float("inf")
 
     def update(self, step: int, values: MetricValues, best: str) -> None:
-        """A line, if the last one is long enough ago, the run ends, or there is more than figures of training."""
+        """Print a line if the last one is old enough, if the run ends, or if there are metrics of an evaluation."""
         now = self.clock()
         other = {k: v for k, v in values.items() if not k.startswith(("train/", "time/"))}
         if now - self.last < self.every_seconds and step != self.total and not other:
@@ -84,24 +61,14 @@ class LineDisplay:
         if self.total is not None and step > self.start:
             left = (now - self.began) * (self.total - step) / (step - self.start)
             parts.append(f"eta {format_duration(left)}")
-        self._print("  ".join(parts + ([f"best {best}"] if best else [])))
-
-    def set_step(self, step: int) -> None:
-        """Nothing: lines come with figures."""
+        self.print_line("  ".join(parts + ([f"best {best}"] if best else [])))
 
     def print_line(self, text: str) -> None:
-        """The text as a line."""
-        self._print(text)
-
-    def close(self) -> None:
-        """Nothing."""
-
-    def _print(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
 
 
-class BarDisplay:
-    """A bar by rich, redrawn twice a second by a thread of its own."""
+class BarDisplay(Display):
+    """A progress bar by rich, which a thread redraws twice a second."""
 
     def __init__(self, total: int | None, start: int, stream: TextIO):
         from rich.console import Console
@@ -114,16 +81,14 @@ class BarDisplay:
             BarColumn(bar_width=10, table_column=Column(no_wrap=True)),
             TextColumn("eta", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
-            TextColumn(
-                "{task.fields[figures]}  {task.fields[best]}", table_column=Column(no_wrap=False)
-            ),  # may go on below
+            TextColumn("{task.fields[figures]}  {task.fields[best]}", table_column=Column(no_wrap=False)),
         ]
         self._bar: Any = RichProgress(*columns, console=Console(file=stream), refresh_per_second=2)
         self._task = self._bar.add_task("", total=total, completed=start, figures="", best="")
         self._bar.start()
 
     def update(self, step: int, values: MetricValues, best: str) -> None:
-        """New figures beside the bar; others than training's as a line above it."""
+        """Show metrics of training next to the bar, and those of an evaluation as a line above it."""
         other = [f"{k} {format_number(v)}" for k, v in values.items() if not k.startswith(("train/", "time/"))]
         if other:
             self.print_line(f"step {step}  " + "  ".join(other))
@@ -133,20 +98,17 @@ class BarDisplay:
         self._bar.update(self._task, completed=step, **fields)
 
     def set_step(self, step: int) -> None:
-        """The bar comes to `step` when it is next drawn."""
         self._bar.update(self._task, completed=step)
 
     def print_line(self, text: str) -> None:
-        """The text as a line above the bar."""
         self._bar.console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
-        """Draw the last state and stop."""
         self._bar.stop()
 
 
 def format_metrics(values: MetricValues) -> list[str]:
-    """The figures of training that are in `values`, as short texts."""
+    """The metrics of training in `values` as short texts."""
     texts = []
     if "train/loss" in values:
         texts.append(f"loss {format_number(values['train/loss'])}")
@@ -160,7 +122,7 @@ def format_metrics(values: MetricValues) -> list[str]:
 
 
 def format_number(value: float | str) -> str:
-    """Four significant digits; text as it is."""
+    """A number with four significant digits; a text unchanged."""
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
@@ -174,6 +136,6 @@ def format_thousands(value: float) -> str:
 
 def format_duration(seconds: float) -> str:
     """5025 s -> 1:23:45; 75 s -> 1:15."""
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    minutes, whole_seconds = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{whole_seconds:02d}" if hours else f"{minutes}:{whole_seconds:02d}"

@@ -1,6 +1,6 @@
-"""Everything that a training run must remember between two steps, and nothing that it can recompute.
+"""The training state, all that a run must remember between two steps; and its random keys.
 
-Randomness with an address: a key is named by what it is for and by the step, never by how many were drawn before.
+A random key is derived from its purpose and the step, never from the number of keys that were drawn before.
 """
 
 from typing import Any
@@ -18,25 +18,25 @@ from jaxlm.types import Array, Batch, Params, State
 
 
 def rng_key(seed: int, purpose: str, step: int | Array = 0) -> Array:
-    """The key for one purpose at one step. A new purpose never moves an old one's numbers."""
+    """The random key of one purpose at one step. A new purpose never changes the numbers of an old one."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), crc32(purpose.encode())), step)
 
 
 TRAIN_ALL = FineTuning()
-"""From nothing, everything."""
+"""Random initialization, all parameters trained."""
 
 
 @struct.dataclass
 class TrainState:
-    """One pytree: what a checkpoint stores and what the train step donates.
+    """One pytree: stored by a checkpoint, donated by the train step.
 
     Attributes:
-      step: updates done, int32.
+      step: number of updates done, int32.
       params: float32 parameters, a plain nested dict.
-      opt_state: of the optax transformation.
-      ema: moving average of the parameters that are trained (None in the places of the others), or None.
-      averaged: updates whose parameters are in `ema`, where it is a plain mean since some step (int32; 0: not begun).
-      carry: the model's state after the last batch, where streams go on from batch to batch, or None.
+      opt_state: state of the optax transformation.
+      ema: average of the trained parameters (None in the places of the others), or None.
+      averaged_updates: number of updates in `ema` if it is a plain mean (int32; 0: not begun), or None.
+      carry: the model's state after the last batch if texts continue from batch to batch, or None.
     """
 
     step: Array
@@ -48,24 +48,22 @@ class TrainState:
 
 
 def create_train_state(
-    model: Any,
-    optimizer: optax.GradientTransformation,
-    batch: Batch,
-    seed: int,
-    averages: str = "",
-    carry_rows: int = 0,
-    tuning: FineTuning = TRAIN_ALL,
-) -> TrainState:
-    """A fresh state, a pure function of the seed; `batch` gives shapes only.
+    model: Any, optimizer: optax.GradientTransformation, batch: Batch, seed: int, averaging: str = "",
+    carry_rows: int = 0, finetuning: FineTuning = TRAIN_ALL,
+) -> TrainState:  # fmt: skip
+    """The state before the first step, a pure function of the seed.
 
-    averages: "ema" (a moving average of the parameters), "mean" (a plain one, which begins later) or "" (none).
-    carry: rows whose model state is carried from batch to batch.
-    tuning: what is added to the parameters, and which of them are trained.
+    Args:
+      batch: gives shapes only.
+      averaging: "ema" (moving average of the parameters), "mean" (plain mean that begins later) or "" (none).
+      carry_rows: number of rows whose model state is carried from batch to batch.
+      finetuning: adapters to add, and the parameters to train.
     """
-    params = tuning.add_adapters(model.init(rng_key(seed, "init"), batch)["params"], rng_key(seed, "tuning"))
-    learnt, _ = partition(params, tuning.is_trainable)
-    average = jax.tree.map(jnp.copy, learnt) if averages else None
-    averaged = jnp.zeros((), jnp.int32) if averages == "mean" else None
+    params = model.init(rng_key(seed, "init"), batch)["params"]
+    params = finetuning.add_adapters(params, rng_key(seed, "tuning"))
+    trained, _ = partition(params, finetuning.is_trainable)
+    ema = jax.tree.map(jnp.copy, trained) if averaging else None
+    averaged_updates = jnp.zeros((), jnp.int32) if averaging == "mean" else None
     rows = jax.tree.map(lambda x: jnp.zeros((carry_rows, *x.shape[1:]), x.dtype), batch)
-    state = zero_model_state(model, params, rows) if carry_rows else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(learnt), average, averaged, state)
+    carry = zero_model_state(model, params, rows) if carry_rows else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), ema, averaged_updates, carry)

@@ -220,7 +220,7 @@ def test_what_may_happen_on_the_way(command, monkeypatch, error, code, said):
         (["--evaluate-every", "0"], "evaluate_every = 0: expected 1 or more"),
         (["--steps", "0"], "steps = 0: expected 1 or more"),
         (["--max-minutes", "-1"], "--max-minutes"),
-        (["--best-metric", "valid/blue"], "expected one of the figures valid/loss, .*valid/bleu"),
+        (["--best-metric", "valid/blue"], "expected one of the metrics valid/loss, .*valid/bleu"),
         (["--model.heads", "3"], "does not divide into 3 heads"),
     ],
 )

@@ -30,7 +30,8 @@ from jaxlm.pytree import named_leaves
 from jaxlm.training.run_options import RunOptions
 from jaxlm.training.setup import setup_training
 from jaxlm.training.state import TrainState
-from jaxlm.training.step import make_train_step
+from jaxlm.training.step import StepConfig, make_train_step
+from jaxlm.workdir import Workdir
 
 TOLERANCE = 1e-5
 ROUGH = 0.02
@@ -170,7 +171,7 @@ def compiled_step(asked) -> list:
     shapes = jax.eval_shape(DECODER.init, jax.random.key(0), batch)["params"]
     state = jax.eval_shape(lambda p: TrainState(jnp.int32(0), p, optimizer.init(p)), shapes)
     state = with_shardings(state, train_state_shardings(state, mesh))
-    step = make_train_step(DECODER, NextToken(), optimizer, OPTIMIZER.schedule.build(1), 0, mesh=mesh)
+    step = make_train_step(DECODER, NextToken(), optimizer, OPTIMIZER.schedule.build(1), StepConfig(mesh=mesh))
     return find_collectives(step.lower(state, batch).compile())
 
 
@@ -205,7 +206,7 @@ def test_rows_that_devices_cannot_share(rows, parts, cure, tmp_path):
     """The global batch is the experiment's: it does not change with the machine, so the machine has to fit it."""
     batching = replace(EXPERIMENT.batching, tokens=6 * rows, row_multiple=rows)
     with pytest.raises(UserError, match=f"multiples of {rows}, which {parts} .* on 8 devices.*{cure}"):
-        setup_training(replace(EXPERIMENT, batching=batching, grad_accum=parts), tmp_path, lambda text: None)
+        setup_training(replace(EXPERIMENT, batching=batching, grad_accum=parts), Workdir(tmp_path), lambda text: None)
 
 
 def test_what_is_computed_twice():

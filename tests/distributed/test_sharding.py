@@ -23,7 +23,7 @@ from jaxlm.nn.layers.dropout import keep_mask
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import Constant
 from jaxlm.training.state import TrainState
-from jaxlm.training.step import make_train_step
+from jaxlm.training.step import StepConfig, make_train_step
 
 MESH = data_mesh()
 BATCHES = [batch_of(examples(16, seed=seed), 6, 6) for seed in range(3)]
@@ -39,7 +39,7 @@ def trained(model, accumulate=1, mesh=None):
     state = TrainState(jnp.zeros((), jnp.int32), params, SGD.init(params))
     if mesh:
         state = jax.device_put(state, replicated_sharding(mesh))
-    step = make_train_step(model, NextToken(0.1), SGD, Constant(0.1).build(1), 0, accumulate, mesh=mesh)
+    step = make_train_step(model, NextToken(0.1), SGD, Constant(0.1).build(1), StepConfig(0, accumulate, mesh=mesh))
     for batch in BATCHES:
         state, metrics = step(state, shard_rows(batch, mesh) if mesh else batch)
     return state, metrics

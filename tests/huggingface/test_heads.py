@@ -12,8 +12,6 @@ from fixtures import cli_runs
 from fixtures.rows import Rows
 from fixtures.zoo import params_of
 
-from jaxlm import workdir
-from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.data.batching.sequence_format import SequenceFormat
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
@@ -27,9 +25,9 @@ from jaxlm.models.finetune_heads import MultipleChoice, TextClassifier, TokenCla
 from jaxlm.models.special_ids import Renumbered
 from jaxlm.tasks.classification import Classification
 from jaxlm.tasks.tagging import Tagging
-from jaxlm.training.initialize import copy_tokenizer, match_params, resolve_init
-from jaxlm.training.state import TrainState
+from jaxlm.training.initialize import match_params, resolve_init
 from jaxlm.types import Batch
+from jaxlm.workdir import Workdir
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -214,16 +212,13 @@ def imported(tmp_path_factory) -> Path:
 def tuned(imported: Path, folder: Path, task: Any, model: Any, **added: Any) -> Path:
     """A workdir that was fine-tuned from the imported one; its parameters are random."""
     made = Experiment(task, model, finetuning=FineTuning(str(imported), **added), steps=1, best_metric="valid/loss")
-    made = resolve_init(made, folder)
-    workdir.open_or_create(folder, made)
-    copy_tokenizer(imported, folder)
+    made = resolve_init(made)
+    target = Workdir(folder)
+    target.create(made)
+    target.copy_tokenizer(Workdir(imported))
     rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0.0, 0.3, x.shape), x.dtype), workdir.abstract_tuned_params(made)
-    )
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoints.save(1, TrainState(jnp.int32(1), params, ()), {})
-        checkpoints.wait()
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0.0, 0.3, x.shape), x.dtype), made.abstract_params())
+    target.save_once(made, params)
     return folder
 
 

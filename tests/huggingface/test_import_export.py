@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from fixtures.zoo import LLAMA, batch_of, examples, logits, params_of
 
-from jaxlm import workdir
 from jaxlm.cli.main import main
 from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.data.tokenizers.sentencepiece import SentencePiece
@@ -23,6 +22,7 @@ from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.special_ids import NEVER, Renumbered
+from jaxlm.workdir import Workdir
 
 TEXTS = ["the green witch arrived", "a dog runs, and a cat sleeps.", "¿quién llegó? ñandú 東京 🙂", ""] * 8
 MARIAN = EncoderDecoder(
@@ -126,7 +126,7 @@ def test_generate_and_score_and_out_again(gpt2, tmp_path, capsys, monkeypatch):
 def test_predict(marian, tmp_path):
     """The best answer of greedy search is that of Transformers, from the same pieces."""
     experiment = import_folder(marian, tmp_path / "run")
-    trained = workdir.load_trained_model(tmp_path / "run")
+    trained = Workdir(tmp_path / "run").load()
     lines = ["the green witch arrived", "", "a dog runs."]
 
     task = replace(experiment.task, search=Search(Beam(1), max_len_ratio=0.0, max_len_extra=8))

@@ -11,10 +11,10 @@ from jaxlm.decode.beam_config import Beam
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.errors import UserError
 from jaxlm.models.decoder import Decoder
+from jaxlm.models.properties import abstract_params
 from jaxlm.nn.layers.positions import LinearScaling, Llama3Scaling, Rotary, Yarn
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.types import Batch
-from jaxlm.workdir import abstract_params
 
 LLAMA_3_8B = Decoder(
     128_256, 4096, 32, 14_336, 32, kv_heads=8, position="rotary", norm_kind="rms", activation="swiglu",

@@ -10,8 +10,8 @@ from fixtures.zoo import VOCAB, batch_of, by_example, examples, logits, packed, 
 
 from jaxlm.errors import UserError
 from jaxlm.models.encoder import Encoder
+from jaxlm.models.properties import abstract_params
 from jaxlm.objectives.masked_lm import MaskedLM, features_and_nsp_logits
-from jaxlm.workdir import abstract_params
 
 MODEL = Encoder(VOCAB, 8, 2, 12, 2, max_length=20, dropout=0.0, attention_dropout=0.0)
 PAIRS = replace(MODEL, nsp_head=True)

@@ -16,9 +16,9 @@ from references.torch_transformer import named, reference
 
 from jaxlm.errors import UserError
 from jaxlm.models.encoder_decoder import EncoderDecoder
+from jaxlm.models.properties import abstract_params
 from jaxlm.nn.layers.positions import sinusoids
 from jaxlm.objectives.next_token import NextToken
-from jaxlm.workdir import abstract_params
 
 MODEL = EncoderDecoder(VOCAB, 16, 4, 24, 2, 2, dropout=0.0)
 BATCH = batch_of(examples(6, high=7), 9, 8)

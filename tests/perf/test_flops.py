@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm import workdir
 from jaxlm.experiment import load_experiment
 from jaxlm.models.encoder_decoder import EncoderDecoder
+from jaxlm.models.properties import abstract_params
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.perf.chips import CHIPS, chip_by_name, chip_for_device_kind
 from jaxlm.perf.dummy_batch import shape_structs, synthetic_batch
@@ -65,7 +65,7 @@ def test_a_decoder_is_six_times_its_parameters_and_attention():
     """6 N D + 12 L D T of each token (Chowdhery et al. 2022, appendix B); N without the table of positions and with
     the embeddings once, as the output."""
     experiment = load_experiment("experiments.gpt2:small")
-    params = workdir.abstract_params(experiment.model)
+    params = abstract_params(experiment.model)
     matrices = [leaf for leaf in jax.tree.leaves(params["stack"]) if leaf.ndim == 3]
     count = sum(leaf.size for leaf in matrices) + params["embedding"].size
     batch, model = shape_structs(synthetic_batch(experiment)), experiment.model
@@ -80,7 +80,7 @@ def test_remat_scan_and_dropout_do_not_change_what_the_model_takes():
     base = EncoderDecoder(11, 8, 2, 16, 1, 2)
     ids, valid = np.full((4, 16), 4, np.int32), np.ones((4, 16), bool)
     batch = Batch(source_BS=ids, source_valid_BS=valid, target_BT=ids, target_valid_BT=valid, label_BT=ids)
-    params = workdir.abstract_params(base)
+    params = abstract_params(base)
     models = base, base.clone(scan=True, remat=True, dropout=0.1)
     assert len({model_flops(model, NextToken(), params, batch) for model in models}) == 1
 

@@ -12,6 +12,7 @@ from jaxlm import config
 from jaxlm.decode.prefill import decode_step
 from jaxlm.errors import UserError
 from jaxlm.experiment import load_experiment
+from jaxlm.models.properties import abstract_params
 from jaxlm.nn.transformer.layer_stack import unstack_layers
 from jaxlm.perf.dummy_batch import adapt_batching, num_positions, shape_structs, synthetic_batch
 from jaxlm.planner.decode_plan import decode_step_shapes
@@ -21,7 +22,6 @@ from jaxlm.planner.topology import find_target
 from jaxlm.tasks.masked_lm import MaskedLanguageModeling
 from jaxlm.tasks.supervised import SupervisedTask
 from jaxlm.training.step import make_init_fn
-from jaxlm.workdir import abstract_params
 
 TRAINED = [name for name in NAMES if not hasattr(load_experiment(name).model, "fit")]
 

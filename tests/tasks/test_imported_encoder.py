@@ -13,7 +13,6 @@ from fixtures import cli_runs
 from fixtures.rows import Rows
 from fixtures.zoo import params_of
 
-from jaxlm import workdir
 from jaxlm.data.batching.bucketing import Buckets
 from jaxlm.data.batching.sequence_format import SequenceFormat
 from jaxlm.data.files import ReadStats
@@ -39,6 +38,7 @@ from jaxlm.tasks.regression import TextRegression
 from jaxlm.tasks.tagging import Tagging
 from jaxlm.training.initialize import resolve_init
 from jaxlm.training.loop import train
+from jaxlm.workdir import Workdir
 
 command = cli_runs.command  # a fixture
 TEXTS = ["the chicken crossed", "a road", "because it was too wide and too tired to go on", "the road was wide"]
@@ -87,7 +87,7 @@ def one_device():
 
 
 def test_vectors_do_not_know_their_batch(imported):
-    run = workdir.load_trained_model(imported)
+    run = Workdir(imported).load()
     tokens = TextEmbedder("token")(run, TEXTS)
     for text, vectors in zip(TEXTS, tokens, strict=True):
         names = token_strings(run, text)
@@ -103,7 +103,7 @@ def test_vectors_do_not_know_their_batch(imported):
 
 def test_layers(imported):
     """All layers are the last one; the embeddings come before any."""
-    run = workdir.load_trained_model(imported)
+    run = Workdir(imported).load()
     (last,), (second,), (none,) = (TextEmbedder("token", layer)(run, TEXTS[:1]) for layer in (None, 2, 0))
     np.testing.assert_array_equal(last, second)
     assert np.abs(none - last).max() > 0.1 and none.shape == last.shape
@@ -113,7 +113,7 @@ def test_layers(imported):
 
 def test_a_language_model_reads_to_the_end(imported):
     """The vector of a prefix is the same, whatever follows; there is no EOS."""
-    tokenizer = workdir.load_trained_model(imported).tokenizer
+    tokenizer = Workdir(imported).load().tokenizer
     inner = Decoder(tokenizer.model_vocab_size, 8, 2, 12, 1, max_length=48)
     run = TrainedModel(Renumbered(inner, 1, 1), {"model": params_of(inner)}, tokenizer)
     short, long = TextEmbedder("token")(run, ["the road", "the road was wide"])
@@ -169,7 +169,7 @@ LONG = "the road was wide " * 30
 
 def test_texts_beyond_the_positions(imported):
     """Vectors are of what the model reads; of a pair the longer text is cut; words are tagged in parts of a text."""
-    run = workdir.load_trained_model(imported)
+    run = Workdir(imported).load()
     (tokens,), (mean,) = TextEmbedder("token")(run, [LONG]), TextEmbedder("mean")(run, [LONG])
     assert len(tokens) == 48
     np.testing.assert_allclose(mean, tokens.mean(0), rtol=1e-5, atol=1e-5)
@@ -217,11 +217,11 @@ def test_gaps_of_an_imported_model(bert, tmp_path, command):
         task, mine, batching=rows, optimizer=AdamW(Constant(1e-2)), objective=MaskedLM(), steps=2, log_every=2,
         evaluate_every=2, checkpoint_every=2, best_metric="valid/nll", finetuning=FineTuning(str(tmp_path / "run")),
     )  # fmt: skip
-    found = resolve_init(more, tmp_path / "more").model
+    found = resolve_init(more).model
     expected = inner.clone(nsp_head=True, dropout=0.0, attention_dropout=0.0, init_std=0.02)
     assert found == Renumbered(expected, made.model.bos, made.model.eos, made.model.unknown)
     with pytest.raises(UserError, match="a published Encoder cannot stand in the place of the experiment's Decoder"):
-        resolve_init(replace(more, model=Decoder(99)), tmp_path / "more")
+        resolve_init(replace(more, model=Decoder(99)))
     assert "valid/next_sentence" in train(more, tmp_path / "more")
     assert train(replace(more, steps=3), tmp_path / "more")["step"] == 3
     told = export_folder(tmp_path / "more", tmp_path / "out")
@@ -239,7 +239,7 @@ def test_a_pair_is_learnt(imported, tmp_path, command):
     made = tuned(task, TextClassifier(dropout=0.0), SequenceClassification(), "valid/accuracy", imported)
     summary = train(made, tmp_path / "run")
     assert summary["valid/accuracy"] == 100.0
-    assert workdir.read_experiment(tmp_path / "run").model.model.model.vocab > 20
+    assert Workdir(tmp_path / "run").read_experiment().model.model.model.vocab > 20
     said = command("predict", tmp_path / "run", stdin=b"the road\ta road\nit\tgo on\n")
     assert said.lines == ["yes", "no"], said.err
     with pytest.raises(UserError, match="'maybe', which is none of the task's labels no, yes"):
@@ -254,7 +254,7 @@ def test_numbers_are_learnt(imported, tmp_path):
         task, TextClassifier(num_labels=1, dropout=0.0, pooling="mean"), Regression(), "valid/pearson", imported
     )
     assert train(made, tmp_path / "run")["valid/pearson"] > 99.0
-    run = workdir.load_trained_model(tmp_path / "run")
+    run = Workdir(tmp_path / "run").load()
     answer, blank = task.predict(run, [PAIRS[0][0], ""])
     assert float(answer.text) == pytest.approx(4.5, abs=0.3) and blank.text == ""
     scores = task.evaluate(run, "test")
@@ -270,7 +270,7 @@ def test_words_of_several_pieces_are_tagged(imported, tmp_path):
     task = Tagging(rows, rows, rows, sequence_format=SequenceFormat(), labels=("VERB", "NOUN", "ADJ", "X"))
     made = tuned(task, TokenClassifier(num_labels=4, dropout=0.0), TokenClassification(), "valid/accuracy", imported)
     assert train(made, tmp_path / "run")["valid/accuracy"] == 100.0
-    run = workdir.load_trained_model(tmp_path / "run")
+    run = Workdir(tmp_path / "run").load()
     columns = task._encode_pairs(rows, list(rows), run.tokenizer)[0]
     labels, source = columns["label"], columns["source"]
     assert [[i for i in labels[row] if i >= 0] for row in range(3)] == [[0, 1], [2, 1, 2], [3, 0]]

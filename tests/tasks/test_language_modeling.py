@@ -14,7 +14,6 @@ from fixtures.cli_runs import command, environment  # noqa: F401 (a fixture)
 from fixtures.tiny_run import lines, stored
 from fixtures.zoo import params_of
 
-from jaxlm import workdir
 from jaxlm.data.batching.bucketing import Buckets
 from jaxlm.data.batching.lm_windows import Windows
 from jaxlm.data.sources.text import TextFile
@@ -25,6 +24,7 @@ from jaxlm.experiment import Experiment
 from jaxlm.inference.base import TrainedModel
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.ngram import NGram
+from jaxlm.models.properties import dummy_batch
 from jaxlm.models.rnn_lm import RecurrentLM
 from jaxlm.ngram.smoothing import WittenBell
 from jaxlm.nn.rnn.cells import LSTM
@@ -33,8 +33,9 @@ from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import SGD, Constant, StepDecay
 from jaxlm.tasks.language_modeling import LanguageModeling
 from jaxlm.training.loop import train
-from jaxlm.training.step import make_train_step
+from jaxlm.training.step import StepConfig, make_train_step
 from jaxlm.training.stopping import EarlyStopping
+from jaxlm.workdir import Workdir
 
 TEXT = "the green witch arrived\nthe red witch left\n\nno witch is blue\n" * 12
 VOCAB = 4 + len(set(TEXT))
@@ -81,7 +82,7 @@ def test_resume_is_bit_for_bit_with_a_carried_state(tmp_path):
     train(whole, tmp_path / "parts")
     from jaxlm.training.setup import setup_training
 
-    abstract = setup_training(whole, tmp_path / "whole", lambda _: None).abstract_state
+    abstract = setup_training(whole, Workdir(tmp_path / "whole"), lambda _: None).compiled.abstract_state
     expected, found = stored(tmp_path / "whole", abstract), stored(tmp_path / "parts", abstract)
     assert expected[1] == found[1] == 12
     assert jax.tree.leaves(expected[0].carry) and expected[0].averaged_updates is not None
@@ -92,7 +93,7 @@ def test_carried_state_is_reading_on():
     """Two batches of a stream under one state are one long batch: the same logits where nothing is dropped."""
     model, objective = experiment().model, NextToken()
     batches = WINDOWS.batches({"target": _ids()})
-    params = model.init(jax.random.key(0), workdir.dummy_batch())["params"]
+    params = model.init(jax.random.key(0), dummy_batch())["params"]
     params = jax.tree.map(lambda x: 8 * x, params)  # so that what was read long ago matters
     state, total = None, 0.0
     for k in range(3):
@@ -110,7 +111,7 @@ def test_carried_state_is_reading_on():
 
 def test_where_a_stream_begins_the_carried_state_is_forgotten():
     model, batches = experiment().model, WINDOWS.batches({"target": _ids()})
-    params = model.init(jax.random.key(0), workdir.dummy_batch())["params"]
+    params = model.init(jax.random.key(0), dummy_batch())["params"]
     fresh = model.apply({"params": params}, batches[0], 0, method="start")
     junk = jax.tree.map(lambda x: x + 1e3, fresh)
     expected = NextToken()(model, params, batches[0].replace(state=fresh), None)
@@ -125,8 +126,9 @@ def test_micro_batches_carry_their_rows():
     batches, optimizer = WINDOWS.batches({"target": _ids()}), chosen.optimizer.build(4)
     found = []
     for accumulate in (1, 2):
-        step = make_train_step(chosen.model, NextToken(), optimizer, lambda _: jnp.float32(0), 0, accumulate)
-        state = create_train_state(chosen.model, optimizer, workdir.dummy_batch(), 0, "", 8)
+        config = StepConfig(grad_accum=accumulate)
+        step = make_train_step(chosen.model, NextToken(), optimizer, lambda _: jnp.float32(0), config)
+        state = create_train_state(chosen.model, optimizer, dummy_batch(), 0, "", 8)
         for k in range(2):
             state, _ = step(state, batches[k])
         found.append(state)
@@ -136,7 +138,7 @@ def test_micro_batches_carry_their_rows():
 
 def test_penalties_are_for_training_alone():
     model, batch = experiment().model, WINDOWS.batches({"target": _ids()})[0].replace(reset_B=None)
-    params = model.init(jax.random.key(0), workdir.dummy_batch())["params"]
+    params = model.init(jax.random.key(0), dummy_batch())["params"]
     plain, penalised = NextToken(), NextToken(activation_reg=2.0, temporal_reg=1.0)
     key = jax.random.key(1)
     assert float(plain(model, params, batch, None).total) == float(penalised(model, params, batch, None).total)
@@ -152,7 +154,7 @@ def test_the_average_begins_where_evaluations_stall(tmp_path, monkeypatch):
     train(chosen, tmp_path / "run")
     from jaxlm.training.setup import setup_training
 
-    abstract = setup_training(chosen, tmp_path / "run", lambda _: None).abstract_state
+    abstract = setup_training(chosen, Workdir(tmp_path / "run"), lambda _: None).compiled.abstract_state
     from jaxlm.checkpoint.manager import Checkpoints
 
     with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
@@ -193,7 +195,7 @@ def test_a_fitted_model_goes_through_the_same_folder(tmp_path):
         NGram(VOCAB, 3, WittenBell(), continuous_text=True, append_eos=False), steps=1, best_metric="valid/nll"
     )
     summary = train(chosen, tmp_path / "run")
-    trained = workdir.load_trained_model(tmp_path / "run")
+    trained = Workdir(tmp_path / "run").load()
     figures = trained.experiment.task.evaluate(trained, "valid")
     assert summary["valid/nll"] == pytest.approx(figures["nll"], abs=1e-6) and 0 < figures["nll"] < 1.5
     assert figures["bits_per_character"] == pytest.approx(figures["nll"] / math.log(2))
@@ -208,7 +210,7 @@ def test_texts_by_themselves(tmp_path):
     model = RecurrentLM(VOCAB - 1, 8, Recurrent(LSTM(8)))  # a line does not hold its end
     chosen = experiment(model, task=task, tokenizer=Characters(VOCAB - 1), batching=Buckets(tokens=256, max_shapes=2))
     train(replace(chosen, steps=2), tmp_path / "run")
-    trained = workdir.load_trained_model(tmp_path / "run")
+    trained = Workdir(tmp_path / "run").load()
     figures = task.evaluate(trained, "test")
     assert figures["tokens"] == len(TEXT) and figures["lines"] == 48 and figures["unknown_tokens"] == 0
 

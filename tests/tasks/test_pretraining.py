@@ -12,7 +12,6 @@ import pytest
 from fixtures.cli_runs import command, loaded_once  # noqa: F401 (fixtures)
 from fixtures.tiny_run import lines, stored
 
-from jaxlm import workdir
 from jaxlm.data.batching.lm_windows import Windows
 from jaxlm.data.files import ReadStats
 from jaxlm.data.pretraining.masked_lm import MaskedLMRows
@@ -39,6 +38,7 @@ from jaxlm.tasks.masked_lm import MaskedLanguageModeling
 from jaxlm.tasks.span_corruption import T5_SENTINELS, Denoising
 from jaxlm.training.loop import train
 from jaxlm.training.setup import setup_training
+from jaxlm.workdir import Workdir
 
 ANIMALS, COLOURS = ("cat", "dog", "owl"), ("red", "green", "blue")
 STORIES = [" ".join(f"the {a} is {c} . the {a} was {c} ." for _ in range(4)) for a in ANIMALS for c in COLOURS]
@@ -103,7 +103,7 @@ def test_resume_is_bit_for_bit(tmp_path):
     train(masked(), tmp_path / "whole")
     train(masked(steps=3), tmp_path / "parts")
     train(masked(), tmp_path / "parts")
-    abstract = setup_training(masked(), tmp_path / "whole", lambda _: None).abstract_state
+    abstract = setup_training(masked(), Workdir(tmp_path / "whole"), lambda _: None).compiled.abstract_state
     expected, found = stored(tmp_path / "whole", abstract), stored(tmp_path / "parts", abstract)
     assert expected[1] == found[1] == 6
     jax.tree.map(np.testing.assert_array_equal, expected[0], found[0])
@@ -112,7 +112,7 @@ def test_resume_is_bit_for_bit(tmp_path):
 
 def test_figures_by_hand(trained):
     """Loss, accuracy and the pairs of a split, from all logits at once."""
-    run = workdir.load_trained_model(trained)
+    run = Workdir(trained).load()
     task, model = run.experiment.task, run.model
     figures = task.evaluate(run, "test")
     columns = token_flag_columns(run.tokenizer, ["[MASK]"]) | {"target": task.test.encode(run.tokenizer, ReadStats())}
@@ -230,7 +230,7 @@ def test_completing_texts(tmp_path, rows, model, command):  # noqa: F811
     assert scores["tokens"] == sum(batches[k].target_valid_BT.sum() for k in range(batches.batches_per_epoch))
     answers = command("predict", tmp_path / "run", stdin=b"the cat <extra_id_0> green .\n\n")
     assert answers.code == 0 and len(answers.lines) == 2, answers.err
-    run = workdir.load_trained_model(tmp_path / "run")
+    run = Workdir(tmp_path / "run").load()
     assert len(list(chosen.task.show_examples(run, 2))) == 2
 
 
@@ -245,7 +245,7 @@ def test_a_language_model_on_shards(tmp_path):
 
     chosen = masked(task=task, model=model, batching=windows, objective=NextToken(), steps=2, evaluate_every=2)
     train(replace(chosen, checkpoint_every=2), tmp_path / "run")
-    run = workdir.load_trained_model(tmp_path / "run")
+    run = Workdir(tmp_path / "run").load()
     one, other = (task.evaluate(run, split) for split in ("valid", "test"))
     assert one.pop("split") == "valid" and other.pop("split") == "test"
     assert one == other and one["lines"] == len(STORIES)

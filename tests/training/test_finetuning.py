@@ -13,7 +13,6 @@ from fixtures import cli_runs
 from fixtures.tiny_run import EXPERIMENT, MODEL, Backwards
 from fixtures.zoo import ZOO, batch_of, examples, logits
 
-from jaxlm import workdir
 from jaxlm.distributed.sharding import data_mesh
 from jaxlm.errors import UserError
 from jaxlm.finetuning import Adapters, FineTuning, LoRA
@@ -24,7 +23,8 @@ from jaxlm.training.initialize import match_params
 from jaxlm.training.loop import train
 from jaxlm.training.merge_lora import merge_lora_workdir
 from jaxlm.training.state import TrainState, create_train_state
-from jaxlm.training.step import make_train_step
+from jaxlm.training.step import StepConfig, make_train_step
+from jaxlm.workdir import Workdir
 
 command = cli_runs.command  # a fixture
 GPT2, BATCH = ZOO["gpt2"].model, batch_of(examples(8), 6, 6)
@@ -37,12 +37,11 @@ SHORT = {"steps": 4, "log_every": 2, "evaluate_every": 4, "checkpoint_every": 2}
 def stepped(tuning: FineTuning, steps: int = 2, accumulate: int = 1, averages: str = "") -> tuple[TrainState, dict]:
     """The state after some steps, and the leaves that it began with."""
     optimizer = ADAM.build(steps)
-    state = create_train_state(GPT2, optimizer, BATCH, 0, averages, tuning=tuning)
+    state = create_train_state(GPT2, optimizer, BATCH, 0, averages, finetuning=tuning)
     began = {name: np.array(leaf) for name, leaf in named_leaves(state.params).items()}
     ema = 0.9 if averages else 0.0
-    step = make_train_step(
-        GPT2, NextToken(), optimizer, lambda step: 1e-2, 0, accumulate, ema, is_trainable=tuning.is_trainable
-    )
+    config = StepConfig(0, accumulate, ema, is_trainable=tuning.is_trainable)
+    step = make_train_step(GPT2, NextToken(), optimizer, lambda step: 1e-2, config)
     for _ in range(steps):
         state, _ = step(state, BATCH)
     return state, began
@@ -68,7 +67,7 @@ def test_the_optimizer_keeps_what_is_trained():
     """Adam has two numbers for each parameter that is trained, and the average one; none for the others."""
     for tuning in (FineTuning(), LAST, LORA):
         state = jax.eval_shape(
-            lambda tuning=tuning: create_train_state(GPT2, ADAM.build(1), BATCH, 0, "ema", tuning=tuning)
+            lambda tuning=tuning: create_train_state(GPT2, ADAM.build(1), BATCH, 0, "ema", finetuning=tuning)
         )
         learnt = tree_bytes(partition(state.params, tuning.is_trainable)[0])
         assert tree_bytes(state.opt_state) - 2 * learnt <= 8 < learnt, "two counters"
@@ -81,8 +80,9 @@ def test_no_gradient_of_what_is_not_trained():
     optimizer = ADAM.build(1)
     products = {}
     for tuning in (FineTuning(), LAST):
-        state = jax.eval_shape(lambda tuning=tuning: create_train_state(GPT2, optimizer, BATCH, 0, tuning=tuning))
-        step = make_train_step(GPT2, NextToken(), optimizer, lambda step: 1e-2, 0, is_trainable=tuning.is_trainable)
+        state = jax.eval_shape(lambda tuning=tuning: create_train_state(GPT2, optimizer, BATCH, 0, finetuning=tuning))
+        config = StepConfig(is_trainable=tuning.is_trainable)
+        step = make_train_step(GPT2, NextToken(), optimizer, lambda step: 1e-2, config)
         products[tuning] = str(step.trace(state, BATCH).jaxpr).count("dot_general")
     assert products[LAST] < 0.6 * products[FineTuning()]
 
@@ -127,20 +127,20 @@ def test_lora_from_a_run_and_merged(source, tmp_path, capsysbinary, command):
     tuned, plain = tmp_path / "tuned", tmp_path / "plain"
     started(source, tuned, tuning=FineTuning(lora=LoRA(("attention/(query|value)$", "ffn"), 2)))
     said = capsysbinary.readouterr().err.decode()
-    assert "numbers in" in said and "left out: nothing" in said and "are trained" in said
-    before, after = workdir.load_trained_model(source), workdir.load_trained_model(tuned, merge=False)
+    assert "numbers in" in said and "unused: nothing" in said and "are trained" in said
+    before, after = Workdir(source).load(), Workdir(tuned).load(merge=False)
     for name, leaf in named_leaves(before.params).items():
         np.testing.assert_array_equal(leaf, named_leaves(after.params)[name], err_msg=name)
     assert command("merge", tuned, plain).code == 0
-    merged, again = workdir.load_trained_model(plain), workdir.load_trained_model(tuned)
+    merged, again = Workdir(plain).load(), Workdir(tuned).load()
     assert merged.experiment.finetuning == FineTuning()
     jax.tree.map(np.testing.assert_array_equal, merged.params, again.params)
     batch = batch_of([replace(row, source=row.source % 20, target=row.target % 20) for row in examples(4)], 6, 6)
     found, expected = logits(MODEL, merged.params, batch), logits(MODEL, after.params, batch)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert np.abs(expected - logits(MODEL, before.params, batch)).max() > 1e-3
-    with pytest.raises(UserError, match="plain workdir as it is"):
-        merge_lora_workdir(plain, tmp_path / "twice")
+    with pytest.raises(UserError, match="plain workdir already"):
+        merge_lora_workdir(Workdir(plain), Workdir(tmp_path / "twice"))
 
 
 @pytest.mark.slow
@@ -161,10 +161,10 @@ def test_what_does_not_fit(source, tmp_path):
     wide = MODEL.clone(hidden=48)
     with pytest.raises(UserError, match=r"do not fit the model:\n  .*ffn.* has shape .*48.*, .* there"):
         started(source, tmp_path / "wide", model=wide)
-    with pytest.raises(UserError, match="is no workdir"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         started(tmp_path / "nowhere", tmp_path / "run")
     tree = {"head": {"kernel": jax.numpy.ones((2, 2))}}
-    with pytest.raises(UserError, match="no parameter of x is one of this model: there are body"):
+    with pytest.raises(UserError, match="no parameter of x matches this model. x has: body"):
         match_params(tree, {"body": np.ones(3)}, 0, "x")
     found = match_params({"model": tree, "new": jax.numpy.ones(1)}, tree | {"old": np.ones(1)}, 0, "x")
     assert (list(found.loaded), found.initialized, found.unused) == (["model/head/kernel"], ["new"], ["old"])

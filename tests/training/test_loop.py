@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from fixtures.tiny_run import CASES, EXPERIMENT, LSTM, MODEL, lines, overfit, stored
 
-from jaxlm import workdir
 from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.data.sources.parallel import Tsv
 from jaxlm.distributed.sharding import data_mesh, replicated_sharding, with_shardings
 from jaxlm.errors import UserError
 from jaxlm.inference.translate import translate
+from jaxlm.models.properties import dummy_batch
 from jaxlm.optim import AdamW, Constant, CosineDecay
 from jaxlm.training import setup
 from jaxlm.training.loop import EarlyStopping, TrainLoop, train
 from jaxlm.training.state import create_train_state
+from jaxlm.workdir import Workdir
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def abstract_state(experiment):
     optimizer = experiment.optimizer.build(experiment.steps)
     shapes = jax.eval_shape(
         lambda: create_train_state(
-            experiment.model, optimizer, workdir.dummy_batch(), experiment.seed, "ema" if experiment.ema_decay else ""
+            experiment.model, optimizer, dummy_batch(), experiment.seed, "ema" if experiment.ema_decay else ""
         )
     )
     return with_shardings(shapes, replicated_sharding(setup.data_mesh()))
@@ -87,6 +88,8 @@ import jax
 jax.config.update("jax_disable_most_optimizations", True)
 from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.training.loop import train
+from jaxlm.workdir import Workdir
+from jaxlm.models.properties import dummy_batch
 from fixtures.tiny_run import CASES
 
 save = Checkpoints.save
@@ -175,7 +178,7 @@ def test_what_may_change_on_resuming(whole, tmp_path):
             train(replace(old, **change), run)
     harmless = replace(old, steps=6, log_every=1, evaluate_every=3, checkpoint_every=2, keep_checkpoints=1, patience=9)
     assert train(harmless, run)["step"] == 6
-    assert workdir.read_experiment(run) == harmless
+    assert Workdir(run).read_experiment() == harmless
 
 
 def test_the_data_may_not_change_below_a_run(tmp_path):
@@ -187,20 +190,20 @@ def test_the_data_may_not_change_below_a_run(tmp_path):
     file.write_text("\n".join(rows) + "\n", encoding="utf-8")
     train(old, folder)
     assert train(replace(old, steps=3), folder)["step"] == 3
-    kept = (folder / workdir.DATA_FILE).read_text()
+    kept = (folder / "data.json").read_text()
     file.write_text("\n".join(rows[::-1]) + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match="not what .*run began with: source 72 rows of .* now"):
+    with pytest.raises(UserError, match="training data of .*run has changed: source 72 rows of .* now"):
         train(replace(old, steps=4), folder)
-    assert (folder / workdir.DATA_FILE).read_text() == kept
+    assert (folder / "data.json").read_text() == kept
     shutil.rmtree(folder / "checkpoints")  # nothing learnt yet: begun anew with what there is
     assert train(replace(old, steps=1), folder)["step"] == 1
-    assert (folder / workdir.DATA_FILE).read_text() != kept
+    assert (folder / "data.json").read_text() != kept
 
 
 def test_a_schedule_with_an_end_keeps_its_end(tmp_path):
     """Another number of steps would have been another rate from the first step on."""
     old = replace(EXPERIMENT, optimizer=AdamW(CosineDecay(1e-2)), steps=5)
-    workdir.open_or_create(tmp_path / "run", old)
+    Workdir(tmp_path / "run").open_or_create(old)
     (tmp_path / "run" / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(UserError, match="steps: 20 here, 5"):
         train(replace(old, steps=20), tmp_path / "run")
@@ -261,7 +264,7 @@ def test_eight_pairs_by_heart(model, tmp_path):
     assert summary["train/loss"] < 0.1 and summary["valid/bleu"] > 99.9
     losses = [line["train/loss"] for line in lines(tmp_path / "run") if "train/loss" in line]
     assert losses[0] > 4 * losses[-1]
-    trained = workdir.load_trained_model(tmp_path / "run")
+    trained = Workdir(tmp_path / "run").load()
     pairs = list(experiment.task.train)
     answers = translate(trained, [s for s, _ in pairs], experiment.task.search)
     assert [answer[0].text for answer in answers] == [target for _, target in pairs]

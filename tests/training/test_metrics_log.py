@@ -19,11 +19,12 @@ from jaxlm.training.progress import (
     format_thousands,
     make_display,
 )
+from jaxlm.workdir import Workdir
 
 
 def train(workdir, start, stop, resume=None, noise=0.0):
     """A run that logs at each step, validates at every third, and then would save."""
-    with MetricsLog(workdir, total_steps=10, resume_step=resume, best_metric="valid/bleu", tensorboard=False) as log:
+    with MetricsLog(Workdir(workdir), 10, resume, "valid/bleu", tensorboard=False) as log:
         for step in range(start + 1, stop + 1):
             log.set_step(step)
             log.write(step, {"train/loss": 1 / step, "time/tokens_per_second": 1000 + noise, "time/waiting": 0.1})
@@ -32,11 +33,12 @@ def train(workdir, start, stop, resume=None, noise=0.0):
 
 
 def without_time(workdir):
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(workdir)]
+    lines = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
 def test_lines_are_legal_json_with_the_step_first(tmp_path, capfd):
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(Workdir(tmp_path), tensorboard=False) as log:
         log.write(1, {"train/loss": np.float32(0.5), "count": 3, "text": "x"})
         log.write(2, {"train/loss": float("nan"), "a": float("inf"), "b": -np.inf})
         on_disk = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -47,7 +49,7 @@ def test_lines_are_legal_json_with_the_step_first(tmp_path, capfd):
         raise AssertionError(f"{constant} is no JSON")
 
     assert json.loads(on_disk[1], parse_constant=refuse)["a"] == "inf"
-    first, second = read_metrics(tmp_path)
+    first, second = read_metrics(Workdir(tmp_path).metrics_file)
     assert first["step"] == 1 and math.isnan(float(second["train/loss"])) and float(second["b"]) == -math.inf
     out, err = capfd.readouterr()
     assert out == "" and "step 1" in err
@@ -88,20 +90,20 @@ def test_cut_is_atomic(tmp_path, monkeypatch):
 
 
 def test_new_run_empties_the_log_and_resume_keeps_step_0(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(Workdir(tmp_path), tensorboard=False) as log:
         log.write(0, {"valid/loss": 9.0})
         log.write(1, {"train/loss": 3.0})
-    with MetricsLog(tmp_path, resume_step=0, tensorboard=False):
+    with MetricsLog(Workdir(tmp_path), resume_step=0, tensorboard=False):
         pass
-    assert [line["step"] for line in read_metrics(tmp_path)] == [0]
-    with MetricsLog(tmp_path, tensorboard=False):
+    assert [line["step"] for line in read_metrics(Workdir(tmp_path).metrics_file)] == [0]
+    with MetricsLog(Workdir(tmp_path), tensorboard=False):
         pass
-    assert read_metrics(tmp_path) == []
+    assert read_metrics(Workdir(tmp_path).metrics_file) == []
     assert read_metrics(tmp_path / "nowhere") == []
 
 
 def test_other_processes_write_and_show_nothing(tmp_path, capfd):
-    with MetricsLog(tmp_path / "run", is_main=False) as log:
+    with MetricsLog(Workdir(tmp_path / "run"), is_main=False) as log:
         log.write(1, {"train/loss": 1.0})
         log.set_step(2)
         log.print_line("hello")
@@ -123,10 +125,10 @@ def events(folder):
 
 
 def test_tensorboard_events_and_purge_on_resume(tmp_path, caplog):
-    with MetricsLog(tmp_path) as log:
+    with MetricsLog(Workdir(tmp_path)) as log:
         for step in (1, 2, 3):
             log.write(step, {"train/loss": 1 / step, "note": "text", "train/nan": float("nan")})
-    with MetricsLog(tmp_path, resume_step=2) as log:
+    with MetricsLog(Workdir(tmp_path), resume_step=2) as log:
         log.write(3, {"train/loss": 0.25})
     found = events(tmp_path / "tensorboard")
     losses = [(e.step, v.simple_value) for e in found for v in e.summary.value if v.tag.endswith("loss")]

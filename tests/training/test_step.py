@@ -20,7 +20,7 @@ from jaxlm.losses import Loss
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import AdamW, Constant, CosineDecay
 from jaxlm.training.state import TrainState, create_train_state, rng_key
-from jaxlm.training.step import make_train_step
+from jaxlm.training.step import StepConfig, make_train_step
 
 BATCHES = [batch_of(examples(8, seed=seed), 6, 6) for seed in range(3)]
 SGD = optax.sgd(0.1)
@@ -41,7 +41,8 @@ def close(found, expected, tolerance=1e-6):
 def test_accumulation_gives_the_plain_update(name):
     """Micro-batches hold different numbers of tokens: a mean of their means would differ."""
     model = ZOO[name].model
-    expected, found = (make_train_step(model, NextToken(0.1), SGD, Constant(0.1).build(1), 0, n) for n in (1, 4))
+    configs, rate = (StepConfig(), StepConfig(grad_accum=4)), Constant(0.1).build(1)
+    expected, found = (make_train_step(model, NextToken(0.1), SGD, rate, config) for config in configs)
     assert len({int(BATCHES[0].target_valid_BT[part::4].sum()) for part in range(4)}) > 1
     (state, metrics), (other, others) = (step(state_of(model), BATCHES[0]) for step in (expected, found))
     close(other.params, state.params)
@@ -51,7 +52,7 @@ def test_accumulation_gives_the_plain_update(name):
 
 def test_the_moving_average():
     """ema <- decay * ema + (1 - decay) * params, from the initial parameters on."""
-    step = make_train_step(TRANSFORMER, NextToken(), SGD, Constant(0.1).build(1), 0, ema_decay=0.75)
+    step = make_train_step(TRANSFORMER, NextToken(), SGD, Constant(0.1).build(1), StepConfig(ema_decay=0.75))
     state = state_of(TRANSFORMER, ema=True)
     average = jax.tree.map(np.array, state.params)
     for batch in BATCHES:
@@ -62,7 +63,7 @@ def test_the_moving_average():
 
 
 def test_the_old_state_is_given_up():
-    step = make_train_step(TRANSFORMER, NextToken(), SGD, Constant(0.1).build(1), 0)
+    step = make_train_step(TRANSFORMER, NextToken(), SGD, Constant(0.1).build(1))
     state = state_of(TRANSFORMER)
     step(state, BATCHES[0])
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
@@ -86,7 +87,7 @@ def test_a_shape_is_compiled_once():
     new = jax.jit(
         lambda: create_train_state(model, optimizer, BATCHES[0], 0, "ema"), out_shardings=replicated_sharding(mesh)
     )
-    step = make_train_step(model, objective, optimizer, CosineDecay().build(9), 0, ema_decay=0.9, mesh=mesh)
+    step = make_train_step(model, objective, optimizer, CosineDecay().build(9), StepConfig(ema_decay=0.9, mesh=mesh))
     state, longer = new(), batch_of(examples(8), 6, 7)
     for batch in (*BATCHES, longer, *BATCHES, longer):
         state, _ = step(state, shard_rows(batch, mesh))
@@ -108,7 +109,7 @@ def test_every_step_has_its_own_key(accumulate):
     """A function of seed and step alone, not of what was drawn before; and one for each micro-batch."""
 
     def run(seed, first=0):
-        step = make_train_step(TRANSFORMER, Noise(), SGD, Constant().build(1), seed, accumulate)
+        step = make_train_step(TRANSFORMER, Noise(), SGD, Constant().build(1), StepConfig(seed, accumulate))
         state, drawn = replace(state_of(TRANSFORMER), step=jnp.int32(first)), []
         for _ in range(first, 4):
             state, metrics = step(state, BATCHES[0])
@@ -136,7 +137,7 @@ def test_the_metrics_of_a_step():
     """The rate is that of this update, the gradient norm that of the mean loss, the sums those of the batch."""
     optimizer, schedule = AdamW(Constant(1e-2, warmup=4)), Constant(1e-2, warmup=4)
     transform = optimizer.build(4)
-    step = make_train_step(TRANSFORMER, NextToken(), transform, schedule.build(4), 0)
+    step = make_train_step(TRANSFORMER, NextToken(), transform, schedule.build(4))
     state = state_of(TRANSFORMER, transform)
     gradient = jax.jit(jax.value_and_grad(lambda p: NextToken()(TRANSFORMER, p, BATCHES[0], None).total))
     loss, grads = gradient(state.params)
@@ -150,7 +151,7 @@ def test_the_metrics_of_a_step():
 
 def test_a_batch_of_nothing_moves_nothing():
     """All rows are filler: no division by zero, no NaN in the parameters."""
-    step = make_train_step(TRANSFORMER, NextToken(), SGD, Constant(0.1).build(1), 0)
+    step = make_train_step(TRANSFORMER, NextToken(), SGD, Constant(0.1).build(1))
     empty = BATCHES[0].replace(target_valid_BT=np.zeros_like(BATCHES[0].target_valid_BT))
     state, metrics = step(state_of(TRANSFORMER), empty)
     close(state.params, params_of(TRANSFORMER))

@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxlm.cli import output
 from jaxlm.cli.options import load_trained, workdir_parser
 from jaxlm.cli.parser import COMMANDS, UsageError, int_at_least
-from jaxlm.errors import UserError
+from jaxlm.workdir import Workdir
 
 
 def main(argv: list[str]) -> int:
@@ -26,8 +26,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse(argv)
     folders = [options.workdir, *options.other_workdirs]
     for folder in folders:
-        if not (folder / "experiment.json").is_file():
-            raise UserError(f"{folder} is no workdir: it has no experiment.json")
+        Workdir(folder).check()
     if options.out and not options.out.parent.is_dir():
         raise UsageError(f"--out {options.out}: there is no folder {options.out.parent}")
     texts, options.attention = options.attention, None  # the search's own option of that name is for `predict`
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> int:
         output.print_stderr(f"reading {folder}")
         runs.append(
             RunSummary(
-                folder,
+                Workdir(folder),
                 load_trained(options),
                 options.num_examples,
                 options.gradient_flow,

@@ -1,7 +1,5 @@
 """`jaxlm show EXPERIMENT`: the resolved config, the parameters, the batch, and what a step costs. Trains nothing."""
 
-from pathlib import Path
-
 from jaxlm import config
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.parser import COMMANDS
@@ -14,10 +12,9 @@ def main(argv: list[str]) -> int:
 
     from jaxlm.pytree import partition
     from jaxlm.training.initialize import resolve_init
-    from jaxlm.workdir import abstract_tuned_params
 
-    experiment = resolve_init(experiment, Path("no run"))
-    params = abstract_tuned_params(experiment)
+    experiment = resolve_init(experiment)
+    params = experiment.abstract_params()
     learnt = sum(leaf.size for leaf in jax.tree.leaves(partition(params, experiment.finetuning.is_trainable)[0]))
     parts = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
     total, tokens = sum(parts.values()), experiment.batching.tokens

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     from jaxlm.training.initialize import resolve_init
     from jaxlm.training.run_options import RunOptions
 
-    experiment = resolve_init(experiment, Path("no run"))
+    experiment = resolve_init(experiment)
     machine = RunOptions(options.mesh, options.shard_optimizer, options.remat, options.num_threads, options.num_workers)
     found = run_benchmark(
         experiment, output.print_stderr, options.measured_steps, machine, options.synthetic, options.profile

@@ -14,7 +14,9 @@ def main(argv: list[str]) -> int:
     options = parser.parse(argv)
     experiment_with_options(options)
     from jaxlm.training.merge_lora import merge_lora_workdir
+    from jaxlm.workdir import Workdir
 
-    steps = merge_lora_workdir(options.workdir, options.new_workdir, options.average_last, options.step)
+    source, target = Workdir(options.workdir), Workdir(options.new_workdir)
+    steps = merge_lora_workdir(source, target, options.average_last, options.step)
     output.print_stderr(f"{options.new_workdir} holds steps {steps} of {options.workdir}, merged")
     return 0

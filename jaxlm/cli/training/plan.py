@@ -6,7 +6,6 @@ formula where nothing can compile. 1 if it does not fit.
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli import output
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> int:
     from jaxlm.training.initialize import resolve_init
     from jaxlm.training.run_options import RunOptions
 
-    experiment = resolve_init(experiment, Path("no run"))
+    experiment = resolve_init(experiment)
     if options.topology == places.HERE:  # the cache cannot give back what was compiled for elsewhere
         runtime.configure_process()
     target = places.find_target(options.topology, options.num_slices)

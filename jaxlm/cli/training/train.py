@@ -15,6 +15,7 @@ from jaxlm.cli import output
 from jaxlm.cli.options import add_run_options, read_run_options
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.parser import COMMANDS, int_at_least
+from jaxlm.workdir import Workdir
 
 if TYPE_CHECKING:
     from jaxlm.experiment import Experiment
@@ -122,10 +123,9 @@ def _replace_field(value: Any, field: str, new: Any) -> Any:
 
 def _evaluate_test(folder: Path) -> dict[str, Any]:
     """Test scores of the parameters that `evaluate` and `predict` use, and a few answers on stdout."""
-    from jaxlm import workdir
     from jaxlm.distributed import multihost
 
-    trained = workdir.load_trained_model(folder)
+    trained = Workdir(folder).load()
     task = trained.experiment.task
     clock = output.Clock()
     with output.progress_bar(task.count("test")) as progress:
@@ -136,5 +136,5 @@ def _evaluate_test(folder: Path) -> dict[str, Any]:
     if multihost.is_first():
         for line in lines:
             output.write_line(line)
-        (folder / workdir.TEST_FILE).write_text(output.json_line(found) + "\n", encoding="utf-8")
+        Workdir(folder).test_file.write_text(output.json_line(found) + "\n", encoding="utf-8")
     return found
