@@ -1,20 +1,49 @@
-"""The contract that every model keeps, and the key of the shape letters used in names.
+"""The contract of every sequence model, the batch that it reads, and the shape letters used in names.
 
-| letter | axis                          | letter | axis                                 |
-|--------|-------------------------------|--------|--------------------------------------|
-| B      | batch row                     | D      | model width                          |
-| T      | target position               | F      | hidden width of the feed-forward net |
-| S      | source position               | N      | attention heads                      |
-| P      | prompt position               | H      | width of one head                    |
-| K      | beam slot                     | V      | vocabulary                           |
-| L      | layer                         | C      | cache position (capacity), or class  |
-| W      | character of a word           |        |                                      |
+A sequence model, from the n-gram model to Llama, is a Flax Linen module with three methods:
 
-`score_BNTS` is a rank 4 array of those axes in that order.
+    state = start(batch, capacity)                              before the first target token
+    features_BTD, state = extend(tokens_BT, state, valid_BT)    after T more target tokens
+    logits_BTV = readout(features_BTD)                          unnormalized log p(next token)
+
+`start` encodes the source, if there is one, and allocates room for `capacity` tokens (the KV cache of a
+Transformer). `extend` reads any number of tokens at once, and the state after it is the same as after
+reading them one by one. `readout` is the language model head. All that the library does is a use of these:
+
+| use                | calls                                                                               |
+|--------------------|-------------------------------------------------------------------------------------|
+| training, scoring  | `start(batch, 0)`, one `extend` over the whole target (teacher forcing), `readout`  |
+| prefill            | `start(batch, capacity)`, one `extend` over the prompt                              |
+| a step of decoding | `readout` of the last position, choice of a token, `extend` with T = 1              |
+| beam search        | the same with K states per row; after each step the states are reordered on axis 0  |
+
+For readers of Hugging Face: `extend` is `forward(input_ids, past_key_values)` without the head, `readout`
+is `lm_head`. For readers of Flax: the state is an argument and a result instead of a mutable collection, so
+every method is a pure function, called as `model.apply({"params": params}, batch, 0, method="start")`.
+Features are separate from logits because logits are large: the loss computes them in chunks
+(`jaxlm.losses`), decoding computes them for the last position only.
+
+`tests/test_laws.py` holds every model to the laws of the contract: reading in pieces equals reading at once,
+and padding, batch mates, packing and sharding leave no trace in the result. A new model is a subclass of
+`SequenceModel` that obeys them; training, decoding, scoring and ensembles then work without further code.
+
+Arrays carry their axes in their names: `score_BNTS` has rank 4, with these axes in this order.
+
+| letter | axis                                      | letter | axis                                   |
+|--------|-------------------------------------------|--------|----------------------------------------|
+| B      | batch row                                 | D      | model width (`d_model`)                |
+| T      | target position                           | F      | feed-forward width (`d_ff`), features  |
+| S      | source position                           | N      | attention head                         |
+| P      | prompt position                           | G      | key and value head, or gates of a cell |
+| K      | beam of a row                             | H      | channel of a head (`head_dim`)         |
+| R      | row of a matrix: B * T, or beams B * K    | V      | vocabulary                             |
+| L      | layer                                     | C      | cache position, or class               |
+| Q      | query of a row, K * T                     | W      | character of a word                    |
 """
 
-from typing import Any, Protocol
+from typing import Any
 
+import flax.linen as nn
 import jax
 from flax import struct
 
@@ -26,24 +55,27 @@ ArrayOrNone = Any
 """A JAX or NumPy array, or None."""
 
 State = Any
-"""Any pytree in which axis 0 of every leaf is the batch: a beam repeats rows and takes rows, and nothing else."""
+"""A pytree whose leaves all have the batch as axis 0, so that beam search can repeat and reorder rows."""
 
 
 @struct.dataclass
 class Batch:
-    """One batch. A field that a task does not use is None; every field has the batch as axis 0.
+    """One batch of examples. The batch is axis 0 of every field, and a field that a task does not use is None.
 
-    `target_BT` is what the model reads (it starts with BOS) and `label_BT` what it must say next (it ends with EOS).
-    The `valid` masks are True on real tokens. With packing, several examples share a row: `*_segment_*` number them
-    from 1 and are 0 on padding; a token sees only its own segment.
-
-    `token_type_BS` are kinds of text within a row, numbered from 0 (the first sentence of a pair and the second).
-    What is to be said about a source is `token_label_BS`, an id for each token (-1 where nothing is asked),
-    or `label_B`, a class for the row or, in float32, a number (NaN where none is asked). `character_BSW`
-    spells each source token in ids of characters, 0 after its last one.
-
-    Where rows are windows of a stream that goes on from batch to batch, `reset_B` is True where a stream begins, and
-    the train step puts the model's state after the batch before into `state`.
+    Attributes:
+      source_BS: ids of the source, int32. Read as a whole, by an encoder or before the target.
+      source_valid_BS: True on tokens, False on padding; `target_valid_BT` alike. Padding may stand anywhere.
+      source_segment_BS: with packing, the number of the example that a token belongs to, from 1; 0 on padding.
+        Tokens attend to their own segment only; `target_segment_BT` alike.
+      target_BT: ids that the model reads, int32: BOS and the target.
+      label_BT: ids that the model predicts, int32: the target and EOS, `target_BT` shifted by one position.
+      token_label_BS: the class of each source token, int32 (tags; the original ids of masked tokens); -1: none.
+      class_B: the class of each row, int32; -1: none.
+      value_B: the regression target of each row, float32; NaN: none.
+      character_BSW: the characters of each source token, int32, 0 after the last one.
+      token_type_BS: the part of the input that a token belongs to, from 0, int32 (the two sentences of a pair).
+      reset_B: if rows are windows of continuous streams, True where a new stream begins.
+      state: if rows are such windows, the model's state after the previous batch, set by the train step.
     """
 
     source_BS: ArrayOrNone = None
@@ -54,28 +86,42 @@ class Batch:
     target_segment_BT: ArrayOrNone = None
     label_BT: ArrayOrNone = None
     token_label_BS: ArrayOrNone = None
-    label_B: ArrayOrNone = None
+    class_B: ArrayOrNone = None
+    value_B: ArrayOrNone = None
     character_BSW: ArrayOrNone = None
     reset_B: ArrayOrNone = None
     state: State = None
     token_type_BS: ArrayOrNone = None
 
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return jax.tree.leaves(self)[0].shape[0]
 
-class SequenceModel(Protocol):
-    """What training, decoding and scoring ask of a sequence model; reached by `model.apply(..., method=...)`.
 
-    Training is `extend` over the whole target with `capacity=0`, prefill is `extend` over a prompt, and a decoding
-    step is `extend` with T = 1. `tests/test_laws.py` holds every model to it.
-    """
+class SequenceModel(nn.Module):
+    """Base of all models of p(target) and p(target | source): the contract above."""
+
+    def __call__(self, batch: Batch) -> Array:
+        """Logits (B, T, V) of every next target token, all at once."""
+        features_BTD, _ = self.extend(batch.target_BT, self.start(batch, 0), batch.target_valid_BT)
+        return self.readout(features_BTD)
 
     def start(self, batch: Batch, capacity: int) -> State:
-        """All that is known before the first target token. Room for `capacity` more tokens (0: one `extend` only)."""
-        ...
+        """Return the state before the first target token, with room for `capacity` tokens.
+
+        Capacity 0 promises a single `extend`, over the whole target: nothing has to be kept, and `batch`
+        may then be packed.
+        """
+        raise NotImplementedError
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
-        """Read T more tokens: features_BT(D) and the state after them. Invalid tokens leave no trace."""
-        ...
+        """Read T more tokens: return their features (B, T, D) and the state after them.
+
+        A token that is not valid changes neither the state nor the features of other tokens.
+        """
+        raise NotImplementedError
 
     def readout(self, features: Array) -> Array:
-        """Features (..., D) -> float32 logits (..., V)."""
-        ...
+        """Map features (..., D) to float32 logits (..., V)."""
+        raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The decoder-only Transformer, from GPT-2 (Radford et al. 2019) to Llama 3, Mistral and Qwen: one module, and options.
+"""The decoder-only Transformer, from GPT-2 (Radford et al. 2019) to Llama 3, Mistral and Qwen: one module with options.
 
     x_t = E w_t (+ a position)       E the embeddings
     layer:  x <- x + attention(norm(x), positions <= t),  x <- x + FFN(norm(x))         (pre-norm)
@@ -14,10 +14,9 @@
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -32,16 +31,19 @@ from jaxlm.nn.layers.positions import PositionalEncoding, Rotary, Rotation, chec
 from jaxlm.nn.transformer.block import TransformerBlock
 from jaxlm.nn.transformer.layer_stack import Stack
 from jaxlm.nn.weights.weight_formats import param_or_quantized
-from jaxlm.types import Array, Batch
+from jaxlm.types import Array, Batch, SequenceModel
 
 
 @struct.dataclass
 class State:
-    """What was read. There is no `past` with capacity 0 (training: one `extend`, nothing kept).
+    """Decoding state. With capacity 0 there is no cache: a single `extend` follows, and nothing is kept.
 
-    Whoever hands such a state on, from window to window of a stream, reads each window from nothing.
+    Such a state does not carry a stream from batch to batch: each window is read from its own beginning.
 
-    `segment_BT` numbers the examples of packed rows, else None; length_B counts the tokens read.
+    Attributes:
+      length_B: tokens read.
+      segment_BT: the segments of a packed batch, else None.
+      kv_cache: keys and values of the tokens read.
     """
 
     length_B: Array
@@ -49,28 +51,28 @@ class State:
     kv_cache: KVCache | None = None
 
 
-class Decoder(nn.Module):
-    """p(next token | tokens so far) under the contract of `jaxlm.types.SequenceModel`; a source is not looked at.
+class Decoder(SequenceModel):
+    """p(next token | tokens so far); a source is ignored.
 
     Attributes:
-      vocab: ids in the vocabulary.
-      width, heads, hidden, layers: model width D, attention heads N, width of the feed-forward net F, depth L.
-      kv_heads: heads of keys and values, each shared by heads / kv_heads of queries; None: as many as `heads`.
-      head_width: width H of a head; None: width / heads.
-      position: "learned" (up to `max_length` tokens), "sinusoidal", "rotary" (as `rotary` says) or "none".
+      vocab: size of the vocabulary, V.
+      width, heads, hidden, layers: D (`d_model`), N, F (`d_ff`) and L.
+      kv_heads: heads of keys and values, G, each shared by N / G query heads; None: N.
+      head_dim: H; None: D / N.
+      position: "learned" (up to `max_length` tokens), "sinusoidal", "rotary" (with the options `rotary`) or "none".
       norm, norm_kind, norm_epsilon: see `jaxlm.nn.layers.norm.Norm`.
-      activation: of the feed-forward net; "swiglu" and "geglu" are gated.
-      qkv_bias, out_bias, ffn_bias: whether the maps into attention, out of it, and of the feed-forward net have a bias.
-      qk_norm: each head of the queries and keys goes through a root mean square norm.
-      window: a token sees itself and the window - 1 before it, in every layer (Beltagy et al. 2020); None: all.
-      tie: the output is the table of embeddings.
-      embedding_scale: embeddings are multiplied by it (sqrt(D) in Gemma).
-      logit_cap: logits become cap tanh(logits / cap) (Gemma 2); None: they are as they are.
-      dropout: on embeddings and on the output of every sub-layer.
-      attention_dropout, activation_dropout: on attention weights and inside the feed-forward net.
-      deviation: of the normal that all maps and tables start from; the maps into the residual stream are divided by
-        sqrt(2 layers) (Radford et al. 2019).
-      dtype: of activations and products; parameters, scores, softmax and logits are float32 whatever it says.
+      activation: of the feed-forward layer; "swiglu" and "geglu" are gated.
+      qkv_bias, out_bias, ffn_bias: biases of the projections into attention, out of it, and of the feed-forward layer.
+      qk_norm: RMS norm of every query and key head.
+      window: sliding window attention to the last `window` tokens in every layer (Beltagy et al. 2020); None: all.
+      tie_embeddings: the output table is the embedding table.
+      embedding_scale: factor of the embeddings (sqrt(D) in Gemma).
+      logit_soft_cap: logits become cap tanh(logits / cap) (Gemma 2); None: no cap.
+      dropout: of the embeddings and of the output of every sub-layer.
+      attention_dropout, activation_dropout: of the attention weights, and inside the feed-forward layer.
+      init_std: of the normal initialization; divided by sqrt(2 L) for projections into the residual stream
+        (Radford et al. 2019).
+      dtype: of activations and products; parameters, scores, softmax and logits are always float32.
       scan, remat: see `jaxlm.nn.transformer.layer_stack.Stack`.
     """
 
@@ -105,80 +107,81 @@ class Decoder(nn.Module):
     remat: bool = False
 
     def setup(self) -> None:
-        starts = (self.init_std, self.init_std * (2 * self.layers) ** -0.5)
+        init: Any = {"init_std": self.init_std, "out_init_std": self.init_std * (2 * self.layers) ** -0.5}
         attention = Attention(
-            self.width, self.heads, self.attention_dropout, self.dtype, self.kv_heads, self.head_dim, self.qkv_bias,
-            self.out_bias, True, self.norm_epsilon if self.qk_norm else None, *starts, parent=None,
+            self.width, self.heads, dropout=self.attention_dropout, dtype=self.dtype, kv_heads=self.kv_heads,
+            head_dim=self.head_dim, qkv_bias=self.qkv_bias, out_bias=self.out_bias,
+            qk_norm=self.norm_epsilon if self.qk_norm else None, parent=None, **init,
         )  # fmt: skip
         ffn = FeedForward(
-            self.width, self.hidden, self.activation, self.activation_dropout, self.dtype, self.ffn_bias, *starts,
-            parent=None,
+            self.width, self.hidden, activation=self.activation, dropout=self.activation_dropout, dtype=self.dtype,
+            bias=self.ffn_bias, parent=None, **init,
         )  # fmt: skip
-        norm = Norm(self.norm, self.norm_kind, self.norm_epsilon)
-        block = TransformerBlock(attention, ffn, norm, self.dropout, self.dtype, parent=None)
-        self.stack = Stack(block, self.layers, self.scan, self.remat)
-        table = nn.initializers.normal(self.init_std)
-        self.embedding = param_or_quantized(self, "embedding", table, (self.vocab, self.width))
+        norm = Norm(self.norm, self.norm_kind, epsilon=self.norm_epsilon)
+        block = TransformerBlock(attention, ffn, norm=norm, dropout=self.dropout, dtype=self.dtype, parent=None)
+        self.stack = Stack(block, self.layers, scan=self.scan, remat=self.remat)
+        init_table = nn.initializers.normal(self.init_std)
+        self.embedding = param_or_quantized(self, "embedding", init_table, (self.vocab, self.width))
         if not self.tie_embeddings:
-            self.output = param_or_quantized(self, "output", table, (self.vocab, self.width))
+            self.output = param_or_quantized(self, "output", init_table, (self.vocab, self.width))
         absolute = "none" if self.position == "rotary" else self.position
-        self.absolute_position = PositionalEncoding(self.width, absolute, self.max_length, self.init_std)
+        self.absolute_position = PositionalEncoding(
+            self.width, absolute, max_length=self.max_length, init_std=self.init_std
+        )
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
             self.last_norm = norm.make_layer(self.dtype)
 
-    def __call__(self, batch: Batch) -> Array:
-        """Logits (B, T, V) of every next token: start, extend over the whole target, readout."""
-        features_BTD, _ = self.extend(batch.target_BT, self.start(batch, 0), batch.target_valid_BT)
-        return self.readout(features_BTD)
-
     def start(self, batch: Batch, capacity: int) -> State:
-        """Nothing read; with capacity, an empty cache. Raises UserError beyond what learned positions reach."""
+        """Return an empty state. Raises UserError if `capacity` exceeds the learned positions."""
         check_capacity(self.position, capacity, self.max_length)
-        length_B = jnp.zeros(jax.tree.leaves(batch)[0].shape[:1], jnp.int32)
+        length_B = jnp.zeros(batch.num_rows, jnp.int32)
         if capacity == 0:
             return State(length_B, batch.target_segment_BT)
-        head_width, groups = resolve_heads(self.width, self.heads, self.kv_heads, self.head_dim)
-        past = KVCache.empty(length_B.shape[0], capacity, self.layers, groups, head_width, self.dtype)
-        return State(length_B, None, past)
+        head_dim, kv_heads = resolve_heads(self.width, self.heads, self.kv_heads, self.head_dim)
+        kv_cache = KVCache.empty(
+            batch.num_rows, capacity, depth=self.layers, heads=kv_heads, head_dim=head_dim, dtype=self.dtype
+        )
+        return State(length_B, kv_cache=kv_cache)
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array, prefix: int = 0) -> tuple[Array, State]:
-        """Read T more tokens -> features (B, T, D) and the new state.
+        """Read T more tokens: return features (B, T, D) and the new state.
 
-        The first `prefix` of them see each other both ways; with a cache, these are all tokens that it holds then.
+        The first `prefix` tokens attend to each other in both directions (prefix LM); with a cache these are
+        all tokens that it then holds.
         """
         x_BTD, rotation = self._embed_tokens(tokens_BT, state, valid_BT)
-        past = state.kv_cache
-        if past:
-            past, view = past.advance(valid_BT, self.window)
+        kv_cache = state.kv_cache
+        if kv_cache:
+            kv_cache, view = kv_cache.advance(valid_BT, self.window)
             if prefix:
-                view = replace(view, mask_BQC=jnp.broadcast_to(past.writer_BKC >= 0, view.mask_BQC.shape))
+                view = replace(view, mask_BQC=jnp.broadcast_to(kv_cache.writer_BKC >= 0, view.mask_BQC.shape))
             caches = []
-            for layer, cache in zip(self.stack.layers(), past.layers, strict=True):
+            for layer, cache in zip(self.stack.layers(), kv_cache.layers, strict=True):
                 x_BTD, cache = layer("step", x_BTD, cache, view, rotation)
                 caches.append(cache)
-            past = replace(past, layers=tuple(caches))
+            kv_cache = replace(kv_cache, layers=tuple(caches))
         else:
-            seen = causal_attention_mask(valid_BT, state.segment_BT, self.window)
+            mask_BTT = causal_attention_mask(valid_BT, state.segment_BT, self.window)
             if prefix:
-                both_T = jnp.arange(valid_BT.shape[1]) < prefix
-                seen |= valid_BT[:, None] & (both_T[None] & both_T[:, None])[None]
-            x_BTD = self.stack(x_BTD, seen, rotation)
+                in_prefix_T = jnp.arange(valid_BT.shape[1]) < prefix
+                mask_BTT |= valid_BT[:, None] & (in_prefix_T[None] & in_prefix_T[:, None])[None]
+            x_BTD = self.stack(x_BTD, mask_BTT, rotation)
         if self.norm == "pre":
             x_BTD = self.last_norm(x_BTD)
-        if not past:
+        if not kv_cache:
             return x_BTD, state
-        return x_BTD, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32), kv_cache=past)
+        return x_BTD, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32), kv_cache=kv_cache)
 
     def self_attention_weights(self, tokens_BT: Array, state: State, valid_BT: Array) -> Array:
-        """How much each position looks at each, by layer and head: (B, L, N, T, T), without a cache."""
+        """Return the attention weights of all layers and heads, (B, L, N, T, T), without a cache."""
         x_BTD, rotation = self._embed_tokens(tokens_BT, state, valid_BT)
         return self.stack.attention_weights(x_BTD, causal_mask(valid_BT, state.segment_BT, self.window), rotation)
 
     def _embed_tokens(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, Rotation | None]:
-        """What the layers read, and how queries and keys are turned."""
+        """The input of the first layer, and the rotation of queries and keys."""
         position_BT = state.length_B[:, None] + token_positions(valid_BT, state.segment_BT)
-        bound = None if state.kv_cache else tokens_BT.shape[1]  # without a cache this is the one call: lengths are 0
+        bound = None if state.kv_cache else tokens_BT.shape[1]  # without a cache this is the only call: positions < T
         x_BTD = embed_ids(self.embedding, tokens_BT) * self.embedding_scale + self.absolute_position(position_BT, bound)
         x_BTD = self.embedding_dropout(x_BTD.astype(jnp.dtype(self.dtype)))
         if self.position != "rotary":
@@ -186,10 +189,8 @@ class Decoder(nn.Module):
         return x_BTD, self.rotary.rotation(position_BT, self.head_dim or self.width // self.heads)
 
     def readout(self, features: Array) -> Array:
-        """(..., D) -> float32 logits (..., V)."""
-        table = self.embedding if self.tie_embeddings else self.output
-        flat = features.reshape(-1, self.width)
-        logits = vocab_logits(flat, table)
-        if self.logit_soft_cap is not None:
-            logits = self.logit_soft_cap * jnp.tanh(logits / self.logit_soft_cap)
-        return logits.reshape(*features.shape[:-1], self.vocab)
+        """Map features (..., D) to float32 logits (..., V)."""
+        logits = vocab_logits(features, self.embedding if self.tie_embeddings else self.output)
+        if self.logit_soft_cap is None:
+            return logits
+        return self.logit_soft_cap * jnp.tanh(logits / self.logit_soft_cap)

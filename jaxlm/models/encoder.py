@@ -1,12 +1,12 @@
-"""The encoder-only Transformer with a head that fills gaps: BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019).
+"""The encoder-only Transformer with a masked language model head: BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019).
 
 x_s = LN(E w_s + P s + Y type_s)                            E, P, Y learned tables
 layer:  x <- LN(x + attention(x, x)),  x <- LN(x + FFN(x))
-y_s = softmax(E LN(f(W x_s + c)) + b)                       what stands, or stood, at s
-z = softmax(V tanh(U x_0 + d) + e)                          whether the second span of the row follows the first
+y_s = softmax(E LN(f(W x_s + c)) + b)                       the token at s, which may be masked in the input
+z = softmax(V tanh(U x_0 + d) + e)                          next sentence prediction from the pooled first position
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -29,22 +29,21 @@ class Encoder(nn.Module):
     """p(token at s | all tokens of the source, some of them masked).
 
     Attributes:
-      vocab: ids in the vocabulary.
-      width, heads, hidden, layers: model width D, attention heads, width of the feed-forward net, depth.
-      max_length: rows of the table of positions.
-      first_position: the row of the first token (RoBERTa leaves two free, so that 514 rows are for 512 tokens).
-      types: kinds of text in a row (BERT: the first sentence and the second).
-      pairs: whether it also has the head that tells if the second span follows the first.
+      vocab: size of the vocabulary, V.
+      width, heads, hidden, layers: D (`d_model`), N, F (`d_ff`) and L.
+      max_length: rows of the position table.
+      position_offset: the row of the first token (RoBERTa's is 2, so that 514 rows serve 512 tokens).
+      num_token_types: parts of a row that have an embedding of their own (BERT: first and second sentence).
+      nsp_head: whether there is a next sentence prediction head; only with `mlm_head`.
       norm, norm_epsilon: "post" or "pre", see `jaxlm.nn.layers.norm.Norm`.
-      activation: of the feed-forward net and of the head.
-      dropout, attention_dropout: on embeddings and sub-layers, and on attention weights.
-      deviation: of the normal that maps and tables start from.
-      dtype: of activations and products; parameters, scores, softmax and logits are float32 whatever it says.
+      activation: of the feed-forward layers and of the masked language model head.
+      dropout, attention_dropout: of embeddings and sub-layers, and of the attention weights.
+      init_std: of the normal initialization.
+      dtype: of activations and products; parameters, scores, softmax and logits are always float32.
       scan, remat: see `jaxlm.nn.transformer.layer_stack.Stack`.
-      head: whether there is the head that fills gaps; without it `features` is all that is told, and `pairs` says
-        nothing.
-      pooled: whether the map U of the first position is there without `pairs`, which read from it: published files
-        have it, and a head for classes starts from it (`jaxlm.models.finetune_heads`).
+      mlm_head: whether there is a masked language model head; without it the model has features only.
+      add_pooling_layer: whether U and d exist without `nsp_head`: published checkpoints contain them, and
+        classification heads start from them (`jaxlm.models.finetune_heads`).
     """
 
     vocab: int
@@ -69,62 +68,63 @@ class Encoder(nn.Module):
     add_pooling_layer: bool = False
 
     def setup(self) -> None:
-        starts = (self.init_std, self.init_std)
-        attention = Attention(
-            self.width, self.heads, self.attention_dropout, self.dtype, init_std=starts[0], out_init_std=starts[1],
-            parent=None,
-        )  # fmt: skip
-        ffn = FeedForward(self.width, self.hidden, self.activation, 0.0, self.dtype, True, *starts, parent=None)
-        norm = Norm(self.norm, "layer", self.norm_epsilon)
-        block = TransformerBlock(attention, ffn, norm, self.dropout, self.dtype, parent=None)
-        self.stack = Stack(block, self.layers, self.scan, self.remat)
-        table = nn.initializers.normal(self.init_std)
-        self.embedding = param_or_quantized(self, "embedding", table, (self.vocab, self.width))
-        self.type_embedding = self.param("type_embedding", table, (self.num_token_types, self.width))
-        self.position = PositionalEncoding(self.width, "learned", self.max_length, self.init_std)
+        init: Any = {"init_std": self.init_std, "out_init_std": self.init_std, "parent": None}
+        attention = Attention(self.width, self.heads, dropout=self.attention_dropout, dtype=self.dtype, **init)
+        ffn = FeedForward(self.width, self.hidden, activation=self.activation, dtype=self.dtype, **init)
+        norm = Norm(self.norm, epsilon=self.norm_epsilon)
+        block = TransformerBlock(attention, ffn, norm=norm, dropout=self.dropout, dtype=self.dtype, parent=None)
+        self.stack = Stack(block, self.layers, scan=self.scan, remat=self.remat)
+        init_table = nn.initializers.normal(self.init_std)
+        self.embedding = param_or_quantized(self, "embedding", init_table, (self.vocab, self.width))
+        self.type_embedding = self.param("type_embedding", init_table, (self.num_token_types, self.width))
+        self.position = PositionalEncoding(self.width, "learned", max_length=self.max_length, init_std=self.init_std)
         self.embedding_norm = norm.make_layer(self.dtype)
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
             self.last_norm = norm.make_layer(self.dtype)
         if self.add_pooling_layer or (self.mlm_head and self.nsp_head):
-            self.pooler = Linear(self.width, True, self.dtype, self.init_std)
+            self.pooler = Linear(self.width, dtype=self.dtype, init_std=self.init_std)
         if not self.mlm_head:
             return
-        self.transform = Linear(self.width, True, self.dtype, self.init_std)
+        self.transform = Linear(self.width, dtype=self.dtype, init_std=self.init_std)
         self.transform_norm = norm.make_layer(self.dtype)
         self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
         if self.nsp_head:
-            self.next_sentence = Linear(2, True, "float32", self.init_std)
+            self.next_sentence = Linear(2, init_std=self.init_std)
 
     def __call__(self, batch: Batch) -> Array:
-        """Logits (B, S, V) of what stands at each place of the source; the features (B, S, D) of one without a head."""
+        """Return logits (B, S, V) of every source token, or without `mlm_head` the features (B, S, D)."""
         features_BSD = self.features(batch)
         if self.is_initializing():
-            self._init_all_heads(features_BSD, batch.source_valid_BS)
+            # Parameters are created by the calls that use them: call the heads that the logits do not need.
+            if self.mlm_head and self.nsp_head:
+                self.next_sentence_logits(features_BSD, batch.source_valid_BS)
+            elif self.add_pooling_layer:
+                self.pool(features_BSD, batch.source_valid_BS)
         return self.readout(features_BSD) if self.mlm_head else features_BSD
 
     def features(self, batch: Batch) -> Array:
-        """The source, read: (B, S, D). Kinds of text are 0 where the batch names none.
+        """Return the encoded source, (B, S, D). Token types are 0 if the batch has none.
 
-        Raises UserError for a source that is longer than the table of positions.
+        Raises UserError if the source is longer than the position table.
         """
         x_BSD = self.stack(*self._embed_tokens(batch))
         return self.last_norm(x_BSD) if self.norm == "pre" else x_BSD
 
     def self_attention_weights(self, batch: Batch) -> Array:
-        """How much each position looks at each, by layer and head: (B, L, N, S, S)."""
-        x_BSD, seen = self._embed_tokens(batch)
-        return self.stack.attention_weights(x_BSD, seen.mask() if isinstance(seen, MaskRule) else seen)
+        """Return the attention weights of all layers and heads, (B, L, N, S, S)."""
+        x_BSD, mask_BSS = self._embed_tokens(batch)
+        return self.stack.attention_weights(x_BSD, mask_BSS.mask() if isinstance(mask_BSS, MaskRule) else mask_BSS)
 
     def _embed_tokens(self, batch: Batch) -> tuple[Array, Array | MaskRule]:
-        """What the layers read, and which positions see which."""
+        """The input of the first layer, and the attention mask."""
         valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
         if valid_BS.shape[1] + self.position_offset > self.max_length:
-            reach = self.max_length - self.position_offset
+            limit = self.max_length - self.position_offset
             raise UserError(
-                f"a source of {valid_BS.shape[1]} tokens, but positions reach {reach}: shorten the input (in training "
-                f"--batching.max-length {reach}, of rows with gaps --batching.length {reach}) or train with a larger "
-                "model.max_length"
+                f"a source of {valid_BS.shape[1]} tokens, but the model has {limit} positions: shorten the input (in "
+                f"training --batching.max-length {limit}, for masked language modeling --batching.length {limit}) or "
+                "train with a larger model.max_length"
             )
         type_BS = jnp.zeros((1, 1), jnp.int32) if batch.token_type_BS is None else jnp.asarray(batch.token_type_BS)
         types = jnp.take(self.type_embedding, type_BS, axis=0, mode="clip")
@@ -134,24 +134,16 @@ class Encoder(nn.Module):
         return self.embedding_dropout(x_BSD), attention_mask(segment_BS, segment_BS, valid_BS, valid_BS)
 
     def readout(self, features: Array) -> Array:
-        """(..., D) -> float32 logits (..., V)."""
-        flat = self.transform(features.reshape(-1, self.width))
-        flat = self.transform_norm(ACTIVATIONS[self.activation](flat))
-        logits = vocab_logits(flat, self.embedding) + self.output_bias[None]
-        return logits.reshape(*features.shape[:-1], self.vocab)
+        """Map features (..., D) to float32 logits (..., V)."""
+        x_RD = self.transform(features.reshape(-1, self.width))
+        x_RD = self.transform_norm(ACTIVATIONS[self.activation](x_RD))
+        return vocab_logits(x_RD, self.embedding, self.output_bias).reshape(*features.shape[:-1], self.vocab)
 
     def pool(self, features_BSD: Array, valid_BS: Array) -> Array:
-        """(B, D): tanh(U x_0 + d) of each row's first position."""
+        """Return tanh(U x_0 + d) of each row's first valid position, (B, D)."""
         first_B11 = jnp.argmax(valid_BS, axis=1)[:, None, None]
         return jnp.tanh(self.pooler(jnp.take_along_axis(features_BSD, first_B11, axis=1)[:, 0]))
 
     def next_sentence_logits(self, features_BSD: Array, valid_BS: Array) -> Array:
-        """Float32 logits (B, 2) of 0, the second span follows the first, and of 1, it is from elsewhere."""
+        """Return float32 logits (B, 2): class 0, the second span follows the first; class 1, it is a random one."""
         return self.next_sentence(self.pool(features_BSD, valid_BS).astype(jnp.float32))
-
-    def _init_all_heads(self, features_BSD: Array, valid_BS: Array) -> None:
-        """Parameters are made by what is called: those that the features and the gaps do not need."""
-        if self.mlm_head and self.nsp_head:
-            self.next_sentence_logits(features_BSD, valid_BS)
-        elif self.add_pooling_layer:
-            self.pool(features_BSD, valid_BS)

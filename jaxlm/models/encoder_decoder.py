@@ -7,7 +7,7 @@ Pre-norm puts LN before each sub-layer instead and once more at the end of each 
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,61 +24,66 @@ from jaxlm.nn.layers.positions import PositionalEncoding, RelativePositionBias, 
 from jaxlm.nn.transformer.block import CrossAttentionBlock, TransformerBlock
 from jaxlm.nn.transformer.layer_stack import Stack
 from jaxlm.nn.weights.weight_formats import param_or_quantized
-from jaxlm.types import Array, Batch
+from jaxlm.types import Array, Batch, SequenceModel
 
 
 @struct.dataclass
 class EncodedSource:
-    """What is known of the source: as memory (training), or as each decoder layer's keys and values (decoding)."""
+    """The encoded source: `memory_BSD` for training; the keys and values of every decoder layer for decoding."""
 
     valid_BS: Array
-    segment_BS: Array | None
+    segment_BS: Array | None = None
     memory_BSD: Array | None = None
     cross_kv: tuple[tuple[Array, Array], ...] = ()
 
 
 @struct.dataclass
 class State:
-    """Decoder state. There is no `past` with capacity 0 (training: one `extend`, nothing kept).
+    """Decoding state. With capacity 0 there is no cache: a single `extend` follows, and nothing is kept.
 
-    covered_RS: how much attention each source position has got, if the model `covers`; padding is counted as covered.
+    Attributes:
+      source: the `EncodedSource`, one per row of the batch and shared by its beams.
+      length_B: target tokens read.
+      target_segment_BT: the segments of a packed batch, else None.
+      kv_cache: keys and values of the target tokens read.
+      coverage_RS: with `track_coverage`, the attention that each source position received so far; 1 on padding.
     """
 
     source: BeamInvariant
-    target_segment_BT: Array | None
     length_B: Array
+    target_segment_BT: Array | None = None
     kv_cache: KVCache | None = None
     coverage_RS: Array | None = None
 
 
-class EncoderDecoder(nn.Module):
-    """Encoder-decoder Transformer under the contract of `jaxlm.types.SequenceModel`.
+class EncoderDecoder(SequenceModel):
+    """p(target | source) by an encoder-decoder Transformer.
 
     Attributes:
-      vocab: ids in the one vocabulary of source and target.
-      width, heads, hidden: model width D, attention heads, width of the feed-forward net.
+      vocab: size of the vocabulary V of the target, and of the source unless `source_vocab` is given.
+      width, heads, hidden: D (`d_model`), N and F (`d_ff`).
       encoder_layers, decoder_layers: depth of each stack.
       norm: "post" (the paper) or "pre" (with a last norm on each stack).
-      activation: of the feed-forward net; "swiglu" and "geglu" are gated.
-      position: "sinusoidal", "sinusoidal_halves" (see `jaxlm.nn.layers.positions`), "learned" (up to
-        `max_length` tokens), "relative" (see `jaxlm.nn.layers.positions`) or "none".
-      dropout: on the sum of embeddings and positions and on the output of every sub-layer (section 5.4).
-      attention_dropout, activation_dropout: on attention weights and inside the feed-forward net (0 in the paper).
-      tie: what shares a table: "all" (source and target embedding, output), "target" (the last two), "input" (the
-        first two) or "none".
-      dtype: of activations and products; parameters, scores, softmax and logits are float32 whatever it says.
+      activation: of the feed-forward layer; "swiglu" and "geglu" are gated.
+      position: "sinusoidal", "sinusoidal_halves", "learned" (up to `max_length` tokens), "relative" (T5) or "none",
+        see `jaxlm.nn.layers.positions`.
+      dropout: of the sum of embeddings and positions and of the output of every sub-layer (section 5.4).
+      attention_dropout, activation_dropout: of the attention weights, and inside the feed-forward layer (paper: 0).
+      tie_embeddings: which tables are one: "all" (source embedding, target embedding, output), "target" (the last
+        two), "input" (the first two) or "none".
+      dtype: of activations and products; parameters, scores, softmax and logits are always float32.
       scan, remat: see `jaxlm.nn.transformer.layer_stack.Stack`.
-      source_vocab: ids in the source's own vocabulary, where it has one.
-      head_width: width of a head; None: width / heads.
+      source_vocab: size of the source vocabulary, with `tie_embeddings` "target" or "none".
+      head_dim: H; None: D / N.
       norm_kind, norm_epsilon: see `jaxlm.nn.layers.norm.Norm`.
-      bias: whether the maps in attention and the feed-forward net have one.
-      scaled: attention scores are divided by sqrt(head width).
-      buckets, distance: of relative positions.
-      embedding_scale: embeddings are multiplied by it; None: sqrt(width).
-      logit_scale: features are multiplied by it before the output.
-      logit_bias: the output has a bias.
-      covers: keep the attention that each source position got in the last layer, mean of the heads, for a coverage
-        penalty (decoding only).
+      bias: biases of all projections in attention and the feed-forward layer.
+      scale_scores: divide attention scores by sqrt(H).
+      num_buckets, max_distance: of relative positions.
+      embedding_scale: factor of the embeddings; None: sqrt(D).
+      logit_scale: factor of the features before the output.
+      logit_bias: whether the output has a bias.
+      track_coverage: accumulate the cross-attention of the last layer, mean over heads, for a coverage penalty
+        (decoding only).
     """
 
     vocab: int
@@ -112,47 +117,42 @@ class EncoderDecoder(nn.Module):
     track_coverage: bool = False
 
     def setup(self) -> None:
-        norm, how = Norm(self.norm, self.norm_kind, self.norm_epsilon), (self.scan, self.remat)
+        norm = Norm(self.norm, self.norm_kind, epsilon=self.norm_epsilon)
         attention = Attention(
-            self.width, self.heads, self.attention_dropout, self.dtype, None, self.head_dim, self.bias, self.bias,
-            self.scale_scores, parent=None,
+            self.width, self.heads, dropout=self.attention_dropout, dtype=self.dtype, head_dim=self.head_dim,
+            qkv_bias=self.bias, out_bias=self.bias, scale_scores=self.scale_scores, parent=None,
         )  # fmt: skip
         ffn = FeedForward(
-            self.width, self.hidden, self.activation, self.activation_dropout, self.dtype, self.bias, parent=None
-        )
-        parts = (attention, ffn, norm, self.dropout, self.dtype)
-        self.encoder = Stack(TransformerBlock(*parts, parent=None), self.encoder_layers, *how)
-        self.decoder = Stack(CrossAttentionBlock(*parts, attention.clone(), parent=None), self.decoder_layers, *how)
-        table = nn.initializers.normal(self.width**-0.5)
-        self.embedding = param_or_quantized(self, "embedding", table, (self.vocab, self.width))
+            self.width, self.hidden, activation=self.activation, dropout=self.activation_dropout, dtype=self.dtype,
+            bias=self.bias, parent=None,
+        )  # fmt: skip
+        shared: Any = {"norm": norm, "dropout": self.dropout, "dtype": self.dtype, "parent": None}
+        encoder_block = TransformerBlock(attention, ffn, **shared)
+        decoder_block = CrossAttentionBlock(attention, ffn, source_attention=attention.clone(), **shared)
+        self.encoder = Stack(encoder_block, self.encoder_layers, scan=self.scan, remat=self.remat)
+        self.decoder = Stack(decoder_block, self.decoder_layers, scan=self.scan, remat=self.remat)
+        init_table = nn.initializers.normal(self.width**-0.5)
+        self.embedding = param_or_quantized(self, "embedding", init_table, (self.vocab, self.width))
         if self.tie_embeddings in ("target", "none"):
-            sources = self.vocab if self.source_vocab is None else self.source_vocab
-            self.source_embedding = param_or_quantized(self, "source_embedding", table, (sources, self.width))
+            source_vocab = self.vocab if self.source_vocab is None else self.source_vocab
+            self.source_embedding = param_or_quantized(self, "source_embedding", init_table, (source_vocab, self.width))
         if self.tie_embeddings in ("input", "none"):
-            self.output = param_or_quantized(self, "output", table, (self.vocab, self.width))
-        if self.logit_bias:
-            self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
+            self.output = param_or_quantized(self, "output", init_table, (self.vocab, self.width))
+        zeros = nn.initializers.zeros_init()
+        self.output_bias = self.param("output_bias", zeros, (self.vocab,)) if self.logit_bias else None
         if self.position == "relative":
-            relative = (self.heads, self.num_buckets, self.max_distance)
-            self.source_relative, self.target_relative = (
-                RelativePositionBias(*relative, True),
-                RelativePositionBias(*relative),
-            )
+            buckets: Any = {"num_buckets": self.num_buckets, "max_distance": self.max_distance}
+            self.source_relative = RelativePositionBias(self.heads, **buckets, bidirectional=True)
+            self.target_relative = RelativePositionBias(self.heads, **buckets)
         absolute = "none" if self.position == "relative" else self.position
-        self.source_position, self.target_position = (
-            PositionalEncoding(self.width, absolute, self.max_length) for _ in "st"
-        )
+        self.source_position = PositionalEncoding(self.width, absolute, max_length=self.max_length)
+        self.target_position = PositionalEncoding(self.width, absolute, max_length=self.max_length)
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
             self.encoder_norm, self.decoder_norm = norm.make_layer(self.dtype), norm.make_layer(self.dtype)
 
-    def __call__(self, batch: Batch) -> Array:
-        """Logits (B, T, V) of every next target token: start, extend over the whole target, readout."""
-        features_BTD, _ = self.extend(batch.target_BT, self.start(batch, 0), batch.target_valid_BT)
-        return self.readout(features_BTD)
-
     def start(self, batch: Batch, capacity: int) -> State:
-        """Encode the source; with capacity, also compute each layer's source keys and values once."""
+        """Encode the source; with capacity, also compute the source keys and values of every decoder layer."""
         check_capacity(self.position, capacity, self.max_length)
         valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
         table = self.source_embedding if self.tie_embeddings in ("target", "none") else self.embedding
@@ -166,22 +166,24 @@ class EncoderDecoder(nn.Module):
             x_BSD = self.encoder_norm(x_BSD)
         length_B = jnp.zeros(valid_BS.shape[:1], jnp.int32)
         if capacity == 0:
-            return State(BeamInvariant(EncodedSource(valid_BS, segment_BS, x_BSD)), batch.target_segment_BT, length_B)
-        keys_values = tuple(layer("cross_kv", x_BSD) for layer in self.decoder.layers())
-        head_width, _ = resolve_heads(self.width, self.heads, None, self.head_dim)
-        past = KVCache.empty(length_B.shape[0], capacity, self.decoder_layers, self.heads, head_width, self.dtype)
-        covered_BS = (~valid_BS).astype(jnp.float32) if self.track_coverage else None
-        return State(
-            BeamInvariant(EncodedSource(valid_BS, None, cross_kv=keys_values)), None, length_B, past, covered_BS
-        )
+            source = EncodedSource(valid_BS, segment_BS, memory_BSD=x_BSD)
+            return State(BeamInvariant(source), length_B, target_segment_BT=batch.target_segment_BT)
+        source = EncodedSource(valid_BS, cross_kv=tuple(layer("cross_kv", x_BSD) for layer in self.decoder.layers()))
+        head_dim, _ = resolve_heads(self.width, self.heads, None, self.head_dim)
+        kv_cache = KVCache.empty(
+            length_B.shape[0], capacity, depth=self.decoder_layers, heads=self.heads, head_dim=head_dim,
+            dtype=self.dtype,
+        )  # fmt: skip
+        coverage_RS = (~valid_BS).astype(jnp.float32) if self.track_coverage else None
+        return State(BeamInvariant(source), length_B, kv_cache=kv_cache, coverage_RS=coverage_RS)
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
-        """Read T more target tokens -> features (B, T, D) and the new state."""
+        """Read T more target tokens: return features (B, T, D) and the new state."""
         features_BTD, _, state = self._decode(tokens_BT, state, valid_BT, self.track_coverage)
         return features_BTD, state
 
     def cross_attention_weights(self, batch: Batch) -> Array:
-        """How much each target position looks at each source position (B, T, S): last layer, mean of the heads."""
+        """Return the cross-attention weights of the last layer, mean over heads, (B, T, S); 0 on padding."""
         state = self.start(batch, batch.target_BT.shape[1])
         _, weight_BTS, _ = self._decode(batch.target_BT, state, batch.target_valid_BT, True)
         return jnp.where(batch.target_valid_BT[:, :, None], weight_BTS, 0.0)
@@ -189,15 +191,14 @@ class EncoderDecoder(nn.Module):
     def _decode(
         self, tokens_BT: Array, state: State, valid_BT: Array, return_weights: bool
     ) -> tuple[Array, Array | None, State]:
-        """Features (B, T, D), the attention to the source (B, T, S) if asked for and cached, and the new state."""
-        weight_BTS = None
-        segment_BT, source, length = state.target_segment_BT, state.source.value, tokens_BT.shape[1]
+        """Features (B, T, D), cross-attention weights (B, T, S) if requested and cached, and the new state."""
+        weight_BTS, segment_BT, source = None, state.target_segment_BT, state.source.value
         position_BT = state.length_B[:, None] + token_positions(valid_BT, segment_BT)
-        bound = None if state.kv_cache else length  # without a cache this is the one call: lengths are 0
+        bound = None if state.kv_cache else tokens_BT.shape[1]  # without a cache this is the only call: positions < T
         x_BTD = self._embed_tokens(self.embedding, tokens_BT, self.target_position(position_BT, bound))
         if state.kv_cache:
-            x_BTD, weight_BTS, past = self._decode_cached(x_BTD, state.kv_cache, source, valid_BT, return_weights)
-            state = replace(state, kv_cache=past)
+            x_BTD, weight_BTS, kv_cache = self._decode_cached(x_BTD, state.kv_cache, source, valid_BT, return_weights)
+            state = replace(state, kv_cache=kv_cache)
         else:
             source_mask_BTS = attention_mask(segment_BT, source.segment_BS, valid_BT, source.valid_BS)
             mask_BTT, bias_BNTT = causal_attention_mask(valid_BT, segment_BT), None
@@ -207,33 +208,28 @@ class EncoderDecoder(nn.Module):
         if self.norm == "pre":
             x_BTD = self.decoder_norm(x_BTD)
         if state.coverage_RS is not None:
-            state = replace(
-                state, coverage_RS=state.coverage_RS + jnp.where(valid_BT[..., None], weight_BTS, 0.0).sum(1)
-            )
+            received_RS = jnp.where(valid_BT[..., None], weight_BTS, 0.0).sum(1)
+            state = replace(state, coverage_RS=state.coverage_RS + received_RS)
         return x_BTD, weight_BTS, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32))
 
     def readout(self, features: Array) -> Array:
-        """(..., D) -> float32 logits (..., V)."""
-        table = self.output if self.tie_embeddings in ("input", "none") else self.embedding
-        flat = features.reshape(-1, self.width)
+        """Map features (..., D) to float32 logits (..., V)."""
         if self.logit_scale != 1.0:
-            flat = flat * self.logit_scale
-        logits = vocab_logits(flat, table)
-        if self.logit_bias:
-            logits = logits + self.output_bias[None]
-        return logits.reshape(*features.shape[:-1], self.vocab)
+            features = features * self.logit_scale
+        table = self.output if self.tie_embeddings in ("input", "none") else self.embedding
+        return vocab_logits(features, table, self.output_bias)
 
     def _decode_cached(
         self, x_RTD: Array, kv_cache: KVCache, source: EncodedSource, valid_RT: Array, return_weights: bool
     ):
         kv_cache, view = kv_cache.advance(valid_RT)
         if self.position == "relative":
-            back = [one for one in kv_cache.distances(valid_RT) if one is not None]
-            view = replace(view, biases=tuple(self.target_relative(back_BQC) for back_BQC in back))
+            distances = [distance for distance in kv_cache.distances(valid_RT) if distance is not None]
+            view = replace(view, biases=tuple(self.target_relative(distance_BQC) for distance_BQC in distances))
         caches: list[LayerCache] = []
-        for layer, cache, keys_values in zip(self.decoder.layers(), kv_cache.layers, source.cross_kv, strict=True):
-            last = return_weights and len(caches) == self.decoder_layers - 1
-            x_RTD, cache, weight_RTS = layer("step", x_RTD, cache, view, last, *keys_values, source.valid_BS[:, None])
+        for layer, cache, cross_kv in zip(self.decoder.layers(), kv_cache.layers, source.cross_kv, strict=True):
+            is_last = return_weights and len(caches) == self.decoder_layers - 1
+            x_RTD, cache, weight_RTS = layer("step", x_RTD, cache, view, is_last, *cross_kv, source.valid_BS[:, None])
             caches.append(cache)
         return x_RTD, weight_RTS, replace(kv_cache, layers=tuple(caches))
 

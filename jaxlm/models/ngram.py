@@ -22,7 +22,7 @@ from jaxlm.ngram.backoff import BackoffLevel, BackoffTables, to_tables
 from jaxlm.ngram.counts import count_ngrams
 from jaxlm.ngram.smoothing import KneserNey, Smoothing
 from jaxlm.nn.layers.context_window import NO_TOKEN, Window, initial_window, slide_window
-from jaxlm.types import Array, Batch
+from jaxlm.types import Array, Batch, SequenceModel
 
 IMPOSSIBLE_LOGIT = -1e9
 """The logit of padding and `<s>`, which no model says: finite, and below anything at any temperature."""
@@ -33,7 +33,7 @@ WORDS_PER_BLOCK = 512
 NGramTable = dict[str, Array]
 
 
-class NGram(nn.Module):
+class NGram(SequenceModel):
     """p(next word | the last order - 1 words), under the contract of `jaxlm.types.SequenceModel`.
 
     Features are the histories themselves, int32 (B, T, order - 1). Nothing is learnt by gradients: `fit` counts. With
@@ -60,16 +60,9 @@ class NGram(nn.Module):
         stored = [self.variable("params", name, lambda name=name: self.uniform_tables()[name]).value for name in names]
         self.tables = jax.tree.map(jnp.asarray, stored)
 
-    def __call__(self, batch: Batch) -> Array:
-        """Logits (B, T, V) of every next target token."""
-        context_BTK, _ = self.extend(batch.target_BT, self.start(batch, 0), batch.target_valid_BT)
-        return self.readout(context_BTK)
-
     def start(self, batch: Batch, capacity: int) -> Window:
         """The history before the first token: `<s>`, or nothing where the text is a stream."""
-        return initial_window(
-            jax.tree.leaves(batch)[0].shape[0], self.order - 1, self._start_id, batch.target_segment_BT
-        )
+        return initial_window(batch.num_rows, self.order - 1, self._start_id, batch.target_segment_BT)
 
     def extend(self, tokens_BT: Array, state: Window, valid_BT: Array) -> tuple[Array, Window]:
         """The history after each token, context_BTK with K = order - 1, and the last one."""

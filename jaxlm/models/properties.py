@@ -14,7 +14,7 @@ from jaxlm.types import Batch, Params, State
 
 
 def max_input_positions(model: Any) -> int | None:
-    """Positions of a row, marks included, that a model with or without a head can read; None where there is no end."""
+    """Return the longest row, special tokens included, that a model can read; None: unlimited."""
     while isinstance(model, FineTunable):
         model = model.model
     inner = numbered(model)
@@ -24,7 +24,7 @@ def max_input_positions(model: Any) -> int | None:
 
 
 def zero_model_state(model: Any, params: Params, batch: Batch) -> State:
-    """The model's state for the rows of `batch`, in zeros: where a stream begins it is not looked at."""
+    """Return zeros in the shapes of the model's state for `batch`: ignored in rows where a stream begins."""
     start = jax.eval_shape(lambda params: model.apply({"params": params}, batch, 0, method="start"), params)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), start)
 
@@ -34,7 +34,7 @@ def dummy_batch(rows: int = 1, length: int = 8) -> Batch:
     ids, valid = np.full((rows, length), 4, np.int32), np.ones((rows, length), bool)
     return Batch(
         source_BS=ids, source_valid_BS=valid, target_BT=ids, target_valid_BT=valid, label_BT=ids,
-        token_label_BS=0 * ids, label_B=np.zeros(rows, np.int32),
+        token_label_BS=0 * ids, class_B=np.zeros(rows, np.int32),
         character_BSW=np.full((rows, length, MAX_WORD_CHARACTERS), 4, np.int32),
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""A recurrent classifier: read the text, make one vector of all hidden states, tell the class.
+"""The recurrent text classifier: encode the text, pool the hidden states into one vector, classify it.
 
 first      h_1
-last       h_S of the net that reads forwards and h_1 of the one that reads backwards   (Sutskever et al. 2014, 2)
+last       h_S of the forward network and h_1 of the backward network                   (Sutskever et al. 2014, 2)
 mean, max  over the positions, feature by feature                                       (Conneau et al. 2017, 3.2)
 attention  a = softmax(v . tanh(W h_t + b)),  sum_t a_t h_t                             (Yang et al. 2016, 2.2)
 """
@@ -24,7 +24,10 @@ POOLING_KINDS = ("first", "last", "mean", "max", "attention")
 
 
 class Pooling(nn.Module):
-    """(B, S, D) -> (B, D) over the valid positions, of which every row has one."""
+    """Pool (B, S, D) -> (B, D) over the valid positions, of which every row has at least one.
+
+    bidirectional: the second half of the features comes from a network that reads backwards.
+    """
 
     kind: str
     bidirectional: bool
@@ -44,30 +47,30 @@ class Pooling(nn.Module):
             return (weight_BS1 * hidden_BSD).sum(1)
         if self.kind not in POOLING_KINDS:
             raise UserError(f"pooling {self.kind!r}: expected one of {', '.join(POOLING_KINDS)}")
-        length = valid_BS.shape[1]
-        last_B, first_B = length - 1 - valid_BS[:, ::-1].argmax(1), valid_BS.argmax(1)
-        at_last_BD, at_first_BD = (
-            jnp.take_along_axis(hidden_BSD, at_B[:, None, None], 1)[:, 0] for at_B in (last_B, first_B)
+        first_B = valid_BS.argmax(1)
+        last_B = valid_BS.shape[1] - 1 - valid_BS[:, ::-1].argmax(1)
+        first_BD, last_BD = (
+            jnp.take_along_axis(hidden_BSD, position_B[:, None, None], 1)[:, 0] for position_B in (first_B, last_B)
         )
         if self.kind == "first":
-            return at_first_BD
+            return first_BD
         if not self.bidirectional:
-            return at_last_BD
+            return last_BD
         half = hidden_BSD.shape[-1] // 2
-        return jnp.concatenate([at_last_BD[:, :half], at_first_BD[:, half:]], -1)
+        return jnp.concatenate([last_BD[:, :half], first_BD[:, half:]], -1)
 
 
 class RecurrentClassifier(nn.Module):
     """p(class | source).
 
     Attributes:
-      vocab, labels: ids of words, classes.
-      recurrent: the layers that read the text.
-      word_width: of a word's own vector.
-      characters: also reads the spelling of words.
-      pooling: how the hidden states become one vector.
-      dropout: before the recurrent layers and of the vector.
-      word_dropout: the share of words read as UNK in training.
+      vocab, num_labels: number of word ids and of classes.
+      recurrent: the network that encodes the text.
+      word_width: of a word embedding.
+      characters: character CNN for the spelling of words; None: no characters.
+      pooling: see the module.
+      dropout: of the word vectors and of the pooled vector.
+      word_dropout: rate at which words are read as UNK in training.
     """
 
     vocab: int
@@ -80,13 +83,16 @@ class RecurrentClassifier(nn.Module):
     word_dropout: float = 0.0
 
     def setup(self) -> None:
-        self.words = WordEmbedding(self.vocab, self.word_width, self.characters, self.dropout, self.word_dropout)
+        self.words = WordEmbedding(
+            self.vocab, self.word_width, characters=self.characters, dropout=self.dropout,
+            word_dropout=self.word_dropout,
+        )  # fmt: skip
         self.pool = Pooling(self.pooling, self.recurrent.bidirectional)
         self.drop = Dropout(self.dropout)
         self.output = Linear(self.num_labels)
 
     def __call__(self, batch: Batch) -> Array:
-        """(B, C) logits. EOS is read like a word, so that a row without words has something to pool."""
+        """Return logits (B, C). EOS is read like a word, so that a row without words has a position to pool."""
         require_unpacked(batch)
         x_BSD = self.words(batch)
         hidden_BSD, _ = self.recurrent(x_BSD, self.recurrent.start(x_BSD.shape[0]), batch.source_valid_BS)

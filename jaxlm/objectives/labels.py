@@ -1,4 +1,4 @@
-"""What is minimised where a source has labels: of each token, or of the whole text. Counts are of what is labelled."""
+"""Supervised objectives for labeled sources: a class per token, a class per row, or a number per row."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +11,15 @@ from jaxlm.types import Array, Batch, Params
 
 @dataclass(frozen=True)
 class TokenClassification:
-    """-log p(label_BS): cross-entropy of each labelled token, or the model's own `loss` where it has one (a CRF's is
-    of the whole row). `smoothing` is of the labels, for cross-entropy only."""
+    """Cross-entropy -log p(token_label_BS) of every labeled token, or the model's own `loss` (a CRF's, per row).
+
+    label_smoothing: of the cross-entropy; a CRF has none.
+    """
 
     label_smoothing: float = 0.0
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
-        """Sums over the tokens whose label is not -1; without a key there is no dropout."""
+        """Sum over the tokens whose label is not -1; dropout only with a key."""
         rngs = None if key is None else {"dropout": key}
         if hasattr(type(model), "loss"):
             return model.apply({"params": params}, batch, self.label_smoothing, method="loss", rngs=rngs)
@@ -27,43 +29,47 @@ class TokenClassification:
 
 @dataclass(frozen=True)
 class SequenceClassification:
-    """-log p(label_B): cross-entropy of the class of each labelled row, with `smoothing` of the labels.
+    """Cross-entropy -log p(class_B) of every labeled row.
 
-    auxiliary: the weight of the mean -log p(next token) of each row, which a language model with a head learns beside
-    (Radford et al. 2018, equation 5: 0.5).
+    Attributes:
+      label_smoothing: share of the target distribution that is uniform.
+      lm_weight: weight of the auxiliary language model loss, the mean -log p(next token) of each labeled row
+        (Radford et al. 2018, equation 5: 0.5).
     """
 
     label_smoothing: float = 0.0
     lm_weight: float = 0.0
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
-        """Sums over the rows whose label is not -1; without a key there is no dropout."""
-        rngs = None if key is None else {"dropout": key}
-        logits_BC, beside = outputs_and_lm_loss(model, params, batch, rngs, self.lm_weight, batch.label_B >= 0)
-        loss = classification_loss(logits_BC, batch.label_B, self.label_smoothing)
-        return replace(loss, total=loss.total + beside)
+        """Sum over the rows whose class is not -1; dropout only with a key."""
+        is_labeled_B = batch.class_B >= 0
+        logits_BC, lm_loss = _outputs_and_lm_loss(model, params, batch, key, self.lm_weight, is_labeled_B)
+        loss = classification_loss(logits_BC, batch.class_B, self.label_smoothing)
+        return replace(loss, total=loss.total + lm_loss)
 
 
 @dataclass(frozen=True)
 class Regression:
-    """(label_B - number told)^2 of each row that has one; `auxiliary` as in `Class`."""
+    """Squared error (value_B - prediction)^2 of every labeled row; `lm_weight` as in `SequenceClassification`."""
 
     lm_weight: float = 0.0
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
-        """Sums over the rows whose number is not NaN; without a key there is no dropout."""
-        rngs = None if key is None else {"dropout": key}
-        asked_B = ~jnp.isnan(batch.label_B)
-        number_B1, beside = outputs_and_lm_loss(model, params, batch, rngs, self.lm_weight, asked_B)
-        error = jnp.where(asked_B, (jnp.where(asked_B, batch.label_B, 0.0) - number_B1[:, 0]) ** 2, 0.0).sum()
-        return Loss(error + beside, error, asked_B.sum(dtype=jnp.float32))
+        """Sum over the rows whose value is not NaN; dropout only with a key."""
+        is_labeled_B = ~jnp.isnan(batch.value_B)
+        output_B1, lm_loss = _outputs_and_lm_loss(model, params, batch, key, self.lm_weight, is_labeled_B)
+        # NaN is replaced before the subtraction: the gradient of a masked NaN would be NaN as well.
+        error_B = (jnp.where(is_labeled_B, batch.value_B, 0.0) - output_B1[:, 0]) ** 2
+        error = jnp.where(is_labeled_B, error_B, 0.0).sum()
+        return Loss(total=error + lm_loss, nll=error, count=is_labeled_B.sum(dtype=jnp.float32))
 
 
-def outputs_and_lm_loss(
-    model: Any, params: Params, batch: Batch, rngs: Any, lm_weight: float, has_label_B: Array
+def _outputs_and_lm_loss(
+    model: Any, params: Params, batch: Batch, key: Array | None, lm_weight: float, is_labeled_B: Array
 ) -> tuple[Array, Array | float]:
-    """What a model says of each row, and the weighted auxiliary loss of the rows that are asked for, summed."""
+    """The outputs of the head (B, C), and the weighted language model loss summed over the labeled rows."""
+    rngs = None if key is None else {"dropout": key}
     if not lm_weight:
         return model.apply({"params": params}, batch, rngs=rngs), 0.0
-    said, nll_B = model.apply({"params": params}, batch, method="logits_and_lm_loss", rngs=rngs)
-    return said, lm_weight * jnp.where(has_label_B, nll_B, 0.0).sum()
+    outputs_BC, nll_B = model.apply({"params": params}, batch, method="logits_and_lm_loss", rngs=rngs)
+    return outputs_BC, lm_weight * jnp.where(is_labeled_B, nll_B, 0.0).sum()

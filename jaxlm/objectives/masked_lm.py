@@ -1,4 +1,4 @@
-"""What is minimised where text is hidden: the cross-entropy of the hidden tokens, and of whether two spans belong."""
+"""Masked language modeling, with next sentence prediction on batches of sentence pairs (Devlin et al. 2019)."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,43 +13,42 @@ from jaxlm.types import Array, Batch, Params
 
 @dataclass(frozen=True)
 class MaskedLM:
-    """-log p(label_BS) of the hidden tokens; the logits of all others are never made.
+    """Cross-entropy -log p(token_label_BS) of the masked tokens; no other position has logits.
 
-    next_sentence: in a batch of pairs -log p(label_B) is added, where a row counts as much as this share of its
-      positions does in hidden tokens: with the share that is hidden, and full rows, the loss is the sum of the two
-      means (Devlin et al. 2019, appendix A.2).
+    next_sentence_weight: in a batch of pairs, -log p(class_B) is added with this weight times the row length.
+      With the masking rate as the weight and full rows, the mean over masked tokens is then the sum of both
+      mean losses (Devlin et al. 2019, appendix A.2).
     """
 
     next_sentence_weight: float = 0.15
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
-        """Sums over the hidden tokens, whose number is the count; without a key there is no dropout."""
+        """Sum over the masked tokens, whose number is the count; dropout only with a key."""
         rngs = None if key is None else {"dropout": key}
         features_BSD, logits_BC = model.apply({"params": params}, batch, method=features_and_nsp_logits, rngs=rngs)
 
         def readout(features: Array) -> Array:
             return model.apply({"params": params}, features, method="readout")
 
-        asked_BS = batch.token_label_BS >= 0
-        loss = cross_entropy(readout, features_BSD, jnp.maximum(batch.token_label_BS, 0), asked_BS)
+        label_BS = batch.token_label_BS
+        loss = cross_entropy(readout, features_BSD, jnp.maximum(label_BS, 0), label_BS >= 0)
         if logits_BC is None:
             return loss
-        weight = self.next_sentence_weight * batch.token_label_BS.shape[1]
-        return replace(loss, total=loss.total + weight * classification_loss(logits_BC, batch.label_B).total)
+        weight = self.next_sentence_weight * label_BS.shape[1]
+        return replace(loss, total=loss.total + weight * classification_loss(logits_BC, batch.class_B).total)
 
 
 def features_and_nsp_logits(model: Any, batch: Batch) -> tuple[Array, Array | None]:
-    """Features (B, S, D) and, of a batch of pairs, the logits (B, 2) of a second span that follows, or does not.
+    """Return features (B, S, D) and, of a batch of pairs, the next sentence logits (B, 2).
 
-    Raises UserError for pairs and a model that has no head for them.
+    Raises UserError for pairs if the model has no next sentence head.
     """
     features_BSD = model.features(batch)
-    if batch.label_B is None:
+    if batch.class_B is None:
         return features_BSD, None
     if not numbered(model).nsp_head:
         raise UserError(
-            "the rows are pairs of spans, and the model cannot tell whether they belong together: set "
-            "--model.nsp-head, "
-            "or --batching.no-next-sentence"
+            "the rows are pairs of spans, but the model has no head for next sentence prediction: "
+            "set --model.nsp-head or --batching.no-next-sentence"
         )
     return features_BSD, model.next_sentence_logits(features_BSD, batch.source_valid_BS)

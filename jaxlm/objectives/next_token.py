@@ -1,4 +1,4 @@
-"""What is minimised, as frozen configs: called with (model, parameters, batch, dropout key) -> `jaxlm.losses.Loss`."""
+"""The language modeling objective. Every objective is a frozen config: (model, params, batch, dropout key) -> Loss."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,13 +13,15 @@ from jaxlm.types import Array, Batch, Params, State
 
 @dataclass(frozen=True)
 class NextToken:
-    """Cross-entropy of every next target token, with `smoothing` of the labels; the task of every sequence model.
+    """Cross-entropy -log p(label_BT) of every target token: the objective of all sequence models.
 
-    `activation` and `temporal` weigh the two penalties on the hidden states of a recurrent model (AWD-LSTM's alpha and
-    beta, see `jaxlm.models.rnn_lm.activation_penalty`), in training only.
+    If the rows are windows of continuous streams, the batch contains the model's state after the previous
+    batch, and the loss contains the state after this one: truncated back-propagation through time, since no
+    gradient crosses a batch boundary.
 
-    A batch whose rows go on from the batch before brings the model's state with it, and the loss gives back the state
-    after it (truncated back-propagation through time: no gradient passes from batch to batch).
+    Attributes:
+      label_smoothing: share of the target distribution that is uniform.
+      activation_reg, temporal_reg: alpha and beta of `jaxlm.models.rnn_lm.activation_penalty`, in training only.
     """
 
     label_smoothing: float = 0.0
@@ -27,21 +29,20 @@ class NextToken:
     temporal_reg: float = 0.0
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
-        """Sums over the valid target tokens; without a key there is no dropout."""
+        """Sum over the valid target tokens; dropout only with a key."""
 
-        def features(module, batch):
-            state = _carried_state(batch, module.start(batch, 0))
+        def features_and_penalty(module, batch):
+            state, valid_BT = _initial_state(batch, module.start(batch, 0)), batch.target_valid_BT
             if key is None or not (self.activation_reg or self.temporal_reg):
-                return *module.extend(batch.target_BT, state, batch.target_valid_BT), 0.0
-            raw_BTD, dropped_BTD, state = module.activations(batch.target_BT, state, batch.target_valid_BT)
-            valid_BT = batch.target_valid_BT
+                return *module.extend(batch.target_BT, state, valid_BT), 0.0
+            raw_BTD, dropped_BTD, state = module.activations(batch.target_BT, state, valid_BT)
             penalty = activation_penalty(raw_BTD, dropped_BTD, valid_BT, self.activation_reg, self.temporal_reg)
             return dropped_BTD, state, penalty
 
         rngs = None if key is None else {"dropout": key}
-        features_BTD, state, penalty = model.apply({"params": params}, batch, method=features, rngs=rngs)
+        features_BTD, state, penalty = model.apply({"params": params}, batch, method=features_and_penalty, rngs=rngs)
         state = None if batch.reset_B is None else jax.lax.stop_gradient(state)
-        if hasattr(model, "logprob"):  # a model that looks labels up has no need of all logits
+        if hasattr(model, "logprob"):  # an n-gram model looks up the label alone: no logits of the whole vocabulary
             return replace(_lookup_loss(model, params, features_BTD, batch), state=state)
 
         def readout(features):
@@ -51,19 +52,19 @@ class NextToken:
         return replace(loss, total=loss.total + penalty, state=state)
 
 
-def _carried_state(batch: Batch, fresh: State) -> State:
-    """The state that each row goes on from: that of the batch before, or a fresh one where a stream begins."""
+def _initial_state(batch: Batch, fresh: State) -> State:
+    """The state after the previous batch; `fresh` in the rows in which a new stream begins."""
     if batch.state is None:
         return fresh
 
-    def choose(new: Array, old: Array) -> Array:
-        begins = batch.reset_B.reshape(-1, *(1,) * (new.ndim - 1))
-        return jnp.where(begins, new, old.astype(new.dtype))
+    def select(new: Array, old: Array) -> Array:
+        reset = batch.reset_B.reshape(-1, *(1,) * (new.ndim - 1))  # (B, 1, ...), to broadcast over a leaf (B, ...)
+        return jnp.where(reset, new, old.astype(new.dtype))
 
-    return jax.tree.map(choose, fresh, batch.state)
+    return jax.tree.map(select, fresh, batch.state)
 
 
 def _lookup_loss(model: Any, params: Params, features: Array, batch: Batch) -> Loss:
     logprob_BT = model.apply({"params": params}, features, batch.label_BT, method="logprob")
     nll = -jnp.where(batch.target_valid_BT, logprob_BT, 0.0).sum()
-    return Loss(nll, nll, batch.target_valid_BT.sum(dtype=jnp.float32))
+    return Loss(total=nll, nll=nll, count=batch.target_valid_BT.sum(dtype=jnp.float32))

@@ -50,7 +50,7 @@ def _synthetic_columns(experiment: Experiment, source_length: int, target_length
         name: Ragged.from_rows([np.full(*known[name])]) for name in experiment.task.batch_columns if name in known
     }
     if "number" in experiment.task.batch_columns:
-        columns["class"] = Ragged.from_rows([np.zeros(1, np.float32)])
+        columns["class"] = Ragged.from_rows([np.zeros(1)], np.float32)
     if isinstance(experiment.tokenizer, WordsWithChars):
         columns["character"] = Ragged.from_rows([np.full(4, DUMMY_ID)] * source_length)
     return columns

@@ -130,6 +130,6 @@ def _jitted_eval(model: Any, objective: Any) -> Any:
         right = ((said_M == batch.token_label_BS.reshape(-1)[at_M]) & (at_M < batch.token_label_BS.size)).sum()
         if logits_BC is None:
             return loss.total, loss.nll, loss.count, right, 0, 0
-        return loss.total, loss.nll, loss.count, right, len(logits_BC), (logits_BC.argmax(-1) == batch.label_B).sum()
+        return loss.total, loss.nll, loss.count, right, len(logits_BC), (logits_BC.argmax(-1) == batch.class_B).sum()
 
     return jax.jit(judge)

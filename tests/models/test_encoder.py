@@ -54,15 +54,15 @@ def test_the_loss_is_of_what_was_asked():
     asked = label_BS >= 0
     np.testing.assert_allclose(found.total, -logprob_BSV[asked, label_BS[asked]].sum(), rtol=1e-5)
     assert found.count == asked.sum() and found.nll == found.total
-    label_B = np.array([0, 1, 1, 0, 1, 0], np.int32)
-    both = loss(hidden.replace(label_B=label_B))
+    class_B = np.array([0, 1, 1, 0, 1, 0], np.int32)
+    both = loss(hidden.replace(class_B=class_B))
     reading = jax.jit(lambda batch: PAIRS.apply({"params": params}, batch, method=features_and_nsp_logits))
-    features_BSD, told_BC = reading(hidden.replace(label_B=label_B))
+    features_BSD, told_BC = reading(hidden.replace(class_B=class_B))
     first_BD = np.asarray(features_BSD)[np.arange(6), np.asarray(hidden.source_valid_BS).argmax(1)]
     pooler, last = params_of(PAIRS)["pooler"], params_of(PAIRS)["next_sentence"]
     said_BC = np.tanh(first_BD @ pooler["kernel"] + pooler["bias"]) @ last["kernel"] + last["bias"]
     np.testing.assert_allclose(told_BC, said_BC, rtol=1e-4, atol=1e-5)
-    expected = -np.asarray(jax.nn.log_softmax(said_BC))[np.arange(6), label_B].sum()
+    expected = -np.asarray(jax.nn.log_softmax(said_BC))[np.arange(6), class_B].sum()
     np.testing.assert_allclose(both.total - found.total, 0.25 * 8 * expected, rtol=1e-4)
     assert both.nll == found.nll and both.count == found.count
 
@@ -83,5 +83,5 @@ def test_kinds_of_text_are_added():
 
 
 def test_a_source_beyond_its_positions():
-    with pytest.raises(UserError, match="source of 8 tokens, but positions reach 5"):
+    with pytest.raises(UserError, match="source of 8 tokens, but the model has 5 positions"):
         replace(MODEL, max_length=7, position_offset=2).init(jax.random.key(0), batch_of(ROWS, 8, 8))

@@ -42,7 +42,7 @@ def batch_of(*texts: list[int], length: int = 24, label=None, layout: str = "rig
         if layout == "holes":
             at = np.sort(rng.choice(length, len(text), replace=False))
         ids[row, at], valid[row, at] = text, True
-    return Batch(source_BS=ids, source_valid_BS=valid, label_B=label)
+    return Batch(source_BS=ids, source_valid_BS=valid, class_B=label)
 
 
 @partial(jax.jit, static_argnums=(0, 3))
@@ -133,11 +133,11 @@ def test_losses():
     np.testing.assert_allclose(more.total - plain.total, 0.5 * nll_B[:2].sum(), rtol=1e-4)
     assert float(plain.count) == 2.0
     model, params = made(TextClassifier(num_labels=1), "encoder")
-    loss = Regression()(model, params, batch.replace(label_B=np.array([0.5, 2.0, np.nan], np.float32)), None)
+    loss = Regression()(model, params, batch.replace(value_B=np.array([0.5, 2.0, np.nan], np.float32)), None)
     said = told(model, params, batch)[:2, 0]
     np.testing.assert_allclose(loss.total, ((said - np.array([0.5, 2.0])) ** 2).sum(), rtol=1e-5)
     assert float(loss.count) == 2.0
-    with pytest.raises(UserError, match="an encoder says no next token"):
+    with pytest.raises(UserError, match="an encoder predicts no next token"):
         SequenceClassification(lm_weight=0.5)(model, params, batch, None)
 
 

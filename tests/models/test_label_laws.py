@@ -119,9 +119,9 @@ def test_the_loss_is_that_of_the_definition(name):
     """Smoothing e: (1 - e) of the label's -log p and e of the mean over all labels; -1 is not counted."""
     model, params, batch = ZOO[name], params_of(ZOO[name]), batch_of(ROWS)
     objective = TokenClassification(0.1) if name == "tagger" else SequenceClassification(0.1)
-    label = np.array(batch.token_label_BS if name == "tagger" else batch.label_B)
+    label = np.array(batch.token_label_BS if name == "tagger" else batch.class_B)
     label[1] = -1
-    loss, _ = loss_and_gradient(model, objective, params, batch.replace(token_label_BS=label, label_B=label))
+    loss, _ = loss_and_gradient(model, objective, params, batch.replace(token_label_BS=label, class_B=label))
     log_p = np.asarray(jax.nn.log_softmax(logits(model, params, batch)))[label >= 0]
     picked = log_p[np.arange(len(log_p)), label[label >= 0]].sum()
     np.testing.assert_allclose(loss.total, -0.9 * picked - 0.1 * log_p.mean(-1).sum(), rtol=1e-5)

@@ -80,7 +80,7 @@ def test_columns_are_in_step():
     assert " ".join(spelled).strip() == TRAIN[0][0]
     columns = classification().encode_train(Words().fit(["mal bien no regular"]), None, bad)
     batch = collate(columns, np.array([3, 0]), np.array([0, 1]), 3, 4, 0, packed=False)
-    assert batch.label_B.tolist() == [0, 1, -1] and batch.character_BSW is None
+    assert batch.class_B.tolist() == [0, 1, -1] and batch.character_BSW is None
 
 
 def test_prediction_of_tags():

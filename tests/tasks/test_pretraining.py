@@ -125,7 +125,7 @@ def test_figures_by_hand(trained):
         logprob = np.asarray(jax.nn.log_softmax(logits_BSV))[asked]
         hits += (logprob.argmax(-1) == batch.token_label_BS[asked]).sum()
         nll -= logprob[np.arange(len(logprob)), batch.token_label_BS[asked]].sum()
-        count, pairs = count + len(logprob), pairs + (told_BC.argmax(-1) == batch.label_B).sum()
+        count, pairs = count + len(logprob), pairs + (told_BC.argmax(-1) == batch.class_B).sum()
     assert figures["tokens"] == count and figures["lines"] == 8 * batches.batches_per_epoch
     assert figures["nll"] == pytest.approx(nll / count, rel=1e-4)
     assert figures["accuracy"] == pytest.approx(100 * hits / count)
@@ -176,9 +176,9 @@ def test_the_verbs_fill_gaps(trained, command, loaded_once):  # noqa: F811
                 "model": Encoder(VOCAB, 16, 2, 32, 1, max_length=24),
                 "task": masked_task(replace(ROWS, next_sentence=False)),
             },
-            "the model cannot tell whether they belong",
+            "the model has no head for next sentence prediction",
         ),
-        ({"batching": replace(ROWS, length=40)}, "a source of 40 tokens, but positions reach 24"),
+        ({"batching": replace(ROWS, length=40)}, "a source of 40 tokens, but the model has 24 positions"),
     ],
 )
 def test_parts_that_do_not_fit(tmp_path, change, message):

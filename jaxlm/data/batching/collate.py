@@ -7,7 +7,7 @@ Columns, each a `Ragged` of ids:
 | "source"    | a text                                       | `source_BS` (ids, EOS)                               |
 | "target"    | a text                                       | `target_BT` (BOS, ids), `label_BT` (ids, EOS)        |
 | "label"     | an id for each token of the source           | `token_label_BS`, -1 where there is none             |
-| "class"     | one id, or one number                        | `label_B`, -1 (NaN) for rows that fill the shape     |
+| "class"     | one id (int), or one number (float32)        | `class_B`, -1 for filler rows; `value_B`, NaN there  |
 | "character" | the spelling of one token of all the sources | `character_BSW`, 0 after the last character          |
 """
 
@@ -64,9 +64,10 @@ def collate(
             for name in TOKEN_LEVEL_FIELDS & {*fields}
         }
     if "class" in columns:
-        numbers = columns["class"].flat.dtype == np.float32
-        fields["label_B"] = np.full(num_rows, np.nan if numbers else -1, np.float32 if numbers else np.int32)
-        fields["label_B"][row_index] = columns["class"].flat[examples]
+        labels = columns["class"].flat[examples]
+        field = "value_B" if labels.dtype == np.float32 else "class_B"
+        fields[field] = np.full(num_rows, np.nan, np.float32) if field == "value_B" else np.full(num_rows, -1, np.int32)
+        fields[field][row_index] = labels
     return Batch(**fields)
 
 

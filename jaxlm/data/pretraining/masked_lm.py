@@ -1,6 +1,6 @@
 """Batches for masked language modeling: rows of running text (RoBERTa) or of two spans (BERT's next sentence).
 
-    BOS A EOS B EOS     token types 0 0 0 1 1; label_B is 0 if B follows A, 1 if it is from another document
+    BOS A EOS B EOS     token types 0 0 0 1 1; class_B is 0 if B follows A, 1 if it is from another document
     BOS A EOS           A is a window over the documents one after the other, each with EOS at its end
 
 Every epoch cuts new windows, every batch masks other tokens.
@@ -88,7 +88,7 @@ class MaskedLMBatches(RunningTextBatches):
             first, second, random_B = spans.spans(k)
             stream = TokenStream(self.columns["target"], append_eos=False)
             ids_BS, type_BS = _assemble_rows(stream, (first, second), config.length)
-            fields = {"token_type_BS": type_BS, "label_B": random_B.astype(np.int32)}
+            fields = {"token_type_BS": type_BS, "class_B": random_B.astype(np.int32)}
         else:
             ids_BS, _ = _assemble_rows(spans.stream, (spans.window_spans(k),), config.length)
             fields = {}

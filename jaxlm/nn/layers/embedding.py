@@ -1,4 +1,7 @@
-"""Embedding lookup and the logits over a vocabulary, for plain and quantized tables."""
+"""Embedding lookup and the logits over a vocabulary, for plain, quantized and packed tables.
+
+They are functions of a table, so that one table (V, D) can serve as input embedding and as tied output.
+"""
 
 from typing import Any
 
@@ -6,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.nn.weights import cpu_kernels
-from jaxlm.nn.weights.weight_formats import Int8, PackedKernel, _int8_matmul, _matmul_by_rows, _packed_kernel_matmul
+from jaxlm.nn.weights.weight_formats import Int8, PackedKernel, int8_matmul, matmul_by_rows, packed_kernel_matmul
 from jaxlm.types import Array
 
 
 def embed_ids(table: Any, ids: Array) -> Array:
-    """The rows of a table (V, D) for ids of any shape: (..., D)."""
+    """Return the rows of a table (V, D) for ids of any shape: (..., D)."""
     if isinstance(table, Int8):
         return table.values[ids].astype(jnp.float32) * table.scale[ids][..., None]
     if isinstance(table, PackedKernel):
@@ -19,36 +22,44 @@ def embed_ids(table: Any, ids: Array) -> Array:
     return table[ids]
 
 
-def vocab_logits(x_RD: Array, table: Any) -> Array:
-    """x E^T: (R, D) -> float32 (R, V); the product is in the dtype of x, unless the table is narrower."""
+def vocab_logits(features: Array, table: Any, bias_V: Array | None = None) -> Array:
+    """Return the logits E x + b: features (..., D) and a table E (V, D) -> float32 (..., V).
+
+    The product is in the dtype of the features, unless the table is narrower.
+    """
+    x_RD = features.reshape(-1, features.shape[-1])
     if isinstance(table, Int8):
-        return _int8_matmul(x_RD, table)
-    if isinstance(table, PackedKernel):
-        return _packed_kernel_matmul(x_RD, table)
-    if jnp.bfloat16 in (x_RD.dtype, table.dtype):
-        return _bfloat16_logits(x_RD.astype(jnp.bfloat16), table)
-    return _matmul_by_rows(x_RD, table.astype(x_RD.dtype))
+        logits_RV = int8_matmul(x_RD, table)
+    elif isinstance(table, PackedKernel):
+        logits_RV = packed_kernel_matmul(x_RD, table)
+    elif jnp.bfloat16 in (x_RD.dtype, table.dtype):
+        logits_RV = _bfloat16_logits(x_RD.astype(jnp.bfloat16), table)
+    else:
+        logits_RV = matmul_by_rows(x_RD, table.astype(x_RD.dtype))
+    if bias_V is not None:
+        logits_RV = logits_RV + bias_V[None]
+    return logits_RV.reshape(*features.shape[:-1], logits_RV.shape[-1])
 
 
 @jax.custom_vjp
 def _bfloat16_logits(x_RD: Array, table_VD: Array) -> Array:
-    """`vocab_logits` of bfloat16 whose gradients are products of bfloat16 too, added up in float32.
+    """Logits of bfloat16 features whose gradients, too, are bfloat16 products accumulated in float32.
 
-    JAX's own would multiply the float32 gradient of the logits: at half the speed or less, and the head of a small
-    model is a third of its arithmetic.
+    JAX's own gradient would multiply the float32 gradient of the logits, at half the speed or less, and the
+    output layer is a third of the arithmetic of a small model.
     """
-    return _matmul_by_rows(x_RD, table_VD.astype(x_RD.dtype))
+    return matmul_by_rows(x_RD, table_VD.astype(x_RD.dtype))
 
 
 def _bfloat16_logits_forward(x_RD, table_VD):
     return _bfloat16_logits(x_RD, table_VD), (x_RD, table_VD)
 
 
-def _bfloat16_logits_backward(residuals, d_scores_RV):
+def _bfloat16_logits_backward(residuals, d_logits_RV):
     x_RD, table_VD = residuals
-    d_RV, narrow_VD = d_scores_RV.astype(x_RD.dtype), table_VD.astype(x_RD.dtype)
-    d_x_RD = jnp.einsum("rv,vd->rd", d_RV, narrow_VD, preferred_element_type=jnp.float32)
-    d_table_VD = jnp.einsum("rv,rd->vd", d_RV, x_RD, preferred_element_type=jnp.float32)
+    d_logits_RV, narrow_VD = d_logits_RV.astype(x_RD.dtype), table_VD.astype(x_RD.dtype)
+    d_x_RD = jnp.einsum("rv,vd->rd", d_logits_RV, narrow_VD, preferred_element_type=jnp.float32)
+    d_table_VD = jnp.einsum("rv,rd->vd", d_logits_RV, x_RD, preferred_element_type=jnp.float32)
     return d_x_RD.astype(x_RD.dtype), d_table_VD.astype(table_VD.dtype)
 
 

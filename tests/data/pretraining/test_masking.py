@@ -96,7 +96,7 @@ def test_rows_of_joined_documents_hold_every_token():
     stream = [i for text in DOCUMENTS for i in [*text, EOS]]
     batches, seen = MaskedLMRows(length=32, rows=4).batches(COLUMNS, 1), np.zeros(len(stream), int)
     for batch in (batches[k] for k in range(batches.batches_per_epoch)):
-        assert batch.label_B is None and batch.token_type_BS is None
+        assert batch.class_B is None and batch.token_type_BS is None
         for row, valid in zip(said(batch), batch.source_valid_BS, strict=True):
             ids = row[valid].tolist()
             assert ids[0] == BOS and ids[-1] == EOS and not row[~valid].any()
@@ -114,7 +114,7 @@ def test_pairs_that_follow_and_pairs_that_do_not():
     count = Counter(tuple(text[i : i + 2]) for text in DOCUMENTS for i in range(len(text) - 1))
     checked = {0: 0, 1: 0}
     for batch in map(batches.__getitem__, range(20)):
-        for ids, kinds, elsewhere in zip(said(batch), batch.token_type_BS, batch.label_B, strict=True):
+        for ids, kinds, elsewhere in zip(said(batch), batch.token_type_BS, batch.class_B, strict=True):
             first, second = np.flatnonzero(ids == EOS)
             assert ids[0] == BOS and not ids[second + 1 :].any() and not kinds[second + 1 :].any()
             assert (kinds[: second + 1] == (np.arange(second + 1) > first)).all()
