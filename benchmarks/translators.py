@@ -85,8 +85,9 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
     runtime.configure_process()
     import jax.numpy as jnp
 
-    from jaxlm.decode.beam_config import Beam
+    from jaxlm.decode.beam_config import Beam, BeamSearchConfig
     from jaxlm.decode.beam_search import beam_search
+    from jaxlm.decode.request import DecodeRequest
     from jaxlm.huggingface.convert import load_pretrained
     from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
     from jaxlm.nn.weights.quantization import cast_for_inference
@@ -101,12 +102,12 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
     params = unstack_layers_jit(params)
     rows = len(source_BS)
     batch = Batch(source_BS=jnp.asarray(source_BS), source_valid_BS=jnp.ones(source_BS.shape, bool))
-    prompt_B1, limit_B = jnp.full((rows, 1), BOS), jnp.full(rows, new)
-    options = Beam(num_beams=beam, stopping_rule="heuristic")
+    prompt_B1 = jnp.full((rows, 1), BOS)
+    request = DecodeRequest(batch, prompt_B1, prompt_B1 > 0, jnp.full(rows, new))
+    config = BeamSearchConfig(new, beam=Beam(num_beams=beam, stopping_rule="heuristic"))
 
     def translate() -> np.ndarray:
-        found = beam_search(net, params, batch, prompt_B1, prompt_B1 > 0, limit_B, length=new, beam=options)
-        return np.asarray(found.tokens_BNT[:, 0])
+        return np.asarray(beam_search(net, params, request, config).tokens_BNT[:, 0])
 
     return translate
 

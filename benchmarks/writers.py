@@ -42,7 +42,8 @@ def _ours(folder: Path, prompt_BP: np.ndarray, new: int, variant: str) -> Any:
     runtime.configure_process()
     import jax.numpy as jnp
 
-    from jaxlm.decode.generate import generate
+    from jaxlm.decode.generate import GenerationConfig, generate
+    from jaxlm.decode.request import DecodeRequest
     from jaxlm.decode.sampling import Sampler
     from jaxlm.huggingface.convert import load_pretrained
     from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
@@ -54,11 +55,11 @@ def _ours(folder: Path, prompt_BP: np.ndarray, new: int, variant: str) -> Any:
     params = unstack_layers_jit(params)
     prompt_BP = jnp.asarray(prompt_BP)
     batch = Batch(target_BT=prompt_BP, target_valid_BT=prompt_BP >= 0)
-    limit_B, sampler = jnp.full(len(prompt_BP), new), Sampler(1.0, top_k=TOP_K)
+    request = DecodeRequest(batch, prompt_BP, prompt_BP >= 0, jnp.full(len(prompt_BP), new))
+    config = GenerationConfig(new, (), Sampler(1.0, top_k=TOP_K))
 
     def write() -> np.ndarray:
-        found = generate(net, params, batch, prompt_BP, prompt_BP >= 0, limit_B, length=new, stop=(), sampler=sampler)
-        return np.asarray(found.tokens_BT)
+        return np.asarray(generate(net, params, request, config).tokens_BT)
 
     return write
 

@@ -19,7 +19,8 @@ from fixtures.zoo import (
     start,
 )
 
-from jaxlm.decode.generate import generate
+from jaxlm.decode.generate import GenerationConfig, generate
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.distributed.sharding import data_mesh, replicated_sharding, shard_rows
 from jaxlm.objectives.next_token import NextToken
 
@@ -155,9 +156,8 @@ def test_decoding_is_rereading(name):
     """Each token that greedy search says is the likeliest one after all before it, read anew and without a cache."""
     model, params = ZOO[name].model, params_of(ZOO[name].model)
     prompt, limit_B = batch_of(ROWS, WIDE, WIDE, target_layout="holes"), np.full(len(ROWS), 3)
-    found = generate(
-        model, params, prompt, prompt.target_BT, prompt.target_valid_BT, limit_B, length=3, stop=()
-    ).tokens_BT  # fmt: skip
+    request = DecodeRequest(prompt, prompt.target_BT, prompt.target_valid_BT, limit_B)
+    found = generate(model, params, request, GenerationConfig(3, ())).tokens_BT
     told = [
         replace(row, target=np.append(row.target, ids[:-1])) for row, ids in zip(ROWS, np.asarray(found), strict=True)
     ]

@@ -4,10 +4,11 @@
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from jaxlm.decode.logit_masks import LogitMasks
+from jaxlm.decode.request import DecodeConfig
 from jaxlm.errors import UserError
 
 LengthPenaltyKind = Literal["none", "power", "gnmt"]
@@ -89,49 +90,73 @@ class Beam:
         return LogitMasks(self.suppress_tokens, self.min_length, self.no_repeat_ngram_size)
 
 
+@dataclass(frozen=True)
+class BeamSearchConfig(DecodeConfig):
+    """The static settings of `beam_search` (of which the length penalty and the rewards are not compiled in)."""
+
+    beam: Beam = Beam()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beam.at_max_length == "force_eos" and not self.stop:
+            raise UserError(
+                "at_max_length='force_eos' but stop=(): expected at least one stop id to force, or at_max_length='keep'"
+            )
+
+    @property
+    def num_candidates(self) -> int:
+        """The candidates of a step: k * (1 + number of stop ids), so that k of them do not stop."""
+        return self.beam.num_beams * (1 + len(self.stop))
+
+
 HUGGING_FACE = Beam(finish_rule="top_k", length_penalty_kind="power", at_max_length="keep", stopping_rule="heuristic")
-"""`generate(num_beams=..., early_stopping=False)` of Hugging Face Transformers; see `hugging_face`."""
+"""`generate(num_beams=..., early_stopping=False)` of Hugging Face Transformers; see `HuggingFaceOptions`."""
 
 EARLY_STOPPING: dict[bool | str, StoppingRule] = {True: "full", False: "heuristic", "never": "exact"}
 """`early_stopping` of Transformers. Its "never" goes on until no live hypothesis can enter the k finished ones, `exact`
 until none can enter the n that are wanted: the results are the same."""
 
 
-def huggingface_beam(
-    num_beams: int = 1,
-    num_return_sequences: int = 1,
-    early_stopping: bool | str = False,
-    length_penalty: float = 1.0,
-    min_new_tokens: int = 0,
-    no_repeat_ngram_size: int = 0,
-    banned: tuple[int, ...] = (),
-    force_eos: bool = False,
-) -> Beam:
-    """What `generate(**options)` of Hugging Face Transformers 5 does, in terms of `Beam`.
+@dataclass(frozen=True)
+class HuggingFaceOptions:
+    """The options of `generate(num_beams=...)` of Hugging Face Transformers 5; `beam` converts them.
 
-    The limit is `max_new_tokens` for every row. Lengths exclude the prompt there as here: `decoder_start_token_id`, or
-    all of `decoder_input_ids` or of a decoder-only model's `input_ids`, left padding included. The minimum does not
-    count the token that ends a text, ours does. banned: `bad_words_ids` of one id each.
+    The limit is `max_new_tokens` for every row. Lengths exclude the prompt in both programs: `decoder_start_token_id`,
+    or all of `decoder_input_ids` or of a decoder-only model's `input_ids`, left padding included. Their minimum length
+    does not count the stop id, ours does.
 
-    forced: there is a `forced_eos_token_id`, said at the limit, and maybe a `forced_bos_token_id`, our `Forced`.
+    banned: `bad_words_ids` of one id each.
+    force_eos: there is a `forced_eos_token_id`, which is generated at the limit, and possibly a `forced_bos_token_id`
+        (our `ForcedPrefix`).
 
-    Deviations. `no_repeat_ngram_size` there looks at the prompt too, here at generated tokens alone. What is forced is
-    scored 0 there and other scores stay as they are; here all are normalised anew, which is the same only where nothing
-    else is masked.
+    Deviations. Their `no_repeat_ngram_size` covers the prompt too, ours generated tokens only. They give a forced token
+    the score 0 and leave other scores unnormalized; here all are renormalized, which is the same only if nothing else
+    is masked.
     """
-    return Beam(
-        num_beams=num_beams,
-        num_return_sequences=num_return_sequences,
-        length_penalty=length_penalty,
-        finish_rule=HUGGING_FACE.finish_rule,
-        length_penalty_kind=HUGGING_FACE.length_penalty_kind,
-        at_max_length="force_eos" if force_eos else HUGGING_FACE.at_max_length,
-        renormalize_logits=force_eos,
-        stopping_rule=EARLY_STOPPING[early_stopping],
-        min_length=min_new_tokens + 1 if min_new_tokens else 0,
-        suppress_tokens=banned,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-    )
+
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    early_stopping: bool | str = False
+    length_penalty: float = 1.0
+    min_new_tokens: int = 0
+    no_repeat_ngram_size: int = 0
+    banned: tuple[int, ...] = ()
+    force_eos: bool = False
+
+    def beam(self) -> Beam:
+        """The same search as a `Beam`."""
+        return replace(
+            HUGGING_FACE,
+            num_beams=self.num_beams,
+            num_return_sequences=self.num_return_sequences,
+            length_penalty=self.length_penalty,
+            at_max_length="force_eos" if self.force_eos else HUGGING_FACE.at_max_length,
+            renormalize_logits=self.force_eos,
+            stopping_rule=EARLY_STOPPING[self.early_stopping],
+            min_length=self.min_new_tokens + 1 if self.min_new_tokens else 0,
+            suppress_tokens=self.banned,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+        )
 
 
 FAIRSEQ = Beam(
@@ -150,44 +175,45 @@ CTRANSLATE2 = Beam(
     at_max_length="keep_top_k",
     stopping_rule="full",
 )
-"""CTranslate2's `translate_batch` with a length or a coverage penalty; see `ctranslate2`."""
+"""CTranslate2's `translate_batch` with a length or a coverage penalty; see `CTranslate2Options`."""
 
 
-def ctranslate2_beam(
-    beam_size: int = 2,
-    num_hypotheses: int = 1,
-    length_penalty: float = 1.0,
-    coverage_penalty: float = 0.0,
-    min_decoding_length: int = 1,
-    no_repeat_ngram_size: int = 0,
-    banned: tuple[int, ...] = (),
-) -> Beam:
-    """What `Translator.translate_batch(**options)` of CTranslate2 4 does, in terms of `Beam`; patience 1.
+@dataclass(frozen=True)
+class CTranslate2Options:
+    """The options of `Translator.translate_batch` of CTranslate2 4 (with patience 1); `beam` converts them.
 
-    The limit is `max_decoding_length`, in which the end token has its place; the minimum does not count it, ours does.
-    Scores are normalised after the masks, and lengths count the end token, although the hypotheses come without it.
-    Without penalties a row ends once `num_hypotheses` have ended, the best candidate of some step among them; with one,
-    once `beam_size` have. At the limit the best `beam_size` candidates end, whether they stop or not.
+    The limit is `max_decoding_length`, the stop id included; their minimum does not count the stop id, ours does.
+    Scores are normalized after the masks, and lengths count the stop id, although their hypotheses come without it.
+    Without penalties a row ends once `num_hypotheses` have ended, the best candidate of some step among them; with a
+    penalty, once `beam_size` have. At the limit the best `beam_size` candidates end, whether they stop or not.
 
-    Deviations. Coverage there is that of the last layer's first `alignment_heads` heads, by default one, here the mean
-    of all; and in a batch on a CPU, release 4.8.5 takes the first step's from another row. Right after a
-    `target_prefix` no candidate but the best one may end there; here all may.
+    Deviations. Their coverage is that of the last layer's first `alignment_heads` heads, by default one; ours is the
+    mean of all. In a batch on a CPU, release 4.8.5 takes the coverage of the first step from another row. Immediately
+    after a `target_prefix` only their best candidate may end; here all may.
     """
-    penalised = length_penalty != 0 or coverage_penalty != 0
-    return Beam(
-        num_beams=beam_size,
-        num_return_sequences=num_hypotheses,
-        length_penalty=length_penalty,
-        coverage_penalty=coverage_penalty,
-        renormalize_logits=CTRANSLATE2.renormalize_logits,
-        finish_rule=CTRANSLATE2.finish_rule,
-        length_penalty_kind=CTRANSLATE2.length_penalty_kind,
-        at_max_length=CTRANSLATE2.at_max_length,
-        stopping_rule=CTRANSLATE2.stopping_rule if penalised else "first",
-        min_length=min_decoding_length + 1 if min_decoding_length else 0,
-        suppress_tokens=banned,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-    )
+
+    beam_size: int = 2
+    num_hypotheses: int = 1
+    length_penalty: float = 1.0
+    coverage_penalty: float = 0.0
+    min_decoding_length: int = 1
+    no_repeat_ngram_size: int = 0
+    banned: tuple[int, ...] = ()
+
+    def beam(self) -> Beam:
+        """The same search as a `Beam`."""
+        penalized = self.length_penalty != 0 or self.coverage_penalty != 0
+        return replace(
+            CTRANSLATE2,
+            num_beams=self.beam_size,
+            num_return_sequences=self.num_hypotheses,
+            length_penalty=self.length_penalty,
+            coverage_penalty=self.coverage_penalty,
+            stopping_rule=CTRANSLATE2.stopping_rule if penalized else "first",
+            min_length=self.min_decoding_length + 1 if self.min_decoding_length else 0,
+            suppress_tokens=self.banned,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+        )
 
 
 T2T = Beam(

@@ -24,13 +24,14 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_config import BeamSearchConfig
 from jaxlm.decode.beam_state import (
     FinishedBeams,
     LiveBeams,
     add_finished,
     advance_live_beams,
     empty_finished_beams,
+    final_candidate_scores,
     finish_reasons,
     initial_live_beams,
     mask_stop_candidates,
@@ -41,28 +42,31 @@ from jaxlm.decode.beam_state import (
 from jaxlm.decode.grammar import TokenGrammar, advance_grammar, apply_grammar
 from jaxlm.decode.length_penalty import ScoreParams, can_stop, log_coverage, make_score_params
 from jaxlm.decode.logit_masks import ForcedPrefix, apply_logit_masks
-from jaxlm.decode.prefill import check_request, decode_step, enlarge_state, expand_beams, prefill_prompt, reorder_beams
+from jaxlm.decode.prefill import decode_step, enlarge_state, expand_beams, prefill_prompt, reorder_beams
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_NONE, FINISH_STOP, Hypotheses
 from jaxlm.errors import UserError
 from jaxlm.nn.transformer.layer_stack import unstack_layers
-from jaxlm.types import Array, Batch, Params, State
+from jaxlm.types import Array, Params, State
 
 MIN_STEPS_TO_SPLIT = 12
-"""The fewest steps that are worth a loop of their own."""
+"""Half of the steps run with half of the cache if the half has at least this many steps."""
 
 MAX_SHARED_CACHE_BEAMS = 16
-"""The most slots whose caches lie side by side: each query looks at the entries of all slots, K times too many."""
+"""The most slots whose caches lie side by side, where each query reads the entries of all slots."""
 
 
 @struct.dataclass
 class BeamState:
-    """The loop's carry: a live hypothesis has `step_B` tokens, the last, `token_BK`, not yet read by the state.
+    """The carry of the search: a live hypothesis has `step_B` tokens, and `state` has not read the last, `token_BK`.
 
-    first_B: the best candidate of some step ended in a stop id.
+    limit_B: the length limit of each row.
+    top_stopped_B: the best candidate of some step ended in a stop id.
     """
 
     step_B: Array
     done_B: Array
+    limit_B: Array
     top_stopped_B: Array
     token_BK: Array
     live: LiveBeams
@@ -71,182 +75,164 @@ class BeamState:
     grammar_state: Any = None
 
 
-@dataclasses.dataclass(frozen=True)
-class StaticConfig:
-    """What the search is compiled for: the length penalty and the reward are arguments instead (`Ranking`)."""
-
-    beam: Beam
-    stop: tuple[int, ...]
-    length: int
-
-    @property
-    def num_candidates(self) -> int:
-        return self.beam.num_beams * (1 + len(self.stop))
-
-
 @struct.dataclass
 class SearchInputs:
-    """The arrays that stay as they are during the search."""
+    """The arrays that all steps share and none changes."""
 
-    limit_B: Array
     score_params: ScoreParams
-    forced_prefix: ForcedPrefix | None
+    forced_prefix: ForcedPrefix | None = None
     grammar: TokenGrammar | None = None
 
 
-def beam_search(
-    model: Any,
-    params: Params,
-    batch: Batch,
-    prompt_BP: Array,
-    prompt_valid_BP: Array,
-    limit_B: Array,
-    *,
-    length: int,
-    beam: Beam = Beam(),  # noqa: B008 (frozen)
-    stop: tuple[int, ...] = (3,),
-    forced_prefix: ForcedPrefix | None = None,
-    grammar: TokenGrammar | None = None,
-) -> Hypotheses:
-    """The `beam.num_return_sequences` best continuations of each row's prompt.
+def beam_search(model: Any, params: Params, request: DecodeRequest, config: BeamSearchConfig) -> Hypotheses:
+    """Return the `beam.num_return_sequences` best continuations of each prompt.
 
-    limit_B: the most tokens of each row, a function of that row alone; `length` is the room for them (static: one
-    compilation a length), and a greater limit is cut to it. Prompts may be padded on either side. grammar: what may be
-    said, as `jaxlm.decode.grammar` or `jaxlm.decode.copy_constraint` make it.
-    Raises UserError if the shapes do not fit together, or if a stop id is forced at the limit and there is none.
+    Raises UserError if the shapes of the request do not match, or if the beam has a coverage penalty and the model has
+    no attention to a source.
     """
-    check_request(prompt_BP, prompt_valid_BP, limit_B, length, stop)
-    if beam.at_max_length == "force_eos" and not stop:
-        raise UserError(
-            "at_max_length='force_eos' but stop=(): expected at least one stop id to force, or at_max_length='keep'"
-        )
-    request = SearchInputs(jnp.minimum(limit_B, length), make_score_params(beam, length), forced_prefix, grammar)
-    model, rules = specialize(model, beam, stop, length)
-    return _beam_search(model, rules, params, batch, prompt_BP, prompt_valid_BP, request)
+    request.check_shapes()
+    model, static_config, score_params = specialize(model, config)
+    return _beam_search(model, static_config, params, request, score_params)
 
 
-def specialize(model: Any, beam: Beam, stop: tuple[int, ...], length: int) -> tuple[Any, StaticConfig]:
-    """What a search is compiled for: a model that tells what it must, and the rules without their numbers.
+def specialize(model: Any, config: BeamSearchConfig) -> tuple[Any, BeamSearchConfig, ScoreParams]:
+    """Split a configuration into the static part of the compiled search and the numbers that are its arguments.
 
-    Raises UserError for coverage with a model that does not attend to a source.
+    The model is cloned to track coverage if the beam has a coverage penalty.
     """
-    coverage = float(beam.coverage_penalty > 0)
+    beam, coverage = config.beam, float(config.beam.coverage_penalty > 0)
     if coverage and not hasattr(model, "track_coverage"):
         raise UserError(
-            f"coverage_penalty > 0 needs attention to a source, and {type(model).__name__} tells of none: use "
+            f"coverage_penalty > 0 needs attention to a source, which {type(model).__name__} does not have: use "
             "coverage_penalty=0"
         )
-    same = dataclasses.replace(
+    static_beam = dataclasses.replace(
         beam, length_penalty_kind="none", length_penalty=1.0, length_reward=0.0, coverage_penalty=coverage
     )
-    return model.clone(track_coverage=True) if coverage else model, StaticConfig(same, tuple(sorted(set(stop))), length)
+    static_config = BeamSearchConfig(config.length, tuple(sorted(set(config.stop))), static_beam)
+    model = model.clone(track_coverage=True) if coverage else model
+    return model, static_config, make_score_params(beam, config.length)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def _beam_search(
-    model: Any,
-    config: StaticConfig,
-    params: Params,
-    batch: Batch,
-    prompt_BP: Array,
-    prompt_valid_BP: Array,
-    inputs: SearchInputs,
+    model: Any, config: BeamSearchConfig, params: Params, request: DecodeRequest, score_params: ScoreParams
 ) -> Hypotheses:
     layers, half = unstack_layers(params), (config.length + 1) // 2
+    inputs = SearchInputs(score_params, request.forced_prefix, request.grammar)
 
-    def more(search: BeamState) -> BeamState:
-        return beam_step(model, config, layers, search, inputs)
+    def step(beams: BeamState) -> BeamState:
+        return beam_step(model, config, layers, beams, inputs)
 
-    def goes_on(search: BeamState) -> Array:
-        return ~jnp.all(search.done_B)
+    def unfinished(beams: BeamState) -> Array:
+        return ~jnp.all(beams.done_B)
 
-    # The first half of the steps has half of the cache to look at.
-    tier = half if half >= MIN_STEPS_TO_SPLIT else config.length
-    search = initial_beam_state(model, config, params, batch, prompt_BP, prompt_valid_BP, inputs, tier)
-    if tier < config.length:
-        search = lax.while_loop(lambda search: goes_on(search) & (search.step_B.max() < tier), more, search)
-        search = dataclasses.replace(search, state=enlarge_state(search.state, config.length))
-    return best_hypotheses(lax.while_loop(goes_on, more, search).finished, config.beam.num_return_sequences)
+    # Attention reads the whole cache at each step, so the first half of the steps has a cache of half the size.
+    capacity = half if half >= MIN_STEPS_TO_SPLIT else config.length
+    beams = initial_beam_state(model, config, params, request, capacity)
+    if capacity < config.length:
+        beams = lax.while_loop(lambda beams: unfinished(beams) & (beams.step_B.max() < capacity), step, beams)
+        beams = dataclasses.replace(beams, state=enlarge_state(beams.state, config.length))
+    return best_hypotheses(lax.while_loop(unfinished, step, beams).finished, config.beam.num_return_sequences)
 
 
 def initial_beam_state(
-    model: Any,
-    config: StaticConfig,
-    params: Params,
-    batch: Batch,
-    prompt_BP: Array,
-    prompt_valid_BP: Array,
-    inputs: SearchInputs,
-    capacity: int | None = None,
+    model: Any, config: BeamSearchConfig, params: Params, request: DecodeRequest, capacity: int
 ) -> BeamState:
-    """The prompts are read, nothing is said. The state has `room` for so many tokens, or for all."""
-    rows, slots = prompt_BP.shape[0], config.beam.num_beams
-    capacity = capacity or config.length
-    token_B, state = prefill_prompt(model, params, batch, prompt_BP, prompt_valid_BP, config.length)
+    """The state before the first step: the prompts are read, and the caches have room for `capacity` tokens."""
+    rows, slots = request.prompt_BP.shape[0], config.beam.num_beams
+    token_B, state = prefill_prompt(model, params, request, config.length)
+    limit_B = jnp.minimum(request.limit_B, config.length).astype(jnp.int32)
     return BeamState(
         step_B=jnp.zeros(rows, jnp.int32),
-        done_B=inputs.limit_B <= 0,
+        done_B=limit_B <= 0,
+        limit_B=limit_B,
         top_stopped_B=jnp.zeros(rows, bool),
         token_BK=jnp.broadcast_to(token_B[:, None], (rows, slots)).astype(jnp.int32),
         live=initial_live_beams(rows, slots, config.length),
         finished=empty_finished_beams(rows, slots, config.length),
-        state=expand_beams(state, slots, prompt_BP.shape[1] - 1, capacity, slots <= MAX_SHARED_CACHE_BEAMS),
-        grammar_state=None if inputs.grammar is None else inputs.grammar.initial_state(slots),
+        state=expand_beams(state, slots, request.prompt_BP.shape[1] - 1, capacity, slots <= MAX_SHARED_CACHE_BEAMS),
+        grammar_state=None if request.grammar is None else request.grammar.initial_state(slots),
     )
 
 
-def beam_step(model: Any, config: StaticConfig, layers: Params, beams: BeamState, inputs: SearchInputs) -> BeamState:
+def beam_step(
+    model: Any, config: BeamSearchConfig, layers: Params, beams: BeamState, inputs: SearchInputs
+) -> BeamState:
     """One more token in each live hypothesis of each row that is not done. `layers`: the unstacked parameters."""
     rows, slots = beams.token_BK.shape
     valid_R = jnp.repeat(~beams.done_B, slots)
+    # The model sees the slots as R = B * K rows.
     logits_RV, state = decode_step(model, layers, beams.token_BK.reshape(-1), beams.state, valid_R)
-    covered_RS = state.coverage_RS if config.beam.coverage_penalty else None
-    found, parent_BK = _select_beams(beams, logits_RV.reshape(rows, slots, -1), config, inputs, covered_RS)
-    return dataclasses.replace(found, state=reorder_beams(beams.state, state, parent_BK))
+    coverage_RS = state.coverage_RS if config.beam.coverage_penalty else None
+    after, parent_BK = _select_beams(beams, logits_RV.reshape(rows, slots, -1), config, inputs, coverage_RS)
+    return dataclasses.replace(after, state=reorder_beams(beams.state, state, parent_BK))
 
 
 def _select_beams(
-    beams: BeamState, logits_BKV: Array, config: StaticConfig, inputs: SearchInputs, coverage_RS: Array | None = None
+    beams: BeamState,
+    logits_BKV: Array,
+    config: BeamSearchConfig,
+    inputs: SearchInputs,
+    coverage_RS: Array | None = None,
 ) -> tuple[BeamState, Array]:
     """One step of the definition, given the logits after each live hypothesis; and the parents_BK of the new ones."""
     beam, stop, live = config.beam, config.stop, beams.live
-    at_limit_B = beams.step_B + 1 >= inputs.limit_B
+    at_limit_B = beams.step_B + 1 >= beams.limit_B
+    logits_BKV, allowed_BKV = _masked_logits(beams, logits_BKV, config, inputs, at_limit_B)
+    candidates, norm_BK1 = top_candidates(live, logits_BKV, allowed_BKV, config.num_candidates)
+    ending = candidates
+    if beam.finish_rule == "all" and stop:
+        stopping = stop_candidates(live, allowed_BKV, norm_BK1, stop)
+        ending = merge_candidates(mask_stop_candidates(candidates, stop), stopping)
+    reason_BA = finish_reasons(ending, beam, stop, at_limit_B, beams.done_B)
+    coverage_BK = None if coverage_RS is None else log_coverage(coverage_RS, beam.num_beams)
+    score_BA = final_candidate_scores(ending, reason_BA, beams.step_B, inputs.score_params, beam, coverage_BK)
+    finished = add_finished(
+        beams.finished, live, ending, reason_BA, score_BA, beams.step_B, keep_first=beam.keep_first_finished
+    )
+    top_stopped_B = beams.top_stopped_B | (reason_BA[:, 0] == FINISH_STOP)
+    new_live, token_BK, parent_BK = advance_live_beams(live, candidates, stop, beams.step_B)
+    stops_early_B = can_stop(
+        beam,
+        inputs.score_params,
+        length_B=beams.step_B + 1,
+        limit_B=beams.limit_B,
+        live_BK=new_live.logprob_BK,
+        score_BK=finished.score_BK,
+        top_stopped_B=top_stopped_B,
+    )
+    no_live_B = jnp.isneginf(new_live.logprob_BK[:, 0])
+    after = dataclasses.replace(
+        beams,
+        step_B=beams.step_B + ~beams.done_B,
+        done_B=beams.done_B | at_limit_B | stops_early_B | no_live_B,
+        top_stopped_B=top_stopped_B,
+        token_BK=token_BK,
+        live=new_live,
+        finished=finished,
+        grammar_state=advance_grammar(inputs.grammar, beams.grammar_state, parent_BK, token_BK),
+    )
+    return after, parent_BK
+
+
+def _masked_logits(
+    beams: BeamState, logits_BKV: Array, config: BeamSearchConfig, inputs: SearchInputs, at_limit_B: Array
+) -> tuple[Array, Array]:
+    """The logits whose log-sum-exp normalizes the step scores, and the allowed ones (-inf where a mask forbids)."""
+    beam = config.beam
     logits_BKV = logits_BKV.astype(jnp.float32)
     if beam.temperature != 1.0:
         logits_BKV = logits_BKV / beam.temperature
     must_stop_B = at_limit_B if beam.at_max_length == "force_eos" else None
-    allowed_BKV = apply_logit_masks(
-        logits_BKV, live.tokens_BKT, beams.step_B, beam.logit_masks, stop, inputs.forced_prefix, must_stop_B
-    )
-    allowed_BKV = apply_grammar(allowed_BKV, inputs.grammar, beams.grammar_state, inputs.limit_B - beams.step_B)
-    whole_BKV = allowed_BKV if beam.renormalize_logits else logits_BKV
-    found, norm_BK1 = top_candidates(live, whole_BKV, allowed_BKV, config.num_candidates)
-    ending = found
-    if beam.finish_rule == "all" and stop:
-        ending = merge_candidates(mask_stop_candidates(found, stop), stop_candidates(live, allowed_BKV, norm_BK1, stop))
-    reason_BA = finish_reasons(ending, beam, stop, at_limit_B, beams.done_B)
-    uncovered_BK = None if coverage_RS is None else log_coverage(coverage_RS, beam.num_beams)
-    finished = add_finished(
-        beams.finished, live, ending, reason_BA, beams.step_B, inputs.score_params, beam, uncovered_BK
-    )
-    first_B = beams.top_stopped_B | (reason_BA[:, 0] == FINISH_STOP)
-    new_live, token_BK, parent_BK = advance_live_beams(live, found, stop, beams.step_B)
-    over_B = can_stop(
-        beam, inputs.score_params, beams.step_B + 1, inputs.limit_B,
-        new_live.logprob_BK, finished.score_BK, first_B,
-    )  # fmt: skip
-    nothing_B = jnp.isneginf(new_live.logprob_BK[:, 0])
-    done_B = beams.done_B | at_limit_B | over_B | nothing_B
-    after = dataclasses.replace(
-        beams, step_B=beams.step_B + ~beams.done_B, done_B=done_B, top_stopped_B=first_B, token_BK=token_BK,
-        live=new_live,
-        finished=finished, grammar_state=advance_grammar(inputs.grammar, beams.grammar_state, parent_BK, token_BK),
-    )  # fmt: skip
-    return after, parent_BK
+    tokens_BKT, masks, prefix = beams.live.tokens_BKT, beam.logit_masks, inputs.forced_prefix
+    allowed_BKV = apply_logit_masks(logits_BKV, tokens_BKT, beams.step_B, masks, config.stop, prefix, must_stop_B)
+    allowed_BKV = apply_grammar(allowed_BKV, inputs.grammar, beams.grammar_state, beams.limit_B - beams.step_B)
+    return allowed_BKV if beam.renormalize_logits else logits_BKV, allowed_BKV
 
 
 def best_hypotheses(finished: FinishedBeams, count: int) -> Hypotheses:
-    """The `count` best of each row."""
+    """Return the first `count` finished hypotheses of each row; empty slots get s = S = -inf."""
     empty_BN = finished.reason_BK[:, :count] == FINISH_NONE
     return Hypotheses(
         tokens_BNT=finished.tokens_BKT[:, :count],

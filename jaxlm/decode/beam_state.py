@@ -160,27 +160,40 @@ def finish_reasons(
     return jnp.where(exists_BA, reason_BA, FINISH_NONE)
 
 
-def add_finished(
-    finished: FinishedBeams,
-    live: LiveBeams,
+def final_candidate_scores(
     candidates: Candidates,
     reason_BA: Array,
     step_B: Array,
     score_params: ScoreParams,
     beam: Beam,
-    log_coverage_BK: Array | None = None,
-) -> FinishedBeams:
-    """The best k of the finished set and the candidates with a reason; among equals the earlier, then the rank."""
-    slots = finished.score_BK.shape[1]
+    log_coverage_BK: Array | None,
+) -> Array:
+    """S of each candidate_BA that ends here, -inf on the others."""
     length_BA = jnp.broadcast_to(step_B[:, None] + 1, candidates.token_BA.shape)
     uncounted = 0 if beam.count_eos else (reason_BA == FINISH_STOP).astype(jnp.int32)
     score_BA = final_score(candidates.logprob_BA, length_BA, score_params, uncounted)
     if log_coverage_BK is not None:
-        score_BA += score_params.coverage_penalty * jnp.take_along_axis(
-            log_coverage_BK, candidates.parent_BA, axis=1, mode="clip"
-        )
-    score_BA = jnp.where(reason_BA == FINISH_NONE, -jnp.inf, score_BA)
-    if beam.keep_first_finished:
+        coverage_BA = jnp.take_along_axis(log_coverage_BK, candidates.parent_BA, axis=1, mode="clip")
+        score_BA += score_params.coverage_penalty * coverage_BA
+    return jnp.where(reason_BA == FINISH_NONE, -jnp.inf, score_BA)
+
+
+def add_finished(
+    finished: FinishedBeams,
+    live: LiveBeams,
+    candidates: Candidates,
+    reason_BA: Array,
+    score_BA: Array,
+    step_B: Array,
+    *,
+    keep_first: bool,
+) -> FinishedBeams:
+    """Return the best k of the finished set and of the candidates that end here; ties stay in order.
+
+    With `keep_first` the candidates fill the empty slots in order of rank, and none of them replaces an earlier one.
+    """
+    slots = finished.score_BK.shape[1]
+    if keep_first:
         free_B1 = slots - (finished.reason_BK != FINISH_NONE).sum(1, keepdims=True)
         score_BA = jnp.where(jnp.cumsum(reason_BA != FINISH_NONE, axis=1) <= free_B1, score_BA, -jnp.inf)
         reason_BA = jnp.where(jnp.isneginf(score_BA), FINISH_NONE, reason_BA)
@@ -199,7 +212,7 @@ def add_finished(
     return FinishedBeams(
         score_BK=score_BK,
         logprob_BK=pick(finished.logprob_BK, candidates.logprob_BA),
-        length_BK=pick(finished.length_BK, length_BA),
+        length_BK=pick(finished.length_BK, jnp.broadcast_to(step_B[:, None] + 1, score_BA.shape)),
         reason_BK=pick(finished.reason_BK, reason_BA),
         tokens_BKT=_write_step(tokens_BKT, jnp.where(new_BK, token_BK, 0), step_B),
         token_logprob_BKT=_write_step(logprob_BKT, jnp.where(new_BK, step_BK, 0.0), step_B),

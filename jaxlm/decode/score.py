@@ -39,11 +39,12 @@ def score_targets(model: Any, params: Params, batch: Batch) -> TargetScores:
         raise UserError(
             f"the batch lacks {', '.join(missing)}: scoring needs what the model reads and what it must say"
         )
-    return _score_jit(model, params, batch, batch.target_BT, batch.target_valid_BT, batch.label_BT)
+    return _score_jit(model, params, batch)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _score_jit(model: Any, params: Params, batch: Batch, target_BT: Any, valid_BT: Any, label_BT: Any) -> TargetScores:
+def _score_jit(model: Any, params: Params, batch: Batch) -> TargetScores:
+    target_BT, valid_BT, label_BT = batch.target_BT, batch.target_valid_BT, batch.label_BT
     state = model.apply({"params": params}, batch, 0, method="start")
     features_BTD, _ = model.apply({"params": params}, target_BT, state, valid_BT, method="extend")
     logprob_BT = jnp.where(valid_BT, label_logprob(model, params, features_BTD, label_BT), 0.0)

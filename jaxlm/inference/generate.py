@@ -12,14 +12,14 @@ from typing import Any
 from zlib import crc32
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.base import BOS, EOS, PAD, Tokenizer
-from jaxlm.decode.generate import generate, generate_stream
+from jaxlm.decode.generate import GenerationConfig, generate, generate_stream
 from jaxlm.decode.grammar import TokenGrammar
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_NONE, FINISH_REASONS, GenerationOutput
 from jaxlm.decode.sampling import Sampler
 from jaxlm.inference.base import TrainedModel
@@ -129,15 +129,17 @@ def _sample_prompt(
         line_B = np.zeros(SAMPLE_BATCH, np.uint32)
         line_B[:count] = [crc32(f"{first + row} {asked.prompt}".encode(errors="replace")) for row in range(count)]
         limit_B = np.where(np.arange(SAMPLE_BATCH) < count, asked.max_tokens, 0).astype(np.int32)
-        prompt = asked.batch, jnp.asarray(asked.prompt_BP), jnp.asarray(asked.prompt_BP != PAD), jnp.asarray(limit_B)
-        options: dict[str, Any] = {"length": asked.max_length, "stop": (EOS,), "sampler": request.sampler}
-        options |= {"seed": request.seed, "line_B": jnp.asarray(line_B), "grammar": _grammar(request, asked, limit_B)}
+        decode_request = DecodeRequest(
+            asked.batch, asked.prompt_BP, asked.prompt_BP != PAD, limit_B, grammar=_grammar(request, asked, limit_B),
+            seed=request.seed, line_B=line_B,
+        )  # fmt: skip
+        config = GenerationConfig(asked.max_length, (EOS,), request.sampler)
         if request.stop_strings or show:
-            stream = generate_stream(trained.model, trained.params, *prompt, **options)
+            stream = generate_stream(trained.model, trained.params, decode_request, config)
             yield from _stream_samples(stream, count, asked.prompt, trained.tokenizer, request, show)
             show = None  # the rest is not the first sample
         else:
-            found = generate(trained.model, trained.params, *prompt, **options)
+            found = generate(trained.model, trained.params, decode_request, config)
             yield from (_to_sample(found, row, asked.prompt, trained.tokenizer) for row in range(count))
 
 

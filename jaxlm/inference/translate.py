@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.data.batching.eval_batches import collate_rows, eval_batches, queue_shapes
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.base import BOS, EOS, Tokenizer
-from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.continuous_batching import beam_search_queue
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_REASONS
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
@@ -118,15 +118,23 @@ def _decode_queue(model: Any, params: Params, column: Ragged, search: Search) ->
         yield from _decode_in_batches(model, params, column, search)
         return
     for rows, length, places, group in queue_shapes(column, search.batch_tokens, search.max_source_len):
+        padded = np.pad(rows, (0, -len(rows) % group), constant_values=-1)
+        batches = (
+            (row_G, _request(search, row_G, collate_rows({"source": column}, row_G, length)))
+            for row_G in padded.reshape(-1, group)
+        )
+        yield from beam_search_queue(model, params, batches, places, _search_config(search, length))
 
-        def group_of(rows_G: np.ndarray, length: int = length) -> tuple[Batch, np.ndarray]:
-            batch = collate_rows({"source": column}, rows_G, length)
-            return batch, np.where(rows_G >= 0, search.max_answer_tokens(batch.source_valid_BS.sum(1)), 0)
 
-        yield from beam_search_queue(
-            model, params, rows, group_of, places, group, length=int(search.max_answer_tokens(np.asarray(length))),
-            bos_id=BOS, beam=search.beam, stop=(EOS,),
-        )  # fmt: skip
+def _request(search: Search, row_B: np.ndarray, batch: Batch) -> DecodeRequest:
+    """BOS as the prompt of each row, and the limit of its own source length; 0 for fillers, the rows of number -1."""
+    limit_B = np.where(row_B >= 0, search.max_answer_tokens(batch.source_valid_BS.sum(1)), 0)
+    prompt_B1 = np.full((len(row_B), 1), BOS, np.int32)
+    return DecodeRequest(batch, prompt_B1, np.ones_like(prompt_B1, bool), limit_B)
+
+
+def _search_config(search: Search, source_length: int) -> BeamSearchConfig:
+    return BeamSearchConfig(int(search.max_answer_tokens(np.asarray(source_length))), (EOS,), search.beam)
 
 
 def _decode_in_batches(model: Any, params: Params, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
@@ -135,14 +143,9 @@ def _decode_in_batches(model: Any, params: Params, column: Ragged, search: Searc
     for row_B, batch in eval_batches(
         {"source": column}, search.batch_tokens, row_multiple=1, max_length=search.max_source_len
     ):
-        rows, length = batch.source_BS.shape
-        limit_B = np.where(row_B >= 0, search.max_answer_tokens(batch.source_valid_BS.sum(1)), 0)
-        prompt_BP = jnp.full((rows, 1), BOS)
-        room = int(search.max_answer_tokens(np.asarray(length)))
-        found = beam_search(
-            model, params, batch, prompt_BP, prompt_BP > 0, jnp.asarray(limit_B), length=room, beam=search.beam,
-            stop=(EOS,), grammar=search.grammar(batch.source_BS, batch.source_valid_BS, limit_B),
-        )  # fmt: skip
+        request = _request(search, row_B, batch)
+        request = replace(request, grammar=search.grammar(batch.source_BS, batch.source_valid_BS, request.limit_B))
+        found = beam_search(model, params, request, _search_config(search, batch.source_BS.shape[1]))
         if before is not None:
             yield before[0], _to_host(before[1])
         before = row_B, found

@@ -11,9 +11,19 @@ import pytest
 from fixtures.table_model import TableModel, random_cases
 from references.decode_oracle import beam_oracle
 
-from jaxlm.decode.beam_config import CTRANSLATE2, FAIRSEQ, T2T, Beam, FinishRule, MaxLengthRule, StoppingRule
+from jaxlm.decode.beam_config import (
+    CTRANSLATE2,
+    FAIRSEQ,
+    T2T,
+    Beam,
+    BeamSearchConfig,
+    FinishRule,
+    MaxLengthRule,
+    StoppingRule,
+)
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.logit_masks import ForcedPrefix
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_REASONS
 
 ROWS = 270
@@ -116,10 +126,10 @@ def same_as_lists(rng, beams, size, length, stop, forces, rows):
         forced = ForcedPrefix(
             rng.integers(0, size, (rows, 2)).astype(np.int32), (rng.random((rows, 2)) < 0.2).cumprod(1) > 0
         )
-        found = beam_search(
-            model, {}, cases.batch, cases.prompt_BP, cases.prompt_valid_BP, limit_B,
-            length=length, beam=beam, stop=stop, forced_prefix=forced if forces else None,
-        )  # fmt: skip
+        request = DecodeRequest(
+            cases.batch, cases.prompt_BP, cases.prompt_valid_BP, limit_B, forced_prefix=forced if forces else None
+        )
+        found = beam_search(model, {}, request, BeamSearchConfig(length, stop, beam))
         found = {key: np.asarray(value) for key, value in vars(found).items()}
         for row in range(rows):
             prefix = forced.token_BF[row, : forced.valid_BF[row].sum()] if forces else ()

@@ -8,9 +8,10 @@ import pytest
 from fixtures.zoo import ZOO, batch_of, examples, params_of, sharpened
 
 from jaxlm.decode import beam_search as search_module
-from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
-from jaxlm.decode.generate import generate
+from jaxlm.decode.generate import GenerationConfig, generate
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
 
@@ -20,10 +21,11 @@ PROMPTED = ["transformer", "mistral", "seq2seq_additive_feeding"]
 
 
 def prompts(name):
-    """Sources, and prompts of different lengths padded on the left."""
+    """A model, its parameters, and a request: sources, and prompts of different lengths padded on the left."""
     batch = batch_of(ROWS, 6, 5, "right", "left")
     source = batch.replace(target_BT=None, target_valid_BT=None, label_BT=None)
-    return ZOO[name].model, sure(name), source if ZOO[name].source else batch, batch.target_BT, batch.target_valid_BT
+    request = DecodeRequest(source if ZOO[name].source else batch, batch.target_BT, batch.target_valid_BT, LIMIT_B)
+    return ZOO[name].model, sure(name), request
 
 
 def sure(name):
@@ -33,12 +35,11 @@ def sure(name):
 @pytest.mark.parametrize("name", ["pre", pytest.param("mistral", marks=pytest.mark.slow)])
 def test_ancestors_are_gathering(name, monkeypatch):
     """Caches side by side under the mask of ancestors give what caches that are moved give."""
-    ask = (*prompts(name), LIMIT_B)
-    options = {"length": 6, "beam": Beam(4, 4, length_penalty=0.6, stopping_rule="full")}
-    side_by_side = jax.device_get(beam_search(*ask, **options))
+    search = (*prompts(name), BeamSearchConfig(6, beam=Beam(4, 4, length_penalty=0.6, stopping_rule="full")))
+    side_by_side = jax.device_get(beam_search(*search))
     monkeypatch.setattr(search_module, "MAX_SHARED_CACHE_BEAMS", 0)
     search_module._beam_search.clear_cache()
-    gathered = jax.device_get(beam_search(*ask, **options))
+    gathered = jax.device_get(beam_search(*search))
     search_module._beam_search.clear_cache()
     np.testing.assert_array_equal(side_by_side.tokens_BNT, gathered.tokens_BNT)
     np.testing.assert_allclose(side_by_side.score_BN, gathered.score_BN, atol=1e-5)
@@ -48,11 +49,12 @@ def test_ancestors_are_gathering(name, monkeypatch):
 @pytest.mark.parametrize("name", PROMPTED)
 def test_samples_of_one_prompt_are_samples_of_equal_prompts(name):
     """A prompt is read once for three samples; each is what it would be with a prompt of its own."""
-    model, params, batch, prompt_BP, valid_BP = prompts(name)
-    options = {"length": 6, "sampler": Sampler(2.0, top_k=9), "seed": 5, "line_B": np.arange(18)}
-    together = generate(model, params, batch, prompt_BP, valid_BP, np.repeat(LIMIT_B, 3), **options)
-    apart = jax.tree.map(lambda leaf: np.repeat(leaf, 3, axis=0), (batch, prompt_BP, valid_BP))
-    expected = generate(model, params, *apart, np.repeat(LIMIT_B, 3), **options)
+    model, params, request = prompts(name)
+    config = GenerationConfig(6, sampler=Sampler(2.0, top_k=9))
+    addressed = {"limit_B": np.repeat(LIMIT_B, 3), "seed": 5, "line_B": np.arange(18)}
+    together = generate(model, params, replace(request, **addressed), config)
+    apart = jax.tree.map(lambda leaf: np.repeat(leaf, 3, axis=0), replace(request, seed=None))
+    expected = generate(model, params, replace(apart, **addressed), config)
     np.testing.assert_array_equal(together.tokens_BT, expected.tokens_BT)
     np.testing.assert_allclose(together.logprob_B, expected.logprob_B, rtol=1e-3, atol=ZOO[name].tolerance)
     assert len(np.unique(together.tokens_BT, axis=0)) > 9
@@ -65,9 +67,9 @@ def test_coverage_is_of_the_attention_that_a_source_got(name):
     batch = batch_of(ROWS, 6, 5)
     source = batch.replace(target_BT=None, target_valid_BT=None, label_BT=None)
     bos_B1 = np.full((len(ROWS), 1), 2, np.int32)
-    ask = (model, params, source, bos_B1, bos_B1 > 0, LIMIT_B)
-    options = Beam(3, 2, coverage_penalty=0.7)
-    found = jax.device_get(beam_search(*ask, length=6, beam=options))
+    ask = (model, params, DecodeRequest(source, bos_B1, bos_B1 > 0, LIMIT_B))
+    beam = Beam(3, 2, coverage_penalty=0.7)
+    found = jax.device_get(beam_search(*ask, BeamSearchConfig(6, beam=beam)))
     attention = jax.jit(lambda params, batch: model.apply({"params": params}, batch, method="cross_attention_weights"))
     for n in range(2):
         target_BT = np.concatenate([bos_B1, found.tokens_BNT[:, n, :-1]], 1)
@@ -77,12 +79,12 @@ def test_coverage_is_of_the_attention_that_a_source_got(name):
         expected_B = found.logprob_BN[:, n] / found.length_BN[:, n] + 0.7 * logs_BS.sum(1)
         real_B = found.length_BN[:, n] > 0
         np.testing.assert_allclose(found.score_BN[real_B, n], expected_B[real_B], rtol=1e-4, atol=1e-4)
-    plain = beam_search(*ask, length=6, beam=replace(options, coverage_penalty=0.0))
+    plain = beam_search(*ask, BeamSearchConfig(6, beam=replace(beam, coverage_penalty=0.0)))
     assert (np.asarray(plain.score_BN) > found.score_BN).any()
 
 
 def test_coverage_needs_attention():
     with pytest.raises(
-        UserError, match="coverage_penalty > 0 needs attention to a source, and RecurrentLM tells of none"
+        UserError, match="coverage_penalty > 0 needs attention to a source, which RecurrentLM does not have"
     ):
-        beam_search(*prompts("lstm_lm"), LIMIT_B, length=6, beam=Beam(2, coverage_penalty=0.1))
+        beam_search(*prompts("lstm_lm"), BeamSearchConfig(6, beam=Beam(2, coverage_penalty=0.1)))

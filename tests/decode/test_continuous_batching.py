@@ -8,9 +8,10 @@ from fixtures.zoo import ZOO, batch_of, examples, params_of, sharpened
 from jaxlm.data.batching.eval_batches import queue_shapes
 from jaxlm.data.ragged import Ragged
 from jaxlm.decode import continuous_batching
-from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.continuous_batching import beam_search_queue
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.distributed.sharding import make_mesh, train_state_shardings
 from jaxlm.types import Batch
 
@@ -20,15 +21,23 @@ BEAM = Beam(3, 2, length_penalty=0.6)
 BOS, LENGTH = 2, 9
 
 
-def sources(rows):
-    """The sources of some rows, and of an empty one where the row is -1."""
+def request_of(rows):
+    """The sources of some rows; a row of number -1 is empty."""
     kept = [row for row in rows if row >= 0]
     batch = batch_of([ROWS[row] for row in kept], 6, 6)
     empty = len(rows) - len(kept)
     pad = np.zeros((empty, 6), np.int32)
     valid = np.concatenate([batch.source_valid_BS, pad > 0])
     limit = np.concatenate([LIMIT_B[kept], np.zeros(empty, np.int32)])
-    return Batch(source_BS=np.concatenate([batch.source_BS, pad]), source_valid_BS=valid), limit
+    sources = Batch(source_BS=np.concatenate([batch.source_BS, pad]), source_valid_BS=valid)
+    bos_B1 = np.full((len(rows), 1), BOS)
+    return DecodeRequest(sources, bos_B1, bos_B1 > 0, limit)
+
+
+def queue_of(rows):
+    """Requests of two rows; the last one of an odd number has a filler."""
+    for row_G in np.pad(rows, (0, len(rows) % 2), constant_values=-1).reshape(-1, 2):
+        yield row_G, request_of(row_G)
 
 
 @pytest.mark.parametrize(
@@ -44,17 +53,15 @@ def test_a_queue_is_a_batch(name, places, mesh):
     """23 rows of different limits through a few places, 2 at a time, against all at once; on a mesh the same."""
     model = ZOO[name].model
     params = sharpened(params_of(model), 3)
-    batch, _ = sources(range(len(ROWS)))
-    bos_B1 = np.full((len(ROWS), 1), BOS)
-    expected = jax.device_get(beam_search(model, params, batch, bos_B1, bos_B1 > 0, LIMIT_B, length=LENGTH, beam=BEAM))
+    config = BeamSearchConfig(LENGTH, (3,), BEAM)
+    expected = jax.device_get(beam_search(model, params, request_of(range(len(ROWS))), config))
     if mesh:
         params = jax.device_put(params, train_state_shardings(params, make_mesh(mesh)))
     order = np.random.default_rng(1).permutation(len(ROWS))
     before = None
     for count in (len(ROWS), 4):  # the second time nothing is compiled, whatever is in the queue
         seen = []
-        asked = model, params, order[:count], sources, places, 2
-        for rows, found in beam_search_queue(*asked, length=LENGTH, bos_id=BOS, beam=BEAM, stop=(3,)):
+        for rows, found in beam_search_queue(model, params, queue_of(order[:count]), places, config):
             seen += rows.tolist()
             np.testing.assert_array_equal(found["tokens_BNT"], expected.tokens_BNT[rows])
             np.testing.assert_allclose(found["score_BN"], expected.score_BN[rows], rtol=1e-4, atol=1e-5)

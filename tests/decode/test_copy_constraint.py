@@ -7,10 +7,11 @@ import pytest
 from fixtures.table_model import TableModel, random_cases
 
 from jaxlm.data.tokenizers.base import EOS
-from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.copy_constraint import make_copy_constraint
-from jaxlm.decode.generate import generate
+from jaxlm.decode.generate import GenerationConfig, generate
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_NONE, FINISH_STOP
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
@@ -95,11 +96,9 @@ def test_generated_quotations(sources, sampler):
     table = np.where(np.isneginf(cases.table_BCV), -30.0, cases.table_BCV)
     table[:, :, OPEN] += 2
     model, limit = TableModel(SIZE, order=1), np.arange(ROWS) % ROOM + 1
-    ask = (model, {}, model.batch(table), cases.prompt_BP, cases.prompt_valid_BP, limit)
-    found = generate(
-        *ask, length=ROOM, sampler=sampler, grammar=make_copy_constraint(source, valid, OPEN, CLOSE), stop=(EOS,)
-    )
-    found = jax.device_get(found)
+    grammar = make_copy_constraint(source, valid, OPEN, CLOSE)
+    request = DecodeRequest(model.batch(table), cases.prompt_BP, cases.prompt_valid_BP, limit, grammar=grammar)
+    found = jax.device_get(generate(model, {}, request, GenerationConfig(ROOM, (EOS,), sampler)))
     assert (found.reason_B != FINISH_NONE).all()
     assert quoted(found.tokens_BT, lists, found.length_B) > 20
 
@@ -110,11 +109,10 @@ def test_quotations_of_a_beam(sources, limit):
     cases = random_cases(TableModel(SIZE, order=1), np.random.default_rng(3), ROWS)
     model, table = TableModel(SIZE, order=1), np.where(np.isneginf(cases.table_BCV), -30.0, cases.table_BCV)
     table[:, :, OPEN] += 2
-    ask = (model, {}, model.batch(table), cases.prompt_BP, cases.prompt_valid_BP, np.full(ROWS, ROOM))
-    beam = Beam(3, 3, at_max_length=limit)
-    found = jax.device_get(
-        beam_search(*ask, length=ROOM, beam=beam, grammar=make_copy_constraint(source, valid, OPEN, CLOSE))
-    )
+    grammar, limit_B = make_copy_constraint(source, valid, OPEN, CLOSE), np.full(ROWS, ROOM)
+    request = DecodeRequest(model.batch(table), cases.prompt_BP, cases.prompt_valid_BP, limit_B, grammar=grammar)
+    config = BeamSearchConfig(ROOM, beam=Beam(3, 3, at_max_length=limit))
+    found = jax.device_get(beam_search(model, {}, request, config))
     assert (found.reason_BN[:, 0] != FINISH_NONE).all() and (
         limit == "keep" or (found.reason_BN[:, 0] == FINISH_STOP).all()
     )

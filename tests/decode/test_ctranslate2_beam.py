@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.decode.beam_config import ctranslate2_beam
+from jaxlm.decode.beam_config import BeamSearchConfig, CTranslate2Options
 from jaxlm.decode.beam_search import beam_search
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_REASONS
 from jaxlm.types import Batch
 
@@ -90,10 +91,9 @@ def translated(translator: Any, pair: Pair, case: Case) -> tuple[list[list[list[
 
 def searched(pair: Pair, case: Case) -> dict[str, np.ndarray]:
     prompt_B1 = jnp.full((ROWS, 1), pair.start)
-    found = beam_search(
-        pair.model, pair.params, Batch(pair.ids_BS, pair.valid_BS), prompt_B1, prompt_B1 > 0, jnp.full(ROWS, LENGTH),
-        length=LENGTH, beam=ctranslate2_beam(**vars(case)), stop=ENDS[:1],
-    )  # fmt: skip
+    request = DecodeRequest(Batch(pair.ids_BS, pair.valid_BS), prompt_B1, prompt_B1 > 0, jnp.full(ROWS, LENGTH))
+    config = BeamSearchConfig(LENGTH, ENDS[:1], CTranslate2Options(**vars(case)).beam())
+    found = beam_search(pair.model, pair.params, request, config)
     return {name: np.asarray(value) for name, value in vars(found).items()}
 
 

@@ -9,7 +9,8 @@ from fixtures.cli_runs import command, trained, workdir  # noqa: F401 (fixtures)
 from fixtures.zoo import ZOO, batch_of, examples, params_of
 
 from jaxlm.data.tokenizers.simple import Bytes, Words
-from jaxlm.decode.generate import generate, generate_stream
+from jaxlm.decode.generate import GenerationConfig, generate, generate_stream
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.sampling import Sampler, apply_repetition_penalty
 from jaxlm.errors import UserError
 from jaxlm.inference.text_stream import TextStream
@@ -26,10 +27,10 @@ def test_told_token_by_token_is_told_at_once(name, sampler):
     """Tokens, lengths, reasons and log-probabilities; and each telling is the beginning of the last one."""
     model, params = ZOO[name].model, params_of(ZOO[name].model)
     limit_B = np.array([4, 0, 3, 4, 1, 4])
-    arguments = (model, params, PROMPT, PROMPT.target_BT, PROMPT.target_valid_BT, limit_B)
-    options = {"length": 4, "stop": (3,), "sampler": sampler, "seed": 5}
-    expected = generate(*arguments, **options)
-    told = list(generate_stream(*arguments, **options))
+    request = DecodeRequest(PROMPT, PROMPT.target_BT, PROMPT.target_valid_BT, limit_B, seed=5)
+    config = GenerationConfig(4, (3,), sampler)
+    expected = generate(model, params, request, config)
+    told = list(generate_stream(model, params, request, config))
     assert 1 <= len(told) <= 4
     np.testing.assert_array_equal(told[-1].tokens_BT, expected.tokens_BT)
     np.testing.assert_array_equal(told[-1].reason_B, expected.reason_B)
@@ -50,11 +51,9 @@ def test_the_penalty_is_that_of_its_definition():
 def test_what_was_said_is_penalised_and_what_was_prompted():
     """With a huge penalty greedy search says no id twice, and none of the prompt."""
     model, params = ZOO["lstm_lm"].model, params_of(ZOO["lstm_lm"].model)
-    found = generate(
-        model, params, PROMPT, PROMPT.target_BT, PROMPT.target_valid_BT, np.full(6, 8), length=8, stop=(),
-        sampler=Sampler(0.0, repetition_penalty=1e4),
-    )  # fmt: skip
-    plain = generate(model, params, PROMPT, PROMPT.target_BT, PROMPT.target_valid_BT, np.full(6, 8), length=8, stop=())
+    request = DecodeRequest(PROMPT, PROMPT.target_BT, PROMPT.target_valid_BT, np.full(6, 8))
+    found = generate(model, params, request, GenerationConfig(8, (), Sampler(0.0, repetition_penalty=1e4)))
+    plain = generate(model, params, request, GenerationConfig(8, ()))
     said = jax.device_get(found.tokens_BT)
     for row, example in zip(said, ROWS, strict=True):
         assert len(set(row)) == 8 and not set(row) & set(example.target)

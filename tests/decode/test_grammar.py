@@ -9,10 +9,11 @@ from fixtures.table_model import TableModel, random_cases
 
 from jaxlm.data.tokenizers.base import EOS
 from jaxlm.data.tokenizers.simple import Characters
-from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
-from jaxlm.decode.generate import generate, generate_stream
+from jaxlm.decode.generate import GenerationConfig, generate, generate_stream
 from jaxlm.decode.grammar import batch_dfas
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_NONE, FINISH_STOP
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
@@ -36,9 +37,10 @@ def cases():
     return found
 
 
-def ask(cases, rows=slice(None)):
+def request_of(cases, rows=slice(None), **fields):
     some = cases.take(np.arange(ROWS)[rows])
-    return MODEL, {}, some.batch, some.prompt_BP, some.prompt_valid_BP, LIMIT[rows]
+    fields.setdefault("grammar", batch_dfas(FOUND, OF_ROW, LIMIT))
+    return DecodeRequest(some.batch, some.prompt_BP, some.prompt_valid_BP, LIMIT[rows], **fields)
 
 
 SAMPLERS = {
@@ -52,28 +54,27 @@ SAMPLERS = {
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_texts_are_whole_and_fit(cases, name):
-    grammar = batch_dfas(FOUND, OF_ROW, LIMIT)
-    found = jax.device_get(generate(*ask(cases), length=ROOM, sampler=SAMPLERS[name], grammar=grammar, seed=3))
+    request, config = request_of(cases, seed=3), GenerationConfig(ROOM, sampler=SAMPLERS[name])
+    found = jax.device_get(generate(MODEL, {}, request, config))
     assert (found.reason_B == FINISH_STOP).all() and (found.length_B <= LIMIT).all()
     texts = TOKENIZER.decode(found.tokens_BT.tolist())
     assert all(re.fullmatch(PATTERNS[row], text) for row, text in zip(OF_ROW, texts, strict=True))
-    *_, told = generate_stream(*ask(cases), length=ROOM, sampler=SAMPLERS[name], grammar=grammar, seed=3)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(told), found)
+    *_, streamed = generate_stream(MODEL, {}, request, config)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(streamed), found)
 
 
 @pytest.mark.parametrize("limit", ["keep", "force_eos", "drop"])
 @pytest.mark.parametrize("size", [1, 3])
 def test_beams_are_whole_and_fit(cases, limit, size):
     beam = Beam(size, size, at_max_length=limit, stopping_rule="full")
-    found = beam_search(*ask(cases), length=ROOM, beam=beam, grammar=batch_dfas(FOUND, OF_ROW, LIMIT))
-    found = jax.device_get(found)
+    found = jax.device_get(beam_search(MODEL, {}, request_of(cases), BeamSearchConfig(ROOM, beam=beam)))
     assert (found.reason_BN[:, 0] == FINISH_STOP).all()
     for row in range(ROWS):
         some = found.tokens_BNT[row][found.reason_BN[row] != FINISH_NONE]
         assert all(re.fullmatch(PATTERNS[OF_ROW[row]], text) for text in TOKENIZER.decode(some.tolist()))
         assert (found.length_BN[row] <= LIMIT[row]).all()
     if size == 1:
-        greedy = jax.device_get(generate(*ask(cases), length=ROOM, grammar=batch_dfas(FOUND, OF_ROW, LIMIT)))
+        greedy = jax.device_get(generate(MODEL, {}, request_of(cases), GenerationConfig(ROOM)))
         np.testing.assert_array_equal(found.tokens_BNT[:, 0], greedy.tokens_BT)
 
 
@@ -87,11 +88,12 @@ def test_a_wide_beam_finds_the_best_text(cases):
     scores = {tuple(ids): sum(logprob(ids[:at])[t] for at, t in enumerate([*ids, EOS])) for ids in texts}
     ranked = sorted(scores, key=lambda ids: -scores[ids])
     automaton = build_token_dfa(regex_to_dfa("(a|bc)*"), TOKENIZER)
-    found = beam_search(
-        MODEL, {}, one.batch, one.prompt_BP, one.prompt_valid_BP, np.array([limit]), length=limit,
-        beam=Beam(16, 4, length_penalty_kind="none", stopping_rule="never"), grammar=batch_dfas([automaton], [0],
-        [limit]),
-    )  # fmt: skip
+    beam, grammar = (
+        Beam(16, 4, length_penalty_kind="none", stopping_rule="never"),
+        batch_dfas([automaton], [0], [limit]),
+    )
+    request = DecodeRequest(one.batch, one.prompt_BP, one.prompt_valid_BP, np.array([limit]), grammar=grammar)
+    found = beam_search(MODEL, {}, request, BeamSearchConfig(limit, beam=beam))
     for n in range(4):
         size = int(found.length_BN[0, n])
         assert tuple(np.asarray(found.tokens_BNT)[0, n, : size - 1].tolist()) == ranked[n]
@@ -99,15 +101,13 @@ def test_a_wide_beam_finds_the_best_text(cases):
 
 
 def test_batch_mates_and_their_grammars_leave_no_trace(cases):
-    both = jax.device_get(
-        generate(*ask(cases), length=ROOM, sampler=Sampler(), grammar=batch_dfas(FOUND, OF_ROW, LIMIT))
-    )
+    config = GenerationConfig(ROOM, sampler=Sampler())
+    both = jax.device_get(generate(MODEL, {}, request_of(cases), config))
     for number, alone in enumerate(FOUND):
         rows = np.flatnonzero(OF_ROW == number)
         grammar = batch_dfas([alone], np.zeros(len(rows), int), LIMIT[rows])
-        found = jax.device_get(
-            generate(*ask(cases, rows), length=ROOM, sampler=Sampler(), grammar=grammar, line_B=rows.astype(np.uint32))
-        )
+        request = request_of(cases, rows, grammar=grammar, line_B=rows.astype(np.uint32))
+        found = jax.device_get(generate(MODEL, {}, request, config))
         jax.tree.map(lambda one, all_: np.testing.assert_array_equal(one, all_[rows]), found, both)  # noqa: B023
 
 

@@ -10,13 +10,13 @@ from itertools import product
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.decode.beam_config import EARLY_STOPPING, huggingface_beam
+from jaxlm.decode.beam_config import EARLY_STOPPING, BeamSearchConfig, HuggingFaceOptions
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.logit_masks import ForcedPrefix
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_REASONS
 from jaxlm.types import Batch
 
@@ -103,10 +103,9 @@ def searched(pair: Pair, case: Case) -> dict[str, np.ndarray]:
     prompt_BP, valid_BP = prompt(pair, case)
     forced = ForcedPrefix(np.full((ROWS, 1), ENDS[1]), np.ones((ROWS, 1), bool)) if case.force_eos else None
     batch = Batch(target_BT=prompt_BP) if pair.start is None else Batch(pair.ids_BS, pair.valid_BS)
-    found = beam_search(
-        pair.model, pair.params, batch, jnp.asarray(prompt_BP), jnp.asarray(valid_BP), jnp.full(ROWS, LENGTH),
-        length=LENGTH, beam=huggingface_beam(**case.searched), stop=ENDS[: case.ends], forced_prefix=forced,
-    )  # fmt: skip
+    request = DecodeRequest(batch, prompt_BP, valid_BP, np.full(ROWS, LENGTH), forced_prefix=forced)
+    config = BeamSearchConfig(LENGTH, ENDS[: case.ends], HuggingFaceOptions(**case.searched).beam())
+    found = beam_search(pair.model, pair.params, request, config)
     return {name: np.asarray(value) for name, value in vars(found).items()}
 
 

@@ -10,10 +10,11 @@ from fixtures.table_model import TableModel, random_cases
 from references.decode_oracle import S
 
 from jaxlm.decode import score
-from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
-from jaxlm.decode.generate import generate
+from jaxlm.decode.generate import GenerationConfig, generate
 from jaxlm.decode.logit_masks import ForcedPrefix, LogitMasks
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
 from jaxlm.decode.sampling import Sampler
 from jaxlm.decode.score import score_targets
@@ -25,17 +26,18 @@ CASES = random_cases(MODEL, np.random.default_rng(7), ROWS, prompt=3)
 LIMITS = np.random.default_rng(8).integers(0, LENGTH_ROOM + 1, ROWS).astype(np.int32)
 
 
-def search(cases=CASES, limit_B=LIMITS, beam=None, length=LENGTH_ROOM, stop=STOPS, **options):
-    beam = beam or Beam(4, 2)
-    prompts = (cases.batch, cases.prompt_BP, cases.prompt_valid_BP)
-    return jax.device_get(
-        beam_search(MODEL, {}, *prompts, limit_B, length=length, beam=beam, stop=stop, **options)
-    )  # fmt: skip
+def request_of(cases, limit_B, **fields):
+    return DecodeRequest(cases.batch, cases.prompt_BP, cases.prompt_valid_BP, limit_B, **fields)
 
 
-def write(cases=CASES, limit_B=LIMITS, length=LENGTH_ROOM, stop=STOPS, **options):
-    prompts = (cases.batch, cases.prompt_BP, cases.prompt_valid_BP)
-    return jax.device_get(generate(MODEL, {}, *prompts, limit_B, length=length, stop=stop, **options))
+def search(cases=CASES, limit_B=LIMITS, beam=None, length=LENGTH_ROOM, stop=STOPS, **fields):
+    config = BeamSearchConfig(length, stop, beam or Beam(4, 2))
+    return jax.device_get(beam_search(MODEL, {}, request_of(cases, limit_B, **fields), config))
+
+
+def write(cases=CASES, limit_B=LIMITS, **options):
+    config = GenerationConfig(LENGTH_ROOM, STOPS, **options)
+    return jax.device_get(generate(MODEL, {}, request_of(cases, limit_B), config))
 
 
 def assert_same(found, expected):
@@ -54,10 +56,7 @@ def test_a_wide_beam_is_exhaustive(size, length, rows):
     s = [[sum(p(list(t[:i]))[t[i]] for i in range(len(t))) for t in strings] for p in logprobs]
     for penalty, alpha in [("none", 1), *itertools.product(("power", "gnmt"), (-1, 0, 0.6, 1, 2))]:
         beam = Beam(size**length, length_penalty_kind=penalty, length_penalty=float(alpha))
-        found = beam_search(
-            model, {}, cases.batch, cases.prompt_BP, cases.prompt_valid_BP, limit_B,
-            length=length, beam=beam, stop=stop,
-        )  # fmt: skip
+        found = beam_search(model, {}, request_of(cases, limit_B), BeamSearchConfig(length, stop, beam))
         for row in range(rows):
             scores = [S(beam, s[row][i], len(strings[i])) for i in range(len(strings))]
             tokens = tuple(np.asarray(found.tokens_BNT[row, 0, : found.length_BN[row, 0]]))

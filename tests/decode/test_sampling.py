@@ -7,7 +7,8 @@ import pytest
 from fixtures.table_model import TableModel, random_cases
 from jax import lax
 
-from jaxlm.decode.generate import generate
+from jaxlm.decode.generate import GenerationConfig, generate
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.sampling import (
     Sampler,
     apply_filters,
@@ -102,13 +103,9 @@ def test_a_sample_depends_on_its_line_alone():
 
     def write(at, line_B=None, seed=11):
         some = cases.take(at)
-        limit_B = np.full(len(at), length, np.int32)
-        return jax.device_get(
-            generate(
-                model, {}, some.batch, some.prompt_BP, some.prompt_valid_BP, limit_B,
-                length=length, sampler=sampler, seed=seed, line_B=line_B,
-            )
-        )  # fmt: skip
+        limit_B, address = np.full(len(at), length, np.int32), {"seed": seed, "line_B": line_B}
+        request = DecodeRequest(some.batch, some.prompt_BP, some.prompt_valid_BP, limit_B, **address)
+        return jax.device_get(generate(model, {}, request, GenerationConfig(length, sampler=sampler)))
 
     every = np.arange(rows)
     expected = write(every)

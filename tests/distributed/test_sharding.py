@@ -16,8 +16,9 @@ from fixtures.zoo import (
 )
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.distributed.sharding import data_mesh, replicated_sharding, shard_rows, with_shardings
 from jaxlm.nn.layers.dropout import keep_mask
 from jaxlm.objectives.next_token import NextToken
@@ -86,10 +87,10 @@ def test_beam_search_of_split_rows():
     """The decoding loop on eight devices finds what it finds on one."""
     params, batch = params_of(TRANSFORMER), BATCHES[0]
     prompt_BP, limit_B = np.full((16, 1), 2, np.int32), np.full(16, 5, np.int32)
-    search = lambda params, *a: beam_search(TRANSFORMER, params, *a, length=5, beam=Beam(2))  # noqa: E731
-    expected = search(params, batch, prompt_BP, prompt_BP > 0, limit_B)
-    arguments = shard_rows((batch, prompt_BP, prompt_BP > 0, limit_B), MESH)
-    found = search(jax.device_put(params, replicated_sharding(MESH)), *arguments)
+    arguments, config = (batch, prompt_BP, prompt_BP > 0, limit_B), BeamSearchConfig(5, beam=Beam(2))
+    expected = beam_search(TRANSFORMER, params, DecodeRequest(*arguments), config)
+    sharded = DecodeRequest(*shard_rows(arguments, MESH))
+    found = beam_search(TRANSFORMER, jax.device_put(params, replicated_sharding(MESH)), sharded, config)
     np.testing.assert_array_equal(found.tokens_BNT, expected.tokens_BNT)
     np.testing.assert_allclose(found.score_BN, expected.score_BN, rtol=1e-5)
 

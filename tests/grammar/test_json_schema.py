@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 from fixtures.table_model import TableModel, random_cases
 
 from jaxlm.data.tokenizers.simple import Bytes
-from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
-from jaxlm.decode.generate import generate
+from jaxlm.decode.generate import GenerationConfig, generate
 from jaxlm.decode.grammar import batch_dfas
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
 from jaxlm.grammar.json_schema import schema_to_regex
@@ -78,7 +80,7 @@ def request_():
     model = TableModel(TOKENIZER.vocab_size, order=1)
     one = random_cases(TableModel(TOKENIZER.vocab_size, order=1), np.random.default_rng(0), 2)
     table = np.maximum(one.table_BCV[:1], -40.0).repeat(ROWS, axis=0)
-    return model, {}, model.batch(table), np.full((ROWS, 1), 2), np.ones((ROWS, 1), bool), LIMIT
+    return model, DecodeRequest(model.batch(table), np.full((ROWS, 1), 2), np.ones((ROWS, 1), bool), LIMIT)
 
 
 def check(tokens, length):
@@ -92,19 +94,19 @@ def check(tokens, length):
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0, 100.0])
 def test_a_thousand_samples_are_valid(request_, temperature):
     """250 at each of four temperatures, at limits from the least that is possible."""
-    grammar = batch_dfas([AUTOMATON], np.zeros(ROWS, int), LIMIT)
-    sampler = Sampler(temperature, top_p=0.95)
-    found = jax.device_get(generate(*request_, length=int(LIMIT.max()), sampler=sampler, grammar=grammar))
-    assert len(check(found.tokens_BT, found.length_B)) > 20
+    model, request = request_
+    request = replace(request, grammar=batch_dfas([AUTOMATON], np.zeros(ROWS, int), LIMIT))
+    config = GenerationConfig(int(LIMIT.max()), sampler=Sampler(temperature, top_p=0.95))
+    output = jax.device_get(generate(model, {}, request, config))
+    assert len(check(output.tokens_BT, output.length_B)) > 20
 
 
 def test_beams_are_valid(request_):
-    model, params, batch, *rest = request_
-    few = [np.asarray(each)[:8] for each in rest]
-    some = model.batch(np.asarray(batch.source_BS)[:8])
-    grammar = batch_dfas([AUTOMATON], np.zeros(8, int), few[2])
-    found = jax.device_get(beam_search(model, params, some, *few, length=64, beam=Beam(3, 1), grammar=grammar))
-    texts = TOKENIZER.decode(found.tokens_BNT[:, 0].tolist())
+    model, request = request_
+    first = jax.tree.map(lambda leaf: leaf[:8] if np.ndim(leaf) else leaf, request)
+    first = replace(first, grammar=batch_dfas([AUTOMATON], np.zeros(8, int), first.limit_B))
+    hypotheses = jax.device_get(beam_search(model, {}, first, BeamSearchConfig(64, beam=Beam(3, 1))))
+    texts = TOKENIZER.decode(hypotheses.tokens_BNT[:, 0].tolist())
     assert all(valid(json.loads(text), PERSON) for text in texts)
 
 

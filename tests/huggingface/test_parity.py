@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from fixtures.zoo import logits
 
-from jaxlm.decode.generate import generate
+from jaxlm.decode.generate import GenerationConfig, generate
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.huggingface.convert import load_pretrained, save_pretrained
 from jaxlm.types import Batch
 
@@ -95,7 +96,8 @@ def test_decoder_only(pair):
     with torch.no_grad():
         expected = their.generate(ids, attention_mask=valid, **greedily(their)).numpy()[:, LENGTH:]
     batch = Batch(target_BT=ids_BT, target_valid_BT=valid_BT)
-    found = generate(model, params, batch, ids_BT, valid_BT, np.full(4, MORE), length=MORE, stop=()).tokens_BT
+    request = DecodeRequest(batch, ids_BT, valid_BT, np.full(4, MORE))
+    found = generate(model, params, request, GenerationConfig(MORE, ())).tokens_BT
     np.testing.assert_array_equal(found, expected)
 
 
@@ -115,8 +117,8 @@ def test_encoder_decoder(pair):
     with torch.no_grad():
         expected = their.generate(source, attention_mask=source_valid, **greedily(their)).numpy()[:, 1:]
     first = np.full((4, 1), config["decoder_start_token_id"])
-    valid = np.ones((4, 1), bool)
-    found = generate(model, params, batch, first, valid, np.full(4, MORE), length=MORE, stop=()).tokens_BT
+    request = DecodeRequest(batch, first, np.ones((4, 1), bool), np.full(4, MORE))
+    found = generate(model, params, request, GenerationConfig(MORE, ())).tokens_BT
     np.testing.assert_array_equal(found, expected)
 
 

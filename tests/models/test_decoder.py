@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from fixtures.zoo import GPT2, LLAMA, ZOO, batch_of, examples, logits, params_of
 
-from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.errors import UserError
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.properties import abstract_params
@@ -50,10 +51,8 @@ def test_what_a_beam_finds_is_worth_what_it_says(name):
     """Ragged prompts, slots that overtake each other, a window over both: each score is that of the text read anew."""
     model, params = ZOO[name].model, params_of(ZOO[name].model)
     batch, limit_B = batch_of(examples(5), 8, 8, target_layout="holes"), np.array([6, 5, 6, 1, 3])
-    beam = Beam(4, 3, length_penalty_kind="none")
-    found = beam_search(
-        model, params, batch, batch.target_BT, batch.target_valid_BT, limit_B, length=6, stop=(3,), beam=beam
-    )  # fmt: skip
+    request = DecodeRequest(batch, batch.target_BT, batch.target_valid_BT, limit_B)
+    found = beam_search(model, params, request, BeamSearchConfig(6, (3,), Beam(4, 3, length_penalty_kind="none")))
     read_BT, valid_BT = np.zeros((15, 16), np.int32), np.zeros((15, 16), bool)
     spoken, prompts = np.asarray(found.length_BN).reshape(-1), batch.target_valid_BT.sum(1).repeat(3)
     for row in range(15):

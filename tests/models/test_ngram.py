@@ -15,7 +15,8 @@ from jaxlm.config import from_json, to_json
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.base import BOS, EOS, PAD
 from jaxlm.data.tokenizers.simple import Characters, Words
-from jaxlm.decode.generate import generate
+from jaxlm.decode.generate import GenerationConfig, generate
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
 from jaxlm.models.ngram import IMPOSSIBLE_LOGIT, NGram
@@ -201,17 +202,17 @@ def test_greedy_and_sampled_text():
     model = NGram(VOCAB, 3, continuous_text=True, append_eos=False)
     params = fitted(model, [[4, 5, 6, 7] * 30])
     prompt = np.array([[4, 5], [6, 7]], np.int32)
-    batch, valid_BP = Batch(target_BT=prompt, target_valid_BT=prompt > 0), prompt > 0
-    found = generate(model, params, batch, prompt, valid_BP, np.full(2, 6), length=6, stop=())
+    batch = Batch(target_BT=prompt, target_valid_BT=prompt > 0)
+    found = generate(model, params, DecodeRequest(batch, prompt, prompt > 0, np.full(2, 6)), GenerationConfig(6, ()))
     np.testing.assert_array_equal(found.tokens_BT, [[6, 7, 4, 5, 6, 7], [4, 5, 6, 7, 4, 5]])
     rows = 2000
     prompt = np.full((rows, 1), 4, np.int32)
     model = NGram(VOCAB, 2)
     params = fitted(model)
-    batch, valid_BP = Batch(target_BT=prompt, target_valid_BT=prompt > 0), prompt > 0
-    sampler = Sampler(temperature=1.0)
-    said = generate(model, params, batch, prompt, valid_BP, np.full(rows, 1), length=1, stop=(), sampler=sampler)
-    share = np.bincount(np.asarray(said.tokens_BT)[:, 0], minlength=VOCAB) / rows
+    batch = Batch(target_BT=prompt, target_valid_BT=prompt > 0)
+    request = DecodeRequest(batch, prompt, prompt > 0, np.full(rows, 1))
+    sampled = generate(model, params, request, GenerationConfig(1, (), Sampler(temperature=1.0)))
+    share = np.bincount(np.asarray(sampled.tokens_BT)[:, 0], minlength=VOCAB) / rows
     np.testing.assert_allclose(share, np.exp(logprobs(model, params, np.array([[4]])))[0], atol=0.05)
 
 

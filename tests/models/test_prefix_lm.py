@@ -20,9 +20,10 @@ from fixtures.zoo import (
     start,
 )
 
-from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
-from jaxlm.decode.generate import generate
+from jaxlm.decode.generate import GenerationConfig, generate
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.errors import UserError
 from jaxlm.models.prefix_lm import PrefixLM
 from jaxlm.objectives.next_token import NextToken
@@ -105,8 +106,10 @@ def test_beam_and_greedy_search():
     params = sharpened(params_of(JOINED), 4)
     limit_B = np.full(len(ROWS), 4)
     source = batch_of(ROWS, 7, 6).replace(target_BT=None, target_valid_BT=None, label_BT=None)
-    ask = (JOINED, params, source, np.full((len(ROWS), 1), 2, np.int32), np.ones((len(ROWS), 1), bool), limit_B)
-    greedy, one = generate(*ask, length=4), beam_search(*ask, length=4, beam=Beam(1))
+    bos_B1 = np.full((len(ROWS), 1), 2, np.int32)
+    request = DecodeRequest(source, bos_B1, np.ones_like(bos_B1, bool), limit_B)
+    greedy = generate(JOINED, params, request, GenerationConfig(4))
+    one = beam_search(JOINED, params, request, BeamSearchConfig(4, beam=Beam(1)))
     np.testing.assert_array_equal(one.tokens_BNT[:, 0], greedy.tokens_BT)
     assert len(np.unique(greedy.tokens_BT)) > 4
 

@@ -19,9 +19,10 @@ from fixtures.zoo import (
 from references.recurrent_oracle import Oracle, named_float64
 
 from jaxlm.config import from_json, to_json
-from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
-from jaxlm.decode.generate import generate
+from jaxlm.decode.generate import GenerationConfig, generate
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.score import score_targets
 from jaxlm.errors import UserError
 from jaxlm.models.rnn_seq2seq import Seq2Seq
@@ -138,12 +139,10 @@ def test_beam_and_greedy_search(name):
     params = sharpened(params_of(model), 4)
     bos_B1, true_B1 = np.full((len(ROWS), 1), 2, np.int32), np.ones((len(ROWS), 1), bool)
     source = BATCH.replace(target_BT=None, target_valid_BT=None, label_BT=None)
-    ask = (model, params, source, bos_B1, true_B1, limit_B)
-    greedy = generate(*ask, length=5)
-    one, four = (
-        beam_search(*ask, length=5, beam=Beam(size, length_penalty_kind="none", at_max_length="keep"))
-        for size in (1, 4)
-    )
+    request = DecodeRequest(source, bos_B1, true_B1, limit_B)
+    greedy = generate(model, params, request, GenerationConfig(5))
+    beams = (Beam(size, length_penalty_kind="none", at_max_length="keep") for size in (1, 4))
+    one, four = (beam_search(model, params, request, BeamSearchConfig(5, beam=beam)) for beam in beams)
     np.testing.assert_array_equal(one.tokens_BNT[:, 0], greedy.tokens_BT)
     assert len(np.unique(greedy.tokens_BT)) > 4
     label_BT = np.asarray(four.tokens_BNT[:, 0])

@@ -12,8 +12,9 @@ from fixtures.tiny_run import EXPERIMENT
 from fixtures.zoo import ZOO, batch_of, examples, logits, params_of
 
 from jaxlm.cli import options
-from jaxlm.decode.beam_config import Beam
+from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
+from jaxlm.decode.request import DecodeRequest
 from jaxlm.errors import UserError
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.ensemble import Ensemble, ensemble_params
@@ -76,8 +77,9 @@ def test_an_ensemble_is_the_mean_of_its_members(mean):
     valid_BT = BATCH.target_valid_BT
     np.testing.assert_allclose(found[valid_BT], jax.nn.log_softmax(expected)[valid_BT], atol=1e-4)
     bos_B1 = np.full((6, 1), 2)
-    said = beam_search(model, both, BATCH, bos_B1, bos_B1 > 0, np.full(6, 4), length=4, beam=Beam(2))
-    assert (np.asarray(said.length_BN) > 0).all()
+    request = DecodeRequest(BATCH, bos_B1, bos_B1 > 0, np.full(6, 4))
+    hypotheses = beam_search(model, both, request, BeamSearchConfig(4, beam=Beam(2)))
+    assert (np.asarray(hypotheses.length_BN) > 0).all()
 
 
 @pytest.mark.slow

@@ -1,0 +1,67 @@
+"""The request that all searches take: the prompts and limits of a batch, and the static settings of the search."""
+
+from dataclasses import dataclass
+
+from flax import struct
+
+from jaxlm.decode.grammar import TokenGrammar
+from jaxlm.decode.logit_masks import ForcedPrefix
+from jaxlm.errors import UserError
+from jaxlm.types import ArrayOrNone, Batch
+
+
+@struct.dataclass
+class DecodeRequest:
+    """The inputs of a search, as arrays with one row a prompt.
+
+    Attributes:
+        batch: the input of the model's `start`, such as the source.
+        prompt_BP, prompt_valid_BP: the tokens before the continuation, at least BOS, padded on either side. They are
+            not part of the result.
+        limit_B: the maximum number of generated tokens of each row, the stop id included. Limits above
+            `DecodeConfig.length` are cut to it; a row with limit 0 stays empty.
+        forced_prefix: the first tokens of each continuation.
+        grammar: a constraint, from `jaxlm.decode.grammar` or `jaxlm.decode.copy_constraint`.
+        seed, line_B: the address of the sampling noise, a seed and one line number a row (default: the row number).
+            Beam search ignores them.
+    """
+
+    batch: Batch
+    prompt_BP: ArrayOrNone
+    prompt_valid_BP: ArrayOrNone
+    limit_B: ArrayOrNone
+    forced_prefix: ForcedPrefix | None = None
+    grammar: TokenGrammar | None = None
+    seed: ArrayOrNone = 0
+    line_B: ArrayOrNone = None
+
+    def check_shapes(self, *, several_limits: bool = False) -> None:
+        """Raises UserError if shapes do not match. With `several_limits` a prompt may have more than one limit."""
+        prompt, valid, limit = (x.shape for x in (self.prompt_BP, self.prompt_valid_BP, self.limit_B))
+        if len(prompt) != 2 or prompt[1] < 1:
+            raise UserError(f"prompt_BP has shape {prompt}, expected [B, P] with P >= 1: start it with BOS")
+        if valid != prompt:
+            raise UserError(f"prompt_valid_BP has shape {valid}, expected that of prompt_BP: {prompt}")
+        several = several_limits and len(limit) == 1 and 0 < prompt[0] <= limit[0] and limit[0] % prompt[0] == 0
+        if limit != prompt[:1] and not several:
+            raise UserError(f"limit_B has shape {limit}, expected {prompt[:1]}: one limit a row")
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """The static settings of every search; each new value compiles a new program.
+
+    length: the room for generated tokens; the limits of the rows (`DecodeRequest.limit_B`) may be smaller.
+    stop: the ids that end a continuation.
+    """
+
+    length: int
+    stop: tuple[int, ...] = (3,)
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise UserError(
+                f"length={self.length} must be at least 1: it is the room for generated tokens, limit_B the limits"
+            )
+        if not isinstance(self.stop, tuple):
+            raise UserError(f"stop={self.stop!r} must be a tuple of ids, as in stop=(3,)")
