@@ -189,6 +189,7 @@ class Workdir:
         """
         from jaxlm.distributed import multihost
         from jaxlm.experiment import TrainedRun
+        from jaxlm.models.properties import with_special_ids
         from jaxlm.nn.layers.adapters import merge_lora
 
         experiment = self.read_experiment()
@@ -207,7 +208,8 @@ class Workdir:
                 steps = [step]
         if merge and experiment.finetuning.lora:
             params = merge_lora(params)
-        return TrainedRun(experiment.model, multihost.to_local(params), tokenizer, experiment, steps)
+        model = with_special_ids(experiment.model, tokenizer.special)
+        return TrainedRun(model, multihost.to_local(params), tokenizer, experiment, steps)
 
 
 def _describe_fingerprints(columns: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxlm.data.tokenizers.base import EOS, Tokenizer
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.token_bytes import OptionalBytes, escape_bytes, get_token_bytes
 from jaxlm.errors import UserError
 from jaxlm.grammar.byte_dfa import START_STATE, ByteDFA
@@ -56,9 +56,9 @@ def build_token_dfa(automaton: ByteDFA, tokenizer: Tokenizer, description: str =
     if found.decoder_unescapes:
         automaton = _exclude_word(automaton, escape_bytes())
     first, later = _TokenTable(found.initial), _TokenTable(found.rest)
-    states, digest_V = _reachable_states(automaton, first, later)
+    states, digest_V = _reachable_states(automaton, first, later, tokenizer.special.eos)
     _, one_C, class_V = np.unique(digest_V, axis=0, return_index=True, return_inverse=True)
-    next_QC = _transition_table(automaton, first, later, states, one_C, class_V.reshape(-1)[EOS])
+    next_QC = _transition_table(automaton, first, later, states, one_C, class_V.reshape(-1)[tokenizer.special.eos])
     distance_Q = distances_to_end(next_QC)
     if distance_Q[0] < 0:
         raise UserError(
@@ -100,7 +100,9 @@ def _transition_rows(automaton: ByteDFA, first: _TokenTable, later: _TokenTable,
     return np.stack([first.step(automaton, START_STATE), *(later.step(automaton, state) for state in states)])
 
 
-def _reachable_states(automaton: ByteDFA, first: _TokenTable, later: _TokenTable) -> tuple[list[int], np.ndarray]:
+def _reachable_states(
+    automaton: ByteDFA, first: _TokenTable, later: _TokenTable, eos: int
+) -> tuple[list[int], np.ndarray]:
     """The byte states that whole ids reach, and two 64-bit digests_V2 of each id's column of the table."""
     states: list[int] = []
     known = np.zeros(len(automaton.accepting_Q), bool)
@@ -115,7 +117,7 @@ def _reachable_states(automaton: ByteDFA, first: _TokenTable, later: _TokenTable
         if done == len(states):
             break
         row_V, done = later.step(automaton, states[done]), done + 1
-    digest_V2[EOS] = HASH_SEEDS  # a column of its own
+    digest_V2[eos] = HASH_SEEDS  # a column of its own
     return states, digest_V2
 
 

@@ -25,8 +25,7 @@ from jaxlm.huggingface.encoder_decoders import MARIAN, T5
 from jaxlm.huggingface.encoders import BERT, BERT_PRETRAINING, BERT_TRUNK, HEAD_ARCHITECTURES, ROBERTA, ROBERTA_TRUNK
 from jaxlm.huggingface.weight_map import params_from_tensors, params_to_tensors
 from jaxlm.models.finetune_heads import FineTunable
-from jaxlm.models.properties import abstract_params
-from jaxlm.models.special_ids import RUN_FIELDS
+from jaxlm.models.properties import RUN_FIELDS, abstract_params
 from jaxlm.types import Params
 
 ARCHITECTURES = (
@@ -120,7 +119,8 @@ def _with_fields(model: Any, model_fields: Mapping[str, Any]) -> Any:
 
 def _normalized(model: Any) -> Any:
     """The model without how it is run and what the arrays alone tell, and with defaults spelled out."""
-    fields: dict[str, Any] = {name: None for name in (*RUN_FIELDS, "add_pooling_layer") if hasattr(model, name)}
+    apart = (*RUN_FIELDS, "add_pooling_layer", "special")
+    fields: dict[str, Any] = {name: None for name in apart if hasattr(model, name)}
     if isinstance(model, FineTunable):
         fields["model"] = _normalized(model.model)
     if getattr(model, "head_dim", 0) is None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds, Tokenizer
 from jaxlm.types import Batch, Params
 
 ProgressCallback = Callable[[int], None] | None
@@ -41,10 +41,14 @@ EVAL_BATCH_TOKENS = 8192
 
 
 def eval_batches_with_progress(
-    columns: dict[str, Ragged], batch_tokens: int, progress: ProgressCallback = None, max_length: int | None = None
+    columns: dict[str, Ragged],
+    batch_tokens: int,
+    progress: ProgressCallback = None,
+    max_length: int | None = None,
+    special: SpecialIds = OWN_SPECIAL_IDS,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every row once, in at most `longest` positions: (row_B, batch), and `progress` told of the rows."""
-    for row_B, batch in eval_batches(columns, batch_tokens, max_length=max_length):
+    for row_B, batch in eval_batches(columns, batch_tokens, max_length=max_length, special=special):
         yield row_B, batch
         if progress:
             progress(int((row_B >= 0).sum()))

@@ -11,13 +11,12 @@ import numpy as np
 
 from jaxlm.data.batching.sequence_format import SequenceFormat
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.base import BOS, EOS, UNK
+from jaxlm.data.tokenizers.base import SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.inference.base import EVAL_BATCH_TOKENS, ProgressCallback, TrainedModel, eval_batches_with_progress
 from jaxlm.models.finetune_heads import FineTunable, is_encoder, sequence_markers
 from jaxlm.models.properties import max_input_positions
 from jaxlm.models.rnn_classifier import Pooling
-from jaxlm.models.special_ids import Renumbered, numbered
 from jaxlm.types import Array, Batch, Params
 
 PoolingMode = Literal["token", "first", "mean", "max", "last"]
@@ -26,8 +25,6 @@ POOLING_MODES = ("token", "first", "mean", "max", "last")
 
 UNLIMITED = 1 << 30
 """Tokens of a row that has no end."""
-
-SPECIAL_TOKENS = {UNK: "<unk>", BOS: "<s>", EOS: "</s>"}
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,10 @@ class TextEmbedder:
         trunk = truncate_layers(unwrap_trunk(trained), self.layer)
         column = encode_rows(trunk, texts)
         found: list[np.ndarray] = [np.zeros(0)] * len(texts)
-        told = _jitted_pooling(trunk.model, self.pooling)
+        special = trained.tokenizer.special
+        told = _jitted_pooling(trunk.model, self.pooling, special)
         for row_B, batch in eval_batches_with_progress(
-            {"source": column}, self.batch_tokens, progress, max_input_positions(trunk.model)
+            {"source": column}, self.batch_tokens, progress, max_input_positions(trunk.model), special
         ):
             vectors = np.asarray(told(trunk.params, _drop_final_eos(trunk.model, batch)))
             for at in np.flatnonzero(row_B >= 0):
@@ -66,8 +64,10 @@ class TextEmbedder:
 def token_strings(trained: TrainedModel, text: str) -> list[str]:
     """What stands at each position of a text."""
     trunk = unwrap_trunk(trained)
-    ids = encode_rows(trunk, [text])[0].tolist() + [EOS] * is_encoder(trunk.model)
-    return [SPECIAL_TOKENS.get(i) or trained.tokenizer.decode([[i]])[0] for i in ids]
+    special = trained.tokenizer.special
+    names = {special.unk: "<unk>", special.eos: "</s>", special.start: "<s>"}
+    ids = encode_rows(trunk, [text])[0].tolist() + [special.eos] * is_encoder(trunk.model)
+    return [names.get(i) or trained.tokenizer.decode([[i]])[0] for i in ids]
 
 
 def unwrap_trunk(trained: TrainedModel) -> TrainedModel:
@@ -75,9 +75,8 @@ def unwrap_trunk(trained: TrainedModel) -> TrainedModel:
     model, params = trained.model, trained.params
     while isinstance(model, FineTunable):
         model, params = model.model, params["model"]
-    inner = numbered(model)
-    if not is_encoder(model) and (not hasattr(type(inner), "extend") or not hasattr(inner, "layers")):
-        raise UserError(f"a {type(inner).__name__} gives no vectors: expected an encoder or a decoder-only Transformer")
+    if not is_encoder(model) and (not hasattr(type(model), "extend") or not hasattr(model, "layers")):
+        raise UserError(f"a {type(model).__name__} gives no vectors: expected an encoder or a decoder-only Transformer")
     return replace(trained, model=model, params=params)
 
 
@@ -89,10 +88,6 @@ def truncate_layers(trained: TrainedModel, num_layers: int | None) -> TrainedMod
     if num_layers is None:
         return trained
     model, params = trained.model, trained.params
-    if isinstance(model, Renumbered):
-        inner = truncate_layers(replace(trained, model=model.model, params=params["model"]), num_layers)
-        model = model.clone(model=inner.model, parent=None)
-        return replace(trained, model=model, params={**params, "model": inner.params})
     if not 0 <= num_layers <= model.layers:
         raise UserError(f"layer {num_layers}: the model has {model.layers}, and 0 is the embeddings")
     stack = params.get("stack", {})
@@ -111,15 +106,20 @@ def encode_rows(trained: TrainedModel, texts: Sequence[str]) -> Ragged:
     if is_encoder(trained.model):
         return Ragged.from_rows(SequenceFormat(max_length=most or UNLIMITED).encode_rows(trained.tokenizer, texts))
     ids = trained.tokenizer.encode([text.replace("\t", " ") for text in texts])
-    return Ragged.from_rows([np.concatenate([[BOS], row[: most and most - 2]]) for row in ids])
+    start = [trained.tokenizer.special.start]
+    return Ragged.from_rows([np.concatenate([start, row[: most and most - 2]]) for row in ids])
 
 
 def apply_encoder(
-    model: Any, params: Params, batch: Batch, method: Literal["features", "self_attention_weights"]
+    model: Any,
+    params: Params,
+    batch: Batch,
+    special: SpecialIds,
+    method: Literal["features", "self_attention_weights"],
 ) -> Array:
     """What a reader makes of a source: its features (B, S, D), or its self-attention (B, L, N, S, S)."""
     if is_encoder(model):
-        batch = replace(batch, token_type_BS=sequence_markers(batch)[2])
+        batch = replace(batch, token_type_BS=sequence_markers(batch, special)[2])
         return model.apply({"params": params}, batch, method=method)
 
     def read(module: Any) -> Any:
@@ -133,12 +133,12 @@ def apply_encoder(
 def attention_maps(trained: TrainedModel, text: str) -> tuple[list[str], np.ndarray]:
     """The pieces of a text, and how much each looks at each, by layer and head: (L, N, S, S). Raises UserError."""
     trained = unwrap_trunk(trained)
-    names = token_strings(trained, text)
+    names, special = token_strings(trained, text), trained.tokenizer.special
     ((_, batch),) = eval_batches_with_progress(
-        {"source": encode_rows(trained, [text])}, 1, max_length=max_input_positions(trained.model)
+        {"source": encode_rows(trained, [text])}, 1, max_length=max_input_positions(trained.model), special=special
     )
     batch = _drop_final_eos(trained.model, batch)
-    weight_BLNSS = np.asarray(apply_encoder(trained.model, trained.params, batch, "self_attention_weights"))
+    weight_BLNSS = np.asarray(apply_encoder(trained.model, trained.params, batch, special, "self_attention_weights"))
     return names, weight_BLNSS[0, :, :, : len(names), : len(names)]
 
 
@@ -151,9 +151,9 @@ def _drop_final_eos(model: Any, batch: Batch) -> Batch:
 
 
 @lru_cache(maxsize=8)
-def _jitted_pooling(model: Any, pooling: PoolingMode) -> Any:
+def _jitted_pooling(model: Any, pooling: PoolingMode, special: SpecialIds) -> Any:
     def told(params: Params, batch: Batch) -> Array:
-        features_BSD = apply_encoder(model, params, batch, "features").astype(np.float32)
+        features_BSD = apply_encoder(model, params, batch, special, "features").astype(np.float32)
         if pooling == "token":
             return features_BSD
         return jnp.asarray(Pooling(pooling, False).apply({}, features_BSD, batch.source_valid_BS))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.pretraining.token_types import mask_token_id
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.base import BOS, Tokenizer
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
 from jaxlm.inference.translate import to_single_line
 from jaxlm.models.properties import max_input_positions
@@ -45,8 +45,10 @@ def fill_masks(
     asked = [index for index, row in enumerate(rows) if hidden in row]
     if not asked:
         return found
-    column, fill = Ragged.from_rows([[BOS, *rows[index]] for index in asked]), _jitted_fill(trained.model)
-    for row_B, batch in eval_batches({"source": column}, batch_tokens, max_length=max_input_positions(trained.model)):
+    special, fill = trained.tokenizer.special, _jitted_fill(trained.model)
+    column = Ragged.from_rows([[special.start, *rows[index]] for index in asked])
+    longest = max_input_positions(trained.model)
+    for row_B, batch in eval_batches({"source": column}, batch_tokens, max_length=longest, special=special):
         at = mask_positions(batch.source_valid_BS & (batch.source_BS == hidden))
         best_MK, share_MK = (np.asarray(x) for x in fill(trained.params, batch, at))
         of_row = np.where(at < batch.source_BS.size, at // batch.source_BS.shape[1], -1)

@@ -16,9 +16,10 @@ import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.base import BOS, EOS, PAD, Tokenizer
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.decode.generate import GenerationConfig, generate, generate_stream
 from jaxlm.decode.grammar import TokenGrammar
+from jaxlm.decode.logit_masks import LogitMasks
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_NONE, FINISH_REASONS, GenerationOutput
 from jaxlm.decode.sampling import Sampler
@@ -76,6 +77,7 @@ class _Prompt:
     prompt: str
     batch: Batch
     prompt_BP: np.ndarray
+    valid_BP: np.ndarray
     max_tokens: int
     max_length: int
 
@@ -95,11 +97,13 @@ def sample_answers(
     """
     for prompt in prompts:
         column = Ragged.from_rows(trained.tokenizer.encode([prompt]))
-        ((_, batch),) = eval_batches({"source": column}, 1, row_multiple=1, max_length=search.max_source_len)
+        special, max_length = trained.tokenizer.special, search.max_source_len
+        ((_, batch),) = eval_batches({"source": column}, 1, row_multiple=1, max_length=max_length, special=special)
         source_tokens, length = int(batch.source_valid_BS[0].sum()), batch.source_BS.shape[1]
         limit = request.max_tokens or int(search.max_answer_tokens(np.asarray(source_tokens)))
         room = request.max_tokens or int(search.max_answer_tokens(np.asarray(length)))
-        asked = _Prompt(prompt, batch, np.full((1, 1), BOS, np.int32), limit, room)
+        start_BP = np.full((1, 1), special.start, np.int32)
+        asked = _Prompt(prompt, batch, start_BP, np.ones((1, 1), bool), limit, room)
         yield from _sample_prompt(trained, asked, request, on_text)
 
 
@@ -111,12 +115,13 @@ def sample_continuations(
 ) -> Iterator[Sample]:
     """How each text may go on, for a model without a source: the samples of the first text, then those of the next."""
     for prompt in prompts:
-        ids = np.concatenate([[BOS], trained.tokenizer.encode([prompt])[0]]).astype(np.int32)
+        ids = np.concatenate([[trained.tokenizer.special.start], trained.tokenizer.encode([prompt])[0]])
         width = 8 << max(0, math.ceil(math.log2(len(ids) / 8)))  # few shapes: 8, 16, 32, ...
-        prompt_BP = np.pad(ids, (width - len(ids), 0), constant_values=PAD)[None]
+        prompt_BP = np.pad(ids.astype(np.int32), (width - len(ids), 0))[None]
+        valid_BP = np.arange(width)[None] >= width - len(ids)
         limit = request.max_tokens or DEFAULT_MAX_TOKENS
-        batch = Batch(target_BT=prompt_BP, target_valid_BT=prompt_BP != PAD)
-        asked = _Prompt(prompt, batch, prompt_BP, limit, limit)
+        batch = Batch(target_BT=prompt_BP, target_valid_BT=valid_BP)
+        asked = _Prompt(prompt, batch, prompt_BP, valid_BP, limit, limit)
         yield from _sample_prompt(trained, asked, request, on_text)
 
 
@@ -124,16 +129,18 @@ def _sample_prompt(
     trained: TrainedModel, asked: _Prompt, request: GenerationRequest, show: TextCallback
 ) -> Iterator[Sample]:
     """The samples of one prompt, ROWS at a time."""
+    special = trained.tokenizer.special
     for first in range(0, request.num_samples, SAMPLE_BATCH):
         count = min(SAMPLE_BATCH, request.num_samples - first)
         line_B = np.zeros(SAMPLE_BATCH, np.uint32)
         line_B[:count] = [crc32(f"{first + row} {asked.prompt}".encode(errors="replace")) for row in range(count)]
         limit_B = np.where(np.arange(SAMPLE_BATCH) < count, asked.max_tokens, 0).astype(np.int32)
         decode_request = DecodeRequest(
-            asked.batch, asked.prompt_BP, asked.prompt_BP != PAD, limit_B, grammar=_grammar(request, asked, limit_B),
+            asked.batch, asked.prompt_BP, asked.valid_BP, limit_B, grammar=_grammar(request, asked, limit_B),
             seed=request.seed, line_B=line_B,
         )  # fmt: skip
-        config = GenerationConfig(asked.max_length, (EOS,), request.sampler)
+        masks = LogitMasks(special.suppress)
+        config = GenerationConfig(asked.max_length, special.end_ids, request.sampler, masks)
         if request.stop_strings or show:
             stream = generate_stream(trained.model, trained.params, decode_request, config)
             yield from _stream_samples(stream, count, asked.prompt, trained.tokenizer, request, show)
@@ -147,9 +154,8 @@ def _grammar(request: GenerationRequest, asked: _Prompt, limit_B: np.ndarray) ->
     """What each sample must be; all of them have the source, or the prompt, of the one row that they share."""
     if request.constraint is None:
         return None
-    batch, prompt_BP = asked.batch, asked.prompt_BP
-    has_source = batch.source_BS is not None
-    one = (batch.source_BS, batch.source_valid_BS) if has_source else (prompt_BP, prompt_BP != PAD)
+    batch, has_source = asked.batch, asked.batch.source_BS is not None
+    one = (batch.source_BS, batch.source_valid_BS) if has_source else (asked.prompt_BP, asked.valid_BP)
     source_BS, valid_BS = (np.asarray(each)[:1].repeat(len(limit_B), axis=0) for each in one)
     return request.constraint.grammar(source_BS, valid_BS, limit_B)
 

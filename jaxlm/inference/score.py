@@ -8,7 +8,7 @@ import numpy as np
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.sources.base import Pair
-from jaxlm.data.tokenizers.base import EOS, Tokenizer
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.decode.score import score_targets
 from jaxlm.inference.base import TrainedModel
 
@@ -51,7 +51,7 @@ def score_pairs(
         if pairs and pairs[0][side] is not None
     }
     scores: list[TextScore | None] = [None] * len(pairs)
-    for row_B, batch in eval_batches(columns, batch_tokens, max_length=max_length):
+    for row_B, batch in eval_batches(columns, batch_tokens, max_length=max_length, special=trained.tokenizer.special):
         scored = score_targets(trained.model, trained.params, batch)
         logprob_BT, label_BT = np.asarray(scored.token_logprob_BT), np.asarray(batch.label_BT)
         for row in np.flatnonzero(row_B >= 0):
@@ -69,6 +69,8 @@ def _score(pair: Pair, logprob_T: np.ndarray, label_T: np.ndarray, tokenizer: To
         logprob=float(logprob_T.sum(dtype=np.float64)),
         tokens=len(label_T),
         token_logprobs=tuple(map(float, logprob_T)),
-        pieces=tuple(EOS_TEXT if label == EOS else tokenizer.decode([[label]])[0] for label in label_T.tolist()),
+        pieces=tuple(
+            EOS_TEXT if label == tokenizer.special.eos else tokenizer.decode([[label]])[0] for label in label_T.tolist()
+        ),
         truncated=truncated,
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxlm.data.batching.eval_batches import collate_rows, eval_batches, queue_shapes
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.base import BOS, EOS, Tokenizer
+from jaxlm.data.tokenizers.base import SpecialIds, Tokenizer
 from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.continuous_batching import beam_search_queue
@@ -97,7 +97,7 @@ def _translate_local(
     if not asked:
         return answers
     column = Ragged.from_rows([ids for ids in trained.tokenizer.encode([lines[index] for index in asked])])
-    for row_B, found in _decode_queue(trained.model, trained.params, column, search):
+    for row_B, found in _decode_queue(trained, column, search):
         for at in np.flatnonzero(row_B >= 0):
             answers[asked[row_B[at]]] = _to_hypotheses(found, int(at), trained.tokenizer)
         if progress:
@@ -112,40 +112,46 @@ def _from_json(fields_json: dict[str, Any]) -> Hypothesis:
     return Hypothesis(**fields)
 
 
-def _decode_queue(model: Any, params: Params, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
+def _decode_queue(trained: TrainedModel, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
     """(rows, hypotheses as NumPy) for some rows at a time, the longest sources first."""
     if search.is_constrained:
-        yield from _decode_in_batches(model, params, column, search)
+        yield from _decode_in_batches(trained, column, search)
         return
+    special = trained.tokenizer.special
     for rows, length, places, group in queue_shapes(column, search.batch_tokens, search.max_source_len):
         padded = np.pad(rows, (0, -len(rows) % group), constant_values=-1)
         batches = (
-            (row_G, _request(search, row_G, collate_rows({"source": column}, row_G, length)))
+            (row_G, _request(search, row_G, collate_rows({"source": column}, row_G, length, special), special))
             for row_G in padded.reshape(-1, group)
         )
-        yield from beam_search_queue(model, params, batches, places, _search_config(search, length))
+        config = _search_config(search, length, special)
+        yield from beam_search_queue(trained.model, trained.params, batches, places, config)
 
 
-def _request(search: Search, row_B: np.ndarray, batch: Batch) -> DecodeRequest:
+def _request(search: Search, row_B: np.ndarray, batch: Batch, special: SpecialIds) -> DecodeRequest:
     """BOS as the prompt of each row, and the limit of its own source length; 0 for fillers, the rows of number -1."""
     limit_B = np.where(row_B >= 0, search.max_answer_tokens(batch.source_valid_BS.sum(1)), 0)
-    prompt_B1 = np.full((len(row_B), 1), BOS, np.int32)
+    prompt_B1 = np.full((len(row_B), 1), special.start, np.int32)
     return DecodeRequest(batch, prompt_B1, np.ones_like(prompt_B1, bool), limit_B)
 
 
-def _search_config(search: Search, source_length: int) -> BeamSearchConfig:
-    return BeamSearchConfig(int(search.max_answer_tokens(np.asarray(source_length))), (EOS,), search.beam)
+def _search_config(search: Search, source_length: int, special: SpecialIds) -> BeamSearchConfig:
+    """The room for answers, the ids that end one, and the beam, which must not generate the suppressed ids."""
+    suppress = (*search.beam.suppress_tokens, *special.suppress)
+    beam = replace(search.beam, suppress_tokens=suppress)
+    return BeamSearchConfig(int(search.max_answer_tokens(np.asarray(source_length))), special.end_ids, beam)
 
 
-def _decode_in_batches(model: Any, params: Params, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
+def _decode_in_batches(trained: TrainedModel, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
     """The same under a grammar; one batch is on the device while the one before it is turned into text."""
-    before = None
+    before, special = None, trained.tokenizer.special
     for row_B, batch in eval_batches(
-        {"source": column}, search.batch_tokens, row_multiple=1, max_length=search.max_source_len
+        {"source": column}, search.batch_tokens, row_multiple=1, max_length=search.max_source_len, special=special
     ):
-        request = _request(search, row_B, batch)
+        request = _request(search, row_B, batch, special)
         request = replace(request, grammar=search.grammar(batch.source_BS, batch.source_valid_BS, request.limit_B))
-        found = beam_search(model, params, request, _search_config(search, batch.source_BS.shape[1]))
+        config = _search_config(search, batch.source_BS.shape[1], special)
+        found = beam_search(trained.model, trained.params, request, config)
         if before is not None:
             yield before[0], _to_host(before[1])
         before = row_B, found
@@ -193,12 +199,13 @@ def answer_attention_weights(
         )
     found: list[dict[str, Any]] = [{"source": [], "target": [], "weights": []} for _ in lines]
     asked = [index for index, answer in enumerate(answers) if answer.ids]
-    said = [[i for i in answers[index].ids if i != EOS] for index in asked]
+    special = trained.tokenizer.special
+    answer_ids = [[i for i in answers[index].ids if i not in special.end_ids] for index in asked]
     source = Ragged.from_rows(trained.tokenizer.encode([lines[index] for index in asked]))
     if not asked:
         return found
     for row_B, batch in eval_batches(
-        {"source": source, "target": Ragged.from_rows(said)}, search.batch_tokens, row_multiple=1
+        {"source": source, "target": Ragged.from_rows(answer_ids)}, search.batch_tokens, row_multiple=1, special=special
     ):
         weight_BTS = np.asarray(_jitted_attention(trained.model, trained.params, batch))
         for row in np.flatnonzero(row_B >= 0):
@@ -216,7 +223,7 @@ def _jitted_attention(model: Any, params: Params, batch: Batch) -> Array:
 
 
 def _pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
-    return ["</s>" if i == EOS else tokenizer.decode([[i]])[0] for i in ids.tolist()]
+    return ["</s>" if i == tokenizer.special.eos else tokenizer.decode([[i]])[0] for i in ids.tolist()]
 
 
 def to_single_line(text: str) -> str:

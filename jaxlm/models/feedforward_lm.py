@@ -10,7 +10,7 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxlm.data.tokenizers.base import BOS
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.nn.layers.context_window import Window, initial_window, slide_window
 from jaxlm.nn.layers.dropout import Dropout
@@ -43,6 +43,7 @@ class FeedForwardLM(SequenceModel):
     dropout: float = 0.0
     embedding_scale: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    special: SpecialIds = OWN_SPECIAL_IDS
 
     def setup(self) -> None:
         if self.order < 2:
@@ -65,11 +66,11 @@ class FeedForwardLM(SequenceModel):
 
     def start(self, batch: Batch, capacity: int) -> Window:
         """Return a window of n - 1 times `<s>`."""
-        return initial_window(batch.num_rows, self.order - 1, BOS, batch.target_segment_BT)
+        return initial_window(batch.num_rows, self.order - 1, self.special.start, batch.target_segment_BT)
 
     def extend(self, tokens_BT: Array, state: Window, valid_BT: Array) -> tuple[Array, Window]:
         """Read T more tokens, all at once: return features (B, T, D) and the last n - 1 ids."""
-        context_BTK, state = slide_window(state, tokens_BT, valid_BT, BOS)
+        context_BTK, state = slide_window(state, tokens_BT, valid_BT, self.special.start)
         x_RD = (self.embedding_scale * embed_ids(self.embedding, context_BTK.reshape(-1))).astype(jnp.dtype(self.dtype))
         x_RD = self.embedding_dropout(x_RD.reshape(-1, (self.order - 1) * self.width))  # (B T, K times the width)
         features_RD = self.hidden_dropout(jnp.tanh(self.up(x_RD)))

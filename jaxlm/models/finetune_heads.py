@@ -15,13 +15,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.data.tokenizers.base import BOS, EOS
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.rnn_classifier import Pooling
 from jaxlm.models.rnn_lm import RecurrentLM
-from jaxlm.models.special_ids import Renumbered, numbered
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.linear import Linear
 from jaxlm.nn.layers.word_embedding import require_unpacked
@@ -32,9 +31,16 @@ MISSING_CHOICE_LOGIT = -1e9
 
 
 class FineTunable(nn.Module):
-    """Base of all heads. `model` is the trunk: None until a run loads a pre-trained one (`jaxlm.finetuning.Tuning`)."""
+    """Base of the heads.
+
+    Attributes:
+      model: the encoder or language model below the head; None until a run takes that of another workdir
+        (`jaxlm.finetuning.FineTuning`).
+      special: the special ids of the tokenizer.
+    """
 
     model: nn.Module | None = None
+    special: SpecialIds = OWN_SPECIAL_IDS
 
     @property
     def input_format(self) -> str:
@@ -64,21 +70,21 @@ class FineTunable(nn.Module):
     def with_trunk(self, trunk: Any) -> "FineTunable":
         """Return this head on another trunk. Raises UserError if that is neither an encoder nor a language model."""
         changed = trunk
-        if isinstance(numbered(trunk), Encoder):
+        if isinstance(trunk, Encoder):
             # The encoder's pooler is replaced by that of the head, and its own heads are not trained.
-            changed = _clone_trunk(trunk, mlm_head=False, nsp_head=False, add_pooling_layer=False)
-        elif isinstance(numbered(trunk), Decoder | RecurrentLM):
-            changed = _clone_trunk(trunk, vocab=numbered(trunk).vocab + 2)
+            changed = trunk.clone(mlm_head=False, nsp_head=False, add_pooling_layer=False, parent=None)
+        elif isinstance(trunk, Decoder | RecurrentLM):
+            changed = trunk.clone(vocab=trunk.vocab + 2, parent=None)
         elif not is_encoder(trunk):
             raise UserError(
-                f"a {type(numbered(trunk)).__name__} cannot have a head: expected an encoder or a language model"
+                f"a {type(trunk).__name__} cannot have a head: expected an encoder or a language model"
             )
         return self.clone(model=changed, parent=None)
 
     def encode(self, batch: Batch) -> tuple[Array, Array]:
         """Return float32 features (B, S, D) and the sequence of each position, from 1; 0 on padding (B, S)."""
         require_unpacked(batch)
-        valid_BS, sequence_BS, part_BS = sequence_markers(batch)
+        valid_BS, sequence_BS, part_BS = sequence_markers(batch, self.special)
         segment_BS = sequence_BS if self.num_sequences > 1 else None
         if is_encoder(self.model):
             features_BSD = self.model.features(replace(batch, source_segment_BS=segment_BS, token_type_BS=part_BS))
@@ -90,8 +96,8 @@ class FineTunable(nn.Module):
 
     def with_marker_ids(self, batch: Batch) -> Array:
         """Return the ids (B, S) with EOS replaced by the delimiter or, at the end of a sequence, the extract token."""
-        valid_BS, sequence_BS, part_BS = sequence_markers(batch)
-        is_eos_BS = batch.source_BS == EOS
+        valid_BS, sequence_BS, part_BS = sequence_markers(batch, self.special)
+        is_eos_BS = jnp.asarray(batch.source_BS) == self.special.eos
         member_BKS = _sequence_masks(sequence_BS, self.num_sequences)
         last_part_BK = jnp.where(member_BKS & is_eos_BS[:, None], part_BS[:, None], 0).max(-1)
         # (B, K) -> (B, S): the last part of the sequence that each position belongs to.
@@ -121,7 +127,7 @@ class SequenceHead(FineTunable):
         self.require_trunk()
         self.pool, self.drop = Pooling(self.pooling, False), Dropout(self.dropout)
         if self.use_pooler:
-            self.pooler = Linear(numbered(self.model).width, init_std=self.init_std)
+            self.pooler = Linear(self.model.width, init_std=self.init_std)
         self.head = Linear(self.num_outputs, init_std=self.init_std)
 
     @property
@@ -156,7 +162,7 @@ class SequenceHead(FineTunable):
         if is_encoder(self.model):
             raise UserError("an encoder predicts no next token: train it with lm_weight = 0")
         logits_BC, features_BSD = self.logits_and_features(batch)
-        valid_BS, sequence_BS, _ = sequence_markers(batch)
+        valid_BS, sequence_BS, _ = sequence_markers(batch, self.special)
         tokens_BS = self.with_marker_ids(batch)
         # A position predicts the next one if both are valid and of one sequence.
         predicts_BS = (sequence_BS[:, 1:] == sequence_BS[:, :-1]) & valid_BS[:, 1:] & valid_BS[:, :-1]
@@ -244,10 +250,10 @@ class TokenClassifier(FineTunable):
         return self.head(self.drop(self.encode(batch)[0]))
 
 
-def sequence_markers(batch: Batch) -> tuple[Array, Array, Array]:
+def sequence_markers(batch: Batch, special: SpecialIds) -> tuple[Array, Array, Array]:
     """Return valid positions, the sequence of each (from 1; 0 on padding), and its part (from 0), all (B, S)."""
     ids_BS, valid_BS = jnp.asarray(batch.source_BS), jnp.asarray(batch.source_valid_BS)
-    is_bos_BS, is_eos_BS = valid_BS & (ids_BS == BOS), valid_BS & (ids_BS == EOS)
+    is_bos_BS, is_eos_BS = valid_BS & (ids_BS == special.start), valid_BS & (ids_BS == special.eos)
     sequence_BS = jnp.where(valid_BS, jnp.cumsum(is_bos_BS, 1, dtype=jnp.int32), 0)
     ended_BS = jnp.cumsum(is_eos_BS, 1, dtype=jnp.int32) - is_eos_BS  # parts of the row that end before each position
     ended_at_bos_BS = jax.lax.cummax(jnp.where(is_bos_BS, ended_BS, 0), axis=1)
@@ -256,16 +262,9 @@ def sequence_markers(batch: Batch) -> tuple[Array, Array, Array]:
 
 def is_encoder(model: Any) -> bool:
     """Return whether the model is an encoder: its positions attend in both directions."""
-    return hasattr(type(numbered(model)), "features")
+    return hasattr(type(model), "features")
 
 
 def _sequence_masks(sequence_BS: Array, num_sequences: int) -> Array:
     """(B, K, S): True at the positions of sequence k."""
     return sequence_BS[:, None] == jnp.arange(1, num_sequences + 1)[None, :, None]
-
-
-def _clone_trunk(model: Any, **fields: Any) -> Any:
-    """The model with other fields; under `Renumbered`, its inner model."""
-    if isinstance(model, Renumbered):
-        return model.clone(model=_clone_trunk(model.model, **fields), parent=None)
-    return model.clone(**fields, parent=None)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.base import BOS, PAD
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.ngram.backoff import BackoffLevel, BackoffTables, to_tables
 from jaxlm.ngram.counts import count_ngrams
@@ -53,6 +53,7 @@ class NGram(SequenceModel):
     smoothing: Smoothing = KneserNey()
     continuous_text: bool = False
     append_eos: bool = True
+    special: SpecialIds = OWN_SPECIAL_IDS
 
     def setup(self) -> None:
         # not `self.param`, which insists on the shapes that `init` made: those of the tables come with the text
@@ -78,8 +79,8 @@ class NGram(SequenceModel):
             table, longer = self.tables[j - 1], self.tables[j]
             logprob_RV = logprob_RV + jnp.where(found_R, table["backoff"][history_R], 0.0)[:, None]
             logprob_RV = _write_children(logprob_RV, longer, *_children(table, history_R, found_R))
-        said_V = (jnp.arange(self.vocab) != PAD) & (jnp.arange(self.vocab) != BOS)
-        return jnp.where(said_V[None], logprob_RV, IMPOSSIBLE_LOGIT).reshape(*features.shape[:-1], self.vocab)
+        possible_V = self._is_predictable(jnp.arange(self.vocab))
+        return jnp.where(possible_V[None], logprob_RV, IMPOSSIBLE_LOGIT).reshape(*features.shape[:-1], self.vocab)
 
     def logprob(self, features: Array, label: Array) -> Array:
         """`readout(features)` at the labels alone, with no row of V numbers: (..., K), (...) -> (...)."""
@@ -92,8 +93,7 @@ class NGram(SequenceModel):
             logprob_R = logprob_R + jnp.where(found_R, table["backoff"][history_R], 0.0)
             row_R, hit_R = _binary_search(longer["word"], *_children(table, history_R, found_R), label_R)
             logprob_R = jnp.where(hit_R, longer["logprob"][row_R], logprob_R)
-        said_R = (label_R != PAD) & (label_R != BOS)
-        return jnp.where(said_R, logprob_R, IMPOSSIBLE_LOGIT).reshape(label.shape)
+        return jnp.where(self._is_predictable(label_R), logprob_R, IMPOSSIBLE_LOGIT).reshape(label.shape)
 
     @nn.nowrap
     def fit(self, columns: Mapping[str, Ragged]) -> BackoffTables:
@@ -101,7 +101,8 @@ class NGram(SequenceModel):
 
         Raises UserError if there is no text or an id is not below `vocab`.
         """
-        counts = count_ngrams(columns["target"], self.vocab, self.order, self.continuous_text, self.append_eos)
+        options = self.continuous_text, self.append_eos, self.special
+        counts = count_ngrams(columns["target"], self.vocab, self.order, *options)
         return self.smoothing.estimate(counts)
 
     @nn.nowrap
@@ -111,13 +112,16 @@ class NGram(SequenceModel):
             raise UserError(f"an n-gram model of order {self.order}: expected 1 or more (model.order)")
         none = np.zeros(0, np.int32)
         word = np.arange(self.vocab, dtype=np.int32)
-        logprob = np.full(self.vocab, -np.log(max(1, self.vocab - 2)))
+        logprob = np.full(self.vocab, -np.log(max(1, self.vocab - len(self.special.never_predicted))))
         first = BackoffLevel(np.zeros_like(word), word, logprob, np.zeros(self.vocab))
         return to_tables([first] + [BackoffLevel(none, none, none, none)] * (self.order - 1))
 
     @property
     def _start_id(self) -> int:
-        return NO_TOKEN if self.continuous_text else BOS
+        return NO_TOKEN if self.continuous_text else self.special.start
+
+    def _is_predictable(self, ids: Array) -> Array:
+        return ~jnp.isin(ids, jnp.array(self.special.never_predicted))
 
     def _find_history(self, context_Rj: Array) -> tuple[Array, Array]:
         """The row of j words in the table of order j, and whether they are there."""

@@ -1,26 +1,44 @@
-"""Facts about a model that do not need its parameters: longest input, empty state, shapes of the parameters."""
+"""Facts about a model that do not need its parameters: longest input, empty state, special ids, shapes."""
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.data.batching.collate import MAX_WORD_CHARACTERS
+from jaxlm.data.tokenizers.base import SpecialIds
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.finetune_heads import FineTunable
-from jaxlm.models.special_ids import numbered
 from jaxlm.types import Batch, Params, State
+
+RUN_FIELDS = ("dropout", "attention_dropout", "activation_dropout", "init_std", "dtype", "scan", "remat")
+"""The fields of a model that change how it is trained or run, and not the function that it computes."""
+
+HEAD_FIELDS = ("mlm_head", "nsp_head")
+"""The fields that add a head to an encoder."""
 
 
 def max_input_positions(model: Any) -> int | None:
     """Return the longest row, special tokens included, that a model can read; None: unlimited."""
     while isinstance(model, FineTunable):
         model = model.model
-    inner = numbered(model)
-    if isinstance(inner, Encoder):
-        return inner.max_length - inner.position_offset
-    return inner.max_length if getattr(inner, "position", "") == "learned" else None
+    if isinstance(model, Encoder):
+        return model.max_length - model.position_offset
+    return model.max_length if getattr(model, "position", "") == "learned" else None
+
+
+def with_special_ids(model: Any, special: SpecialIds) -> Any:
+    """The model, and the model that it wraps, with the special ids of its tokenizer, if it uses any.
+
+    An experiment does not record them: they belong to the tokenizer.
+    """
+    fields = {"special": special} if getattr(model, "special", special) != special else {}
+    below = getattr(model, "model", None)
+    if isinstance(below, nn.Module) and (changed := with_special_ids(below, special)) is not below:
+        fields["model"] = changed
+    return model.clone(**fields, parent=None) if fields else model
 
 
 def zero_model_state(model: Any, params: Params, batch: Batch) -> State:

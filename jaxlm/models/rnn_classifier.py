@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.linear import Linear
@@ -81,11 +82,12 @@ class RecurrentClassifier(nn.Module):
     pooling: Literal["last", "mean", "max", "attention"] = "last"
     dropout: float = 0.0
     word_dropout: float = 0.0
+    special: SpecialIds = OWN_SPECIAL_IDS
 
     def setup(self) -> None:
         self.words = WordEmbedding(
             self.vocab, self.word_width, characters=self.characters, dropout=self.dropout,
-            word_dropout=self.word_dropout,
+            word_dropout=self.word_dropout, unk_id=self.special.unk,
         )  # fmt: skip
         self.pool = Pooling(self.pooling, self.recurrent.bidirectional)
         self.drop = Dropout(self.dropout)

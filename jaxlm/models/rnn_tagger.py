@@ -8,6 +8,7 @@ p(y_t) = softmax(emission_t), or with a CRF p(y_1 ... y_S) of the chain in `jaxl
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.losses import Loss, classification_loss
 from jaxlm.metrics.spans import forbidden_transitions
@@ -43,11 +44,12 @@ class RecurrentTagger(nn.Module):
     word_dropout: float = 0.0
     crf: bool = False
     tag_names: tuple[str, ...] = ()
+    special: SpecialIds = OWN_SPECIAL_IDS
 
     def setup(self) -> None:
         self.words = WordEmbedding(
             self.vocab, self.word_width, characters=self.characters, dropout=self.dropout,
-            word_dropout=self.word_dropout,
+            word_dropout=self.word_dropout, unk_id=self.special.unk,
         )  # fmt: skip
         self.drop = Dropout(self.dropout)
         self.output = Linear(self.num_labels)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxlm.data.tokenizers.base import BOS, PAD
 from jaxlm.errors import UserError
 from jaxlm.ngram.backoff import LOG_ZERO, BackoffLevel, BackoffTables, to_tables
 from jaxlm.ngram.counts import NGrams
@@ -140,7 +139,7 @@ def _interpolate(
 ) -> BackoffTables:
     """The equation of this module's docstring, order by order; n-grams that occur too rarely are left out."""
     vocab = len(ngrams[0])
-    outcome = (np.arange(vocab) != PAD) & (np.arange(vocab) != BOS)
+    outcome = ~np.isin(np.arange(vocab), ngrams[0].special.never_predicted)
     below, size, weight, levels = np.array([1 / outcome.sum()]), 1, [], []
     row_of = np.zeros(1, np.int32)  # of the order below: where each n-gram went when the rare ones had left
     for n, here in enumerate(ngrams):

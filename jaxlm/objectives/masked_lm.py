@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from jaxlm.errors import UserError
 from jaxlm.losses import Loss, classification_loss, cross_entropy
-from jaxlm.models.special_ids import numbered
 from jaxlm.types import Array, Batch, Params
 
 
@@ -46,7 +45,7 @@ def features_and_nsp_logits(model: Any, batch: Batch) -> tuple[Array, Array | No
     features_BSD = model.features(batch)
     if batch.class_B is None:
         return features_BSD, None
-    if not numbered(model).nsp_head:
+    if not model.nsp_head:
         raise UserError(
             "the rows are pairs of spans, but the model has no head for next sentence prediction: "
             "set --model.nsp-head or --batching.no-next-sentence"

@@ -60,7 +60,8 @@ class RunSummary:
         """(distance, norm) on the first training batches; see `jaxlm.report.gradient_flow`."""
         run, parts = self.trained, []
         columns = run.experiment.task.encode_train(run.tokenizer, self.workdir.train_data, ReadStats())
-        batches = run.experiment.batching.batches(columns, run.experiment.seed)
+        special = run.tokenizer.special
+        batches = run.experiment.batching.batches(columns, run.experiment.seed, special=special)
         for batch in map(batches.__getitem__, range(GRADIENT_FLOW_BATCHES)):
             parts.append(gradient_flow(run.model, run.params, dataclasses.replace(batch, reset_B=None)))
         longest = max(int(distance.max()) for distance, _ in parts) + 1

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
-import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.batching.lm_windows import Windows
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns
-from jaxlm.data.tokenizers.base import UNK, Tokenizer
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
@@ -77,7 +76,7 @@ class LanguageModeling(TextTask):
         characters = sum(len(text) + self.append_eos for text in self.split(split))
         if progress:
             progress(self.count(split))
-        unknown = float((np.asarray(columns["target"].flat) == UNK).mean())
+        unknown = float(trained.tokenizer.special.is_unknown(columns["target"].flat).mean())
         return {
             "split": split, "lines": len(columns["target"]), "tokens": int(count), "nll": nll / count,
             "perplexity": math.exp(min(nll / count, 700.0)), "bits_per_character": nll / math.log(2) / characters,
@@ -88,10 +87,12 @@ class LanguageModeling(TextTask):
         """Sums over all tokens: loss, negative log-likelihood, number."""
         evaluate = make_eval_step(trained.model, objective)
         if self.windows is None:
-            losses = [evaluate(trained.params, batch) for _, batch in eval_batches(columns, self.batch_tokens)]
+            eval_rows = eval_batches(columns, self.batch_tokens, special=trained.tokenizer.special)
+            losses = [evaluate(trained.params, batch) for _, batch in eval_rows]
         else:
             losses, state = [], None
-            batches = replace(self.windows, carry_state=True).batches(columns)
+            windows = replace(self.windows, carry_state=True)
+            batches = windows.batches(columns, special=trained.tokenizer.special)
             for k in range(batches.batches_per_epoch):
                 batch = batches[k]
                 if batch.reset_B is not None:

@@ -21,7 +21,6 @@ from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
 from jaxlm.inference.fill_mask import fill_masks, mask_positions
 from jaxlm.inference.translate import to_single_line
 from jaxlm.models.encoder import Encoder
-from jaxlm.models.special_ids import numbered
 from jaxlm.objectives.masked_lm import MaskedLM, features_and_nsp_logits
 from jaxlm.tasks.base import TextTask
 from jaxlm.types import Array, Batch, Params
@@ -54,13 +53,12 @@ class MaskedLanguageModeling(TextTask):
 
     def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
         """Raises UserError for a model that cannot do what is judged."""
-        inner = numbered(model)
-        if not isinstance(inner, Encoder) or not inner.mlm_head:
-            raise UserError(f"{type(inner).__name__} does not fill gaps: the task needs an Encoder with head = True")
-        if self.eval_batching.next_sentence and (not inner.nsp_head or inner.num_token_types < 2):
+        if not isinstance(model, Encoder) or not model.mlm_head:
+            raise UserError(f"{type(model).__name__} does not fill gaps: the task needs an Encoder with head = True")
+        if self.eval_batching.next_sentence and (not model.nsp_head or model.num_token_types < 2):
             raise UserError(
-                f"the rows are pairs of spans, and the model has nsp_head = {inner.nsp_head} and num_token_types "
-                f"= {inner.num_token_types}: "
+                f"the rows are pairs of spans, and the model has nsp_head = {model.nsp_head} and num_token_types "
+                f"= {model.num_token_types}: "
                 "set --model.nsp-head --model.num-token-types 2, or --task.eval-batching.no-next-sentence "
                 "--batching.no-next-sentence"
             )
@@ -92,7 +90,7 @@ class MaskedLanguageModeling(TextTask):
     def _compute_metrics(self, trained: TrainedModel, objective: Any, split: str, max_batches: int) -> dict[str, Any]:
         columns = token_flag_columns(trained.tokenizer, [self.mask_token])
         columns |= {"target": self.split(split).encode(trained.tokenizer)}
-        batches, sums = self.eval_batching.batches(columns), np.zeros(6)
+        batches, sums = self.eval_batching.batches(columns, special=trained.tokenizer.special), np.zeros(6)
         count = min(batches.batches_per_epoch, max_batches or batches.batches_per_epoch)
         judge = _jitted_eval(trained.model, objective)
         for batch in map(batches.__getitem__, range(count)):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 
+from jaxlm.data.batching.batches import RunningTextBatches
 from jaxlm.data.files import ReadStats
 from jaxlm.data.pretraining.span_corruption import PrefixLMWindows, SpanCorruption
 from jaxlm.data.pretraining.token_types import mask_token_column
@@ -73,8 +74,12 @@ class Denoising(TextTask):
         target = self.split(split).encode(tokenizer, read_stats, folder)
         return mask_token_column(tokenizer, sentinels) | {"target": target}
 
+    def _eval_batches(self, tokenizer: Tokenizer, split: str) -> RunningTextBatches:
+        columns = self._encode_split(split, tokenizer)
+        return self.eval_batching.batches(columns, special=tokenizer.special)
+
     def _compute_metrics(self, trained: TrainedModel, objective: Any, split: str, max_batches: int) -> dict[str, Any]:
-        batches = self.eval_batching.batches(self._encode_split(split, trained.tokenizer))
+        batches = self._eval_batches(trained.tokenizer, split)
         evaluate = make_eval_step(trained.model, objective)
         count = min(batches.batches_per_epoch, max_batches or batches.batches_per_epoch)
         found = jax.device_get([evaluate(trained.params, batches[k]) for k in range(count)])
@@ -87,7 +92,7 @@ class Denoising(TextTask):
 
     def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """A few rows of the test split, what was answered, and what is right."""
-        batch = self.eval_batching.batches(self._encode_split("test", trained.tokenizer))[0]
+        batch = self._eval_batches(trained.tokenizer, "test")[0]
         sides = ((batch.source_BS, batch.source_valid_BS), (batch.label_BT, batch.target_valid_BT))
         rows = [[row[valid].tolist() for row, valid in zip(*side, strict=True)] for side in sides]
         texts = [trained.tokenizer.decode(side) for side in rows]

@@ -181,7 +181,9 @@ def predict_rows(
     """What `told` (parameters, batch -> (B, C)) of a model says of each row: (rows, C), as column "source" goes."""
     asked, params = {name: columns[name] for name in columns if name != "class"}, multihost.to_local(trained.params)
     found: dict[int, np.ndarray] = {}
-    for row_B, batch in eval_batches_with_progress(asked, batch_tokens, progress, max_input_positions(trained.model)):
+    for row_B, batch in eval_batches_with_progress(
+        asked, batch_tokens, progress, max_input_positions(trained.model), trained.tokenizer.special
+    ):
         found |= {row: said for row, said in zip(row_B.tolist(), np.asarray(predict_fn(params, batch)), strict=True)}
     return np.stack([found[row] for row in range(len(columns["source"]))])
 
@@ -191,7 +193,9 @@ def eval_loss(trained: TrainedModel, objective: Any, columns: dict[str, Ragged],
     evaluate = make_eval_step(trained.model, objective)
     sums: Iterable = [
         evaluate(trained.params, batch)
-        for _, batch in eval_batches(columns, batch_tokens, max_length=max_input_positions(trained.model))
+        for _, batch in eval_batches(
+            columns, batch_tokens, max_length=max_input_positions(trained.model), special=trained.tokenizer.special
+        )
     ]
     loss = jax.tree.map(lambda *parts: math.fsum(float(part) for part in parts), *sums)
     return {"valid/loss": loss.total / loss.count, "valid/nll": loss.nll / loss.count}

@@ -12,7 +12,7 @@ import numpy as np
 from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.data.sources.base import Pair, Pairs
 from jaxlm.data.sources.conll import locate_word
-from jaxlm.data.tokenizers.base import BOS, UNK, Tokenizer
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
 from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel, eval_batches_with_progress
@@ -76,7 +76,7 @@ class Tagging(LabelTask):
             self._predict_labels(trained, columns, places, EVAL_BATCH_TOKENS, progress),
         )
         counts_CC = confusion_matrix(gold.flat, said.flat, len(self.labels))
-        unknown = columns["source"].flat[places.flat] == UNK
+        unknown = trained.tokenizer.special.is_unknown(columns["source"].flat[places.flat])
         of_unknown_CC = confusion_matrix(gold.flat[unknown], said.flat[unknown], len(self.labels))
         figures: dict[str, Any] = {"split": split, "lines": len(gold), "words": len(gold.flat)}
         figures |= {"accuracy": accuracy(counts_CC), "macro_f1": macro_f1(counts_CC)}
@@ -155,17 +155,19 @@ class Tagging(LabelTask):
             columns = source_columns(tokenizer, texts)
             return columns, Ragged(np.arange(len(columns["source"].flat)), columns["source"].offsets)
         most = None if model is None else max_input_positions(model)
+        special = tokenizer.special
+        no_piece = special.eos if special.unk is None else special.unk
         words = [text.split() for text in texts]
         pieces = iter(tokenizer.encode([word for some in words for word in some]))
         rows: list[np.ndarray] = []
         places: list[np.ndarray] = []
         begin = 0
         for some in words:
-            own = [piece if len(piece) else np.array([UNK]) for piece in itertools.islice(pieces, len(some))]
+            own = [piece if len(piece) else np.array([no_piece]) for piece in itertools.islice(pieces, len(some))]
             first: list[np.ndarray] = [np.zeros(0, np.int64)]
             for part in _split_words(own, most and most - NUM_SPECIAL_IDS):
                 sizes = np.array([len(piece) for piece in part], np.int64)
-                rows.append(np.concatenate([[BOS], *part]))
+                rows.append(np.concatenate([[special.start], *part]))
                 first.append(begin + 1 + np.cumsum(sizes) - sizes)
                 begin += len(rows[-1])
             places.append(np.concatenate(first))
@@ -205,7 +207,11 @@ class Tagging(LabelTask):
             )
         flat = np.zeros(len(source.flat), np.int32)
         for row_B, batch in eval_batches_with_progress(
-            {name: columns[name] for name in columns if name != "label"}, batch_tokens, progress, most
+            {name: columns[name] for name in columns if name != "label"},
+            batch_tokens,
+            progress,
+            most,
+            trained.tokenizer.special,
         ):
             label_BS = np.asarray(best(params, batch))
             for at in np.flatnonzero(row_B >= 0):

@@ -84,7 +84,8 @@ class Translation(Task):
         pairs = list(self.valid)
         evaluate = make_eval_step(trained.model, objective)
         columns = encode_pairs(pairs, trained.tokenizer)
-        sums = [evaluate(trained.params, batch) for _, batch in eval_batches(columns, batch_tokens)]
+        batches = eval_batches(columns, batch_tokens, special=trained.tokenizer.special)
+        sums = [evaluate(trained.params, batch) for _, batch in batches]
         loss = jax.tree.map(lambda *parts: math.fsum(float(part) for part in parts), *sums)
         figures = {"valid/loss": loss.total / loss.count, "valid/nll": loss.nll / loss.count}
         figures["valid/perplexity"] = math.exp(min(figures["valid/nll"], 700.0))

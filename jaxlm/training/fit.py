@@ -27,10 +27,10 @@ def fit_closed_form(experiment: Experiment, workdir: Workdir, notify: Callable[[
             notify("already fitted: nothing to do")
             return {"step": 1}
     began = time.perf_counter()
-    params = jax.tree.map(jnp.asarray, experiment.model.fit(columns))
+    params = jax.tree.map(jnp.asarray, run.experiment.model.fit(columns))
     seconds = time.perf_counter() - began
     notify(f"fitted in {seconds:.1f} s: {sum(leaf.size for leaf in jax.tree.leaves(params)):,} numbers")
-    trained = TrainedModel(experiment.model, params, run.tokenizer)
+    trained = TrainedModel(run.experiment.model, params, run.tokenizer)
     metrics = experiment.task.validate(trained, experiment.objective, VALID_BATCH_TOKENS)
     with MetricsLog(workdir, total_steps=1, best_metric=experiment.best_metric) as log:
         log.write(1, metrics | {"time/fit_seconds": seconds})

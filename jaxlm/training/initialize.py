@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.data.tokenizers.pretrained import PretrainedTokenizer
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.models.finetune_heads import FineTunable
-from jaxlm.models.special_ids import Renumbered
+from jaxlm.models.properties import HEAD_FIELDS, RUN_FIELDS
 from jaxlm.pytree import named_leaves, replace_leaves, swap_leaves
 from jaxlm.training.state import TrainState
 from jaxlm.types import Params
@@ -46,9 +47,20 @@ def resolve_init(experiment: Experiment, workdir: Workdir | None = None) -> Expe
     trunk = source.model.model if isinstance(source.model, FineTunable) else source.model
     if needs_trunk:
         model = model.with_trunk(trunk)
-    elif isinstance(trunk, Renumbered) and not has_head and not isinstance(model, Renumbered):
-        model = trunk.trained_like(model)
+    elif isinstance(source.tokenizer, PretrainedTokenizer) and not has_head:
+        model = _published_trunk(trunk, model)
     return replace(experiment, model=model, tokenizer=source.tokenizer)
+
+
+def _published_trunk(trunk: Any, model: Any) -> Any:
+    """The published model, with the heads of the experiment's model, and trained and run as that model is."""
+    if type(model) is not type(trunk):
+        raise UserError(
+            f"a published {type(trunk).__name__} cannot stand in the place of the experiment's "
+            f"{type(model).__name__}: choose an experiment of that kind"
+        )
+    fields = {name: getattr(model, name) for name in (*RUN_FIELDS, *HEAD_FIELDS) if hasattr(model, name)}
+    return trunk.clone(**fields, parent=None)
 
 
 def load_init_params(state: TrainState, experiment: Experiment, notify: Callable[[str], None]) -> TrainState:

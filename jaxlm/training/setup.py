@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 from jax.sharding import Mesh
@@ -19,6 +19,7 @@ from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.filesystem import check_writable
 from jaxlm.finetuning import FineTuning
+from jaxlm.models.properties import with_special_ids
 from jaxlm.pytree import partition, tree_bytes
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.state import TrainState
@@ -31,7 +32,10 @@ VALID_BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class OpenRun:
-    """Phase 1: an experiment in its workdir, with its tokenizer. `notify(text)` shows a line to the user."""
+    """Phase 1: an experiment in its workdir, with its tokenizer. `notify(text)` shows a line to the user.
+
+    The model of the experiment has the special ids of the tokenizer.
+    """
 
     experiment: Experiment
     workdir: Workdir
@@ -60,12 +64,12 @@ def setup_training(
     # The first host writes the workdir, the tokenizer and the encoded data to the shared disk; the others then read.
     run = multihost.first_host_first(lambda: open_run(experiment, workdir, notify, tree_bytes(abstract)))
     columns = multihost.first_host_first(lambda: load_data(run))
-    batches = experiment.batching.batches(columns, experiment.seed)
+    batches = experiment.batching.batches(columns, experiment.seed, special=run.tokenizer.special)
     check_batch_divisible(batches.row_multiple, experiment.grad_accum, num_batch_shards(mesh))
     notify(_batch_summary(batches.statistics()))
     if mesh.size > 1:
         notify(_mesh_summary(mesh, [*unsharded_params(abstract.params, mesh), *_indivisible_lengths(batches, mesh)]))
-    compiled = build_compiled_step(experiment, init_fn, mesh, run_options)
+    compiled = build_compiled_step(run.experiment, init_fn, mesh, run_options)
     notify(_parameter_summary(compiled.abstract_state, experiment.finetuning))
     return TrainSetup(run, HostShard(batches, *host_rows(mesh)), mesh, compiled)
 
@@ -88,7 +92,8 @@ def open_run(
     if metrics and experiment.best_metric not in metrics:
         raise UserError(f"best_metric = {experiment.best_metric!r}: expected one of the metrics {', '.join(metrics)}")
     experiment.task.check_model(experiment.model, tokenizer)
-    return OpenRun(experiment, workdir, tokenizer, notify)
+    model = with_special_ids(experiment.model, tokenizer.special)
+    return OpenRun(replace(experiment, model=model), workdir, tokenizer, notify)
 
 
 def _make_tokenizer(experiment: Experiment, workdir: Workdir, notify: Callable[[str], None]) -> None:

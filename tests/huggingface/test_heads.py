@@ -13,6 +13,7 @@ from fixtures.rows import Rows
 from fixtures.zoo import params_of
 
 from jaxlm.data.batching.sequence_format import SequenceFormat
+from jaxlm.data.tokenizers.base import SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.finetuning import Adapters, FineTuning, LoRA
@@ -22,7 +23,7 @@ from jaxlm.huggingface.workdir import import_folder
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.finetune_heads import MultipleChoice, TextClassifier, TokenClassifier
-from jaxlm.models.special_ids import Renumbered
+from jaxlm.models.properties import with_special_ids
 from jaxlm.tasks.classification import Classification
 from jaxlm.tasks.tagging import Tagging
 from jaxlm.training.initialize import match_params, resolve_init
@@ -64,17 +65,16 @@ def said(their: Any, kinds: bool = True) -> Any:
 
 
 def told(model: Any, params: Any, method: str | None = None) -> np.ndarray:
-    """Of rows of their ids, with their kinds; heads find the marks in ours."""
+    """Of rows of their ids, with their token types."""
     batch = Batch(PAIR.astype(np.int32), VALID, token_type_BS=KIND)
     return np.asarray(jax.jit(lambda params: model.apply({"params": params}, batch, method=method))(params))
 
 
 def headed(model: Any, params: Any) -> np.ndarray:
-    """What a head says of the same rows, as its workdir has them: under our ids."""
-    ids = np.where(PAIR == CLS, 2, np.where(PAIR == SEP, 3, PAIR + 4)).astype(np.int32)
-    model = model.clone(model=Renumbered(model.model, CLS, SEP), parent=None)
-    params = {**params, "model": {"model": params["model"]}}
-    return np.asarray(jax.jit(lambda params: model.apply({"params": params}, Batch(ids, VALID)))(params))
+    """The logits of a head of the same rows: it finds the token types by the special ids of the tokenizer."""
+    model = with_special_ids(model, SpecialIds(start=CLS, eos=SEP))
+    batch = Batch(PAIR.astype(np.int32), VALID)
+    return np.asarray(jax.jit(lambda params: model.apply({"params": params}, batch))(params))
 
 
 def same_files(first: Path, second: Path) -> None:
@@ -185,12 +185,12 @@ def test_labels_that_a_head_cannot_tell(tmp_path):
 def test_a_head_starts_from_the_pooler():
     """Its path is that of the head's own, so that `finetuning.init` finds it; on the trunk it stands no longer."""
     pooled = TRUNK.clone(add_pooling_layer=True)
-    model = TextClassifier().with_trunk(Renumbered(pooled, CLS, SEP))
-    assert not model.model.model.add_pooling_layer
-    given = {"model": params_of(pooled)}
+    model = TextClassifier().with_trunk(pooled)
+    assert not model.model.add_pooling_layer
+    given = params_of(pooled)
     found = match_params(jax.tree.map(jax.numpy.asarray, params_of(model)), given, 0, "x")
     assert found.initialized == ["head/bias", "head/kernel"] and not found.unused
-    np.testing.assert_array_equal(found.loaded["pooler/kernel"], given["model"]["pooler"]["kernel"])
+    np.testing.assert_array_equal(found.loaded["pooler/kernel"], given["pooler"]["kernel"])
 
 
 TEXTS = ["the road\tgo on", "too tired", "the chicken crossed the road\tbecause it was too wide"]

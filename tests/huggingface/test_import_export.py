@@ -1,4 +1,4 @@
-"""Published models as workdirs: tokenizers under our ids, the verbs, and out again; against Transformers."""
+"""Published models as workdirs: their tokenizers, the commands, and out again; against Transformers."""
 
 import io
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.zoo import LLAMA, batch_of, examples, logits, params_of
+from fixtures.zoo import params_of
 
 from jaxlm.cli.main import main
 from jaxlm.data.tokenizers.loading import load_tokenizer
@@ -16,15 +16,16 @@ from jaxlm.data.tokenizers.sentencepiece import SentencePiece
 from jaxlm.decode.beam_config import Beam
 from jaxlm.errors import UserError
 from jaxlm.huggingface.convert import save_pretrained
-from jaxlm.huggingface.workdir import export_folder, import_folder, read_tokenizer
+from jaxlm.huggingface.tokenizer_files import read_tokenizer
+from jaxlm.huggingface.workdir import export_folder, import_folder
 from jaxlm.inference.translate import Search
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
-from jaxlm.models.special_ids import NEVER, Renumbered
 from jaxlm.workdir import Workdir
 
 TEXTS = ["the green witch arrived", "a dog runs, and a cat sleeps.", "¿quién llegó? ñandú 東京 🙂", ""] * 8
+ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 MARIAN = EncoderDecoder(
     90, 16, 2, 24, 1, 1, activation="silu", position="sinusoidal_halves", max_length=64, logit_bias=True,
 )  # fmt: skip
@@ -39,7 +40,7 @@ def gpt2(tmp_path_factory) -> Path:
     learnt.train_from_iterator(TEXTS, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
     learnt.save(str(folder / "tokenizer.json"))
     model = Decoder(300, 16, 2, 24, 2, max_length=64)
-    save_pretrained(folder, model, params_of(model), {"bos_token_id": 0, "eos_token_id": 0}, dtype="bfloat16")
+    save_pretrained(folder, model, params_of(model), ENDS, dtype="bfloat16")
     return folder
 
 
@@ -60,31 +61,19 @@ def marian(tmp_path_factory) -> Path:
     return folder
 
 
-def test_renumbered_says_the_same():
-    """Their distribution at our ids; BOS and the like are never said."""
-    model, batch, params = Renumbered(LLAMA, 7, 9, never=(11,)), batch_of(examples(4), 8, 8), params_of(LLAMA)
-    ids = np.where(batch.target_BT == 2, 7 + 4, np.where(batch.target_BT == 3, 9 + 4, np.maximum(batch.target_BT, 4)))
-    found = np.asarray(logits(model, {"model": params}, batch.replace(target_BT=ids)))
-    expected = np.asarray(logits(LLAMA, params, batch.replace(target_BT=ids - 4)))
-    assert model.vocab == 27 and (found[..., [0, 1, 2, 9 + 4, 11 + 4]] == NEVER).all()
-    np.testing.assert_array_equal(found[..., 3], expected[..., 9])
-    rest = [i for i in range(23) if i not in (9, 11)]
-    np.testing.assert_array_equal(found[..., 4:][..., rest], expected[..., rest])
-
-
 def test_fast_tokenizer(gpt2, tmp_path):
-    """Every text comes back, also from the disk; the ids are theirs + 4."""
+    """Every text comes back, also from the disk; the ids are those of the file."""
     import tokenizers
 
-    tokenizer = read_tokenizer(gpt2, {}, 300)
+    tokenizer = read_tokenizer(gpt2, ENDS, 300)
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)
     theirs = tokenizers.Tokenizer.from_file(str(gpt2 / "tokenizer.json"))
-    assert again.vocab_size == 304 and again.fingerprint == tokenizer.fingerprint
+    assert again.vocab_size == 300 and again.fingerprint == tokenizer.fingerprint and again == tokenizer
     assert tokenizer.decode(again.encode(TEXTS)) == TEXTS
     for ids, text in zip(tokenizer.encode(TEXTS), TEXTS, strict=True):
-        np.testing.assert_array_equal(ids - 4, theirs.encode(text).ids)
-    assert again.decode([[2, 3, 0, 4, 303, 5000]]) is not None
+        np.testing.assert_array_equal(ids, theirs.encode(text).ids)
+    assert again.decode([[0, 299, 5000, -1]]) == again.decode([[299]])
     (tmp_path / "tokenizers.json").write_text("{}")
     with pytest.raises(UserError, match="damaged"):
         load_tokenizer(tmp_path)
@@ -101,15 +90,15 @@ def test_generate_and_score_and_out_again(gpt2, tmp_path, capsys, monkeypatch):
     torch = pytest.importorskip("torch")
     model = transformers.GPT2LMHeadModel.from_pretrained(gpt2, dtype=torch.float32)
     tokenizer = load_tokenizer(tmp_path / "run/tokenizer")
-    prompt = torch.tensor([[0, *(tokenizer.encode(["the green"])[0] - 4)]])
+    prompt = torch.tensor([[0, *tokenizer.encode(["the green"])[0]]])
     expected = model.generate(prompt, do_sample=False, max_new_tokens=8, pad_token_id=0, eos_token_id=0)
-    assert found["text"] == tokenizer.decode([(expected[0, prompt.shape[1] :].numpy() + 4).tolist()])[0]
+    assert found["text"] == tokenizer.decode([expected[0, prompt.shape[1] :].tolist()])[0]
     assert main(["generate", str(tmp_path / "run"), *arguments, "--precision", "int8"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] <= 8
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the green witch\n")))
     assert main(["score", str(tmp_path / "run"), "--jsonl"]) == 0
     found = json.loads(capsys.readouterr().out)
-    ids = torch.tensor([[0, *(tokenizer.encode(["the green witch"])[0] - 4), 0]])
+    ids = torch.tensor([[0, *tokenizer.encode(["the green witch"])[0], 0]])
     expected = -model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
     np.testing.assert_allclose(found["logprob"], expected, rtol=1e-4)
     assert main(["export-hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
@@ -138,35 +127,35 @@ def test_predict(marian, tmp_path):
     pad = model.config.pad_token_id
     for line, answer in zip(lines, answers, strict=True):
         if line:
-            source = torch.tensor([[*(trained.tokenizer.encode([line])[0] - 4), 0]]).long()
+            source = torch.tensor([[*trained.tokenizer.encode([line])[0], 0]]).long()
             said = model.generate(
                 source, attention_mask=torch.ones_like(source), num_beams=1, do_sample=False, max_new_tokens=8,
                 bad_words_ids=[[pad]], eos_token_id=0, forced_eos_token_id=None,
             )  # fmt: skip
-            expected = trained.tokenizer.decode([(said[0, 1:].numpy() + 4).tolist()])[0]
+            expected = trained.tokenizer.decode([said[0, 1:].tolist()])[0]
             assert answer.text == expected.strip()
 
 
 def test_pieces_of_both_sides(marian, tmp_path):
-    tokenizer = read_tokenizer(marian, {}, 70)
+    tokenizer = read_tokenizer(marian, {"eos_token_id": 0}, 70)
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)
     for left, right in zip(tokenizer.encode(TEXTS), again.encode(TEXTS), strict=True):
         np.testing.assert_array_equal(left, right)
-        assert ((left >= 4) & (left < 74) | (left == 1)).all()
-    assert again.decode([[2, 3]]) == [""]
+        assert ((left >= 0) & (left < 70)).all()
+    assert again.special.unk == 1 and again.decode([[0, 1]]) == [""]
 
 
 def test_one_model_for_both_sides(tmp_path):
     """As T5 and Llama 2 have it: the ids are those of the SentencePiece model, and the model may embed more."""
     learnt = SentencePiece(290).fit(TEXTS)
     (tmp_path / "spiece.model").write_bytes(learnt.model)
-    tokenizer = read_tokenizer(tmp_path, {}, 310)
-    assert tokenizer.vocab_size == 314
+    tokenizer = read_tokenizer(tmp_path, {"eos_token_id": 3}, 310)
+    assert tokenizer.vocab_size == 310 and tokenizer.special.unk == 1
     for ids, expected in zip(tokenizer.encode(TEXTS), learnt.encode(TEXTS), strict=True):
-        np.testing.assert_array_equal(ids, expected + 4)
+        np.testing.assert_array_equal(ids, expected)
     assert tokenizer.decode(tokenizer.encode(TEXTS)) == TEXTS
-    assert tokenizer.decode([[2, 3, 4, 6, 7, 313]]) == [""]
+    assert tokenizer.decode([[0, 2, 3, 309]]) == [""]
 
 
 def test_an_encoder_needs_its_marks(gpt2, tmp_path):
@@ -179,25 +168,28 @@ def test_an_encoder_needs_its_marks(gpt2, tmp_path):
     ends = {"cls_token": "<|endoftext|>", "sep_token": {"content": "<|endoftext|>"}, "unk_token": "<|endoftext|>"}
     (tmp_path / "bert" / "special_tokens_map.json").write_text(json.dumps(ends))
     made = import_folder(tmp_path / "bert", tmp_path / "run").model
-    assert (made.bos, made.eos, made.unknown) == (0, 0, 0) and made.model.mlm_head
+    special = load_tokenizer(tmp_path / "run" / "tokenizer").special
+    assert (special.start, special.eos, special.unk) == (0, 0, 0) and made.mlm_head
 
 
 def test_a_tokenizer_of_another_model(gpt2, tmp_path):
     """More pieces than the model embeds are refused; a piece that was added to both or to one is no piece of it."""
     with pytest.raises(UserError, match=r"the tokenizer has \d+ pieces, the model embeds 200 \(vocab_size\)"):
-        read_tokenizer(gpt2, {}, 200)
+        read_tokenizer(gpt2, ENDS, 200)
     import tokenizers
 
     more = tokenizers.Tokenizer.from_file(str(gpt2 / "tokenizer.json"))
     more.add_special_tokens(["<pad>"])
     more.save(str(tmp_path / "tokenizer.json"))
-    beyond = read_tokenizer(tmp_path, {}, more.get_vocab_size() - 1)
-    assert beyond.encode(["<pad>"])[0].tolist() == [1] and beyond.encode(["a"])[0].min() > 3
+    config = ENDS | {"unk_token_id": 7}
+    for special, unknown in ((config, 7), (ENDS, 0)):
+        beyond = read_tokenizer(tmp_path, special, more.get_vocab_size() - 1)
+        assert beyond.encode(["<pad>"])[0].tolist() == [unknown] and beyond.special.unk == special.get("unk_token_id")
     learnt = SentencePiece(290).fit(TEXTS)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "spiece.model").write_bytes(learnt.model)
     with pytest.raises(UserError, match=r"the tokenizer has \d+ pieces, the model embeds 200"):
-        read_tokenizer(tmp_path, {}, 200)
+        read_tokenizer(tmp_path, ENDS, 200)
 
 
 def test_a_folder_without_a_tokenizer(gpt2, tmp_path):

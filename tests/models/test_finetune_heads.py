@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from fixtures.zoo import GPT2, LLAMA, VOCAB
 
-from jaxlm.data.tokenizers.base import BOS, EOS
+from jaxlm.data.tokenizers.base import BOS, EOS, OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.finetune_heads import MultipleChoice, TextClassifier, TokenClassifier, sequence_markers
+from jaxlm.models.properties import with_special_ids
 from jaxlm.models.rnn_lm import RecurrentLM
 from jaxlm.models.rnn_seq2seq import Seq2Seq
-from jaxlm.models.special_ids import Renumbered
 from jaxlm.nn.rnn.cells import LSTM
 from jaxlm.nn.rnn.layers import Recurrent
 from jaxlm.objectives.labels import Regression, SequenceClassification
@@ -23,9 +23,8 @@ from jaxlm.types import Batch
 ENCODER = Encoder(VOCAB, 8, 2, 12, 2, max_length=30, dropout=0.0, attention_dropout=0.0, init_std=0.5)
 TRUNKS = {
     "encoder": ENCODER,
-    "renumbered": Renumbered(ENCODER.clone(vocab=VOCAB - 4), bos=3, eos=5),
     "gpt": GPT2.clone(init_std=0.5),
-    "llama": Renumbered(LLAMA.clone(vocab=VOCAB - 4, init_std=0.5, window=None), bos=3, eos=3),
+    "llama": LLAMA.clone(vocab=VOCAB, init_std=0.5, window=None),
     "lstm": RecurrentLM(VOCAB, 8, Recurrent(LSTM(8))),
 }
 X, Y, Z = [7, 8, 9], [10, 11], [12]
@@ -63,7 +62,7 @@ def test_marks():
     text = [*PAIR, BOS, *Z, EOS, EOS]
     for layout in ("right", "left", "holes"):
         batch = batch_of(text, layout=layout)
-        valid_BS, sequence_BS, part_BS = sequence_markers(batch)
+        valid_BS, sequence_BS, part_BS = sequence_markers(batch, OWN_SPECIAL_IDS)
         real = batch.source_valid_BS[0]
         assert (
             np.asarray(sequence_BS)[0][real].tolist() == [1] * 8 + [2] * 4
@@ -149,6 +148,21 @@ def test_what_can_have_a_head():
     assert not TextClassifier().with_trunk(ENCODER).model.mlm_head, "the head that fills gaps is left out"
 
 
+@pytest.mark.parametrize("trunk", ["encoder", "gpt"])
+def test_the_markers_are_the_special_ids_of_the_tokenizer(trunk):
+    """With a permuted vocabulary, and its special ids, a head says the same."""
+    model, params = made(TextClassifier(num_labels=3, num_orders=2, dropout=0.0), trunk)
+    batch = batch_of([*PAIR, BOS, *Y, EOS, *X, EOS])
+    expected = told(model, params, batch)
+    moved = np.arange(model.model.vocab)
+    moved[[BOS, 11, EOS, 4]] = moved[[11, BOS, 4, EOS]]
+    params["model"]["embedding"] = params["model"]["embedding"][jnp.asarray(moved)]  # two swaps: their own inverse
+    there = with_special_ids(model, SpecialIds(start=11, eos=4))
+    np.testing.assert_allclose(
+        told(there, params, batch.replace(source_BS=moved[batch.source_BS])), expected, rtol=1e-6
+    )
+
+
 @pytest.mark.slow
 def test_as_in_transformers(tmp_path):
     """A pair through BERT's first position, pooler and classifier."""
@@ -156,27 +170,27 @@ def test_as_in_transformers(tmp_path):
     from jaxlm.huggingface.convert import load_pretrained, save_pretrained
 
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 12}
-    config = transformers.BertConfig(vocab_size=VOCAB - 4, max_position_embeddings=30, num_labels=3, **sizes)
+    config = transformers.BertConfig(vocab_size=VOCAB, max_position_embeddings=30, num_labels=3, **sizes)
     their = transformers.BertForSequenceClassification(config).eval()
     for value in their.parameters():
         value.data.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(1))
     their.bert.save_pretrained(tmp_path / "trunk")
     trunk, params, kept = load_pretrained(tmp_path / "trunk")
     assert not trunk.mlm_head
-    model = TextClassifier(num_labels=3).with_trunk(Renumbered(trunk, bos=1, eos=2))
+    model = TextClassifier(num_labels=3).with_trunk(trunk)
     head = {
         name: {"kernel": module.weight.detach().numpy().T, "bias": module.bias.detach().numpy()}
         for name, module in (("pooler", their.bert.pooler.dense), ("head", their.classifier))
     }
-    found = told(model, {"model": {"model": params}, **head}, batch_of(PAIR, [BOS, *Z, EOS], length=10))
-    ids = torch.tensor([[1, 3, 4, 5, 2, 6, 7, 2], [1, 8, 2, 0, 0, 0, 0, 0]])
+    found = told(model, {"model": params, **head}, batch_of(PAIR, [BOS, *Z, EOS], length=10))
+    ids = torch.tensor([PAIR, [BOS, *Z, EOS, 0, 0, 0, 0, 0]])
     asked = {"attention_mask": torch.tensor([[1] * 8, [1] * 3 + [0] * 5])}
     asked["token_type_ids"] = torch.tensor([[0] * 5 + [1] * 3, [0] * 8])
     expected = their(ids, **asked).logits.detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     pair = batch_of(PAIR, length=8)
     pair = pair.replace(token_type_BS=np.array([[0] * 5 + [1] * 3]))
-    found = told(model.model, {"model": params}, pair, "self_attention_weights")
+    found = told(model.model, params, pair, "self_attention_weights")
     their.set_attn_implementation("eager")
     seen = their.bert(ids[:1], token_type_ids=asked["token_type_ids"][:1], output_attentions=True).attentions
     expected = np.stack([one.detach().numpy() for one in seen], 1)

@@ -29,7 +29,6 @@ from jaxlm.inference.embed import TextEmbedder, attention_maps, token_strings
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.finetune_heads import TextClassifier, TokenClassifier
-from jaxlm.models.special_ids import Renumbered
 from jaxlm.objectives.labels import Regression, SequenceClassification, TokenClassification
 from jaxlm.objectives.masked_lm import MaskedLM
 from jaxlm.optim import AdamW, Constant
@@ -114,8 +113,8 @@ def test_layers(imported):
 def test_a_language_model_reads_to_the_end(imported):
     """The vector of a prefix is the same, whatever follows; there is no EOS."""
     tokenizer = Workdir(imported).load().tokenizer
-    inner = Decoder(tokenizer.model_vocab_size, 8, 2, 12, 1, max_length=48)
-    run = TrainedModel(Renumbered(inner, 1, 1), {"model": params_of(inner)}, tokenizer)
+    model = Decoder(tokenizer.vocab_size, 8, 2, 12, 1, max_length=48)
+    run = TrainedModel(model, params_of(model), tokenizer)
     short, long = TextEmbedder("token")(run, ["the road", "the road was wide"])
     np.testing.assert_allclose(long[: len(short)], short, rtol=1e-5, atol=1e-5)
     assert token_strings(run, "the road")[-1] != "</s>"
@@ -219,7 +218,7 @@ def test_gaps_of_an_imported_model(bert, tmp_path, command):
     )  # fmt: skip
     found = resolve_init(more).model
     expected = inner.clone(nsp_head=True, dropout=0.0, attention_dropout=0.0, init_std=0.02)
-    assert found == Renumbered(expected, made.model.bos, made.model.eos, made.model.unknown)
+    assert found == expected
     with pytest.raises(UserError, match="a published Encoder cannot stand in the place of the experiment's Decoder"):
         resolve_init(replace(more, model=Decoder(99)))
     assert "valid/next_sentence" in train(more, tmp_path / "more")
@@ -239,7 +238,7 @@ def test_a_pair_is_learnt(imported, tmp_path, command):
     made = tuned(task, TextClassifier(dropout=0.0), SequenceClassification(), "valid/accuracy", imported)
     summary = train(made, tmp_path / "run")
     assert summary["valid/accuracy"] == 100.0
-    assert Workdir(tmp_path / "run").read_experiment().model.model.model.vocab > 20
+    assert Workdir(tmp_path / "run").read_experiment().model.model.vocab > 20
     said = command("predict", tmp_path / "run", stdin=b"the road\ta road\nit\tgo on\n")
     assert said.lines == ["yes", "no"], said.err
     with pytest.raises(UserError, match="'maybe', which is none of the task's labels no, yes"):

@@ -35,8 +35,6 @@ def main(argv: list[str]) -> int:
     task, loading = trained.experiment.task, clock.seconds
     if rule:
         task = _with_constraint(task, rule, trained.tokenizer)
-    from jaxlm.data.tokenizers.base import UNK
-
     limit = task.max_input_tokens(trained.model)
 
     words = unknown = 0
@@ -49,7 +47,7 @@ def main(argv: list[str]) -> int:
         sys.stdout.flush()
         cut += count_truncated(lines, trained.tokenizer, limit, with_markers=task.search is None) if limit else 0
         ids = np.concatenate([np.zeros(0, np.int32), *trained.tokenizer.encode(lines)])
-        words, unknown = words + len(ids), unknown + int((ids == UNK).sum())
+        words, unknown = words + len(ids), unknown + int(trained.tokenizer.special.is_unknown(ids).sum())
     if unknown:
         output.print_stderr(
             f"{unknown:,} of {words:,} tokens are unknown to the tokenizer: it saw none such in training"

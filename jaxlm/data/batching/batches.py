@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxlm.data.ragged import Columns
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.types import Batch
 
 
@@ -77,8 +78,8 @@ class RunningText:
         """Positions of a batch."""
         return self.rows * self.length
 
-    def batches(self, columns: Columns, seed: int = 0) -> RunningTextBatches:
-        """The batches of the text in column "target"."""
+    def batches(self, columns: Columns, seed: int = 0, *, special: SpecialIds = OWN_SPECIAL_IDS) -> RunningTextBatches:
+        """The batches of the text in column "target", whose special ids are `special`."""
         raise NotImplementedError
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxlm.data.batching.plan import Bucket, PlannedBatches, check_row_count, effective_length, select_examples
 from jaxlm.data.ragged import Columns, Ragged
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Buckets:
     max_length: int = 256
     too_long: Literal["drop", "truncate"] = "drop"
 
-    def batches(self, columns: Columns, seed: int = 0, divisor: int = 1) -> PlannedBatches:
+    def batches(
+        self, columns: Columns, seed: int = 0, divisor: int = 1, *, special: SpecialIds = OWN_SPECIAL_IDS
+    ) -> PlannedBatches:
         """Batches whose rows are multiples of `divisor` too.
 
         Raises UserError if no example is short enough, or if the longest bucket cannot fill `row_multiple` rows.
@@ -54,7 +57,7 @@ class Buckets:
                 check_row_count(rows, multiple, self.tokens, int(effective_length(s, t)))
                 buckets.append(Bucket(s, t, rows, Ragged(examples, np.arange(len(examples) + 1))))
         counts = selected.token_counts, selected.dropped, selected.truncated
-        return PlannedBatches(columns, tuple(buckets), seed, False, *counts)
+        return PlannedBatches(columns, tuple(buckets), seed, False, *counts, special)
 
     def _rows_per_batch(self, source: np.ndarray | int, target: np.ndarray | int, row_multiple: int) -> np.ndarray:
         return self.tokens // effective_length(source, target) // row_multiple * row_multiple

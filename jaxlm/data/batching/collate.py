@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.data.ragged import Columns, Ragged, concat_ranges
-from jaxlm.data.tokenizers.base import BOS, EOS
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.types import Batch
 
 MAX_WORD_CHARACTERS = 16
@@ -36,6 +36,7 @@ def collate(
     source_length: int,
     target_length: int,
     packed: bool,
+    special: SpecialIds = OWN_SPECIAL_IDS,
 ) -> Batch:
     """A Batch of shape (rows, source) and (rows, target). `row_index` (ascending) gives the row of each example.
 
@@ -44,11 +45,11 @@ def collate(
     """
     fields: dict[str, Any] = {}
     if "source" in columns:
-        ended, _, segment = _fill_rows(columns["source"], examples, row_index, num_rows, source_length)
+        ended, _, segment = _fill_rows(columns["source"], examples, row_index, (num_rows, source_length), special)
         fields |= {"source_BS": ended, "source_valid_BS": segment > 0}
         fields |= {"source_segment_BS": segment} if packed else {}
     if "target" in columns:
-        ended, begun, segment = _fill_rows(columns["target"], examples, row_index, num_rows, target_length)
+        ended, begun, segment = _fill_rows(columns["target"], examples, row_index, (num_rows, target_length), special)
         fields |= {"target_BT": begun, "label_BT": ended, "target_valid_BT": segment > 0}
         fields |= {"target_segment_BT": segment} if packed else {}
     if "label" in columns or "character" in columns:
@@ -90,16 +91,17 @@ def _gather_characters(characters: Ragged, token: np.ndarray) -> np.ndarray:
 
 
 def _fill_rows(
-    column: Ragged, examples: np.ndarray, row_index: np.ndarray, num_rows: int, length: int
+    column: Ragged, examples: np.ndarray, row_index: np.ndarray, shape: tuple[int, int], special: SpecialIds
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids + EOS, BOS + ids, and segment numbers from 1, each int32 (rows, length)."""
+    """ids + EOS, BOS + ids, and segment numbers from 1, each int32 of `shape` = (rows, length)."""
+    num_rows, length = shape
     ids, count = column.gather(examples, max_length=length - 1)
     first_of_row = np.searchsorted(row_index, row_index)
     before = np.cumsum(count + 1) - (count + 1)
     start = row_index * length + before - before[first_of_row]
     ended, begun, segment = (np.zeros(num_rows * length, np.int32) for _ in range(3))
     at = concat_ranges(start, count)
-    ended[at], ended[start + count] = ids, EOS
-    begun[at + 1], begun[start] = ids, BOS
+    ended[at], ended[start + count] = ids, special.eos
+    begun[at + 1], begun[start] = ids, special.start
     segment[concat_ranges(start, count + 1)] = np.repeat(np.arange(len(row_index)) - first_of_row + 1, count + 1)
     return ended.reshape(num_rows, length), begun.reshape(num_rows, length), segment.reshape(num_rows, length)

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxlm.data.batching.collate import TEXT_COLUMNS, collate
 from jaxlm.data.ragged import Columns, Ragged
-from jaxlm.data.tokenizers.base import EOS
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.types import Batch
 
 
@@ -18,6 +18,7 @@ def eval_batches(
     row_multiple: int = 8,
     divisor: int = 1,
     max_length: int | None = None,
+    special: SpecialIds = OWN_SPECIAL_IDS,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every row of the columns exactly once, longest first, in few shapes: (row_B, batch).
 
@@ -36,14 +37,14 @@ def eval_batches(
         rows = min(rows, row_multiple << (math.ceil(len(ranked) / row_multiple) - 1).bit_length())
         now, ranked = ranked[:rows], ranked[rows:]
         row_B = np.concatenate([now, np.full(rows - len(now), -1)])
-        yield row_B, collate_rows(columns, row_B, length)
+        yield row_B, collate_rows(columns, row_B, length, special)
 
 
-def collate_rows(columns: Columns, row_B: np.ndarray, length: int) -> Batch:
+def collate_rows(columns: Columns, row_B: np.ndarray, length: int, special: SpecialIds = OWN_SPECIAL_IDS) -> Batch:
     """The named rows of the columns in this order, then, where `row_B` is -1, rows of an empty source and no target."""
     now = row_B[row_B >= 0]
-    batch = collate(columns, now, np.arange(len(now)), len(row_B), length, length, packed=False)
-    for field, value in ((batch.source_BS, EOS), (batch.source_valid_BS, True)):
+    batch = collate(columns, now, np.arange(len(now)), len(row_B), length, length, packed=False, special=special)
+    for field, value in ((batch.source_BS, special.eos), (batch.source_valid_BS, True)):
         if isinstance(field, np.ndarray):
             field[len(now) :, 0] = value
     return batch

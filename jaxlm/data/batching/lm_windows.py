@@ -16,7 +16,7 @@ import numpy as np
 from jaxlm.data.batching.batches import RunningText, RunningTextBatches, host_slice
 from jaxlm.data.batching.shuffle import permutation, uniform_draws
 from jaxlm.data.ragged import Columns, Ragged
-from jaxlm.data.tokenizers.base import BOS, EOS
+from jaxlm.data.tokenizers.base import EOS, OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.types import Batch
 
@@ -27,6 +27,7 @@ class TokenStream:
 
     column: Ragged
     append_eos: bool = True
+    eos: int = EOS
 
     def __len__(self) -> int:
         return int(self.column.offsets[-1]) + self.append_eos * len(self.column)
@@ -35,13 +36,17 @@ class TokenStream:
     def _eos_positions(self) -> np.ndarray:
         return self.column.offsets[1:] + np.arange(len(self.column))
 
+    def is_eos(self, indices: np.ndarray) -> np.ndarray:
+        """Whether the id at each index is an EOS that was appended to a text."""
+        return self._eos_positions[np.searchsorted(self._eos_positions, indices)] == indices
+
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         indices = np.asarray(indices)
         if not self.append_eos:
             return self.column.flat[indices].astype(np.int32)
         row = np.searchsorted(self._eos_positions, indices)
         is_eos = self._eos_positions[row] == indices
-        ids = np.full(indices.shape, EOS, np.int32)
+        ids = np.full(indices.shape, self.eos, np.int32)
         ids[~is_eos] = self.column.flat[(indices - row)[~is_eos]]  # `row` EOS lie before this index
         return ids
 
@@ -85,15 +90,15 @@ class Windows(RunningText):
         """Rows whose state is carried from batch to batch."""
         return self.rows if self.carry_state and not self.isolate_documents else 0
 
-    def batches(self, columns: Columns, seed: int = 0) -> "WindowBatches":
+    def batches(self, columns: Columns, seed: int = 0, *, special: SpecialIds = OWN_SPECIAL_IDS) -> "WindowBatches":
         """Raises UserError if the text is shorter than one window."""
-        stream = TokenStream(columns["target"], self.append_eos)
+        stream = TokenStream(columns["target"], self.append_eos, special.eos)
         if len(stream) < max(self.length, self.rows):
             raise UserError(
                 f"the text has {len(stream):,} tokens, a batch {self.rows} rows of {self.length}: "
                 "lower --batching.rows and --batching.length, or give more text"
             )
-        return WindowBatches(stream, self, seed)
+        return WindowBatches(stream, self, seed, special)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +108,7 @@ class WindowBatches(RunningTextBatches):
     stream: TokenStream
     config: Windows
     seed: int = 0
+    special: SpecialIds = OWN_SPECIAL_IDS
 
     @cached_property
     def batches_per_epoch(self) -> int:  # type: ignore[override]
@@ -136,11 +142,13 @@ class WindowBatches(RunningTextBatches):
         index_BT = first_B[rows, None] + np.arange(length)
         valid_BT = (index_BT < end_B[rows, None]) & (index_BT >= 0)
         label_BT = np.where(valid_BT, self.stream[np.clip(index_BT, 0, size - 1)], 0)
-        input_BT = np.where(index_BT > 0, self.stream[np.clip(index_BT - 1, 0, size - 1)], BOS)
+        before_BT = np.clip(index_BT - 1, 0, size - 1)
+        input_BT = np.where(index_BT > 0, self.stream[before_BT], self.special.start)
         segment_BT = None
         if self.config.isolate_documents:
-            input_BT = np.where(input_BT == EOS, BOS, input_BT)
-            segment_BT = np.where(valid_BT, np.cumsum(input_BT == BOS, axis=1) + 1, 0).astype(np.int32)
+            first_BT = (index_BT <= 0) | self.stream.is_eos(before_BT)  # the first token of a text
+            input_BT = np.where(first_BT, self.special.start, input_BT)
+            segment_BT = np.where(valid_BT, np.cumsum(first_BT, axis=1) + 1, 0).astype(np.int32)
         return Batch(
             target_BT=np.where(valid_BT, input_BT, 0).astype(np.int32),
             target_valid_BT=valid_BT,

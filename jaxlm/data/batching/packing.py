@@ -9,6 +9,7 @@ import numpy as np
 from jaxlm.data.batching.plan import Bucket, PlannedBatches, check_row_count, select_examples
 from jaxlm.data.batching.shuffle import permutation
 from jaxlm.data.ragged import Columns, Ragged
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class Packing:
     row_multiple: int = 8
     too_long: Literal["drop", "truncate"] = "drop"
 
-    def batches(self, columns: Columns, seed: int = 0, divisor: int = 1) -> PlannedBatches:
+    def batches(
+        self, columns: Columns, seed: int = 0, divisor: int = 1, *, special: SpecialIds = OWN_SPECIAL_IDS
+    ) -> PlannedBatches:
         """Batches whose rows are multiples of `divisor` too.
 
         Raises UserError if no example is short enough, or if `tokens` cannot fill `row_multiple` rows.
@@ -40,7 +43,7 @@ class Packing:
         bins = Ragged(selected.examples[bins.flat], bins.offsets)
         source, target = (capacity[name] if name in columns else 0 for name in capacity)
         counts = selected.token_counts, selected.dropped, selected.truncated
-        return PlannedBatches(columns, (Bucket(source, target, rows, bins),), seed, True, *counts)
+        return PlannedBatches(columns, (Bucket(source, target, rows, bins),), seed, True, *counts, special)
 
 
 MAX_FAILED_FITS = 16

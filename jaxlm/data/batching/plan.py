@@ -14,6 +14,7 @@ from jaxlm.data.batching.batches import Batches, host_slice
 from jaxlm.data.batching.collate import collate
 from jaxlm.data.batching.shuffle import EpochOrder
 from jaxlm.data.ragged import Columns, Ragged
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.types import Batch
 
@@ -45,6 +46,7 @@ class PlannedBatches(Batches):
     token_counts: dict[str, int]
     dropped: int
     truncated: int
+    special: SpecialIds = OWN_SPECIAL_IDS
 
     @cached_property
     def epoch_order(self) -> EpochOrder:
@@ -70,7 +72,8 @@ class PlannedBatches(Batches):
         items = items[host_slice(len(items), host_index, num_hosts)]
         examples, count = bucket.bins.gather(items)
         row_index = np.repeat(np.arange(len(items)), count)
-        return collate(self.columns, examples, row_index, len(items), bucket.source, bucket.target, self.packed)
+        sizes = len(items), bucket.source, bucket.target
+        return collate(self.columns, examples, row_index, *sizes, packed=self.packed, special=self.special)
 
     @property
     def position_counts(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxlm.data.tokenizers.base import BOS, EOS, Tokenizer
+from jaxlm.data.tokenizers.base import SpecialIds, Tokenizer
 from jaxlm.errors import UserError
 
 
@@ -50,9 +50,12 @@ class SequenceFormat:
         """The ids of each text, without the last EOS. Raises UserError for a text with too few parts."""
         parts = [text.split("\t") for text in texts]
         ids = iter(tokenizer.encode([part for text in parts for part in text]))
-        return [self._encode_row([next(ids) for _ in some], text) for some, text in zip(parts, texts, strict=True)]
+        return [
+            self._encode_row([next(ids) for _ in some], text, tokenizer.special)
+            for some, text in zip(parts, texts, strict=True)
+        ]
 
-    def _encode_row(self, parts: list[np.ndarray], text: str) -> np.ndarray:
+    def _encode_row(self, parts: list[np.ndarray], text: str, special: SpecialIds) -> np.ndarray:
         if self.input_format == "both_orders" and len(parts) != 2 or self.input_format == "choices" and len(parts) < 3:
             wanted = "two" if self.input_format == "both_orders" else "a context and two endings or more"
             raise UserError(f"{text[:80]!r} has {len(parts)} parts between TABs, expected {wanted}")
@@ -62,10 +65,10 @@ class SequenceFormat:
             sequences = [parts, parts[::-1]]
         else:
             sequences = [[parts[0], ending] for ending in parts[1:]]
-        joined = [self._join_parts(sequence) for sequence in sequences]
+        joined = [self._join_parts(sequence, special) for sequence in sequences]
         return np.concatenate(joined)[:-1].astype(np.int32)
 
-    def _join_parts(self, parts: list[np.ndarray]) -> np.ndarray:
+    def _join_parts(self, parts: list[np.ndarray], special: SpecialIds) -> np.ndarray:
         room = self.max_length - 2 - self.num_separators * (len(parts) - 1)
         parts = list(parts)
         while (spare := sum(map(len, parts)) - room) > 0 and any(map(len, parts)):
@@ -73,7 +76,7 @@ class SequenceFormat:
             longest = int(np.argmax(lengths))
             second = max([*lengths[:longest], *lengths[longest + 1 :], 0])
             parts[longest] = parts[longest][: max(lengths[longest] - spare, min(second, lengths[longest] - 1))]
-        pieces: list[np.ndarray] = [np.array([BOS])]
+        pieces: list[np.ndarray] = [np.array([special.start])]
         for part in parts:
-            pieces += [part, np.full(self.num_separators, EOS)]
+            pieces += [part, np.full(self.num_separators, special.eos)]
         return np.concatenate(pieces)[: -(self.num_separators - 1) or None]

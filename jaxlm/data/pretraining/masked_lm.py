@@ -18,7 +18,7 @@ from jaxlm.data.batching.shuffle import uniform_draws
 from jaxlm.data.pretraining.masking import Masking
 from jaxlm.data.pretraining.next_sentence import NextSentencePairs
 from jaxlm.data.ragged import Columns, concat_ranges
-from jaxlm.data.tokenizers.base import BOS, EOS
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.types import Batch
 
@@ -45,9 +45,9 @@ class MaskedLMRows(RunningText):
         if self.length < 8 or self.rows < 1:
             raise UserError(f"rows of {self.length} positions, {self.rows} a batch: expected 8 or more, and 1 or more")
 
-    def batches(self, columns: Columns, seed: int = 0) -> "MaskedLMBatches":
+    def batches(self, columns: Columns, seed: int = 0, *, special: SpecialIds = OWN_SPECIAL_IDS) -> "MaskedLMBatches":
         """Of the columns "target", "piece" and "symbol". Raises UserError if there is too little text."""
-        return MaskedLMBatches(columns, self, seed)
+        return MaskedLMBatches(columns, self, seed, special)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,7 @@ class MaskedLMBatches(RunningTextBatches):
     columns: Columns
     config: MaskedLMRows
     seed: int = 0
+    special: SpecialIds = OWN_SPECIAL_IDS
 
     def __post_init__(self) -> None:
         _ = self._spans  # raises if there is too little text
@@ -73,7 +74,8 @@ class MaskedLMBatches(RunningTextBatches):
         if config.next_sentence:
             flags_V = self.columns["piece"].flat
             return NextSentencePairs(column, flags_V, config.length - 3, config.rows, self.seed, config.short_seq_prob)
-        return Windows(config.length - 2, config.rows, carry_state=False).batches(self.columns, self.seed)
+        windows = Windows(config.length - 2, config.rows, carry_state=False)
+        return windows.batches(self.columns, self.seed, special=self.special)
 
     def statistics(self) -> dict[str, float]:
         column, rows = self.columns["target"], self.batches_per_epoch * self.config.rows
@@ -87,29 +89,30 @@ class MaskedLMBatches(RunningTextBatches):
         if isinstance(spans, NextSentencePairs):
             first, second, random_B = spans.spans(k)
             stream = TokenStream(self.columns["target"], append_eos=False)
-            ids_BS, type_BS = _assemble_rows(stream, (first, second), config.length)
+            ids_BS, type_BS, valid_BS = _assemble_rows(stream, (first, second), config.length, self.special)
             fields = {"token_type_BS": type_BS, "class_B": random_B.astype(np.int32)}
         else:
-            ids_BS, _ = _assemble_rows(spans.stream, (spans.window_spans(k),), config.length)
+            span = spans.window_spans(k)
+            ids_BS, _, valid_BS = _assemble_rows(spans.stream, (span,), config.length, self.special)
             fields = {}
         draw_3BS = uniform_draws(3 * ids_BS.size, self.seed, k, MASKING_RNG_LANE).reshape(3, *ids_BS.shape)
-        mask_id = int(self.columns["symbol"].flat[0])
-        source_BS, label_BS = config.masking.mask_tokens(ids_BS, self.columns["piece"].flat, mask_id, draw_3BS)
-        return Batch(source_BS=source_BS, source_valid_BS=ids_BS > 0, token_label_BS=label_BS, **fields)
+        flags_V, mask_id = self.columns["piece"].flat, int(self.columns["symbol"].flat[0])
+        source_BS, label_BS = config.masking.mask_tokens(ids_BS, valid_BS, flags_V, mask_id, draw_3BS)
+        return Batch(source_BS=source_BS, source_valid_BS=valid_BS, token_label_BS=label_BS, **fields)
 
 
 def _assemble_rows(
-    stream: TokenStream, spans: tuple[tuple[np.ndarray, np.ndarray], ...], length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """BOS, then each span with EOS at its end: ids (B, S), 0 on padding, and the number of each token's span (B, S)."""
+    stream: TokenStream, spans: tuple[tuple[np.ndarray, np.ndarray], ...], length: int, special: SpecialIds
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """BOS, then each span followed by EOS: ids (0 on padding), the number of each token's span, the mask; (B, S)."""
     rows = len(spans[0][0])
     ids_BS, type_BS = (np.zeros((rows, length), np.int32) for _ in range(2))
-    ids_BS[:, 0] = BOS
+    ids_BS[:, 0] = special.start
     ids, types = ids_BS.reshape(-1), type_BS.reshape(-1)  # views (B * S,)
     next_B = np.arange(rows) * length + 1  # the flat index behind what each row holds so far
     for number, (first_B, size_B) in enumerate(spans):
         ids[concat_ranges(next_B, size_B)] = stream[concat_ranges(first_B, size_B)]
-        ids[next_B + size_B] = EOS
+        ids[next_B + size_B] = special.eos
         types[concat_ranges(next_B, size_B + 1)] = number
         next_B = next_B + size_B + 1
-    return ids_BS, type_BS
+    return ids_BS, type_BS, np.arange(ids.size).reshape(rows, length) < next_B[:, None]

@@ -37,14 +37,16 @@ class Masking:
             )
 
     def mask_tokens(
-        self, ids_BS: np.ndarray, flags_V: np.ndarray, mask_id: int, draw_3BS: np.ndarray
+        self, ids_BS: np.ndarray, valid_BS: np.ndarray, flags_V: np.ndarray, mask_id: int, draw_3BS: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The row with its gaps, and `token_label_BS`: the token that stood there, -1 where nothing is asked.
 
-        Only ids that are TEXT (`jaxlm.data.pretraining.token_types`) are hidden. `draw_3BS` are numbers in [0, 1).
+        Only valid ids that are text (`jaxlm.data.pretraining.token_types`) are masked. `draw_3BS` are random numbers in
+        [0, 1).
         """
-        text_BS = flags_V[ids_BS] & IS_TEXT > 0
-        chosen_BS = self._select_tokens(text_BS, flags_V[ids_BS] & STARTS_WORD > 0, draw_3BS[0])
+        flags_BS = np.where(valid_BS, flags_V[ids_BS], 0)
+        text_BS = flags_BS & IS_TEXT > 0
+        chosen_BS = self._select_tokens(text_BS, flags_BS & STARTS_WORD > 0, draw_3BS[0])
         choice_M = np.flatnonzero(flags_V & IS_TEXT)
         swapped_BS = choice_M[(draw_3BS[2] * len(choice_M)).astype(np.int64)]
         fate_BS = draw_3BS[1]

@@ -13,7 +13,7 @@ from jaxlm.data.batching.collate import collate
 from jaxlm.data.batching.lm_windows import WindowBatches, Windows
 from jaxlm.data.batching.shuffle import uniform_draws
 from jaxlm.data.ragged import Columns, Ragged
-from jaxlm.data.tokenizers.base import BOS, EOS
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.types import Batch
 
@@ -31,12 +31,14 @@ class _WindowPairs(RunningText):
         """Tokens of a row before it becomes a source and a target."""
         return self.length
 
-    def batches(self, columns: Columns, seed: int = 0) -> "DenoisingBatches":
+    def batches(self, columns: Columns, seed: int = 0, *, special: SpecialIds = OWN_SPECIAL_IDS) -> "DenoisingBatches":
         """Of the column "target". Raises UserError if there is too little text."""
         windows = Windows(self.window_length, self.rows, carry_state=False, append_eos=self.append_eos)
-        return DenoisingBatches(columns, self, windows.batches(columns, seed))
+        return DenoisingBatches(columns, self, windows.batches(columns, seed, special=special))
 
-    def make_batch(self, rows: list[np.ndarray], columns: Columns, draws_BL: np.ndarray) -> Batch:
+    def make_batch(
+        self, rows: list[np.ndarray], columns: Columns, draws_BL: np.ndarray, special: SpecialIds = OWN_SPECIAL_IDS
+    ) -> Batch:
         """The sources and targets of the windows `rows`; `draws_BL` are random numbers in [0, 1), one a token."""
         raise NotImplementedError
 
@@ -79,7 +81,7 @@ class SpanCorruption(_WindowPairs):
         noise = min(max(round(size * self.noise_density), 1), size - 1)
         return noise, min(max(round(noise / self.mean_noise_span_length), 1), size - noise)
 
-    def batches(self, columns: Columns, seed: int = 0) -> "DenoisingBatches":
+    def batches(self, columns: Columns, seed: int = 0, *, special: SpecialIds = OWN_SPECIAL_IDS) -> "DenoisingBatches":
         """Of the columns "target" and "symbol", the sentinels. Raises UserError if either has too few ids."""
         spans, num_sentinels = self.noise_counts(self.window_length)[1], len(columns["symbol"].flat)
         if spans > num_sentinels:
@@ -87,16 +89,20 @@ class SpanCorruption(_WindowPairs):
                 f"rows of {self.length} have {spans} spans, and there are {num_sentinels} sentinels: name more "
                 "(--task.sentinels, symbols of the tokenizer), or take shorter rows"
             )
-        return super().batches(columns, seed)
+        return super().batches(columns, seed, special=special)
 
-    def make_batch(self, rows: list[np.ndarray], columns: Columns, draws_BL: np.ndarray) -> Batch:
+    def make_batch(
+        self, rows: list[np.ndarray], columns: Columns, draws_BL: np.ndarray, special: SpecialIds = OWN_SPECIAL_IDS
+    ) -> Batch:
         sentinels = columns["symbol"].flat
         pairs = [self.corrupt(ids, sentinels, draws) for ids, draws in zip(rows, draws_BL, strict=True)]
         sources, targets = (Ragged.from_rows(side) for side in zip(*pairs, strict=True))
         row_index = np.arange(len(rows))
         target_length = sum(self.noise_counts(self.window_length)) + 1
         sides = {"source": sources, "target": targets}
-        return collate(sides, row_index, row_index, len(rows), self.length, target_length, packed=False)
+        return collate(
+            sides, row_index, row_index, len(rows), self.length, target_length, packed=False, special=special
+        )
 
     def corrupt(self, ids: np.ndarray, sentinels: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(source, target) of one window, which begins with text and ends with a span.
@@ -138,17 +144,19 @@ class PrefixLMWindows(_WindowPairs):
                 "token at most"
             )
 
-    def make_batch(self, rows: list[np.ndarray], columns: Columns, draws_BL: np.ndarray) -> Batch:
+    def make_batch(
+        self, rows: list[np.ndarray], columns: Columns, draws_BL: np.ndarray, special: SpecialIds = OWN_SPECIAL_IDS
+    ) -> Batch:
         """The source ends with EOS; the target begins with BOS and ends with EOS only if its document does."""
         cut = self.length * (1 + int(draws_BL[0, 0] * (self.prefix_steps - 1))) // self.prefix_steps
         size_B1 = np.array([[len(ids)] for ids in rows])
         ids_BL = np.stack([np.pad(ids, (0, self.length - len(ids))) for ids in rows])
         source_BS = np.pad(ids_BL[:, :cut], ((0, 0), (0, 1)))  # room for EOS
         prefix_B1 = np.minimum(size_B1, cut)
-        np.put_along_axis(source_BS, prefix_B1, EOS, axis=1)
+        np.put_along_axis(source_BS, prefix_B1, special.eos, axis=1)
         label_BT = ids_BL[:, cut:]
         valid_BT = np.arange(cut, self.length) < size_B1
-        target_BT = np.where(valid_BT, np.pad(label_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS), 0)
+        target_BT = np.where(valid_BT, np.pad(label_BT[:, :-1], ((0, 0), (1, 0)), constant_values=special.start), 0)
         return Batch(
             source_BS=source_BS,
             source_valid_BS=np.arange(cut + 1) <= prefix_B1,
@@ -178,7 +186,8 @@ class DenoisingBatches(RunningTextBatches):
         spans = zip(*self.windows.window_spans(k), strict=True)
         rows = [self.windows.stream[first + np.arange(size)] for first, size in spans]
         draws = uniform_draws(len(rows) * self.config.window_length, self.windows.seed, k, DENOISING_RNG_LANE)
-        return self.config.make_batch(rows, self.columns, draws.reshape(len(rows), -1))
+        draws_BL = draws.reshape(len(rows), -1)
+        return self.config.make_batch(rows, self.columns, draws_BL, self.windows.special)
 
 
 def _random_segmentation(size: int, count: int, draws: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.base import NUM_SPECIALS, UNK, Tokenizer
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.pretrained import FastTokenizer
 from jaxlm.data.tokenizers.token_bytes import get_token_bytes
 from jaxlm.errors import UserError
@@ -43,10 +43,10 @@ def mask_token_column(tokenizer: Tokenizer, symbols: Sequence[str]) -> dict[str,
 
 def mask_token_id(tokenizer: Tokenizer, symbol: str) -> int:
     """The id of a symbol such as "[MASK]"; some tokenizers put a space's id before it, which is not its own."""
-    if not symbol:
-        return UNK
+    if not symbol and tokenizer.special.unk is not None:
+        return tokenizer.special.unk
     ids = tokenizer.encode([symbol])[0].tolist()
-    if len(ids) not in (1, 2) or ids[-1] < NUM_SPECIALS or _piece_of_id(tokenizer, ids[-1]) != symbol:
+    if len(ids) not in (1, 2) or ids[-1] in tokenizer.special.all_ids or _piece_of_id(tokenizer, ids[-1]) != symbol:
         raise UserError(
             f"the tokenizer has no id for {symbol!r}: it writes it as {len(ids)}. Learn it with the symbol, as in "
             f"SentencePiece(user_defined_symbols=({symbol!r},)) or `jaxlm prepare --user-defined-symbol "
@@ -58,7 +58,7 @@ def mask_token_id(tokenizer: Tokenizer, symbol: str) -> int:
 
 def _piece_of_id(tokenizer: Tokenizer, index: int) -> str:
     if isinstance(tokenizer, FastTokenizer):
-        return tokenizer.pieces[index - NUM_SPECIALS]
+        return tokenizer.pieces[index]
     return tokenizer.decode([[index]])[0].strip()
 
 
@@ -80,9 +80,9 @@ def _fast_token_flags(tokenizer: FastTokenizer) -> np.ndarray:
     """By the marks of the pieces: "##" goes on (WordPiece), else a mark begins a word."""
     kinds = np.zeros(tokenizer.vocab_size, np.uint8)
     marked = any(piece.startswith("##") for piece in tokenizer.pieces)
-    for index, piece in enumerate(tokenizer.pieces, start=NUM_SPECIALS):
+    for index, piece in enumerate(tokenizer.pieces):
         begins = not piece.startswith("##") if marked else piece.startswith(WORD_START_MARKS)
-        if piece and index - NUM_SPECIALS not in tokenizer.special_ids:
+        if piece and index not in tokenizer.control_ids:
             kinds[index] = (
                 IS_TEXT + STARTS_WORD * begins + ENDS_SENTENCE * piece.encode().endswith(SENTENCE_PUNCTUATION)
             )

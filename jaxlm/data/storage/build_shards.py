@@ -22,7 +22,7 @@ from typing import Any
 from jaxlm.data.storage.columns import update_digest, write_columns
 from jaxlm.data.storage.shards import SHARD_INDEX, ShardRecord, read_source_name, write_index
 from jaxlm.data.storage.token_cache import encode_texts
-from jaxlm.data.tokenizers.base import UNK, Tokenizer
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.errors import UserError
 from jaxlm.filesystem import lock_folder, write_atomic
@@ -151,8 +151,8 @@ def write_shard(shard: ShardInput, folder: Path, tokenizer: Tokenizer) -> ShardR
     """Encode the documents and write their files, then their record."""
     column = encode_texts(shard.texts, tokenizer)
     (stored,) = write_columns(folder, [{shard.name: column}])
-    record = ShardRecord(**vars(stored), unknown=int((column.flat == UNK).sum()), bytes=shard.bytes,
-                         text_digest=shard.digest)  # fmt: skip
+    unknown = int(tokenizer.special.is_unknown(column.flat).sum())
+    record = ShardRecord(**vars(stored), unknown=unknown, bytes=shard.bytes, text_digest=shard.digest)
     entry = asdict(record) | {"tokenizer": tokenizer.fingerprint}
     write_atomic(folder / f"{record.name}.json", json.dumps(entry))
     return record

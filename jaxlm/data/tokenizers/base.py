@@ -1,11 +1,13 @@
-"""What a tokenizer is: the special ids, what it can do, and how it lies on disk.
+"""The tokenizer protocol, its special ids, and its files.
 
-Text has no ids of its own below 4: `encode` adds no special id, and `decode` drops padding, BOS and EOS.
+`encode` adds no special id, and `decode` drops padding, BOS and EOS. Which ids these are, `special` says: the
+tokenizers that are trained here use 0 to 3, a published tokenizer keeps the ids of its model.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -25,8 +27,61 @@ TOKENIZE_BATCH_SIZE = 4096
 """Lines that the tokenizer gets at once: a call a line costs more than the encoding itself."""
 
 
+@dataclass(frozen=True)
+class SpecialIds:
+    """The ids of a vocabulary that are not text; None for one that the vocabulary lacks.
+
+    Attributes:
+      pad: padding. Batches are filled with 0 whatever it is: their masks tell what is padding.
+      unk: the id of unknown text.
+      bos: the id that begins a text by the vocabulary's own rules.
+      eos: the id that ends a text, or a part of one, where batches are made.
+      start: the id that a model reads before the first token of a text: BOS, or of a published model its
+        `decoder_start_token_id`, its [CLS], or its EOS if it has no other.
+      end_ids: the ids that end a generated text.
+      suppress: the ids that decoding never generates.
+    """
+
+    pad: int | None = PAD
+    unk: int | None = UNK
+    bos: int | None = BOS
+    eos: int = EOS
+    start: int = BOS
+    end_ids: tuple[int, ...] = (EOS,)
+    suppress: tuple[int, ...] = ()
+
+    @property
+    def hidden(self) -> frozenset[int]:
+        """The ids that `decode` drops: all but the unknown one."""
+        ids = {self.pad, self.bos, self.eos, self.start, *self.end_ids}
+        return frozenset(index for index in ids if index is not None)
+
+    @property
+    def all_ids(self) -> frozenset[int]:
+        """The ids that are not text."""
+        return self.hidden if self.unk is None else self.hidden | {self.unk}
+
+    def is_unknown(self, ids: np.ndarray) -> np.ndarray:
+        """Whether each id is that of unknown text: nowhere, if the vocabulary has no such id."""
+        return np.asarray(ids) == (-1 if self.unk is None else self.unk)
+
+    @property
+    def never_predicted(self) -> tuple[int, ...]:
+        """The ids that no text holds after its first token: padding, and what a model reads before a text."""
+        return tuple(sorted(index for index in {self.pad, self.start} if index is not None))
+
+
+OWN_SPECIAL_IDS = SpecialIds()
+"""The special ids of the tokenizers that are trained here."""
+
+
 class Tokenizer(Protocol):
     """Text to ids and back; made by `.fit` of a configuration, or by `load_tokenizer`."""
+
+    @property
+    def special(self) -> SpecialIds:
+        """The ids that are not text."""
+        ...
 
     @property
     def vocab_size(self) -> int:
@@ -52,17 +107,13 @@ class Tokenizer(Protocol):
 
 
 class SerializableTokenizer:
-    """Saving and fingerprint of a tokenizer whose content is one string of bytes."""
+    """Base of the tokenizers whose content is one string of bytes: fingerprint and saving."""
 
     kind: ClassVar[str]
     filename: ClassVar[str]  # the name of the file that holds the content
 
-    @property
-    def vocab_size(self) -> int:
-        raise NotImplementedError
-
     def to_bytes(self) -> bytes:
-        """All that the tokenizer has learnt."""
+        """The whole content."""
         raise NotImplementedError
 
     @property
@@ -74,9 +125,17 @@ class SerializableTokenizer:
         """Writes the content, then `tokenizer.json` that names and hashes it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        description = {"kind": self.kind, "size": self.vocab_size, "file": self.filename, "sha256": self.fingerprint}
+        description = {"kind": self.kind, "file": self.filename, "sha256": self.fingerprint}
         write_atomic(folder / self.filename, self.to_bytes())
         write_atomic(folder / TOKENIZER_JSON, json.dumps(description, indent=1) + "\n")
+
+
+class TrainedTokenizer(SerializableTokenizer):
+    """Base of the tokenizers that are trained here, with the special ids 0 to 3."""
+
+    @property
+    def special(self) -> SpecialIds:
+        return OWN_SPECIAL_IDS
 
 
 def content_hash(kind: str, content: bytes) -> str:

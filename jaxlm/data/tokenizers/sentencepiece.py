@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from jaxlm.data.tokenizers.base import BOS, EOS, PAD, REPLACEMENT_CHAR, UNK, SerializableTokenizer, require_list
+from jaxlm.data.tokenizers.base import BOS, EOS, PAD, REPLACEMENT_CHAR, UNK, TrainedTokenizer, require_list
 from jaxlm.errors import UserError
 
 SPACE_MARK, ESCAPE_CHAR, ESCAPED_SPACE_MARK = "\u2581", "\ue000", "\ue001"
@@ -99,7 +99,7 @@ class SentencePiece:
 
 
 @dataclass(frozen=True)
-class SentencePieceTokenizer(SerializableTokenizer):
+class SentencePieceTokenizer(TrainedTokenizer):
     """A learnt model: the bytes of `spm.model`, which any SentencePiece reads."""
 
     model: bytes
@@ -115,12 +115,7 @@ class SentencePieceTokenizer(SerializableTokenizer):
 
     @functools.cached_property
     def _processor(self) -> Any:
-        import sentencepiece
-
-        try:
-            return sentencepiece.SentencePieceProcessor(model_proto=self.model)
-        except RuntimeError as error:
-            raise UserError(f"not a SentencePiece model: {error}") from error
+        return parse_sentencepiece(self.model)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         escaped = [_escape(text) for text in require_list(texts)]
@@ -137,6 +132,16 @@ class SentencePieceTokenizer(SerializableTokenizer):
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         return cls(content)
+
+
+def parse_sentencepiece(model: bytes) -> Any:
+    """The SentencePieceProcessor of a model file. Raises UserError if the bytes are not one."""
+    import sentencepiece
+
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise UserError(f"not a SentencePiece model: {error}") from error
 
 
 def sample_texts(texts: Iterable[str], count: int, seed: int) -> list[str]:

@@ -16,7 +16,7 @@ from jaxlm.data.tokenizers.base import (
     PAD,
     REPLACEMENT_CHAR,
     UNK,
-    SerializableTokenizer,
+    TrainedTokenizer,
     require_list,
 )
 from jaxlm.errors import UserError
@@ -36,7 +36,7 @@ class Bytes:
 
 
 @dataclass(frozen=True)
-class ByteTokenizer(SerializableTokenizer):
+class ByteTokenizer(TrainedTokenizer):
     """260 ids. Ids that are no valid UTF-8 decode to U+FFFD; half surrogates, which UTF-8 has not, encode as '?'."""
 
     kind: ClassVar[str] = "bytes"
@@ -82,7 +82,7 @@ class Characters:
 
 
 @dataclass(frozen=True)
-class CharacterTokenizer(SerializableTokenizer):
+class CharacterTokenizer(TrainedTokenizer):
     """One id a code point, ordered by frequency; other characters are UNK, which decodes to U+FFFD."""
 
     symbols: tuple[str, ...]
@@ -142,7 +142,7 @@ class Words:
 
 
 @dataclass(frozen=True)
-class WordTokenizer(SerializableTokenizer):
+class WordTokenizer(TrainedTokenizer):
     """One id a word. Other words, and the word `<unk>` itself, are UNK, which decodes to `<unk>`.
 
     Decoding joins by single spaces, so other white space is not kept.

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from jaxlm.data.tokenizers.base import BOS, EOS, NUM_SPECIALS, PAD, UNK, SerializableTokenizer, require_list
+from jaxlm.data.tokenizers.base import BOS, EOS, NUM_SPECIALS, PAD, UNK, TrainedTokenizer, require_list
 from jaxlm.data.tokenizers.simple import UNKNOWN_WORD, most_frequent_symbols
 
 MAX_WORD_CHARS = 16
@@ -52,7 +52,7 @@ class WordsWithChars:
 
 
 @dataclass(frozen=True)
-class WordCharTokenizer(SerializableTokenizer):
+class WordCharTokenizer(TrainedTokenizer):
     """`encode` gives an id a word and `spell` the characters of each. Other words are UNK, which decodes to `<unk>`."""
 
     symbols: tuple[str, ...]

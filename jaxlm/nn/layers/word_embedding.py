@@ -6,9 +6,10 @@ characters are listened to (Kiperwasser and Goldberg 2016).
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from jaxlm.data.tokenizers.base import EOS, NUM_SPECIALS, UNK
+from jaxlm.data.tokenizers.base import UNK
 from jaxlm.errors import UserError
 from jaxlm.nn.layers.dropout import Dropout, keep_mask
 from jaxlm.nn.layers.embedding import embed_ids
@@ -18,8 +19,14 @@ from jaxlm.types import Array, Batch
 
 
 def word_mask(batch: Batch) -> Array:
-    """(B, S): True on the words of the source, False on EOS and padding."""
-    return batch.source_valid_BS & (batch.source_BS != EOS)
+    """(B, S): True on the words of the source, False on EOS, the last token of every text, and on padding."""
+    valid_BS = jnp.asarray(batch.source_valid_BS)
+    text_BS = valid_BS.astype(jnp.int32) if batch.source_segment_BS is None else jnp.asarray(batch.source_segment_BS)
+    none = jnp.iinfo(jnp.int32).max
+    # The text of the next valid token: padding may lie between two tokens of a text.
+    next_BS = jax.lax.cummin(jnp.where(valid_BS, text_BS, none), axis=1, reverse=True)
+    next_BS = jnp.pad(next_BS[:, 1:], ((0, 0), (0, 1)), constant_values=none)
+    return valid_BS & (next_BS == text_BS)
 
 
 def require_unpacked(batch: Batch) -> None:
@@ -59,7 +66,7 @@ class CharacterCNN(nn.Module):
 class WordEmbedding(nn.Module):
     """Source ids, and characters if `characters` is there -> (B, S, width + filters).
 
-    dropout: of the vectors; word_dropout: the share of words for which UNK is read, where there is a dropout key.
+    dropout: of the vectors; word_dropout: the share of words that are read as `unk_id` if there is a dropout key.
     """
 
     vocab: int
@@ -67,6 +74,7 @@ class WordEmbedding(nn.Module):
     characters: CharacterCNN | None = None
     dropout: float = 0.0
     word_dropout: float = 0.0
+    unk_id: int | None = UNK
 
     @nn.compact
     def __call__(self, batch: Batch) -> Array:
@@ -74,7 +82,9 @@ class WordEmbedding(nn.Module):
         id_BS = batch.source_BS
         if self.word_dropout and self.has_rng("dropout"):
             keep_BS = keep_mask(self.make_rng("dropout"), self.word_dropout, id_BS.shape)
-            id_BS = jnp.where(keep_BS | (id_BS < NUM_SPECIALS), id_BS, UNK)
+            if self.unk_id is None:
+                raise UserError("word dropout needs an unknown token, which the tokenizer lacks: set word_dropout = 0")
+            id_BS = jnp.where(keep_BS | ~word_mask(batch), id_BS, self.unk_id)
         x_BSD = embed_ids(
             param_or_quantized(self, "embedding", _uniform_init(self.width), (self.vocab, self.width)), id_BS
         )

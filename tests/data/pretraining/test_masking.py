@@ -32,7 +32,7 @@ def said(batch):
 def test_statistics_of_the_mask():
     """15 % of the text of each row, to the token; of these 80 / 10 / 10 within four standard deviations."""
     ids_BS = RNG.integers(1, VOCAB, (400, 64))
-    source_BS, label_BS = Masking().mask_tokens(ids_BS, KIND, MASK, RNG.random((3, 400, 64)))
+    source_BS, label_BS = Masking().mask_tokens(ids_BS, ids_BS > -1, KIND, MASK, RNG.random((3, 400, 64)))
     hidden, text = label_BS >= 0, KIND[ids_BS] > 0
     np.testing.assert_array_equal(hidden.sum(1), np.round(0.15 * text.sum(1)))
     assert not (hidden & ~text).any(), "a special id was hidden"
@@ -51,16 +51,20 @@ def test_statistics_of_the_mask():
 def test_the_shares_are_those_asked_for():
     ids_BS = RNG.integers(MASK + 1, VOCAB, (8, 50))
     for masked, swapped in ((1.0, 0.0), (0.0, 0.0)):
-        source_BS, label_BS = Masking(0.5, masked, swapped).mask_tokens(ids_BS, KIND, MASK, RNG.random((3, 8, 50)))
+        source_BS, label_BS = Masking(0.5, masked, swapped).mask_tokens(
+            ids_BS, ids_BS > -1, KIND, MASK, RNG.random((3, 8, 50))
+        )
         assert ((label_BS >= 0).sum(1) == 25).all()
         assert (source_BS[label_BS >= 0] == (MASK if masked else ids_BS[label_BS >= 0])).all()
-    assert ((Masking(0.01).mask_tokens(ids_BS, KIND, MASK, RNG.random((3, 8, 50)))[1] >= 0).sum(1) == 1).all()
+    assert (
+        (Masking(0.01).mask_tokens(ids_BS, ids_BS > -1, KIND, MASK, RNG.random((3, 8, 50)))[1] >= 0).sum(1) == 1
+    ).all()
 
 
 def test_whole_words_are_hidden_whole():
     """By brute force: the words of each row, hidden or not; at most 15 %, and no word more would have had room."""
     ids_BS = RNG.integers(1, VOCAB, (200, 64))
-    _, label_BS = Masking(whole_word_mask=True).mask_tokens(ids_BS, KIND, MASK, RNG.random((3, 200, 64)))
+    _, label_BS = Masking(whole_word_mask=True).mask_tokens(ids_BS, ids_BS > -1, KIND, MASK, RNG.random((3, 200, 64)))
     shares = []
     for ids, label in zip(ids_BS, label_BS, strict=True):
         words, before = [], False

@@ -1,0 +1,131 @@
+"""The tokenizer of a published model: its files, and the special ids that they and config.json name."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxlm.data.tokenizers.base import SpecialIds
+from jaxlm.data.tokenizers.pretrained import FastTokenizer, PretrainedSentencePiece, parse_tokenizer_json
+from jaxlm.data.tokenizers.sentencepiece import parse_sentencepiece
+from jaxlm.errors import UserError
+from jaxlm.huggingface.checkpoint_folder import read_json
+
+ModelKind = Literal["decoder", "encoder", "encoder_decoder"]
+
+PieceToId = Callable[[str], int | None]
+
+DEFAULT_SPECIAL_TOKENS = {
+    "cls_token": ("[CLS]", "<s>"), "sep_token": ("[SEP]", "</s>"), "unk_token": ("[UNK]", "<unk>"),
+    "mask_token": ("[MASK]", "<mask>"),
+}  # fmt: skip
+"""The special tokens of BERT and RoBERTa, for folders that name none."""
+
+SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+
+
+def read_tokenizer(
+    folder: Path, config: Mapping[str, Any], vocab_size: int, kind: ModelKind = "decoder"
+) -> FastTokenizer | PretrainedSentencePiece:
+    """The tokenizer of a folder: Marian's two SentencePiece models, `tokenizer.json`, or one SentencePiece model.
+
+    The model may embed more ids than there are pieces. Raises UserError if it embeds fewer, if there is no tokenizer,
+    and if the folder does not name the tokens that begin and end a text.
+    """
+    if (folder / "source.spm").is_file() and (folder / "vocab.json").is_file():
+        return _read_marian(folder, config, vocab_size, kind)
+    if (folder / "tokenizer.json").is_file():
+        content = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        parsed = parse_tokenizer_json(content)
+        # Tokens that were added later are not counted: the model need not embed them.
+        last_id = max(parsed.get_vocab(with_added_tokens=False).values(), default=-1)
+        _check_num_pieces(folder, last_id + 1, vocab_size)
+        return FastTokenizer(content, vocab_size, _special_ids(folder, config, kind, parsed.token_to_id))
+    for name in SENTENCEPIECE_FILES:
+        if (folder / name).is_file():
+            model = (folder / name).read_bytes()
+            processor = parse_sentencepiece(model)
+            _check_num_pieces(folder, processor.get_piece_size(), vocab_size)
+            special = replace(_special_ids(folder, config, kind, lambda piece: None), unk=processor.unk_id())
+            return PretrainedSentencePiece(model, model, vocab_size, special)
+    raise UserError(
+        f"{folder} has no tokenizer that jaxlm reads: expected tokenizer.json, source.spm with target.spm and "
+        f"vocab.json, or one of {', '.join(SENTENCEPIECE_FILES)}; `tokenizer.save_pretrained(folder)` writes one"
+    )
+
+
+def find_mask_token(folder: Path, tokenizer: FastTokenizer | PretrainedSentencePiece) -> str:
+    """The piece that stands for a masked token, such as "[MASK]"; "" if the tokenizer has none."""
+    pieces = tokenizer.pieces if isinstance(tokenizer, FastTokenizer) else ()
+    return next((token for token in _tokens_of_role(folder, "mask_token") if token in pieces), "")
+
+
+def _read_marian(folder: Path, config: Mapping[str, Any], vocab_size: int, kind: ModelKind) -> PretrainedSentencePiece:
+    id_of = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    pieces = [""] * (max(id_of.values()) + 1)
+    for piece, index in id_of.items():
+        pieces[index] = piece
+    _check_num_pieces(folder, len(pieces), vocab_size)
+    special = replace(_special_ids(folder, config, kind, id_of.get), unk=id_of.get("<unk>", 0))
+    source, target = ((folder / name).read_bytes() for name in ("source.spm", "target.spm"))
+    return PretrainedSentencePiece(source, target, vocab_size, special, tuple(pieces))
+
+
+def _check_num_pieces(folder: Path, num_pieces: int, vocab_size: int) -> None:
+    if num_pieces > vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {num_pieces} pieces, the model embeds {vocab_size} (vocab_size): these "
+            "files belong to two models; fetch both from one place"
+        )
+
+
+def _special_ids(folder: Path, config: Mapping[str, Any], kind: ModelKind, piece_to_id: PieceToId) -> SpecialIds:
+    """The special ids: of an encoder by its special tokens, of a model that generates by its config.json."""
+    if kind == "encoder":
+        cls_id, sep_id, unk_id = (
+            _require_special_id(folder, role, piece_to_id) for role in ("cls_token", "sep_token", "unk_token")
+        )
+        pad_id = config.get("pad_token_id")
+        return SpecialIds(pad_id, unk_id, bos=cls_id, eos=sep_id, start=cls_id, end_ids=(sep_id,))
+    eos, bos = config.get("eos_token_id"), config.get("bos_token_id")
+    end_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+    start = config.get("decoder_start_token_id")
+    if kind == "decoder":
+        start = end_ids[0] if bos is None and end_ids else bos
+    if not end_ids or start is None:
+        missing = "decoder_start_token_id" if end_ids else "eos_token_id"
+        raise UserError(f"config.json has no {missing}, and without it no text begins or ends: add the entry")
+    unk = config.get("unk_token_id")
+    suppress = {words[0] for words in config.get("bad_words_ids") or () if len(words) == 1}
+    # Marian and T5 begin with their padding, which has a logit like any other id and must not be generated.
+    suppress |= {start} - {end_ids[0]} if kind == "encoder_decoder" else set()
+    return SpecialIds(
+        pad=config.get("pad_token_id"), unk=_find_id(folder, "unk_token", piece_to_id) if unk is None else unk,
+        bos=bos, eos=end_ids[0], start=start, end_ids=end_ids, suppress=tuple(sorted(suppress)),
+    )  # fmt: skip
+
+
+def _require_special_id(folder: Path, role: str, piece_to_id: PieceToId) -> int:
+    token_id = _find_id(folder, role, piece_to_id)
+    if token_id is None:
+        token = _tokens_of_role(folder, role)[0]
+        raise UserError(f"{folder} has no tokenizer.json with the {role} {token!r}: `save_pretrained` writes one")
+    return token_id
+
+
+def _find_id(folder: Path, role: str, piece_to_id: PieceToId) -> int | None:
+    ids = (piece_to_id(token) for token in _tokens_of_role(folder, role))
+    return next((token_id for token_id in ids if token_id is not None), None)
+
+
+def _tokens_of_role(folder: Path, role: str) -> tuple[str, ...]:
+    """The token that the files beside the tokenizer name for a role, or the usual ones if they name none."""
+    names: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            names |= read_json(folder, name, "which names the special tokens")
+    token = names.get(role)
+    if token is None:
+        return DEFAULT_SPECIAL_TOKENS[role]
+    return (token["content"] if isinstance(token, dict) else token,)
