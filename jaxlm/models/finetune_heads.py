@@ -76,9 +76,7 @@ class FineTunable(nn.Module):
         elif isinstance(trunk, Decoder | RecurrentLM):
             changed = trunk.clone(vocab=trunk.vocab + 2, parent=None)
         elif not is_encoder(trunk):
-            raise UserError(
-                f"a {type(trunk).__name__} cannot have a head: expected an encoder or a language model"
-            )
+            raise UserError(f"a {type(trunk).__name__} cannot have a head: expected an encoder or a language model")
         return self.clone(model=changed, parent=None)
 
     def encode(self, batch: Batch) -> tuple[Array, Array]:
