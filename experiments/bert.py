@@ -25,16 +25,20 @@ them). It has not been trained here; its parameters are those published, 110 mil
 
 from dataclasses import replace
 
-from jaxlm.data.pretraining.masked_lm import MaskedLMRows
-from jaxlm.data.sources.shards import Shards
-from jaxlm.data.sources.text import Documents
-from jaxlm.data.tokenizers.loading import SavedTokenizer
-from jaxlm.data.tokenizers.sentencepiece import SentencePiece
-from jaxlm.experiment import Experiment
-from jaxlm.models.encoder import Encoder
-from jaxlm.objectives.masked_lm import MaskedLM
-from jaxlm.optim import AdamW, LinearDecay
-from jaxlm.tasks.masked_lm import MaskedLanguageModeling
+from jaxlm import (
+    AdamW,
+    Documents,
+    Encoder,
+    Experiment,
+    LinearDecay,
+    MaskedLanguageModeling,
+    MaskedLM,
+    MaskedLMRows,
+    SavedTokenizer,
+    SentencePiece,
+    Shards,
+    run_this_experiment,
+)
 
 MASK = "[MASK]"
 
@@ -85,6 +89,4 @@ def base() -> Experiment:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

@@ -16,13 +16,17 @@ rotary positions and a sliding window as wide as its context, and goes on for ev
 
 from dataclasses import replace
 
-from jaxlm.data.batching.lm_windows import Windows
-from jaxlm.data.sources.text import TextFile
-from jaxlm.data.tokenizers.simple import Characters
-from jaxlm.experiment import Experiment
-from jaxlm.models.decoder import Decoder
-from jaxlm.optim import AdamW, CosineDecay
-from jaxlm.tasks.language_modeling import LanguageModeling
+from jaxlm import (
+    AdamW,
+    Characters,
+    CosineDecay,
+    Decoder,
+    Experiment,
+    LanguageModeling,
+    TextFile,
+    Windows,
+    run_this_experiment,
+)
 
 CHARACTERS = 69
 
@@ -67,6 +71,4 @@ def _characters(model: Decoder, windows: Windows, steps: int, every: int) -> Exp
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

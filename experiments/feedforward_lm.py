@@ -8,9 +8,7 @@ histories that were never counted have neighbours that were. Valid perplexity 22
 """
 
 from experiments.rnn_lm import WORDS, for_words, on_wikitext2
-from jaxlm.data.batching.lm_windows import Windows
-from jaxlm.experiment import Experiment
-from jaxlm.models.feedforward_lm import FeedForwardLM
+from jaxlm import Experiment, FeedForwardLM, Windows, run_this_experiment
 
 
 def wikitext2() -> Experiment:
@@ -29,6 +27,4 @@ def wikitext2() -> Experiment:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

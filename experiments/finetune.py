@@ -23,23 +23,38 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.tagging import NEAREST, WNUT17
-from jaxlm.data.batching.bucketing import Buckets
-from jaxlm.data.batching.sequence_format import SequenceFormat
-from jaxlm.data.sources.base import PairSource
-from jaxlm.data.sources.classification import SENTIMENT_LABELS, LabeledLines, MapLabels, RteXml
-from jaxlm.data.sources.conll import UPOS_TAGS, ColumnFile, ConllU
-from jaxlm.data.sources.parallel import ParallelFiles, Tsv
-from jaxlm.data.sources.transforms import Concat, RelabelTags
-from jaxlm.data.tokenizers.sentencepiece import SentencePiece
-from jaxlm.experiment import Experiment
-from jaxlm.finetuning import FineTuning, LoRA
-from jaxlm.models.encoder import Encoder
-from jaxlm.models.finetune_heads import TextClassifier, TokenClassifier
-from jaxlm.objectives.labels import Regression, SequenceClassification, TokenClassification
-from jaxlm.optim import AdamW, LinearDecay
-from jaxlm.tasks.classification import Classification
-from jaxlm.tasks.regression import TextRegression
-from jaxlm.tasks.tagging import Tagging
+from jaxlm import (
+    SENTIMENT_LABELS,
+    UPOS_TAGS,
+    AdamW,
+    Buckets,
+    Classification,
+    ColumnFile,
+    Concat,
+    ConllU,
+    Encoder,
+    Experiment,
+    FineTuning,
+    LabeledLines,
+    LinearDecay,
+    LoRA,
+    MapLabels,
+    PairSource,
+    ParallelFiles,
+    Regression,
+    RelabelTags,
+    RteXml,
+    SentencePiece,
+    SequenceClassification,
+    SequenceFormat,
+    Tagging,
+    TextClassifier,
+    TextRegression,
+    TokenClassification,
+    TokenClassifier,
+    Tsv,
+    run_this_experiment,
+)
 
 INIT = "runs/bert"
 VOCAB = 6000
@@ -269,6 +284,4 @@ def _with(whole: Experiment, tuning: FineTuning, peak: float) -> Experiment:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

@@ -8,13 +8,17 @@ trained here; their numbers of parameters, which `tests/models/test_decoder.py` 
 published models but for the vocabulary.
 """
 
-from jaxlm.data.batching.lm_windows import Windows
-from jaxlm.data.sources.text import TextFile
-from jaxlm.data.tokenizers.sentencepiece import SentencePiece
-from jaxlm.experiment import Experiment
-from jaxlm.models.decoder import Decoder
-from jaxlm.optim import AdamW, CosineDecay
-from jaxlm.tasks.language_modeling import LanguageModeling
+from jaxlm import (
+    AdamW,
+    CosineDecay,
+    Decoder,
+    Experiment,
+    LanguageModeling,
+    SentencePiece,
+    TextFile,
+    Windows,
+    run_this_experiment,
+)
 
 VOCAB, CONTEXT = 50_304, 1024
 
@@ -58,6 +62,4 @@ def _gpt2(width: int, heads: int, layers: int, peak: float) -> Experiment:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

@@ -16,23 +16,27 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxlm.data.batching.bucketing import Buckets
-from jaxlm.data.minilang import MiniLang
-from jaxlm.data.sources.parallel import ParallelFiles
-from jaxlm.data.tokenizers.sentencepiece import SentencePiece
-from jaxlm.data.tokenizers.simple import Words
-from jaxlm.decode.beam_config import Beam
-from jaxlm.experiment import Experiment
-from jaxlm.inference.translate import Search
-from jaxlm.models.encoder_decoder import EncoderDecoder
-from jaxlm.models.prefix_lm import PrefixLM
-from jaxlm.models.rnn_lm import RecurrentLM
-from jaxlm.models.rnn_seq2seq import Seq2Seq
-from jaxlm.nn.rnn.cells import LSTM
-from jaxlm.nn.rnn.layers import Recurrent
-from jaxlm.objectives.next_token import NextToken
-from jaxlm.optim import AdamW, InverseSqrt
-from jaxlm.tasks.translation import Translation
+from jaxlm import (
+    LSTM,
+    AdamW,
+    Beam,
+    Buckets,
+    EncoderDecoder,
+    Experiment,
+    InverseSqrt,
+    MiniLang,
+    NextToken,
+    ParallelFiles,
+    PrefixLM,
+    Recurrent,
+    RecurrentLM,
+    Search,
+    SentencePiece,
+    Seq2Seq,
+    Translation,
+    Words,
+    run_this_experiment,
+)
 
 VOCAB, MINILANG_VOCAB = 4000, 354
 WIDTH = 256
@@ -171,6 +175,4 @@ def _files(split: str, keep_blank: bool = False) -> ParallelFiles:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

@@ -9,15 +9,20 @@ those of the published Llama 3.2 1B and Llama 3.1 8B; `import-hf` reads their we
 trained to its end here.
 """
 
-from jaxlm.data.batching.lm_windows import Windows
-from jaxlm.data.sources.text import TextFile
-from jaxlm.data.tokenizers.sentencepiece import SentencePiece
-from jaxlm.data.tokenizers.simple import Characters
-from jaxlm.experiment import Experiment
-from jaxlm.models.decoder import Decoder
-from jaxlm.nn.layers.positions import Llama3Scaling, Rotary
-from jaxlm.optim import AdamW, CosineDecay
-from jaxlm.tasks.language_modeling import LanguageModeling
+from jaxlm import (
+    AdamW,
+    Characters,
+    CosineDecay,
+    Decoder,
+    Experiment,
+    LanguageModeling,
+    Llama3Scaling,
+    Rotary,
+    SentencePiece,
+    TextFile,
+    Windows,
+    run_this_experiment,
+)
 
 CHARACTERS, PIECES, PUBLISHED = 69, 8192, 128_256
 
@@ -96,6 +101,4 @@ def _large(model: Decoder, peak: float) -> Experiment:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

@@ -9,17 +9,21 @@ reads and writes raw cased text, so that one model gives both that figure (after
 references) and cased sacreBLEU; and a step has 4,096 target positions, half of the published budget.
 """
 
-from jaxlm.data.batching.bucketing import Buckets
-from jaxlm.data.batching.packing import Packing
-from jaxlm.data.sources.parallel import ParallelFiles
-from jaxlm.data.tokenizers.sentencepiece import SentencePiece
-from jaxlm.decode.beam_config import Beam
-from jaxlm.experiment import Experiment
-from jaxlm.inference.translate import Search
-from jaxlm.models.encoder_decoder import EncoderDecoder
-from jaxlm.objectives.next_token import NextToken
-from jaxlm.optim import AdamW, InverseSqrt
-from jaxlm.tasks.translation import Translation
+from jaxlm import (
+    AdamW,
+    Beam,
+    Buckets,
+    EncoderDecoder,
+    Experiment,
+    InverseSqrt,
+    NextToken,
+    Packing,
+    ParallelFiles,
+    Search,
+    SentencePiece,
+    Translation,
+    run_this_experiment,
+)
 
 VOCAB, SMOKE_VOCAB = 10_000, 4000
 FOLDERS = {"de": "multi30k_eng_deu", "fr": "multi30k_fra"}
@@ -92,6 +96,4 @@ def _files(split: str, target: str, keep_blank: bool = False) -> ParallelFiles:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

@@ -9,14 +9,19 @@ Measured on two cores: `shakespeare` 1.6688 nats a character, `shakespeare_kn` 1
 valid perplexity 234.9 (fitted in 6.5 s).
 """
 
-from jaxlm.data.batching.bucketing import Buckets
-from jaxlm.data.batching.lm_windows import Windows
-from jaxlm.data.sources.text import TextFile
-from jaxlm.data.tokenizers.simple import Characters, Words
-from jaxlm.experiment import Experiment
-from jaxlm.models.ngram import NGram
-from jaxlm.ngram.smoothing import KneserNey, WittenBell
-from jaxlm.tasks.language_modeling import LanguageModeling
+from jaxlm import (
+    Buckets,
+    Characters,
+    Experiment,
+    KneserNey,
+    LanguageModeling,
+    NGram,
+    TextFile,
+    Windows,
+    WittenBell,
+    Words,
+    run_this_experiment,
+)
 
 CHARACTERS, WORDS = 69, 33_280
 SHAKESPEARE, WIKITEXT = "tinyshakespeare/input.txt.gz", "wikitext2"
@@ -59,6 +64,4 @@ def _shakespeare(smoothing: KneserNey | WittenBell) -> Experiment:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

@@ -1,15 +1,19 @@
 """Learn to translate in two minutes on a laptop: the built-in English-Spanish corpus, a small Transformer."""
 
-from jaxlm.data.batching.packing import Packing
-from jaxlm.data.minilang import MiniLang
-from jaxlm.data.tokenizers.simple import Words
-from jaxlm.decode.beam_config import Beam
-from jaxlm.experiment import Experiment
-from jaxlm.inference.translate import Search
-from jaxlm.models.encoder_decoder import EncoderDecoder
-from jaxlm.objectives.next_token import NextToken
-from jaxlm.optim import AdamW, LinearDecay
-from jaxlm.tasks.translation import Translation
+from jaxlm import (
+    AdamW,
+    Beam,
+    EncoderDecoder,
+    Experiment,
+    LinearDecay,
+    MiniLang,
+    NextToken,
+    Packing,
+    Search,
+    Translation,
+    Words,
+    run_this_experiment,
+)
 
 VOCAB = 354
 
@@ -40,6 +44,4 @@ def experiment() -> Experiment:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

@@ -14,16 +14,26 @@ Measured on one CPU core an hour each: valid perplexity 207.3 and 164.7 (`wikite
 
 from typing import Any
 
-from jaxlm.data.batching.lm_windows import Windows
-from jaxlm.data.sources.text import TextFile
-from jaxlm.data.tokenizers.simple import Characters, Words
-from jaxlm.experiment import Experiment
-from jaxlm.models.rnn_lm import RecurrentLM
-from jaxlm.nn.rnn.cells import GRU, LSTM, Elman
-from jaxlm.nn.rnn.layers import Recurrent
-from jaxlm.objectives.next_token import NextToken
-from jaxlm.optim import SGD, AdamW, Constant, CosineDecay, StepDecay
-from jaxlm.tasks.language_modeling import LanguageModeling
+from jaxlm import (
+    GRU,
+    LSTM,
+    SGD,
+    AdamW,
+    Characters,
+    Constant,
+    CosineDecay,
+    Elman,
+    Experiment,
+    LanguageModeling,
+    NextToken,
+    Recurrent,
+    RecurrentLM,
+    StepDecay,
+    TextFile,
+    Windows,
+    Words,
+    run_this_experiment,
+)
 
 CHARACTERS, WORDS = 69, 33_280
 WIKITEXT_TOKENS = 2_088_628
@@ -126,6 +136,4 @@ def on_wikitext2(model: Any, windows: Windows, optimizer: Any, steps: int, **mor
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

@@ -12,21 +12,27 @@ a published model by `experiments.finetune:sst2`; `opinion` 99.85 % of the held-
 was not run to its end.
 """
 
-from jaxlm.data.batching.bucketing import Buckets
-from jaxlm.data.minilang.sources import MiniLangMinimalPairs
-from jaxlm.data.sources.classification import SENTIMENT_LABELS, LabeledLines, MapLabels
-from jaxlm.data.sources.parallel import ParallelFiles
-from jaxlm.data.tokenizers.simple import Words
-from jaxlm.data.tokenizers.word_char import WordsWithChars
-from jaxlm.experiment import Experiment
-from jaxlm.models.bag_of_words import BagOfWords
-from jaxlm.models.rnn_classifier import RecurrentClassifier
-from jaxlm.nn.layers.word_embedding import CharacterCNN
-from jaxlm.nn.rnn.cells import LSTM
-from jaxlm.nn.rnn.layers import Recurrent
-from jaxlm.objectives.labels import SequenceClassification
-from jaxlm.optim import AdamW, LinearDecay
-from jaxlm.tasks.classification import Classification
+from jaxlm import (
+    LSTM,
+    SENTIMENT_LABELS,
+    AdamW,
+    BagOfWords,
+    Buckets,
+    CharacterCNN,
+    Classification,
+    Experiment,
+    LabeledLines,
+    LinearDecay,
+    MapLabels,
+    MiniLangMinimalPairs,
+    ParallelFiles,
+    Recurrent,
+    RecurrentClassifier,
+    SequenceClassification,
+    Words,
+    WordsWithChars,
+    run_this_experiment,
+)
 
 STARS = ("very negative", "negative", "neutral", "positive", "very positive")
 TWINS_VOCAB = 198
@@ -127,6 +133,4 @@ def _tweets(split: str) -> MapLabels:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

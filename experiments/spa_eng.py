@@ -6,17 +6,21 @@
 no English sentence of the test set is trained on (2 % valid, 2 % test).
 """
 
-from jaxlm.data.batching.bucketing import Buckets
-from jaxlm.data.sources.parallel import Tsv
-from jaxlm.data.sources.transforms import HashSplit
-from jaxlm.data.tokenizers.sentencepiece import SentencePiece
-from jaxlm.decode.beam_config import Beam
-from jaxlm.experiment import Experiment
-from jaxlm.inference.translate import Search
-from jaxlm.models.encoder_decoder import EncoderDecoder
-from jaxlm.objectives.next_token import NextToken
-from jaxlm.optim import AdamW, InverseSqrt
-from jaxlm.tasks.translation import Translation
+from jaxlm import (
+    AdamW,
+    Beam,
+    Buckets,
+    EncoderDecoder,
+    Experiment,
+    HashSplit,
+    InverseSqrt,
+    NextToken,
+    Search,
+    SentencePiece,
+    Translation,
+    Tsv,
+    run_this_experiment,
+)
 
 VOCAB = 8000
 
@@ -51,6 +55,4 @@ def _part(part: str) -> HashSplit:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

@@ -9,15 +9,21 @@ Both on WikiText-2, at sizes for a laptop; neither has been run to its end. With
 
 from dataclasses import replace
 
-from jaxlm.data.pretraining.span_corruption import PrefixLMWindows, SpanCorruption
-from jaxlm.data.sources.text import Documents
-from jaxlm.data.tokenizers.sentencepiece import SentencePiece
-from jaxlm.experiment import Experiment
-from jaxlm.models.decoder import Decoder
-from jaxlm.models.encoder_decoder import EncoderDecoder
-from jaxlm.models.prefix_lm import PrefixLM
-from jaxlm.optim import AdamW, CosineDecay
-from jaxlm.tasks.span_corruption import T5_SENTINELS, Denoising
+from jaxlm import (
+    T5_SENTINELS,
+    AdamW,
+    CosineDecay,
+    Decoder,
+    Denoising,
+    Documents,
+    EncoderDecoder,
+    Experiment,
+    PrefixLM,
+    PrefixLMWindows,
+    SentencePiece,
+    SpanCorruption,
+    run_this_experiment,
+)
 
 VOCAB = 8000
 
@@ -51,6 +57,4 @@ def prefix() -> Experiment:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

@@ -12,20 +12,29 @@ Measured on two cores: `ewt` 95.27 % on dev after 4 min 40 s; `wikiann_es` span 
 
 from dataclasses import replace
 
-from jaxlm.data.batching.bucketing import Buckets
-from jaxlm.data.minilang.sources import MiniLangTags
-from jaxlm.data.sources.conll import UPOS_TAGS, ColumnFile, ConllU
-from jaxlm.data.sources.transforms import Concat, HashSplit, RelabelTags, SplitName
-from jaxlm.data.tokenizers.word_char import WordsWithChars
-from jaxlm.experiment import Experiment
-from jaxlm.metrics.spans import iob2_tags
-from jaxlm.models.rnn_tagger import RecurrentTagger
-from jaxlm.nn.layers.word_embedding import CharacterCNN
-from jaxlm.nn.rnn.cells import LSTM
-from jaxlm.nn.rnn.layers import Recurrent
-from jaxlm.objectives.labels import TokenClassification
-from jaxlm.optim import AdamW, LinearDecay
-from jaxlm.tasks.tagging import Tagging
+from jaxlm import (
+    LSTM,
+    UPOS_TAGS,
+    AdamW,
+    Buckets,
+    CharacterCNN,
+    ColumnFile,
+    Concat,
+    ConllU,
+    Experiment,
+    HashSplit,
+    LinearDecay,
+    MiniLangTags,
+    Recurrent,
+    RecurrentTagger,
+    RelabelTags,
+    SplitName,
+    Tagging,
+    TokenClassification,
+    WordsWithChars,
+    iob2_tags,
+    run_this_experiment,
+)
 
 WIKIANN = iob2_tags("LOC", "ORG", "PER")
 NEAREST = {"PER": "person", "LOC": "location", "ORG": "group"}
@@ -111,6 +120,4 @@ def _gsd(part: SplitName) -> HashSplit:
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

@@ -17,16 +17,20 @@ path, on Multi30k and minilang. No figure of WMT14 itself was produced here: har
 | search | beam 4, gnmt penalty 0.6, at most source + 50 tokens | the same |
 """
 
-from jaxlm.data.batching.bucketing import Buckets
-from jaxlm.data.sources.tfds import Tfds
-from jaxlm.data.tokenizers.sentencepiece import SentencePiece
-from jaxlm.decode.beam_config import Beam
-from jaxlm.experiment import Experiment
-from jaxlm.inference.translate import Search
-from jaxlm.models.encoder_decoder import EncoderDecoder
-from jaxlm.objectives.next_token import NextToken
-from jaxlm.optim import AdamW, InverseSqrt
-from jaxlm.tasks.translation import Translation
+from jaxlm import (
+    AdamW,
+    Beam,
+    Buckets,
+    EncoderDecoder,
+    Experiment,
+    InverseSqrt,
+    NextToken,
+    Search,
+    SentencePiece,
+    Tfds,
+    Translation,
+    run_this_experiment,
+)
 
 GERMAN, FRENCH = 37_000, 32_000
 WARMUP = 4000
@@ -85,6 +89,4 @@ def _experiment(target: str, model: EncoderDecoder, steps: int, average: int) ->
 
 
 if __name__ == "__main__":
-    from jaxlm.cli.training.train import run_this_experiment
-
     run_this_experiment()

@@ -1,3 +1,123 @@
-"""jaxlm: every sequence model of the textbook, under one contract."""
+"""jaxlm: every sequence model of the textbook, under one contract.
+
+The public face: train with `jaxlm.train(experiment, workdir)`, use the result with `jaxlm.load(workdir)`, and build
+experiments from the names below. A name is imported at its first use, so that `import jaxlm` waits for no library.
+"""
+
+# ruff: noqa: I001 (the imports are grouped by subject)
+import ast
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    # Train, load, evaluate
+    from jaxlm.cli.training.train import run_this_experiment as run_this_experiment
+    from jaxlm.errors import UserError as UserError
+    from jaxlm.experiment import Experiment as Experiment, load_experiment as load_experiment
+    from jaxlm.pipeline.loading import load as load
+    from jaxlm.pipeline.pipeline import Pipeline as Pipeline
+    from jaxlm.runtime import configure_process as configure_process
+    from jaxlm.training.loop import train as train
+    from jaxlm.training.run_options import RunOptions as RunOptions
+
+    # Tasks and objectives
+    from jaxlm.objectives.labels import Regression as Regression, SequenceClassification as SequenceClassification
+    from jaxlm.objectives.labels import TokenClassification as TokenClassification
+    from jaxlm.objectives.masked_lm import MaskedLM as MaskedLM
+    from jaxlm.objectives.next_token import NextToken as NextToken
+    from jaxlm.tasks.classification import Classification as Classification
+    from jaxlm.tasks.language_modeling import LanguageModeling as LanguageModeling
+    from jaxlm.tasks.masked_lm import MaskedLanguageModeling as MaskedLanguageModeling
+    from jaxlm.tasks.regression import TextRegression as TextRegression
+    from jaxlm.tasks.span_corruption import T5_SENTINELS as T5_SENTINELS, Denoising as Denoising
+    from jaxlm.tasks.tagging import Tagging as Tagging
+    from jaxlm.tasks.translation import Translation as Translation
+
+    # Models and their parts
+    from jaxlm.models.bag_of_words import BagOfWords as BagOfWords
+    from jaxlm.models.decoder import Decoder as Decoder
+    from jaxlm.models.encoder import Encoder as Encoder
+    from jaxlm.models.encoder_decoder import EncoderDecoder as EncoderDecoder
+    from jaxlm.models.ensemble import Ensemble as Ensemble
+    from jaxlm.models.feedforward_lm import FeedForwardLM as FeedForwardLM
+    from jaxlm.models.finetune_heads import TextClassifier as TextClassifier, TokenClassifier as TokenClassifier
+    from jaxlm.models.ngram import NGram as NGram
+    from jaxlm.models.prefix_lm import PrefixLM as PrefixLM
+    from jaxlm.models.rnn_classifier import RecurrentClassifier as RecurrentClassifier
+    from jaxlm.models.rnn_lm import RecurrentLM as RecurrentLM
+    from jaxlm.models.rnn_seq2seq import Seq2Seq as Seq2Seq
+    from jaxlm.models.rnn_tagger import RecurrentTagger as RecurrentTagger
+    from jaxlm.ngram.smoothing import KneserNey as KneserNey, WittenBell as WittenBell
+    from jaxlm.nn.layers.positions import Llama3Scaling as Llama3Scaling, Rotary as Rotary
+    from jaxlm.nn.layers.word_embedding import CharacterCNN as CharacterCNN
+    from jaxlm.nn.rnn.cells import LSTM as LSTM, Elman as Elman, GRU as GRU
+    from jaxlm.nn.rnn.layers import Recurrent as Recurrent
+
+    # Optimizers and fine-tuning
+    from jaxlm.finetuning import FineTuning as FineTuning, LoRA as LoRA
+    from jaxlm.optim import AdamW as AdamW, Constant as Constant, CosineDecay as CosineDecay
+    from jaxlm.optim import InverseSqrt as InverseSqrt, LinearDecay as LinearDecay, SGD as SGD, StepDecay as StepDecay
+
+    # Data: sources, tokenizers, batching
+    from jaxlm.data.batching.bucketing import Buckets as Buckets
+    from jaxlm.data.batching.lm_windows import Windows as Windows
+    from jaxlm.data.batching.packing import Packing as Packing
+    from jaxlm.data.batching.sequence_format import SequenceFormat as SequenceFormat
+    from jaxlm.data.minilang import MiniLang as MiniLang
+    from jaxlm.data.minilang.sources import MiniLangMinimalPairs as MiniLangMinimalPairs
+    from jaxlm.data.minilang.sources import MiniLangSentiment as MiniLangSentiment
+    from jaxlm.data.minilang.sources import MiniLangTags as MiniLangTags
+    from jaxlm.data.pretraining.masked_lm import MaskedLMRows as MaskedLMRows
+    from jaxlm.data.pretraining.span_corruption import PrefixLMWindows as PrefixLMWindows
+    from jaxlm.data.pretraining.span_corruption import SpanCorruption as SpanCorruption
+    from jaxlm.data.sources.base import PairSource as PairSource
+    from jaxlm.data.sources.classification import SENTIMENT_LABELS as SENTIMENT_LABELS, LabeledLines as LabeledLines
+    from jaxlm.data.sources.classification import MapLabels as MapLabels, RteXml as RteXml
+    from jaxlm.data.sources.conll import UPOS_TAGS as UPOS_TAGS, ColumnFile as ColumnFile, ConllU as ConllU
+    from jaxlm.data.sources.parallel import ParallelFiles as ParallelFiles, Tsv as Tsv
+    from jaxlm.data.sources.text import Documents as Documents, TextFile as TextFile
+    from jaxlm.data.sources.tfds import Tfds as Tfds
+    from jaxlm.data.sources.transforms import Concat as Concat, HashSplit as HashSplit, RelabelTags as RelabelTags
+    from jaxlm.data.sources.transforms import SplitName as SplitName
+    from jaxlm.data.sources.shards import Shards as Shards
+    from jaxlm.data.tokenizers.loading import SavedTokenizer as SavedTokenizer
+    from jaxlm.data.tokenizers.sentencepiece import SentencePiece as SentencePiece
+    from jaxlm.data.tokenizers.simple import Bytes as Bytes, Characters as Characters, Words as Words
+    from jaxlm.data.tokenizers.word_char import WordsWithChars as WordsWithChars
+    from jaxlm.metrics.spans import iob2_tags as iob2_tags
+
+    # Decoding
+    from jaxlm.decode.beam_config import Beam as Beam
+    from jaxlm.decode.beam_search import beam_search as beam_search
+    from jaxlm.decode.generate import generate as generate
+    from jaxlm.decode.sampling import Sampler as Sampler
+    from jaxlm.grammar.constraint import choices as choices, copy_from_source as copy_from_source
+    from jaxlm.grammar.constraint import json_schema as json_schema, regex as regex
+    from jaxlm.inference.base import TrainedModel as TrainedModel
+    from jaxlm.inference.generate import GenerationRequest as GenerationRequest
+    from jaxlm.inference.translate import Search as Search
+
+    # Metrics
+    from jaxlm.metrics.text import bleu as bleu, chrf as chrf, perplexity as perplexity
+else:
+
+    def _module_of_names() -> dict[str, str]:
+        """Name -> module, read from the imports above: one list serves type checkers and the running program."""
+        tree = ast.parse(__spec__.loader.get_source(__name__))
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        return {name.name: node.module for node in imports for name in node.names if node.module.startswith("jaxlm.")}
+
+    _MODULES = _module_of_names()
+    __all__ = sorted(_MODULES)
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_MODULES[name]), name)
+        globals()[name] = value  # the next use does not come here
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_MODULES})

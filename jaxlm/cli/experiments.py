@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jaxlm
 from jaxlm.cli.parser import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def import_experiment(name: str) -> "Experiment":
 
 
 def _experiment_folders() -> list[Path]:
-    candidates = (Path.cwd() / EXPERIMENTS_PACKAGE, Path(jaxlm.__file__).resolve().parents[1] / EXPERIMENTS_PACKAGE)
+    candidates = (Path.cwd() / EXPERIMENTS_PACKAGE, Path(__file__).resolve().parents[2] / EXPERIMENTS_PACKAGE)
     return [folder for folder in dict.fromkeys(path.resolve() for path in candidates) if folder.is_dir()]
 
 

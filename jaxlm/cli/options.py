@@ -17,8 +17,9 @@ from jaxlm.workdir import Workdir
 
 if TYPE_CHECKING:
     from jaxlm.distributed.multihost import CoordinatorConfig
-    from jaxlm.experiment import Experiment, TrainedRun
+    from jaxlm.experiment import Experiment
     from jaxlm.grammar.constraint import Constraint
+    from jaxlm.pipeline.pipeline import Pipeline
     from jaxlm.training.run_options import RunOptions
 
 
@@ -161,43 +162,14 @@ def experiment_with_options(options: argparse.Namespace) -> "Experiment":
     return dataclasses.replace(experiment, task=_with_task_options(experiment.task, options))
 
 
-def load_trained(options: argparse.Namespace, experiment: "Experiment | None" = None) -> "TrainedRun":
+def load_pipeline(options: argparse.Namespace, experiment: "Experiment | None" = None) -> "Pipeline":
     """The trained model that the options name, with their search."""
     experiment = experiment or experiment_with_options(options)
-    import jax
+    from jaxlm.pipeline.loading import load
 
-    trained = Workdir(options.workdir).load(options.average_last, options.step)
-    others = [_load_ensemble_member(options.workdir, folder) for folder in getattr(options, "ensemble", ())]
-    from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
-    from jaxlm.nn.weights.quantization import cast_for_inference
-
-    precision = getattr(options, "precision", "float32")
-    parts = [cast_for_inference(run.model, run.params, precision) for run in (trained, *others)]
-    model, params = parts[0]
-    if others:
-        from jaxlm.models.ensemble import Ensemble, ensemble_params
-
-        model = Ensemble(tuple(model for model, _ in parts), options.ensemble_mean)
-        params = ensemble_params([params for _, params in parts])
-    if options.mesh:
-        from jaxlm.distributed.sharding import make_mesh, train_state_shardings
-
-        params = jax.device_put(params, train_state_shardings(params, make_mesh(options.mesh)))
-    params = unstack_layers_jit(params)
-    return dataclasses.replace(trained, model=model, params=params, experiment=experiment)
-
-
-def _load_ensemble_member(first_workdir: Path, folder: Path) -> "TrainedRun":
-    """Another run of an ensemble. Raises UserError if its ids mean other things than those of the first."""
-    member = Workdir(folder).load()
-    folders = [Workdir(first_workdir).tokenizer_folder, Workdir(folder).tokenizer_folder]
-    first, other = ({path.name: path.read_bytes() for path in place.iterdir()} for place in folders)
-    if first != other:
-        raise UserError(
-            f"{folder} has another tokenizer than {first_workdir}: an ensemble needs one; before training, copy "
-            f"{Workdir(first_workdir).tokenizer_folder} into the new workdir"
-        )
-    return member
+    names = ("average_last", "step", "mesh", "precision", "ensemble", "ensemble_mean")
+    pipeline = load(options.workdir, **{name: getattr(options, name) for name in names if hasattr(options, name)})
+    return dataclasses.replace(pipeline, experiment=experiment)
 
 
 def _with_task_options(task: Any, options: argparse.Namespace) -> Any:

@@ -1,8 +1,8 @@
-"""Sampled texts. A sample is a function of (parameters, seed, its prompt, its number): the prompts beside it and how
-many samples are asked for do not matter, because a prompt is decoded in a batch of its own.
+"""Sampled texts. A sample is a function of (parameters, seed, its prompt, its number): neither the other prompts nor
+the number of samples matter, because a prompt is decoded in batches of its own.
 
 For an encoder-decoder the prompt is the source, and a sample is an answer to it; for a language model it is a text,
-and a sample goes on from it.
+and a sample continues it.
 """
 
 import math
@@ -23,29 +23,31 @@ from jaxlm.decode.logit_masks import LogitMasks
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_NONE, FINISH_REASONS, GenerationOutput
 from jaxlm.decode.sampling import Sampler
+from jaxlm.grammar.constraint import Constraint
 from jaxlm.inference.base import TrainedModel
-from jaxlm.inference.constraints import TokenConstraint
+from jaxlm.inference.constraints import TokenConstraint, compile_constraint
 from jaxlm.inference.text_stream import TextStream
 from jaxlm.inference.translate import Search
 from jaxlm.types import Batch
 
 SAMPLE_BATCH = 8
-"""Samples at a time, whatever their number: one shape, so that a sample has the same bits each time."""
+"""Rows of every batch, for any number of samples: one shape, so that a sample has the same bits each time."""
 
 TextCallback = Callable[[str], None] | None
 
 DEFAULT_MAX_TOKENS = 100
-"""Tokens of a continuation, if the request does not say."""
+"""Tokens of a continuation if the request has no limit."""
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What is wanted of each prompt.
+    """How to continue or to answer each prompt.
 
-    samples: how many texts, drawn independently.
-    stops: strings that end a text and are not part of it.
-    max_tokens: the most tokens of a text; None takes the limit of the task's search.
-    rule: what each text must be; a quotation is one of the source, or of the prompt where there is no source.
+    Attributes:
+      num_samples: texts for each prompt, drawn independently.
+      max_tokens: the most tokens of a text; None takes the limit of the task's search.
+      stop_strings: strings that end a text and are not part of it.
+      constraint: which texts are allowed; a quotation copies from the source, or from the prompt if there is none.
     """
 
     sampler: Sampler = Sampler()
@@ -53,14 +55,14 @@ class GenerationRequest:
     num_samples: int = 1
     max_tokens: int | None = None
     stop_strings: tuple[str, ...] = ()
-    constraint: TokenConstraint | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One text: log-probability (natural log, EOS included, at the sampler's temperature), tokens, why it ended.
+    """One text: log-probability (natural log, EOS included, at the sampler's temperature), tokens, finish reason.
 
-    Both count what was written up to and with the token that completed a stop string ("string" is then the reason).
+    Both count the tokens up to and with the one that completed a stop string ("string" is then the reason).
     """
 
     prompt: str
@@ -72,9 +74,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A prompt in a row, which is read once for all samples, the most tokens of its texts, and the room for them."""
+    """A prompt as a batch of one row, which is read once for all of its samples.
 
-    prompt: str
+    Attributes:
+      max_tokens: the most tokens of its texts.
+      max_length: the length of the arrays that hold them: the same for all prompts of one padded length.
+    """
+
+    text: str
     batch: Batch
     prompt_BP: np.ndarray
     valid_BP: np.ndarray
@@ -82,105 +89,112 @@ class _Prompt:
     max_length: int
 
 
-def sample_answers(
+def draw_samples(
     trained: TrainedModel,
     prompts: Sequence[str],
-    search: Search,
     request: GenerationRequest,
+    search: Search | None = None,
     on_text: TextCallback = None,
 ) -> Iterator[Sample]:
-    """The samples of the first prompt, then those of the next, each as soon as it is there.
+    """The samples of the first prompt, then those of the next, each as soon as it is complete.
 
-    `show` is called with each new piece of text of the first sample of a prompt.
-
-    `search` gives the length limits: of a source, the rest is cut off; of an answer, unless `request` has its own.
+    Args:
+      search: its length limits cut a source and bound an answer (unless the request has a limit); None for a model
+        without a source, whose texts continue the prompt.
+      on_text: called with each new piece of text of the first sample of a prompt.
     """
-    for prompt in prompts:
-        column = Ragged.from_rows(trained.tokenizer.encode([prompt]))
-        special, max_length = trained.tokenizer.special, search.max_source_len
-        ((_, batch),) = eval_batches({"source": column}, 1, row_multiple=1, max_length=max_length, special=special)
-        source_tokens, length = int(batch.source_valid_BS[0].sum()), batch.source_BS.shape[1]
-        limit = request.max_tokens or int(search.max_answer_tokens(np.asarray(source_tokens)))
-        room = request.max_tokens or int(search.max_answer_tokens(np.asarray(length)))
-        start_BP = np.full((1, 1), special.start, np.int32)
-        asked = _Prompt(prompt, batch, start_BP, np.ones((1, 1), bool), limit, room)
-        yield from _sample_prompt(trained, asked, request, on_text)
+    constraint = compile_constraint(request.constraint, trained.tokenizer) if request.constraint else None
+    for text in prompts:
+        if search is None:
+            prompt = _encode_prefix(trained.tokenizer, text, request)
+        else:
+            prompt = _encode_source(trained.tokenizer, text, request, search)
+        yield from _sample_prompt(trained, prompt, request, constraint, on_text)
 
 
-def sample_continuations(
-    trained: TrainedModel,
-    prompts: Sequence[str],
-    request: GenerationRequest,
-    on_text: TextCallback = None,
-) -> Iterator[Sample]:
-    """How each text may go on, for a model without a source: the samples of the first text, then those of the next."""
-    for prompt in prompts:
-        ids = np.concatenate([[trained.tokenizer.special.start], trained.tokenizer.encode([prompt])[0]])
-        width = 8 << max(0, math.ceil(math.log2(len(ids) / 8)))  # few shapes: 8, 16, 32, ...
-        prompt_BP = np.pad(ids.astype(np.int32), (width - len(ids), 0))[None]
-        valid_BP = np.arange(width)[None] >= width - len(ids)
-        limit = request.max_tokens or DEFAULT_MAX_TOKENS
-        batch = Batch(target_BT=prompt_BP, target_valid_BT=valid_BP)
-        asked = _Prompt(prompt, batch, prompt_BP, valid_BP, limit, limit)
-        yield from _sample_prompt(trained, asked, request, on_text)
+def _encode_source(tokenizer: Tokenizer, text: str, request: GenerationRequest, search: Search) -> _Prompt:
+    special, max_length = tokenizer.special, search.max_source_len
+    column = Ragged.from_rows(tokenizer.encode([text]))
+    ((_, batch),) = eval_batches({"source": column}, 1, row_multiple=1, max_length=max_length, special=special)
+    source_tokens = int(batch.source_valid_BS[0].sum())
+    limits = [
+        request.max_tokens or int(search.max_answer_tokens(np.asarray(tokens)))
+        for tokens in (source_tokens, batch.source_BS.shape[1])
+    ]
+    return _Prompt(text, batch, np.full((1, 1), special.start, np.int32), np.ones((1, 1), bool), *limits)
+
+
+def _encode_prefix(tokenizer: Tokenizer, text: str, request: GenerationRequest) -> _Prompt:
+    ids = np.concatenate([[tokenizer.special.start], tokenizer.encode([text])[0]])
+    width = 8 << max(0, math.ceil(math.log2(len(ids) / 8)))  # few shapes to compile: 8, 16, 32, ...
+    prompt_BP = np.pad(ids.astype(np.int32), (width - len(ids), 0))[None]
+    valid_BP = np.arange(width)[None] >= width - len(ids)
+    limit = request.max_tokens or DEFAULT_MAX_TOKENS
+    return _Prompt(text, Batch(target_BT=prompt_BP, target_valid_BT=valid_BP), prompt_BP, valid_BP, limit, limit)
 
 
 def _sample_prompt(
-    trained: TrainedModel, asked: _Prompt, request: GenerationRequest, show: TextCallback
+    trained: TrainedModel,
+    prompt: _Prompt,
+    request: GenerationRequest,
+    constraint: TokenConstraint | None,
+    on_text: TextCallback,
 ) -> Iterator[Sample]:
-    """The samples of one prompt, ROWS at a time."""
+    """The samples of one prompt, SAMPLE_BATCH at a time."""
     special = trained.tokenizer.special
     for first in range(0, request.num_samples, SAMPLE_BATCH):
         count = min(SAMPLE_BATCH, request.num_samples - first)
         line_B = np.zeros(SAMPLE_BATCH, np.uint32)
-        line_B[:count] = [crc32(f"{first + row} {asked.prompt}".encode(errors="replace")) for row in range(count)]
-        limit_B = np.where(np.arange(SAMPLE_BATCH) < count, asked.max_tokens, 0).astype(np.int32)
+        line_B[:count] = [crc32(f"{first + row} {prompt.text}".encode(errors="replace")) for row in range(count)]
+        limit_B = np.where(np.arange(SAMPLE_BATCH) < count, prompt.max_tokens, 0).astype(np.int32)
         decode_request = DecodeRequest(
-            asked.batch, asked.prompt_BP, asked.valid_BP, limit_B, grammar=_grammar(request, asked, limit_B),
+            prompt.batch, prompt.prompt_BP, prompt.valid_BP, limit_B, grammar=_grammar(constraint, prompt, limit_B),
             seed=request.seed, line_B=line_B,
         )  # fmt: skip
         masks = LogitMasks(special.suppress)
-        config = GenerationConfig(asked.max_length, special.end_ids, request.sampler, masks)
-        if request.stop_strings or show:
+        config = GenerationConfig(prompt.max_length, special.end_ids, request.sampler, masks)
+        if request.stop_strings or on_text:
             stream = generate_stream(trained.model, trained.params, decode_request, config)
-            yield from _stream_samples(stream, count, asked.prompt, trained.tokenizer, request, show)
-            show = None  # the rest is not the first sample
+            yield from _stream_samples(stream, count, prompt.text, trained.tokenizer, request, on_text)
+            on_text = None  # only the first sample is shown
         else:
-            found = generate(trained.model, trained.params, decode_request, config)
-            yield from (_to_sample(found, row, asked.prompt, trained.tokenizer) for row in range(count))
+            output = generate(trained.model, trained.params, decode_request, config)
+            yield from (_to_sample(output, row, prompt.text, trained.tokenizer) for row in range(count))
 
 
-def _grammar(request: GenerationRequest, asked: _Prompt, limit_B: np.ndarray) -> TokenGrammar | None:
-    """What each sample must be; all of them have the source, or the prompt, of the one row that they share."""
-    if request.constraint is None:
+def _grammar(constraint: TokenConstraint | None, prompt: _Prompt, limit_B: np.ndarray) -> TokenGrammar | None:
+    """The grammar of a batch of samples, which share the one row of the source, or of the prompt without a source."""
+    if constraint is None:
         return None
-    batch, has_source = asked.batch, asked.batch.source_BS is not None
-    one = (batch.source_BS, batch.source_valid_BS) if has_source else (asked.prompt_BP, asked.valid_BP)
-    source_BS, valid_BS = (np.asarray(each)[:1].repeat(len(limit_B), axis=0) for each in one)
-    return request.constraint.grammar(source_BS, valid_BS, limit_B)
+    batch = prompt.batch
+    source_1S, valid_1S = batch.source_BS, batch.source_valid_BS
+    if source_1S is None:
+        source_1S, valid_1S = prompt.prompt_BP, prompt.valid_BP
+    source_BS, valid_BS = (np.asarray(row_1S).repeat(len(limit_B), axis=0) for row_1S in (source_1S, valid_1S))
+    return constraint.grammar(source_BS, valid_BS, limit_B)
 
 
 def _stream_samples(
-    generated: Iterator[GenerationOutput],
+    stream: Iterator[GenerationOutput],
     count: int,
     prompt: str,
     tokenizer: Tokenizer,
     request: GenerationRequest,
-    show: TextCallback,
+    on_text: TextCallback,
 ) -> list[Sample]:
-    """The samples of a batch that is watched as it is written; a text ends where a stop string does."""
+    """The samples of a batch that is read token by token; a text ends where a stop string begins."""
     texts = [TextStream(tokenizer, request.stop_strings) for _ in range(count)]
     samples: list[Sample | None] = [None] * count
     host: Any = None
-    for host in map(jax.device_get, generated):
+    for host in map(jax.device_get, stream):
         for row, text in enumerate(texts):
             if samples[row] is not None:
                 continue
-            over = host.reason_B[row] != FINISH_NONE
-            piece = text.push(host.tokens_BT[row, : host.length_B[row]].tolist(), last=over)
-            if show and row == 0 and piece:
-                show(piece)
-            if over or text.ended:
+            finished = host.reason_B[row] != FINISH_NONE
+            piece = text.push(host.tokens_BT[row, : host.length_B[row]].tolist(), last=finished)
+            if on_text and row == 0 and piece:
+                on_text(piece)
+            if finished or text.ended:
                 reason = "string" if text.ended else None
                 samples[row] = _to_sample(host, row, prompt, tokenizer, text.text, reason)
         if all(samples):
@@ -193,18 +207,18 @@ def _stream_samples(
 
 
 def _to_sample(
-    found: GenerationOutput,
+    output: GenerationOutput,
     row: int,
     prompt: str,
     tokenizer: Tokenizer,
     text: str | None = None,
     reason: str | None = None,
 ) -> Sample:
-    size = int(found.length_B[row])
+    size = int(output.length_B[row])
     return Sample(
         prompt=prompt,
-        text=tokenizer.decode([np.asarray(found.tokens_BT[row, :size]).tolist()])[0] if text is None else text,
-        logprob=float(found.logprob_B[row]),
+        text=tokenizer.decode([np.asarray(output.tokens_BT[row, :size]).tolist()])[0] if text is None else text,
+        logprob=float(output.logprob_B[row]),
         tokens=size,
-        reason=reason or FINISH_REASONS[int(found.reason_B[row])],
+        reason=reason or FINISH_REASONS[int(output.reason_B[row])],
     )

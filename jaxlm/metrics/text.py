@@ -1,22 +1,23 @@
-"""Scores of text against references, each with the signature that says how it was computed.
+"""Scores of text: BLEU and chrF against references, each with its signature, and perplexity.
 
-`bleu` and `chrf` are sacreBLEU's, on detokenised text with its case: the figures to report. `moses_bleu` is the
-figure of the Multi30k papers, on lower-cased tokenised text: some points higher, and of no use beside the others.
+`bleu` and `chrf` are sacreBLEU's, on detokenized text with its case: the figures to report. `moses_bleu` is the
+figure of the Multi30k papers, on lower-cased tokenized text: some points higher, and not comparable with the others.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from jaxlm.data.sources.moses import moses_preprocess
 from jaxlm.errors import UserError
 
-MOSES_LABEL = "lower-cased Moses-tokenised BLEU, not comparable with sacreBLEU"
+MOSES_LABEL = "lower-cased Moses-tokenized BLEU, not comparable with sacreBLEU"
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusScore:
-    """A score from 0 to 100 (higher is better), what it is called, and how it was computed."""
+    """A score from 0 to 100 (higher is better) with its name and the signature of its computation."""
 
     value: float
     signature: str
@@ -30,10 +31,15 @@ class CorpusScore:
         return f"{self.name} {self.value:.2f} ({self.signature})"
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> CorpusScore:
-    """Corpus BLEU (Papineni et al., 2002) by sacreBLEU (Post, 2018): tokeniser 13a, case kept, one reference a line.
+def perplexity(nll: float) -> float:
+    """exp of the negative log-likelihood of a token, in nats; bounded, because exp overflows above 709."""
+    return math.exp(min(nll, 700.0))
 
-    Raises UserError if there are no lines, or not as many of one as of the other.
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> CorpusScore:
+    """Corpus BLEU (Papineni et al., 2002) by sacreBLEU (Post, 2018): tokenizer 13a, case kept, one reference a line.
+
+    Raises UserError if there are no lines, or if the numbers of lines differ.
     """
     from sacrebleu.metrics import BLEU
 
@@ -50,14 +56,14 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> CorpusScore:
 def moses_bleu(hypotheses: Sequence[str], references: Sequence[str], lang: str) -> CorpusScore:
     """BLEU of raw text after `moses_preprocess` of both sides, which is how the Multi30k papers score.
 
-    Not comparable with `bleu`, and its name says so. Errors as in `bleu`.
+    Not comparable with `bleu`. Errors as in `bleu`.
     """
     from sacrebleu.metrics import BLEU
 
     _check_lengths(hypotheses, references)
-    tokenised = moses_preprocess(hypotheses, lang), moses_preprocess(references, lang)
-    # force: sacreBLEU would warn that the text is tokenised, which is the point here
-    score = _score(BLEU(tokenize="none", force=True), *tokenised, MOSES_LABEL)
+    tokenized = moses_preprocess(hypotheses, lang), moses_preprocess(references, lang)
+    # force: sacreBLEU would warn that the text is tokenized, which is the point here
+    score = _score(BLEU(tokenize="none", force=True), *tokenized, MOSES_LABEL)
     return dataclasses.replace(
         score, signature=f"{score.signature}|moses:lc.norm.tok.{lang}|sacremoses:{_sacremoses()}"
     )

@@ -17,7 +17,7 @@ from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
-from jaxlm.inference.generate import GenerationRequest, sample_continuations
+from jaxlm.inference.generate import GenerationRequest, draw_samples
 from jaxlm.inference.translate import to_single_line
 from jaxlm.models.properties import zero_model_state
 from jaxlm.tasks.base import TextTask, make_eval_step
@@ -111,7 +111,7 @@ class LanguageModeling(TextTask):
         request = GenerationRequest(Sampler(temperature=0.8), max_tokens=self.sample_tokens)
         try:
             for prompt in islice(beginnings, count):
-                for sample in sample_continuations(trained, [prompt], request):
+                for sample in draw_samples(trained, [prompt], request):
                     yield f"{to_single_line(prompt)} | {to_single_line(sample.text)}"
         except UserError as error:  # they are to look at: a run does not fail for them
             yield f"no samples: {error} (here: task.sample_tokens)"

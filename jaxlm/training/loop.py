@@ -20,7 +20,7 @@ from jaxlm.data.batching.loader import DataLoader
 from jaxlm.distributed import multihost
 from jaxlm.distributed.placement import put_batch, replicate
 from jaxlm.errors import UserError
-from jaxlm.experiment import Experiment
+from jaxlm.experiment import Experiment, load_experiment
 from jaxlm.filesystem import lock_folder
 from jaxlm.inference.base import TrainedModel
 from jaxlm.perf.flops import make_mfu_fn
@@ -37,9 +37,13 @@ from jaxlm.workdir import Workdir
 
 
 def train(
-    experiment: Experiment, folder: Path | str, minutes: float = 0.0, run_options: RunOptions = DEFAULT_RUN_OPTIONS
+    experiment: Experiment | str,
+    folder: Path | str,
+    minutes: float = 0.0,
+    run_options: RunOptions = DEFAULT_RUN_OPTIONS,
 ) -> dict[str, Any]:
-    """Train, or resume from the newest whole checkpoint of the workdir `folder`; return the last metrics.
+    """Train an experiment (or `module:variant`, see `load_experiment`), or resume from the newest whole checkpoint of
+    the workdir `folder`; return the last metrics.
 
     Ctrl-C or SIGTERM saves and stops ("stopped": "interrupted"); the same call then resumes. After `minutes` of wall
     time (0: no limit) the run is evaluated, saved and stopped. A model that is fitted in closed form is fitted at once.
@@ -47,6 +51,8 @@ def train(
     every fault that the user can fix, before training starts if possible.
     """
     workdir = Workdir(folder)
+    if isinstance(experiment, str):
+        experiment = load_experiment(experiment)
     with ExitStack() as stack:
         # Only the first host locks the folder; if it cannot, every host raises its error.
         multihost.all_or_none(

@@ -196,7 +196,7 @@ def test_the_module_is_the_command(workdir, tmp_path):
 def test_an_experiment_is_a_command(tmp_path):
     """The one line of an experiment file: `run_this_experiment()` names the module as others import it."""
     (tmp_path / "experiments").mkdir()
-    body = "from jaxlm.cli.training.train import run_this_experiment\nprint(__name__)\n"
+    body = "from jaxlm import run_this_experiment\nprint(__name__)\n"
     body += "def big() -> 'Experiment':\n    pass\n\nif __name__ == '__main__':\n    run_this_experiment()\n"
     (tmp_path / "experiments" / "mine.py").write_text(body)
     (tmp_path / "experiments" / "__init__.py").touch()

@@ -73,7 +73,7 @@ def test_moses_bleu_by_hand():
     expected = plain_bleu(*[[row[side].split() for row in tokens] for side in (0, 1)])
     got = moses_bleu(HYPOTHESES, REFERENCES, "en")
     assert got.value == pytest.approx(expected, abs=1e-9)
-    assert got.name == "lower-cased Moses-tokenised BLEU, not comparable with sacreBLEU"
+    assert got.name == "lower-cased Moses-tokenized BLEU, not comparable with sacreBLEU"
     assert "tok:none" in got.signature and "moses:lc.norm.tok.en" in got.signature
     assert moses_bleu([h.upper() for h in HYPOTHESES], REFERENCES, "en").value == got.value
     assert got.value != pytest.approx(bleu(HYPOTHESES, REFERENCES).value, abs=0.1)

@@ -13,6 +13,7 @@ from fixtures import cli_runs
 from fixtures.rows import Rows
 from fixtures.zoo import params_of
 
+import jaxlm
 from jaxlm.data.batching.bucketing import Buckets
 from jaxlm.data.batching.sequence_format import SequenceFormat
 from jaxlm.data.files import ReadStats
@@ -131,9 +132,12 @@ def test_embed(imported, command, tmp_path):
     assert [line["text"] for line in lines] == TEXTS
     assert command("embed", imported, "--out", tmp_path / "v.npy", "--batch-tokens", 16, stdin=stdin).code == 0
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), [line["vector"] for line in lines], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), jaxlm.load(imported).embed(TEXTS, batch_tokens=16))
     assert command("embed", imported, "--pooling", "token", "--out", tmp_path / "v.npz", stdin=stdin).code == 0
     with np.load(tmp_path / "v.npz") as found:
         means = [part.mean(0) for part in np.split(found["vectors"], found["offsets"][1:-1])]
+        vectors = jaxlm.load(imported).embed(TEXTS, "token")
+        np.testing.assert_array_equal(np.concatenate(vectors), found["vectors"])
         assert len(found["pieces"]) == len(found["vectors"]) == found["offsets"][-1]
     np.testing.assert_allclose(means, [line["vector"] for line in lines], rtol=1e-5, atol=1e-5)
     assert "cut there" not in told.err

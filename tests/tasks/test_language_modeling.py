@@ -52,9 +52,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def data(folder, monkeypatch):
     monkeypatch.setenv("JAXLM_DATA", str(folder))
-    monkeypatch.setattr(
-        "jaxlm.training.setup.data_mesh", functools.partial(data_mesh, 1)
-    )  # eight compile twice as long
+    monkeypatch.setattr("jaxlm.training.setup.data_mesh", functools.partial(data_mesh, 1))  # eight take twice as long
 
 
 def experiment(model=None, **changes) -> Experiment:

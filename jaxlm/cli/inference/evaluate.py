@@ -7,7 +7,7 @@ from jaxlm.cli.options import (
     add_model_options,
     add_search_options,
     experiment_with_options,
-    load_trained,
+    load_pipeline,
     workdir_parser,
 )
 from jaxlm.cli.parser import COMMANDS, UsageError
@@ -27,17 +27,17 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         raise UsageError(str(error)) from error
     output.print_stderr(f"{options.split}: {described}")
-    trained, task = load_trained(options, experiment), experiment.task
+    pipeline = load_pipeline(options, experiment)
     clock = output.Clock()
-    with output.progress_bar(task.count(options.split)) as progress:
-        scores = task.evaluate(trained, options.split, progress)
-    found: dict[str, Any] = {"workdir": str(options.workdir), "checkpoints": trained.steps}
-    if task.search is not None:
-        beam = task.search.beam
-        found["search"] = {
+    with output.progress_bar(experiment.task.count(options.split)) as progress:
+        scores = pipeline.evaluate(options.split, progress)
+    record: dict[str, Any] = {"workdir": str(options.workdir), "checkpoints": pipeline.steps}
+    if experiment.task.search is not None:
+        beam = experiment.task.search.beam
+        record["search"] = {
             "num_beams": beam.num_beams,
             "length_penalty_kind": beam.length_penalty_kind,
             "length_penalty": beam.length_penalty,
         }
-    output.write_line(output.json_line(scores | found | clock.rates(scores["lines"])))
+    output.write_line(output.json_line(scores | record | clock.rates(scores["lines"])))
     return 0

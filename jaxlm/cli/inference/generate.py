@@ -1,4 +1,4 @@
-"""`jaxlm generate D --prompt TEXT`: sampled texts, each printed as soon as it is there; on a terminal, as it comes."""
+"""`jaxlm generate D --prompt TEXT`: sampled texts, each printed as soon as it is complete; on a terminal, by token."""
 
 import dataclasses
 import sys
@@ -10,7 +10,7 @@ from jaxlm.cli.options import (
     add_constraint_options,
     add_model_options,
     experiment_with_options,
-    load_trained,
+    load_pipeline,
     read_constraint,
     workdir_parser,
 )
@@ -27,31 +27,25 @@ def main(argv: list[str]) -> int:
         prompts += read_lines(options.file.absolute())
     if not prompts:
         raise UsageError("expected a prompt: give --prompt TEXT (any number of times) or --file FILE")
-    rule = read_constraint(options)
+    constraint: Any = read_constraint(options)
+    experiment = experiment_with_options(options)
+    if not experiment.task.input_kind:
+        task = type(experiment.task).__name__
+        raise UsageError(f"generate: the task {task} writes no text (`jaxlm predict` answers lines)")
+    pipeline = load_pipeline(options, experiment)
     from jaxlm.decode.sampling import Sampler
-
-    sampler = Sampler(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
-    run = experiment_with_options(options)
-    if not run.task.input_kind:
-        raise UsageError(f"generate: the task {type(run.task).__name__} writes no text (`jaxlm predict` answers lines)")
-    trained = load_trained(options, run)
-    from jaxlm.inference.constraints import compile_constraint
-    from jaxlm.inference.generate import GenerationRequest, sample_answers, sample_continuations
+    from jaxlm.inference.generate import GenerationRequest
     from jaxlm.inference.translate import to_single_line
 
-    kept: Any = compile_constraint(rule, trained.tokenizer) if rule else None
+    sampler = Sampler(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
     request = GenerationRequest(
-        sampler, options.seed, options.num_samples, options.max_tokens, tuple(options.stop), kept
+        sampler, options.seed, options.num_samples, options.max_tokens, tuple(options.stop), constraint
     )
     live = options.num_samples == 1 and not options.jsonl and (options.stream or sys.stdout.isatty())
-    show = _print_piece if live else None
-    if run.task.input_kind == "source":
-        samples = sample_answers(trained, prompts, run.task.search, request, show)
-    else:
-        samples = sample_continuations(trained, prompts, request, show)
+    samples = pipeline.generate_stream(prompts, request, _print_piece if live else None)
     for sample in samples:
         if live:
-            output.write_line("")  # the text is there already
+            output.write_line("")  # the text has been printed
         else:
             output.write_line(
                 output.json_line(dataclasses.asdict(sample)) if options.jsonl else to_single_line(sample.text)

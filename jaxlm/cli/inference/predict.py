@@ -1,23 +1,20 @@
-"""`jaxlm predict D < in > out`: a line of output for each line of input, in order, whatever the line holds.
+"""`jaxlm predict D < in > out`: a line of output for each line of input, in order.
 
 JSON lines: {"source", "prediction", "score", "logprob", "hypotheses": [{"text", "score", "logprob", "tokens",
 "reason"}, ...]}, where logprob is a natural log with EOS counted and score is what the beam ranks by. With --attention
 also "attention": {"source": pieces, "target": pieces, "weights": a row for each target piece}. Tasks that do not search
-have fields of their own beside "source" and "prediction".
+have fields of their own after "source" and "prediction".
 """
 
-import dataclasses
 import sys
-from typing import Any
-
-import numpy as np
 
 from jaxlm.cli import output
 from jaxlm.cli.options import (
     add_constraint_options,
     add_model_options,
     add_search_options,
-    load_trained,
+    experiment_with_options,
+    load_pipeline,
     read_constraint,
     workdir_parser,
 )
@@ -30,30 +27,35 @@ def main(argv: list[str]) -> int:
     options = _parser().parse(argv)
     if options.attention and not options.jsonl:
         raise UsageError("--attention needs --jsonl: the weights are a field of the JSON object")
-    rule, clock = read_constraint(options), output.Clock()
-    trained = load_trained(options)
-    task, loading = trained.experiment.task, clock.seconds
-    if rule:
-        task = _with_constraint(task, rule, trained.tokenizer)
-    limit = task.max_input_tokens(trained.model)
-
-    words = unknown = 0
-    source, cut, clock = StdinLines(options.on_bad_line, options.lines_per_batch), 0, output.Clock()
-    output.print_stderr(f"checkpoints {trained.steps} loaded in {loading:.1f} s; reading lines" + _terminal_hint())
+    constraint, clock = read_constraint(options), output.Clock()
+    experiment = experiment_with_options(options)
+    if constraint and experiment.task.search is None:
+        raise UsageError(f"the task {type(experiment.task).__name__} does not search: its text cannot be constrained")
+    pipeline = load_pipeline(options, experiment)
+    if constraint:
+        pipeline = pipeline.constrain(constraint)
+    task = pipeline.experiment.task
+    limit = task.max_input_tokens(pipeline.model)
+    num_tokens = num_unknown = num_truncated = 0
+    source = StdinLines(options.on_bad_line, options.lines_per_batch)
+    loaded = f"checkpoints {pipeline.steps} loaded in {clock.seconds:.1f} s"
+    output.print_stderr(f"{loaded}; reading lines{_terminal_hint()}")
+    clock = output.Clock()
     for lines in source.batches():
-        answers = task.predict(trained, lines)
-        for answer in answers:
+        for answer in pipeline.answers(lines):
             output.write_line(output.json_line(answer.json) if options.jsonl else answer.text)
         sys.stdout.flush()
-        cut += count_truncated(lines, trained.tokenizer, limit, with_markers=task.search is None) if limit else 0
-        ids = np.concatenate([np.zeros(0, np.int32), *trained.tokenizer.encode(lines)])
-        words, unknown = words + len(ids), unknown + int(trained.tokenizer.special.is_unknown(ids).sum())
-    if unknown:
+        if limit:
+            num_truncated += count_truncated(lines, pipeline.tokenizer, limit, with_markers=task.search is None)
+        for ids in pipeline.tokenizer.encode(lines):
+            num_tokens += len(ids)
+            num_unknown += int(pipeline.tokenizer.special.is_unknown(ids).sum())
+    if num_unknown:
         output.print_stderr(
-            f"{unknown:,} of {words:,} tokens are unknown to the tokenizer: it saw none such in training"
+            f"{num_unknown:,} of {num_tokens:,} tokens are unknown to the tokenizer: they were not in the training data"
         )
-    if cut:
-        output.print_stderr(f"{cut:,} lines were longer than {limit} tokens and were cut there")
+    if num_truncated:
+        output.print_stderr(f"{num_truncated:,} lines were longer than {limit} tokens and were cut there")
     if source.read_stats.replaced:
         output.print_stderr(f"{source.read_stats.replaced:,} lines were not UTF-8: their bad bytes became U+FFFD")
     output.print_stderr(clock.summary(source.num_lines))
@@ -76,15 +78,6 @@ def _parser() -> CommandParser:
     add_constraint_options(parser)
     add_model_options(parser)
     return parser
-
-
-def _with_constraint(task: Any, constraint: Any, tokenizer: Any) -> Any:
-    """The task with a search that follows the rule. Raises Usage where it does not search."""
-    if task.search is None:
-        raise UsageError(f"the task {type(task).__name__} does not search: no rule for its text can be kept")
-    from jaxlm.inference.constraints import constrain_search
-
-    return dataclasses.replace(task, search=constrain_search(task.search, constraint, tokenizer))
 
 
 def _terminal_hint() -> str:

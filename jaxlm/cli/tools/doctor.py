@@ -10,8 +10,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import jaxlm
-from jaxlm import runtime
+from jaxlm import __version__, runtime
 from jaxlm.cli.system_checks import Check, check_accelerators, installed_version
 from jaxlm.data.files import find_file
 from jaxlm.errors import UserError
@@ -69,7 +68,7 @@ def doctor() -> int:
 def _check_machine() -> Iterator[Check]:
     old = sys.version_info < (3, 11)
     python = f"{platform.python_version()}, {sys.executable}"
-    yield Check("jaxlm", f"{jaxlm.__version__}, {Path(jaxlm.__file__).parent}")
+    yield Check("jaxlm", f"{__version__}, {Path(__file__).parents[2]}")
     yield Check("python", python, "missing" if old else "ok", "install 3.11 or newer" if old else "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check("system", f"{platform.system()} {platform.machine()}, {cores} cores, {_memory_text()}")

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from jaxlm.cli import output
-from jaxlm.cli.options import load_trained, workdir_parser
+from jaxlm.cli.options import load_pipeline, workdir_parser
 from jaxlm.cli.parser import COMMANDS, UsageError, int_at_least
 from jaxlm.workdir import Workdir
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         runs.append(
             RunSummary(
                 Workdir(folder),
-                load_trained(options),
+                load_pipeline(options),
                 options.num_examples,
                 options.gradient_flow,
                 tuple(texts),

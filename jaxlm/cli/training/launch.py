@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-import jaxlm
 from jaxlm.cli import experiments
 from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, int_at_least
 from jaxlm.cli.tpu_types import GKE_ACCELERATORS, parse_tpu_type
 from jaxlm.cli.training.train import check_train_options
 from jaxlm.errors import UserError
 
-CLONE = Path(jaxlm.__file__).resolve().parents[1]
+CLONE = Path(__file__).resolve().parents[3]
 
 PREEMPTED = 75
 """The exit code of `tpu_setup.sh wait` when the slice, not the run, has ended."""
