@@ -22,7 +22,7 @@ def test_the_trained_model_is_at_hand(pipeline, workdir):
     assert pipeline.experiment.model == pipeline.model
     assert pipeline.tokenizer.decode(pipeline.tokenizer.encode(["John"])) == ["John"]
     assert "embedding" in pipeline.params
-    with pytest.raises(jaxlm.UserError, match="experiment.json"):
+    with pytest.raises(jaxlm.UserError, match="nowhere does not exist"):
         jaxlm.load(workdir / "nowhere")
 
 
