@@ -1,9 +1,9 @@
-"""The object is the config: frozen dataclasses and Linen modules to JSON and back, compared, and printed.
+"""Configs: frozen dataclasses and Linen modules, written as JSON and read back, compared, and printed.
 
 A config value is None, a bool, a number, a string, a `Path`, a NumPy or JAX dtype, or a tuple, a dict or a dataclass
 of config values. In JSON a dataclass is `{"type": "package.module.Class", field: value, ...}`, a tuple is a list
-(a frozen config holds no lists), and the few values that JSON lacks are objects with a `type` too. Of a Linen module
-only the hyper-parameters are kept: `parent` and `name` belong to the tree that it is used in.
+(a frozen config holds no lists), and the few values that JSON lacks are objects with a `type` too. A Linen module is
+stored without `parent` and `name`, which belong to the module tree around it.
 
     from_json(json.loads(json.dumps(to_json(x)))) == x
 """
@@ -12,7 +12,7 @@ import dataclasses
 import importlib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ MISSING = object()
 
 
 def to_json(value: Any, path: str = "config") -> Any:
-    """`value` as what `json.dumps` takes. `where` is the dotted path of `value`, for the message.
+    """The JSON of a config value. `path` is its dotted path, for messages.
 
-    Raises UserError on what a config may not hold: functions, lists, sets, arrays, classes defined inside functions.
+    Raises UserError for values that a config cannot hold: functions, lists, sets, arrays, local classes.
     """
     if value is None or type(value) in (bool, int, str):
         return value
@@ -60,9 +60,9 @@ def to_json(value: Any, path: str = "config") -> Any:
 
 
 def from_json(data: Any, path: str = "config") -> Any:
-    """The object that `to_json` wrote. Fields that are not in `data` take their defaults.
+    """The inverse of `to_json`. Fields that are not in `data` get their defaults.
 
-    Raises UserError on a type that cannot be imported or is no dataclass, and on a field that the dataclass lacks.
+    Raises UserError for a type that cannot be imported or is not a dataclass, and for an unknown field.
     """
     if isinstance(data, list):
         return tuple(from_json(item, f"{path}[{i}]") for i, item in enumerate(data))
@@ -92,20 +92,19 @@ def field_names(cls: type) -> list[str]:
     skipped = LINEN_FIELDS if linen else ()
     names = [field.name for field in dataclasses.fields(cls) if field.init and field.name not in skipped]
     if "type" in names:
-        raise UserError(
-            f"{cls.__module__}.{cls.__qualname__} has a field `type`, which in JSON is the class: rename it"
-        )
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        raise UserError(f"{name} has a field `type`, which in JSON is the class: rename it")
     return names
 
 
 def type_name(cls: type, path: str = "config") -> str:
-    """`module.Class` by which another process can import `cls`. Raises UserError where there is no such name."""
+    """The name `module.Class` by which another process imports `cls`. Raises UserError if it cannot be imported."""
     module = cls.__module__
     if module == "__main__":
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         if spec is None:
             raise UserError(
-                f"{path} is a {cls.__qualname__} of the script being run, which no other program can import: "
+                f"{path} is a {cls.__qualname__} of the script being run, which other programs cannot import: "
                 "put the class into a module of its own, or run the script as `python -m package.module`"
             )
         module = spec.name
@@ -115,20 +114,24 @@ def type_name(cls: type, path: str = "config") -> str:
 
 
 def differences(left: Any, right: Any, right_name: str = "there") -> list[str]:
-    """What differs between two configs, a line each: `model.layers: 4 here, 6 in D/experiment.json`.
+    """A line for each value that differs between two configs: `model.layers: 4 here, 6 in D/experiment.json`.
 
-    Both may be objects or what `to_json` made of them; `where` says in the lines what `there` is.
+    Both may be objects or their JSON; `right_name` is the name of `right` in the lines.
     """
-    found: list[str] = []
-    _collect_differences(
-        _as_json(left), _as_json(right), "", right_name if right_name == "there" else f"in {right_name}", found
-    )
-    return found
+    place = right_name if right_name == "there" else f"in {right_name}"
+    return [
+        f"{path or 'config'}: {_format_inline(here)} here, {_format_inline(there)} {place}"
+        for path, here, there in _differing_values(_as_json(left), _as_json(right), "")
+    ]
 
 
 def format_config(obj: Any) -> str:
-    """The resolved config as indented text, a field a line, every default spelled out."""
-    return "\n".join(_format_lines(_as_json(obj), ""))
+    """A config as indented text, one line per field, with all defaults."""
+    data = _as_json(obj)
+    if not _is_multiline(data):
+        return _format_inline(data)
+    head = [data["type"]] if "type" in data else []
+    return "\n".join([*head, *_format_lines(data, "  " * len(head))])
 
 
 def _mapping_to_json(value: Mapping, path: str) -> dict:
@@ -138,7 +141,7 @@ def _mapping_to_json(value: Mapping, path: str) -> dict:
 
 
 def _is_dtype_class(value: Any) -> bool:
-    """np.float32 (a class) and jnp.float32 (an object that behaves as one) both name their module and the dtype."""
+    """Whether a value is np.float32 (a class), jnp.float32 (an object like a class), or another such dtype."""
     if getattr(value, "__module__", None) not in DTYPE_MODULES:
         return False
     try:
@@ -149,33 +152,32 @@ def _is_dtype_class(value: Any) -> bool:
 
 def _parse_dtype(name: str, path: str) -> np.dtype:
     try:
-        import ml_dtypes  # noqa: F401  teaches NumPy the names bfloat16, float8_e4m3fn, ...
+        import ml_dtypes  # noqa: F401  registers the names bfloat16, float8_e4m3fn, ... with NumPy
 
         return np.dtype(name)
     except (ImportError, TypeError) as error:
-        raise UserError(f"{path}: {name!r} is no dtype that NumPy or JAX knows here ({error})") from error
+        raise UserError(f"{path}: {name!r} is not a dtype of NumPy or JAX ({error})") from error
 
 
 def _import_dataclass(name: str, path: str) -> type:
     parts = str(name).split(".")
     if not all(part.isidentifier() for part in parts):
-        raise UserError(f"{path}: {name!r} is no dataclass: expected a name such as package.module.Class")
+        raise UserError(f"{path}: {name!r} is not a dataclass: expected a name such as package.module.Class")
     for cut in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:cut])
         try:
-            found: Any = importlib.import_module(module)
+            value: Any = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
                 continue
             raise UserError(f"{path}: {name} needs the module {error.name}, which is not installed here") from error
         for part in parts[cut:]:
-            found = getattr(found, part, None)
-        if isinstance(found, type) and dataclasses.is_dataclass(found):
-            return found
-        raise UserError(f"{path}: {name} is no dataclass of module {module} (a config of another version?)")
+            value = getattr(value, part, None)
+        if isinstance(value, type) and dataclasses.is_dataclass(value):
+            return value
+        raise UserError(f"{path}: {name} is not a dataclass of module {module} (a config of another version?)")
     raise UserError(
-        f"{path}: the module of {name} cannot be imported: "
-        "install the package or run in the folder that holds it, or mend the name"
+        f"{path}: the module of {name} cannot be imported: install the package, run in its folder, or fix the name"
     )
 
 
@@ -185,7 +187,7 @@ def _build_dataclass(cls: type, data: dict, path: str) -> Any:
     if unknown:
         raise UserError(
             f"{path}: {data['type']} has no field {', '.join(unknown)} "
-            f"(it has {', '.join(known) or 'none'}): the config is of another version or misspelt"
+            f"(it has {', '.join(known) or 'none'}): the config is of another version or misspelled"
         )
     values = {key: from_json(item, f"{path}.{key}") for key, item in data.items() if key != "type"}
     try:
@@ -198,28 +200,36 @@ def _as_json(value: Any) -> Any:
     return value if isinstance(value, dict) else to_json(value)
 
 
-def _collect_differences(left: Any, right: Any, path: str, right_name: str, lines: list[str]) -> None:
+def _entries(data: Any) -> dict[str, Any]:
+    """The fields of a JSON object, or the items of a list, by their last name in a path."""
+    if isinstance(data, list):
+        return {f"[{i}]": item for i, item in enumerate(data)}
+    return {key: item for key, item in data.items() if key != "type"}
+
+
+def _differing_values(left: Any, right: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     if left == right:
         return
-    if isinstance(left, dict) and isinstance(right, dict) and _is_comparable(left, right):
-        for key in [*left, *(key for key in right if key not in left)]:
-            _collect_differences(
-                left.get(key, MISSING), right.get(key, MISSING), f"{path}.{key}".lstrip("."), right_name, lines
-            )
-    elif isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
-        for i, (one, other) in enumerate(zip(left, right, strict=True)):
-            _collect_differences(one, other, f"{path}[{i}]", right_name, lines)
-    else:
-        lines.append(f"{path or 'config'}: {_format_inline(left)} here, {_format_inline(right)} {right_name}")
+    if not _is_comparable(left, right):
+        yield path, left, right
+        return
+    here, there = _entries(left), _entries(right)
+    for name in here | there:
+        full_path = path + name if isinstance(left, list) else f"{path}.{name}".lstrip(".")
+        yield from _differing_values(here.get(name, MISSING), there.get(name, MISSING), full_path)
 
 
-def _is_comparable(left: dict, right: dict) -> bool:
-    """Whether two JSON objects are to be compared field by field."""
+def _is_comparable(left: Any, right: Any) -> bool:
+    """Whether two JSON values are compared entry by entry."""
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right)
+    if not isinstance(left, dict) or not isinstance(right, dict):
+        return False
     return left.get("type") == right.get("type") and left.get("type") not in SPECIAL_TYPES
 
 
 def _format_inline(data: Any) -> str:
-    """A JSON value on one line, as it would be typed in Python."""
+    """A JSON value on one line, in the form of Python."""
     if data is MISSING:
         return "absent"
     if isinstance(data, list):
@@ -243,7 +253,7 @@ def _is_dtype_json(data: dict) -> bool:
 
 
 def _is_multiline(data: Any) -> bool:
-    """Whether a value takes lines of its own: a dataclass, a dict with entries, or a tuple that holds one of them."""
+    """Whether a value has lines of its own: a dataclass, a dict with entries, or a tuple that holds one of them."""
     if isinstance(data, list):
         return any(map(_is_multiline, data))
     if not isinstance(data, dict) or not data or _is_dtype_json(data):
@@ -251,20 +261,11 @@ def _is_multiline(data: Any) -> bool:
     return data.get("type") not in SPECIAL_TYPES
 
 
-def _format_lines(data: Any, indent: str) -> list[str]:
-    if not _is_multiline(data):
-        return [indent + _format_inline(data)]
-    if isinstance(data, list):
-        entries = [(f"[{i}]", item) for i, item in enumerate(data)]
-        lines = []
-    else:
-        entries = [(key, item) for key, item in data.items() if key != "type"]
-        lines = [indent + data["type"]] if not indent and "type" in data else []
-        indent = indent or ("  " if lines else "")
-    for key, item in entries:
-        if _is_multiline(item):
-            head = f": {item['type']}" if isinstance(item, dict) and "type" in item else ":"
-            lines += [f"{indent}{key}{head}", *_format_lines(item, indent + "  ")]
-        else:
-            lines.append(f"{indent}{key}: {_format_inline(item)}")
-    return lines
+def _format_lines(data: Any, indent: str) -> Iterator[str]:
+    for name, item in _entries(data).items():
+        if not _is_multiline(item):
+            yield f"{indent}{name}: {_format_inline(item)}"
+            continue
+        has_type = isinstance(item, dict) and "type" in item
+        yield f"{indent}{name}: {item['type']}" if has_type else f"{indent}{name}:"
+        yield from _format_lines(item, indent + "  ")

@@ -1,4 +1,4 @@
-"""Whether a folder can take what a run will write, asked before the run starts; and one run at a time in it."""
+"""Folders and files of a run: checked before the run starts, locked while it runs, written whole or not at all."""
 
 import contextlib
 import os
@@ -12,15 +12,13 @@ from jaxlm.errors import UserError
 
 
 def check_writable(folder: Path | str, bytes_needed: int = 0) -> None:
-    """Create `folder`, write a probe file into it, and compare the free space with `bytes_needed`.
+    """Create `folder`, write and remove a test file, and compare the free space with `bytes_needed`.
 
-    Raises UserError where one of the three fails. Leaves the folder behind, and no probe.
+    Raises UserError if one of these fails.
     """
     folder = Path(folder)
     if re.match(r"\w{2,}:/", str(folder)):
-        raise UserError(
-            f"{folder} is an address, expected a folder: mount the bucket as one (docs/launch.md tells how)"
-        )
+        raise UserError(f"{folder} is an address, expected a folder: mount the bucket as one (see docs/launch.md)")
     probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +26,7 @@ def check_writable(folder: Path | str, bytes_needed: int = 0) -> None:
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot write into {folder}: {error.strerror or error}: choose another --workdir or mend its permissions"
+            f"cannot write into {folder}: {error.strerror or error}: choose another --workdir or fix its permissions"
         ) from error
     free = shutil.disk_usage(folder).free
     if free < bytes_needed:
@@ -61,10 +59,10 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep every other process out of `folder` until the block, or this process, ends.
+    """Lock `folder` against other processes until the block, or this process, ends.
 
-    Raises UserError if another one is in it. Where files cannot be locked (Windows, some network disks) nobody is
-    kept out. A folder that is empty in the end is removed.
+    Raises UserError if another process holds the lock. Does nothing if files cannot be locked (Windows, some network
+    disks). Removes the folder if it is empty in the end.
     """
     check_writable(folder)
     lock = folder / ".lock"
@@ -79,7 +77,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _lock_file(path: Path) -> int:
-    """A descriptor of the locked file at `path`."""
+    """The descriptor of the locked file at `path`."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -95,7 +93,7 @@ def _lock_file(path: Path) -> int:
             ) from None
         except (ImportError, OSError):
             return descriptor
-        if os.fstat(descriptor).st_nlink:  # else its last owner removed it between our two calls
+        if os.fstat(descriptor).st_nlink:  # otherwise its last owner removed it between the two calls
             os.truncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()}".encode())
             return descriptor
@@ -103,7 +101,7 @@ def _lock_file(path: Path) -> int:
 
 
 def format_bytes(num_bytes: int) -> str:
-    """Bytes as people read them: 1.5 GB."""
+    """A number of bytes with a unit: 1.5 GB."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= scale:
             return f"{num_bytes / scale:.1f} {unit}"

@@ -1,7 +1,7 @@
-"""How a run that starts from another one goes on: what comes from there, what is trained, what is put beside it.
+"""Fine-tuning configuration: initial workdir, trainable parameters, LoRA and adapters.
 
-Patterns are regular expressions that are looked for in the path of a parameter, as in
-"model/model/stack/layers/attention/query/kernel" ("query|value", "head", "layers/ffn").
+Patterns are regular expressions that are searched in the path of a parameter: "query|value", "head" or "layers/ffn"
+match "model/model/stack/layers/attention/query/kernel" and others.
 """
 
 import difflib
@@ -17,17 +17,17 @@ from jaxlm.pytree import named_leaves
 from jaxlm.types import Array, Params
 
 MAX_PATHS_SHOWN = 8
-"""Paths that a message names."""
+"""Paths that a message shows."""
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank maps beside others (Hu et al. 2022).
+    """Low-rank adaptation, W + (alpha / rank) A B (Hu et al. 2022).
 
     Attributes:
-      where: patterns of the affine maps that get one.
-      rank, alpha: R, and the factor alpha / R of A B.
-      dropout: of what they read.
+      targets: patterns of the linear layers to adapt.
+      rank, alpha: the rank of A B, and its scale.
+      dropout: dropout probability of the input of A.
     """
 
     targets: tuple[str, ...] = ("attention/(query|value)$",)
@@ -37,18 +37,17 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0.0 <= self.dropout < 1.0:
-            raise UserError(
-                f"LoRA of rank {self.rank} and dropout {self.dropout}: expected rank >= 1, 0 <= dropout < 1"
-            )
+            values = f"rank {self.rank} and dropout {self.dropout}"
+            raise UserError(f"LoRA of {values}: expected rank >= 1, 0 <= dropout < 1")
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """Bottlenecks after maps (Houlsby et al. 2019): after attention and after the feed-forward net of each layer.
+    """Bottleneck adapters (Houlsby et al. 2019), by default after attention and feed-forward net of each layer.
 
     Attributes:
-      where: patterns of the affine maps that get one.
-      width: M, units of a bottleneck.
+      targets: patterns of the linear layers that an adapter follows.
+      bottleneck_dim: hidden units of an adapter.
     """
 
     targets: tuple[str, ...] = ("attention/out$", "ffn/down$")
@@ -56,19 +55,20 @@ class Adapters:
 
     def __post_init__(self) -> None:
         if self.bottleneck_dim < 1:
-            raise UserError(f"adapters of width {self.bottleneck_dim}: expected 1 or more")
+            raise UserError(f"adapters with bottleneck_dim = {self.bottleneck_dim}: expected 1 or more")
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Where a run starts, and what of it is trained. The default: from nothing, all.
+    """The start of a run and its trainable parameters. The default: random initialization, all parameters.
 
     Attributes:
-      init: the workdir that parameters and tokenizer come from; "" for none. A model without a trunk takes its too,
-        and a published model (`jaxlm import-hf`) takes the place of the experiment's own, heads and dropout apart.
-      train: patterns of the parameters that are trained, beside what `lora` and `adapters` add. None: all, or where
-        something is added, that alone. The others get neither gradients nor optimizer state.
-      lora, adapters: what is added.
+      init: the workdir of the initial parameters and the tokenizer; "": none. A head without a model takes the model
+        of this workdir; a published model (`jaxlm import-hf`) replaces that of the experiment, except for heads and
+        dropout.
+      trainable: patterns of the parameters that are trained in addition to LoRA and adapters. None: all parameters, or
+        only LoRA and adapters if there are any. The others get neither gradients nor optimizer state.
+      lora, adapters: parameters to add.
     """
 
     init: str = ""
@@ -85,20 +85,20 @@ class FineTuning:
         return any(re.search(pattern, path) for pattern in self.trainable)
 
     def add_adapters(self, params: Params, key: Array) -> Params:
-        """The parameters and what stands beside them at first. Raises UserError for a pattern that finds nothing."""
+        """The parameters with initial LoRA and adapters. Raises UserError for a pattern that matches nothing."""
         paths = list(linear_paths(params))
         for part, name in ((self.lora, "lora"), (self.adapters, "adapters")):
             for pattern in part.targets if part else ():
-                _check_pattern(pattern, paths, f"finetuning.{name}.targets", "affine map")
+                _check_pattern(pattern, paths, f"finetuning.{name}.targets", "linear layer")
         for pattern in self.trainable or ():
             _check_pattern(pattern, named_leaves(params), "finetuning.trainable", "parameter")
 
         def change(path: str, own: dict) -> dict:
-            at = jax.random.fold_in(key, paths.index(path))
+            layer_key = jax.random.fold_in(key, paths.index(path))
             if (lora := self.lora) and _matches_any(path, lora.targets):
-                own = own | {LOW_RANK: init_lora(own["kernel"], at, lora.rank, lora.alpha, lora.dropout)}
+                own = own | {LOW_RANK: init_lora(own["kernel"], layer_key, lora.rank, lora.alpha, lora.dropout)}
             if (adapters := self.adapters) and _matches_any(path, adapters.targets):
-                own = own | {BOTTLENECK: init_bottleneck(own["kernel"], at, adapters.bottleneck_dim)}
+                own = own | {BOTTLENECK: init_bottleneck(own["kernel"], layer_key, adapters.bottleneck_dim)}
             return own
 
         return map_linears(params, change) if self.lora or self.adapters else params
@@ -109,16 +109,15 @@ def _matches_any(path: str, patterns: Iterable[str]) -> bool:
 
 
 def _check_pattern(pattern: str, paths: Iterable[str], option: str, kind: str) -> None:
-    """Raises UserError where a pattern is no regular expression or finds no path, with those that are near."""
+    """Raise UserError, which shows similar paths, if a pattern is not a regular expression or matches no path."""
     paths = list(paths)
     try:
         if any(re.search(pattern, path) for path in paths):
             return
     except re.error as error:
-        raise UserError(f"{option}: {pattern!r} is no regular expression ({error})") from None
+        raise UserError(f"{option}: {pattern!r} is not a regular expression ({error})") from None
     tails = {path: path.rpartition("layers/")[2] for path in paths}
     near = sorted(paths, key=lambda path: -difflib.SequenceMatcher(None, pattern, tails[path]).ratio())
     more = f" and {len(near) - MAX_PATHS_SHOWN} more" if len(near) > MAX_PATHS_SHOWN else ""
-    raise UserError(
-        f"{option}: {pattern!r} finds no {kind}; there are\n  " + "\n  ".join(near[:MAX_PATHS_SHOWN]) + more
-    )
+    shown = "\n  ".join(near[:MAX_PATHS_SHOWN]) + more
+    raise UserError(f"{option}: {pattern!r} matches no {kind}; the model has\n  {shown}")

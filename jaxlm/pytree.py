@@ -1,4 +1,4 @@
-"""Trees as named leaves: what is stored, what is asked for, and where the two disagree."""
+"""Pytrees as leaves named by path: flattened, described, compared, and divided in two."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def replace_leaves(tree: Any, named: Mapping[str, Any]) -> Any:
-    """`tree` with its leaves taken from `named` by path."""
+    """`tree` with its leaves replaced by those of `named`, by path."""
     return jax.tree.unflatten(jax.tree.structure(tree), [named[name] for name in named_leaves(tree)])
 
 
@@ -41,23 +41,25 @@ def unflatten(descriptions: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tree_bytes(tree: Any) -> int:
-    """The bytes that the arrays of a tree (or of its `jax.eval_shape`) take."""
+    """The number of bytes of the arrays of a tree, or of its `jax.eval_shape`."""
     leaves = [leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def diff_leaves(expected: Mapping[str, Any], stored: Mapping[str, Any], prefix: str) -> list[str]:
-    """A line for each leaf that is asked for and not stored, stored and not asked for, or of another shape or dtype.
+    """A line for each leaf that is missing, superfluous, or of another shape or dtype.
 
-    `asked` holds (abstract) leaves by path, `stored` the descriptions of leaves by path; `item` goes before the paths.
+    Args:
+      expected: (abstract) leaves by path.
+      stored: descriptions of leaves (see `describe_leaf`) by path.
+      prefix: shown before the paths.
     """
-    lines = [f"{prefix}/{name} is asked for and not stored" for name in expected if name not in stored]
-    lines += [f"{prefix}/{name} is stored and not asked for" for name in stored if name not in expected]
-    for name, leaf in expected.items():
-        if name in stored:
-            here, there = _format_leaf(describe_leaf(leaf)), _format_leaf(stored[name])
-            if here != there:
-                lines.append(f"{prefix}/{name} is asked for as {here} and stored as {there}")
+    lines = [f"{prefix}/{name} is expected and not stored" for name in expected if name not in stored]
+    lines += [f"{prefix}/{name} is stored and not expected" for name in stored if name not in expected]
+    for name in [name for name in expected if name in stored]:
+        here, there = _format_leaf(describe_leaf(expected[name])), _format_leaf(stored[name])
+        if here != there:
+            lines.append(f"{prefix}/{name} is expected as {here} and stored as {there}")
     return lines
 
 
@@ -66,25 +68,22 @@ def _format_leaf(description: Mapping[str, Any]) -> str:
 
 
 def partition(tree: Any, predicate: Callable[[str], bool]) -> tuple[Any, Any]:
-    """(the leaves at the chosen paths, the others): two trees of one form, with None where the other has the leaf."""
+    """(leaves whose path fulfills the predicate, the other leaves): two trees with None in place of missing leaves."""
     names = iter(named_leaves(tree))
-    mine = jax.tree.map(lambda leaf: predicate(next(names)), tree)
-    return jax.tree.map(_keep_if, mine, tree), jax.tree.map(lambda mine, leaf: _keep_if(not mine, leaf), mine, tree)
+    chosen = jax.tree.map(lambda leaf: predicate(next(names)), tree)
+    first = jax.tree.map(lambda is_first, leaf: leaf if is_first else None, chosen, tree)
+    return first, jax.tree.map(lambda is_first, leaf: None if is_first else leaf, chosen, tree)
 
 
 def combine(first: Any, second: Any) -> Any:
-    """The tree of which `part` made two; where both have a leaf, that of the first."""
-    return jax.tree.map(lambda one, other: other if one is None else one, first, second, is_leaf=_is_none)
+    """The inverse of `partition`. If both trees have a leaf, that of the first is used."""
+    return jax.tree.map(lambda leaf, other: other if leaf is None else leaf, first, second, is_leaf=_is_none)
 
 
 def swap_leaves(replacement: Any, tree: Any) -> tuple[Any, Any]:
-    """(`whole` with the leaves of `first`, those leaves of `whole` in the form of `first`): its own inverse."""
-    taken = jax.tree.map(lambda one, leaf: None if one is None else leaf, replacement, tree, is_leaf=_is_none)
-    return combine(replacement, tree), taken
-
-
-def _keep_if(condition: bool, leaf: Any) -> Any:
-    return leaf if condition else None
+    """(`tree` with the leaves of `replacement`, the leaves of `tree` that they replace): its own inverse."""
+    replaced = jax.tree.map(lambda new, leaf: None if new is None else leaf, replacement, tree, is_leaf=_is_none)
+    return combine(replacement, tree), replaced
 
 
 def _is_none(leaf: Any) -> bool:

@@ -82,7 +82,7 @@ def test_the_experiment_says_how_many_are_averaged(run):
     assert Workdir(run).load(average_last=1).steps == [20]
     Workdir(run).write_experiment(replace(EXPERIMENT, average_last=50))
     assert Workdir(run).load().steps == [10, 20, 30]
-    with pytest.raises(UserError, match="mean of the last 50.*3 whole ones"):
+    with pytest.raises(UserError, match="last 50 checkpoints.*3 whole ones"):
         Workdir(run).load(average_last=50)
 
 

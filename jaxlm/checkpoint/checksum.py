@@ -1,14 +1,14 @@
-"""A checksum of the bits of an array, computed where the array lives.
+"""A checksum of the bits of an array, computed on the devices of the array.
 
-Storage can give back wrong bytes without an error. Two 32-bit words per leaf, stored beside the data and compared
-after reading, tell. Word w_i is the i-th element's bits (an element wider than 32 bits is several words); with
-p, q odd constants and `mix` the finaliser of MurmurHash3 (a bijection on 32 bits):
+Storage can return wrong bytes without an error. Two 32-bit words per leaf, stored with the data and compared after
+reading, detect this. Word w_i holds the bits of the i-th element (an element wider than 32 bits is several words);
+with an odd constant p and `mix` the finalizer of MurmurHash3 (a bijection on 32 bits):
 
     t_i = mix(w_i xor p i)        first = sum_i t_i        second = sum_i (2 i + 1) t_i        (all modulo 2^32)
 
 For a fixed position w -> t is a bijection and the factors are odd, so any change within one word changes both sums;
-moved elements change them too. Sums modulo 2^32 have no order, so the value does not depend on how the array is
-sharded. It reads each byte once; bits are compared, so NaN equals itself and 0.0 differs from -0.0.
+moved elements change them too. Sums modulo 2^32 do not depend on the order, so the value does not depend on the
+sharding of the array. Each byte is read once. Bits are compared: NaN equals itself and 0.0 differs from -0.0.
 """
 
 from collections.abc import Mapping
@@ -22,11 +22,9 @@ INDEX_FACTOR = 0x9E3779B1
 
 
 def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """The checksum of each leaf as 16 hexadecimal digits; leaves: arrays, PRNG keys, numbers.
-
-    One after the other: many programs with collectives under way at once are a deadlock on a CPU that stands for
-    several devices, since each holds some of its threads while it waits for the others.
-    """
+    """The checksum of each leaf (array, PRNG key or number) as 16 hexadecimal digits."""
+    # device_get waits for each leaf in turn: on a CPU that simulates several devices, programs with collectives that
+    # run at the same time deadlock, since each holds some of the threads while it waits for the others.
     return {name: _to_hex(jax.device_get(_checksum(_to_jax_compatible(leaf)))) for name, leaf in leaves.items()}
 
 
@@ -35,7 +33,7 @@ def _to_hex(words: Any) -> str:
 
 
 def _to_jax_compatible(leaf: Any) -> Any:
-    """Numbers and NumPy arrays as arrays that JAX takes without narrowing them; JAX arrays as they are."""
+    """A leaf as an array that JAX accepts without narrowing it to 32 bits."""
     if isinstance(leaf, jax.Array):
         return leaf
     array = np.asarray(leaf)
@@ -54,8 +52,9 @@ def _checksum(leaf: jax.Array) -> jax.Array:
         stride *= words.shape[axis]
     mixed = _fmix32(words ^ (index * jnp.uint32(INDEX_FACTOR)))
     zero = jnp.uint32(0)
-    both = (mixed, mixed * (2 * index + 1))  # one reduction of a pair reads the array once: 3 to 5 times a pair of sums
-    return jnp.stack(jax.lax.reduce(both, (zero, zero), _add_pairs, tuple(range(words.ndim))))
+    terms = (mixed, mixed * (2 * index + 1))
+    # One reduction of pairs reads the array once; it is 3 to 5 times as fast as two sums.
+    return jnp.stack(jax.lax.reduce(terms, (zero, zero), _add_pairs, tuple(range(words.ndim))))
 
 
 def _add_pairs(left, right):

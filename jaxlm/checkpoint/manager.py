@@ -1,9 +1,7 @@
-"""The checkpoints of a run: written in the background, the last few and the best one kept, checked when they are read.
+"""The checkpoints of a run: written in the background, the newest and the best one kept, checked when they are read.
 
 A step that cannot be read, or whose bits are not those that were saved, is skipped for the step before it, with a line
-on stderr. `stored_step` has the layout and the checks of one step.
-
-Log the figures of a step before it is saved: a resumed run does not go through the steps up to the saved one again.
+on stderr. `step_io` has the layout and the checks of one step.
 """
 
 import contextlib
@@ -26,8 +24,12 @@ from jaxlm.pytree import unflatten
 
 
 class Checkpoints:
-    """The checkpoints in `folder`. `keep`: the last so many stay (None: all). `keep_best`: the name of a metric; the
-    step at which it was highest stays as well. With `read_only` nothing is created, renamed or deleted.
+    """The checkpoints in `folder`.
+
+    Args:
+      keep: number of newest steps to keep; None: all.
+      keep_best: name of a metric; the step at which it was highest is kept as well.
+      read_only: whether to create, rename and delete nothing.
 
     A state is a pytree with `params`: a mapping with that key, or a dataclass with that field and `replace`.
     """
@@ -53,8 +55,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: dict, metric: float | None = None) -> bool:
         """Start to write `state` and `meta` (JSON) as `step`; the state may be donated as soon as this returns.
 
-        `metric` is the value of `keep_best` at this step. False if this very step was the last saved or restored.
-        Raises UserError if the save before this one failed, or if this step or later ones exist.
+        `metric` is the value of `keep_best` at this step. False if this step is the one last saved or restored. Raises
+        UserError if the previous save failed, or if this step or later ones exist.
         """
         if self.read_only:
             raise ValueError(f"{self.folder} was opened to be read only")
@@ -64,7 +66,7 @@ class Checkpoints:
         if step == self._current_step:
             return False
         with self._save_errors():
-            self._open_manager().wait_until_finished()
+            self._open_manager().wait_until_finished()  # one save at a time; its error belongs to this call
         self._quarantine()
         if (newest := max(self.steps(), default=-1)) >= step:
             raise UserError(
@@ -82,20 +84,20 @@ class Checkpoints:
         return True
 
     def wait(self) -> None:
-        """Until the save under way is on disk. Raises UserError if it failed."""
+        """Wait until the current save is on disk. Raises UserError if it failed."""
         if self._manager is not None:
             with self._save_errors():
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, and end orbax's threads. Raises UserError if a save failed and nobody has heard of it."""
+        """Wait, and end Orbax's threads. Raises UserError if the last save failed."""
         self.wait()
         manager, self._manager = self._manager, None
         if manager is not None:
             manager.close()
 
     def steps(self) -> list[int]:
-        """The steps in the folder, oldest first; that one is damaged is known when it is read."""
+        """The steps in the folder, oldest first. A damaged step is noticed only when it is read."""
         if self._manager is None and not self.folder.is_dir():
             return []
         return sorted(self._open_manager().all_steps(read=self.read_only))
@@ -106,11 +108,10 @@ class Checkpoints:
         return _step_of_best(self._read_metrics(self.steps()))
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict, int]:
-        """(state, meta, step) of `step`, or of the newest step that is whole.
+        """(state, meta, step) of `step`, or of the newest whole step.
 
-        `abstract_state` is a state of arrays or ShapeDtypeStructs; their shardings say where each leaf goes (none: the
-        first device). Raises UserError if leaves, shapes or dtypes differ, if a newer jaxlm wrote it, or if no whole
-        step is there.
+        `abstract_state` is a state of arrays or ShapeDtypeStructs, with the shardings of the result (None: the first
+        device). Raises UserError if leaves, shapes or dtypes differ, if a newer jaxlm wrote it, or if no step is whole.
         """
         params, rest = _split_params(abstract_state)
         trees, meta, step = self._read_newest({"params": params, "rest": rest}, step)
@@ -118,19 +119,20 @@ class Checkpoints:
         return _join_params(abstract_state, trees["params"], trees["rest"]), meta, step
 
     def restore_params(self, abstract_params: Any, step: int | None = None) -> tuple[Any, dict, int]:
-        """(params, meta, step): as `restore`, without reading anything else of the state."""
+        """(params, meta, step) like `restore`, without reading the rest of the state."""
         trees, meta, step = self._read_newest({"params": abstract_params}, step)
         return trees["params"], meta, step
 
     def abstract_params(self, step: int | None = None) -> Any:
-        """Shapes and dtypes of the parameters of a step (None: the newest), where the data decided on them."""
+        """Shapes and dtypes of the parameters of a step (None: the newest), for models whose data decide on them."""
         step = self.steps()[-1] if step is None else step
         return unflatten(step_io.read_metadata(self._open_manager(), self.folder, step)["leaves"]["params"])
 
     def average(self, abstract_params: Any, last: int, up_to: int | None = None) -> tuple[Any, list[int]]:
-        """(mean of the parameters of the last `last` whole steps, those steps), summed in float32, one at a time.
+        """(mean of the parameters of the `last` newest whole steps, those steps).
 
-        `up_to`: the newest step to take. Leaves that are not floating point are those of the newest step.
+        The sum is in float32, and one step is in memory at a time. Leaves that are not floating point are those of the
+        newest step. `up_to`: the newest step to use.
         """
         self.wait()
         total: Any = None
@@ -140,26 +142,25 @@ class Checkpoints:
                 break
             with self._skip_corrupt(step):
                 trees, _ = step_io.read_step(self._open_manager(), self.folder, step, {"params": abstract_params})
-                total = (
-                    _to_float32(trees["params"]) if total is None else jax.tree.map(_add_leaf, total, trees["params"])
-                )
+                params = trees["params"]
+                total = jax.tree.map(_widen, params) if total is None else jax.tree.map(_add_leaf, total, params)
                 used.insert(0, step)
         if not used or len(used) < last:
-            there = f"{len(used)} whole ones{'' if up_to is None else f' up to step {up_to}'}"
+            whole_steps = f"{len(used)} whole ones{'' if up_to is None else f' up to step {up_to}'}"
             raise UserError(
-                f"the mean of the last {last} checkpoints was asked for, {self.folder} has {there}: "
-                f"ask for 1 to {len(used)}, or train with keep_checkpoints = {last}"
+                f"expected the last {last} checkpoints for their mean, but {self.folder} has {whole_steps}: "
+                f"average 1 to {len(used)}, or train with keep_checkpoints = {last}"
             )
         return jax.tree.map(lambda leaf, like: _mean_leaf(leaf, len(used), like), total, abstract_params), used
 
     def _read_newest(self, trees: dict[str, Any], step: int | None) -> tuple[dict[str, Any], dict, int]:
-        """Read `step`, or go from the newest step to older ones until one is whole."""
+        """Read `step`, or the newest step that is whole."""
         self.wait()
         steps = self.steps()
         if not steps or (step is not None and step not in steps):
-            found = f"the steps {', '.join(map(str, steps))}" if steps else "no checkpoint"
+            content = f"the steps {', '.join(map(str, steps))}" if steps else "no checkpoint"
             raise UserError(
-                f"{self.folder} holds {found}{'' if step is None else f', not step {step}'}: "
+                f"{self.folder} holds {content}{'' if step is None else f', not step {step}'}: "
                 "check the path; a run that has just begun has not saved yet"
             )
         for candidate in [step] if step is not None else reversed(steps):
@@ -173,7 +174,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _skip_corrupt(self, step: int) -> Iterator[None]:
-        """Notes a damaged step, says so on stderr, and goes on."""
+        """Record a damaged step and print the reason instead of raising it."""
         try:
             yield
         except CorruptCheckpoint as reason:
@@ -183,7 +184,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _save_errors(self) -> Iterator[None]:
-        """An error of a save, in the call or in the background, as a sentence. The manager that had it is given up."""
+        """Turn an error of a save, in the call or in the background, into a UserError, and discard the manager."""
         try:
             yield
         except UserError:
@@ -193,14 +194,14 @@ class Checkpoints:
             self._current_step = self._manager = None
             with contextlib.suppress(Exception):
                 manager.close()
-            what = f"{self.folder} cannot be opened" if step is None else f"step {step} was not saved in {self.folder}"
+            fault = f"{self.folder} cannot be opened" if step is None else f"step {step} was not saved in {self.folder}"
             raise UserError(
-                f"{what}: {step_io.error_summary(error)}: check the disk (space, quota, permissions) and run the "
-                "command again; it goes on from the newest whole step"
+                f"{fault}: {step_io.error_summary(error)}: check the disk (space, quota, permissions) and run the "
+                "command again; it resumes from the newest whole step"
             ) from error
 
     def _open_manager(self) -> Any:
-        """Orbax's manager of the folder."""
+        """Orbax's manager of the folder, opened on first use."""
         if self._manager is None:
             if self.read_only and not self.folder.is_dir():
                 raise UserError(f"there is no folder {self.folder}: expected the checkpoints of a run; check the path")
@@ -208,13 +209,13 @@ class Checkpoints:
             if self.read_only:
                 options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
             else:
-                kept = _PreservationPolicy(self.keep, self._metrics if self.keep_best is not None else {})
-                options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, preservation_policy=kept)
+                policy = _PreservationPolicy(self.keep, self._metrics if self.keep_best is not None else {})
+                options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, preservation_policy=policy)
             self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
         return self._manager
 
     def _read_metrics(self, steps: Sequence[int]) -> dict[int, float | None]:
-        """The metric of each step, None where there is none; read from disk once."""
+        """The metric of each step, or None; read from disk once."""
         for step in steps:
             if step not in self._metrics:
                 self._metrics[step] = None
@@ -224,15 +225,16 @@ class Checkpoints:
         return {step: self._metrics[step] for step in steps}
 
     def _quarantine(self) -> None:
-        """Before a run goes on from an older step, move the damaged ones out of its way: 200 becomes 200.damaged."""
+        """Rename damaged steps (200 to 200.damaged), since the run will save their numbers again."""
         if not self._corrupt_steps:
             return
         if jax.process_index() == 0:
             for step in self._corrupt_steps:
-                aside = self.folder / f"{step}.damaged"
-                shutil.rmtree(aside, ignore_errors=True)
+                renamed = self.folder / f"{step}.damaged"
+                shutil.rmtree(renamed, ignore_errors=True)
                 with contextlib.suppress(FileNotFoundError):
-                    os.replace(self.folder / str(step), aside)
+                    os.replace(self.folder / str(step), renamed)
+        # A barrier: no host may list or write steps before the first host has renamed them.
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -244,13 +246,13 @@ class Checkpoints:
 
 
 class _PreservationPolicy:
-    """Orbax's preservation policy: the last `keep` steps, and the best one where metrics are known."""
+    """Orbax's preservation policy: the last `keep` steps, and the best one if metrics are known."""
 
     def __init__(self, keep: int | None, metrics: Mapping[int, float | None]):
         self.keep, self.metrics = keep, metrics
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """For each checkpoint, oldest first, whether it stays."""
+        """Whether each checkpoint, oldest first, is kept."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = set(steps if self.keep is None else sorted(steps)[-self.keep :])
         kept.add(_step_of_best({step: self.metrics.get(step) for step in steps}))
@@ -258,7 +260,7 @@ class _PreservationPolicy:
 
 
 def _metric_value(metric: dict | None, name: str | None) -> float | None:
-    """The value of a stored metric; None where it is another metric or not a number."""
+    """The value of a stored metric; None if it is another metric or NaN."""
     if metric is None or name not in (None, metric["name"]) or math.isnan(metric["value"]):
         return None
     return metric["value"]
@@ -280,11 +282,8 @@ def _join_params(state: Any, params: Any, other_state: Any) -> Any:
     return {**other_state, "params": params} if isinstance(state, Mapping) else other_state.replace(params=params)
 
 
-def _to_float32(tree: Any) -> Any:
-    def widen(leaf: Any) -> Any:
-        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if _is_floating(leaf) else leaf
-
-    return jax.tree.map(widen, tree)
+def _widen(leaf: Any) -> Any:
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if _is_floating(leaf) else leaf
 
 
 def _add_leaf(total: Any, leaf: Any) -> Any:

@@ -1,16 +1,16 @@
 """One step of a checkpoint folder: what is written, and how it is checked when it is read.
 
     <step>/params/   the parameters, a flat dict of leaves by path ("encoder/layers/kernel")
-    <step>/rest/     all other state (optimizer, step, keys), the same
-    <step>/meta/     JSON: format, the caller's meta, metric, shape, dtype and checksum of each leaf, its own digest
+    <step>/rest/     all other state (optimizer, step, keys), in the same form
+    <step>/meta/     JSON: format, the caller's meta, metric; shape, dtype and checksum of each leaf; its own digest
 
-Parameters are an item of their own, so that reading only them is cheap and needs no optimizer. Because leaves are
-stored by path, a checkpoint does not depend on the classes that held them, nor on devices or sharding.
+Parameters are an item of their own, so that they can be read alone, without the optimizer. Leaves are stored by path,
+so a checkpoint does not depend on the classes that held them, nor on devices or sharding.
 
-What is read is compared with what was written: orbax casts to another dtype and returns flipped bits without a word.
+Everything that is read is compared with what was written, because Orbax casts to another dtype and returns flipped
+bits without an error.
 """
 
-import contextlib
 import gc
 import hashlib
 import json
@@ -18,7 +18,6 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from jaxlm.errors import UserError
 from jaxlm.pytree import describe_leaf, diff_leaves, named_leaves, replace_leaves
 
 FORMAT_VERSION = 1
-"""Written into each checkpoint. A reader takes its own format and older ones."""
+"""Written into each checkpoint. A reader accepts its own format and older ones."""
 
 MAX_MISMATCHES_SHOWN = 5
 
@@ -43,7 +42,7 @@ class CorruptCheckpoint(Exception):
 
 
 def import_orbax() -> Any:
-    """orbax.checkpoint (a third of a second to import), with its progress notes turned off."""
+    """The module orbax.checkpoint (a third of a second to import), without its progress messages."""
     global _previous_hook
     import absl.logging
     import orbax.checkpoint
@@ -51,59 +50,60 @@ def import_orbax() -> Any:
     absl.logging.set_verbosity(absl.logging.FATAL)
     if _previous_hook is None:
         _previous_hook, sys.unraisablehook = sys.unraisablehook, _unraisable_hook
+        logging.getLogger("asyncio").addFilter(_is_unexpected)
     return orbax.checkpoint
 
 
 def write_step(manager: Any, step: int, trees: dict[str, Any], meta: dict, metric: dict | None) -> None:
-    """Start to write the trees (by item) and the record of them. Returns when the arrays may be donated."""
-    record = _build_metadata(step, trees, meta, metric)
+    """Start to write the trees (by item) and their metadata. Returns when the arrays may be donated."""
+    metadata = _build_metadata(step, trees, meta, metric)
     args = import_orbax().args
-    items = {item: args.StandardSave(stored) for item, tree in trees.items() if (stored := _storable_leaves(tree))}
-    manager.save(step, args=args.Composite(**items, meta=args.JsonSave(record)), force=True)
+    items = {item: args.StandardSave(leaves) for item, tree in trees.items() if (leaves := _storable_leaves(tree))}
+    manager.save(step, args=args.Composite(**items, meta=args.JsonSave(metadata)), force=True)
 
 
 def read_metadata(manager: Any, folder: Path, step: int) -> dict:
-    """The JSON of a step. Raises Damaged, and UserError where a newer jaxlm wrote it."""
-    args = import_orbax().args
-    record = _restore_items(manager, step, meta=args.JsonRestore())["meta"]
+    """The metadata of a step. Raises CorruptCheckpoint, and UserError if a newer jaxlm wrote it."""
+    metadata = _restore_items(manager, step, meta=import_orbax().args.JsonRestore())["meta"]
     try:
-        newer = record["format"] > FORMAT_VERSION
+        newer = metadata["format"] > FORMAT_VERSION
     except (KeyError, TypeError) as error:
         raise CorruptCheckpoint(f"its meta is not that of a checkpoint: {error_summary(error)}") from error
     if newer:
         raise UserError(
-            f"{folder / str(step)} has checkpoint format {record['format']}, this jaxlm reads up to {FORMAT_VERSION}: "
-            "update jaxlm (pip install -U jaxlm) to use it"
+            f"{folder / str(step)} has checkpoint format {metadata['format']}, this jaxlm reads up to "
+            f"{FORMAT_VERSION}: update jaxlm (pip install -U jaxlm) to use it"
         )
-    if record.get("digest") != _digest(record):
+    if metadata.get("digest") != _digest(metadata):
         raise CorruptCheckpoint("its meta does not match its digest")
-    return record
+    return metadata
 
 
 def read_step(manager: Any, folder: Path, step: int, trees: dict[str, Any]) -> tuple[dict[str, Any], dict]:
-    """(trees by item, meta) of a step; `trees` holds (abstract) leaves whose shardings say where each goes.
+    """(trees by item, meta) of a step; `trees` holds (abstract) leaves, whose shardings are those of the result.
 
-    Raises Damaged, and UserError where leaves, shapes or dtypes are not those that were saved.
+    Raises CorruptCheckpoint, and UserError if leaves, shapes or dtypes are not those that were saved.
     """
-    record = read_metadata(manager, folder, step)
-    asked = {item: named_leaves(tree) for item, tree in trees.items()}
-    wrong = [line for item in trees for line in diff_leaves(asked[item], record["leaves"][item], item)]
-    if wrong:
-        more = f"; and {len(wrong) - MAX_MISMATCHES_SHOWN} more" if len(wrong) > MAX_MISMATCHES_SHOWN else ""
+    metadata = read_metadata(manager, folder, step)
+    requested = {item: named_leaves(tree) for item, tree in trees.items()}
+    mismatches = [line for item in trees for line in diff_leaves(requested[item], metadata["leaves"][item], item)]
+    if mismatches:
+        hidden = len(mismatches) - MAX_MISMATCHES_SHOWN
+        more = f"; and {hidden} more" if hidden > 0 else ""
         raise UserError(
-            f"{folder / str(step)} does not fit: {'; '.join(wrong[:MAX_MISMATCHES_SHOWN])}{more}: "
+            f"{folder / str(step)} does not fit: {'; '.join(mismatches[:MAX_MISMATCHES_SHOWN])}{more}: "
             "it was saved with another configuration; use that one, or train into another --workdir"
         )
-    read = _read_arrays(manager, step, asked)
+    read = _read_arrays(manager, step, requested)
     for item, leaves in read.items():
-        for name, found in checksums(leaves).items():
-            if found != (stored := record["leaves"][item][name]["checksum"]):
-                raise CorruptCheckpoint(f"{item}/{name} does not match its checksum (stored {stored}, read {found})")
-    return {item: replace_leaves(tree, read[item]) for item, tree in trees.items()}, record["meta"]
+        for name, checksum in checksums(leaves).items():
+            if checksum != (stored := metadata["leaves"][item][name]["checksum"]):
+                raise CorruptCheckpoint(f"{item}/{name} does not match its checksum (stored {stored}, read {checksum})")
+    return {item: replace_leaves(tree, read[item]) for item, tree in trees.items()}, metadata["meta"]
 
 
 def error_summary(error: BaseException) -> str:
-    """The kind of an error and the first line of its message."""
+    """The class of an error and the first line of its message."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
     return f"{type(error).__name__}: {text:.200}"
 
@@ -114,9 +114,9 @@ def _build_metadata(step: int, trees: dict[str, Any], meta: dict, metric: dict |
         named = named_leaves(tree)
         sums = checksums(named)
         leaves[item] = {name: describe_leaf(leaf) | {"checksum": sums[name]} for name, leaf in named.items()}
-    record = {"format": FORMAT_VERSION, "step": step, "meta": meta, "metric": metric, "leaves": leaves}
-    record = json.loads(json.dumps(record))  # what will be read back: tuples are lists
-    return record | {"digest": _digest(record)}
+    metadata = {"format": FORMAT_VERSION, "step": step, "meta": meta, "metric": metric, "leaves": leaves}
+    metadata = json.loads(json.dumps(metadata))  # as it will be read back: tuples are lists
+    return metadata | {"digest": _digest(metadata)}
 
 
 def _digest(metadata: dict) -> str:
@@ -125,33 +125,34 @@ def _digest(metadata: dict) -> str:
 
 
 def _storable_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves that orbax takes: numbers as NumPy arrays, and none that is empty."""
+    """The leaves that Orbax accepts: numbers as NumPy arrays, and no empty arrays."""
     named = named_leaves(tree).items()
     leaves = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in named}
     return {name: leaf for name, leaf in leaves.items() if leaf.size}
 
 
 def _read_arrays(manager: Any, step: int, requested: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The leaves by item and path, of the kinds that were asked for. Raises Damaged."""
-    args = import_orbax().args
-    targets = {
-        item: {name: _restore_target(leaf) for name, leaf in leaves.items()} for item, leaves in requested.items()
-    }
-    stored = {item: {name: leaf for name, leaf in t.items() if math.prod(leaf.shape)} for item, t in targets.items()}
-    items = {item: args.StandardRestore(leaves) for item, leaves in stored.items() if leaves}
+    """The leaves by item and path, each of the type of the requested leaf."""
+    args, targets, items = import_orbax().args, {}, {}
+    for item, leaves in requested.items():
+        targets[item] = {name: _restore_target(leaf) for name, leaf in leaves.items()}
+        stored = {name: target for name, target in targets[item].items() if math.prod(target.shape)}
+        if stored:
+            items[item] = args.StandardRestore(stored)
     read = _restore_items(manager, step, **items) if items else {}
     result: dict[str, dict[str, Any]] = {}
     for item, leaves in requested.items():
-        got = read[item] if item in items else {}
-        result[item] = {
-            name: _to_requested_type(leaf, got.get(name), targets[item][name]) for name, leaf in leaves.items()
-        }
+        arrays = read[item] if item in items else {}
+        types = {name: (leaf, targets[item][name]) for name, leaf in leaves.items()}
+        result[item] = {name: _to_requested_type(arrays.get(name), *types[name]) for name in leaves}
     return result
 
 
 def _restore_items(manager: Any, step: int, **items: Any) -> Any:
-    """Orbax's restore of the items. Raises Damaged where it fails: orbax has no one kind of error for that."""
-    with _silence_dropped_reads():
+    """Restore the items with Orbax. Raises CorruptCheckpoint for any failure: Orbax has no class of errors for it."""
+    with warnings.catch_warnings():
+        # When one array cannot be read, Orbax drops its reads of the others; these are collected here.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         try:
             return manager.restore(step, args=import_orbax().args.Composite(**items))
         except MemoryError:
@@ -160,39 +161,24 @@ def _restore_items(manager: Any, step: int, **items: Any) -> Any:
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise
             reason = error_summary(error)
-        logging.getLogger("asyncio").addFilter(_is_unexpected)  # a read may end after this, in a thread of tensorstore
         gc.collect()
     raise CorruptCheckpoint(reason)
 
 
-@contextlib.contextmanager
-def _silence_dropped_reads() -> Iterator[None]:
-    """When one array cannot be read, orbax drops its reads of the others; asyncio reports each when it is collected."""
-    log = logging.getLogger("asyncio")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            yield
-    finally:
-        log.setLevel(level)
-
-
 def _is_unexpected(record: logging.LogRecord) -> bool:
-    """False for what asyncio says of a read that failed too, after the checkpoint was found damaged and let go."""
+    """False for asyncio's report of a dropped read that failed too, when it is collected."""
     error = record.exc_info[1] if record.exc_info else None
     return not (isinstance(error, ValueError) and "never retrieved" in record.getMessage() and "driver" in str(error))
 
 
 def _unraisable_hook(unraisable: Any) -> None:
-    """The dropped reads end later, in threads of tensorstore, and find the event loop closed: that is no news."""
+    """Ignore that a dropped read, which ends later in a thread of tensorstore, finds its event loop closed."""
     if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
         _previous_hook(unraisable)
 
 
 def _restore_target(leaf: Any) -> Any:
-    """What to ask orbax for: an abstract array with a sharding, or a NumPy array in place of a number."""
+    """The argument for Orbax: an abstract array with a sharding, or a NumPy array for a number."""
     if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return np.asarray(leaf)
     sharding = leaf.sharding if leaf.sharding is not None else _default_sharding()
@@ -205,8 +191,9 @@ def _default_sharding() -> jax.sharding.Sharding:
     return jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices(), "all"), jax.sharding.PartitionSpec())
 
 
-def _to_requested_type(leaf: Any, read: Any, target: Any) -> Any:
+def _to_requested_type(array: Any, leaf: Any, target: Any) -> Any:
+    """The array that was read (None: an empty one, never stored) as `leaf` is: JAX array, NumPy array or number."""
     if isinstance(target, jax.ShapeDtypeStruct):
-        return read if read is not None else jax.device_put(jnp.zeros(target.shape, target.dtype), target.sharding)
-    read = np.zeros_like(target) if read is None else np.asarray(read)
-    return read if isinstance(leaf, np.ndarray) else type(leaf)(read[()])
+        return array if array is not None else jax.device_put(jnp.zeros(target.shape, target.dtype), target.sharding)
+    array = np.zeros_like(target) if array is None else np.asarray(array)
+    return array if isinstance(leaf, np.ndarray) else type(leaf)(array[()])

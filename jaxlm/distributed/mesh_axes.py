@@ -1,13 +1,13 @@
-"""The axes of a mesh of devices, and how a user writes one: `data=2,fsdp=4`. Knows no JAX.
+"""The axes of a mesh of devices, and the option that sets their sizes: `--mesh data=2,fsdp=4`. Needs no JAX.
 
-| axis       | what is split over it                                                                          |
+| axis       | dimensions that it splits                                                                      |
 |------------|------------------------------------------------------------------------------------------------|
 | `data`     | rows of the batch; every device holds all parameters                                           |
-| `fsdp`     | rows of the batch too, and parameters and optimizer state, gathered where they are used        |
-| `sequence` | positions of the batch: keys and values are gathered, everything else stays                    |
+| `fsdp`     | rows of the batch too; parameters and optimizer state, which are gathered when they are used   |
+| `sequence` | positions of the batch; attention gathers keys and values                                      |
 | `tensor`   | heads, the hidden width of the feed-forward net, gates, the vocabulary (Shoeybi et al. 2019)   |
 
-The order is that of the network: neighbours along `tensor` talk most and lie closest, along `data` least.
+In this order, neighbors along `tensor`, the last axis, are closest in the network: they communicate most.
 """
 
 import math
@@ -18,11 +18,11 @@ from jaxlm.errors import UserError
 AXES = DATA, FSDP, SEQUENCE, TENSOR = "data", "fsdp", "sequence", "tensor"
 
 REMAINING = -1
-"""The size of an axis that takes the devices that are left."""
+"""The size of an axis that takes the remaining devices."""
 
 
 def parse_mesh_axes(text: str) -> dict[str, int]:
-    """`fsdp=4,data=2` -> {"fsdp": 4, "data": 2}, in any order. Raises UserError on what is no axis or no size."""
+    """`fsdp=4,data=2` -> {"fsdp": 4, "data": 2}, in any order. Raises UserError for an unknown axis or a wrong size."""
     sizes: dict[str, int] = {}
     for part in text.replace(" ", "").split(","):
         name, equals, number = part.partition("=")
@@ -31,28 +31,30 @@ def parse_mesh_axes(text: str) -> dict[str, int]:
         if name in sizes:
             raise UserError(f"--mesh {text}: the axis {name} is there twice, expected once")
         if not number.removeprefix("-").isdigit() or not (int(number) == REMAINING or int(number) > 0):
-            raise UserError(f"--mesh {text}: found the size {number!r} of {name}, expected 1 or more, or -1 (the rest)")
+            raise UserError(
+                f"--mesh {text}: found the size {number!r} of {name}, expected 1 or more, or -1 (the remaining devices)"
+            )
         sizes[name] = int(number)
     if list(sizes.values()).count(REMAINING) > 1:
-        raise UserError(f"--mesh {text}: only one axis can be -1 and take the rest of the devices")
+        raise UserError(f"--mesh {text}: only one axis can be -1 and take the remaining devices")
     return sizes
 
 
 def resolve_mesh_shape(axis_sizes: Mapping[str, int], devices: int) -> dict[str, int]:
-    """The size of every axis, in the order of AXES, on so many devices.
+    """The size of every axis, in the order of AXES.
 
-    Axes that are not asked for are 1; one that is -1 takes the rest, and `data` does where neither it nor another says
-    so. Raises UserError where the product is more than the devices, or the rest is no whole number.
+    A missing axis has size 1; -1 takes the remaining devices, and so does `data` if it is missing and no other axis is
+    -1. Raises UserError if the product exceeds the number of devices, or does not divide it where it must.
     """
     sizes = dict.fromkeys(AXES, 1) | {DATA: REMAINING} | dict(axis_sizes)
     if list(sizes.values()).count(REMAINING) > 1:
         sizes[DATA] = 1
     fixed = math.prod(size for size in sizes.values() if size != REMAINING)
-    said = ",".join(f"{name}={size}" for name, size in axis_sizes.items())
-    fits = devices % fixed == 0 if REMAINING in sizes.values() else fixed <= devices
-    if not fits:
-        divides = " or a divisor of it" if REMAINING in sizes.values() else " or less"
+    must_divide = REMAINING in sizes.values()
+    if fixed > devices or (must_divide and devices % fixed):
+        option = ",".join(f"{name}={size}" for name, size in axis_sizes.items())
+        divides = " or a divisor of it" if must_divide else " or less"
         raise UserError(
-            f"--mesh {said} asks for {fixed} devices, and there are {devices}: make the product {devices}{divides}"
+            f"--mesh {option} asks for {fixed} devices, and there are {devices}: make the product {devices}{divides}"
         )
     return {name: devices // fixed if size == REMAINING else size for name, size in sizes.items()}

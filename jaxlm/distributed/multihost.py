@@ -1,11 +1,12 @@
-"""Several processes that train as one: how they find each other, agree, share work out, and stop together.
+"""Several processes that train as one: how they connect, agree, share work, and stop together.
 
-Each process runs the same program over its own devices. What is said here goes over the coordinator's key-value store,
-not over the devices, so that a host which is missing or fails can be named.
+Each process runs the same program on its own devices. Messages go through the coordinator's key-value store, not
+through the devices, so that a host that is missing or fails can be named.
 """
 
 import contextlib
 import dataclasses
+import faulthandler
 import hashlib
 import importlib.util
 import itertools
@@ -29,124 +30,115 @@ from jaxlm.errors import UserError
 Result = TypeVar("Result")
 
 RESTART_EXIT_CODE = 75
-"""Exit code of a process that lost another one: all are to be started again, and go on from the last checkpoint."""
+"""Exit code of a process that lost another one: all must be restarted, and resume from the last checkpoint."""
 
 CONNECTION_ERRORS = ("UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "INTERNAL")
-"""How errors begin that XLA raises, of one kind or another, where a collective found nobody at the other end."""
+"""The first words of XLA's errors in a collective whose other end is gone."""
 
 EXCHANGE_TIMEOUT = 3600
-"""Seconds that a host waits for what another has to say: one host may be encoding the data."""
+"""Seconds to wait for a message of another host, which may be encoding the data."""
 
 MAX_VALUE_CHARS = 2**20
-"""Characters of one value in the store, whose messages have a limit of 4 MiB."""
+"""Characters of one value in the store, whose messages are limited to 4 MiB."""
+
+TPU_POD = "a TPU pod"
 
 _call_counter = itertools.count()
 
 
 class AgreedError(UserError):
-    """A mistake that every host has heard of, and raises."""
+    """An error that every host knows of and raises."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CoordinatorConfig:
-    """Where the processes meet, said by flags: HOST:PORT of process 0, how many there are, which one this is."""
+    """The coordinator given by options: HOST:PORT of process 0, the number of processes, the number of this one."""
 
-    coordinator: str
+    coordinator_address: str
     num_processes: int
     process_id: int
 
 
 def connect(coordinator_config: CoordinatorConfig | None = None) -> None:
-    """Join the other processes: those that the flags name, or that Slurm, Open MPI or a TPU pod started beside this.
+    """Join the other processes: those of the options, or those started by Slurm, Open MPI or a TPU pod.
 
-    Does nothing where nothing speaks of others. Comes before the first array. Raises UserError where they do not meet.
+    Does nothing for a single process. Call it before the first array is made. Raises UserError if the connection fails.
     """
-    if jax.distributed.is_initialized() or (coordinator_config is None and not detect_launcher()):
+    launcher = "--coordinator-address" if coordinator_config else detect_launcher()
+    if jax.distributed.is_initialized() or not launcher:
         return
-    named: dict[str, Any] = {}
-    if coordinator_config is not None:
-        named = {
-            "coordinator_address": coordinator_config.coordinator,
-            "num_processes": coordinator_config.num_processes, "process_id": coordinator_config.process_id,
-        }  # fmt: skip
-    starter = "--coordinator-address" if coordinator_config else detect_launcher()
+    arguments: dict[str, Any] = dataclasses.asdict(coordinator_config) if coordinator_config else {}
     try:
-        jax.distributed.initialize(**named)
+        jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
-        if starter == TPU_POD and isinstance(error, ValueError):
+        if launcher == TPU_POD and isinstance(error, ValueError):
             return  # a machine with a TPU that belongs to no pod
-        which = (
-            f"process {coordinator_config.process_id} of {coordinator_config.num_processes}"
-            if coordinator_config
-            else "this process"
-        )
+        process = "this process"
+        if coordinator_config:
+            process = f"process {coordinator_config.process_id} of {coordinator_config.num_processes}"
         raise UserError(
-            f"{which} on {platform.node()} did not meet the others ({starter}): {str(error).splitlines()[0]}: see that "
-            "every process runs and can reach the coordinator's port"
+            f"{process} on {platform.node()} could not connect to the others ({launcher}): "
+            f"{str(error).splitlines()[0]}: check that every process runs and can reach the coordinator's port"
         ) from error
 
 
-TPU_POD = "a TPU pod"
-
-
 def detect_launcher() -> str:
-    """What may have started several processes, or "": Slurm's `srun`, Open MPI, or a pod, wherever there is a TPU."""
+    """The launcher that may have started several processes, or "": Slurm, Open MPI, or a TPU pod if there is a TPU."""
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return "Slurm"
     if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
         return "Open MPI"
-    chips = any(Path(name).exists() for name in ("/dev/accel0", "/dev/vfio/0"))
-    wanted = not os.environ.get("JAX_PLATFORMS", "").startswith(("cpu", "cuda"))
-    return TPU_POD if chips and wanted and importlib.util.find_spec("libtpu") else ""
+    has_tpu = any(Path(name).exists() for name in ("/dev/accel0", "/dev/vfio/0"))
+    uses_tpu = has_tpu and not os.environ.get("JAX_PLATFORMS", "").startswith(("cpu", "cuda"))
+    return TPU_POD if uses_tpu and importlib.util.find_spec("libtpu") else ""
 
 
 def num_hosts() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return jax.process_count()
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes the log and speaks to the user."""
+    """Whether this is the process that writes the log and shows progress."""
     return jax.process_index() == 0
 
 
 def host_name() -> str:
-    """This process, for a message: `host 2 of 4 (node17)`."""
+    """This process in a message: `host 2 of 4 (node17)`."""
     return f"host {jax.process_index()} of {num_hosts()} ({platform.node()})"
 
 
 def all_gather_json(value: Any) -> list[Any]:
-    """What every host gives, in the order of the hosts: anything that JSON can hold. All hosts have to call it.
+    """The values (JSON) of all hosts, in the order of the hosts. All hosts must call it.
 
-    Raises UserError that names a host of which nothing is heard.
+    Raises UserError with the name of a host that does not answer.
     """
     if num_hosts() == 1:
         return [value]
     from jax._src.distributed import global_state
 
     client: Any = global_state.client
-    call = next(_call_counter)
+    call = next(_call_counter)  # all hosts make the same calls in the same order, so the number names the exchange
     text = json.dumps(value)
-    pieces = [text[at : at + MAX_VALUE_CHARS] for at in range(0, len(text), MAX_VALUE_CHARS)]
+    pieces = [text[start : start + MAX_VALUE_CHARS] for start in range(0, len(text), MAX_VALUE_CHARS)]
     for index, piece in enumerate([str(len(pieces)), *pieces]):
         client.key_value_set(f"jaxlm/{call}/{jax.process_index()}/{index}", piece)
 
-    def heard(host: int, index: int) -> str:
+    def receive(host: int, index: int) -> str:
         try:
             return client.blocking_key_value_get(f"jaxlm/{call}/{host}/{index}", EXCHANGE_TIMEOUT * 1000)
         except RuntimeError as error:
-            raise UserError(
-                f"{host_name()} has not heard of host {host} for {EXCHANGE_TIMEOUT} s: see its log"
-            ) from error
+            waited = f"{EXCHANGE_TIMEOUT} s"
+            raise UserError(f"{host_name()} has had no message of host {host} for {waited}: see its log") from error
 
-    said = ["".join(heard(host, 1 + index) for index in range(int(heard(host, 0)))) for host in range(num_hosts())]
-    return [json.loads(text) for text in said]
+    texts = ("".join(receive(host, 1 + index) for index in range(int(receive(host, 0)))) for host in range(num_hosts()))
+    return [json.loads(text) for text in texts]
 
 
 def all_or_none(function: Callable[[], Result]) -> Result:
-    """The function's result, once every host has one. Where it fails on some host it fails on all, and names the host.
+    """The result of the function, once every host has one.
 
-    Raises Agreed.
+    If the function fails on one host, every host raises AgreedError with the name of that host.
     """
     if num_hosts() == 1:
         return function()
@@ -161,11 +153,14 @@ def all_or_none(function: Callable[[], Result]) -> Result:
     faults = all_gather_json(f"{host_name()}: {fault}" if fault else "")
     if any(faults):
         raise AgreedError("; ".join(fault for fault in faults if fault))
-    return result  # type: ignore[return-value]  # only None where there was a fault
+    return result  # type: ignore[return-value]  # None only after a fault
 
 
 def first_host_first(function: Callable[[], Result]) -> Result:
-    """The function's result, on the first host and then on the others: what it writes to the shared disk is there."""
+    """The result of the function, which runs on the first host and then on the others.
+
+    The others find the files that the first host has written to the shared disk.
+    """
     if num_hosts() == 1:
         return function()
     result = all_or_none(function if is_first() else lambda: None)
@@ -174,67 +169,69 @@ def first_host_first(function: Callable[[], Result]) -> Result:
 
 
 def broadcast_from_first(value: Result) -> Result:
-    """What the first host gives, on every host."""
+    """The value of the first host, on every host."""
     return all_gather_json(value if is_first() else None)[0]
 
 
 def map_over_hosts(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[Result]]) -> list[Result]:
-    """`function(items)`, each host doing its part: the result of an item (for JSON) must not depend on the others."""
-    of = num_hosts()
-    found: list[Any] = [None] * len(items)
-    mine = all_or_none(lambda: list(function(items[jax.process_index() :: of])))
-    for host, part in enumerate(all_gather_json(mine)):
-        found[host::of] = part
-    return found
+    """`function(items)`, of which each host computes a part.
+
+    The result of an item (JSON) must not depend on the other items.
+    """
+    results: list[Any] = [None] * len(items)
+    own = all_or_none(lambda: list(function(items[jax.process_index() :: num_hosts()])))
+    for host, host_results in enumerate(all_gather_json(own)):
+        results[host :: num_hosts()] = host_results
+    return results
 
 
 def to_local(tree: Any) -> Any:
-    """The arrays as this host's own, whole, on its first device; what is its own already stays as it is."""
+    """The arrays whole on this host's first device; arrays that no other host shares stay as they are."""
 
-    def each(x: Any) -> Any:
+    def localize(x: Any) -> Any:
         if not isinstance(x, jax.Array) or x.is_fully_addressable:
             return x
-        whole = jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())  # type: ignore[attr-defined]
-        return (x if x.is_fully_replicated else _resharding_copy(whole)(x)).addressable_data(0)
+        if not x.is_fully_replicated:
+            whole = jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())  # type: ignore[attr-defined]
+            x = jax.jit(lambda x: x, out_shardings=whole)(x)
+        return x.addressable_data(0)
 
-    return jax.tree.map(each, tree)
-
-
-def _resharding_copy(sharding: Any) -> Any:
-    return jax.jit(lambda x: x, out_shardings=sharding)
+    return jax.tree.map(localize, tree)
 
 
 def check_hosts(config: str, versions: dict[str, str]) -> str:
-    """Before training: every host has the same versions and the same experiment, and their devices add up.
+    """Check before training that all hosts have the same versions and experiment, and that their devices can add.
 
-    A line that says so, or "" for a single process. Raises Agreed, which names the host and the difference.
+    Returns a line that confirms this, or "" for a single process. Raises AgreedError with the host and the difference.
     """
     if num_hosts() == 1:
         return ""
-    mine = {"experiment": hashlib.sha256(config.encode()).hexdigest()[:12], **versions}
-    mine["devices"] = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
-    all_hosts = all_gather_json((host_name(), mine))
-    _, expected = all_hosts[0]
-    wrong = [
-        f"{host} has {key} {theirs.get(key)}, {all_hosts[0][0]} has {value}"
-        for host, theirs in all_hosts
+    facts = {"experiment": hashlib.sha256(config.encode()).hexdigest()[:12], **versions}
+    facts["devices"] = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
+    all_hosts = all_gather_json((host_name(), facts))
+    first_name, expected = all_hosts[0]
+    differences = [
+        f"{host} has {key} {host_facts.get(key)}, {first_name} has {value}"
+        for host, host_facts in all_hosts
         for key, value in expected.items()
-        if theirs.get(key) != value
+        if host_facts.get(key) != value
     ]
-    if wrong:
-        raise AgreedError(f"the hosts differ: {'; '.join(wrong)}: install and start the same on all of them")
+    if differences:
+        raise AgreedError(f"the hosts differ: {'; '.join(differences)}: install and start the same on all of them")
     began = time.perf_counter()
-    added = multihost_utils.process_allgather(np.ones(1, np.int32)).sum()
-    if added != num_hosts():
-        raise UserError(f"{host_name()}: the devices of {num_hosts()} hosts added up {added} ones: see to the network")
+    total = multihost_utils.process_allgather(np.ones(1, np.int32)).sum()
+    if total != num_hosts():
+        raise UserError(f"{host_name()}: a sum of one from each of {num_hosts()} hosts gave {total}: check the network")
     seconds = time.perf_counter() - began
-    return f"{num_hosts()} hosts of {mine['devices']}, experiment {mine['experiment']}; they add up in {seconds:.2f} s"
+    return f"{num_hosts()} hosts of {facts['devices']}, experiment {facts['experiment']}; a sum takes {seconds:.2f} s"
 
 
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
-    """What fails here alone, or fails because another host went away, ends this process at once: the others, or this
-    one, would wait for ever. What all hosts agree on (see `together`) is raised as usual."""
+    """Exit immediately if this host alone fails or loses another host: the others would block in a collective.
+
+    An error that all hosts agree on (see `all_or_none`) is raised as usual.
+    """
     try:
         yield
     except AgreedError:
@@ -242,15 +239,14 @@ def fail_together() -> Iterator[None]:
     except Exception as error:
         if num_hosts() == 1:
             raise
-        lost = str(error).startswith(CONNECTION_ERRORS)
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        abort(
-            f"the other hosts are not reached any more: {reason}" if lost else reason, RESTART_EXIT_CODE if lost else 1
-        )
+        if str(error).startswith(CONNECTION_ERRORS):
+            abort(f"the other hosts are not reached any more: {reason}", RESTART_EXIT_CODE)
+        abort(reason, 1)
 
 
 class Watchdog:
-    """Ends the process where `alive` is not called for so many seconds (0: never): then another host hangs, or this."""
+    """Ends the process if `reset` is not called for this many seconds (0: never): this host or another one hangs."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -263,7 +259,7 @@ class Watchdog:
         self.stop()
 
     def reset(self) -> None:
-        """A step is done: count anew."""
+        """Restart the clock: a step is done."""
         self.stop()
         if self.seconds:
             self._timer = threading.Timer(self.seconds, self._on_timeout)
@@ -271,20 +267,18 @@ class Watchdog:
             self._timer.start()
 
     def stop(self) -> None:
-        """No more steps are expected."""
+        """Stop the clock."""
         if self._timer is not None:
             self._timer.cancel()
 
     def _on_timeout(self) -> None:
-        import faulthandler
-
         faulthandler.dump_traceback()
-        abort(f"no step for {self.seconds:g} s; where each thread is stands above", RESTART_EXIT_CODE)
+        abort(f"no step for {self.seconds:g} s; the stack of each thread is above", RESTART_EXIT_CODE)
 
 
 def abort(reason: str, code: int) -> None:
-    """End this process at once, without waiting for the others, which may never answer."""
+    """End this process immediately, without waiting for the other hosts."""
     print(f"jaxlm: {host_name()}: {reason}", file=sys.stderr, flush=True)
     if code == RESTART_EXIT_CODE:
-        print("jaxlm: start every process again: the run goes on from its last checkpoint", file=sys.stderr, flush=True)
+        print("jaxlm: start every process again: the run resumes from its last checkpoint", file=sys.stderr, flush=True)
     os._exit(code)

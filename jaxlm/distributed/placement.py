@@ -1,4 +1,4 @@
-"""Batches and numbers put onto a mesh, by one process or by several of which each has a part."""
+"""Batches and numbers put onto a mesh, by one process, or by several processes that each have a part."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxlm.types import Array
 
 
 def batch_shardings(batch: Any, mesh: AnyMesh) -> Any:
-    """Where each field of a batch lies: rows over `data` and `fsdp`, positions over `sequence`."""
+    """The sharding of each field of a batch: rows over `data` and `fsdp`, positions over `sequence`."""
 
     def place(leaf: Any) -> NamedSharding:
         names = ("batch", "sequence", *(None,) * leaf.ndim)[: leaf.ndim]
@@ -21,21 +21,21 @@ def batch_shardings(batch: Any, mesh: AnyMesh) -> Any:
 
 
 def host_rows(mesh: Mesh) -> tuple[int, int]:
-    """(index, of): the devices of this host hold the rows of the index-th of `of` equal parts of a batch.
+    """(index, parts): the devices of this host hold the index-th of `parts` equal parts of the rows of a batch.
 
-    (0, 1), all rows, where there is one host or its devices hold no such part.
+    (0, 1), all rows, for a single host, or if the rows of its devices are not such a part.
     """
     shards = num_batch_shards(mesh)
-    by_rows = mesh.devices.reshape(shards, -1)  # rows are split over the first two axes
-    mine = [row for row in range(shards) if any(d.process_index == jax.process_index() for d in by_rows[row])]
-    first, size = mine[0], len(mine)
-    if mine != list(range(first, first + size)) or first % size or shards % size:
+    devices = mesh.devices.reshape(shards, -1)  # (data * fsdp, sequence * tensor): rows are split over the first axis
+    own = [row for row in range(shards) if any(d.process_index == jax.process_index() for d in devices[row])]
+    first, size = own[0], len(own)
+    if own != list(range(first, first + size)) or first % size or shards % size:
         return 0, 1
     return first // size, shards // size
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """A batch, of which this host has the rows of its `row_share`, as arrays on the mesh."""
+    """A batch, of which this host has the rows of its part (see `host_rows`), as arrays on the mesh."""
     if jax.process_count() == 1:
         return jax.device_put(batch, batch_shardings(batch, mesh))
     index, of = host_rows(mesh)
@@ -52,7 +52,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def put_like_params(params: Any, batch: Any) -> Any:
-    """A batch that every host has whole, on the mesh of the parameters if they lie on one."""
+    """A batch that every host has whole, on the mesh of the parameters if they have one."""
     mesh = getattr(getattr(jax.tree.leaves(params)[0], "sharding", None), "mesh", None)
     if not isinstance(mesh, Mesh) or mesh.size == 1:
         return batch
@@ -60,22 +60,22 @@ def put_like_params(params: Any, batch: Any) -> Any:
 
 
 def _put_from_host(x: Any, sharding: NamedSharding) -> Array:
-    """What every host has whole, as it is to lie."""
+    """An array that every host has whole, with this sharding."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return x
-    return jax.make_array_from_callback(x.shape, sharding, lambda at: np.asarray(x)[at])
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x)[index])
 
 
 def replicate(x: Any, mesh: Mesh) -> Array:
-    """A number or array that all hosts have, on every device of the mesh."""
+    """A number or array that every host has, whole on every device of the mesh."""
     return _put_from_host(np.asarray(x), replicated_sharding(mesh))
 
 
 def serialize_on_cpu(result: Any) -> Any:
-    """What a program gives; on a CPU that stands for several devices, once it is there.
+    """Wait for the result of a program if a CPU simulates several devices.
 
-    Several programs with collectives under way at once are a deadlock there: each holds threads while it waits for
-    others. Programs that take what the one before them gave need no such care.
+    There, programs with collectives that run at the same time deadlock: each holds threads while it waits for the
+    others. A program that reads the result of the one before it needs no barrier.
     """
     devices = jax.tree.leaves(result)[0].devices()
     return jax.block_until_ready(result) if len(devices) > 1 and jax.default_backend() == "cpu" else result

@@ -1,13 +1,11 @@
-"""The one place that knows devices: which array lies where. Layers and losses never mention a mesh.
+"""The sharding of arrays over a mesh of devices. Layers and losses never mention a mesh.
 
-An array's dimensions have names (`batch`, `heads`, `embed`, ...), and `RULES` says over which axes of the mesh (see
-`jaxlm.distributed.mesh_axes`) each is split. Of parameters, and of everything shaped like them, `LEAVES` has
-the names by path; of activations, `constrain` is told them. `jit` sees global arrays, so sums over a
-dimension that is split add up over devices by themselves. Where axes do not divide a dimension it is split
-over the first of them, or left whole.
+The dimensions of an array have logical names (`batch`, `heads`, `embed`, ...), and LOGICAL_AXIS_RULES maps each name to
+axes of the mesh (see `jaxlm.distributed.mesh_axes`). Parameters, and all trees of their shapes, get the names by path
+from PARAM_AXES; activations get them from `constrain`. `jit` sees global arrays, so a sum over a split dimension adds
+up over the devices. A dimension that the axes do not divide is split over the first of them, or not at all.
 
-No mesh is passed around: an array knows its own, also while it is being traced, and without one nothing here does
-anything.
+No mesh is passed around: an array knows its mesh, also while it is traced. Without a mesh all of this does nothing.
 """
 
 import functools
@@ -34,7 +32,7 @@ LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     "hidden": (TENSOR,),
     "embed": (FSDP,),
 }
-"""Name of a dimension -> the axes of the mesh that it is split over. A name that is not here is not split."""
+"""Logical name of a dimension -> the axes of the mesh that split it. Other names are not split."""
 
 PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"attention/(query|key|value)/kernel", ("embed", "heads")),
@@ -48,23 +46,23 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 """The end of a parameter's path -> the names of its dimensions. A stack of layers has one more in front.
 
-What is not here is split like a matrix (..., embed) if it has two dimensions or more. So are those of recurrent
-networks: a cut through the gates of a cell, which lie side by side, would move them at every step.
+All other parameters of two dimensions or more are split like a matrix (..., embed). This includes recurrent networks:
+the gates of a cell are adjacent in one matrix, and splitting them would move them at every step.
 """
 
 STATE_AXES = {"G": "heads"}
-"""Shape letter in the name of a field of a decoding state, as in `key_BGHCK` -> the name of that dimension."""
+"""Shape letter in the name of a field of a decoding state, such as `key_BGHCK` -> the name of that dimension."""
 
 UNCONSTRAINED = "free"
-"""The name of a dimension that `constrain` says nothing of."""
+"""The name of a dimension whose sharding `constrain` leaves to XLA."""
 
 AnyMesh = Mesh | AbstractMesh
 
 
 def make_mesh(axis_sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of all of AXES over the devices (default: all), or over the first so many where fewer are asked for.
+    """A mesh with all of AXES over the devices (default: all), or over as many as the product of the sizes.
 
-    Raises UserError where the devices cannot be arranged so.
+    Raises UserError if the devices cannot be arranged in this way.
     """
     devices = jax.devices() if devices is None else devices
     shape = resolve_mesh_shape(axis_sizes, len(devices))
@@ -72,25 +70,28 @@ def make_mesh(axis_sizes: Mapping[str, int], devices: Sequence[Any] | None = Non
     if size < len(devices) and jax.process_count() > 1:
         raise UserError(
             f"the mesh has {size} devices and the {jax.process_count()} processes {len(devices)}: "
-            "with several processes all devices take part, leave the size of one axis out"
+            "several processes must use all devices: leave the size of one axis out"
         )
     return Mesh(arrange_devices(devices[:size], shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def arrange_devices(devices: Sequence[Any], shape: dict[str, int]) -> np.ndarray:
-    """The devices as an array of that shape. Only `data`, or else `fsdp`, goes from slice to slice of TPUs: the network
-    between slices is slow. Raises UserError where neither divides by the number of slices."""
+    """The devices as an array of this shape.
+
+    The network between TPU slices is slow, so only `data`, or else `fsdp`, may cross it. Raises UserError if neither is
+    a multiple of the number of slices.
+    """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         try:
             return mesh_utils.create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True)
-        except AssertionError:  # places that JAX's rules do not know: in the order that they come in
+        except AssertionError:  # a topology that JAX does not know: in the given order
             return np.asarray(devices).reshape(tuple(shape.values()))
     across = next((axis for axis in (DATA, FSDP) if shape[axis] % slices == 0), None)
     if across is None:
         raise UserError(
-            f"{slices} slices, and the mesh has data={shape[DATA]}, fsdp={shape[FSDP]}: one of them has to be a "
-            f"multiple of {slices}, since only these two go from slice to slice"
+            f"{slices} slices, and the mesh has data={shape[DATA]}, fsdp={shape[FSDP]}: one of them must be a "
+            f"multiple of {slices}, since only these two axes may cross slices"
         )
     inside = shape | {across: shape[across] // slices}
     outside = dict.fromkeys(shape, 1) | {across: slices}
@@ -100,19 +101,19 @@ def arrange_devices(devices: Sequence[Any], shape: dict[str, int]) -> np.ndarray
 
 
 def num_batch_shards(mesh: AnyMesh) -> int:
-    """Over how many devices the rows of a batch are split."""
+    """The number of devices over which the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES["batch"])
 
 
 def data_mesh(devices: int | None = None) -> Mesh:
-    """A mesh whose rows are dealt out to all devices, or to the first so many."""
+    """A mesh that splits the rows of a batch over all devices, or over the first `devices` of them."""
     return make_mesh({} if devices is None else {DATA: devices})
 
 
 def partition_spec(
     names: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh, excluded_axis: str = ""
 ) -> PartitionSpec:
-    """How an array with dimensions of these names and sizes is split, but for the axis `without`."""
+    """The partition of an array with dimensions of these names and sizes, without the axis `excluded_axis`."""
 
     def axes_of(name: str | None, size: int) -> Any:
         if name == UNCONSTRAINED:
@@ -125,21 +126,22 @@ def partition_spec(
         return axes or None
 
     parts = [axes_of(*dimension) for dimension in zip(names, shape, strict=True)]
-    while parts and parts[-1] is None:  # as JAX writes the sharding of what a jitted function returns
+    while parts and parts[-1] is None:  # the form of JAX's own specs: equal shardings must compare as equal
         parts.pop()
     return PartitionSpec(*parts)
 
 
 def logical_axes(path: str, rank: int) -> tuple[str | None, ...]:
     """The names of the dimensions of a leaf, from the end of its path: `opt_state/0/mu/stack/layers/ffn/up/kernel`."""
-    rank -= (stacked := "layers" in path.split("/") and rank > 0)
-    found = (names for pattern, names in PARAM_AXES if re.search(rf"(^|/){pattern}$", path) and len(names) == rank)
-    names = next(found, (None,) * (rank - 1) + ("embed",) if rank > 1 else (None,) * rank)
-    return (None,) * stacked + tuple(names)
+    rank -= (stacked := "layers" in path.split("/") and rank > 0)  # (layers, ...): one dimension without a name
+    for pattern, names in PARAM_AXES:
+        if len(names) == rank and re.search(rf"(^|/){pattern}$", path):
+            return (None,) * stacked + names
+    return (None,) * stacked + ((None,) * (rank - 1) + ("embed",) if rank > 1 else (None,) * rank)
 
 
 def constrain(x: Array, *names: str | None) -> Array:
-    """x, and while it is traced the word that its dimensions, so named, are split as `RULES` says."""
+    """Constrain the sharding of `x` by the logical names of its dimensions. Does nothing without a mesh."""
     mesh = jax.typeof(x).sharding.mesh
     if mesh.size <= 1:
         return x
@@ -147,12 +149,12 @@ def constrain(x: Array, *names: str | None) -> Array:
 
 
 def constrain_state(state: Any) -> Any:
-    """A decoding state, constrained: its rows, and the heads of what is kept for each (see `STATE_LETTERS`)."""
+    """Constrain a decoding state: its rows, and the heads of its caches (see STATE_AXES)."""
     return jax.tree_util.tree_map_with_path(lambda path, x: constrain(x, *_decode_state_axes(path, x.ndim)), state)
 
 
 def decode_state_shardings(state: Any, mesh: AnyMesh) -> Any:
-    """Where each leaf of a decoding state lies."""
+    """The sharding of each leaf of a decoding state."""
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, partition_spec(_decode_state_axes(path, leaf.ndim), leaf.shape, mesh))
@@ -161,7 +163,7 @@ def decode_state_shardings(state: Any, mesh: AnyMesh) -> Any:
 
 
 def _decode_state_axes(path: tuple, rank: int) -> tuple[str | None, ...]:
-    """The names of a leaf's dimensions, from the shape letters that end its own name; the first one is always rows."""
+    """The names of a leaf's dimensions, from the shape letters at the end of its name; the first is always the rows."""
     letters = _path_name(path).rpartition("_")[2]
     if rank == 0 or len(letters) != rank or not letters.isupper():
         return ("batch", *(None,) * rank)[:rank]
@@ -169,7 +171,7 @@ def _decode_state_axes(path: tuple, rank: int) -> tuple[str | None, ...]:
 
 
 def platform_of(x: Any) -> str:
-    """The platform ("cpu", "gpu", "tpu") of the program that is being traced with x in it."""
+    """The platform ("cpu", "gpu", "tpu") of the program in which x is traced."""
     device = getattr(getattr(jax.typeof(x).sharding, "mesh", None), "abstract_device", None)
     return device.platform if device is not None else jax.default_backend()
 
@@ -180,19 +182,19 @@ def is_single_device(x: Any) -> bool:
 
 
 def num_shards(x: Any, name: str) -> int:
-    """Over how many devices a dimension of that name may be split; 1 where that is not known."""
+    """The number of devices over which a dimension of this name may be split; 1 if x has no mesh."""
     mesh = jax.typeof(x).sharding.mesh
     return math.prod(mesh.shape.get(axis, 1) for axis in LOGICAL_AXIS_RULES[name])
 
 
 def all_gather_params(params: Any, dtype: Any = None) -> Any:
-    """The parameters whole along `fsdp`, for use; their gradients come back split as the parameters are.
+    """All-gather the parameters along `fsdp`; their gradients come back sharded like the parameters.
 
-    Kernels travel in `dtype`, that of the products that they are for. Layers of a stack are left: it gathers each when
-    its turn comes.
+    Kernels are sent in `dtype`, that of their products. The layers of a stack stay sharded: the stack gathers one layer
+    at a time.
     """
 
-    def each(path: tuple, leaf: Any) -> Any:
+    def gather(path: tuple, leaf: Any) -> Any:
         name, mesh = _path_name(path), jax.typeof(leaf).sharding.mesh
         if mesh.shape.get(FSDP, 1) == 1 or "layers" in name.split("/"):
             return leaf
@@ -201,10 +203,10 @@ def all_gather_params(params: Any, dtype: Any = None) -> Any:
         if stored == used:
             return leaf
         leaf = leaf.astype(dtype) if dtype is not None and name.endswith("kernel") else leaf
-        # Backwards, a gradient is first added up where it was made and then cut, like its parameter.
+        # In the backward pass a gradient is first summed over the devices and then sharded like its parameter.
         return jax.lax.with_sharding_constraint(_shard_gradient(stored, leaf), used)
 
-    return jax.tree_util.tree_map_with_path(each, params)
+    return jax.tree_util.tree_map_with_path(gather, params)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -218,15 +220,17 @@ _shard_gradient.defvjp(
 
 
 def save_all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
-    """Policy of `jax.checkpoint`: keep everything for the backward pass but gathered parameters."""
+    """Policy of `jax.checkpoint`: save everything for the backward pass but gathered parameters."""
     if primitive.name != "sharding_constraint":
         return True
     return any(FSDP in (part if isinstance(part, tuple) else (part,)) for part in params["sharding"].spec)
 
 
 def train_state_shardings(state: Any, mesh: AnyMesh, shard_optimizer_state: bool = False) -> Any:
-    """Where each leaf of a training state lies: parameters and all that is shaped like them by `LEAVES`, `carry` by
-    rows. With `split_moments` the optimizer's part is also split over `data` (Rajbhandari et al. 2020, stage 1)."""
+    """The sharding of each leaf of a training state: `carry` by rows, all others by PARAM_AXES.
+
+    With `shard_optimizer_state` the optimizer state is also split over `data` (ZeRO stage 1, Rajbhandari et al. 2020).
+    """
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
         name = _path_name(path)
@@ -241,46 +245,46 @@ def train_state_shardings(state: Any, mesh: AnyMesh, shard_optimizer_state: bool
 
 
 def _shard_over_data(spec: PartitionSpec, shape: Sequence[int], mesh: AnyMesh) -> PartitionSpec:
-    """The same, and the last dimension that can be is split over `data` too."""
+    """The partition with its last divisible dimension split over `data` too."""
     parts = [*spec, *(None,) * (len(shape) - len(spec))]
-    for at in reversed(range(len(shape))):
-        more = (*(parts[at] or ()), DATA)
-        if shape[at] % math.prod(mesh.shape.get(axis, 1) for axis in more) == 0:
-            return PartitionSpec(*parts[:at], more, *parts[at + 1 : len(spec)])
+    for dimension in reversed(range(len(shape))):
+        axes = (*(parts[dimension] or ()), DATA)
+        if shape[dimension] % math.prod(mesh.shape.get(axis, 1) for axis in axes) == 0:
+            return PartitionSpec(*parts[:dimension], axes, *parts[dimension + 1 : len(spec)])
     return spec
 
 
 def unsharded_params(params: Any, mesh: AnyMesh) -> list[str]:
-    """A line for each parameter of which a dimension is left whole because its axes do not divide it."""
+    """A line for each parameter with a dimension that is not split because its axes do not divide it."""
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = logical_axes(_path_name(path), leaf.ndim)
         spec = partition_spec(names, leaf.shape, mesh)
-        for at, (name, size) in enumerate(zip(names, leaf.shape, strict=True)):
-            parts = {axis: mesh.shape[axis] for axis in LOGICAL_AXIS_RULES.get(name or "", ()) if mesh.shape[axis] > 1}
-            if parts and (at >= len(spec) or spec[at] is None):
-                asked = ", ".join(f"{axis}={count}" for axis, count in parts.items())
-                lines.append(f"{_path_name(path)} ({size} by {asked})")
+        for dimension, (name, size) in enumerate(zip(names, leaf.shape, strict=True)):
+            axes = [axis for axis in LOGICAL_AXIS_RULES.get(name or "", ()) if mesh.shape[axis] > 1]
+            if axes and (dimension >= len(spec) or spec[dimension] is None):
+                sizes = ", ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+                lines.append(f"{_path_name(path)} ({size} by {sizes})")
     return lines
 
 
 def shard_rows(tree: Any, mesh: Mesh) -> Any:
-    """Axis 0 of every leaf over the mesh: decoding states and their like. Rows must divide by the devices."""
+    """Put a tree on the mesh with axis 0 of every leaf split as rows, which the devices must divide."""
     return jax.device_put(tree, row_sharding(mesh))
 
 
 def row_sharding(mesh: AnyMesh) -> NamedSharding:
-    """The sharding of what has the batch as axis 0."""
+    """The sharding of arrays with the batch as axis 0."""
     return NamedSharding(mesh, PartitionSpec(LOGICAL_AXIS_RULES["batch"]))
 
 
 def replicated_sharding(mesh: AnyMesh) -> NamedSharding:
-    """The sharding of what every device holds whole: scalars."""
+    """The sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def with_shardings(abstract: Any, sharding: Any) -> Any:
-    """ShapeDtypeStructs that say where they shall be restored to: all to one sharding, or each to its own."""
+    """The ShapeDtypeStructs with one sharding for all, or with a tree of shardings."""
     if isinstance(sharding, NamedSharding):
         sharding = jax.tree.map(lambda _: sharding, abstract)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, sharding)

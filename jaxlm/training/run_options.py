@@ -1,4 +1,4 @@
-"""What the machine, and not the experiment, decides about a run: the same steps are computed whatever it says."""
+"""The options of a run that depend on the machine, not on the experiment: they never change the computed steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,15 +9,14 @@ from jaxlm.errors import UserError
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run lies on devices and what feeds it.
+    """Devices, rematerialization and data loading of a run.
 
     Attributes:
-      mesh: axis -> devices, as `jaxlm.distributed.mesh_axes.parse_axes` reads it; None: rows are dealt out to
-        all devices.
-      split_moments: the optimizer's state is split over `data` too.
-      remat: "none", "dots" or "full", as `jaxlm.nn.transformer.layer_stack.Stack` has it; None: as the model says.
-      threads, workers: that make batches.
-      hang: seconds without a step after which the process ends; 0: never.
+      mesh: axis -> devices (see `jaxlm.distributed.mesh_axes`); None: rows are split over all devices.
+      shard_optimizer_state: whether the optimizer state is split over the axis `data` too.
+      remat: "none", "dots" or "full" (see `jaxlm.nn.transformer.layer_stack`); None: the setting of the model.
+      threads, workers: the threads and processes that make batches.
+      step_timeout: seconds without a step after which the process ends; 0: never.
     """
 
     mesh: Mapping[str, int] | None = None
@@ -28,11 +27,11 @@ class RunOptions:
     step_timeout: float = 0.0
 
     def with_remat(self, model: Any) -> Any:
-        """The model, with the machine's word on what it computes twice. Raises UserError where it has no say in it."""
+        """The model with `remat` overridden. Raises UserError if the model does not support rematerialization."""
         if self.remat is None:
             return model
         if not hasattr(model, "remat"):
-            raise UserError(f"{type(model).__name__} has no stack of layers to compute again: leave --remat out")
+            raise UserError(f"{type(model).__name__} has no stack of layers to recompute: leave --remat out")
         return model.clone(remat=False if self.remat == "none" else self.remat)
 
 

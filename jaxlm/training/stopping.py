@@ -1,7 +1,4 @@
-"""How a run is asked to stop: by a signal or the clock, and with several hosts by all of them at the same step.
-
-How evaluations went: which was the best, and whether they still get better.
-"""
+"""Reasons to stop: a signal, the clock (with several hosts at the same step), or evaluations that do not improve."""
 
 import math
 import os
@@ -19,10 +16,10 @@ from jaxlm.distributed import multihost
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Set on the first Ctrl-C or SIGTERM, which then does nothing else; a second one ends the process as usual.
+    """An event that the first Ctrl-C or SIGTERM sets; the second signal ends the process as usual.
 
-    With several hosts SIGTERM belongs to JAX, which tells it to all of them (see `asked_to_stop`), and Ctrl-C becomes
-    one.
+    With several hosts JAX handles SIGTERM and makes it known to all of them (see `stop_reason`); Ctrl-C is turned into
+    SIGTERM.
     """
     stopped, old = threading.Event(), dict[int, Any]()
 
@@ -43,15 +40,16 @@ def stop_signals() -> Iterator[threading.Event]:
 
 
 def stop_reason(stopped: threading.Event, step: int, timed_out: bool) -> str | None:
-    """Why to stop after this step, "interrupted" or "time", or None: the same on every host.
+    """The reason to stop after this step, "interrupted" or "time", or None: the same on every host.
 
-    `late`: by this host's clock the time is over.
+    `timed_out`: whether the time is over by this host's clock.
     """
     if multihost.num_hosts() == 1:
         return "interrupted" if stopped.is_set() else "time" if timed_out else None
     if timed_out and multihost.is_first() and not stopped.is_set():
         stopped.set()
         os.kill(os.getpid(), signal.SIGTERM)
+    # A barrier that JAX resolves after a SIGTERM on any host: all hosts stop after the same step.
     if not multihost_utils.reached_preemption_sync_point(step):
         return None
     return multihost.broadcast_from_first("time" if timed_out else "interrupted")
@@ -59,9 +57,12 @@ def stop_reason(stopped: threading.Event, step: int, timed_out: bool) -> str | N
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """What patience must remember; it travels in the checkpoint's metadata. Of a figure here more is always better.
+    """The state of early stopping, saved in the metadata of a checkpoint. Higher is better for its metric.
 
-    best, best_step: the best figure and where it was reached; worse: evaluations since then; history: all figures.
+    Attributes:
+      best, best_step: the best value and its step.
+      evals_since_best: number of evaluations since then.
+      history: all values; None for those that are not finite.
     """
 
     best: float | None = None
@@ -70,7 +71,7 @@ class EarlyStopping:
     history: tuple[float | None, ...] | list[float | None] = ()
 
     def update(self, metric: float | None, step: int) -> "EarlyStopping":
-        """The same after one more evaluation."""
+        """The state after one more evaluation."""
         finite = metric is not None and math.isfinite(metric)
         history = (*self.history, metric if finite else None)
         if finite and (self.best is None or metric > self.best):
@@ -78,8 +79,8 @@ class EarlyStopping:
         return EarlyStopping(self.best, self.best_step, self.evals_since_best + 1, history)
 
     def no_longer_improving(self, patience: int) -> bool:
-        """The newest figure is worse than the best one of those that are older than the last `patience`."""
-        old = [figure for figure in self.history[:-patience] if figure is not None]
+        """Whether the newest value is worse than the best of those before the last `patience` ones."""
+        old = [value for value in self.history[:-patience] if value is not None]
         if not old or not self.history:
             return False
         newest = self.history[-1]

@@ -1,4 +1,4 @@
-"""Sums of the steps since the last line of the log. The device is asked when a line is due, not at every step."""
+"""Sums and rates of the steps since the last line of the log, read from the device only if a line is due."""
 
 import time
 from collections import deque
@@ -8,15 +8,15 @@ import jax
 from jaxlm.training.step import StepMetrics
 
 MAX_STEPS_IN_FLIGHT = 2
-"""Steps that may be under way at once: enough to keep the device busy, few enough to stop soon."""
+"""Steps that may be dispatched ahead: enough to keep the device busy, few enough to stop soon."""
 
 LOSS_SUMS = ("total", "nll", "count")
 
 
 class ThroughputMeter:
-    """Collects `Metrics` that are still being computed, the seconds spent waiting for data, and the clock.
+    """Collects metrics that are still being computed, and the seconds spent waiting for data.
 
-    `sums` are those of a run that was broken off between two lines: its next line is that of an unbroken run.
+    `sums`: those of a run that was interrupted between two lines; its next line is that of an uninterrupted run.
     """
 
     def __init__(self, sums: dict[str, float] | None = None) -> None:
@@ -26,29 +26,29 @@ class ThroughputMeter:
         self.reset_clock()
 
     def add(self, metrics: StepMetrics, wait_seconds: float) -> None:
-        """One more step. Waits for the step that lies `AHEAD` behind, never for this one."""
+        """Add a step. Waits for the step MAX_STEPS_IN_FLIGHT before it, never for this one."""
         self._pending.append(metrics)
         self._waited += wait_seconds
         if len(self._pending) > MAX_STEPS_IN_FLIGHT:
             self._pending[-1 - MAX_STEPS_IN_FLIGHT].total.block_until_ready()
 
     def reset_clock(self) -> None:
-        """Leave the time so far (an evaluation, a compilation) and the steps in it out of the rates."""
+        """Exclude the time and the steps so far (an evaluation, a compilation) from the rates."""
         self._collect_pending()
         self._since, self._waited, self._steps, self._tokens = time.perf_counter(), 0.0, 0, 0.0
 
     def pending_sums(self) -> dict[str, float]:
-        """Of the steps since the last line, for a checkpoint. Waits for them."""
+        """The sums of the steps since the last line, for a checkpoint. Waits for the steps."""
         self._collect_pending()
         return dict(self._sums)
 
     def compute_metrics(self) -> dict[str, float]:
-        """The figures of the steps since the last call: means a token, the last rate, tokens/s, share of waiting."""
+        """The metrics since the last call: means per token, the last learning rate, tokens/s, share of waiting."""
         self._collect_pending()
         seconds = max(time.perf_counter() - self._since, 1e-9)
         count, last = self._sums["count"], self._last
         assert last is not None, "a line of the log is due after a step"
-        figures = {
+        metrics = {
             "train/loss": self._sums["total"] / max(count, 1.0),
             "train/nll": self._sums["nll"] / max(count, 1.0),
             "train/gradient_norm": float(last.gradient_norm),
@@ -60,10 +60,10 @@ class ThroughputMeter:
         }
         self._sums = dict.fromkeys(LOSS_SUMS, 0.0)
         self.reset_clock()
-        return figures
+        return metrics
 
     def _collect_pending(self) -> None:
-        """Wait for the steps under way and add them up, oldest first."""
+        """Wait for the dispatched steps and add them up, oldest first."""
         for step in jax.device_get(list(self._pending)):
             for name in LOSS_SUMS:
                 self._sums[name] += float(getattr(step, name))

@@ -164,21 +164,21 @@ def test_dtype_shape_and_leaves_are_compared_before_reading(folder):
     cases = [
         (
             changed(embed=struct_((4,), jnp.bfloat16)),
-            r"params/embed is asked for as bfloat16\[4\] and stored as float32\[4\]",
+            r"params/embed is expected as bfloat16\[4\] and stored as float32\[4\]",
         ),
         (
             changed(embed=struct_((5,), jnp.float32)),
-            r"params/embed is asked for as float32\[5\] and stored as float32\[4\]",
+            r"params/embed is expected as float32\[5\] and stored as float32\[4\]",
         ),
-        (changed(new_state=struct_((4,), jnp.float32)), "params/new_state is asked for and not stored"),
-        (changed(embed=None), "params/embed is stored and not asked for"),
+        (changed(new_state=struct_((4,), jnp.float32)), "params/new_state is expected and not stored"),
+        (changed(embed=None), "params/embed is stored and not expected"),
         (
             ABSTRACT.replace(step=struct_((), jnp.float32)),
-            r"rest/step is asked for as float32\[\] and stored as int32\[\]",
+            r"rest/step is expected as float32\[\] and stored as int32\[\]",
         ),
         (
             ABSTRACT.replace(key=struct_((2,), jnp.uint32)),
-            r"rest/key is asked for as uint32\[2\] and stored as key<fry>\[\]",
+            r"rest/key is expected as uint32\[2\] and stored as key<fry>\[\]",
         ),
     ]
     with Checkpoints(folder, read_only=True) as checkpoints:
