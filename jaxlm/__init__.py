@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from jaxlm.data.batching.lm_windows import Windows as Windows
     from jaxlm.data.batching.packing import Packing as Packing
     from jaxlm.data.batching.sequence_format import SequenceFormat as SequenceFormat
-    from jaxlm.data.minilang import MiniLang as MiniLang
+    from jaxlm.data.minilang.corpus import MiniLang as MiniLang
     from jaxlm.data.minilang.sources import MiniLangMinimalPairs as MiniLangMinimalPairs
     from jaxlm.data.minilang.sources import MiniLangSentiment as MiniLangSentiment
     from jaxlm.data.minilang.sources import MiniLangTags as MiniLangTags

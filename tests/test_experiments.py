@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from jaxlm import config
-from jaxlm.data.minilang import MiniLang
+from jaxlm.data.minilang.corpus import MiniLang
 from jaxlm.data.tokenizers.simple import Bytes
 from jaxlm.experiment import Experiment, load_experiment, variants
 from jaxlm.models.encoder import Encoder

@@ -1,7 +1,7 @@
-"""Lines of plain or gzipped UTF-8 files, streamed, with an account of the lines that had to be mended or left out.
+"""Lines of plain or gzipped UTF-8 files, streamed, with counts of the lines that were repaired or left out.
 
-LF and CRLF end a line and nothing else does: U+2028, U+0085, vertical tabs and form feeds are text, and so is NUL. The
-last line needs no end. A byte order mark at the start of a file is dropped. Gzip is told by its first two bytes.
+Only LF and CRLF end a line: U+2028, U+0085, vertical tabs, form feeds and NUL are text. The last line needs no
+end. A byte order mark at the start of a file is dropped. Gzip is recognized by its first two bytes.
 """
 
 import gzip
@@ -16,8 +16,8 @@ from typing import BinaryIO, Literal, get_args
 from jaxlm.errors import UserError
 
 OnBadLine = Literal["error", "replace", "skip"]
-"""What to do with a line that cannot be read: stop and name it, put U+FFFD for the bad bytes, or leave the line out
-(in parallel data the whole pair). A record without its fields cannot be mended: "replace" leaves it out."""
+"""The treatment of an unreadable line: stop and name it, replace the bad bytes by U+FFFD, or leave the line out (in
+parallel data the whole pair). A record without its fields cannot be repaired: "replace" leaves it out."""
 
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -30,51 +30,48 @@ READ_BUFFER_BYTES = 1 << 20
 
 @dataclass
 class ReadStats:
-    """What reading did to the data: the caller passes one in and looks afterwards; it adds up over several reads."""
+    """Counts of a reading, added to the object that the caller passes in."""
 
-    kept: int = 0  # lines, or pairs, that were delivered
+    kept: int = 0  # lines or pairs that were delivered
     replaced: int = 0  # texts in which bad bytes became U+FFFD
-    skipped: int = 0  # lines, or pairs, left out because they could not be read
-    blank: int = 0  # pairs left out because a side was empty or only white space
-    split: int = 0  # texts that became several, because they were too long for one
+    skipped: int = 0  # unreadable lines or pairs, left out
+    blank: int = 0  # pairs left out because a side was empty or white space
+    split: int = 0  # texts that were too long and became several
 
     def __str__(self) -> str:
         return (
-            f"{self.kept:,} kept, {self.replaced:,} mended with U+FFFD, "
+            f"{self.kept:,} kept, {self.replaced:,} repaired with U+FFFD, "
             f"{self.skipped:,} unreadable left out, {self.blank:,} blank left out"
         ) + (f", {self.split:,} too long and cut into pieces" if self.split else "")
 
 
 def find_file(path: str | Path) -> Path:
-    """The existing file that `path` names, or its twin with (without) `.gz`.
+    """The existing file at `path`, or at `path` with (without) `.gz`.
 
-    An absolute path is taken as it is. A relative one is looked for in `$JAXLM_DATA`, `data/`, `../shared/data` and
-    last in the current folder. Raises UserError with every place tried.
+    A relative path is searched in `$JAXLM_DATA`, `data/` and the current folder, in this order. Raises UserError
+    with every place that was searched.
     """
-    asked = Path(path).expanduser()
+    path = Path(path).expanduser()
     folders = [Path()]
-    if not asked.is_absolute():
-        places = (os.environ.get("JAXLM_DATA"), "data", "../shared/data", ".")
+    cure = "Check the path."
+    if not path.is_absolute():
+        places = (os.environ.get("JAXLM_DATA"), "data", ".")
         folders = [Path(place).expanduser() for place in places if place]
-    twin = asked.with_suffix("") if asked.suffix == ".gz" else asked.with_name(asked.name + ".gz")
-    tried = [folder / name for folder in folders for name in (asked, twin)]
+        cure = "Set JAXLM_DATA to the folder that holds it, or give an absolute path."
+    twin = path.with_suffix("") if path.suffix == ".gz" else path.with_name(path.name + ".gz")
+    tried = [folder / name for folder in folders for name in (path, twin)]
     for candidate in tried:
         if candidate.is_file():
             return candidate
     places_tried = "".join(f"\n  {candidate}" for candidate in tried)
-    cure = (
-        "Check the path."
-        if asked.is_absolute()
-        else "Set JAXLM_DATA to the folder that holds it, or give an absolute path."
-    )
-    raise UserError(f"{asked} was not found. Looked for:{places_tried}\n{cure}")
+    raise UserError(f"{path} was not found. Looked for:{places_tried}\n{cure}")
 
 
 def read_lines(path: str | Path, on_bad_line: OnBadLine = "error", stats: ReadStats | None = None) -> Iterator[str]:
-    """The lines of a file, without their ends.
+    """The lines of a file, without their ends; `stats` counts them.
 
-    Raises UserError for a missing, empty or corrupt file, and for a line that is not UTF-8 unless `on_bad_line` says
-    otherwise. `bad` counts what was kept, replaced and skipped.
+    Raises UserError for a missing, empty or corrupt file and, if `on_bad_line` is "error", for a line that
+    is not UTF-8.
     """
     stats = ReadStats() if stats is None else stats
     for line in iter_lines(path, on_bad_line, stats):
@@ -86,7 +83,7 @@ def read_lines(path: str | Path, on_bad_line: OnBadLine = "error", stats: ReadSt
 
 
 def iter_lines(path: str | Path, on_bad_line: OnBadLine, stats: ReadStats) -> Iterator[str | None]:
-    """As `read_lines`, but a line to be skipped is None and counted by the caller: parallel files stay in step."""
+    """As `read_lines`, but a skipped line is None and counted by the caller, so that parallel files stay aligned."""
     if on_bad_line not in get_args(OnBadLine):
         raise UserError(f"on_bad_line is {on_bad_line!r}: expected one of {', '.join(get_args(OnBadLine))}")
     file = find_file(path)
@@ -95,12 +92,12 @@ def iter_lines(path: str | Path, on_bad_line: OnBadLine, stats: ReadStats) -> It
             yield raw.decode()
         except UnicodeDecodeError as error:
             hint = ". It looks like UTF-16" if number == 1 and raw.startswith(UTF16_BYTE_ORDER_MARKS) else ""
-            place = f"{file}, line {number}, byte {offset + error.start} of the text{hint}"
-            yield decode_invalid_utf8(raw, place, on_bad_line, stats)
+            location = f"{file}, line {number}, byte {offset + error.start} of the text{hint}"
+            yield decode_invalid_utf8(raw, location, on_bad_line, stats)
 
 
 def decode_invalid_utf8(raw: bytes, location: str, on_bad_line: OnBadLine, stats: ReadStats) -> str | None:
-    """Bytes that are not UTF-8: an error that names `place`, or the text with U+FFFD (counted), or None."""
+    """The text of bytes that are not UTF-8: with U+FFFD (counted) or None; or a UserError that names `location`."""
     if on_bad_line == "error":
         raise UserError(
             f"{location}: not UTF-8. Convert the file (iconv -f LATIN1 -t UTF-8, with its true encoding), "
@@ -113,7 +110,7 @@ def decode_invalid_utf8(raw: bytes, location: str, on_bad_line: OnBadLine, stats
 
 
 def _iter_raw_lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """(offset of the line in the unpacked file, its bytes without the end)."""
+    """(offset of the line in the uncompressed file, its bytes without the end)."""
     offset, empty = 0, True
     try:
         with _open_maybe_gzip(file) as stream:

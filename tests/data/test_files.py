@@ -105,13 +105,12 @@ def test_a_folder_is_not_a_file(tmp_path):
 
 def test_find_looks_in_order(tmp_path, monkeypatch):
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
-    shared = tmp_path / "shared" / "data"
-    for folder in (project / "data", elsewhere, shared):
+    for folder in (project / "data", elsewhere):
         folder.mkdir(parents=True)
     monkeypatch.chdir(project)
     monkeypatch.delenv("JAXLM_DATA", raising=False)
-    write(shared, b"shared\n", "a.en.gz")
-    assert list(read_lines("a.en.gz")) == ["shared"]
+    write(project, b"here\n", "a.en.gz")
+    assert list(read_lines("a.en.gz")) == ["here"]
     write(project / "data", b"data\n", "a.en")
     assert list(read_lines("a.en.gz")) == ["data"]
     assert list(read_lines("a.en")) == ["data"]
@@ -132,7 +131,6 @@ def test_a_missing_file_names_every_place_and_the_cure(tmp_path, monkeypatch):
         "/nowhere/corpus/train.en\n",
         "/nowhere/corpus/train.en.gz",
         "data/corpus/train.en",
-        "../shared/data/corpus/train.en",
         "Set JAXLM_DATA",
     ):
         assert part in str(error.value)

@@ -8,7 +8,8 @@ from functools import cache
 
 import pytest
 
-from jaxlm.data.minilang import EXAMPLE_SENTENCES, MiniLang, analyze, assign_split, lexicon, minimal_pairs, split_size
+from jaxlm.data.minilang import lexicon
+from jaxlm.data.minilang.corpus import EXAMPLE_SENTENCES, MiniLang, analyze, assign_split, minimal_pairs, split_size
 from jaxlm.data.minilang.derivation import ENGLISH, SPANISH, Rule
 from jaxlm.data.minilang.rules import FEATURE_VALUES, minilang_grammar
 from jaxlm.errors import UserError

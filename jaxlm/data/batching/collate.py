@@ -1,4 +1,4 @@
-"""From columns of ids to arrays: `Batches[k]` makes batch k of a plan, `eval_batches` visits every row once.
+"""Collation: the arrays of a batch from columns of ids.
 
 Columns, each a `Ragged` of ids:
 
@@ -20,12 +20,10 @@ from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.types import Batch
 
 MAX_WORD_CHARACTERS = 16
-"""Characters of a word that are kept."""
+"""Characters of a word that the model reads."""
 
 TEXT_COLUMNS = ("source", "target")
-"""The columns whose lengths decide what shares a batch."""
-
-TOKEN_LEVEL_FIELDS = {"token_label_BS", "character_BSW"}
+"""The columns whose lengths decide which examples share a batch."""
 
 
 def collate(
@@ -38,32 +36,27 @@ def collate(
     packed: bool,
     special: SpecialIds = OWN_SPECIAL_IDS,
 ) -> Batch:
-    """A Batch of shape (rows, source) and (rows, target). `row_index` (ascending) gives the row of each example.
+    """A batch of shapes (rows, source length) and (rows, target length).
 
-    Examples of one row follow each other without a gap; each ends with EOS, and one too long for its row is cut.
-    Segment numbers are there only if `packed`. Ids are int32, masks bool, padding is 0.
+    Args:
+      examples: indices into the columns.
+      row_index: the row of each example, ascending; examples of one row follow each other without a gap.
+      packed: whether the batch has segment numbers.
+
+    Each example ends with EOS, and one too long for its row is cut. Ids are int32, masks bool, padding is 0.
     """
     fields: dict[str, Any] = {}
     if "source" in columns:
-        ended, _, segment = _fill_rows(columns["source"], examples, row_index, (num_rows, source_length), special)
-        fields |= {"source_BS": ended, "source_valid_BS": segment > 0}
+        label, _, segment = _fill_rows(columns["source"], examples, row_index, (num_rows, source_length), special)
+        fields |= {"source_BS": label, "source_valid_BS": segment > 0}
         fields |= {"source_segment_BS": segment} if packed else {}
     if "target" in columns:
-        ended, begun, segment = _fill_rows(columns["target"], examples, row_index, (num_rows, target_length), special)
-        fields |= {"target_BT": begun, "label_BT": ended, "target_valid_BT": segment > 0}
+        shape = num_rows, target_length
+        label, model_input, segment = _fill_rows(columns["target"], examples, row_index, shape, special)
+        fields |= {"target_BT": model_input, "label_BT": label, "target_valid_BT": segment > 0}
         fields |= {"target_segment_BT": segment} if packed else {}
     if "label" in columns or "character" in columns:
-        at, token = _token_positions(columns["source"], examples, row_index, num_rows, source_length)
-        if "label" in columns:
-            fields["token_label_BS"] = np.full(num_rows * source_length, -1, np.int32)
-            fields["token_label_BS"][at] = columns["label"].flat[token]
-        if "character" in columns:
-            fields["character_BSW"] = np.zeros((num_rows * source_length, MAX_WORD_CHARACTERS), np.int32)
-            fields["character_BSW"][at] = _gather_characters(columns["character"], token)
-        fields |= {
-            name: fields[name].reshape(num_rows, source_length, *fields[name].shape[1:])
-            for name in TOKEN_LEVEL_FIELDS & {*fields}
-        }
+        fields |= _token_level_fields(columns, examples, row_index, (num_rows, source_length))
     if "class" in columns:
         labels = columns["class"].flat[examples]
         field = "value_B" if labels.dtype == np.float32 else "class_B"
@@ -72,18 +65,36 @@ def collate(
     return Batch(**fields)
 
 
-def _token_positions(
-    column: Ragged, examples: np.ndarray, row_index: np.ndarray, num_rows: int, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where in a flat (rows x length) array the tokens of the examples lie, and which tokens of the column they are."""
-    count = np.minimum(column.lengths[examples], length - 1)
-    before = np.cumsum(count + 1) - (count + 1)
-    start = row_index * length + before - before[np.searchsorted(row_index, row_index)]
-    return concat_ranges(start, count), concat_ranges(column.offsets[examples], count)
+def _token_level_fields(
+    columns: Columns, examples: np.ndarray, row_index: np.ndarray, shape: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """The fields that have a value for each token of the source; `shape` = (rows, length)."""
+    source = columns["source"]
+    count = np.minimum(source.lengths[examples], shape[1] - 1)
+    start, _ = _example_starts(row_index, count, shape[1])
+    position = concat_ranges(start, count)  # of each token in the flat batch
+    token = concat_ranges(source.offsets[examples], count)  # its index in the flat column
+    fields: dict[str, np.ndarray] = {}
+    if "label" in columns:
+        label = np.full(shape, -1, np.int32)
+        label.reshape(-1)[position] = columns["label"].flat[token]
+        fields["token_label_BS"] = label
+    if "character" in columns:
+        character = np.zeros((*shape, MAX_WORD_CHARACTERS), np.int32)
+        character.reshape(-1, MAX_WORD_CHARACTERS)[position] = _gather_characters(columns["character"], token)
+        fields["character_BSW"] = character
+    return fields
+
+
+def _example_starts(row_index: np.ndarray, count: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each example of `count` ids and EOS starts in a flat (rows * length,) batch, and its number in its row."""
+    first_of_row = np.searchsorted(row_index, row_index)  # of each example, the first example in the same row
+    before = np.cumsum(count + 1) - (count + 1)  # positions of all examples before this one
+    return row_index * length + before - before[first_of_row], np.arange(len(row_index)) - first_of_row
 
 
 def _gather_characters(characters: Ragged, token: np.ndarray) -> np.ndarray:
-    """(tokens, WORD_LENGTH): the first characters of each, then 0."""
+    """The first characters of each token, then 0: (tokens, W)."""
     ids, count = characters.gather(token, max_length=MAX_WORD_CHARACTERS)
     spelled = np.zeros((len(token), MAX_WORD_CHARACTERS), np.int32)
     spelled.reshape(-1)[concat_ranges(np.arange(len(token)) * MAX_WORD_CHARACTERS, count)] = ids
@@ -93,15 +104,15 @@ def _gather_characters(characters: Ragged, token: np.ndarray) -> np.ndarray:
 def _fill_rows(
     column: Ragged, examples: np.ndarray, row_index: np.ndarray, shape: tuple[int, int], special: SpecialIds
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids + EOS, BOS + ids, and segment numbers from 1, each int32 of `shape` = (rows, length)."""
+    """(ids + EOS, BOS + ids, segment numbers from 1), each int32 of `shape` = (rows, length)."""
     num_rows, length = shape
     ids, count = column.gather(examples, max_length=length - 1)
-    first_of_row = np.searchsorted(row_index, row_index)
-    before = np.cumsum(count + 1) - (count + 1)
-    start = row_index * length + before - before[first_of_row]
-    ended, begun, segment = (np.zeros(num_rows * length, np.int32) for _ in range(3))
-    at = concat_ranges(start, count)
-    ended[at], ended[start + count] = ids, special.eos
-    begun[at + 1], begun[start] = ids, special.start
-    segment[concat_ranges(start, count + 1)] = np.repeat(np.arange(len(row_index)) - first_of_row + 1, count + 1)
-    return ended.reshape(num_rows, length), begun.reshape(num_rows, length), segment.reshape(num_rows, length)
+    start, number = _example_starts(row_index, count, length)
+    label, model_input, segment = (np.zeros(num_rows * length, np.int32) for _ in range(3))
+    position = concat_ranges(start, count)
+    label[position] = ids
+    label[start + count] = special.eos
+    model_input[position + 1] = ids
+    model_input[start] = special.start
+    segment[concat_ranges(start, count + 1)] = np.repeat(number + 1, count + 1)  # EOS belongs to its example
+    return label.reshape(shape), model_input.reshape(shape), segment.reshape(shape)

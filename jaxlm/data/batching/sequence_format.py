@@ -1,11 +1,11 @@
-"""How a text of one part or of several becomes one row of ids for a model that reads the marks between them.
+"""The input formats of fine-tuning: a text of one or several parts becomes one row of ids with separators.
 
-single       BOS a EOS          BOS a EOS b EOS                   one text, or a pair: what BERT and GPT-1 read
+single       BOS a EOS          BOS a EOS b EOS                   one text, or a pair: the input of BERT and GPT-1
 both_orders  BOS a EOS b EOS  BOS b EOS a EOS                     a pair in both orders
 choices      BOS a EOS c1 EOS  BOS a EOS c2 EOS  ...              a context with each of its endings
 
-BOS begins a sequence and EOS ends a part of it, so the ids alone say which part of which sequence a token belongs to
-(`jaxlm.models.finetune_heads`). The parts of a text stand between TABs. The last EOS is that of every row.
+BOS begins a sequence and EOS ends a part of it, so the ids alone tell the sequence and the part of each token
+(`jaxlm.models.finetune_heads`). TABs separate the parts of a text. `collate` adds the last EOS, as to every row.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from jaxlm.errors import UserError
 
 @dataclass(frozen=True)
 class SequenceFormat:
-    """Rows with marks.
+    """The format of a row.
 
     Attributes:
-      input_format: which sequences a text becomes, as above.
+      input_format: the sequences that a text becomes, as above.
       num_separators: EOS between two parts (RoBERTa: 2).
-      max_length: tokens of a sequence; the longest of its parts is cut at its end until it fits.
+      max_length: tokens of a sequence; the longest part is cut at its end until the sequence fits.
     """
 
     input_format: Literal["single", "both_orders", "choices"] = "single"
@@ -36,29 +36,26 @@ class SequenceFormat:
         if self.num_separators < 1 or self.max_length < 8:
             raise UserError(
                 f"{self.num_separators} separators and sequences of {self.max_length} tokens: expected 1 or more, "
-                "and 8 or "
-                "more"
+                "and 8 or more"
             )
 
     def with_max_positions(self, max_positions: int | None, num_sequences: int) -> "SequenceFormat":
-        """The same for rows of so many positions at most, and so many sequences."""
+        """The format with rows of at most `max_positions` positions for `num_sequences` sequences."""
         if max_positions is None or self.max_length <= max_positions // num_sequences:
             return self
         return replace(self, max_length=max_positions // num_sequences)
 
     def encode_rows(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, without the last EOS. Raises UserError for a text with too few parts."""
-        parts = [text.split("\t") for text in texts]
-        ids = iter(tokenizer.encode([part for text in parts for part in text]))
-        return [
-            self._encode_row([next(ids) for _ in some], text, tokenizer.special)
-            for some, text in zip(parts, texts, strict=True)
-        ]
+        parts_of_texts = [text.split("\t") for text in texts]
+        ids = iter(tokenizer.encode([part for parts in parts_of_texts for part in parts]))
+        rows = zip(parts_of_texts, texts, strict=True)
+        return [self._encode_row([next(ids) for _ in parts], text, tokenizer.special) for parts, text in rows]
 
     def _encode_row(self, parts: list[np.ndarray], text: str, special: SpecialIds) -> np.ndarray:
         if self.input_format == "both_orders" and len(parts) != 2 or self.input_format == "choices" and len(parts) < 3:
-            wanted = "two" if self.input_format == "both_orders" else "a context and two endings or more"
-            raise UserError(f"{text[:80]!r} has {len(parts)} parts between TABs, expected {wanted}")
+            expected = "two" if self.input_format == "both_orders" else "a context and two endings or more"
+            raise UserError(f"{text[:80]!r} has {len(parts)} parts between TABs, expected {expected}")
         if self.input_format == "single":
             sequences = [parts]
         elif self.input_format == "both_orders":
@@ -69,13 +66,14 @@ class SequenceFormat:
         return np.concatenate(joined)[:-1].astype(np.int32)
 
     def _join_parts(self, parts: list[np.ndarray], special: SpecialIds) -> np.ndarray:
-        room = self.max_length - 2 - self.num_separators * (len(parts) - 1)
+        room = self.max_length - 2 - self.num_separators * (len(parts) - 1)  # 2: BOS and the last EOS
         parts = list(parts)
-        while (spare := sum(map(len, parts)) - room) > 0 and any(map(len, parts)):
+        while (excess := sum(map(len, parts)) - room) > 0 and any(map(len, parts)):
             lengths = [len(part) for part in parts]
             longest = int(np.argmax(lengths))
             second = max([*lengths[:longest], *lengths[longest + 1 :], 0])
-            parts[longest] = parts[longest][: max(lengths[longest] - spare, min(second, lengths[longest] - 1))]
+            # Cut the longest part down to the second longest at most, but by one token at least.
+            parts[longest] = parts[longest][: max(lengths[longest] - excess, min(second, lengths[longest] - 1))]
         pieces: list[np.ndarray] = [np.array([special.start])]
         for part in parts:
             pieces += [part, np.full(self.num_separators, special.eos)]

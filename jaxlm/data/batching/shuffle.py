@@ -1,8 +1,8 @@
-"""The order of the data: which items batch k takes, as a pure function of (sizes, seed, k).
+"""The order of the data: the items of batch k, as a pure function of (sizes, seed, k).
 
-Every bucket is an endless stream: its items in a new order in every epoch, one epoch after the other, so that nothing
-is dropped and nothing is padded where epochs meet. A bucket of n items, r to a batch, has given floor(e n / r) batches
-after e epochs; the sum over buckets says in which epoch batch k lies, and seeking is a division and a short search.
+Every bucket is an endless stream: one epoch after the other, each in a new order, so nothing is dropped or padded
+between two epochs. A bucket of n items, r a batch, gives floor(e n / r) batches in e epochs. The sum over buckets
+gives the epoch of batch k, so seeking is a division and a short search.
 """
 
 import threading
@@ -13,40 +13,33 @@ from collections.abc import Sequence
 import numpy as np
 
 BATCH_ORDER_LANE = 0
-"""Lane of the order of batches; bucket b draws from lane b + 1."""
+"""The lane of random numbers for the order of batches; bucket b uses lane b + 1."""
 
 FIRST_DRAW_LANE = 1 << 16
-"""The first lane of what is drawn inside of batches."""
+"""The first lane of random numbers for the content of batches."""
 
 
 def permutation(n: int, seed: int, epoch: int, rng_lane: int = 0) -> np.ndarray:
-    """A shuffled `arange(n)`, the same on every platform and with every numpy.
+    """A shuffled `arange(n)`, the same on every platform and with every NumPy.
 
-    NumPy promises stable streams of raw bits, not of `Generator.permutation` (NEP 19): so we sort raw bits ourselves.
+    NumPy keeps the streams of raw bits stable, not `Generator.permutation` (NEP 19), so raw bits are sorted here.
     """
     bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch, rng_lane))).random_raw(n)
     return np.argsort(bits, kind="stable")
 
 
 def uniform_draws(count: int, seed: int, index: int, rng_lane: int) -> np.ndarray:
-    """`count` numbers in [0, 1), the draws of batch `index`: the same on every platform and with every numpy."""
-    bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(index, FIRST_DRAW_LANE + rng_lane))).random_raw(
-        count
-    )
+    """`count` random numbers in [0, 1) for batch `index`, the same on every platform and with every NumPy."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(index, FIRST_DRAW_LANE + rng_lane))
+    bits = np.random.PCG64(sequence).random_raw(count)
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
-def item_at(n: int, seed: int, index: int, rng_lane: int = 0) -> int:
-    """Item `index` of the endless stream over n items."""
-    epoch, at = divmod(index, n)
-    return int(permutation(n, seed, epoch, rng_lane)[at])
-
-
 class EpochOrder:
-    """`order[k]` is (bucket, items): the bucket that batch k comes from and the positions of its items in the bucket.
+    """`order[k]` is (bucket, items): the bucket of batch k and the indices of its items in the bucket.
 
-    `sizes[b]` is the number of items in bucket b, `rows[b]` how many make a batch. The permutations of the epochs in
-    use are kept; objects may be shared between threads and pickled (the kept ones stay behind).
+    `sizes[b]` is the number of items of bucket b, `rows[b]` the number in a batch. The permutations of the epochs in
+    use are cached. Objects can be shared between threads and pickled (without the cache).
     """
 
     def __init__(self, sizes: Sequence[int], rows: Sequence[int], seed: int):
@@ -74,12 +67,12 @@ class EpochOrder:
         return sum(n / r for n, r in zip(self.sizes, self.rows, strict=True))
 
     def first_batch(self, epoch: int) -> int:
-        """The number of batches before `epoch`, which is also the first batch of it."""
+        """The number of batches before `epoch`, which is also the number of its first batch."""
         return sum(epoch * n // r for n, r in zip(self.sizes, self.rows, strict=True))
 
     def epoch_of(self, k: int) -> int:
-        """The epoch that batch k belongs to: the last one with `first(epoch) <= k`."""
-        # epoch * rate - buckets < first(epoch) <= epoch * rate; the 2 covers rounding.
+        """The epoch of batch k: the last one with `first_batch(epoch) <= k`."""
+        # epoch * rate - buckets < first_batch(epoch) <= epoch * rate; the 2 covers rounding.
         low = max(0, int(k / self.batches_per_epoch) - 2)
         high = int((k + len(self.sizes)) / self.batches_per_epoch) + 2
         return low + bisect_right(range(low, high + 1), k, key=self.first_batch) - 1
@@ -89,6 +82,7 @@ class EpochOrder:
             raise IndexError(f"batch {k}: batches are counted from 0")
         epoch = self.epoch_of(k)
         first = self.first_batch(epoch)
+        # The batches of an epoch are shuffled; `place` is the number of this one if they went bucket by bucket.
         place = int(self._permutation(self.first_batch(epoch + 1) - first, epoch, BATCH_ORDER_LANE)[k - first])
         for bucket, (n, r) in enumerate(zip(self.sizes, self.rows, strict=True)):
             before, after = epoch * n // r, (epoch + 1) * n // r
@@ -98,11 +92,11 @@ class EpochOrder:
         raise AssertionError("the buckets of an epoch hold all its batches")
 
     def _items(self, bucket: int, start: int, count: int) -> np.ndarray:
-        """Items start .. start + count of the bucket's stream."""
+        """Items start .. start + count of the stream of a bucket."""
         n, parts = self.sizes[bucket], []
-        while count:
-            epoch, at = divmod(start, n)
-            part = self._permutation(n, epoch, bucket + 1)[at : at + count]
+        while count:  # a batch may span the end of an epoch
+            epoch, first = divmod(start, n)
+            part = self._permutation(n, epoch, bucket + 1)[first : first + count]
             parts.append(part)
             start, count = start + len(part), count - len(part)
         return np.concatenate(parts)
@@ -113,10 +107,10 @@ class EpochOrder:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        made = permutation(n, self.seed, epoch, rng_lane)
+        shuffled = permutation(n, self.seed, epoch, rng_lane)
         with self._lock:
-            self._cache[key] = made
-            # Threads may stand on both sides of an epoch's end, and a batch may reach back one epoch.
+            self._cache[key] = shuffled
+            # Threads may be on both sides of an epoch's end, and a batch may reach back one epoch.
             while len(self._cache) > 3 * (len(self.sizes) + 1):
                 self._cache.popitem(last=False)
-        return made
+        return shuffled

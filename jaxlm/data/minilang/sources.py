@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxlm.data.files import ReadStats
-from jaxlm.data.minilang import MiniLang, Sentence, minimal_pairs
+from jaxlm.data.minilang.corpus import MiniLang, Sentence, minimal_pairs
 from jaxlm.data.sources.base import Pair, PairSource
 from jaxlm.errors import UserError
 

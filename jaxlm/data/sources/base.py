@@ -54,6 +54,19 @@ class PairSource(Source[Pair]):
     """Base of the sources of pairs."""
 
 
+class FilteredPairs(PairSource):
+    """Base of the readers of pairs: unreadable pairs and, unless `keep_blank`, blank ones are dropped and counted."""
+
+    keep_blank: bool = False
+
+    def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
+        """The pairs; None for a text that cannot be read."""
+        raise NotImplementedError
+
+    def read(self, stats: ReadStats) -> Iterator[Pair]:
+        return filter_pairs(self._read_rows(stats), stats, self.keep_blank, self.describe())
+
+
 def iter_pairs(pairs: Any, stats: ReadStats) -> Iterator[Any]:
     """The rows of any source; rows of one that does not count bad lines count as kept."""
     if isinstance(pairs, Source):

@@ -1,9 +1,4 @@
-"""Texts with a class each, as pairs (text, class); parallel files and tab-separated columns are read as such already.
-
-Also the tags and opinions of the built-in corpus.
-
-Pairs of a text and a hypothesis in XML, as in the challenges on textual entailment (Dagan et al. 2006).
-"""
+"""Labeled texts as pairs (text, class); for parallel files and columns see `jaxlm.data.sources.parallel`."""
 
 import gzip
 from collections.abc import Iterator
@@ -12,16 +7,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from jaxlm.data.files import GZIP_MAGIC, OnBadLine, ReadStats, find_file, iter_lines
-from jaxlm.data.sources.base import Pair, Pairs, PairSource, filter_pairs, iter_pairs
+from jaxlm.data.sources.base import FilteredPairs, Pair, Pairs, PairSource, iter_pairs
 from jaxlm.errors import UserError
 
 SENTIMENT_LABELS = ("N", "NEU", "P")
-"""Blame, neither, praise."""
+"""Negative, neutral, positive."""
 
 
 @dataclass(frozen=True)
-class LabeledLines(PairSource):
-    """A text a line after its class and a space: `1 a stirring , funny film`. Raises UserError for a line without."""
+class LabeledLines(FilteredPairs):
+    """Lines of a class, a space and a text: `1 a stirring , funny film`. Raises UserError for a line without a text."""
 
     path: str
     separator: str = " "
@@ -30,29 +25,26 @@ class LabeledLines(PairSource):
     def describe(self) -> str:
         return f"{self.path}, text -> class"
 
-    def read(self, stats: ReadStats) -> Iterator[Pair]:
-        return filter_pairs(self._read_lines(stats), stats, False, self.describe())
-
-    def _read_lines(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
+    def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
         file = find_file(self.path)
         for number, line in enumerate(iter_lines(file, self.on_bad_line, stats), start=1):
-            name, found, text = (line or "").partition(self.separator)
-            if found or not line:
+            name, separator, text = (line or "").partition(self.separator)
+            if separator or not line:
                 yield (None, None) if line is None else (text, name)
                 continue
             if self.on_bad_line == "error":
                 raise UserError(
                     f"{file}, line {number}: {line[:80]!r} is a class without a text, expected {self.separator!r} "
-                    "between them. Mend the line, or set on_bad_line='skip'."
+                    "between them. Fix the line, or set on_bad_line='skip'."
                 )
             yield None, None
 
 
 @dataclass(frozen=True)
 class MapLabels(PairSource):
-    """Another source's classes under other names: `codes[i]` becomes `names[i]`. Raises UserError for an unknown code.
+    """A source with its classes renamed: `old_labels[i]` becomes `new_labels[i]`, which may merge classes.
 
-    Two codes may have the same name, which joins the classes.
+    Raises UserError for a class that is not in `old_labels`.
     """
 
     pairs: Pairs
@@ -62,8 +54,8 @@ class MapLabels(PairSource):
     def __post_init__(self) -> None:
         if len(self.old_labels) != len(self.new_labels) or len(set(self.old_labels)) != len(self.old_labels):
             raise UserError(
-                f"{len(self.old_labels)} codes {self.old_labels} and {len(self.new_labels)} names {self.new_labels}: "
-                "expected different codes and a name for each"
+                f"{len(self.old_labels)} old_labels {self.old_labels} and {len(self.new_labels)} new_labels "
+                f"{self.new_labels}: expected different old labels and a new one for each"
             )
 
     def describe(self) -> str:
@@ -71,23 +63,25 @@ class MapLabels(PairSource):
 
     def read(self, stats: ReadStats) -> Iterator[Pair]:
         names = dict(zip(self.old_labels, self.new_labels, strict=True))
-        for number, (text, code) in enumerate(iter_pairs(self.pairs, stats), start=1):
-            if code not in names:
+        for number, (text, label) in enumerate(iter_pairs(self.pairs, stats), start=1):
+            if label not in names:
                 raise UserError(
-                    f"{self.pairs.describe()}: text {number} has the class {code!r}, expected one of "
-                    f"{', '.join(self.old_labels)}. Add it to `old_labels`, or mend the file."
+                    f"{self.pairs.describe()}: text {number} has the class {label!r}, expected one of "
+                    f"{', '.join(self.old_labels)}. Add it to `old_labels`, or fix the file."
                 )
-            yield text, names[code]
+            yield text, names[label]
 
 
 @dataclass(frozen=True)
-class RteXml(PairSource):
-    """`<pair entailment="YES"><t>text</t><h>hypothesis</h></pair>`: (text TAB hypothesis, YES).
+class RteXml(FilteredPairs):
+    """Textual entailment in XML (Dagan et al. 2006): pairs (text TAB hypothesis, label).
+
+    An element is `<pair entailment="YES"><t>text</t><h>hypothesis</h></pair>`.
 
     Attributes:
       path: the file, gzipped or not.
-      label: attributes of a pair that its label may stand in; the first that is there counts.
-      parts: the elements of a pair that are its texts.
+      label_attributes: attributes of a pair that may hold its label; the first that exists counts.
+      text_elements: the elements of a pair that are its texts.
     """
 
     path: str
@@ -97,10 +91,7 @@ class RteXml(PairSource):
     def describe(self) -> str:
         return f"{self.path}, {' and '.join(self.text_elements)} -> {' or '.join(self.label_attributes)}"
 
-    def read(self, stats: ReadStats) -> Iterator[Pair]:
-        return filter_pairs(self._read_pairs(), stats, False, self.describe())
-
-    def _read_pairs(self) -> Iterator[tuple[str, str]]:
+    def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str, str]]:
         file = find_file(self.path)
         for number, pair in enumerate(_parse_xml(file).iter("pair"), start=1):
             place = f"{file}, pair {pair.get('id', number)}"
@@ -110,7 +101,7 @@ class RteXml(PairSource):
                     f"{place} has no attribute {' or '.join(self.label_attributes)}: fix the file, or "
                     "`label_attributes`"
                 )
-            texts = [pair.find(part) for part in self.text_elements]
+            texts = [pair.find(element) for element in self.text_elements]
             if any(text is None for text in texts):
                 raise UserError(
                     f"{place} has not all of the elements {', '.join(self.text_elements)}: fix the file, or "
@@ -126,4 +117,4 @@ def _parse_xml(file: Path) -> ElementTree.Element:
         with gzip.open(file) if packed else file.open("rb") as stream:
             return ElementTree.parse(stream).getroot()
     except (ElementTree.ParseError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as XML ({error}): fetch it again, or mend the place") from None
+        raise UserError(f"{file} cannot be read as XML ({error}): fetch it again, or fix the line") from None

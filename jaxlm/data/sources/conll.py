@@ -1,7 +1,7 @@
-"""Words and their tags from files with one word a line: CoNLL-U, and the column files of named entity recognition.
+"""Tagged sentences from files with one word a line: CoNLL-U, and the column files of named entity recognition.
 
-Each reader is a source of pairs (words, tags), either a line of tokens between single spaces, one tag a word. White
-space inside a word (some languages write numbers so) becomes "_", which keeps the two sides in step.
+Each reader is a source of pairs (words, tags), both separated by single spaces, with one tag a word. White space inside
+a word (some languages write numbers so) becomes "_", which keeps the two sides aligned.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from jaxlm.data.files import OnBadLine, ReadStats, find_file, iter_lines
-from jaxlm.data.sources.base import Pair, PairSource, filter_pairs
+from jaxlm.data.sources.base import FilteredPairs, Pair
 from jaxlm.errors import UserError
 
 OnBadTag = Literal["error", "repair"]
-"""What to do with an I- tag that continues nothing of its class: stop and name it, or make it the B- of a new span."""
+"""The treatment of an I- tag that continues no span of its class: stop and name it, or make it the B- of a new span."""
 
 CONLLU_COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 
@@ -24,34 +24,32 @@ UPOS_TAGS = (
 """The universal parts of speech (Nivre et al. 2020, table 1)."""
 
 TaggedWord = tuple[int, str, str]
-"""A word: the number of its line from 1, its form, its tag."""
+"""(number of the line from 1, form, tag) of a word."""
 
 
 class _InvalidLine(Exception):
-    """What is wrong with a line; the sentence that it stands in cannot be used."""
+    """The fault of a line, which makes its sentence unusable."""
 
 
-class TaggedFile(PairSource):
+class TaggedFile(FilteredPairs):
     """Base of the readers here: sentences between blank lines."""
 
     path: str
     on_bad_line: OnBadLine
 
-    def read(self, stats: ReadStats) -> Iterator[Pair]:
-        sentences = (None if rows is None else _to_pair(rows) for rows in self.read_sentences(stats))
-        return filter_pairs(
-            ((None, None) if pair is None else pair for pair in sentences), stats, False, self.describe()
-        )
+    def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
+        for rows in self.read_sentences(stats):
+            yield (None, None) if rows is None else _to_pair(rows)
 
     def read_sentences(self, stats: ReadStats) -> Iterator[list[TaggedWord] | None]:
-        """The words of each sentence, or None for one that has to be left out. Raises UserError."""
-        file, good = find_file(self.path), True
+        """The words of each sentence, or None for one that must be left out. Raises UserError."""
+        file, valid = find_file(self.path), True
         rows: list[TaggedWord] = []
         for number, line in enumerate(iter_lines(file, self.on_bad_line, stats), start=1):
             if line is not None and not line.strip():
-                if rows or not good:
-                    yield self._check_tags(rows, str(file)) if good else None
-                rows, good = [], True
+                if rows or not valid:
+                    yield self._check_tags(rows, str(file)) if valid else None
+                rows, valid = [], True
                 continue
             try:
                 if line is None:
@@ -61,15 +59,15 @@ class TaggedFile(PairSource):
             except _InvalidLine as error:
                 if line is not None and self.on_bad_line == "error":
                     raise UserError(
-                        f"{file}, line {number}: {error}. Mend the line, or set on_bad_line='skip' to leave the "
+                        f"{file}, line {number}: {error}. Fix the line, or set on_bad_line='skip' to leave the "
                         "sentence out."
                     ) from None
-                good = False
-        if rows or not good:
-            yield self._check_tags(rows, str(file)) if good else None
+                valid = False
+        if rows or not valid:
+            yield self._check_tags(rows, str(file)) if valid else None
 
     def locate(self, sentence: int, word: int) -> str:
-        """File and line of a word, both counted from 0 among the sentences that reading delivers."""
+        """File and line of a word; sentence and word are counted from 0 among the sentences that are read."""
         kept = (rows for rows in self.read_sentences(ReadStats()) if rows)
         for index, rows in enumerate(kept):
             if index == sentence:
@@ -77,7 +75,7 @@ class TaggedFile(PairSource):
         raise IndexError(f"{self.path} has no sentence {sentence}")
 
     def _parse_line(self, line: str) -> tuple[str, str] | None:
-        """Form and tag, or None where a line is no word of the sentence. Raises _BadLine."""
+        """Form and tag, or None if the line is not a word of the sentence. Raises _InvalidLine."""
         raise NotImplementedError
 
     def _check_tags(self, rows: list[TaggedWord], file: str) -> list[TaggedWord]:
@@ -88,8 +86,8 @@ class TaggedFile(PairSource):
 class ConllU(TaggedFile):
     """The syntactic words of a CoNLL-U file (universaldependencies.org/format) and one column of their annotation.
 
-    Lines of multi-word tokens ("3-4"), of empty nodes ("5.1") and comments are no words. `column` is the name of the
-    format: UPOS, XPOS, DEPREL, ...
+    Multi-word tokens ("3-4"), empty nodes ("5.1") and comments are skipped. `column` is named as in the format: UPOS,
+    XPOS, DEPREL, ...
     """
 
     path: str
@@ -126,13 +124,13 @@ class ConllU(TaggedFile):
 
 @dataclass(frozen=True)
 class ColumnFile(TaggedFile):
-    """A word a line in columns, as for named entities: CoNLL-2003, WNUT-17, WikiANN, ...
+    """Column files with a word a line, as for named entity recognition: CoNLL-2003, WNUT-17, WikiANN, ...
 
     Attributes:
-      word, tag: numbers of the columns, from 0; negative ones count from the end.
-      separator: what is between columns; None is any white space.
-      comment: lines that begin so are left out ("" keeps all: "#" begins many words).
-      on_bad_tag: IOB2 says B- at the beginning of every span; what to do where a file does not. Tags without I- pass.
+      word_column, tag_column: numbers from 0; negative ones count from the end.
+      separator: the text between columns; None is any white space.
+      comment_prefix: lines that begin with it are skipped ("" skips none, as "#" begins many words).
+      on_bad_tag: the treatment of a span that begins with I-, where IOB2 has B-.
     """
 
     path: str
@@ -154,32 +152,32 @@ class ColumnFile(TaggedFile):
         if (self.comment_prefix and line.startswith(self.comment_prefix)) or line.startswith("-DOCSTART-"):
             return None
         cells = line.split(self.separator)
-        need = max(number + 1 if number >= 0 else -number for number in (self.word_column, self.tag_column))
-        # A line of one column has the same cell for the word and, counted from the end, for its tag.
-        if len(cells) < max(need, 2):
-            raise _InvalidLine(f"{len(cells)} columns, expected at least {max(need, 2)}")
+        required = max(number + 1 if number >= 0 else -number for number in (self.word_column, self.tag_column))
+        required = max(required, 2)  # in a line of one column, its first and its last cell would be word and tag
+        if len(cells) < required:
+            raise _InvalidLine(f"{len(cells)} columns, expected at least {required}")
         form, tag = cells[self.word_column], cells[self.tag_column]
         if not form.strip() or not tag.strip():
             raise _InvalidLine(f"the {'tag' if form.strip() else 'word'} is missing")
         return form, tag
 
     def _check_tags(self, rows: list[TaggedWord], file: str) -> list[TaggedWord]:
-        mended, before = [], "O"
+        repaired, previous = [], "O"
         for number, form, tag in rows:
-            if not _is_valid_iob2(before, tag):
+            if not _is_valid_iob2(previous, tag):
                 if self.on_bad_tag == "error":
                     raise UserError(
-                        f"{file}, line {number}: {form!r} is {tag} after {before}: IOB2 begins a span with "
-                        f"B{tag[1:]}. Mend the file, or set on_bad_tag='repair' to read it so."
+                        f"{file}, line {number}: {form!r} is {tag} after {previous}: IOB2 begins a span with "
+                        f"B{tag[1:]}. Fix the file, or set on_bad_tag='repair' to read it so."
                     )
                 tag = f"B{tag[1:]}"
-            mended.append((number, form, tag))
-            before = tag
-        return mended
+            repaired.append((number, form, tag))
+            previous = tag
+        return repaired
 
 
 def locate_word(pairs: object, sentence: int, word: int) -> str:
-    """The place of a word for a message: file and line where the source knows them, else what it is and the number."""
+    """The place of a word for a message: file and line if the source knows them, else the source and the numbers."""
     if isinstance(pairs, TaggedFile):
         return pairs.locate(sentence, word)
     describe = getattr(pairs, "describe", None)
@@ -204,5 +202,5 @@ def _is_digits(text: str) -> bool:
 
 
 def _is_number_pair(text: str, separator: str) -> bool:
-    first, found, second = text.partition(separator)
-    return bool(found) and _is_digits(first) and _is_digits(second)
+    first, _, second = text.partition(separator)
+    return _is_digits(first) and _is_digits(second)

@@ -1,7 +1,7 @@
-"""Moses normalisation and tokenisation (sacremoses), as many published translation scores use it.
+"""Moses normalization and tokenization (sacremoses), which many published translation scores use.
 
-The order is that of Multi30k's own `lc.norm.tok` files: lower case, punctuation normalised, then tokenised with the
-Moses escapes (`&quot;`, `&apos;`). Lines are stripped and runs of spaces collapse, so this cannot be undone exactly.
+The order is that of the `lc.norm.tok` files of Multi30k: lower case, normalized punctuation, then tokens with the Moses
+escapes (`&quot;`, `&apos;`). Lines are stripped and runs of spaces collapse, so detokenization is not exact.
 """
 
 import functools
@@ -13,31 +13,30 @@ from jaxlm.data.files import ReadStats
 from jaxlm.data.sources.base import Pair, Pairs, PairSource, iter_pairs
 from jaxlm.errors import UserError
 
-PREPROCESS_CACHE_SIZE = (
-    1 << 17
-)  # Multi30k's 58,000 lines take 5 s, and a vocabulary and an encoding pass both read them
+PREPROCESS_CACHE_SIZE = 1 << 17
+"""Lines; the 58,000 of Multi30k take 5 s, and the tokenizer's training and the encoding both read them."""
 
 
 def moses_normalize(lines: Sequence[str], lang: str) -> list[str]:
-    """Punctuation in its plain form: quotes, dashes, spaces before marks. `lang` is a code such as "en" or "de"."""
-    normalise = _sacremoses_tool("MosesPunctNormalizer", lang).normalize
-    return [normalise(line) for line in lines]
+    """Normalized punctuation: quotes, dashes, spaces before punctuation. `lang` is a code such as "en" or "de"."""
+    normalize = _sacremoses_tool("MosesPunctNormalizer", lang).normalize
+    return [normalize(line) for line in lines]
 
 
 def moses_tokenize(lines: Sequence[str], lang: str) -> list[str]:
-    """Tokens joined by single spaces, with the Moses escapes."""
-    tokenise = _sacremoses_tool("MosesTokenizer", lang).tokenize
-    return [tokenise(line, return_str=True) for line in lines]
+    """Tokens with single spaces between them, and the Moses escapes."""
+    tokenize = _sacremoses_tool("MosesTokenizer", lang).tokenize
+    return [tokenize(line, return_str=True) for line in lines]
 
 
 def moses_detokenize(lines: Sequence[str], lang: str) -> list[str]:
     """Running text from lines of tokens, escapes undone."""
-    detokenise = _sacremoses_tool("MosesDetokenizer", lang).detokenize
-    return [detokenise(line.split()) for line in lines]
+    detokenize = _sacremoses_tool("MosesDetokenizer", lang).detokenize
+    return [detokenize(line.split()) for line in lines]
 
 
 def moses_preprocess(lines: Sequence[str], lang: str, lowercase: bool = True) -> list[str]:
-    """What `MosesPreprocess` does to one side: lower case, normalise, tokenise."""
+    """The lines of one side in lower case, normalized and tokenized."""
     return [_preprocess_line(line, lang, lowercase) for line in lines]
 
 
@@ -52,7 +51,7 @@ def _sacremoses_tool(name: str, lang: str) -> Any:
     try:
         import sacremoses
     except ImportError as error:
-        raise UserError("Moses tokenisation needs sacremoses: pip install 'jaxlm[moses]'") from error
+        raise UserError("Moses tokenization needs sacremoses: pip install 'jaxlm[moses]'") from error
     return getattr(sacremoses, name)(lang=lang)
 
 
@@ -71,7 +70,7 @@ class Lowercase(PairSource):
 
 @dataclass(frozen=True)
 class MosesPreprocess(PairSource):
-    """Both sides lower-cased (if asked), punctuation-normalised and Moses-tokenised, by the languages' codes."""
+    """Both sides in lower case (if `lowercase`), normalized and tokenized, by the codes of their languages."""
 
     pairs: Pairs
     source_lang: str

@@ -1,7 +1,4 @@
-"""Plain text for language models: the lines of a file, or a part of a file as one long text.
-
-Documents from files: one a line, lines between blank ones, from heading to heading, or a field of JSON lines.
-"""
+"""Texts for language models: the lines of a file, a file as one long text, or the documents of several files."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -9,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from jaxlm.data.files import OnBadLine, ReadStats, find_file, iter_lines
+from jaxlm.data.files import OnBadLine, ReadStats, find_file, iter_lines, read_lines
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.sources.base import Source, WithStats
 from jaxlm.data.sources.parallel import JsonLines
@@ -30,8 +27,9 @@ class TextSource(Source[str]):
 class TextFile(TextSource):
     """A plain or gzipped UTF-8 file.
 
-    unit: a text is a "line" (blank ones too), or the "whole" file with its line ends as LF.
-    first, last: the part of the whole file to take, as shares of its characters: (0, 0.9) is the first nine tenths.
+    Attributes:
+      unit: a text is a "line" (blank ones too), or the "whole" file with LF as line ends.
+      start_fraction, end_fraction: the part of the whole file, in characters: (0, 0.9) is the first nine tenths.
     """
 
     path: str
@@ -50,16 +48,12 @@ class TextFile(TextSource):
             raise UserError(f"{self.path}: a part of a file is cut from unit='whole', not from lines")
 
     def describe(self) -> str:
-        """What is read."""
-        part = (
-            ""
-            if (self.start_fraction, self.end_fraction) == (0.0, 1.0)
-            else f", {self.start_fraction:.0%} to {self.end_fraction:.0%}"
-        )
+        is_part = (self.start_fraction, self.end_fraction) != (0.0, 1.0)
+        part = f", {self.start_fraction:.0%} to {self.end_fraction:.0%}" if is_part else ""
         return f"{self.path}{part}, {'a text a line' if self.unit == 'line' else 'one text'}"
 
     def read(self, stats: ReadStats) -> Iterator[str]:
-        lines = self._read_lines(stats)
+        lines = read_lines(self.path, self.on_bad_line, stats)
         if self.unit == "line":
             yield from lines
             return
@@ -72,27 +66,20 @@ class TextFile(TextSource):
             )
         yield text
 
-    def _read_lines(self, stats: ReadStats) -> Iterator[str]:
-        for line in iter_lines(self.path, self.on_bad_line, stats):
-            if line is None:
-                stats.skipped += 1
-            else:
-                stats.kept += 1
-                yield line
-
 
 DocumentUnit = Literal["line", "block", "heading", "json"]
 
 
 @dataclass(frozen=True)
 class Documents(TextSource):
-    """The documents of several plain or gzipped UTF-8 files, one file after the other.
+    """The documents of several plain or gzipped UTF-8 files, one file after the other; blank ones are left out.
 
-    unit: a document is a "line", the lines of a "block" between blank ones, the lines from one "heading" to the next
-      one, or what a line of "json" has in `field`. No document goes on in the next file; blank ones are left out.
-    heading: the regular expression that the beginning of a heading matches.
-    field: a key, or a path such as `meta.text` into nested objects.
-    between: what joins the lines of a document that has several.
+    Attributes:
+      unit: a document is a "line", the "block" of lines between blank ones, the lines from one "heading" to the next
+        one, or the `field` of a line of "json". A document ends with its file.
+      heading: a regular expression for the beginning of a heading.
+      field: a key, or a path such as `meta.text` into nested objects.
+      line_separator: the text between the lines of a document.
     """
 
     paths: tuple[str, ...]
@@ -104,17 +91,16 @@ class Documents(TextSource):
 
     def __post_init__(self) -> None:
         if not self.paths:
-            raise UserError("documents of no file: expected one path at least")
+            raise UserError("documents without a file: expected one path at least")
         if self.unit not in get_args(DocumentUnit) or (self.unit == "heading") != bool(self.heading):
             raise UserError(
                 f"unit {self.unit!r} with heading {self.heading!r}: expected one of "
-                f"{', '.join(get_args(DocumentUnit))}, and a "
-                "heading with 'heading' alone"
+                f"{', '.join(get_args(DocumentUnit))}, and a heading only with 'heading'"
             )
         try:
             re.compile(self.heading)
         except re.error as error:
-            raise UserError(f"heading {self.heading!r} is no regular expression: {error}") from None
+            raise UserError(f"heading {self.heading!r} is not a regular expression: {error}") from None
 
     def describe(self) -> str:
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""

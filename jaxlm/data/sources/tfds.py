@@ -1,7 +1,7 @@
 """Pairs from a prepared TensorFlow Datasets folder (`wmt14_translate/de-en`), read without TensorFlow.
 
-The folder `<data_dir>/<name>/<config>/<version>` describes itself, so no builder class is needed. TFDS reads it without
-TensorFlow where its records are in the array_record format; the tfrecord format needs TensorFlow and is refused.
+The folder `<data_dir>/<name>/<config>/<version>` describes itself, so no builder class is needed. TFDS reads
+records in the array_record format without TensorFlow; the tfrecord format needs TensorFlow and is refused.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.data.files import OnBadLine, ReadStats, decode_invalid_utf8
-from jaxlm.data.sources.base import Pair, PairSource, filter_pairs
+from jaxlm.data.sources.base import FilteredPairs
 from jaxlm.errors import UserError
 
 VERSION_PATTERN = re.compile(r"\d+\.\d+\.\d+")
@@ -21,12 +21,12 @@ RECORDS_PER_READ = 1024
 
 
 @dataclass(frozen=True)
-class Tfds(PairSource):
+class Tfds(FilteredPairs):
     """Two text features of a TFDS dataset, in the order of its files.
 
-    `name` is `dataset/config`, with `:version` for another than the newest; `split` may be a slice (`train[:10%]`);
-    `source` and `target` are feature names. `data_dir` is the folder that holds the datasets, by default
-    `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`. Raises UserError for a dataset, split or feature that is not there.
+    `name` is `dataset/config` or `dataset/config:version` (default: the newest); `split` may be a slice
+    (`train[:10%]`); `source` and `target` are feature names. `data_dir` is the folder of all datasets, by default
+    `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`. Raises UserError for a missing dataset, split or feature.
     """
 
     name: str
@@ -40,10 +40,7 @@ class Tfds(PairSource):
     def describe(self) -> str:
         return f"TFDS {self.name} {self.split}, {self.source} -> {self.target}"
 
-    def read(self, stats: ReadStats) -> Iterator[Pair]:
-        return filter_pairs(self._read_records(stats), stats, self.keep_blank, self.describe())
-
-    def _read_records(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
+    def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
         rows = self.data_source()
         for start in range(0, len(rows), RECORDS_PER_READ):
             keys = range(start, min(start + RECORDS_PER_READ, len(rows)))
@@ -52,14 +49,11 @@ class Tfds(PairSource):
             except Exception as error:
                 raise UserError(
                     f"{self.find_folder()}: records {keys[0]:,} to {keys[-1]:,} of {self.split} cannot be read "
-                    f"({error}). "
-                    f"Copy the folder again. {self._prepare_command()}"
+                    f"({error}). Copy the folder again. {self._prepare_command()}"
                 ) from error
             for number, row in zip(keys, batch, strict=True):
-                yield (
-                    self._decode_feature(row, self.source, number, stats),
-                    self._decode_feature(row, self.target, number, stats),
-                )
+                source, target = (self._decode_feature(row, f, number, stats) for f in (self.source, self.target))
+                yield source, target
 
     def _decode_feature(self, row: dict[str, bytes], feature: str, number: int, stats: ReadStats) -> str | None:
         raw = row[feature]
@@ -73,7 +67,7 @@ class Tfds(PairSource):
             return decode_invalid_utf8(raw, f"{self.describe()}, record {number}, {feature!r}", self.on_bad_line, stats)
 
     def data_source(self) -> Any:
-        """TFDS's random-access source of rows (dicts of bytes): `len`, `[row]`, `__getitems__`; Grain reads it too."""
+        """The random-access source of TFDS, whose rows are dicts of bytes."""
         folder = self.find_folder()
         try:
             import tensorflow_datasets
@@ -94,19 +88,18 @@ class Tfds(PairSource):
                 f"{self._prepare_command()}"
             ) from error
         except ValueError as error:
-            found = ", ".join(builder.info.splits)
-            raise UserError(f"{folder} has the splits {found}; asked for {self.split!r} ({error})") from error
+            splits = ", ".join(builder.info.splits)
+            raise UserError(f"{folder} has the splits {splits}, not {self.split!r} ({error})") from error
 
     def find_folder(self) -> Path:
         """The folder of the newest version (or that of `:version`) on disk."""
         name, _, version = self.name.partition(":")
         root = Path(self.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-        place = root / name
-        found = [child for child in place.glob("*") if VERSION_PATTERN.fullmatch(child.name) and child.is_dir()]
-        found = [child for child in found if version in ("", child.name)]
-        if found:
-            return max(found, key=lambda child: tuple(int(part) for part in child.name.split(".")))
-        raise UserError(f"no TFDS dataset in {place / (version or '<version>')}. {self._prepare_command()}")
+        versions = [child for child in (root / name).glob("*") if VERSION_PATTERN.fullmatch(child.name)]
+        versions = [child for child in versions if version in ("", child.name) and child.is_dir()]
+        if versions:
+            return max(versions, key=lambda child: tuple(int(part) for part in child.name.split(".")))
+        raise UserError(f"no TFDS dataset in {root / name / (version or '<version>')}. {self._prepare_command()}")
 
     def _require_features(self, info: Any, folder: Path) -> None:
         features = set(info.features.keys()) if hasattr(info.features, "keys") else set()
@@ -117,7 +110,7 @@ class Tfds(PairSource):
             )
 
     def _prepare_command(self) -> str:
-        """The command that makes the dataset. TFDS finds its wmt builders by TensorFlow only, so they are imported."""
+        """The command that makes the dataset. TFDS needs TensorFlow to find its wmt builders, so it imports them."""
         imported = re.match(r"wmt(1[3-9]|_t2t)", self.name)
         module = f", tensorflow_datasets.translate.{imported[0]}" if imported else ""
         where = f", data_dir={self.data_dir!r}" if self.data_dir else ""

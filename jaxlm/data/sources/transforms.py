@@ -1,4 +1,4 @@
-"""Sources that choose, order or join the pairs of other sources."""
+"""Sources that select, reorder, join or relabel the pairs of other sources."""
 
 import hashlib
 import random
@@ -16,10 +16,10 @@ SplitName = Literal["train", "valid", "test"]
 
 @dataclass(frozen=True)
 class HashSplit(PairSource):
-    """One part of a corpus that has no split of its own; the parts are disjoint and together the whole.
+    """One split of a corpus that comes without splits; they are disjoint and together the whole corpus.
 
-    A hash of the text on the `by` side decides, so that all translations of one sentence fall into one part, whatever
-    the order of the corpus. `valid` and `test` are the expected shares; `seed` gives other parts.
+    A hash of the text on `hash_side` decides, so that all translations of a sentence are in one split, independent of
+    the order of the corpus. `valid` and `test` are the expected fractions; another `seed` gives other splits.
     """
 
     pairs: Pairs
@@ -34,7 +34,7 @@ class HashSplit(PairSource):
             raise UserError(f"valid={self.valid} and test={self.test}: expected shares from 0 that sum to less than 1")
         if self.split not in get_args(SplitName) or self.hash_side not in ("source", "target"):
             raise UserError(
-                f"part {self.split!r} by {self.hash_side!r}: expected 'train', 'valid' or 'test' by 'source' or "
+                f"part {self.split!r} by {self.hash_side!r}: expected 'train', 'valid' or 'test', by 'source' or "
                 "'target'"
             )
 
@@ -43,12 +43,12 @@ class HashSplit(PairSource):
         return f"{self.pairs.describe()}; {part}"
 
     def read(self, stats: ReadStats) -> Iterator[Pair]:
-        side, found = 0 if self.hash_side == "source" else 1, False
+        side, empty = 0 if self.hash_side == "source" else 1, True
         for pair in iter_pairs(self.pairs, stats):
             if self._split_of_text(pair[side]) == self.split:
-                found = True
+                empty = False
                 yield pair
-        if not found:
+        if empty:
             raise UserError(f"{self.describe()}: no pair falls into this part. Give it a larger share, or more data.")
 
     def _split_of_text(self, text: str) -> SplitName:
@@ -62,7 +62,7 @@ class HashSplit(PairSource):
 
 @dataclass(frozen=True)
 class Shuffle(PairSource):
-    """Another order, a function of `seed` and the number of pairs alone. Holds all pairs in memory while it is read."""
+    """The pairs in an order that depends only on `seed` and their number. Reading holds all pairs in memory."""
 
     pairs: Pairs
     seed: int = 0
@@ -72,14 +72,14 @@ class Shuffle(PairSource):
 
     def read(self, stats: ReadStats) -> Iterator[Pair]:
         rows = list(iter_pairs(self.pairs, stats))
-        place = random.Random(self.seed).random
-        keys = [place() for _ in rows]
+        draw = random.Random(self.seed).random
+        keys = [draw() for _ in rows]
         yield from (rows[index] for index in sorted(range(len(rows)), key=keys.__getitem__))
 
 
 @dataclass(frozen=True)
 class Take(PairSource):
-    """The first `count` pairs. Faults further down go unseen, save by `check`, which reads everything."""
+    """The first `count` pairs; `check` reads all of them, so that later faults show too."""
 
     pairs: Pairs
     count: int
@@ -91,21 +91,21 @@ class Take(PairSource):
         return islice(iter_pairs(self.pairs, stats), self.count)
 
     def check(self) -> ReadStats:
-        bad = ReadStats()
-        for _ in iter_pairs(self.pairs, bad):
+        stats = ReadStats()
+        for _ in iter_pairs(self.pairs, stats):
             pass
-        return bad
+        return stats
 
 
 @dataclass(frozen=True)
 class Concat(PairSource):
-    """The pairs of several sources, one source after the other; one that is named twice is read twice."""
+    """The pairs of several sources, one source after the other; a source that is given twice is read twice."""
 
     sources: tuple[Pairs, ...]
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise UserError("Concat of no source: expected one at least")
+            raise UserError("Concat without a source: expected one at least")
 
     def describe(self) -> str:
         return " and ".join(part.describe() for part in self.sources)
@@ -117,7 +117,7 @@ class Concat(PairSource):
 
 @dataclass(frozen=True)
 class RelabelTags(PairSource):
-    """The targets with some of their words renamed, as the tags of one data set into those of another."""
+    """The pairs with some words of the targets renamed, such as the tags of one data set into those of another."""
 
     pairs: Pairs
     mapping: dict[str, str]

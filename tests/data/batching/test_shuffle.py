@@ -8,7 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxlm.data.batching.shuffle import EpochOrder, item_at, permutation
+from jaxlm.data.batching.shuffle import EpochOrder, permutation
+
+
+def item_at(n: int, seed: int, index: int, rng_lane: int = 0) -> int:
+    """Item `index` of the endless stream over n items."""
+    epoch, position = divmod(index, n)
+    return int(permutation(n, seed, epoch, rng_lane)[position])
 
 
 def test_permutation_is_a_permutation_and_depends_on_every_part_of_its_address():

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxlm.data.files import ReadStats
-from jaxlm.data.minilang import EXAMPLE_SENTENCES, assign_split
+from jaxlm.data.minilang.corpus import EXAMPLE_SENTENCES, assign_split
 from jaxlm.data.minilang.sources import MiniLangMinimalPairs, MiniLangSentiment, MiniLangTags
 from jaxlm.data.sources.classification import SENTIMENT_LABELS, LabeledLines, MapLabels
 from jaxlm.data.sources.parallel import ParallelFiles
@@ -43,7 +43,7 @@ def test_texts_and_classes_in_two_files(tmp_path):
 def test_codes_and_names_belong_together():
     files = ParallelFiles("a", "b")
     for codes, names in ((("0", "1"), ("a",)), (("0", "0"), ("a", "b"))):
-        with pytest.raises(UserError, match="a name for each"):
+        with pytest.raises(UserError, match="a new one for each"):
             MapLabels(files, codes, names)
 
 

@@ -114,16 +114,16 @@ def test_a_line_without_word_or_tag(tmp_path, line):
     assert list(ColumnFile(path, on_bad_line="skip")) == [("b", "O")]
 
 
-@pytest.mark.parametrize(("tags", "line", "mended"), [
+@pytest.mark.parametrize(("tags", "line", "repaired"), [
     ("I-PER I-PER", 1, "B-PER I-PER"),
     ("B-LOC I-PER", 2, "B-LOC B-PER"),
     ("B-LOC I-LOC O I-LOC I-LOC", 4, "B-LOC I-LOC O B-LOC I-LOC"),
 ])  # fmt: skip
-def test_an_inside_without_its_beginning_is_named_or_mended(tmp_path, tags, line, mended):
+def test_an_inside_without_its_beginning_is_named_or_repaired(tmp_path, tags, line, repaired):
     path = written(tmp_path, "".join(f"w{tag}\t{tag}\n" for tag in tags.split()))
     with pytest.raises(UserError, match=rf"line {line}: 'w.*on_bad_tag='repair'"):
         list(ColumnFile(path))
-    assert list(ColumnFile(path, on_bad_tag="repair"))[0][1] == mended
+    assert list(ColumnFile(path, on_bad_tag="repair"))[0][1] == repaired
 
 
 def test_a_span_does_not_reach_over_a_blank_line(tmp_path):

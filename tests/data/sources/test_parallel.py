@@ -8,24 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm.data.sources.moses import moses_preprocess
-from jaxlm.data.sources.parallel import (
-    Concat,
-    HashSplit,
-    JsonLines,
-    Lowercase,
-    MosesPreprocess,
-    Pair,
-    ParallelFiles,
-    ReadStats,
-    RelabelTags,
-    Shuffle,
-    Take,
-    Tsv,
-    iter_pairs,
-    moses_detokenize,
-    moses_tokenize,
-)
+from jaxlm.data.files import ReadStats
+from jaxlm.data.sources.base import Pair, iter_pairs
+from jaxlm.data.sources.moses import Lowercase, MosesPreprocess, moses_detokenize, moses_preprocess, moses_tokenize
+from jaxlm.data.sources.parallel import JsonLines, ParallelFiles, Tsv
+from jaxlm.data.sources.transforms import Concat, HashSplit, RelabelTags, Shuffle, Take
 from jaxlm.errors import UserError
 
 
@@ -230,7 +217,7 @@ def test_together_and_renamed(folder):
     both = Concat((few, few, renamed))
     assert list(both) == [*few, *few, *renamed] and both.check().kept == 6
     assert both.describe().count(" and ") == 2 and "B-PER as B-person" in both.describe()
-    with pytest.raises(UserError, match="no source"):
+    with pytest.raises(UserError, match="without a source"):
         Concat(())
 
 
