@@ -1,7 +1,8 @@
-"""The built-in parallel corpus: pairs without end, the same on every machine, with trees, tags and opinions.
+"""A small built-in English-Spanish corpus from a synchronous grammar: nothing to download.
 
-Sentences are drawn from the grammar with `random.Random(seed).random`, whose numbers Python promises to keep, and
-are told apart by their English. Which split a sentence belongs to is a hash of the sentence, not a matter of the draw.
+`MiniLang` is a source of pairs; `MiniLang().sentences()`, `minimal_pairs` and `analyze` also give trees, tags and
+sentiment. Sentences are sampled with `random.Random(seed).random`, whose numbers Python keeps stable, so they are the
+same on every machine. Sentences with the same English are the same. A hash of the sentence decides its split.
 """
 
 import hashlib
@@ -18,12 +19,12 @@ from jaxlm.data.minilang.rules import UPOS_ENGLISH, UPOS_SPANISH, minilang_gramm
 from jaxlm.data.sources.base import Pair, PairSource
 from jaxlm.errors import UserError
 
-SPLIT_PERCENT = {"train": 80, "valid": 10, "test": 10}  # of a hundred
+SPLIT_PERCENT = {"train": 80, "valid": 10, "test": 10}
 
-# The smallest number that puts FAMOUS in the test split.
+# The smallest number that puts EXAMPLE_SENTENCES into the test split.
 SPLIT_SALT = 108
 
-# The sentences of a course on sequence models: they open the test split.
+# The sentences of a course on sequence models, the first ones of the test split.
 EXAMPLE_SENTENCES = (
     "the green witch arrived",
     "John did not see the film that I liked",
@@ -35,10 +36,10 @@ _TREE_LEAF = re.compile(r"\(([A-Z]+) ([^()]+)\)")
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence pair and all that its derivation knows. The words of a tree are those of the sentence, in order.
+    """A sentence pair with its annotation. The leaves of a tree are the words of the sentence, in order.
 
-    `tags` are universal parts of speech, one a word. `opinion` is the speaker's: "P" praise, "N" blame, "NEU" neither,
-    or as much of the one as of the other.
+    The tags are universal parts of speech, one a word. `sentiment` is the speaker's: "P" positive, "N" negative, "NEU"
+    neutral or balanced.
     """
 
     english: str
@@ -52,18 +53,15 @@ class Sentence:
 
 @dataclass(frozen=True)
 class MiniLang(PairSource):
-    """Distinct pairs of one split, as (source, target) tuples; `sentences()` gives the same as `Sentence`s.
+    """Distinct pairs of one split, as (source, target) tuples; `sentences()` gives them as `Sentence`s.
 
     The first `k` pairs are the same for every `count >= k`. Each sentence has one translation, in both directions.
+    Raises UserError for an unknown split or source, and for a count that the split does not hold.
 
-    Args:
-        split: "train", "valid" or "test".
-        count: how many pairs.
-        seed: which draw.
-        source: the language to translate from, "en" or "es".
-
-    Raises:
-        UserError: an unknown split or source, or a count that is negative or more than the split holds.
+    Attributes:
+      count: number of pairs.
+      seed: of the sample.
+      source: the language to translate from.
     """
 
     split: Literal["train", "valid", "test"] = "train"
@@ -75,8 +73,11 @@ class MiniLang(PairSource):
         if self.source not in ("en", "es"):
             raise UserError(f"MiniLang(source={self.source!r}): the language has 'en' and 'es', choose one of them")
         if self.count < 0 or self.count > split_size(self.split):
-            found, held = f"MiniLang(split={self.split!r}, count={self.count})", split_size(self.split)
-            raise UserError(f"{found}: the split holds {held} pairs, set count between 0 and {held}")
+            size = split_size(self.split)
+            raise UserError(
+                f"MiniLang(split={self.split!r}, count={self.count}): the split holds {size} pairs, set count between "
+                f"0 and {size}"
+            )
 
     def __len__(self) -> int:
         return self.count
@@ -107,7 +108,7 @@ class MiniLang(PairSource):
 
 
 def split_size(split: str) -> int:
-    """How many pairs a split holds: its share of the exact number of sentences, as the hash deals them out."""
+    """The pairs of a split: its share of the exact number of sentences, as the hash distributes them."""
     if split not in SPLIT_PERCENT:
         raise UserError(f"minilang has no split {split!r}, choose one of {', '.join(SPLIT_PERCENT)}")
     return minilang_grammar().count_derivations() * SPLIT_PERCENT[split] // 100
@@ -116,8 +117,8 @@ def split_size(split: str) -> int:
 def assign_split(english: str, salt: int = SPLIT_SALT) -> str:
     """The split of a sentence: "train", "valid" or "test".
 
-    The hash is of the bag of words, with verbs reduced to their base and without "do": sentences which differ only in
-    tense, in the order of words or in the place of "not" are never divided between two splits.
+    Sentences that differ only in tense, word order or the place of "not" are in the same split: the hash is of the bag
+    of words, with verbs reduced to their base form and without "do".
     """
     bag = sorted(LEMMAS.get(word, word) for word in english.split())
     digest = hashlib.sha256(f"minilang {salt} {' '.join(filter(None, bag))}".encode()).digest()
@@ -128,53 +129,47 @@ def assign_split(english: str, salt: int = SPLIT_SALT) -> str:
 
 
 def analyze(english: str) -> Sentence:
-    """The sentence with this English: its translation, trees, tags and opinion.
-
-    Raises:
-        UserError: the sentence is not in the language.
-    """
-    found = minilang_grammar().parse(["a" if word == "an" else word for word in english.split()])
-    if not found or _format_english(found[0].words[ENGLISH]) != " ".join(english.split()):
+    """The annotation of an English sentence. Raises UserError if the sentence is not in the language."""
+    derivations = minilang_grammar().parse(["a" if word == "an" else word for word in english.split()])
+    if not derivations or _format_english(derivations[0].words[ENGLISH]) != " ".join(english.split()):
         raise UserError(f"{english!r} is not a sentence of minilang; one that is: {EXAMPLE_SENTENCES[0]!r}")
-    return _to_sentence(found[0])
+    return _to_sentence(derivations[0])
 
 
 def minimal_pairs(
     split: str = "test", count: int = 1000, seed: int = 0, language: Literal["en", "es", "both"] = "es"
 ) -> Iterator[tuple[Sentence, Sentence]]:
-    """Pairs of sentences with the same words and opposite opinions: (praise, blame), no sentence twice.
+    """Pairs of sentences with the same words and opposite sentiment, (positive, negative), no sentence twice.
 
-    Only the negation has moved from one to the other, so that no bag of words can tell them apart and a chance
-    guess is right half the time.
+    They differ only in the place of the negation, so that a bag of words cannot distinguish them.
 
     Args:
-        split: that of both sentences.
-        count: how many pairs.
-        seed: which draw.
-        language: where the words must be the same. In English a negation that moves mostly brings its "do" along and
-            uncovers another form of the verb ("saw", "did not see"), so that fewer pairs qualify.
+      split: the split of both sentences.
+      count: number of pairs.
+      language: the language in which the words must be the same. In English a negation mostly moves together with "do"
+        and changes the form of the verb ("saw", "did not see"), so that fewer pairs qualify.
     """
     sides = {"en": (ENGLISH,), "es": (SPANISH,), "both": (ENGLISH, SPANISH)}
     if language not in sides:
         raise UserError(f"minimal_pairs(language={language!r}): choose one of {', '.join(sides)}")
-    split_size(split)  # an unknown split is refused
+    split_size(split)  # raises for an unknown split
     seen: set[str] = set()
     for derivation, english in _sample_derivations(split, seed):
         if len(seen) == 2 * count:
             return
         for other in minilang_grammar().move_negation(derivation):
             pair = (derivation, other) if derivation.sentiment() > 0 else (other, derivation)
-            rest = _format_english(other.words[ENGLISH])
-            if pair[0].sentiment() <= 0 or pair[1].sentiment() >= 0 or english in seen or rest in seen:
+            other_english = _format_english(other.words[ENGLISH])
+            if pair[0].sentiment() <= 0 or pair[1].sentiment() >= 0 or {english, other_english} & seen:
                 continue
             if all(_bag_of_words(derivation, side) == _bag_of_words(other, side) for side in sides[language]):
-                seen |= {english, rest}
+                seen |= {english, other_english}
                 yield _to_sentence(pair[0]), _to_sentence(pair[1])
                 break
 
 
 def _sample_derivations(split: str, seed: int) -> Iterator[tuple[Derivation, str]]:
-    """Derivations of a split without end, some of them more than once."""
+    """Endless random derivations of a split, with repetitions."""
     grammar = minilang_grammar()
     for english in EXAMPLE_SENTENCES:
         if assign_split(english) == split:
@@ -192,13 +187,13 @@ def _bag_of_words(derivation: Derivation, side: int) -> list[str]:
 
 
 def _format_english(text: str) -> str:
-    """Contraction, and the spaces of what was left out: "a old hat" is written "an old hat"."""
+    """Single spaces, and "an" before a vowel."""
     text = " ".join(text.split())
     return re.sub(r"\ba (?=[aeiou])", "an ", text) if "a " in text else text
 
 
 def _format_spanish(text: str) -> str:
-    """The same for Spanish, where `a el` is written `al`, and `de el` is written `del`."""
+    """Single spaces, and the contractions `al` of `a el` and `del` of `de el`."""
     text = f" {' '.join(text.split())} "
     return text.replace(" a el ", " al ").replace(" de el ", " del ")[1:-1]
 
@@ -220,5 +215,5 @@ def _to_sentence(derivation: Derivation) -> Sentence:
 
 
 def _clean_tree(tree: str) -> str:
-    """A tree without the spaces that dropped words leave behind."""
+    """A tree without the spaces of dropped words."""
     return re.sub(r" +(?=[ )])", "", tree).strip()

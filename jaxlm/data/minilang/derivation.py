@@ -1,4 +1,4 @@
-"""A rule of a synchronous grammar, and a derivation: the one thing from which both sentences and trees are read."""
+"""Rules and derivations of a synchronous grammar; a derivation gives both sentences and both trees."""
 
 import re
 from collections.abc import Iterator
@@ -10,17 +10,15 @@ ENGLISH, SPANISH = 0, 1
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """A rule with all its features given. Side 0 is English, side 1 Spanish."""
+    """A rule without variables. Side 0 is English, side 1 Spanish."""
 
     symbol: str
     fragments: tuple[str, str]  # brackets, words and slots, as in "(NP {0} {1})"
     slots: tuple[str, ...]  # the names of the slots
     children: tuple[str, ...]  # their symbols
-    sentiment_signs: tuple[
-        int, ...
-    ]  # what the opinion in a slot counts for here: 1, -1 under negation, 0 when it is another's
-    sentiment: int  # the rule's own
-    polarity: int  # -1 negated, 1 the affirmative twin of a negated rule, 0 neither
+    sentiment_signs: tuple[int, ...]  # factors of the slots' sentiments: 1, -1 under negation, 0 if not the speaker's
+    sentiment: int  # of the rule itself
+    polarity: int  # -1 negated, 1 the affirmative counterpart of a negated rule, 0 neither
 
     @cached_property
     def words(self) -> tuple[str, str]:
@@ -30,7 +28,7 @@ class Rule:
 
     @cached_property
     def tokens(self) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
-        """Each side as a row of words and numbers of slots."""
+        """Each side as a sequence of words and numbers of slots."""
         english, spanish = (
             tuple(int(item[1:-1]) if item[0] == "{" else item for item in side.split()) for side in self.words
         )
@@ -38,7 +36,7 @@ class Rule:
 
 
 class Derivation:
-    """A rule and the derivations of its slots. `words` are the two sentences, before contraction, spaces loose."""
+    """A rule and the derivations of its slots. `words` are the two sentences before contraction, with extra spaces."""
 
     __slots__ = ("rule", "children", "words")
 
@@ -54,26 +52,26 @@ class Derivation:
             )
 
     def tree(self, side: int) -> str:
-        """The bracketed tree of one side, as loose as `words`."""
+        """The bracketed tree of one side, with extra spaces as in `words`."""
         text = self.rule.fragments[side]
         return text.format(*[child.tree(side) for child in self.children]) if self.children else text
 
     def sentiment(self) -> int:
-        """The sum of the opinions in a derivation, each with the signs of the rules above it."""
+        """The sum of the sentiments in the derivation, each times the signs of the rules above it."""
         counted = zip(self.rule.sentiment_signs, self.children, strict=True)
         return self.rule.sentiment + sum(sign * child.sentiment() for sign, child in counted if sign)
 
     def polar_phrases(self, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], "Derivation"]]:
-        """All phrases that are negated or could be, each with the numbers of the slots that lead to it."""
+        """All phrases that are or can be negated, each with its path, the numbers of the slots that lead to it."""
         if self.rule.polarity:
             yield path, self
         for number, child in enumerate(self.children):
             yield from child.polar_phrases((*path, number))
 
     def replace(self, path: tuple[int, ...], new: "Derivation") -> "Derivation":
-        """The same derivation with another phrase at the end of the path."""
+        """The derivation with the phrase `new` at the end of the path."""
         if not path:
             return new
-        first, rest = path[0], path[1:]
-        children = (*self.children[:first], self.children[first].replace(rest, new), *self.children[first + 1 :])
-        return Derivation(self.rule, children)
+        children = list(self.children)
+        children[path[0]] = children[path[0]].replace(path[1:], new)
+        return Derivation(self.rule, tuple(children))

@@ -1,15 +1,13 @@
-"""A synchronous grammar with features: one derivation, two sentences, two trees.
+"""A synchronous grammar with features: one derivation gives two sentences and two trees.
 
-A rule rewrites one symbol on both sides at once, and the slots of the two sides are the same ones under the same names
-[Aho and Ullman 1969; with fragments of trees, Eisner 2003]. So the adjective can follow its noun, or the verb lead:
+A rule rewrites one symbol on both sides at once; the slots of both sides have the same names (Aho and Ullman 1969; with
+tree fragments, Eisner 2003). So an adjective can follow its noun on one side only:
 
     rule("Nbar.G.N", "{adjective} {noun}", "{noun} {adjective}", {"adjective": "Adjective.G.N", "noun": "Noun.G.N"})
 
-A symbol is a name and its features, parted by dots. A capital letter is a variable; the same letter is the same value
-all over the rule, which is agreement. A slot that one side does not mention is deleted there ("do" has no Spanish, and
-a Spanish clitic no English): it must have one expansion only. The grammar has no recursion, so its language is finite.
-
-A derivation is drawn, parsed or altered here; its words, trees and opinion are read off it in `derivation`.
+A symbol is a name and its features, separated by dots. A capital letter is a variable with one value in all of a rule,
+which makes agreement. A slot that one side does not mention is deleted there (English "do", a Spanish clitic) and must
+have a single expansion. The grammar has no recursion, so its language is finite.
 """
 
 import itertools
@@ -21,9 +19,8 @@ from dataclasses import dataclass
 
 from jaxlm.data.minilang.derivation import ENGLISH, Derivation, Rule
 
-MAX_POOLED_DERIVATIONS = (
-    500  # a symbol with so few derivations has them all made beforehand, and drawing one is a bisection
-)
+MAX_POOLED_DERIVATIONS = 500
+"""A symbol with at most as many derivations has all of them enumerated, and sampling one is a bisection."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Template:
     polarity: int
 
     def instantiate(self, features: Sequence[str], domains: Mapping[str, Sequence[str]]) -> Iterator[Rule]:
-        """All rules that rewrite the symbol with these features: the variables it leaves free take every value."""
+        """All rules that rewrite the symbol with these features: its free variables take every value."""
         bound: dict[str, str] = {}
         if len(features) != len(self.lhs):
             raise ValueError(f"{'.'.join(features)} has {len(features)} parts, the rule for {self.lhs} {len(self.lhs)}")
@@ -62,11 +59,11 @@ class Template:
 
 
 class SynchronousGrammar:
-    """Templates, and the rules bound from them on demand.
+    """Templates, and the rules that are instantiated from them on demand.
 
     Args:
-        start: the first symbol.
-        domains: the values each variable may take, by its letter.
+      start: the start symbol.
+      domains: the values of each variable.
     """
 
     def __init__(self, start: str, domains: Mapping[str, Sequence[str]]):
@@ -90,14 +87,14 @@ class SynchronousGrammar:
         muted_slot: str = "",
         polarity: int = 0,
     ) -> None:
-        """Adds a rule.
+        """Add a rule.
 
         Args:
-            left: the symbol it rewrites.
-            english: brackets, words and slots in braces; so too `spanish`.
-            slots: the symbol of each slot.
-            weight: its share among the rules for the same symbol.
-            opinion, sign, mute, polarity: see `Rule`; `sign` is for all slots but `mute`, which counts for nothing.
+          lhs: the symbol that it rewrites.
+          english, spanish: brackets, words and slots in braces.
+          slots: the symbol of each slot.
+          weight: its relative frequency among the rules for the same symbol.
+          sentiment, sentiment_sign, muted_slot, polarity: see `Rule`; the sign is 0 for `muted_slot`.
         """
         parts = {name: tuple(symbol.split(".")) for name, symbol in (slots or {}).items()}
         head = tuple(lhs.split("."))
@@ -105,36 +102,31 @@ class SynchronousGrammar:
         self._templates[f"{head[0]}.*" if self.domains.keys() & set(head) else lhs].append(template)
 
     def weighted_rules(self, symbol: str) -> tuple[tuple[Rule, ...], ...]:
-        """The rules for a symbol, one group a template, each group as often as its weight says; the barren left out."""
+        """The rules for a symbol with derivations, in a group for each template, repeated by its weight."""
         if symbol not in self._options:
             features = symbol.split(".")
             groups: list[tuple[Rule, ...]] = []
             for template in self._templates[f"{features[0]}.*"] + self._templates[symbol]:
                 bound = template.instantiate(features, self.domains)
-                fertile = tuple(rule for rule in bound if all(map(self.count_derivations, rule.children)))
-                groups += [fertile] * template.weight if fertile else []
+                productive = tuple(rule for rule in bound if all(map(self.count_derivations, rule.children)))
+                groups += [productive] * template.weight if productive else []
             self._options[symbol] = tuple(groups)
         return self._options[symbol]
 
     def rules(self, symbol: str) -> list[Rule]:
-        """The rules for a symbol, each once, in the order in which they were written."""
+        """The rules for a symbol, each once, in the order of their definition."""
         return [rule for group in dict.fromkeys(self.weighted_rules(symbol)) for rule in group]
 
     def count_derivations(self, symbol: str | None = None) -> int:
         """The exact number of derivations: the sum over rules of the product over slots."""
         symbol = self.start if symbol is None else symbol
         if symbol not in self._counts:
-            total = 0
-            for rule in self.rules(symbol):
-                product = 1
-                for child in rule.children:
-                    product *= self.count_derivations(child)
-                total += product
-            self._counts[symbol] = total
+            products = (math.prod(map(self.count_derivations, rule.children)) for rule in self.rules(symbol))
+            self._counts[symbol] = sum(products)
         return self._counts[symbol]
 
     def sample(self, symbol: str, draw: Callable[[], float]) -> Derivation:
-        """A random derivation. `draw` gives uniform numbers in [0, 1), as `random.Random(seed).random` does."""
+        """A random derivation. `draw` returns uniform numbers in [0, 1), like `random.Random(seed).random`."""
         derivations, steps = self._pools.get(symbol) or self.enumerate_derivations(symbol)
         if derivations:
             return derivations[bisect(steps, draw())]
@@ -144,15 +136,15 @@ class SynchronousGrammar:
         return Derivation(rule, tuple([self.sample(child, draw) for child in rule.children]))
 
     def enumerate_derivations(self, symbol: str) -> tuple[list[Derivation], list[float]]:
-        """All derivations of a symbol and the running sum of their probabilities; nothing if they are too many."""
+        """All derivations of a symbol and the cumulative sum of their probabilities; none if they are too many."""
         if symbol not in self._pools:
             derivations: list[Derivation] = []
             shares: list[float] = []
             options = self.weighted_rules(symbol) if self.count_derivations(symbol) <= MAX_POOLED_DERIVATIONS else ()
-            for rule, alike in ((rule, len(group)) for group in options for rule in group):
+            for rule, group_size in ((rule, len(group)) for group in options for rule in group):
                 for row in itertools.product(*(self._derivation_probs(child) for child in rule.children)):
                     derivations.append(Derivation(rule, tuple([child for child, _ in row])))
-                    shares.append(math.prod([share for _, share in row]) / alike / len(options))
+                    shares.append(math.prod([share for _, share in row]) / group_size / len(options))
             self._pools[symbol] = derivations, [*itertools.accumulate(shares[:-1]), 1.0]
         return self._pools[symbol]
 
@@ -161,50 +153,50 @@ class SynchronousGrammar:
         return zip(derivations, (b - a for a, b in itertools.pairwise([0.0, *steps])), strict=True)
 
     def unique_derivation(self, symbol: str) -> Derivation:
-        """The derivation of a symbol that has just one."""
+        """The derivation of a symbol that has exactly one."""
         (rule,) = self.rules(symbol)
         return Derivation(rule, tuple(map(self.unique_derivation, rule.children)))
 
     def parse(self, words: Sequence[str], side: int = ENGLISH) -> list[Derivation]:
-        """All derivations of a row of words on one side; none if it is not in the language."""
+        """All derivations of a sentence on one side; none if it is not in the language."""
         memo: dict[tuple[str, int], list[tuple[Derivation, int]]] = {}
 
-        def phrase(symbol: str, begin: int) -> list[tuple[Derivation, int]]:
+        def complete(rule: Rule, slots: dict[int, Derivation]) -> Derivation:
+            children = enumerate(rule.children)
+            return Derivation(rule, tuple(slots.get(n) or self.unique_derivation(child) for n, child in children))
+
+        def parse_symbol(symbol: str, begin: int) -> list[tuple[Derivation, int]]:
             if (symbol, begin) not in memo:
                 memo[symbol, begin] = [
-                    (
-                        Derivation(
-                            rule, tuple(found.get(n) or self.unique_derivation(c) for n, c in enumerate(rule.children))
-                        ),
-                        end,
-                    )
+                    (complete(rule, slots), end)
                     for rule in self.rules(symbol)
-                    for found, end in row(rule, rule.tokens[side], begin)
+                    for slots, end in parse_items(rule, rule.tokens[side], begin)
                 ]
             return memo[symbol, begin]
 
-        def row(rule: Rule, items: Sequence[str | int], begin: int) -> Iterator[tuple[dict[int, Derivation], int]]:
+        def parse_items(
+            rule: Rule, items: Sequence[str | int], begin: int
+        ) -> Iterator[tuple[dict[int, Derivation], int]]:
             if not items:
                 yield {}, begin
             elif isinstance(first := items[0], int):
-                for derivation, middle in phrase(rule.children[first], begin):
-                    for found, end in row(rule, items[1:], middle):
-                        yield {first: derivation} | found, end
+                for derivation, middle in parse_symbol(rule.children[first], begin):
+                    for slots, end in parse_items(rule, items[1:], middle):
+                        yield {first: derivation} | slots, end
             elif begin < len(words) and words[begin] == first:
-                yield from row(rule, items[1:], begin + 1)
+                yield from parse_items(rule, items[1:], begin + 1)
 
-        return [derivation for derivation, end in phrase(self.start, 0) if end == len(words)]
+        return [derivation for derivation, end in parse_symbol(self.start, 0) if end == len(words)]
 
     def move_negation(self, derivation: Derivation) -> Iterator[Derivation]:
-        """All derivations in which the negation has moved: a negated phrase affirmed, and an affirmed one negated."""
-        for (path, one), (other_path, other) in itertools.combinations(derivation.polar_phrases(), 2):
-            if one.rule.polarity != other.rule.polarity:
-                yield derivation.replace(path, self._toggle_negation(one)).replace(
-                    other_path, self._toggle_negation(other)
-                )
+        """All derivations with the negation moved from a negated phrase to an affirmative one."""
+        for (path, phrase), (other_path, other) in itertools.combinations(derivation.polar_phrases(), 2):
+            if phrase.rule.polarity != other.rule.polarity:
+                changed = derivation.replace(path, self._toggle_negation(phrase))
+                yield changed.replace(other_path, self._toggle_negation(other))
 
     def _toggle_negation(self, derivation: Derivation) -> Derivation:
-        """The twin of a phrase that has a polarity: negated if it was affirmed, affirmed if negated."""
+        """The counterpart of a phrase with polarity: negated if it is affirmative, affirmative if it is negated."""
         rule = derivation.rule
         same, twins = ([r for r in self.rules(rule.symbol) if r.polarity == p] for p in (rule.polarity, -rule.polarity))
         twin = twins[same.index(rule)]
@@ -217,6 +209,6 @@ class SynchronousGrammar:
         return Derivation(twin, tuple(children))
 
     def _inflect(self, word: Derivation, symbol: str) -> Derivation:
-        """The same word under other features: its rule has the same place among those of the other symbol."""
+        """The word with other features: its rule has the same index among the rules of the other symbol."""
         place = self.rules(word.rule.symbol).index(word.rule)
         return Derivation(self.rules(symbol)[place], word.children)

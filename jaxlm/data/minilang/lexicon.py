@@ -1,9 +1,9 @@
-"""The words of the little language: English and Spanish forms side by side, with what agreement needs to know.
+"""The lexicon: English and Spanish word forms with the features that agreement needs.
 
-Gender is a property of the Spanish noun (`el mapa` and `el poeta` are masculine, `la canción` has no -a to show it).
-A noun has a sort, and a verb or an adjective says which sorts it goes with, so that a witch may fall and a key may
-fall, but only the witch can sleep. No two readings share a form: `read`, which is its own past, is left out on purpose,
-and so is "we" (`cantamos`: we sing, or we sang), for then each sentence has one translation and no more.
+Gender is a property of the Spanish noun (`el mapa` and `el poeta` are masculine, `la canción` is feminine without -a).
+A noun has a sort, and verbs and adjectives select sorts: a witch and a key can fall, but only a witch can sleep.
+Ambiguous forms are left out, so that each sentence has exactly one translation: `read`, which is its own past tense,
+and "we" (`cantamos` is present and past).
 """
 
 from dataclasses import dataclass
@@ -25,32 +25,28 @@ class Noun:
 
 @dataclass(frozen=True)
 class Adjective:
-    """An adjective, where it stands, what it goes with and what it thinks of it."""
+    """An adjective in both languages, with its position, the sorts that it selects and its sentiment."""
 
     english: str
     spanish: tuple[str, str, str, str]  # masculine singular, feminine singular, masculine plural, feminine plural
-    order: str  # "outer" stands before "inner" in English, and after it in Spanish: big green house, casa verde grande
+    order: str  # "outer" is farther from the noun than "inner": big green house, casa verde grande
     sorts: tuple[str, ...]
-    sentiment: int  # +1 praises, -1 blames, 0 describes
+    sentiment: int  # +1 positive, -1 negative, 0 neutral
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb in both languages, and what it goes with."""
+    """A verb in both languages, and the sorts that it selects."""
 
     english: tuple[str, str, str]  # base, third person singular, past
-    spanish: tuple[
-        str, str, str, str, str, str
-    ]  # present then past, each: first singular, third singular, third plural
-    verb_class: (
-        str  # "arrival" and "activity" (no object), "transitive", "dative", "psych" (odiar), "gustar" (order inverted)
-    )
-    sorts: tuple[str, ...]  # of the subject where there is no object, of the object otherwise
+    spanish: tuple[str, ...]  # present, then past: first person singular, third person singular and plural
+    verb_class: str  # "arrival", "activity" (no object), "transitive", "dative", "psych" (odiar), "gustar" (inverted)
+    sorts: tuple[str, ...]  # of the object, or of the subject of a verb without an object
     sentiment: int = 0
 
 
 def inflect_adjective(lemma: str) -> tuple[str, str, str, str]:
-    """The four forms of a regular Spanish adjective: -o has all four, any other vowel two, a consonant takes -es."""
+    """The four forms of a regular Spanish adjective in -o, -e or a consonant."""
     if lemma.endswith("o"):
         stem = lemma[:-1]
         return lemma, stem + "a", stem + "os", stem + "as"
@@ -65,8 +61,7 @@ def _noun(english: str, spanish: str, gender: str, sort: str) -> Noun:
 
 def _verb(english: str, spanish: str, kind: str, sorts: tuple[str, ...], opinion: int = 0) -> Verb:
     base, third, past = english.split()
-    i, one, many, i_past, one_past, many_past = spanish.split()
-    return Verb((base, third, past), (i, one, many, i_past, one_past, many_past), kind, sorts, opinion)
+    return Verb((base, third, past), tuple(spanish.split()), kind, sorts, opinion)
 
 
 NOUNS = (
@@ -109,7 +104,7 @@ ADJECTIVES = (
     Adjective("French", ("francés", "francesa", "franceses", "francesas"), "inner", NOUN_SORTS, 0),
 )
 
-# The present and past of `ser`, which the copula alone uses: singular, plural.
+# The copula: singular and plural in English, and of `ser`.
 BE = {"present": (("is", "are"), ("es", "son")), "past": (("was", "were"), ("era", "eran"))}
 
 DO = {"present": {"first": "do", "sg": "does", "pl": "do"}, "past": {"first": "did", "sg": "did", "pl": "did"}}
@@ -133,7 +128,7 @@ VERB_LEXICON = (
     _verb("hate hates hated", "odio odia odian odié odió odiaron", "psych", NOUN_SORTS, -1),
 )
 
-# (English, Spanish forms by gender and number as in an adjective), singular then plural; "" where there is none.
+# English (singular, plural) and Spanish forms as of an adjective; "" for a form that does not exist.
 DETERMINERS = (
     (("the", "the"), ("el", "la", "los", "las")),
     (("a", ""), ("un", "una", "", "")),
@@ -145,5 +140,5 @@ POSSESSIVE = (("my", "my"), ("mi", "mi", "mis", "mis"))
 
 NUMERALS = (("two", "dos"), ("three", "tres"), ("four", "cuatro"))
 
-# A form of a verb -> the verb; the auxiliary "do" has no lemma: it comes and goes with the negation.
+# The lemma of each verb form; the auxiliary "do" has none, as it only accompanies the negation.
 LEMMAS = {form: verb.english[0] for verb in VERB_LEXICON for form in verb.english} | {"do": "", "does": "", "did": ""}

@@ -1,4 +1,4 @@
-"""The rules of the little language. The notation is in `grammar`.
+"""The rules of the built-in corpus, in the notation of `jaxlm.data.minilang.grammar`.
 
     symbol                 features                                     example
     Clause.T.W             tense, width                                 the green witch arrived ~ llegó la bruja verde
@@ -10,10 +10,10 @@
     Rel.G.N.S              features of the noun before it               that I liked ~ que me gustó
 
 Width: "short" is a name or a determiner and a noun, "plain" adds adjectives and "of", "rel" is a noun phrase with one
-relative clause. No sentence has two relative clauses, and what stands inside one is short: sentences stay short too.
+relative clause. No sentence has two relative clauses, and phrases in one are short, so that sentences stay short.
 
-Opinion is the speaker's alone: "I liked the film" and "the film was not bad" are praise, "Mary liked the film" says
-nothing of the speaker, "Mary saw the bad film" does. Negation turns what its own verb or adjective says, no more.
+Sentiment is the speaker's: "I liked the film" and "the film was not bad" are positive, "Mary saw the bad film" is
+negative, "Mary liked the film" is neutral. Negation reverses only the sentiment of its own verb or adjective.
 """
 
 from functools import cache
@@ -26,7 +26,7 @@ FEATURE_VALUES = {
     "H": ("m", "f"),
     "N": ("sg", "pl"),  # number, and that of a second noun
     "M": ("sg", "pl"),
-    "A": ("first", "sg", "pl"),  # agreement of the English verb, and of the Spanish one, where it can be another
+    "A": ("first", "sg", "pl"),  # agreement of the English verb, and of the Spanish one
     "B": ("first", "sg", "pl"),
     "C": ("none", "first", "sg", "pl"),  # clitic
     "S": lexicon.NOUN_SORTS,
@@ -38,7 +38,7 @@ FEATURE_VALUES = {
     "Q": ("outer", "inner"),
 }
 
-# How wide a clause of two noun phrases is, and then each of the two.
+# The width of a clause with two noun phrases, and of each of the two.
 CLAUSE_WIDTHS = (
     ("short", "short", "short"),
     ("plain", "plain", "plain"),
@@ -49,22 +49,9 @@ CLAUSE_WIDTHS = (
 # The order of the four forms of an adjective or a determiner.
 AGREEMENT_FORMS = (("m", "sg"), ("f", "sg"), ("m", "pl"), ("f", "pl"))
 
-# Universal part of speech of each label over a word, where it is the same in both languages, and where it is not.
-SHARED_UPOS = {
-    "N": "NOUN",
-    "NAME": "PROPN",
-    "ADJ": "ADJ",
-    "ADV": "ADV",
-    "V": "VERB",
-    "AUX": "AUX",
-    "D": "DET",
-    "NUM": "NUM",
-    "P": "ADP",
-    "PRON": "PRON",
-    "CL": "PRON",
-    "WH": "PRON",
-    "CONJ": "CCONJ",
-}
+# The universal part of speech of each label: those that both languages share, and those of one language.
+SHARED_UPOS = {"N": "NOUN", "NAME": "PROPN", "ADJ": "ADJ", "ADV": "ADV", "V": "VERB", "AUX": "AUX", "D": "DET"}
+SHARED_UPOS |= {"NUM": "NUM", "P": "ADP", "PRON": "PRON", "CL": "PRON", "WH": "PRON", "CONJ": "CCONJ"}
 
 UPOS_ENGLISH = SHARED_UPOS | {"NEG": "PART", "POSS": "PRON"}
 
@@ -127,22 +114,19 @@ def _add_transitive_clauses(g: SynchronousGrammar, clause_width: str, first_widt
     group = "Group.transitive.S.T.A.A.none"
     g.add_rule(left, straight, straight, {"subject": subject, "group": group, "object": thing}, weight=4)
 
-    # I hated the book ~ odié el libro: an opinion of the speaker. Mary hated the book ~ María odió el libro: it is not.
+    # "I hated the book" is the speaker's sentiment; "Mary hated the book" ~ "María odió el libro" is not.
     group, others = "Group.psych.S.T.N.N.none", f"Subject.person.N.{first_width}"
     g.add_rule(left, straight, straight, {"subject": others, "group": group, "object": thing}, muted_slot="group")
-    # Mary liked the books ~ a María le gustaron los libros: in Spanish what is liked is the subject.
+    # "Mary liked the books" ~ "a María le gustaron los libros": the subject in Spanish is the object in English.
     english, spanish = "(S {who} (VP {group} {liked}))", "(S {who} (VP {group}) {liked})"
-    slots = {
-        "who": f"Experiencer.N.{first_width}",
-        "group": "Group.gustar.S.T.N.M.N",
-        "liked": f"NP.G.M.S.{second_width}",
-    }
+    who, liked = f"Experiencer.N.{first_width}", f"NP.G.M.S.{second_width}"
+    slots = {"who": who, "group": "Group.gustar.S.T.N.M.N", "liked": liked}
     g.add_rule(left, english, spanish, slots, muted_slot="group")
     if first_width != "rel":
         subject, group = f"Subject.person.first.{first_width}", "Group.psych.S.T.first.first.none"
         g.add_rule(left, straight, straight, {"subject": subject, "group": group, "object": thing}, weight=2)
         who, group = f"Experiencer.first.{first_width}", "Group.gustar.S.T.first.M.first"
-        g.add_rule(left, english, spanish, {"who": who, "group": group, "liked": f"NP.G.M.S.{second_width}"}, weight=2)
+        g.add_rule(left, english, spanish, {"who": who, "group": group, "liked": liked}, weight=2)
     if clause_width == "plain":
         english = "(S {subject} (VP {group} {gift} (PP (P to) {whom})))"
         spanish = "(S {subject} (VP {group} {gift} (PP (P a) {whom})))"
@@ -178,15 +162,8 @@ def _add_verb_phrases(g: SynchronousGrammar) -> None:
     left, verb, base = "Group.K.S.T.A.B.C", "Verb.K.S.T.A.B.finite", "Verb.K.S.T.A.B.base"
     g.add_rule(left, "{verb}", "{clitic} {verb}", {"verb": verb, "clitic": "Clitic.C"}, weight=3, polarity=1)
     english, spanish = "{do} (NEG not) {verb}", "(NEG no) {clitic} {verb}"
-    g.add_rule(
-        left,
-        english,
-        spanish,
-        {"do": "Do.T.A", "verb": base, "clitic": "Clitic.C"},
-        weight=2,
-        sentiment_sign=-1,
-        polarity=-1,
-    )
+    slots = {"do": "Do.T.A", "verb": base, "clitic": "Clitic.C"}
+    g.add_rule(left, english, spanish, slots, weight=2, sentiment_sign=-1, polarity=-1)
     for who, spanish in (("none", ""), ("first", "(CL me)"), ("sg", "(CL le)"), ("pl", "(CL les)")):
         g.add_rule(f"Clitic.{who}", "", spanish)
 
@@ -225,9 +202,8 @@ def _add_noun_phrases(g: SynchronousGrammar) -> None:
     g.add_rule("NP.G.N.S.short", "(NP {det} {noun})", "(NP {det} {noun})", short, weight=3)
     np, det, nbar = "(NP {det} {nbar})", "Det.G.N", "Nbar.G.N.S"
     g.add_rule("NP.G.N.S.plain", np, np, {"det": det, "nbar": nbar}, weight=5)
-    g.add_rule(
-        "NP.G.N.S.rel", f"(NP {np} {{rel}})", f"(NP {np} {{rel}})", {"det": det, "nbar": nbar, "rel": "Rel.G.N.S"}
-    )
+    relative = f"(NP {np} {{rel}})"
+    g.add_rule("NP.G.N.S.rel", relative, relative, {"det": det, "nbar": nbar, "rel": "Rel.G.N.S"})
     of, de = f"(NP {np} (PP (P of) {{owner}}))", f"(NP {np} (PP (P de) {{owner}}))"
     g.add_rule("NP.G.N.O.plain", of, de, {"det": det, "nbar": "Nbar.G.N.O", "owner": "NP.H.M.person.short"})
     for width in ("short", "plain"):
@@ -235,17 +211,11 @@ def _add_noun_phrases(g: SynchronousGrammar) -> None:
 
     noun, outer, inner = "Noun.G.N.S", "Adjective.outer.G.N.S", "Adjective.inner.G.N.S"
     g.add_rule("Nbar.G.N.S", "{noun}", "{noun}", {"noun": noun}, weight=4)
-    g.add_rule(
-        "Nbar.G.N.S",
-        "{adjective} {noun}",
-        "{noun} {adjective}",
-        {"noun": noun, "adjective": "Adjective.Q.G.N.S"},
-        weight=4,
-    )
-    # big green house ~ casa verde grande: the nearer adjective stays the nearer.
-    g.add_rule(
-        "Nbar.G.N.S", "{outer} {inner} {noun}", "{noun} {inner} {outer}", {"noun": noun, "outer": outer, "inner": inner}
-    )
+    slots = {"noun": noun, "adjective": "Adjective.Q.G.N.S"}
+    g.add_rule("Nbar.G.N.S", "{adjective} {noun}", "{noun} {adjective}", slots, weight=4)
+    # big green house ~ casa verde grande: the inner adjective is nearer to the noun in both languages.
+    slots = {"noun": noun, "outer": outer, "inner": inner}
+    g.add_rule("Nbar.G.N.S", "{outer} {inner} {noun}", "{noun} {inner} {outer}", slots)
 
 
 def _add_nouns_and_adjectives(g: SynchronousGrammar) -> None:

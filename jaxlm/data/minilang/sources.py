@@ -1,4 +1,4 @@
-"""Labelled sources from the built-in corpus: sentiment, minimal pairs and part-of-speech tags."""
+"""Labeled sources from the built-in corpus: sentiment, minimal pairs and part-of-speech tags."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,77 +9,67 @@ from jaxlm.data.minilang.corpus import MiniLang, Sentence, minimal_pairs
 from jaxlm.data.sources.base import Pair, PairSource
 from jaxlm.errors import UserError
 
-MiniLangLanguage = Literal["en", "es"]
-
 
 @dataclass(frozen=True)
-class MiniLangSentiment(PairSource):
-    """Sentences of the built-in corpus with the speaker's opinion: OPINIONS."""
+class _LabeledSentences(PairSource):
+    """Base: `count` sentences of a split in one language, with a label that a subclass defines."""
 
     split: Literal["train", "valid", "test"] = "train"
     count: int = 20_000
     seed: int = 0
-    language: MiniLangLanguage = "es"
+    language: Literal["en", "es"] = "es"
+
+    @property
+    def _language_name(self) -> str:
+        if self.language not in ("en", "es"):
+            raise UserError(f"language {self.language!r}: minilang has 'en' and 'es', choose one of them")
+        return {"en": "English", "es": "Spanish"}[self.language]
+
+    def _sentences(self) -> Iterator[Sentence]:
+        return MiniLang(self.split, self.count, self.seed).sentences()
+
+    def _label(self, sentence: Sentence) -> str:
+        return sentence.sentiment
+
+    def read(self, stats: ReadStats) -> Iterator[Pair]:
+        for sentence in self._sentences():
+            stats.kept += 1
+            yield sentence.english if self.language == "en" else sentence.spanish, self._label(sentence)
+
+
+@dataclass(frozen=True)
+class MiniLangSentiment(_LabeledSentences):
+    """Sentences with the speaker's sentiment, one of `SENTIMENT_LABELS`."""
 
     def describe(self) -> str:
         corpus = MiniLang(self.split, self.count, self.seed)
-        return f"opinions of {corpus.describe()}, of the {_language_name(self.language)}"
-
-    def read(self, stats: ReadStats) -> Iterator[Pair]:
-        for sentence in MiniLang(self.split, self.count, self.seed).sentences():
-            stats.kept += 1
-            yield _sentence_text(sentence, self.language), sentence.sentiment
+        return f"opinions of {corpus.describe()}, of the {self._language_name}"
 
 
 @dataclass(frozen=True)
-class MiniLangMinimalPairs(PairSource):
-    """Twin sentences of the same words, first the praise and then the blame: no bag of words can tell them apart.
+class MiniLangMinimalPairs(_LabeledSentences):
+    """Pairs of sentences with the same words, the positive one first: a bag of words cannot distinguish them.
 
-    `count` is that of the sentences, two a twin pair. The bag of words decides the split (see
-    `minilang.assign_split`), so that twins are never divided between two, and no twins of one are in another.
+    `count` is the number of sentences, two a pair. Both sentences of a pair are in the same split, as the bag of words
+    decides it (see `assign_split`).
     """
 
-    split: Literal["train", "valid", "test"] = "train"
     count: int = 2000
-    seed: int = 0
-    language: MiniLangLanguage = "es"
 
     def describe(self) -> str:
-        return f"minilang, {self.split}: {self.count:,} sentences in minimal pairs, {_language_name(self.language)}"
+        return f"minilang, {self.split}: {self.count:,} sentences in minimal pairs, {self._language_name}"
 
-    def read(self, stats: ReadStats) -> Iterator[Pair]:
-        for twins in minimal_pairs(self.split, self.count // 2, self.seed, self.language):
-            for sentence in twins:
-                stats.kept += 1
-                yield _sentence_text(sentence, self.language), sentence.sentiment
+    def _sentences(self) -> Iterator[Sentence]:
+        for pair in minimal_pairs(self.split, self.count // 2, self.seed, self.language):
+            yield from pair
 
 
 @dataclass(frozen=True)
-class MiniLangTags(PairSource):
-    """Sentences of the built-in corpus with the universal part of speech of each word."""
-
-    split: Literal["train", "valid", "test"] = "train"
-    count: int = 20_000
-    seed: int = 0
-    language: MiniLangLanguage = "es"
+class MiniLangTags(_LabeledSentences):
+    """Sentences with the universal part of speech of each word."""
 
     def describe(self) -> str:
-        return (
-            f"tags of {MiniLang(self.split, self.count, self.seed).describe()}, of the {_language_name(self.language)}"
-        )
+        return f"tags of {MiniLang(self.split, self.count, self.seed).describe()}, of the {self._language_name}"
 
-    def read(self, stats: ReadStats) -> Iterator[Pair]:
-        for sentence in MiniLang(self.split, self.count, self.seed).sentences():
-            tags = sentence.tags_english if self.language == "en" else sentence.tags_spanish
-            stats.kept += 1
-            yield _sentence_text(sentence, self.language), " ".join(tags)
-
-
-def _sentence_text(sentence: Sentence, language: MiniLangLanguage) -> str:
-    return sentence.english if language == "en" else sentence.spanish
-
-
-def _language_name(language: MiniLangLanguage) -> str:
-    if language not in ("en", "es"):
-        raise UserError(f"language {language!r}: minilang has 'en' and 'es', choose one of them")
-    return {"en": "English", "es": "Spanish"}[language]
+    def _label(self, sentence: Sentence) -> str:
+        return " ".join(sentence.tags_english if self.language == "en" else sentence.tags_spanish)
