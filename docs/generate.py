@@ -13,6 +13,7 @@ import importlib
 import inspect
 import io
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,35 +79,47 @@ def cli_page() -> str:
 
 
 def exported() -> dict[str, list[str]]:
-    """Home module -> the public names of `jaxlm` that are defined there, both sorted."""
+    """Module -> the public names of `jaxlm` that are imported from it, both sorted."""
     homes: dict[str, list[str]] = {}
     for name in sorted(jaxlm.__all__):
-        value = getattr(jaxlm, name)
-        home = getattr(value, "__module__", "jaxlm")
-        homes.setdefault(home if isinstance(home, str) and home.startswith("jaxlm") else "jaxlm", []).append(name)
+        homes.setdefault(jaxlm._MODULES[name], []).append(name)
     return dict(sorted(homes.items()))
 
 
 def _signature(name: str, value: Any) -> str:
-    """`Name(field: type = default, ...)`: one line if it fits in 100 columns, else one field a line."""
+    """`Name(field=default, ...)` of a class or function, `NAME = value` of a constant; lines of at most 100 columns."""
+    if not (inspect.isclass(value) or inspect.isfunction(value)):
+        text = f"{name} = {value!r}"
+        return text if len(text) <= 100 else text[:96] + " ..."
+    if inspect.isclass(value) and issubclass(value, Exception):
+        return name
     if dataclasses.is_dataclass(value):
         hidden = {"parent", "name"} if hasattr(value, "setup") else set()
         parts = [_field(field) for field in dataclasses.fields(value) if field.init and field.name not in hidden]
-    elif callable(value):
-        try:
-            parts = [str(parameter) for parameter in inspect.signature(value).parameters.values()]
-        except ValueError:
-            parts = []
     else:
-        return name
-    short = f"{name}({', '.join(parts)})"
-    return short if len(short) <= 100 else f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + ")"
+        signature = inspect.signature(value)
+        bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+        parts = str(signature.replace(parameters=bare, return_annotation=signature.empty))[1:-1].split(", ")
+    one_line = f"{name}({', '.join(parts)})"
+    if len(one_line) <= 100:
+        return one_line
+    unbroken = ", ".join(part.replace(" ", "\0") for part in parts)
+    margin = "    "
+    body = textwrap.fill(unbroken, 100, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
+    return f"{name}(\n{body}\n)".replace("\0", " ")
 
 
 def _field(field: dataclasses.Field) -> str:
     if field.default is not dataclasses.MISSING:
         return f"{field.name}={field.default!r}"
     return field.name if field.default_factory is dataclasses.MISSING else f"{field.name}={field.default_factory()!r}"
+
+
+def _entry(name: str, value: Any) -> list[str]:
+    """Signature and docstring as code blocks."""
+    documentation = inspect.getdoc(value) if inspect.isclass(value) or inspect.isfunction(value) else None
+    text = ["```text", documentation, "```", ""] if documentation else []
+    return ["```python", _signature(name, value), "```", "", *text]
 
 
 def api_page() -> str:
@@ -125,9 +138,10 @@ def api_page() -> str:
         lines += [summary, ""] if summary else []
         for name in names:
             value = getattr(jaxlm, name)
-            documentation = inspect.getdoc(value) if callable(value) else None
-            lines += [f"### {name}", "", "```text", _signature(name, value), "```", ""]
-            lines += ["```text", documentation, "```", ""] if documentation else []
+            lines += [f"### {name}", "", *_entry(name, value)]
+            if value is jaxlm.Pipeline:
+                for method, function in inspect.getmembers(value, inspect.isfunction):
+                    lines += [] if method.startswith("_") else _entry(f"{name}.{method}", function)
     return "\n".join(lines)
 
 
