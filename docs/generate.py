@@ -119,7 +119,7 @@ def _entry(name: str, value: Any) -> list[str]:
     """Signature and docstring as code blocks."""
     documentation = inspect.getdoc(value) if inspect.isclass(value) or inspect.isfunction(value) else None
     text = ["```text", documentation, "```", ""] if documentation else []
-    return ["```python", _signature(name, value), "```", "", *text]
+    return ["```text", _signature(name, value), "```", "", *text]
 
 
 def api_page() -> str:
