@@ -87,7 +87,7 @@ def _token_level_fields(
 
 
 def _example_starts(row_index: np.ndarray, count: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each example of `count` ids and EOS starts in a flat (rows * length,) batch, and its number in its row."""
+    """The start of each example (`count` ids, EOS) in a flat (rows * length,) batch, and its number in its row."""
     first_of_row = np.searchsorted(row_index, row_index)  # of each example, the first example in the same row
     before = np.cumsum(count + 1) - (count + 1)  # positions of all examples before this one
     return row_index * length + before - before[first_of_row], np.arange(len(row_index)) - first_of_row

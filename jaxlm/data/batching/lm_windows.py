@@ -37,7 +37,7 @@ class TokenStream:
         return self.column.offsets[1:] + np.arange(len(self.column))
 
     def is_eos(self, indices: np.ndarray) -> np.ndarray:
-        """Whether the id at each index is an EOS that was appended to a text."""
+        """True for the indices of EOS that were appended to a text."""
         return self._eos_positions[np.searchsorted(self._eos_positions, indices)] == indices
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:

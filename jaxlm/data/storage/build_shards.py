@@ -51,7 +51,7 @@ def build_shards(
 ) -> dict[str, Any]:
     """Make the shards in `folder`. Returns the totals of index.json, and the numbers of "shards" and "kept".
 
-    `on_shard(record, kept)` is called for each shard in order. Raises UserError if there is no document, if the
+    `on_shard(record, kept)` is called for each shard in order. Raises UserError without a document, if the
     folder holds shards of another tokenizer or source, or if another process works in it.
     """
     with lock_folder(folder):

@@ -73,7 +73,7 @@ class StoredColumn:
         return memory_map(os.fspath(ids_file), self.dtype, offsets)
 
     def is_intact(self, folder: Path) -> bool:
-        """Whether both files have the bytes that were written. Reads them whole."""
+        """True if both files have the bytes that were written. Reads them whole."""
         try:
             return tuple(_crc32_of_file(file) for file in self.files(folder)) == self.crc32
         except OSError:

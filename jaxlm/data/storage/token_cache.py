@@ -52,7 +52,7 @@ def cached_columns(
 
     With a `folder` they are kept there and memory-mapped. A folder that was made of the same text by the same
     `recipe` (the tokenizer and all else that decides the ids) is opened if it is undamaged, and made again otherwise.
-    It appears by a rename at the end, so an unfinished one is never read. Raises UserError if there is no row.
+    It appears by a rename at the end, so an unfinished one is never read. Raises UserError without rows.
     """
     block_size = block_size or TOKENIZE_BATCH_SIZE
     if folder is None:
@@ -103,7 +103,7 @@ def _open_cached(folder: Path, fingerprint: str) -> Columns | None:
 
 
 def _blocks(rows: Iterable[Any], block_size: int, digest: "hashlib._Hash | None" = None) -> Iterator[list]:
-    """The rows in lists, added to the digest. Raises UserError if there is no row."""
+    """The rows in lists, added to the digest. Raises UserError without rows."""
     stream, empty = iter(rows), True
     while block := list(islice(stream, block_size)):
         empty = False
