@@ -19,7 +19,7 @@ from jaxlm.data.pretraining.span_corruption import PrefixLMWindows, SpanCorrupti
 from jaxlm.data.pretraining.token_types import mask_token_column, token_flag_columns
 from jaxlm.data.sources.shards import Shards
 from jaxlm.data.sources.text import Documents
-from jaxlm.data.storage.build_shards import build_shards as prepare_shards
+from jaxlm.data.storage.shards import build_shards as prepare_shards
 from jaxlm.data.tokenizers.loading import SavedTokenizer
 from jaxlm.data.tokenizers.sentencepiece import SentencePiece
 from jaxlm.decode.beam_config import Beam

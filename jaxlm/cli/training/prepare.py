@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     options = _parser().parse(argv)
     from jaxlm.data.files import ReadStats, find_file
     from jaxlm.data.sources.text import Documents
-    from jaxlm.data.storage.build_shards import build_shards
+    from jaxlm.data.storage.shards import build_shards
 
     names = tuple(str(find_file(name)) for name in options.files)
     unit: Any = options.unit or (

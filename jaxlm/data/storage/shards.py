@@ -1,25 +1,42 @@
-"""The index of a folder of shards, the output of `jaxlm prepare`: each shard is a stored column of documents.
+"""Shards of ids, the output of `jaxlm prepare`: built by several processes, resumed if a run was killed.
 
 index.json     the source, the tokenizer's fingerprint, a record for each shard, the totals
 tokenizer/     the tokenizer of the ids
-00000.json     the record of shard 00000, written when the shard is whole
+00000.*        shard 00000: a stored column of documents, and its record in 00000.json
+
+Only the bytes of the documents decide where a shard ends, so neither the number of processes nor an interruption
+changes a byte of the result. A shard is done when its record exists, which is written last. It is kept if the record
+is of the same text and its files have the bytes that were written.
 """
 
+import concurrent.futures
+import hashlib
 import json
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from jaxlm.data.storage.columns import StoredColumn
+from jaxlm.data.storage.columns import StoredColumn, update_digest, write_columns
+from jaxlm.data.storage.token_cache import encode_texts
 from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.errors import UserError
-from jaxlm.filesystem import write_atomic
+from jaxlm.filesystem import lock_folder, write_atomic
 
 SHARD_INDEX = "index.json"
 
 SHARD_VERSION = 2
 
 REBUILD_HINT = "Repeat the `jaxlm prepare` command that made it: it keeps the shards that are whole."
+
+SHARD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -72,3 +89,152 @@ def total_counts(records: list[ShardRecord]) -> dict[str, int]:
     """Documents, tokens, unknown tokens and bytes of all shards."""
     fields = {"documents": "rows", "tokens": "ids", "unknown": "unknown", "bytes": "bytes"}
     return {name: sum(getattr(record, field) for record in records) for name, field in fields.items()}
+
+
+@dataclass(frozen=True)
+class ShardInput:
+    """The documents of one shard, and the digest by which it is recognized."""
+
+    name: str
+    texts: list[str]
+    digest: str
+    bytes: int
+
+
+def build_shards(
+    documents: Iterable[str],
+    folder: Path,
+    tokenizer: Tokenizer,
+    source: str = "",
+    processes: int = 1,
+    shard_bytes: int = SHARD_BYTES,
+    on_shard: Callable[[ShardRecord, bool], None] = lambda record, kept: None,
+) -> dict[str, Any]:
+    """Make the shards in `folder`. Returns the totals of index.json, and the numbers of "shards" and "kept".
+
+    `on_shard(record, kept)` is called for each shard in order. Raises UserError without a document, if the
+    folder holds shards of another tokenizer or source, or if another process works in it.
+    """
+    with lock_folder(folder):
+        _open_or_create_folder(folder, tokenizer, source)
+        records, num_kept = [], 0
+        for record, kept in _iter_records(split_into_shards(documents, shard_bytes), folder, tokenizer, processes):
+            records.append(record)
+            num_kept += kept
+            on_shard(record, kept)
+        if not records:
+            raise UserError(f"{source or 'the corpus'} has no document: there is nothing to prepare")
+        totals = write_index(folder, records, tokenizer, source)
+        names = {record.name for record in records}
+        for file in folder.glob("[0-9]*"):  # of another corpus, or of other sizes of shards
+            if file.name.partition(".")[0] not in names:
+                file.unlink()
+    return totals | {"shards": len(records), "kept": num_kept}
+
+
+def _open_or_create_folder(folder: Path, tokenizer: Tokenizer, source: str) -> None:
+    """Save the tokenizer in the folder; remove the unfinished files of a killed run."""
+    if (old_source := read_source_name(folder)) not in (None, source):
+        raise UserError(
+            f"{folder} holds shards of {old_source}, not of {source}: choose another --out, or remove that folder"
+        )
+    path = folder / "tokenizer"
+    if path.is_dir() and load_tokenizer(path).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{folder} holds shards of another tokenizer ({load_tokenizer(path)!r}; expected {tokenizer!r}): choose "
+            "another --out, or remove that folder"
+        )
+    tokenizer.save(path)
+    for part in folder.glob(".*.part"):
+        part.unlink()
+
+
+def split_into_shards(documents: Iterable[str], shard_bytes: int) -> Iterator[ShardInput]:
+    """The documents in order; a shard ends with the document that brings it to `shard_bytes`."""
+    number, texts, size, digest = 0, [], 0, hashlib.blake2b(digest_size=16)
+    for text in documents:
+        size += update_digest(digest, text)
+        texts.append(text)
+        if size >= shard_bytes:
+            yield ShardInput(f"{number:05}", texts, digest.hexdigest(), size)
+            number, texts, size, digest = number + 1, [], 0, hashlib.blake2b(digest_size=16)
+    if texts:
+        yield ShardInput(f"{number:05}", texts, digest.hexdigest(), size)
+
+
+def _iter_records(
+    shards: Iterator[ShardInput], folder: Path, tokenizer: Tokenizer, processes: int
+) -> Iterator[tuple[ShardRecord, bool]]:
+    """The record of every shard in order, and whether it was kept."""
+    checked = ((shard, _reusable_record(shard, folder, tokenizer)) for shard in shards)
+    if processes == 1:
+        for shard, record in checked:
+            yield (record, True) if record else (write_shard(shard, folder, tokenizer), False)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _init_worker, (str(folder),)) as pool:
+        pending: deque[Future | ShardRecord] = deque()
+        try:
+            for shard, record in checked:
+                pending.append(record or pool.submit(_write_in_worker, shard))
+                while len(pending) > processes + 1:
+                    yield _resolve(pending.popleft())
+            while pending:
+                yield _resolve(pending.popleft())
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError(
+                "a process that made shards was killed, perhaps for want of memory: repeat the command with fewer "
+                "--num-workers or a smaller --shard-mb; finished shards are kept"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _resolve(record: "Future | ShardRecord") -> tuple[ShardRecord, bool]:
+    return (record, True) if isinstance(record, ShardRecord) else (record.result(), False)
+
+
+def _reusable_record(shard: ShardInput, folder: Path, tokenizer: Tokenizer) -> ShardRecord | None:
+    """The record of a shard that exists, undamaged and of this text. Without one the index is outdated and removed."""
+    try:
+        entry = json.loads((folder / f"{shard.name}.json").read_text(encoding="utf-8"))
+        record = ShardRecord.from_json(entry)
+        same = record.text_digest == shard.digest and entry["tokenizer"] == tokenizer.fingerprint
+        if same and record.is_intact(folder):
+            return record
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    (folder / SHARD_INDEX).unlink(missing_ok=True)
+    return None
+
+
+def write_shard(shard: ShardInput, folder: Path, tokenizer: Tokenizer) -> ShardRecord:
+    """Encode the documents and write their files, then their record."""
+    column = encode_texts(shard.texts, tokenizer)
+    (stored,) = write_columns(folder, [{shard.name: column}])
+    unknown = int(tokenizer.special.is_unknown(column.flat).sum())
+    record = ShardRecord(**vars(stored), unknown=unknown, bytes=shard.bytes, text_digest=shard.digest)
+    entry = asdict(record) | {"tokenizer": tokenizer.fingerprint}
+    write_atomic(folder / f"{record.name}.json", json.dumps(entry))
+    return record
+
+
+_worker_state: list[tuple[Path, Tokenizer]] = []
+"""Of a process that makes shards: the folder, and the tokenizer, loaded once."""
+
+
+def _init_worker(folder: str) -> None:
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _worker_state.append((Path(folder), load_tokenizer(Path(folder) / "tokenizer")))
+
+
+def _exit_with_parent() -> None:
+    """End with the process that started this one, however it ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this process was started by it
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _write_in_worker(shard: ShardInput) -> ShardRecord:
+    return write_shard(shard, *_worker_state[0])

@@ -19,7 +19,7 @@ from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.sources.shards import Shards
 from jaxlm.data.sources.text import Documents
-from jaxlm.data.storage.build_shards import build_shards, split_into_shards
+from jaxlm.data.storage.shards import build_shards, split_into_shards
 from jaxlm.data.tokenizers.loading import SavedTokenizer
 from jaxlm.data.tokenizers.simple import Bytes, Characters, Words
 from jaxlm.errors import UserError
@@ -112,7 +112,7 @@ def test_a_run_that_goes_on(corpus, tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from jaxlm.data.storage.build_shards import build_shards
+from jaxlm.data.storage.shards import build_shards
 from jaxlm.data.tokenizers.loading import load_saved_tokenizer
 
 if __name__ == "__main__":
