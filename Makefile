@@ -9,7 +9,7 @@ RUN := $(VENV)/bin
 CODE := jaxlm experiments tests
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help quickstart test lint format types clean
+.PHONY: help quickstart test lint format types docs clean
 
 help:
 	@echo "make quickstart  train a small translation model and try it ($(WORKDIR); other overrides in ARGS=)"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint        ruff check and format check"
 	@echo "make format      rewrite the code as ruff would have it"
 	@echo "make types       mypy"
+	@echo "make docs        write the generated references and pictures of docs/ again"
 	@echo "make clean       remove $(VENV) and every cache, keep runs/"
 
 quickstart: $(VENV)/.with-core
@@ -35,6 +36,9 @@ format: $(VENV)/.with-test
 
 types: $(VENV)/.with-test
 	$(RUN)/mypy
+
+docs: $(VENV)/.with-core
+	$(RUN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
