@@ -1,7 +1,7 @@
-"""The tokenizer protocol, its special ids, and its files.
+"""The tokenizer protocol, the special ids of a tokenizer, and its files.
 
-`encode` adds no special id, and `decode` drops padding, BOS and EOS. Which ids these are, `special` says: the
-tokenizers that are trained here use 0 to 3, a published tokenizer keeps the ids of its model.
+`encode` adds no special id, and `decode` drops padding, BOS and EOS. `special` names these ids: the tokenizers that are
+trained here use 0 to 3, a published tokenizer keeps the ids of its model.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ REPLACEMENT_CHAR = "\ufffd"
 TOKENIZER_JSON = "tokenizer.json"
 
 TOKENIZE_BATCH_SIZE = 4096
-"""Lines that the tokenizer gets at once: a call a line costs more than the encoding itself."""
+"""Lines per call of `encode`: one call per line costs more than the encoding itself."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class SpecialIds:
     """The ids of a vocabulary that are not text; None for one that the vocabulary lacks.
 
     Attributes:
-      pad: padding. Batches are filled with 0 whatever it is: their masks tell what is padding.
-      unk: the id of unknown text.
-      bos: the id that begins a text by the vocabulary's own rules.
-      eos: the id that ends a text, or a part of one, where batches are made.
-      start: the id that a model reads before the first token of a text: BOS, or of a published model its
-        `decoder_start_token_id`, its [CLS], or its EOS if it has no other.
+      pad: padding. Batches are filled with 0 in any case: their masks mark the padding.
+      unk: unknown text.
+      bos: the id that begins a text by the rules of the vocabulary.
+      eos: the id that batches put after a text, or after each part of one.
+      start: the id that a model reads before the first token of a text: BOS, or for a published model its
+        `decoder_start_token_id`, its [CLS], or its EOS if it has no BOS.
       end_ids: the ids that end a generated text.
       suppress: the ids that decoding never generates.
     """
@@ -61,14 +61,14 @@ class SpecialIds:
         """The ids that are not text."""
         return self.hidden if self.unk is None else self.hidden | {self.unk}
 
-    def is_unknown(self, ids: np.ndarray) -> np.ndarray:
-        """Whether each id is that of unknown text: nowhere, if the vocabulary has no such id."""
-        return np.asarray(ids) == (-1 if self.unk is None else self.unk)
-
     @property
     def never_predicted(self) -> tuple[int, ...]:
-        """The ids that no text holds after its first token: padding, and what a model reads before a text."""
+        """The ids that cannot follow a token: padding, and the one that is read before a text."""
         return tuple(sorted(index for index in {self.pad, self.start} if index is not None))
+
+    def is_unknown(self, ids: np.ndarray) -> np.ndarray:
+        """Whether each id is the unknown one; False everywhere if the vocabulary has none."""
+        return np.asarray(ids) == (-1 if self.unk is None else self.unk)
 
 
 OWN_SPECIAL_IDS = SpecialIds()
@@ -76,7 +76,7 @@ OWN_SPECIAL_IDS = SpecialIds()
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back; made by `.fit` of a configuration, or by `load_tokenizer`."""
+    """Text to ids and back; made by `fit` of a configuration, or by `load_tokenizer`."""
 
     @property
     def special(self) -> SpecialIds:
@@ -85,7 +85,7 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids, the four special ones included."""
+        """The number of ids, special ids included."""
         ...
 
     @property
@@ -94,23 +94,28 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int32 array of ids for each text, without special ids (but UNK where a symbol is unknown)."""
+        """Return an int32 array of ids for each text, without special ids except UNK for unknown symbols."""
         ...
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """One text for each row of ids; PAD, BOS and EOS are dropped, an id out of range counts as UNK."""
+        """Return a text for each row of ids. PAD, BOS and EOS are dropped, an id out of range counts as UNK."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer into `folder`, which is made if need be."""
+        """Write the tokenizer into `folder`, which is created if it does not exist."""
         ...
 
 
 class SerializableTokenizer:
-    """Base of the tokenizers whose content is one string of bytes: fingerprint and saving."""
+    """Base of the tokenizers whose content is one string of bytes: fingerprint and saving.
+
+    Attributes:
+      kind: the name of the class in `tokenizer.json`.
+      filename: the name of the file that holds the content.
+    """
 
     kind: ClassVar[str]
-    filename: ClassVar[str]  # the name of the file that holds the content
+    filename: ClassVar[str]
 
     def to_bytes(self) -> bytes:
         """The whole content."""
@@ -118,11 +123,9 @@ class SerializableTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of kind and content."""
         return content_hash(self.kind, self.to_bytes())
 
     def save(self, folder: Path) -> None:
-        """Writes the content, then `tokenizer.json` that names and hashes it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         description = {"kind": self.kind, "file": self.filename, "sha256": self.fingerprint}
@@ -139,12 +142,12 @@ class TrainedTokenizer(SerializableTokenizer):
 
 
 def content_hash(kind: str, content: bytes) -> str:
-    """SHA-256 (hexadecimal) of a tokenizer's kind and content."""
+    """SHA-256 (hexadecimal) of the kind and the content of a tokenizer."""
     return hashlib.sha256(kind.encode() + b"\n" + content).hexdigest()
 
 
 def require_list(texts: Sequence[str]) -> Sequence[str]:
-    """Refuses one bare string, which would be read letter by letter."""
+    """Return `texts`. Raises TypeError for one string, whose characters would be taken for texts."""
     if isinstance(texts, str):
         raise TypeError("encode takes a list of texts, not one text: write encode([text])")
     return texts

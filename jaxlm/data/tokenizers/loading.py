@@ -1,4 +1,4 @@
-"""Tokenizers: the configurations (`.fit(texts)` makes a tokenizer), and reading a saved one back."""
+"""Reading back a tokenizer that was saved."""
 
 import json
 from collections.abc import Iterable
@@ -6,62 +6,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxlm.data.files import find_file
-from jaxlm.data.tokenizers.base import BOS, EOS, NUM_SPECIALS, PAD, TOKENIZER_JSON, UNK, Tokenizer, content_hash
-from jaxlm.data.tokenizers.pretrained import FastTokenizer, PretrainedSentencePiece, PretrainedTokenizer
-from jaxlm.data.tokenizers.sentencepiece import SentencePiece, SentencePieceTokenizer
-from jaxlm.data.tokenizers.simple import Bytes, ByteTokenizer, Characters, CharacterTokenizer, Words, WordTokenizer
-from jaxlm.data.tokenizers.word_char import WordCharTokenizer, WordsWithChars
+from jaxlm.data.tokenizers.base import TOKENIZER_JSON, Tokenizer, content_hash
+from jaxlm.data.tokenizers.pretrained import FastTokenizer, PretrainedSentencePiece
+from jaxlm.data.tokenizers.sentencepiece import SentencePieceTokenizer
+from jaxlm.data.tokenizers.simple import ByteTokenizer, CharacterTokenizer, WordTokenizer
+from jaxlm.data.tokenizers.word_char import WordCharTokenizer
 from jaxlm.errors import UserError
 
-__all__ = [
-    "BOS",
-    "EOS",
-    "PAD",
-    "NUM_SPECIALS",
-    "UNK",
-    "Bytes",
-    "Characters",
-    "PretrainedTokenizer",
-    "SentencePiece",
-    "WordsWithChars",
-    "SavedTokenizer",
-    "Tokenizer",
-    "Words",
-    "load_tokenizer",
-]
+CLASS_OF_KIND = {
+    cls.kind: cls for cls in (SentencePieceTokenizer, ByteTokenizer, CharacterTokenizer, WordTokenizer,
+                              WordCharTokenizer, FastTokenizer, PretrainedSentencePiece)
+}  # fmt: skip
 
-TRAINED_TOKENIZER_CLASSES = (
-    SentencePieceTokenizer,
-    ByteTokenizer,
-    CharacterTokenizer,
-    WordTokenizer,
-    WordCharTokenizer,
-)
-
-TOKENIZER_CLASSES = (*TRAINED_TOKENIZER_CLASSES, FastTokenizer, PretrainedSentencePiece)
-
-TOKENIZER_CLASS_BY_KIND = {kind.kind: kind for kind in TOKENIZER_CLASSES}
-
-DAMAGED_TOKENIZER_HINT = "Copy the folder again from where it was made, or train anew."
+DAMAGE_HINT = "Copy the folder again from its origin, or train a new tokenizer."
 
 
 @dataclass(frozen=True)
 class SavedTokenizer:
-    """The tokenizer of a workdir or of shards, or one that lies in a folder by itself: there is nothing to learn."""
+    """The configuration of a tokenizer that exists: that of a workdir, of shards, or of a folder of its own."""
 
     path: str
     vocab_size: int
 
     def fit(self, texts: Iterable[str] = ()) -> Tokenizer:
-        """`texts` are not looked at. Raises UserError where there is no tokenizer."""
+        """Load the tokenizer; `texts` are not read. Raises UserError if there is none."""
         return load_saved_tokenizer(self.path)
 
 
 def load_saved_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer that lies in the folder `path`, or in `tokenizer` there. Relative paths as in `find`."""
-    inner = Path(path) / "tokenizer" / TOKENIZER_JSON
+    """The tokenizer in the folder `path/tokenizer` or `path`. Relative paths are looked up as by `find_file`."""
     try:
-        return load_tokenizer(find_file(inner).parent)
+        return load_tokenizer(find_file(Path(path) / "tokenizer" / TOKENIZER_JSON).parent)
     except UserError as error:
         try:
             return load_tokenizer(find_file(Path(path) / TOKENIZER_JSON).parent)
@@ -70,7 +45,7 @@ def load_saved_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer that `save` wrote into `folder`. Raises UserError if it is missing, damaged or of another kind."""
+    """The tokenizer that `save` wrote into `folder`. Raises UserError if it is missing, damaged or of unknown kind."""
     folder = Path(folder)
     try:
         description = json.loads((folder / TOKENIZER_JSON).read_bytes())
@@ -80,16 +55,16 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"there is no tokenizer in {folder}: expected {TOKENIZER_JSON} there, which training writes"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / TOKENIZER_JSON} is damaged ({error!r}). {DAMAGED_TOKENIZER_HINT}") from error
-    if kind not in TOKENIZER_CLASS_BY_KIND:
+        raise UserError(f"{folder / TOKENIZER_JSON} is damaged ({error!r}). {DAMAGE_HINT}") from error
+    if kind not in CLASS_OF_KIND:
         raise UserError(
-            f"{folder / TOKENIZER_JSON}: tokenizer kind {kind!r}, expected one of {', '.join(TOKENIZER_CLASS_BY_KIND)}"
+            f"{folder / TOKENIZER_JSON}: tokenizer kind {kind!r}, expected one of {', '.join(CLASS_OF_KIND)}"
         )
-    file = folder / TOKENIZER_CLASS_BY_KIND[kind].filename
+    file = folder / CLASS_OF_KIND[kind].filename
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise UserError(f"{file} is missing, though {TOKENIZER_JSON} names it. {DAMAGED_TOKENIZER_HINT}") from error
-    if (found := content_hash(kind, content)) != expected:
-        raise UserError(f"{file} is damaged: SHA-256 {found}, expected {expected}. {DAMAGED_TOKENIZER_HINT}")
-    return TOKENIZER_CLASS_BY_KIND[kind].from_bytes(content)
+        raise UserError(f"{file} is missing, though {TOKENIZER_JSON} names it. {DAMAGE_HINT}") from error
+    if (actual := content_hash(kind, content)) != expected:
+        raise UserError(f"{file} is damaged: SHA-256 {actual}, expected {expected}. {DAMAGE_HINT}")
+    return CLASS_OF_KIND[kind].from_bytes(content)

@@ -1,7 +1,7 @@
 """SentencePiece subwords (Kudo and Richardson 2018): unigram (Kudo 2018) or byte pair encoding (Sennrich et al. 2016).
 
-By default nothing is lost: no normalisation, spaces kept, unseen characters spelt as bytes. SentencePiece itself writes
-a space as U+2581, so a U+2581 of the text is hidden behind an escape (U+E000), on which `encode` and `decode` agree.
+By default nothing is lost: no normalization, spaces kept, unseen characters encoded as bytes. SentencePiece itself
+writes a space as U+2581, so `encode` replaces a U+2581 of the text by an escape (U+E000), which `decode` undoes.
 """
 
 import functools
@@ -19,9 +19,9 @@ from jaxlm.errors import UserError
 
 SPACE_MARK, ESCAPE_CHAR, ESCAPED_SPACE_MARK = "\u2581", "\ue000", "\ue001"
 
-MAX_SENTENCE_BYTES = 1 << 20  # bytes; SentencePiece leaves longer ones out of training, and its own default is 4,192
+MAX_SENTENCE_BYTES = 1 << 20  # SentencePiece leaves longer ones out of training; its own default is 4,192
 
-LOG_FATAL_ONLY = 3  # SentencePiece's log level: errors still arrive as exceptions
+LOG_FATAL_ONLY = 3  # the log level of SentencePiece: errors still arrive as exceptions
 
 VOCAB_TOO_LARGE_PATTERN = re.compile(r"size too high \((\d+)\).*<= (\d+)")
 
@@ -30,13 +30,15 @@ VOCAB_TOO_SMALL_PATTERN = re.compile(r"smaller than required_chars\. (\d+) vs (\
 
 @dataclass(frozen=True)
 class SentencePiece:
-    """How to learn the subwords.
+    """The configuration of a SentencePiece model. Training uses one thread, so that it gives the same bytes each time.
 
-    `size` counts everything: pieces, 4 special ids and, with `byte_fallback`, 256 bytes. `coverage` is the share of
-    characters that become pieces. `normalization` is a SentencePiece rule name ("identity", "nmt_nfkc", ...): any but
-    "identity" changes the text for good, as does `remove_extra_whitespaces`. Of a bigger corpus, `sample` texts are
-    drawn by `seed`. `symbols` are pieces that must exist, such as ("\\n",). One thread, so that the model is the same
-    bytes each time.
+    Attributes:
+      vocab_size: all ids: pieces, 4 special ids and, with `byte_fallback`, 256 bytes.
+      character_coverage: the fraction of the characters of the corpus that are pieces.
+      normalization: a SentencePiece rule such as "nmt_nfkc". All but "identity" change the text, as does
+        `remove_extra_whitespaces`.
+      user_defined_symbols: pieces that must exist, such as ("\\n",).
+      sample_size: texts to train on; of a larger corpus that many are drawn by `seed`.
     """
 
     vocab_size: int = 8000
@@ -50,7 +52,7 @@ class SentencePiece:
     seed: int = 0
 
     def fit(self, texts: Iterable[str]) -> "SentencePieceTokenizer":
-        """Raises UserError if there is no text, or if it cannot give `size` pieces (the limit is named)."""
+        """Train the model. Raises UserError if there is no text, or if it cannot give `vocab_size` pieces."""
         import sentencepiece
 
         sentences = [_escape(text) for text in sample_texts(texts, self.sample_size, self.seed)]
@@ -67,40 +69,30 @@ class SentencePiece:
 
     def _trainer_options(self) -> dict[str, Any]:
         return dict(
-            vocab_size=self.vocab_size,
-            model_type=self.model_type,
-            byte_fallback=self.byte_fallback,
-            character_coverage=self.character_coverage,
-            normalization_rule_name=self.normalization,
-            remove_extra_whitespaces=self.remove_extra_whitespaces,
-            user_defined_symbols=list(self.user_defined_symbols),
-            max_sentence_length=MAX_SENTENCE_BYTES,
-            num_threads=1,
-            pad_id=PAD,
-            unk_id=UNK,
-            bos_id=BOS,
-            eos_id=EOS,
-            unk_surface=REPLACEMENT_CHAR,
-            minloglevel=LOG_FATAL_ONLY,
-        )
+            vocab_size=self.vocab_size, model_type=self.model_type, byte_fallback=self.byte_fallback,
+            character_coverage=self.character_coverage, normalization_rule_name=self.normalization,
+            remove_extra_whitespaces=self.remove_extra_whitespaces, num_threads=1,
+            user_defined_symbols=list(self.user_defined_symbols), max_sentence_length=MAX_SENTENCE_BYTES,
+            pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS, unk_surface=REPLACEMENT_CHAR, minloglevel=LOG_FATAL_ONLY,
+        )  # fmt: skip
 
     def _explain_error(self, error: RuntimeError) -> UserError:
-        if found := VOCAB_TOO_LARGE_PATTERN.search(str(error)):
+        if match := VOCAB_TOO_LARGE_PATTERN.search(str(error)):
             return UserError(
-                f"asked for a SentencePiece vocabulary of {found[1]} pieces, and this text gives at most {found[2]}: "
-                f"set vocab_size={found[2]} or less, or fit on more text"
+                f"asked for a SentencePiece vocabulary of {match[1]} pieces, and this text gives at most {match[2]}: "
+                f"set vocab_size={match[2]} or less, or fit on more text"
             )
-        if found := VOCAB_TOO_SMALL_PATTERN.search(str(error)):
+        if match := VOCAB_TOO_SMALL_PATTERN.search(str(error)):
             return UserError(
-                f"asked for a SentencePiece vocabulary of {found[1]} pieces, and this text needs at least {found[2]} "
-                f"(its characters, special ids and bytes): set vocab_size={found[2]} or more, or a lower coverage"
+                f"asked for a SentencePiece vocabulary of {match[1]} pieces, and this text needs at least {match[2]} "
+                f"(its characters, special ids and bytes): set vocab_size={match[2]} or more, or a lower coverage"
             )
         return UserError(f"SentencePiece could not learn from this text: {error}")
 
 
 @dataclass(frozen=True)
 class SentencePieceTokenizer(TrainedTokenizer):
-    """A learnt model: the bytes of `spm.model`, which any SentencePiece reads."""
+    """A trained model: the bytes of `spm.model`, which any SentencePiece reads."""
 
     model: bytes
     kind: ClassVar[str] = "sentencepiece"
@@ -145,22 +137,23 @@ def parse_sentencepiece(model: bytes) -> Any:
 
 
 def sample_texts(texts: Iterable[str], count: int, seed: int) -> list[str]:
-    """At most `count` of the texts that are not blank, each with the same chance (reservoir sampling, Vitter's R)."""
+    """At most `count` of the texts that are not blank, uniformly drawn (reservoir sampling, Vitter's algorithm R)."""
     chosen: list[str] = []
-    place, seen = random.Random(seed).random, 0
+    draw = random.Random(seed).random
+    seen = 0
     for text in texts:
         if not text or text.isspace():
             continue
         seen += 1
         if len(chosen) < count:
             chosen.append(text)
-        elif (slot := int(place() * seen)) < count:
+        elif (slot := int(draw() * seen)) < count:
             chosen[slot] = text
     return chosen
 
 
 def _escape(text: str) -> str:
-    """Hides U+2581; half surrogates, which UTF-8 has not, become '?'."""
+    """Escape U+2581, and replace lone surrogates, which UTF-8 cannot encode, by '?'."""
     if ESCAPE_CHAR in text or SPACE_MARK in text:
         text = text.replace(ESCAPE_CHAR, ESCAPE_CHAR * 2).replace(SPACE_MARK, ESCAPE_CHAR + ESCAPED_SPACE_MARK)
     try:

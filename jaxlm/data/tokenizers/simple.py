@@ -1,4 +1,4 @@
-"""Tokenizers whose ids are plain symbols: bytes, characters, and words between white space."""
+"""Tokenizers without subwords: UTF-8 bytes, characters, and words between white space."""
 
 import functools
 import json
@@ -10,15 +10,8 @@ from typing import ClassVar, Self
 import numpy as np
 
 from jaxlm.data.tokenizers.base import (
-    BOS,
-    EOS,
-    NUM_SPECIALS,
-    PAD,
-    REPLACEMENT_CHAR,
-    UNK,
-    TrainedTokenizer,
-    require_list,
-)
+    BOS, EOS, NUM_SPECIALS, PAD, REPLACEMENT_CHAR, UNK, TrainedTokenizer, require_list,
+)  # fmt: skip
 from jaxlm.errors import UserError
 
 UNKNOWN_WORD = "<unk>"
@@ -28,16 +21,16 @@ NUM_CODE_POINTS = 0x110000
 
 @dataclass(frozen=True)
 class Bytes:
-    """UTF-8 bytes: id = byte + 4. Nothing to learn, no unknown text."""
+    """The configuration of UTF-8 bytes: id = byte + 4. There is nothing to train and no unknown text."""
 
     def fit(self, texts: Iterable[str] = ()) -> "ByteTokenizer":
-        """`texts` are not looked at."""
+        """Return the tokenizer; `texts` are not read."""
         return ByteTokenizer()
 
 
 @dataclass(frozen=True)
 class ByteTokenizer(TrainedTokenizer):
-    """260 ids. Ids that are no valid UTF-8 decode to U+FFFD; half surrogates, which UTF-8 has not, encode as '?'."""
+    """260 ids. Invalid UTF-8 decodes to U+FFFD; lone surrogates, which UTF-8 cannot encode, become '?'."""
 
     kind: ClassVar[str] = "bytes"
     filename: ClassVar[str] = "bytes.txt"
@@ -47,10 +40,8 @@ class ByteTokenizer(TrainedTokenizer):
         return NUM_SPECIALS + 256
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [
-            np.frombuffer(text.encode(errors="replace"), np.uint8).astype(np.int32) + NUM_SPECIALS
-            for text in require_list(texts)
-        ]
+        encoded = (text.encode(errors="replace") for text in require_list(texts))
+        return [np.frombuffer(utf8, np.uint8).astype(np.int32) + NUM_SPECIALS for utf8 in encoded]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         return [_ids_to_bytes(np.asarray(row, np.int64)).decode(errors="replace") for row in rows]
@@ -68,13 +59,31 @@ def _ids_to_bytes(ids: np.ndarray) -> bytes:
 
 
 @dataclass(frozen=True)
+class SymbolTokenizer(TrainedTokenizer):
+    """Base of the tokenizers with one id for each of `symbols`, from 4 on, and UNK for all others."""
+
+    symbols: tuple[str, ...]
+
+    @property
+    def vocab_size(self) -> int:
+        return NUM_SPECIALS + len(self.symbols)
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self.symbols).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        return cls(tuple(json.loads(content)))
+
+
+@dataclass(frozen=True)
 class Characters:
-    """The characters of the fitted text; with `size`, only the most frequent (`size` counts the special ids)."""
+    """The configuration of characters: those of the training texts, or the most frequent `vocab_size` - 4 of them."""
 
     vocab_size: int | None = None
 
     def fit(self, texts: Iterable[str]) -> "CharacterTokenizer":
-        """Raises UserError if there is no text."""
+        """Count the characters. Raises UserError if there is no text."""
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(text)
@@ -82,16 +91,11 @@ class Characters:
 
 
 @dataclass(frozen=True)
-class CharacterTokenizer(TrainedTokenizer):
-    """One id a code point, ordered by frequency; other characters are UNK, which decodes to U+FFFD."""
+class CharacterTokenizer(SymbolTokenizer):
+    """One id per code point, ordered by frequency. UNK decodes to U+FFFD."""
 
-    symbols: tuple[str, ...]
     kind: ClassVar[str] = "characters"
     filename: ClassVar[str] = "characters.json"
-
-    @property
-    def vocab_size(self) -> int:
-        return NUM_SPECIALS + len(self.symbols)
 
     @functools.cached_property
     def _id_to_code_point(self) -> np.ndarray:
@@ -104,10 +108,8 @@ class CharacterTokenizer(TrainedTokenizer):
         return table
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        table = self._code_point_to_id
-        return [
-            table[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)] for text in require_list(texts)
-        ]
+        utf32 = (text.encode("utf-32-le", "surrogatepass") for text in require_list(texts))
+        return [self._code_point_to_id[np.frombuffer(code_points, np.uint32)] for code_points in utf32]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         texts = []
@@ -118,22 +120,15 @@ class CharacterTokenizer(TrainedTokenizer):
             texts.append(self._id_to_code_point[ids].tobytes().decode("utf-32-le", "surrogatepass"))
         return texts
 
-    def to_bytes(self) -> bytes:
-        return json.dumps(self.symbols).encode()
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Self:
-        return cls(tuple(json.loads(content)))
-
 
 @dataclass(frozen=True)
 class Words:
-    """The most frequent words between white space; `size` counts the special ids, and a small corpus gives fewer."""
+    """The configuration of words between white space: the most frequent `vocab_size` - 4, or all of a small corpus."""
 
     vocab_size: int = 30000
 
     def fit(self, texts: Iterable[str]) -> "WordTokenizer":
-        """Words of equal frequency are taken in code point order. Raises UserError if there is no text."""
+        """Count the words; code points break ties. Raises UserError if there is no text."""
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(text.split())
@@ -142,19 +137,14 @@ class Words:
 
 
 @dataclass(frozen=True)
-class WordTokenizer(TrainedTokenizer):
-    """One id a word. Other words, and the word `<unk>` itself, are UNK, which decodes to `<unk>`.
+class WordTokenizer(SymbolTokenizer):
+    """One id per word. UNK, also the id of the word `<unk>` itself, decodes to `<unk>`.
 
-    Decoding joins by single spaces, so other white space is not kept.
+    Decoding joins words by single spaces: other white space is lost.
     """
 
-    symbols: tuple[str, ...]
     kind: ClassVar[str] = "words"
     filename: ClassVar[str] = "words.json"
-
-    @property
-    def vocab_size(self) -> int:
-        return NUM_SPECIALS + len(self.symbols)
 
     @functools.cached_property
     def _word_to_id(self) -> dict[str, int]:
@@ -166,23 +156,15 @@ class WordTokenizer(TrainedTokenizer):
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         words = ("", UNKNOWN_WORD, "", "", *self.symbols)
-        size = self.vocab_size
-        dropped = (PAD, BOS, EOS)
+        size, hidden = self.vocab_size, (PAD, BOS, EOS)
         return [
-            " ".join(words[index] if 0 <= index < size else UNKNOWN_WORD for index in row if index not in dropped)
+            " ".join(words[index] if 0 <= index < size else UNKNOWN_WORD for index in row if index not in hidden)
             for row in rows
         ]
 
-    def to_bytes(self) -> bytes:
-        return json.dumps(self.symbols).encode()
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Self:
-        return cls(tuple(json.loads(content)))
-
 
 def most_frequent_symbols(counts: Counter[str], vocab_size: int | None) -> tuple[str, ...]:
-    """The symbols by falling frequency, ties by code points, as many as `size` has room for."""
+    """The `vocab_size` - 4 most frequent symbols (None: all), by falling frequency and then by code points."""
     if not counts:
         raise UserError("there is no text to learn a vocabulary from: the corpus is empty or blank")
     if vocab_size is not None and vocab_size <= NUM_SPECIALS:

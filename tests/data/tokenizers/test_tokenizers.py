@@ -7,19 +7,10 @@ import random
 import numpy as np
 import pytest
 
-from jaxlm.data.tokenizers.loading import (
-    BOS,
-    EOS,
-    NUM_SPECIALS,
-    PAD,
-    UNK,
-    Bytes,
-    Characters,
-    SentencePiece,
-    Words,
-    load_tokenizer,
-)
-from jaxlm.data.tokenizers.sentencepiece import sample_texts
+from jaxlm.data.tokenizers.base import BOS, EOS, NUM_SPECIALS, OWN_SPECIAL_IDS, PAD, UNK, SpecialIds
+from jaxlm.data.tokenizers.loading import load_tokenizer
+from jaxlm.data.tokenizers.sentencepiece import SentencePiece, sample_texts
+from jaxlm.data.tokenizers.simple import Bytes, Characters, Words
 from jaxlm.errors import UserError
 
 ODD = [" ", "  ", "\t", "\n", "\r", "\0", "\u2028", "\x85", "\ufeff", "\u2585", "\u2581", "\ue000", "\ue001", "\u200b"]
@@ -64,8 +55,12 @@ def tokenizer(request, fitted):
     return fitted[request.param]
 
 
-def test_special_ids():
+def test_special_ids(tokenizer):
     assert (PAD, UNK, BOS, EOS, NUM_SPECIALS) == (0, 1, 2, 3, 4)
+    assert tokenizer.special == OWN_SPECIAL_IDS == SpecialIds(0, 1, 2, 3, start=2, end_ids=(3,), suppress=())
+    assert tokenizer.special.hidden == {0, 2, 3} and tokenizer.special.all_ids == {0, 1, 2, 3}
+    assert tokenizer.special.never_predicted == (0, 2)
+    assert tokenizer.special.is_unknown(np.arange(-1, 4)).tolist() == [False, False, True, False, False]
 
 
 def test_ids_are_int32_in_range_without_special_ids(tokenizer):
