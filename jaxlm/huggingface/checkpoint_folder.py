@@ -1,4 +1,4 @@
-"""A folder as Hugging Face Transformers writes it: `config.json`, and safetensors in one file or in several."""
+"""A checkpoint folder of Hugging Face Transformers: `config.json`, and safetensors in one file or several."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,41 +16,39 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json`. Raises UserError where there is none or it is no JSON object."""
-    return read_json(folder, CONFIG_FILE, "which says what the model is")
+    """`config.json`. Raises UserError if it is missing or not a JSON object."""
+    return read_json(folder, CONFIG_FILE, "which describes the model")
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """All arrays of the folder by name, mapped into memory.
 
-    Pickled weights are not loaded: to unpickle a file is to run it. Raises UserError where there are no others, where
-    a shard is missing or lies elsewhere, and where the index and the files disagree.
+    Pickled weights are never loaded, because unpickling a file executes it. Raises UserError if there are no others,
+    if a shard is missing or outside the folder, and if the index and the files disagree.
     """
     if (folder / WEIGHTS_FILE).is_file():
         return safetensors.read_file(folder / WEIGHTS_FILE)
     if not (folder / WEIGHTS_INDEX_FILE).is_file():
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        have = f"; {', '.join(pickled)} would have to be unpickled, which runs whatever is in it" if pickled else ""
+        reason = f"; {', '.join(pickled)} would have to be unpickled, which executes its content" if pickled else ""
         raise UserError(
-            f"{folder} has neither {WEIGHTS_FILE} nor {WEIGHTS_INDEX_FILE}{have}: save the model with "
+            f"{folder} has neither {WEIGHTS_FILE} nor {WEIGHTS_INDEX_FILE}{reason}: save the model with "
             "`save_pretrained(folder, safe_serialization=True)`"
         )
-    placed = read_json(folder, WEIGHTS_INDEX_FILE, "which says where each array lies").get("weight_map")
-    if not isinstance(placed, dict):
+    shard_of = read_json(folder, WEIGHTS_INDEX_FILE, "which names the file of each array").get("weight_map")
+    if not isinstance(shard_of, dict):
         raise UserError(f"{folder / WEIGHTS_INDEX_FILE} has no weight_map: fetch it again")
-    shards = {name: safetensors.read_file(_shard_path(folder, name)) for name in sorted(set(placed.values()))}
-    lost = [f"{name} in {shard}" for name, shard in placed.items() if name not in shards[shard]]
-    if lost:
-        raise UserError(
-            f"{folder / WEIGHTS_INDEX_FILE} names arrays that are not there: {', '.join(lost[:5])}: fetch it again"
-        )
-    return {name: shards[shard][name] for name, shard in placed.items()}
+    shards = {name: safetensors.read_file(_shard_path(folder, name)) for name in sorted(set(shard_of.values()))}
+    missing = [f"{name} in {shard}" for name, shard in shard_of.items() if name not in shards[shard]]
+    if missing:
+        raise UserError(f"{folder / WEIGHTS_INDEX_FILE} names missing arrays: {', '.join(missing[:5])}: fetch it again")
+    return {name: shards[shard][name] for name, shard in shard_of.items()}
 
 
 def write_folder(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Write config and arrays; in several files and an index where they exceed `shard_bytes`."""
+    """Write the config and the arrays, in several files with an index if they exceed `max_shard_bytes`."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = list(_split_shards(tensors, max_shard_bytes))
     for stale in (*folder.glob("model-*-of-*.safetensors"), folder / WEIGHTS_FILE, folder / WEIGHTS_INDEX_FILE):
@@ -58,22 +56,21 @@ def write_folder(
     if len(shards) == 1:
         safetensors.write_file(folder / WEIGHTS_FILE, shards[0])
     else:
-        placed: dict[str, str] = {}
+        shard_of: dict[str, str] = {}
         for number, shard in enumerate(shards, 1):
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
             safetensors.write_file(folder / file, shard)
-            placed |= dict.fromkeys(shard, file)
+            shard_of |= dict.fromkeys(shard, file)
         size = sum(tensor.nbytes for tensor in tensors.values())
-        _write_json(
-            folder / WEIGHTS_INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": dict(sorted(placed.items()))}
-        )
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(shard_of.items()))}
+        _write_json(folder / WEIGHTS_INDEX_FILE, index)
     _write_json(folder / CONFIG_FILE, config)
 
 
 def _split_shards(tensors: Mapping[str, np.ndarray], max_shard_bytes: int) -> Iterator[dict[str, np.ndarray]]:
     shard: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
-        if shard and sum(one.nbytes for one in shard.values()) + tensor.nbytes > max_shard_bytes:
+        if shard and sum(part.nbytes for part in shard.values()) + tensor.nbytes > max_shard_bytes:
             yield shard
             shard = {}
         shard[name] = tensor
@@ -86,22 +83,22 @@ def _shard_path(folder: Path, name: Any) -> Path:
             f"{folder / WEIGHTS_INDEX_FILE} names the file {name!r}, expected a file of that folder: do not trust it"
         )
     if not (folder / name).is_file():
-        raise UserError(f"{folder / WEIGHTS_INDEX_FILE} names {name}, which is not there: fetch the folder again")
+        raise UserError(f"{folder / WEIGHTS_INDEX_FILE} names {name}, which is missing: fetch the folder again")
     return folder / name
 
 
 def read_json(folder: Path, name: str, purpose: str) -> dict[str, Any]:
-    """A file of the folder, `what` it is for. Raises UserError where there is none or it is no JSON object."""
+    """A JSON file of the folder; `purpose` is a clause for the message. Raises UserError if it is not a JSON object."""
     path = folder / name
     if not path.is_file():
         raise UserError(f"{folder} has no {name}, {purpose}: name a folder that `save_pretrained` wrote")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): fetch it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}, expected an object: fetch it again")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, expected an object: fetch it again")
+    return content
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ Rotary positions in a config.json: `rope_parameters`, or `rope_theta` and `rope_
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from jaxlm.errors import UserError
@@ -17,7 +18,7 @@ from jaxlm.huggingface.architecture import (
     require_entry,
     require_value,
     to_hf_activation,
-)
+)  # fmt: skip
 from jaxlm.huggingface.weight_map import WeightMap
 from jaxlm.models.decoder import Decoder
 from jaxlm.nn.layers.positions import LinearScaling, Llama3Scaling, Rotary, Yarn
@@ -26,16 +27,18 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def rotary_from_config(config: HFConfig, max_length: int) -> Rotary:
-    """`length` is max_position_embeddings. Raises UserError on a rule that `jaxlm.nn.layers.positions` does
-    not have.
+    """The rotary positions of a config; `max_length` is its max_position_embeddings.
+
+    Raises UserError for a scaling rule that `jaxlm.nn.layers.positions` lacks.
     """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(given.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    kind, original = given.get("rope_type", given.get("type", "default")), given.get("original_max_position_embeddings")
+    kind = given.get("rope_type", given.get("type", "default"))
+    original_length = int(given.get("original_max_position_embeddings") or max_length)
     if kind not in ROPE_TYPES:
         raise UserError(f"config.json scales rotary positions by the rule {kind!r}; jaxlm has {', '.join(ROPE_TYPES)}")
     if given.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise UserError("config.json turns a part of each head only (partial_rotary_factor); jaxlm turns all of it")
+        raise UserError("config.json rotates a part of each head (partial_rotary_factor); jaxlm rotates all of it")
     if kind == "default":
         return Rotary(theta)
     factor = given.get("factor")
@@ -45,8 +48,8 @@ def rotary_from_config(config: HFConfig, max_length: int) -> Rotary:
         return Rotary(theta, LinearScaling(float(factor)))
     if kind == "llama3":
         low, high = given.get("low_freq_factor", 1.0), given.get("high_freq_factor", 4.0)
-        return Rotary(theta, Llama3Scaling(float(factor), float(low), float(high), int(original or max_length)))
-    return Rotary(theta, _yarn_from_config(given, float(factor), int(original or max_length)))
+        return Rotary(theta, Llama3Scaling(float(factor), float(low), float(high), original_length))
+    return Rotary(theta, _yarn_from_config(given, float(factor), original_length))
 
 
 def _yarn_from_config(rope_config: HFConfig, factor: float, original_length: int) -> Yarn:
@@ -59,25 +62,26 @@ def _yarn_from_config(rope_config: HFConfig, factor: float, original_length: int
 
 
 def rotary_to_config(rotary: Rotary) -> dict[str, Any]:
-    """The entries of config.json."""
-    scaling, found = rotary.scaling, {}
+    """The entries of config.json for rotary positions."""
+    scaling = rotary.scaling
+    entries: dict[str, Any] = {}
     if isinstance(scaling, LinearScaling):
-        found = {"rope_type": "linear", "factor": scaling.factor}
+        entries = {"rope_type": "linear", "factor": scaling.factor}
     elif isinstance(scaling, Llama3Scaling):
-        found = {
+        entries = {
             "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_max_positions,
         }  # fmt: skip
     elif isinstance(scaling, Yarn):
-        found = {
+        entries = {
             "rope_type": "yarn", "factor": scaling.factor,
             "original_max_position_embeddings": scaling.original_max_positions,
             "beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow, "truncate": scaling.truncate,
         }  # fmt: skip
         if scaling.attention_factor is not None:
-            found["attention_factor"] = scaling.attention_factor
-    return {"rope_theta": rotary.theta, "rope_scaling": found or None}
+            entries["attention_factor"] = scaling.attention_factor
+    return {"rope_theta": rotary.theta, "rope_scaling": entries or None}
 
 
 DECODER_STACK = "stack/layers"
@@ -108,7 +112,7 @@ def _gpt2_config(model: Decoder) -> dict[str, Any]:
 
 
 def _gpt2_weight_maps(model: Decoder) -> list[WeightMap]:
-    def wide(theirs: str, *ours: str) -> list[WeightMap]:  # their Conv1D lies (in, out), as ours
+    def wide(theirs: str, *ours: str) -> list[WeightMap]:  # their Conv1D is (in, out), as our kernels are
         paths = [tuple(f"{DECODER_STACK}/{path}/{part}" for path in ours) for part in ("kernel", "bias")]
         return [WeightMap(f"{layer}.{theirs}.weight", paths[0]), WeightMap(f"{layer}.{theirs}.bias", paths[1])]
 
@@ -132,15 +136,15 @@ def _lm_head(model: Decoder) -> list[WeightMap]:
 
 
 def _llama_style_model(config: HFConfig, **options: Any) -> Decoder:
-    """What Llama, Mistral and Qwen have in common."""
+    """The common part of Llama, Mistral and Qwen."""
     if from_hf_activation(config.get("hidden_act", "silu")) != "silu":
-        raise UserError(f"config.json has hidden_act = {config['hidden_act']!r}; jaxlm can do 'silu' only")
+        raise UserError(f"config.json has hidden_act = {config['hidden_act']!r}; jaxlm supports only 'silu'")
     width, heads = require_entry(config, "hidden_size"), require_entry(config, "num_attention_heads")
     groups, length = config.get("num_key_value_heads") or heads, config.get("max_position_embeddings", 2048)
     return Decoder(
         require_entry(config, "vocab_size"), width, heads, require_entry(config, "intermediate_size"),
         require_entry(config, "num_hidden_layers"), kv_heads=groups, head_dim=config.get("head_dim") or width // heads,
-        position="rotary",        max_length=length, rotary=rotary_from_config(config, length), norm_kind="rms",
+        position="rotary", max_length=length, rotary=rotary_from_config(config, length), norm_kind="rms",
         norm_epsilon=config.get("rms_norm_eps", 1e-6), activation="swiglu",
         attention_dropout=config.get("attention_dropout", 0.0), tie_embeddings=config.get("tie_word_embeddings", False),
         **options,
@@ -197,14 +201,14 @@ def _mistral_config(model: Decoder) -> dict[str, Any]:
 
 
 def _qwen_sliding_window(config: HFConfig) -> int | None:
-    """The window, if all layers have it. Raises UserError where some do and others do not."""
+    """The window, if all layers have it. Raises UserError if only some do."""
     if not config.get("use_sliding_window", False) or config.get("sliding_window", 4096) is None:
         return None
     layers, first = require_entry(config, "num_hidden_layers"), config.get("max_window_layers", 28)
     kinds = config.get("layer_types") or ["full_attention"] * first + ["sliding_attention"] * (layers - first)
     windowed = {kind == "sliding_attention" for kind in kinds[:layers]}
     if len(windowed) > 1:
-        raise UserError("config.json gives a sliding window to some layers and not to others; jaxlm: to all or to none")
+        raise UserError("config.json has a sliding window in some layers only; jaxlm has it in all layers or in none")
     return config.get("sliding_window", 4096) if windowed == {True} else None
 
 
@@ -238,37 +242,26 @@ def _qwen3_config(model: Decoder) -> dict[str, Any]:
     return {**_llama_style_config(model), **_qwen_sliding_window_config(model), "attention_bias": model.qkv_bias}
 
 
-def _llama_aliases(model: Decoder) -> dict[str, str]:
-    return {"lm_head.weight": "model.embed_tokens.weight"} if model.tie_embeddings else {}
+def _llama_style(hf_class: str, model_type: str, to_model: Any, to_config: Any) -> Architecture:
+    aliases = _tied_head("model.embed_tokens.weight")
+    return Architecture(
+        hf_class, model_type, to_model, to_config, _llama_style_weight_maps, "model.", COMPUTED_BUFFERS, aliases
+    )
 
 
-def _gpt2_aliases(model: Decoder) -> dict[str, str]:
-    return {"lm_head.weight": "transformer.wte.weight"} if model.tie_embeddings else {}
+def _tied_head(embedding: str) -> Callable[[Decoder], dict[str, str]]:
+    return lambda model: {"lm_head.weight": embedding} if model.tie_embeddings else {}
 
 
 COMPUTED_BUFFERS = (r".*\.rotary_emb\.inv_freq",)
 
-GPT2 = Architecture(
-    "GPT2LMHeadModel", "gpt2", _gpt2_model, _gpt2_config, _gpt2_weight_maps, "transformer.",
-    (r".*\.attn\.(masked_)?bias",), _gpt2_aliases,
-)  # fmt: skip
-
-LLAMA = Architecture(
-    "LlamaForCausalLM", "llama", _llama_model, _llama_config, _llama_style_weight_maps, "model.", COMPUTED_BUFFERS,
-    _llama_aliases
-)  # fmt: skip
-
-MISTRAL = Architecture(
-    "MistralForCausalLM", "mistral", _mistral_model, _mistral_config, _llama_style_weight_maps, "model.",
-    COMPUTED_BUFFERS, _llama_aliases
-)  # fmt: skip
-
-QWEN2 = Architecture(
-    "Qwen2ForCausalLM", "qwen2", _qwen2_model, _qwen2_config, _llama_style_weight_maps, "model.", COMPUTED_BUFFERS,
-    _llama_aliases
-)  # fmt: skip
-
-QWEN3 = Architecture(
-    "Qwen3ForCausalLM", "qwen3", _qwen3_model, _qwen3_config, _llama_style_weight_maps, "model.", COMPUTED_BUFFERS,
-    _llama_aliases
+DECODER_ARCHITECTURES = (
+    Architecture(
+        "GPT2LMHeadModel", "gpt2", _gpt2_model, _gpt2_config, _gpt2_weight_maps, "transformer.",
+        (r".*\.attn\.(masked_)?bias",), _tied_head("transformer.wte.weight"),
+    ),
+    _llama_style("LlamaForCausalLM", "llama", _llama_model, _llama_config),
+    _llama_style("MistralForCausalLM", "mistral", _mistral_model, _mistral_config),
+    _llama_style("Qwen2ForCausalLM", "qwen2", _qwen2_model, _qwen2_config),
+    _llama_style("Qwen3ForCausalLM", "qwen3", _qwen3_model, _qwen3_config),
 )  # fmt: skip

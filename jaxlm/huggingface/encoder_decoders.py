@@ -14,19 +14,16 @@ from jaxlm.huggingface.architecture import (
     require_entry,
     require_value,
     to_hf_activation,
-)
+)  # fmt: skip
 from jaxlm.huggingface.weight_map import WeightMap
 from jaxlm.models.encoder_decoder import EncoderDecoder
 
 ENCODER_LAYERS, DECODER_LAYERS = "encoder/layers", "decoder/layers"
 
 TIE_MODES: dict[tuple[bool, bool], Any] = {
-    (True, True): "all",
-    (True, False): "input",
-    (False, True): "target",
-    (False, False): "none",
-}
-"""(source and target share their embeddings, the output is the target's) -> `tie`."""
+    (True, True): "all", (True, False): "input", (False, True): "target", (False, False): "none",
+}  # fmt: skip
+"""(source and target share embeddings, the output layer is the target's embedding) -> `tie_embeddings`."""
 
 HF_GATED_ACTIVATIONS = {"gelu": "geglu", "gelu_new": "geglu", "silu": "swiglu"}
 
@@ -39,7 +36,7 @@ def _marian_model(config: HFConfig) -> EncoderDecoder:
         sides = [require_entry(config, f"{side}_{name}") for side in ("encoder", "decoder")]
         if sides[0] != sides[1]:
             raise UserError(
-                f"config.json has encoder_{name} {sides[0]} and decoder_{name} {sides[1]}; jaxlm: one of both"
+                f"config.json has encoder_{name} {sides[0]} and decoder_{name} {sides[1]}; jaxlm needs equal ones"
             )
     vocab, share = require_entry(config, "vocab_size"), config.get("share_encoder_decoder_embeddings", True)
     target = config.get("decoder_vocab_size") or vocab

@@ -1,7 +1,7 @@
-"""Which of our parameters is which array of a file: one table a family, read in both directions.
+"""The correspondence of parameters and the arrays of a file: one table per family, used in both directions.
 
-Ours are stacked, kernels are (in, out); in a file every layer has its own array, mostly (out, in), and sometimes one
-array holds several of ours side by side.
+Our layers are stacked and kernels are (in, out). In a file each layer has arrays of its own, mostly (out, in), and an
+array may hold several of our parameters, concatenated on the last axis.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxlm.errors import UserError
+from jaxlm.pytree import named_leaves
 from jaxlm.types import Params
 
 
@@ -20,10 +21,10 @@ class WeightMap:
     """One array of a file and the parameters that it holds.
 
     Attributes:
-      theirs: its name; `{}` is the number of the layer.
-      ours: paths of parameters, as in "stack/layers/ffn/up/kernel"; several lie side by side on the last axis.
-      transpose: it lies (out, in).
-      lead: it has an axis of one more, in front.
+      hf_name: its name; `{}` is the number of the layer.
+      paths: paths of parameters, as in "stack/layers/ffn/up/kernel"; several are concatenated on the last axis.
+      transpose: the array is (out, in).
+      leading_axis: the array has a first axis of size 1.
     """
 
     hf_name: str
@@ -32,14 +33,14 @@ class WeightMap:
     leading_axis: bool = False
 
     def hf_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-        """The shape in the file, of one layer, from those of ours."""
+        """The shape of the array of one layer, from those of our parameters."""
         shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
         return (1, *shape) if self.leading_axis else shape[::-1] if self.transpose else shape
 
 
 @dataclass(frozen=True)
 class WeightSlot:
-    """One array of a file: its name and shape there, and the slices of our parameters that it holds."""
+    """One array of a file: its name and shape, and the slices of our parameters that it holds."""
 
     weight_map: WeightMap
     name: str
@@ -47,15 +48,15 @@ class WeightSlot:
     slices: tuple[np.ndarray, ...]
 
     def load(self, tensor: np.ndarray) -> None:
-        """File to parameters."""
+        """Copy an array of the file into the parameters."""
         tensor = tensor[0] if self.weight_map.leading_axis else tensor.T if self.weight_map.transpose else tensor
-        at = 0
+        offset = 0
         for part in self.slices:
-            part[...] = tensor[..., at : at + part.shape[-1]]
-            at += part.shape[-1]
+            part[...] = tensor[..., offset : offset + part.shape[-1]]
+            offset += part.shape[-1]
 
     def store(self, dtype: Any) -> np.ndarray:
-        """Parameters to file."""
+        """The array of the file, from the parameters."""
         tensor = self.slices[0] if len(self.slices) == 1 else np.concatenate(self.slices, axis=-1)
         tensor = tensor[None] if self.weight_map.leading_axis else tensor.T if self.weight_map.transpose else tensor
         return tensor.astype(dtype, copy=False)
@@ -64,49 +65,46 @@ class WeightSlot:
 def params_from_tensors(
     weight_maps: Sequence[WeightMap], abstract: Params, tensors: Mapping[str, np.ndarray], location: str
 ) -> Params:
-    """Parameters in the shapes and dtypes of `abstract`, from the arrays of a file.
+    """Parameters of the shapes and dtypes of `abstract`, from the arrays of a file.
 
-    Raises UserError with all names and shapes that are missing, left over or different.
+    Raises UserError with the names and shapes of all arrays that are missing, unused or of another shape.
     """
     params = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
-    places = list(_weight_slots(weight_maps, params))
-    wrong = [f"{place.name} {place.shape} is missing" for place in places if place.name not in tensors]
-    for place in places:
-        if place.name in tensors and tensors[place.name].shape != place.shape:
-            wrong.append(f"{place.name} has shape {tensors[place.name].shape}, expected {place.shape}")
-    wanted = {place.name for place in places}
-    wrong += [f"{name} {tensors[name].shape} has no place in the model" for name in tensors if name not in wanted]
+    slots = {slot.name: slot for slot in _weight_slots(weight_maps, params)}
+    wrong = [f"{name} {slot.shape} is missing" for name, slot in slots.items() if name not in tensors]
+    for name, slot in slots.items():
+        if name in tensors and tensors[name].shape != slot.shape:
+            wrong.append(f"{name} has shape {tensors[name].shape}, expected {slot.shape}")
+    wrong += [f"{name} {tensors[name].shape} has no place in the model" for name in tensors if name not in slots]
     if wrong:
         listed = "\n  ".join(wrong[:20] + ([f"and {len(wrong) - 20} more"] if len(wrong) > 20 else []))
         raise UserError(
             f"{location}: the arrays do not fit the model that its config.json describes:\n  {listed}\n"
             "fetch both files from one place"
         )
-    for place in places:
-        place.load(tensors[place.name])
+    for name, slot in slots.items():
+        slot.load(tensors[name])
     return params
 
 
 def params_to_tensors(weight_maps: Sequence[WeightMap], params: Params, dtype: Any) -> dict[str, np.ndarray]:
     """The arrays of a file, from parameters. Raises UserError if the table does not name every parameter."""
     params = jax.tree.map(np.asarray, params)
-    return {place.name: place.store(dtype) for place in _weight_slots(weight_maps, params)}
+    return {slot.name: slot.store(dtype) for slot in _weight_slots(weight_maps, params)}
 
 
 def _weight_slots(weight_maps: Sequence[WeightMap], params: Params) -> Iterator[WeightSlot]:
-    leaves = {
-        "/".join(str(key.key) for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }  # fmt: skip
+    leaves = named_leaves(params)
     named = {path for entry in weight_maps for path in entry.paths}
     if named != set(leaves):
         raise UserError(
             f"parameters without a place in the file: {sorted(set(leaves) - named)}; places without a parameter: "
-            f"{sorted(named - set(leaves))}: this model has a form that the format cannot say"
+            f"{sorted(named - set(leaves))}: the file format has no arrays for this form of the model"
         )
     for entry in weight_maps:
-        found = [leaves[path] for path in entry.paths]
+        parts = [leaves[path] for path in entry.paths]
         stacked = "{}" in entry.hf_name
-        for layer in range(len(found[0]) if stacked else 1):
-            slices = tuple(leaf[layer] if stacked else leaf for leaf in found)
+        for layer in range(len(parts[0]) if stacked else 1):
+            slices = tuple(leaf[layer] if stacked else leaf for leaf in parts)
             name = entry.hf_name.format(layer) if stacked else entry.hf_name
             yield WeightSlot(entry, name, entry.hf_shape([part.shape for part in slices]), slices)

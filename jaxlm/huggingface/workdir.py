@@ -1,9 +1,7 @@
-"""A published model as a workdir, which `generate`, `predict` and `score` use as any other; and a workdir published.
+"""Import of a published model into a workdir, and export of the model of a workdir.
 
-What a published model is asked, as the task of its workdir; and the labels of a task, as its config.json has them.
-
-The files that the tasks name are those of the user: train.txt, valid.txt, test.txt, or with pairs train.source and
-train.target and so on, in `$JAXLM_DATA`. `predict` and `generate` need none of them.
+The task of an imported model names files of the user in `$JAXLM_DATA`: train.txt, valid.txt and test.txt, or for pairs
+train.source, train.target and so on. `predict`, `generate` and `score` need none of them.
 """
 
 import shutil
@@ -41,30 +39,31 @@ from jaxlm.workdir import Workdir
 SPLITS = ("train", "valid", "test")
 
 DEFAULT_ROW_LENGTH = 128
-"""Positions of the rows on which an imported model that fills gaps is judged, where it has as many."""
+"""Positions of the rows on which an imported masked language model is evaluated, if it has that many."""
 
 
 def task_for_model(model: Any, config: Mapping[str, Any], mask_token: str) -> Task:
-    """The task of an imported model; `mask`: the piece that stands for a gap, "" where the tokenizer has none.
+    """The task of an imported model. Raises UserError if the labels of the config are not those of a task.
 
-    Raises UserError where the labels of the config cannot be those of a task.
+    Args:
+      mask_token: the mask token, such as "[MASK]"; "" if the tokenizer has none.
     """
-    texts = [TextFile(f"{split}.txt") for split in SPLITS]
-    pairs = [ParallelFiles(f"{split}.source", f"{split}.target") for split in SPLITS]
+    texts: Any = [TextFile(f"{split}.txt") for split in SPLITS]
+    pairs: Any = [ParallelFiles(f"{split}.source", f"{split}.target") for split in SPLITS]
     if isinstance(model, TextClassifier | TokenClassifier):
         return _supervised_task(model, config, pairs)
     if isinstance(model, Encoder):
         if not (model.mlm_head and mask_token):
             return NoTask()
         rows = MaskedLMRows(length=min(DEFAULT_ROW_LENGTH, max_input_positions(model) or DEFAULT_ROW_LENGTH))
-        return MaskedLanguageModeling(texts[0], texts[1], texts[2], eval_batching=rows, mask_token=mask_token)
+        return MaskedLanguageModeling(*texts, eval_batching=rows, mask_token=mask_token)
     if isinstance(model, EncoderDecoder):
-        return Translation(pairs[0], pairs[1], pairs[2])
-    return LanguageModeling(texts[0], texts[1], texts[2], windows=None)
+        return Translation(*pairs)
+    return LanguageModeling(*texts, windows=None)
 
 
 def label_config(task: Task) -> dict[str, Any]:
-    """The entries of config.json that name what a head says; none for a task without labels."""
+    """The entries of config.json for the labels of a head; none for a task without labels."""
     if isinstance(task, LabelTask):
         names, kind = task.labels, "single_label_classification" if isinstance(task, Classification) else None
     elif isinstance(task, TextRegression):
@@ -76,20 +75,15 @@ def label_config(task: Task) -> dict[str, Any]:
             "problem_type": kind}  # fmt: skip
 
 
-def _supervised_task(model: Any, config: Mapping[str, Any], pairs: list[ParallelFiles]) -> Task:
-    """RoBERTa stands two marks between the texts of a pair; its positions do not begin at 0."""
-    separators = 2 if config.get("model_type") == "roberta" else 1
-    layout, names = (
-        SequenceFormat(num_separators=separators, max_length=max_input_positions(model) or DEFAULT_ROW_LENGTH),
-        label_names(config),
-    )
+def _supervised_task(model: Any, config: Mapping[str, Any], pairs: Any) -> Task:
+    separators = 2 if config.get("model_type") == "roberta" else 1  # RoBERTa puts two between the texts of a pair
+    rows = SequenceFormat(num_separators=separators, max_length=max_input_positions(model) or DEFAULT_ROW_LENGTH)
+    names = label_names(config)
     if isinstance(model, TokenClassifier):
-        return Tagging(
-            pairs[0], pairs[1], pairs[2], sequence_format=layout, labels=names, iob2_spans=_are_span_labels(names)
-        )
+        return Tagging(*pairs, sequence_format=rows, labels=names, iob2_spans=_are_span_labels(names))
     if model.num_labels == 1:
-        return TextRegression(pairs[0], pairs[1], pairs[2], sequence_format=layout, min_value=0.0, max_value=1.0)
-    return Classification(pairs[0], pairs[1], pairs[2], sequence_format=layout, labels=names)
+        return TextRegression(*pairs, sequence_format=rows, min_value=0.0, max_value=1.0)
+    return Classification(*pairs, sequence_format=rows, labels=names)
 
 
 def _are_span_labels(names: tuple[str, ...]) -> bool:
@@ -104,23 +98,20 @@ SIDE_FILES = ("*.json", "*.model", "*.spm", "merges.txt")
 
 
 def import_folder(folder: Path, new_workdir: Path, **model_fields: Any) -> Experiment:
-    """Make a workdir of a folder that `save_pretrained` wrote; `how` sets fields of the model, as in dtype="bfloat16".
+    """Make a workdir of a folder that `save_pretrained` wrote. `model_fields` override fields of the model.
 
-    Raises UserError where the folder cannot be read, or where the workdir is not a new one.
+    Raises UserError if the folder cannot be read, or if the workdir is not empty.
     """
     target = Workdir(new_workdir)
     target.check_empty()
     model, params, config = load_pretrained(folder, **model_fields)
-    encodes = isinstance(model, FineTunable) or is_encoder(model)
-    kind: ModelKind = "encoder" if encodes else "encoder_decoder" if isinstance(model, EncoderDecoder) else "decoder"
+    kind: ModelKind = "encoder_decoder" if isinstance(model, EncoderDecoder) else "decoder"
+    if isinstance(model, FineTunable) or is_encoder(model):
+        kind = "encoder"
     tokenizer = read_tokenizer(folder, config, model.vocab, kind)
     task = task_for_model(model, config, find_mask_token(folder, tokenizer))
     experiment = Experiment(
-        task=task,
-        model=model,
-        tokenizer=PretrainedTokenizer(model.vocab),
-        best_metric=f"valid/{(*task.metric_names, 'nll')[0]}",
-        steps=1,
+        task, model, PretrainedTokenizer(model.vocab), best_metric=f"valid/{(*task.metric_names, 'nll')[0]}", steps=1
     )
     target.create(experiment)
     tokenizer.save(target.tokenizer_folder)
@@ -133,11 +124,12 @@ def import_folder(folder: Path, new_workdir: Path, **model_fields: Any) -> Exper
 
 
 def export_folder(source_workdir: Path, folder: Path, dtype: str | None = None) -> list[str]:
-    """Write the model of a workdir as `save_pretrained` does; the names of the files. Raises UserError if none can be.
+    """Write the model of a workdir as `save_pretrained` does, and return the names of the files.
 
-    A workdir that was imported gives back the files that came with the model; of any other the tokenizer stays behind.
-    Low-rank maps are merged. A head for labels names them; one for numbers tells (number - low) / (high - low) of its
-    task (`jaxlm.tasks.regression`).
+    The files that came with a published model are written again; the tokenizer of any other workdir is not exported.
+    LoRA matrices are merged. config.json names the labels of a classifier; a regression head predicts
+    (number - low) / (high - low) of its task (`jaxlm.tasks.regression`). Raises UserError if no architecture of
+    Transformers fits the model.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: choose another folder")
@@ -146,12 +138,11 @@ def export_folder(source_workdir: Path, folder: Path, dtype: str | None = None) 
     if trained.experiment.finetuning.adapters:
         raise UserError(
             f"{source_workdir} has adapters, which no architecture of Transformers has and no matrix can hold: "
-            "train with "
-            "--finetuning.lora in their place, or use the workdir as it is"
+            "train with --finetuning.lora instead, or use the workdir as it is"
         )
     model, special = trained.model, trained.tokenizer.special
-    kept = sorted(source.published_folder.glob("*"))
-    if kept:
+    published_files = sorted(source.published_folder.glob("*"))
+    if published_files:
         config = read_config(source.published_folder)
     else:
         config = {"bos_token_id": special.bos, "eos_token_id": special.eos, "pad_token_id": special.pad}
@@ -159,7 +150,7 @@ def export_folder(source_workdir: Path, folder: Path, dtype: str | None = None) 
     config |= label_config(trained.experiment.task) if isinstance(model, FineTunable) else {}
     find_architecture(model, config.get("model_type"))
     folder.mkdir(parents=True, exist_ok=True)
-    for path in kept:
+    for path in published_files:
         shutil.copyfile(path, folder / path.name)
     save_pretrained(folder, model, trained.params, config, dtype)
     return sorted(path.name for path in folder.iterdir())

@@ -124,7 +124,7 @@ def test_a_shard_elsewhere(folder, name):
 
 def test_a_shard_that_is_missing(folder):
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match="model-00002-of-00002.safetensors, which is not there"):
+    with pytest.raises(UserError, match="model-00002-of-00002.safetensors, which is missing"):
         load_pretrained(folder)
 
 

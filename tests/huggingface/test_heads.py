@@ -164,7 +164,7 @@ TRUNK = Encoder(VOCAB, 16, 2, 24, 1, max_length=24, mlm_head=False)
 )
 def test_heads_that_they_have_not(tmp_path, model):
     with pytest.raises(
-        UserError, match=f"says this {type(model).__name__} on a .*pooling 'first', use_pooler and num_orders"
+        UserError, match=f"describes this {type(model).__name__} on a .*pooling 'first', use_pooler and num_orders"
     ):
         save_pretrained(tmp_path, model, {})
 
@@ -178,7 +178,7 @@ def test_what_keeps_a_model_from_being_said(tmp_path):
 
 def test_labels_that_a_head_cannot_tell(tmp_path):
     made("BertForSequenceClassification", tmp_path, problem_type="multi_label_classification")
-    with pytest.raises(UserError, match="any number of labels of a text"):
+    with pytest.raises(UserError, match="a text any number of labels"):
         load_pretrained(tmp_path)
 
 

@@ -10,7 +10,14 @@ from typing import ClassVar, Self
 import numpy as np
 
 from jaxlm.data.tokenizers.base import (
-    BOS, EOS, NUM_SPECIALS, PAD, REPLACEMENT_CHAR, UNK, TrainedTokenizer, require_list,
+    BOS,
+    EOS,
+    NUM_SPECIALS,
+    PAD,
+    REPLACEMENT_CHAR,
+    UNK,
+    TrainedTokenizer,
+    require_list,
 )  # fmt: skip
 from jaxlm.errors import UserError
 
