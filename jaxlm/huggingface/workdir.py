@@ -48,18 +48,18 @@ def task_for_model(model: Any, config: Mapping[str, Any], mask_token: str) -> Ta
     Args:
       mask_token: the mask token, such as "[MASK]"; "" if the tokenizer has none.
     """
-    texts: Any = [TextFile(f"{split}.txt") for split in SPLITS]
-    pairs: Any = [ParallelFiles(f"{split}.source", f"{split}.target") for split in SPLITS]
+    texts: dict[str, Any] = {split: TextFile(f"{split}.txt") for split in SPLITS}
+    pairs: dict[str, Any] = {split: ParallelFiles(f"{split}.source", f"{split}.target") for split in SPLITS}
     if isinstance(model, TextClassifier | TokenClassifier):
         return _supervised_task(model, config, pairs)
     if isinstance(model, Encoder):
         if not (model.mlm_head and mask_token):
             return NoTask()
         rows = MaskedLMRows(length=min(DEFAULT_ROW_LENGTH, max_input_positions(model) or DEFAULT_ROW_LENGTH))
-        return MaskedLanguageModeling(*texts, eval_batching=rows, mask_token=mask_token)
+        return MaskedLanguageModeling(**texts, eval_batching=rows, mask_token=mask_token)
     if isinstance(model, EncoderDecoder):
-        return Translation(*pairs)
-    return LanguageModeling(*texts, windows=None)
+        return Translation(**pairs)
+    return LanguageModeling(**texts, windows=None)
 
 
 def label_config(task: Task) -> dict[str, Any]:
@@ -75,15 +75,15 @@ def label_config(task: Task) -> dict[str, Any]:
             "problem_type": kind}  # fmt: skip
 
 
-def _supervised_task(model: Any, config: Mapping[str, Any], pairs: Any) -> Task:
+def _supervised_task(model: Any, config: Mapping[str, Any], pairs: dict[str, Any]) -> Task:
     separators = 2 if config.get("model_type") == "roberta" else 1  # RoBERTa puts two between the texts of a pair
     rows = SequenceFormat(num_separators=separators, max_length=max_input_positions(model) or DEFAULT_ROW_LENGTH)
     names = label_names(config)
     if isinstance(model, TokenClassifier):
-        return Tagging(*pairs, sequence_format=rows, labels=names, iob2_spans=_are_span_labels(names))
+        return Tagging(**pairs, sequence_format=rows, labels=names, iob2_spans=_are_span_labels(names))
     if model.num_labels == 1:
-        return TextRegression(*pairs, sequence_format=rows, min_value=0.0, max_value=1.0)
-    return Classification(*pairs, sequence_format=rows, labels=names)
+        return TextRegression(**pairs, sequence_format=rows, min_value=0.0, max_value=1.0)
+    return Classification(**pairs, sequence_format=rows, labels=names)
 
 
 def _are_span_labels(names: tuple[str, ...]) -> bool:
