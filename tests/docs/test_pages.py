@@ -114,6 +114,38 @@ def _class_homes() -> dict[str, str]:
     return homes
 
 
+SCRIPTS = [*ROOT.glob("*.sh"), *(ROOT / "launch").glob("*.sh")]
+OTHER_COMMAND = re.compile(
+    r"(?:`|^)(python -m (benchmarks)\.\w+|make|\S*(tpu_setup)\.sh) ([^`#|]*?)(?:`| #|$)", re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_other_commands_name_what_exists(page: str):
+    """Options and steps of benchmarks and tpu_setup.sh, and targets of make, occur in their sources."""
+    sources = {
+        "benchmarks": "".join(file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("*.py")),
+        "tpu_setup": "".join(file.read_text(encoding="utf-8") for file in SCRIPTS),
+        "make": (ROOT / "Makefile").read_text(encoding="utf-8"),
+    }
+    wrong = []
+    for command, benchmark, setup, arguments in OTHER_COMMAND.findall(PAGES[page]):
+        words = arguments.partition(" -- ")[0].split()
+        named = [word for word in words if word.startswith("--") and word != "--help"]
+        named += words[:1] if not benchmark and not words[0].startswith("-") else []
+        source = sources[benchmark or setup or "make"]
+        wrong += [
+            f"{command} {arguments}: {word}" for word in named if word.partition("=")[0].lstrip("-") not in source
+        ]
+    assert not wrong, wrong
+
+
+def test_the_glossary_has_the_shape_letters_of_the_code():
+    letters = re.compile(r"\| ([A-Z]) +\| ([^|`(,*:]+\w)")
+    code = letters.findall((ROOT / "jaxlm/types.py").read_text(encoding="utf-8"))
+    assert sorted(letters.findall(PAGES["glossary.md"])) == sorted(code) != []
+
+
 def test_every_page_is_in_the_index():
     listed = {target.partition("#")[0] for target in links(PAGES["index.md"])}
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
