@@ -1,49 +1,49 @@
 #!/usr/bin/env bash
-# Cloud TPU, from a bare machine to a run: see usage below, or `./tpu_setup.sh --help`.
+# Set up Cloud TPUs and run commands on them: see usage below, or `./tpu_setup.sh --help`.
 set -euo pipefail
 
 usage() {
     cat <<'HELP'
-tpu_setup.sh: make a TPU slice, install jaxlm on all of its hosts, and run commands there.
+tpu_setup.sh: create a TPU slice, install jaxlm on all of its hosts, and run commands there.
 
-On a TPU VM, in a clone of jaxlm: install jaxlm with JAX for TPU into a virtual environment (on every host at once: its
-last step, a look at the TPU, waits for all of them):
+On a TPU VM, in a clone of jaxlm: install jaxlm with JAX for TPU into a virtual environment. Install on all hosts at
+once: the last step, a check of the TPU, waits for all of them.
   ./tpu_setup.sh [install] [--venv DIR] [--python PYTHON] [--bucket BUCKET]
 
 On your own machine, in a clone of jaxlm, with gcloud:
-  ./tpu_setup.sh create NAME --type TYPE    make a slice now
-  ./tpu_setup.sh queue NAME --type TYPE     ask for one, and wait until it is there
-  ./tpu_setup.sh status NAME                the slice, the request for it, and what runs on each host
-  ./tpu_setup.sh copy NAME                  this clone (what git tracks or would) to ~/jaxlm on every host
+  ./tpu_setup.sh create NAME --type TYPE    create a slice now
+  ./tpu_setup.sh queue NAME --type TYPE     request a slice, and wait until it is granted
+  ./tpu_setup.sh status NAME                show the slice, the request for it, and the command on each host
+  ./tpu_setup.sh copy NAME                  copy this clone (files that git tracks or would) to ~/jaxlm on every host
   ./tpu_setup.sh setup NAME                 copy, then install on every host
-  ./tpu_setup.sh run NAME -- COMMAND...     start a command on every host; it outlives the connection, and is started
-                                            again when the machine ends it
-  ./tpu_setup.sh logs NAME [--follow]       what the command wrote on one host
-  ./tpu_setup.sh wait NAME                  until the command has ended; its code, or 75 if the slice was taken away
-  ./tpu_setup.sh stop NAME                  ask the command to end (a training run saves)
-  ./tpu_setup.sh delete NAME                the slice and the request for it, after asking
+  ./tpu_setup.sh run NAME -- COMMAND...     start a command on every host; it survives the connection, and restarts
+                                            if the machine ends it
+  ./tpu_setup.sh logs NAME [--follow]       show the output of the command on one host
+  ./tpu_setup.sh wait NAME                  wait for the command; its exit code, or 75 if the slice was lost
+  ./tpu_setup.sh stop NAME                  end the command (a training run saves first)
+  ./tpu_setup.sh delete NAME                delete the slice and the request for it, after asking
 
   --type TYPE        v4-8, v5litepod-16, v5p-8, v6e-8, ...
   --zone ZONE, --project PROJECT           (default: those of `gcloud config`)
-  --runtime VERSION  of the machine's image (default: by the generation)
-  --spot             cheaper, and taken away when somebody else needs it
-  --network NET, --subnetwork NET          (default: gcloud's)
-  --internal-ips     hosts without external addresses, reached from within the network
-  --gcloud FLAG      one more flag for gcloud's create; may be repeated
-  --valid-until D    queue: give up when nothing came within D (6h, 2d)
+  --runtime VERSION  software version of the machines (default: by the type)
+  --spot             use a spot slice: cheaper, but it may be preempted
+  --network NET, --subnetwork NET          (default: those of gcloud)
+  --internal-ips     hosts without external addresses, reached inside the network
+  --gcloud FLAG      another flag of gcloud's create (may be repeated)
+  --valid-until D    queue: give up if no slice is granted within D (6h, 2d)
   --replace          queue: delete a failed or preempted request of that name first
   --bucket BUCKET    setup: mount a Cloud Storage bucket at ~/bucket (a run on several hosts needs one folder for all)
-  --venv DIR         where the environment goes (default: ~/jaxlm-venv)
-  --python PYTHON    the Python to make it with (default: the newest >= 3.11; on Ubuntu it is installed if there is none)
-  --max-restarts N   run: start again at most N times (default: 50)
+  --venv DIR         folder of the environment (default: ~/jaxlm-venv)
+  --python PYTHON    Python of the environment (default: the newest >= 3.11; on Ubuntu it is installed if missing)
+  --max-restarts N   run: restart at most N times (default: 50)
   --worker W         logs: the host (default: 0)
-  --follow           logs: go on until Ctrl-C
+  --follow           logs: follow until Ctrl-C
   --yes              delete: do not ask
-  --pause SECONDS    between the three tries of what fails by chance, and between two looks at a queue (default: 20)
-  --dry-run          print the commands, run none of them
-  --help             this text
+  --pause SECONDS    between tries of a command that failed, and between queries of the queue (default: 20)
+  --dry-run          print the commands without running them
+  --help             print this text
 
-Every command can be given again: what is there already stays. What fails ends with one line and a non-zero code.
+Every command can be repeated: it keeps what exists. An error ends with one line and a non-zero exit code.
 HELP
 }
 
@@ -56,7 +56,7 @@ say() {
     echo "tpu_setup.sh: $1" >&2
 }
 
-# The words as one line that any shell reads as those words. Versions of bash differ on quotes in ${word//x/y}, hence sed.
+# The words quoted for any shell, in one line. Versions of bash differ on quotes in ${word//x/y}, hence sed.
 # shellcheck disable=SC2001
 quoted() {
     local word line=
@@ -73,7 +73,7 @@ run() {
     "$dry_run" || "$@"
 }
 
-# thrice CODES COMMAND...: up to three times while it ends with one of CODES (a pattern), for what fails by chance.
+# thrice CODES COMMAND...: try up to three times while the exit code matches the pattern CODES.
 thrice() {
     local codes=$1 try code
     shift
@@ -88,9 +88,9 @@ thrice() {
     return "$code"
 }
 
-exec 3>&1 # where commands are shown, also from within $(...)
+exec 3>&1 # run prints commands here, also inside $(...)
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-[[ -f $here/pyproject.toml && -f $here/launch/tpu_host.sh ]] || die "$here is no clone of jaxlm: run the script of one"
+[[ -f $here/pyproject.toml && -f $here/launch/tpu_host.sh ]] || die "$here is not a clone of jaxlm: run the script of a clone"
 # shellcheck source=launch/tpu_host.sh
 source "$here/launch/tpu_host.sh"
 # shellcheck source=launch/tpu_slice.sh
@@ -160,8 +160,8 @@ case $verb in
     install) install_here ;;
     create | queue | status | copy | setup | run | logs | wait | stop | delete)
         [[ -n $name ]] || die "'$verb' needs the name of a slice: ./tpu_setup.sh $verb NAME; see --help" 2
-        # gcloud takes what begins with a dash for an option, and any other sign is no part of a name.
-        [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die "'$name' is no name: lower-case letters, digits and dashes" 2
+        # gcloud reads a leading dash as an option, and names have no other characters.
+        [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die "'$name' is not a valid name: use lower-case letters, digits and dashes" 2
         "$dry_run" || [[ -n $(command -v gcloud) ]] || die "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
         "slice_$verb"
         ;;

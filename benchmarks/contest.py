@@ -1,7 +1,7 @@
-"""Contestants in processes of their own, measured in turns, so that a shared machine is unfair to all of them alike.
+"""Contestants in processes of their own, measured in turns, so that other load on the machine affects all of them.
 
-A contestant is a function `start(arguments) -> (facts, run)`: `run(steps)` does that many steps and returns the
-seconds of each. The parent talks to its process in lines: "@@" + JSON one way, a number of steps the other.
+A contestant is a function `start(arguments) -> (facts, run)`; `run(steps)` runs that many steps and returns the seconds
+of each. The parent writes a number of steps to the process's stdin, which answers with a line of "@@" and JSON.
 """
 
 import json
@@ -24,7 +24,7 @@ Run = Callable[[int], list[float]]
 
 @dataclass
 class Contestant:
-    """One process, and what it has reported."""
+    """One process and its reports."""
 
     name: str
     process: subprocess.Popen
@@ -34,7 +34,7 @@ class Contestant:
 
     @classmethod
     def start(cls, name: str, command: list[str], environment: dict[str, str], limit: float) -> "Contestant":
-        """Start it and wait up to `limit` seconds until it is warm; `facts["error"]` tells why it is not."""
+        """Start the process and wait up to `limit` seconds until it is warm; `facts["error"]` if it fails."""
         errors = tempfile.TemporaryFile("w+")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
         process = subprocess.Popen(command, text=True, env=os.environ | environment, **pipes)
@@ -48,7 +48,7 @@ class Contestant:
         return contestant
 
     def round(self, steps: int) -> None:
-        """One round of `steps` steps."""
+        """Run `steps` steps."""
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         answer = self._answer()
@@ -79,44 +79,44 @@ class Contestant:
 
 
 def take_turns(
-    commands: dict[str, list[str]], steps: int, rounds: int, limit: float, told: Callable[[Contestant], str]
+    commands: dict[str, list[str]], steps: int, rounds: int, time_limit: float, describe: Callable[[Contestant], str]
 ) -> list[Contestant]:
-    """`rounds` rounds of `steps` steps of each contestant, in turns, all of them warm. Ends where one cannot start.
+    """`rounds` rounds of `steps` steps of each contestant, in turns, once all are warm. Exits if one cannot start.
 
-    `told(contestant)` is printed when one is warm.
+    `describe(contestant)` is printed when a contestant is warm.
     """
-    entered: list[Contestant] = []
+    contestants: list[Contestant] = []
     try:
         for name, command in commands.items():
-            one = Contestant.start(name, command, {"OMP_NUM_THREADS": str(cores())}, limit)
-            if "error" in one.facts:
-                raise SystemExit(f"{name}: {one.facts['error']}")
-            print(f"{name}: {told(one)}", flush=True)
-            entered.append(one)
+            contestant = Contestant.start(name, command, {"OMP_NUM_THREADS": str(cores())}, time_limit)
+            if "error" in contestant.facts:
+                raise SystemExit(f"{name}: {contestant.facts['error']}")
+            print(f"{name}: {describe(contestant)}", flush=True)
+            contestants.append(contestant)
         for _ in range(rounds):
-            for one in entered:
-                one.round(steps)
+            for contestant in contestants:
+                contestant.round(steps)
     finally:
-        for one in entered:
-            one.close()
-    return entered
+        for contestant in contestants:
+            contestant.close()
+    return contestants
 
 
 def serve(start: Callable[[], tuple[dict[str, Any], Run]]) -> None:
-    """The contestant's side: warm up, report, then a round for every line read."""
-    begun = time.perf_counter()
+    """Run in the contestant's process: warm up, report, then run a round for every line of stdin."""
+    begin = time.perf_counter()
     facts, run = start()
-    _say(facts | {"seconds_to_warm": time.perf_counter() - begun})
+    _report(facts | {"seconds_to_warm": time.perf_counter() - begin})
     for line in sys.stdin:
         steps, cpu = int(line), time.process_time()
         seconds = run(steps)
         cpu = time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        _say({"steps": steps, "seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak})
+        _report({"steps": steps, "seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak})
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, and load."""
+    """The processor, the cores that this process may use, and the load."""
     model = "unknown processor"
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
@@ -125,14 +125,14 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Cores that this process may run on."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load() -> list[float]:
-    """Load averages over 1, 5 and 15 minutes."""
+    """The load averages over 1, 5 and 15 minutes."""
     return [round(x, 2) for x in os.getloadavg()]
 
 
-def _say(message: dict[str, Any]) -> None:
+def _report(message: dict[str, Any]) -> None:
     print(MARK + json.dumps(message), flush=True)

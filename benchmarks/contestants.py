@@ -1,4 +1,4 @@
-"""Who takes part in `benchmarks.train_step`: our training step, and PyTorch in several hands."""
+"""The contestants of `benchmarks.train_step`: our training step, and several PyTorch programs."""
 
 import dataclasses
 import os
@@ -12,8 +12,8 @@ from benchmarks.contest import Run, cores
 ALL = {
     "ours": "the step that `jaxlm train` runs",
     "library": "PyTorch, nn.Transformer",
-    "written": "PyTorch, written by hand around scaled_dot_product_attention",
-    "tuned": "the same with joint products for q, k, v, cheaper dropout masks, and the loss in chunks",
+    "written": "PyTorch, hand-written around scaled_dot_product_attention",
+    "tuned": "the same with one product for q, k, v, cheaper dropout masks, and the loss in chunks",
     "library-compiled": "nn.Transformer and its loss under torch.compile",
     "written-compiled": "the hand-written model and its loss under torch.compile",
     "tuned-compiled": "the tuned model under torch.compile, its loss in chunks",
@@ -24,25 +24,25 @@ KINDS = {
     "best eager PyTorch": EAGER,
     "best PyTorch": tuple(name for name in ALL if name != "ours"),
 }
-"""What our ratio is taken against."""
+"""Groups whose best contestant is compared with ours."""
 
 
 def start(name: str, experiment: str, arrays: Path) -> tuple[dict[str, Any], Run]:
     """Build the contestant and run it once in every batch shape."""
     made = batches.load(arrays)
     step, facts = _ours(experiment) if name == "ours" else _torch(name, experiment)
-    begun = time.perf_counter()
+    begin = time.perf_counter()
     for _ in range(2):
         for batch in batches.first_of_each_shape(made):
             step(batch)
-    facts["compile_seconds"] = time.perf_counter() - begun
+    facts["compile_seconds"] = time.perf_counter() - begin
 
     def run(steps: int) -> list[float]:
         seconds = []
         for batch in made[:steps]:
-            begun = time.perf_counter()
+            begin = time.perf_counter()
             step(batch)
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - begin)
         return seconds
 
     return facts, run
@@ -63,7 +63,7 @@ def _ours(name: str) -> tuple[Any, dict[str, Any]]:
     from jaxlm.types import Batch
 
     chosen = load_experiment(name)
-    # The form that PyTorch's module has: post-norm, no clipping.
+    # As PyTorch's module: post-norm, no clipping.
     model = chosen.model.clone(norm="post")
     optimizer = dataclasses.replace(chosen.optimizer, clip=0.0).build(chosen.steps)
     rate = chosen.optimizer.schedule.build(chosen.steps)
@@ -91,7 +91,7 @@ def _torch(name: str, experiment: str) -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(0)
     chosen, kind = load_experiment(experiment), name.partition("-")[0]
     model = {"library": models.Library, "written": models.Written, "tuned": models.Tuned}[kind](chosen.model)
-    table, smoothing, config = model.table.weight, chosen.objective.smoothing, chosen.optimizer
+    table, smoothing, config = model.table.weight, chosen.objective.label_smoothing, chosen.optimizer
     # The three forms of Adam (loop, foreach, fused) take the same time here within the noise.
     rate = config.schedule.build(chosen.steps)
     adam = {"lr": float(rate(0)), "betas": (config.b1, config.b2), "eps": config.eps, "fused": True}
@@ -109,13 +109,13 @@ def _torch(name: str, experiment: str) -> tuple[Any, dict[str, Any]]:
         source, source_valid, target, target_valid, label = (torch.from_numpy(batch[key]) for key in batches.FIELDS)
         # The output layer sees real tokens only: no slower than ignore_index, and less work.
         real = target_valid.flatten().nonzero()[:, 0]
-        wanted = label.flatten()[real].long()
+        labels = label.flatten()[real].long()
         optimizer.zero_grad(set_to_none=True)
         if kind == "tuned":
             x = features(source, source_valid, target).flatten(0, 1)[real]
-            total = models.chunked_backward(x, table, wanted, smoothing)
+            total = models.chunked_backward(x, table, labels, smoothing)
         else:
-            total = loss(source, source_valid, target, real, wanted)
+            total = loss(source, source_valid, target, real, labels)
             total.backward()
         optimizer.step()
         return total.item()

@@ -1,16 +1,16 @@
-"""Step time of a small GPT's training step against PyTorch eager: same model, batches, machine and minutes.
+"""Step time of a small GPT's training step against PyTorch eager: same model, batches and machine.
 
     python -m benchmarks.gpt_step               all cores
-    python -m benchmarks.gpt_step --cores 1     without threads that wait for each other
+    python -m benchmarks.gpt_step --cores 1     without threads that wait for one another
 
 nanoGPT's CPU setting: 4 layers of 4 heads, width 128, 12 windows of 64 characters, no biases, no dropout, output and
 embeddings tied, AdamW with decay, clipping at 1, float32. The contestants:
 
     ours     the step that `jaxlm train experiments.char_gpt:cpu` runs
-    torch    the same model by hand around `scaled_dot_product_attention`, AdamW in its fused form, the loss not read
+    torch    the same model around `scaled_dot_product_attention`, with fused AdamW; the loss is not read
 
-Each is a process of its own, warm before the first round, and all take turns; every step is waited for. The work of a
-step is 3.7 GFLOP, a few tens of milliseconds on two cores, so that what surrounds the products counts.
+Each is a process of its own, warm before the first round; they take turns, and each step ends before the next begins. A
+step is 3.7 GFLOP, a few tens of milliseconds on two cores, so that the work around the products matters.
 """
 
 import os
@@ -27,8 +27,8 @@ RATE, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.99), 0.1, 1.0
 
 def main() -> None:
     """Measure and print; the last line is JSON."""
-    asked = options(__doc__, ("ours", "torch")).parse_args()
-    compare("gpt_step", asked, lambda: _start(asked.worker))
+    parsed = options(__doc__, ("ours", "torch")).parse_args()
+    compare("gpt_step", parsed, lambda: _start(parsed.worker))
 
 
 def _start(name: str) -> tuple[dict[str, Any], Run]:

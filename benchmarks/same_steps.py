@@ -107,7 +107,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Result:
-    """What one run of a family gave: how it was run, its figures by name, its parameters by path."""
+    """The result of one run of a family: its settings, its figures by name, its parameters by path."""
 
     about: dict[str, Any]
     figures: dict[str, float]
@@ -264,7 +264,7 @@ def run_command(what: str, command: list[str], side: Side, current_folder: Path)
 
 
 def conditions(steps: int) -> dict[str, Any]:
-    """What must be equal for two runs of the same code to give the same bits."""
+    """The facts that must be equal for two runs of the same code to give the same bits."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     processor = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.processor())
@@ -288,7 +288,7 @@ def read_parameters(family: Family, side: Side, workdir: Path) -> dict[str, np.n
     """The parameters of the newest checkpoint of a run, by path. Raises RunFailed."""
     saved = [path for path in (workdir / "checkpoints").glob("*/params") if path.parent.name.isdecimal()]
     if not saved:
-        raise RunFailed(f"{family.experiment} in {side.checkout}: there is no checkpoints/STEP/params in its folder")
+        raise RunFailed(f"{family.experiment} in {side.checkout}: its folder has no checkpoints/STEP/params")
     newest, file = max(saved, key=lambda path: int(path.parent.name)), workdir / "parameters.npz"
     command = [sys.executable, "-c", READ_PARAMETERS, str(side.checkout), str(newest), str(file)]
     run_command(f"parameters of {family.experiment} in {side.checkout}", command, side, side.checkout)

@@ -1,4 +1,4 @@
-"""Whether two training runs gave the same values: figures by name and parameters by path."""
+"""Comparison of the values of two training runs: figures by name, parameters by path."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def match_by_value(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 def bits(value: Any) -> str:
-    """A text that is equal for two figures or two arrays only if all their bits are."""
+    """A string that is equal for two figures or arrays only if all their bits are equal."""
     if not isinstance(value, np.ndarray):
         return repr(float(value))
     return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
@@ -86,8 +86,8 @@ def first_renamed(kind: str, old: dict[str, Any], new: dict[str, Any]) -> list[s
     only_old = [name for name in old if name not in new]
     if not only_old:
         return []
-    found = next(name for name in new if name not in old and bits(new[name]) == bits(old[only_old[0]]))
-    return [f"{kind} of another name: {len(only_old)}; the first: {only_old[0]} is {found}"]
+    new_name = next(name for name in new if name not in old and bits(new[name]) == bits(old[only_old[0]]))
+    return [f"{kind} of another name: {len(only_old)}; the first: {only_old[0]} is {new_name}"]
 
 
 def describe_difference(old: Any, new: Any) -> str:

@@ -1,8 +1,8 @@
-"""The encoder-decoder of `jaxlm.models.encoder_decoder` (post-norm, one tied table, sinusoids) in PyTorch, three times.
+"""Three PyTorch versions of `jaxlm.models.encoder_decoder` (post-norm, tied embeddings, sinusoidal positions).
 
-`Library` is `nn.Transformer`. `Written` is what one writes by hand around `scaled_dot_product_attention`. `Tuned` is
-`Written` with one product for queries, keys and values, and a cheaper source of dropout masks. All have the same
-parameters and compute the same function as ours in float32; dropout is on embeddings and sub-layer outputs only.
+`Library` is `nn.Transformer`. `Written` is hand-written around `scaled_dot_product_attention`. `Tuned` is `Written`
+with one product for queries, keys and values, and cheaper dropout masks. All have the same parameters and compute the
+same function as ours in float32; dropout is on embeddings and sub-layer outputs only.
 """
 
 import math
@@ -38,7 +38,7 @@ class CheapDropout(nn.Module):
 
 
 class Embedded(nn.Module):
-    """What all three share: the table, the positions, and features of a batch."""
+    """The common base of the three: embeddings, positions, and the features of a batch."""
 
     dropout_kind: type[nn.Module] = nn.Dropout
 

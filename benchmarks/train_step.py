@@ -1,12 +1,12 @@
-"""Step time of the training step of an experiment against PyTorch: same model, batches, machine and minutes.
+"""Step time of the training step of an experiment against PyTorch: same model, batches and machine.
 
-    python -m benchmarks.train_step                    every contestant, two cores or however many there are
+    python -m benchmarks.train_step                    every contestant, all cores
     python -m benchmarks.train_step --cores 1          CPU seconds without idle threads that spin
     python -m benchmarks.train_step --only ours,written --rounds 6
 
 Every contestant is a process of its own, warm in every batch shape before the first round, and all take turns
-(A B C A B C ...). Compilation is reported apart. CPU seconds a step are the figure to trust on a machine that is busy
-with something else; on several cores they count threads that spin while they wait, as PyTorch's do.
+(A B C A B C ...). Compilation is reported separately. On a machine with other load, trust the CPU seconds per step; on
+several cores they include threads that spin while they wait, as PyTorch's do.
 """
 
 import argparse
@@ -27,7 +27,7 @@ OURS = "ours"
 
 
 def main() -> int:
-    """Measure and print; 1 if our own step could not be run."""
+    """Measure and print. Returns 1 if our own step failed."""
     options = _options()
     if options.worker:
         serve(lambda: contestants.start(options.worker, options.experiment, options.arrays))
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All of it, told on stdout; the same as a dict."""
+    """Measure, print to stdout, and return the report."""
     if options.cores:
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: options.cores]))
     before = machine()
@@ -65,30 +65,31 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="experiments.multi30k:tiny")
-    parser.add_argument("--steps", type=int, default=12, help="steps a round: the first batches of the training plan")
+    parser.add_argument("--steps", type=int, default=12, help="steps per round: the first batches of training")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=4096, help="target positions a batch")
-    parser.add_argument("--length", type=int, default=0, help="rows of one length instead of the data's mix")
+    parser.add_argument("--tokens", type=int, default=4096, help="target positions per batch")
+    parser.add_argument("--length", type=int, default=0, help="use rows of this length instead of the data")
     parser.add_argument("--only", default="", help=f"some of {', '.join(contestants.ALL)}, separated by commas")
-    parser.add_argument("--cores", type=int, default=0, help="use only so many cores (0: all)")
-    parser.add_argument("--patience", type=float, default=600, help="seconds to compile in, before it is skipped")
-    parser.add_argument("--json", action="store_true", help="nothing but the last line, a JSON object, on stdout")
+    parser.add_argument("--cores", type=int, default=0, help="number of cores to use (0: all)")
+    parser.add_argument(
+        "--patience", type=float, default=600, help="seconds after which a contestant that is not warm is skipped"
+    )
+    parser.add_argument("--json", action="store_true", help="print only one JSON object to stdout")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--arrays", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    return options
+    return parser.parse_args()
 
 
 def _versions() -> str:
     names = ("jax", "flax", "torch")
-    installed = {found.metadata["Name"].lower() for found in metadata.distributions()}
+    installed = {distribution.metadata["Name"].lower() for distribution in metadata.distributions()}
     return ", ".join(f"{name} {metadata.version(name)}" for name in names if name in installed)
 
 
 def _batches(options: argparse.Namespace, file: Path) -> dict[str, Any]:
-    """Write the batches that all use; what is in them."""
+    """Write the batches that all contestants use; returns a summary of them."""
     from benchmarks import batches
-    from jaxlm.experiment import load_experiment as load_experiment
+    from jaxlm.experiment import load_experiment
 
     made, origin = batches.make(load_experiment(options.experiment), options.steps, options.tokens, options.length)
     batches.save(made, file)
@@ -107,41 +108,41 @@ def _batches(options: argparse.Namespace, file: Path) -> dict[str, Any]:
 
 
 def _contest(options: argparse.Namespace, arrays: Path) -> list[Contestant]:
-    """All rounds; also those that failed, with the reason."""
+    """Run all rounds; contestants that failed are included, with the error."""
     names = options.only.split(",") if options.only else list(contestants.ALL)
-    if strangers := set(names) - set(contestants.ALL):
-        raise SystemExit(f"no contestant {', '.join(strangers)}: expected some of {', '.join(contestants.ALL)}")
+    if unknown := set(names) - set(contestants.ALL):
+        raise SystemExit(f"no contestant {', '.join(unknown)}: expected some of {', '.join(contestants.ALL)}")
     common = ["--experiment", options.experiment, "--arrays", str(arrays)]
     threads = {"OMP_NUM_THREADS": str(cores())}
     entered: list[Contestant] = []
     try:
         for name in names:
             command = [sys.executable, "-m", "benchmarks.train_step", "--worker", name, *common]
-            one = Contestant.start(name, command, threads, options.patience)
-            entered.append(one)
-            reason = one.facts.get("error")
-            print(
-                f"{name}: " + (f"skipped: {reason}" if reason else f"{contestants.ALL[name]}; {_warm(one)}"), flush=True
-            )
+            contestant = Contestant.start(name, command, threads, options.patience)
+            entered.append(contestant)
+            error = contestant.facts.get("error")
+            state = f"skipped: {error}" if error else f"{contestants.ALL[name]}; {_warm(contestant)}"
+            print(f"{name}: {state}", flush=True)
         _check_sizes(entered)
         for _ in range(options.rounds):
-            for one in entered:
-                if "error" not in one.facts:
-                    one.round(options.steps)
+            for contestant in entered:
+                if "error" not in contestant.facts:
+                    contestant.round(options.steps)
     finally:
-        for one in entered:
-            one.close()
+        for contestant in entered:
+            contestant.close()
     return entered
 
 
-def _warm(one: Contestant) -> str:
-    return f"{one.facts['parameters']:,} parameters, compiled and warm in {one.facts['compile_seconds']:.1f} s"
+def _warm(contestant: Contestant) -> str:
+    facts = contestant.facts
+    return f"{facts['parameters']:,} parameters, compiled and warm in {facts['compile_seconds']:.1f} s"
 
 
 def _check_sizes(entered: list[Contestant]) -> None:
     sizes = {one.name: one.facts["parameters"] for one in entered if "error" not in one.facts}
     if len(set(sizes.values())) > 1:
-        raise SystemExit(f"the models differ in size, so their times say nothing: {sizes}")
+        raise SystemExit(f"the models differ in size, so their times cannot be compared: {sizes}")
 
 
 def _result(one: Contestant, tokens: float) -> dict[str, Any]:
@@ -170,10 +171,10 @@ def _table(results: list[dict[str, Any]]) -> str:
 
 
 def _ratios(entered: dict[str, Contestant]) -> dict[str, dict[str, float]]:
-    """Ours against the best of each kind: of the medians over rounds, and the smallest and largest of one round."""
-    found: dict[str, dict[str, float]] = {}
+    """Our time over that of the best of each kind: of medians over rounds, and the extremes of one round."""
+    ratios: dict[str, dict[str, float]] = {}
     if OURS not in entered:
-        return found
+        return ratios
     for kind, names in contestants.KINDS.items():
         rivals = [entered[name] for name in names if name in entered]
         for unit, seconds in (("wall", _wall), ("CPU", _cpu)):
@@ -182,11 +183,12 @@ def _ratios(entered: dict[str, Contestant]) -> dict[str, dict[str, float]]:
             best = min(rivals, key=lambda one: statistics.median(map(seconds, one.rounds)))
             mine = [seconds(r) for r in entered[OURS].rounds]
             theirs = [seconds(r) for r in best.rounds]
-            each = [a / b for a, b in zip(mine, theirs, strict=True)]
+            per_round = [a / b for a, b in zip(mine, theirs, strict=True)]
             ratio = statistics.median(mine) / statistics.median(theirs)
             key = f"{kind} by {unit} ({best.name})"
-            found[key] = {"ratio": round(ratio, 3), "least": round(min(each), 3), "most": round(max(each), 3)}
-    return found
+            extremes = {"least": round(min(per_round), 3), "most": round(max(per_round), 3)}
+            ratios[key] = {"ratio": round(ratio, 3), **extremes}
+    return ratios
 
 
 def _wall(measured: dict[str, Any]) -> float:

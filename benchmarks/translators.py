@@ -1,7 +1,7 @@
-"""One translation Transformer with one set of random weights in three programs: jaxlm, Hugging Face, CTranslate2.
+"""A translation Transformer with the same random weights in three programs: jaxlm, Hugging Face, CTranslate2.
 
 `start(name, folder)` is a contestant of `benchmarks.contest`: one step translates the batch in `folder`, which holds
-the model as Hugging Face stores it. PyTorch and CTranslate2 are imported here alone.
+the model in Hugging Face's format. PyTorch and CTranslate2 are imported only here.
 """
 
 import time
@@ -18,7 +18,7 @@ BOS, EOS = 2, 3
 
 
 def draw(folder: Path, rows: int, length: int, new: int, beam: int) -> None:
-    """A random Transformer base (post-norm, one table), a random batch, and what is asked of it."""
+    """Write a random Transformer base (post-norm, tied embeddings), a random batch and the decoding options."""
     from jaxlm.huggingface.convert import save_pretrained
     from jaxlm.models.encoder_decoder import EncoderDecoder
 
@@ -28,7 +28,7 @@ def draw(folder: Path, rows: int, length: int, new: int, beam: int) -> None:
     )  # fmt: skip
     ids = {"pad_token_id": 0, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": BOS}
     params = random_params(model)
-    params["embedding"][EOS] = 0  # its logit is 0 and never among the best: every text has the same length
+    params["embedding"][EOS] = 0  # its logit is 0, never among the best, so that every text has the same length
     params["output_bias"][:] = 0
     save_pretrained(folder / "model", model, params, ids | {"forced_eos_token_id": None})
     rng = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def draw(folder: Path, rows: int, length: int, new: int, beam: int) -> None:
 
 
 def random_params(model: Any) -> Any:
-    """Normal with deviations of .02 (matrices of layers) and .04 (tables); gains near 1."""
+    """Normal weights with deviation 0.02 (layers) and 0.04 (embeddings); scales near 1."""
     import jax
 
     from jaxlm.models.properties import abstract_params
@@ -63,17 +63,17 @@ def start(name: str, folder: Path) -> tuple[dict[str, Any], Run]:
 
 
 def timed(answer: Callable[[], Any]) -> tuple[dict[str, Any], Run]:
-    """Facts of a first call (seconds, tokens), and how to measure more of them."""
-    begun = time.perf_counter()
+    """The seconds and tokens of a first call, and a function that times further calls."""
+    begin = time.perf_counter()
     tokens_BT = answer()
-    facts = {"first_seconds": time.perf_counter() - begun, "tokens": np.asarray(tokens_BT).tolist()}
+    facts = {"first_seconds": time.perf_counter() - begin, "tokens": np.asarray(tokens_BT).tolist()}
 
     def run(steps: int) -> list[float]:
         seconds = []
         for _ in range(steps):
-            begun = time.perf_counter()
+            begin = time.perf_counter()
             answer()
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - begin)
         return seconds
 
     return facts, run
@@ -140,8 +140,8 @@ def _huggingface(folder: Path, source_BS: np.ndarray, new: int, beam: int, varia
 
     def translate() -> np.ndarray:
         with torch.inference_mode():
-            found = net.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **options)
-        return found[:, 1:].numpy()
+            texts = net.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **options)
+        return texts[:, 1:].numpy()
 
     return translate
 
@@ -159,8 +159,8 @@ def _ctranslate2(folder: Path, source_BS: np.ndarray, new: int, beam: int, varia
     options = {"beam_size": beam, "max_decoding_length": new, "max_batch_size": len(lines)}
 
     def translate() -> list[list[int]]:
-        found = translator.translate_batch(lines, **options)
-        return [[int(word) for word in one.hypotheses[0]] for one in found]
+        results = translator.translate_batch(lines, **options)
+        return [[int(word) for word in result.hypotheses[0]] for result in results]
 
     return translate
 

@@ -1,4 +1,4 @@
-"""GPT-2 small with one set of random weights in three programs: jaxlm, Hugging Face, CTranslate2; texts are sampled.
+"""Sampling from GPT-2 small with the same random weights in three programs: jaxlm, Hugging Face, CTranslate2.
 
 `start(name, folder)` is a contestant of `benchmarks.contest`, as in `benchmarks.translators`.
 """
@@ -79,8 +79,8 @@ def _huggingface(folder: Path, prompt_BP: np.ndarray, new: int, variant: str) ->
 
     def write() -> np.ndarray:
         with torch.inference_mode():
-            found = net.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        return found[:, ids.shape[1] :].numpy()
+            texts = net.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        return texts[:, ids.shape[1] :].numpy()
 
     return write
 
@@ -96,8 +96,8 @@ def _ctranslate2(folder: Path, prompt_BP: np.ndarray, new: int, variant: str) ->
     options = {"sampling_topk": TOP_K, "min_length": new, "max_length": new, "include_prompt_in_result": False}
 
     def write() -> list[list[int]]:
-        found = generator.generate_batch(prompts, max_batch_size=len(prompts), **options)
-        return [one.sequences_ids[0] for one in found]
+        results = generator.generate_batch(prompts, max_batch_size=len(prompts), **options)
+        return [result.sequences_ids[0] for result in results]
 
     return write
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One command on this host that outlives the connection, and is started again when the machine, not its user, ended it.
+# Run one command on this host: it survives the end of the connection, and restarts if the machine, not its user, ends it.
 #   host_run.sh start RESTARTS COMMAND...    host_run.sh status | code | logs [--follow] | stop
-# `jaxlm` ends with 0 (done), 1 (it failed) or 2 (the command line is wrong): starting it again would not help. Any other
-# code (130: interrupted and saved; 134, 137, 143: killed; ...) is the machine's doing, or that of another host.
+# After code 0 (success), 1 (failure) or 2 (wrong command line) a restart would not help. Any other code (130: interrupted
+# and saved; 134, 137, 143: killed; ...) comes from the machine or from another host.
 set -uo pipefail
 
 folder=${JAXLM_RUN:-$HOME/jaxlm-run}
@@ -13,7 +13,7 @@ die() {
     exit 1
 }
 
-# The process that supervises the command, or nothing. A number alone may by now be another program's.
+# The id of the process that supervises the command, or nothing. The stored id may belong to another program by now.
 supervisor() {
     local pid
     pid=$(cat "$folder/pid" 2>/dev/null) || return 1
@@ -43,8 +43,8 @@ start() {
     die "the command did not start: $(tail -n 1 "$folder/log")"
 }
 
-# `stop`, a machine that shuts down and Ctrl-C signal the whole process group, the command too: it is not told again here,
-# since a second signal would end it before it has saved.
+# `stop`, a machine that shuts down and Ctrl-C signal the whole process group, including the command: it gets no second
+# signal here, which would end it before it has saved.
 supervise() {
     local restarts=$1 tries=0 code stopping=false
     shift

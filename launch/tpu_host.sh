@@ -16,7 +16,7 @@ newest_python() {
     done
 }
 
-# A machine that was just started may still be installing its updates: wait for the lock.
+# A machine that has just started may be installing updates: wait for the lock.
 apt_get() {
     thrice '*' run sudo env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 --quiet "$@"
 }
@@ -44,7 +44,7 @@ install_gcsfuse() {
     apt_get update && apt_get install --yes gcsfuse
 }
 
-# Orbax renames folders when a step is whole; a bucket without hierarchical namespace does that file by file.
+# Orbax renames a folder when its step is complete; a bucket without hierarchical namespace renames file by file.
 mount_bucket() {
     local folder=$HOME/bucket
     if mountpoint --quiet "$folder" 2>/dev/null; then return; fi
@@ -55,7 +55,7 @@ mount_bucket() {
 }
 
 install_here() {
-    cd "$here" || die "$here cannot be entered"
+    cd "$here" || die "cannot enter $here"
     venv=${venv:-$HOME/jaxlm-venv}
     if [[ -n $python ]]; then
         is_suitable "$python" || die "$python does not run, is older than 3.11, or cannot make environments"
@@ -64,12 +64,12 @@ install_here() {
         [[ -n $python ]] || install_python
     fi
     if ! compgen -G '/dev/accel*' >/dev/null && ! compgen -G '/dev/vfio/[0-9]*' >/dev/null; then
-        say "no TPU device on this machine; going on, but JAX will not find one"
+        say "no TPU device on this machine: installing, but JAX will not find one"
     fi
     if ! command -v make >/dev/null; then
-        apt_get install --yes make || say "make could not be installed; it is needed for 'make test' alone"
+        apt_get install --yes make || say "make could not be installed; only 'make test' needs it"
     fi
-    # pip is the last thing that `venv` installs: an environment without it was left half made.
+    # `venv` installs pip last: an environment without pip is incomplete.
     if [[ ! -x $venv/bin/pip ]]; then
         run "$python" -m venv --clear "$venv" || die "$python could not make $venv: see above"
     fi

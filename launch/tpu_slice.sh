@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Part of tpu_setup.sh: a TPU slice, from outside, by gcloud. A slice and the request for it bear the same name.
+# Part of tpu_setup.sh: control a TPU slice with gcloud. A slice and the request for it have the same name.
 # Reads the options of tpu_setup.sh; uses run, thrice, say and die.
 
 # gcloud compute tpus ARGUMENTS, in the zone and project that were given.
@@ -7,9 +7,9 @@ tpus() {
     run gcloud compute tpus "$@" ${place[@]+"${place[@]}"}
 }
 
-# state_of GROUP FIELD: of the slice or of the request, empty where there is none. gcloud warns where it also answers.
+# state_of GROUP FIELD: the state of the slice or of the request, empty if there is none. gcloud may warn and answer.
 state_of() {
-    local try answer errors said
+    local try answer errors message
     errors=$(mktemp)
     for try in 1 2 3; do
         if answer=$(tpus "$1" describe "$name" "--format=value($2)" 2>"$errors"); then
@@ -23,27 +23,27 @@ state_of() {
         fi
         ((try == 3)) || sleep "$pause"
     done
-    said=$(tail -n 1 "$errors")
+    message=$(tail -n 1 "$errors")
     rm "$errors"
-    die "gcloud does not tell about $name (3 tries): $said"
+    die "gcloud does not describe $name (3 tries): $message"
 }
 slice_state() { state_of tpu-vm state; }
 queue_state() { state_of queued-resources state.state; }
 
-# States that a slice does not come back from by itself.
+# States from which a slice does not recover.
 is_gone() {
     [[ -z $1 || $1 =~ ^(PREEMPTED|TERMINATED|STOPPED|STOPPING|DELETING|HIDDEN|HIDING)$ ]]
 }
 
 runtime_of_type() {
     case $type in
-        '') die "which type? --type v4-8, v5litepod-16, v5p-8, v6e-8, ..." 2 ;;
+        '') die "expected --type v4-8, v5litepod-16, v5p-8, v6e-8, ..." 2 ;;
         v[234]-*) echo tpu-ubuntu2204-base ;;
         v5litepod-*) echo v2-alpha-tpuv5-lite ;;
         v5p-*) echo v2-alpha-tpuv5 ;;
         v6e-*) echo v2-alpha-tpuv6e ;;
-        v5e-*) die "gcloud calls it v5litepod: --type v5litepod-${type#v5e-}" 2 ;;
-        *) die "the image for the type '$type' is not known here: give it with --runtime, or mend --type" 2 ;;
+        v5e-*) die "gcloud names it v5litepod: --type v5litepod-${type#v5e-}" 2 ;;
+        *) die "the image of the type '$type' is unknown: give --runtime, or fix --type" 2 ;;
     esac
 }
 
@@ -64,12 +64,12 @@ slice_create() {
     creation_flags
     state=$(slice_state)
     case $state in
-        READY) say "$name is there already" ;;
+        READY) say "$name exists already" ;;
         '')
             tpus tpu-vm create "$name" "--version=$runtime" "${flags[@]}" ||
-                die "$name was not made: see gcloud's message above (no capacity: './tpu_setup.sh queue' waits for some)"
+                die "$name was not created: see gcloud's message above (without capacity, use './tpu_setup.sh queue')"
             ;;
-        *) die "$name is there, and its state is $state: delete it first (./tpu_setup.sh delete $name)" ;;
+        *) die "$name exists in state $state: delete it first (./tpu_setup.sh delete $name)" ;;
     esac
 }
 
@@ -78,18 +78,18 @@ slice_queue() {
     creation_flags
     if [[ -n $valid_until ]]; then flags+=("--valid-until-duration=$valid_until"); fi
     state=$(queue_state)
-    # A request stays ACTIVE for a while after its slice was taken away.
+    # A request stays ACTIVE for a while after its slice was preempted.
     if [[ $state == ACTIVE ]]; then
         state=$(slice_state)
         if ! is_gone "$state"; then
-            say "$name is there already"
+            say "$name exists already"
             return
         fi
         state="ACTIVE, its slice ${state:-gone}"
     fi
     case $state in
         FAILED | SUSPENDED | SUSPENDING | ACTIVE,*)
-            "$replace" || die "the request $name is $state: --replace deletes it and asks anew"
+            "$replace" || die "the request $name is $state: --replace deletes it and creates a new one"
             delete_request
             state=
             ;;
@@ -111,11 +111,11 @@ await_slice() {
         case $state in
             ACTIVE) return ;;
             FAILED | SUSPENDED | SUSPENDING)
-                die "no slice came of the request $name: $state (gcloud compute tpus queued-resources describe $name tells why)"
+                die "the request $name ended without a slice: $state (see gcloud compute tpus queued-resources describe $name)"
                 ;;
         esac
         sleep "$pause"
-        exec 3>/dev/null # the same look again need not be shown
+        exec 3>/dev/null # show a repeated query once
     done
 }
 
@@ -127,11 +127,11 @@ slice_status() {
     echo "slice $name: ${slice:-absent}"
     echo "request $name: ${queue:-absent}"
     if [[ $slice == READY ]] || "$dry_run"; then
-        on_hosts all 'if [ -d jaxlm ]; then jaxlm/launch/host_run.sh status; else echo "$(hostname): nothing is there"; fi'
+        on_hosts all 'if [ -d jaxlm ]; then jaxlm/launch/host_run.sh status; else echo "$(hostname): not installed"; fi'
     fi
 }
 
-# on_hosts WHICH COMMAND: on one host, or on all at once; again where ssh itself failed (255), not where COMMAND did.
+# on_hosts WHICH COMMAND: run on one host or on all at once; retry if ssh failed (255), not if COMMAND did.
 on_hosts() {
     local inside=()
     if "$internal_ips"; then inside=(--internal-ip); fi
@@ -139,21 +139,21 @@ on_hosts() {
         die "a command failed on $name (worker $1): see above"
 }
 
-# What git tracks, or would track, into an archive. What was deleted is still listed; macOS adds no files of its own.
+# Pack the files that git tracks or would track. Deleted files are skipped, and macOS's own files are left out.
 pack() {
     (cd "$here" && git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
         if [[ -e $file ]]; then printf '%s\0' "$file"; fi
     done | COPYFILE_DISABLE=1 tar --null -czf "$1" -T -)
 }
 
-# What the last copy brought and this one does not is removed; an environment and runs stay.
+# Remove the files of the last copy that this one lacks; the environment and runs stay.
 # shellcheck disable=SC2016
 unpack='set -e; mkdir -p jaxlm; if [ -f jaxlm.tar.gz ]; then tar --quoting-style=literal -tzf jaxlm.tar.gz | '
 unpack+='(cd jaxlm; xargs -d "\n" rm -f --); fi; tar -xzf jaxlm-new.tar.gz -C jaxlm; cp jaxlm-new.tar.gz jaxlm.tar.gz'
 
 slice_copy() {
     local folder=/tmp inside=()
-    git -C "$here" rev-parse --is-inside-work-tree >/dev/null 2>&1 || die "$here is no git clone: copy sends what git tracks"
+    git -C "$here" rev-parse --is-inside-work-tree >/dev/null 2>&1 || die "$here is not a git clone: copy sends the files that git tracks"
     if "$internal_ips"; then inside=(--internal-ip); fi
     "$dry_run" || folder=$(mktemp -d)
     run pack "$folder/jaxlm.tar.gz" || die "$here could not be packed"
@@ -174,7 +174,7 @@ slice_setup() {
 
 # shellcheck disable=SC2016  # the host's $HOME and $PATH, not this machine's
 slice_run() {
-    ((${#command[@]})) || die "run what? ./tpu_setup.sh run $name -- jaxlm train ..." 2
+    ((${#command[@]})) || die "expected a command: ./tpu_setup.sh run $name -- jaxlm train ..." 2
     local bin='"$HOME"/jaxlm-venv/bin'
     if [[ -n $venv ]]; then bin=$(quoted "$venv/bin"); fi
     on_hosts all "cd jaxlm && PATH=$bin:\"\$PATH\" $(quoted launch/host_run.sh start "$restarts" "${command[@]}")"
@@ -190,7 +190,7 @@ slice_stop() {
     on_hosts all 'jaxlm/launch/host_run.sh stop'
 }
 
-# Until the command has ended: its code, or 75 where the slice was taken away or a host began anew without it.
+# Wait until the command has ended. Code: that of the command, or 75 if the slice was preempted or a host rebooted.
 slice_wait() {
     local state code
     while true; do
@@ -220,17 +220,17 @@ delete_request() {
 slice_delete() {
     local answer slice queue
     if ! "$yes" && ! "$dry_run"; then
-        [[ -t 0 ]] || die "nothing was deleted: say --yes where nobody can be asked"
+        [[ -t 0 ]] || die "nothing was deleted: use --yes without a terminal"
         read -r -p "Delete the slice $name with all that is on its disks? Type its name: " answer
         [[ $answer == "$name" ]] || die "nothing was deleted"
     fi
     queue=$(queue_state)
     slice=$(slice_state)
-    if [[ -n $queue ]]; then # takes the slice with it
+    if [[ -n $queue ]]; then # deletes the slice too
         delete_request
     elif [[ -n $slice ]] || "$dry_run"; then
         tpus tpu-vm delete "$name" --quiet || die "$name was not deleted: see above"
     else
-        say "there is no slice and no request $name"
+        say "no slice and no request $name exists"
     fi
 }

@@ -1,7 +1,7 @@
-"""The experiments that exist, found by reading their files: nothing is imported, so nothing waits for JAX.
+"""The list of experiments, read from the syntax trees of their files without importing them or JAX.
 
-They are the modules of the package `experiments`, in the current folder and beside the library. In a module, a
-variant is a function annotated to return an Experiment.
+Experiments are the modules of the package `experiments`, in the current folder and next to the library. A variant is a
+function of such a module that is annotated to return an Experiment.
 """
 
 import ast
@@ -21,67 +21,64 @@ EXPERIMENTS_PACKAGE, DEFAULT_VARIANT = "experiments", "experiment"
 
 @dataclass(frozen=True)
 class ExperimentEntry:
-    """A variant of an experiment, by the name that the verbs take, and the first line of its docstring."""
+    """A variant: its name on the command line, and the first line of its docstring."""
 
     name: str
     summary: str
 
 
 def list_experiments() -> list[ExperimentEntry]:
-    """Every variant of every experiment, in the order of module names and of the functions in them."""
-    found = []
+    """Every variant of every experiment, ordered by module name and by position in the file."""
+    entries = []
     for module, file in experiment_modules().items():
         try:
             tree = _parse_file(file)
         except UsageError as error:
-            found.append(ExperimentEntry(module, str(error)))
+            entries.append(ExperimentEntry(module, str(error)))
             continue
         for variant, function in _variant_functions(tree).items():
             name = module if variant == DEFAULT_VARIANT else f"{module}:{variant}"
             text = ast.get_docstring(function) or ast.get_docstring(tree) or ""
-            found.append(ExperimentEntry(name, text.partition("\n")[0]))
-    return found
+            entries.append(ExperimentEntry(name, text.partition("\n")[0]))
+    return entries
 
 
 def experiment_modules() -> dict[str, Path]:
-    """Dotted name -> file. A module of the current folder hides one of the same name beside the library."""
-    found: dict[str, Path] = {}
+    """Dotted name -> file. A module of the current folder hides the library's module of the same name."""
+    modules: dict[str, Path] = {}
     for folder in reversed(_experiment_folders()):
         for file in sorted(folder.rglob("*.py")):
             parts = file.relative_to(folder).with_suffix("").parts
             if not any(part.startswith(("_", ".")) for part in parts):
-                found[".".join((EXPERIMENTS_PACKAGE, *parts))] = file
-    return dict(sorted(found.items()))
+                modules[".".join((EXPERIMENTS_PACKAGE, *parts))] = file
+    return dict(sorted(modules.items()))
 
 
 def resolve_experiment(name: str) -> str:
     """`module[:variant]` or `file.py[:variant]`, checked without importing it; a known file becomes its module.
 
-    Raises Usage where there is no such module, file or variant, with the nearest that exists.
+    Raises UsageError if the module, file or variant does not exist, with the nearest one that does.
     """
-    where, colon, variant = name.partition(":")
+    module, _, variant = name.partition(":")
     known = experiment_modules()
-    if where.endswith(".py") or "/" in where:
-        file = Path(where)
+    if module.endswith(".py") or "/" in module:
+        file = Path(module)
         if not file.is_file():
-            beside = [*map(str, file.parent.glob("*.py")), *known]
-            raise UsageError(
-                f"no experiment file {where}{did_you_mean(where, beside)} (`jaxlm list` shows the experiments)"
-            )
-        where = next((module for module, path in known.items() if path.resolve() == file.resolve()), where)
+            near = did_you_mean(module, [*map(str, file.parent.glob("*.py")), *known])
+            raise UsageError(f"no experiment file {module}{near} (`jaxlm list` shows the experiments)")
+        module = next((known_name for known_name, path in known.items() if path.resolve() == file.resolve()), module)
     else:
-        file = known[where] if where in known else _module_file(where, known)
+        file = known[module] if module in known else _module_file(module, known)
     tree = _parse_file(file)
     if variant and variant not in _bound_names(tree):
-        there = list(_variant_functions(tree))
-        raise UsageError(
-            f"{where} has no variant {variant!r}{did_you_mean(variant, there)} (it has {', '.join(there) or 'none'})"
-        )
-    return where + colon * bool(variant) + variant
+        variants = list(_variant_functions(tree))
+        near = did_you_mean(variant, variants)
+        raise UsageError(f"{module} has no variant {variant!r}{near} (it has {', '.join(variants) or 'none'})")
+    return f"{module}:{variant}" if variant else module
 
 
 def import_experiment(name: str) -> "Experiment":
-    """The experiment that a name from `resolve` stands for; this imports Flax."""
+    """The experiment of a name from `resolve_experiment`; imports Flax."""
     _merge_experiment_folders()
     from jaxlm import experiment
 
@@ -94,25 +91,24 @@ def _experiment_folders() -> list[Path]:
 
 
 def _merge_experiment_folders() -> None:
-    """Let `import experiments.x` look into all folders: Python alone would take the package from one of them."""
+    """Make `import experiments.x` search all folders; by default Python takes a package from one of them."""
     try:
         package = importlib.import_module(EXPERIMENTS_PACKAGE)
     except ModuleNotFoundError:
         return
-    old = [str(Path(path).resolve()) for path in package.__path__]
-    package.__path__ = list(dict.fromkeys([*map(str, _experiment_folders()), *old]))
+    old_paths = [str(Path(path).resolve()) for path in package.__path__]
+    package.__path__ = list(dict.fromkeys([*map(str, _experiment_folders()), *old_paths]))
 
 
 def _module_file(module: str, known_modules: dict[str, Path]) -> Path:
-    """The file of a module that is no part of `experiments`."""
+    """The file of a module outside `experiments`."""
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError, AttributeError):  # no such parent, or an empty name
+    except (ImportError, ValueError, AttributeError):  # no such parent package, or an empty name
         spec = None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise UsageError(
-            f"no experiment {module!r}{did_you_mean(module, known_modules)} (`jaxlm list` shows the experiments)"
-        )
+        near = did_you_mean(module, known_modules)
+        raise UsageError(f"no experiment {module!r}{near} (`jaxlm list` shows the experiments)")
     return Path(spec.origin)
 
 
@@ -120,7 +116,7 @@ def _parse_file(file: Path) -> ast.Module:
     try:
         return ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
-        raise UsageError(f"{file} is no Python: {error}") from None
+        raise UsageError(f"{file} is not valid Python: {error}") from None
 
 
 def _variant_functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
@@ -139,7 +135,7 @@ def _last_name(node: ast.expr | None) -> str:
 
 
 def _bound_names(tree: ast.Module) -> set[str]:
-    """The names that a module may bind at its top level: a variant may be imported or made there."""
+    """The names that a module may bind at its top level; a variant may be imported or assigned there."""
     names = {getattr(node, "name", "") for node in tree.body}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):

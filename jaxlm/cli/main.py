@@ -1,6 +1,6 @@
-"""The command `jaxlm VERB ...`: finds the verb, and turns whatever goes wrong into one line and an exit code.
+"""The command `jaxlm VERB ...`: dispatch to the verb's module, and one line and an exit code for every error.
 
-0: done. 1: it failed. 2: the command line is wrong. 130: interrupted. 141: the reader of the output went away.
+Exit codes: 0 success, 1 failure, 2 wrong command line, 130 interrupted, 141 the reader of the output closed it.
 """
 
 import errno
@@ -11,18 +11,18 @@ import traceback
 from pathlib import Path
 
 from jaxlm import __version__
-from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, command_module, did_you_mean
+from jaxlm.cli.parser import COMMANDS, EXIT_INTERRUPTED, UsageError, command_module, did_you_mean
 from jaxlm.errors import UserError
 
-EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
+EXIT_BROKEN_PIPE = 141
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit code, and never raises but what ends the process anyway."""
+    """Run one command and return its exit code. Errors are printed in one line, with --debug as a traceback."""
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
-    if sys.stdout is None:  # closed by whoever called
+    if sys.stdout is None:  # the caller closed it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # experiments of the current folder
@@ -47,19 +47,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run_command(argv: list[str]) -> int:
     if not argv:
-        raise UsageError(f"expected a verb: {', '.join(COMMANDS)} (`jaxlm --help` says what they do)")
-    verb, rest = argv[0], argv[1:]
+        raise UsageError(f"expected a verb: {', '.join(COMMANDS)} (`jaxlm --help` describes them)")
+    verb, arguments = argv[0], argv[1:]
     if verb in ("-h", "--help", "help"):
         print(_help_text())
     elif verb in ("-V", "--version"):
         print(f"jaxlm {__version__}")
-    elif verb == "doctor":
-        CommandParser(verb, COMMANDS[verb]).parse(rest)
-        from jaxlm.cli.tools.doctor import doctor
-
-        return doctor()
     elif verb in COMMANDS:
-        return importlib.import_module(command_module(verb)).main(rest)
+        return importlib.import_module(command_module(verb)).main(arguments)
     else:
         raise UsageError(f"no verb {verb!r}{did_you_mean(verb, COMMANDS)} (the verbs are {', '.join(COMMANDS)})")
     return 0
@@ -68,16 +63,16 @@ def _run_command(argv: list[str]) -> int:
 def _help_text() -> str:
     lines = ["usage: jaxlm VERB ...", ""]
     lines += [f"  {verb:11}{summary}" for verb, summary in COMMANDS.items()]
-    return "\n".join([*lines, "", "`jaxlm VERB --help` has the options; --debug shows the traceback of an error."])
+    return "\n".join([*lines, "", "`jaxlm VERB --help` lists the options; --debug shows the traceback of an error."])
 
 
 def _error_message(error: Exception) -> str:
-    """What went wrong, for someone who does not read tracebacks."""
+    """The error in one line, for users who do not read tracebacks."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" ({error.filename})" if error.filename else ""
-        return f"the disk is full{where}: free some space and give the command again; a run goes on from its checkpoint"
+        file = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{file}: free some space and repeat the command; a run resumes from its checkpoint"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if "RESOURCE_EXHAUSTED" in str(error):
@@ -87,8 +82,8 @@ def _error_message(error: Exception) -> str:
 
 
 def _discard_stdout() -> None:
-    """Nobody reads it any more; Python must not complain when it flushes at exit."""
+    """Redirect a stdout without a reader, so that Python does not fail when it flushes at exit."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # no descriptor: a stream of a test
+    except (OSError, ValueError):  # a stream without a descriptor (in tests)
         pass

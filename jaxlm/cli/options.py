@@ -1,16 +1,11 @@
-"""What the verbs that use a trained model share: options of checkpoint and search, and opening a workdir.
-
-The options that say what generated text must be: an expression, choices, a JSON schema, quotations.
-
-Options about the machine: how a run lies on its devices, and which other processes take part.
-"""
+"""Options that several verbs share: checkpoint and search, constraints on generated text, devices and processes."""
 
 import argparse
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.cli.parser import CommandParser, UsageError, int_at_least
+from jaxlm.cli.parser import CommandParser, UsageError, choice_of, int_at_least
 from jaxlm.distributed.mesh_axes import parse_mesh_axes
 from jaxlm.errors import UserError
 from jaxlm.workdir import Workdir
@@ -24,29 +19,32 @@ if TYPE_CHECKING:
 
 
 def add_constraint_options(parser: CommandParser) -> None:
-    """At most one kind of rule may be given."""
-    rules = parser.add_argument_group("what the text must be (at most one kind)")
-    text = "the whole text matches R, an expression of Python's re (no look-around, no back-references)"
-    rules.add_argument("--regex", metavar="R", help=text)
-    text = "the text is one of those given (any number of times)"
-    rules.add_argument("--choice", action="append", default=[], metavar="TEXT", help=text)
-    rules.add_argument("--choices", type=Path, metavar="FILE", help="the text is a line of FILE, or a --choice")
-    rules.add_argument("--json-schema", type=Path, metavar="FILE", help="the text is JSON that this schema admits")
-    text = "what stands between the tokens OPEN and CLOSE is copied from the source, or the prompt"
-    rules.add_argument("--copy-between", nargs=2, metavar=("OPEN", "CLOSE"), help=text)
+    """The constraints on generated text; at most one kind may be given."""
+    group = parser.add_argument_group("constraints on the text (at most one kind)")
+    text = "the whole text matches the regular expression R, in the syntax of Python's re without look-around and "
+    text += "back-references"
+    group.add_argument("--regex", metavar="R", help=text)
+    text = "the text is one of the given choices (repeat for each choice)"
+    group.add_argument("--choice", action="append", default=[], metavar="TEXT", help=text)
+    group.add_argument("--choices", type=Path, metavar="FILE", help="the text is a line of FILE, or a --choice")
+    group.add_argument(
+        "--json-schema", type=Path, metavar="FILE", help="the text is JSON that is valid for this schema"
+    )
+    text = "the text between the tokens OPEN and CLOSE is copied from the source or the prompt"
+    group.add_argument("--copy-between", nargs=2, metavar=("OPEN", "CLOSE"), help=text)
 
 
 def read_constraint(options: argparse.Namespace) -> "Constraint | None":
-    """The rule that is asked for, if any, without JAX. Raises Usage where it is wrong, or where there are several."""
-    choices = bool(options.choice or options.choices)
-    asked = {
-        "--regex": options.regex is not None,
-        "--choice": choices,
-        "--json-schema": options.json_schema is not None,
+    """The requested constraint, compiled without JAX. Raises UsageError if it is invalid or if there are several."""
+    values = {
+        "--regex": options.regex,
+        "--choice": options.choice or options.choices,
+        "--json-schema": options.json_schema,
+        "--copy-between": options.copy_between,
     }
-    given = [name for name, there in {**asked, "--copy-between": options.copy_between is not None}.items() if there]
+    given = [name for name, value in values.items() if value not in (None, [])]
     if len(given) > 1:
-        raise UsageError(f"{given[0]} and {given[1]}: expected at most one kind of rule for the text")
+        raise UsageError(f"{given[0]} and {given[1]}: expected at most one kind of constraint on the text")
     if not given:
         return None
     from jaxlm.data.files import read_lines
@@ -66,47 +64,68 @@ def read_constraint(options: argparse.Namespace) -> "Constraint | None":
 
 
 def add_run_options(parser: CommandParser) -> None:
-    """The options; none of them changes what is computed."""
+    """Options of devices, memory and processes; none of them changes the result."""
     add_mesh_option(parser)
     add_memory_options(parser)
-    text = "HOST:PORT of process 0, where nothing (Slurm, Open MPI, a TPU pod) tells the processes of each other"
+    add_loader_options(parser)
+    text = "address of process 0 (not needed with Slurm, Open MPI or on a TPU pod)"
     parser.add_argument("--coordinator-address", metavar="HOST:PORT", help=text)
-    parser.add_argument("--num-processes", type=int_at_least(1), metavar="N", help="how many processes there are")
-    parser.add_argument("--process-id", type=int_at_least(0), metavar="I", help="which one this is, from 0")
-    text = "end the process if no step is done for so many minutes (default: never)"
+    parser.add_int("--num-processes", "number of processes")
+    parser.add_int("--process-id", "index of this process, from 0", minimum=0, metavar="I")
+    text = "end the process if no step finishes within M minutes (default: never)"
     parser.add_argument("--step-timeout", type=float, default=0.0, metavar="M", help=text)
 
 
 def add_memory_options(parser: CommandParser) -> None:
     """`--shard-optimizer` and `--remat`."""
-    text = "split the optimizer's state over data too: less memory, a little more traffic"
-    parser.add_argument("--shard-optimizer", action="store_true", help=text)
-    text = "compute again, in the backward pass, what of each layer (default: as the model says)"
+    text = "shard the optimizer state over data too: less memory, slightly more communication"
+    parser.add_flag("--shard-optimizer", text)
+    text = "recompute in the backward pass: none, all activations but matrix products (dots), or all (full)"
     parser.add_argument("--remat", choices=("none", "dots", "full"), help=text)
+
+
+def add_loader_options(parser: CommandParser) -> None:
+    """`--num-threads` and `--num-workers`."""
+    parser.add_int("--num-threads", "threads that prepare batches", minimum=0, default=1)
+    parser.add_int("--num-workers", "processes that prepare batches", minimum=0, default=0)
 
 
 def add_mesh_option(parser: CommandParser) -> None:
     """`--mesh`."""
-    text = "devices along each axis, as in data=2,fsdp=4 (axes: data, fsdp, sequence, tensor; -1: the rest)"
+    text = (
+        "devices along each axis, such as data=2,fsdp=4 (axes: data, fsdp, sequence, tensor; -1: all remaining devices)"
+    )
     parser.add_argument("--mesh", type=_parse_mesh, metavar="AXES", help=text)
 
 
-def read_run_options(options: argparse.Namespace) -> tuple["RunOptions", "CoordinatorConfig | None"]:
-    """What the options say. Raises Usage where they say only a part of it."""
-    from jaxlm.distributed.multihost import CoordinatorConfig
+def read_run_options(options: argparse.Namespace) -> "RunOptions":
+    """The options of devices and memory and, if the verb has them, of the data loader and the step timeout."""
     from jaxlm.training.run_options import RunOptions
 
-    feeding = options.num_threads, options.num_workers, 60 * options.step_timeout
-    machine = RunOptions(options.mesh, options.shard_optimizer, options.remat, *feeding)
+    given = vars(options)
+    return RunOptions(
+        mesh=options.mesh,
+        shard_optimizer_state=options.shard_optimizer,
+        remat=options.remat,
+        threads=given.get("num_threads", 1),
+        workers=given.get("num_workers", 0),
+        step_timeout=60 * given.get("step_timeout", 0.0),
+    )
+
+
+def read_coordinator(options: argparse.Namespace) -> "CoordinatorConfig | None":
+    """The address and index of this process, if given. Raises UsageError if only some of the options are given."""
+    from jaxlm.distributed.multihost import CoordinatorConfig
+
     given = options.coordinator_address, options.num_processes, options.process_id
-    if all(one is None for one in given):
-        return machine, None
-    if any(one is None for one in given) or options.process_id >= options.num_processes:
+    if all(value is None for value in given):
+        return None
+    if None in given or options.process_id >= options.num_processes:
         raise UsageError(
             "--coordinator-address HOST:PORT, --num-processes N and --process-id I (0 to N - 1) go together: found "
             f"--coordinator-address {given[0]} --num-processes {given[1]} --process-id {given[2]}"
         )
-    return machine, CoordinatorConfig(*given)
+    return CoordinatorConfig(*given)
 
 
 def _parse_mesh(text: str) -> dict[str, int]:
@@ -116,54 +135,53 @@ def _parse_mesh(text: str) -> dict[str, int]:
         raise UsageError(str(error)) from None
 
 
-PRECISION_CHOICES = ("float32", "bfloat16", "int8", "int8_dynamic")
-"""As `jaxlm.nn.weights.quantization` has them; here for an error without JAX."""
-
-
 def workdir_parser(command: str, summary: str, **options: Any) -> CommandParser:
-    """A parser for a verb that takes a workdir, with the options that choose a checkpoint."""
+    """A parser for a verb that takes a workdir, with the options that select a checkpoint."""
     parser = CommandParser(command, summary, **options)
     parser.add_argument("workdir", metavar="WORKDIR", type=Path, help="the folder of a training run")
-    which = parser.add_mutually_exclusive_group()
-    text = "use the mean of the last N checkpoints (1: the best one; default: as the experiment says)"
-    which.add_argument("--average-last", type=int_at_least(1), metavar="N", help=text)
-    which.add_argument("--step", type=int_at_least(0), metavar="K", help="use the checkpoint of step K")
-    text = "source positions a batch (default: as the experiment says)"
-    parser.add_argument("--batch-tokens", type=int_at_least(1), metavar="N", help=text)
+    checkpoint = parser.add_mutually_exclusive_group()
+    text = "average the last N checkpoints (1: use the best one; default: as the experiment is configured)"
+    checkpoint.add_argument("--average-last", type=int_at_least(1), metavar="N", help=text)
+    checkpoint.add_argument("--step", type=int_at_least(0), metavar="K", help="use the checkpoint of step K")
+    parser.add_int("--batch-tokens", "source positions per batch (default: as the experiment is configured)")
     add_mesh_option(parser)
     return parser
 
 
 def add_model_options(parser: CommandParser) -> None:
-    """Options of how the model computes, and with whom."""
-    text = "of the weights: bfloat16, int8 (a scale a channel), or int8_dynamic (the activations too); default: float32"
-    parser.add_argument("--precision", choices=PRECISION_CHOICES, default="float32", metavar="P", help=text)
-    text = "decode with this run's model too (may be given several times); all must have one tokenizer"
-    parser.add_argument("--ensemble", action="append", default=[], type=Path, metavar="WORKDIR", help=text)
-    text = "the mean of an ensemble: of probabilities (the default) or of their logarithms"
+    """Options of weight precision and ensembles."""
+    text = (
+        "format of the weights: float32 (the default), bfloat16, int8 (one scale per channel), or int8_dynamic (int8 "
+    )
+    text += "activations too)"
+    precision = choice_of("jaxlm.nn.weights.quantization", "PRECISIONS", "float32")
+    parser.add_argument("--precision", type=precision, default="float32", metavar="P", help=text)
+    text = "ensemble with the model of this run, which must have the same tokenizer"
+    parser.add_list("--ensemble", text, Path, metavar="WORKDIR")
+    text = "what an ensemble averages (default: probabilities)"
     parser.add_argument("--ensemble-mean", choices=("probabilities", "logarithms"), default="probabilities", help=text)
 
 
 def add_search_options(parser: CommandParser) -> None:
-    """Options of beam search; what is not given is as the experiment says."""
-    parser.add_argument("--num-beams", type=int_at_least(1), metavar="K", help="beam slots; 1 is greedy search")
-    text = "length penalty: a score is log-probability / length^A (the power that the experiment's formula uses)"
+    """Options of beam search; the defaults are those of the experiment."""
+    parser.add_int("--num-beams", "beam size (1: greedy search; default: as the experiment is configured)", metavar="K")
+    text = "exponent of the length penalty: rank by log-probability / length^A, or the experiment's formula with A"
     parser.add_argument("--length-penalty", type=float, metavar="A", help=text)
 
 
 def experiment_with_options(options: argparse.Namespace) -> "Experiment":
-    """The workdir's experiment with the verb's options. A folder that is none is told before JAX is imported."""
-    folder = options.workdir
-    Workdir(folder).check()
+    """The workdir's experiment with the verb's options. Checks the folder before JAX is imported."""
+    folder = Workdir(options.workdir)
+    folder.check()
     from jaxlm import runtime
 
     runtime.configure_process()
-    experiment = Workdir(folder).read_experiment()
+    experiment = folder.read_experiment()
     return dataclasses.replace(experiment, task=_with_task_options(experiment.task, options))
 
 
 def load_pipeline(options: argparse.Namespace, experiment: "Experiment | None" = None) -> "Pipeline":
-    """The trained model that the options name, with their search."""
+    """The trained model that the options select, with their search."""
     experiment = experiment or experiment_with_options(options)
     from jaxlm.pipeline.loading import load
 
@@ -173,13 +191,13 @@ def load_pipeline(options: argparse.Namespace, experiment: "Experiment | None" =
 
 
 def _with_task_options(task: Any, options: argparse.Namespace) -> Any:
-    """The task with the options of this command. Raises Usage where it has no use for one."""
+    """The task with the options of this command. Raises UsageError for an option that does not apply to it."""
     if task.search is not None:
         return dataclasses.replace(task, search=_with_search_options(task.search, options))
-    asked = [name for name in ("num_beams", "length_penalty", "attention") if getattr(options, name, None)]
-    asked += ["n_best"] if (getattr(options, "n_best", None) or 1) > 1 else []
-    if asked:
-        raise UsageError(f"--{asked[0].replace('_', '-')}: the task {type(task).__name__} does not search")
+    given = [name for name in ("num_beams", "length_penalty", "attention") if getattr(options, name, None)]
+    given += ["n_best"] if (getattr(options, "n_best", None) or 1) > 1 else []
+    if given:
+        raise UsageError(f"--{given[0].replace('_', '-')}: the task {type(task).__name__} does not search")
     if options.batch_tokens and hasattr(task, "batch_tokens"):
         return dataclasses.replace(task, batch_tokens=options.batch_tokens)
     return task
@@ -187,12 +205,12 @@ def _with_task_options(task: Any, options: argparse.Namespace) -> Any:
 
 def _with_search_options(search: Any, options: argparse.Namespace) -> Any:
     given = vars(options)
-    size, returns = given.get("num_beams") or search.beam.num_beams, given.get("n_best") or 1
-    if given.get("num_beams") and returns > size:
-        raise UsageError(f"--n-best {returns} needs --num-beams {returns} or more, found --num-beams {size}")
-    changes: dict[str, Any] = {"num_beams": max(size, returns), "num_return_sequences": returns}
+    num_beams, n_best = given.get("num_beams") or search.beam.num_beams, given.get("n_best") or 1
+    if given.get("num_beams") and n_best > num_beams:
+        raise UsageError(f"--n-best {n_best} needs --num-beams {n_best} or more, found --num-beams {num_beams}")
+    changes: dict[str, Any] = {"num_beams": max(num_beams, n_best), "num_return_sequences": n_best}
     if given.get("length_penalty") is not None:
         penalty = "power" if search.beam.length_penalty_kind == "none" else search.beam.length_penalty_kind
         changes |= {"length_penalty": options.length_penalty, "length_penalty_kind": penalty}
-    more = {"batch_tokens": options.batch_tokens or search.batch_tokens, "attention": given.get("attention") or False}
-    return dataclasses.replace(search, beam=dataclasses.replace(search.beam, **changes), **more)
+    limits = {"batch_tokens": options.batch_tokens or search.batch_tokens, "attention": given.get("attention") or False}
+    return dataclasses.replace(search, beam=dataclasses.replace(search.beam, **changes), **limits)

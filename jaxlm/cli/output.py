@@ -1,4 +1,4 @@
-"""What a verb says: JSON on stdout; notes, rates and a bar on stderr."""
+"""Output of the verbs: text and JSON on stdout; messages, rates and a progress bar on stderr."""
 
 import json
 import math
@@ -12,26 +12,26 @@ COMPILE_EVENT_PREFIX = "/jax/core/compile/"
 
 
 def print_stderr(text: str) -> None:
-    """A line for whoever watches."""
+    """Print a message."""
     print(text, file=sys.stderr, flush=True)
 
 
 def write_line(text: str) -> None:
-    """A line of stdout in UTF-8, whatever the terminal's locale; half surrogates, which UTF-8 has not, become `?`."""
+    """Write a line to stdout in UTF-8, in every locale; lone surrogates, which UTF-8 lacks, become `?`."""
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode(errors="replace") + b"\n")
 
 
 def json_line(value: Any) -> str:
-    """One line of JSON; the numbers that JSON lacks become the strings "nan", "inf" and "-inf"."""
+    """The value as one line of JSON; the numbers that JSON lacks become the strings "nan", "inf" and "-inf"."""
     return json.dumps(_json_safe(value), ensure_ascii=False, allow_nan=False)
 
 
 class Clock:
-    """Seconds since it was made, and how many of them went into tracing and compiling.
+    """Seconds since its creation, and the share of tracing and compiling in them.
 
-    JAX reports how long each such event took, inner ones before the one that they are part of: the spans are kept
-    apart, so that no second counts twice.
+    JAX reports the duration of each such event, of inner events before the event that contains them: an event replaces
+    the spans inside it, so that no second counts twice.
     """
 
     _spans: list[tuple[float, float]] = []
@@ -54,19 +54,17 @@ class Clock:
         return sum(end - begin for begin, end in Clock._spans if begin >= self._start)
 
     def rates(self, num_lines: int) -> dict[str, float]:
-        """For a JSON object; the rate leaves compilation out."""
-        seconds, compiling = self.seconds, self.compile_seconds
-        rate = num_lines / max(seconds - compiling, 1e-9)
-        figures = {"seconds": seconds, "compile_seconds": compiling, "sentences_per_second": rate}
+        """Figures for a JSON object; the rate excludes compilation."""
+        seconds, compile_seconds = self.seconds, self.compile_seconds
+        rate = num_lines / max(seconds - compile_seconds, 1e-9)
+        figures = {"seconds": seconds, "compile_seconds": compile_seconds, "sentences_per_second": rate}
         return {name: round(value, 3) for name, value in figures.items()}
 
     def summary(self, num_lines: int) -> str:
-        """For a person."""
-        figures = self.rates(num_lines)
+        """The same figures as text."""
+        seconds, compile_seconds, rate = self.rates(num_lines).values()
         return (
-            f"{num_lines:,} lines in {figures['seconds']:.1f} s, of which {figures['compile_seconds']:.1f} s "
-            "compiling: "
-            f"{figures['sentences_per_second']:.1f} lines/s without that"
+            f"{num_lines:,} lines in {seconds:.1f} s ({compile_seconds:.1f} s compiling): {rate:.1f} lines/s without it"
         )
 
     @classmethod
@@ -81,7 +79,7 @@ class Clock:
 
 @contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[int], None] | None]:
-    """A callback that moves a bar on stderr by so many lines; None where stderr is no terminal."""
+    """A callback that advances a progress bar on stderr by a number of lines; None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -1,12 +1,21 @@
-"""Options that override fields of an experiment, by dotted name: `--steps 100 --model.width 256`. Tyro reads them."""
+"""Options that override fields of an experiment by dotted name: `--steps 100 --model.width 256`.
+
+Every field of the experiment and of the configs inside it is an option. A value is read by the annotation of its
+field: a tuple takes all words up to the next option, `None` is the value None, and a truth value is `--x` or `--no-x`.
+"""
 
 import argparse
 import contextlib
 import dataclasses
-import io
-import warnings
+import inspect
+import re
+import textwrap
+import types
+import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxlm import config
 from jaxlm.cli import experiments
@@ -16,7 +25,10 @@ from jaxlm.errors import UserError
 if TYPE_CHECKING:
     from jaxlm.experiment import Experiment
 
-BOX_CHARACTERS = "╭╮╰╯│─┌┐└┘|+- \t"
+SCALARS = {types.NoneType: "None", bool: "{True, False}", int: "INT", float: "FLOAT", Path: "PATH", str: "STR"}
+"""Type -> how the help shows it."""
+
+CONSTANTS: dict[Any, dict[str, Any]] = {types.NoneType: {"None": None}, bool: {"True": True, "False": False}}
 
 
 class ExperimentParser(CommandParser):
@@ -25,8 +37,9 @@ class ExperimentParser(CommandParser):
     def __init__(self, command: str, summary: str, **options: Any):
         usage = f"jaxlm {command} EXPERIMENT [options] [overrides]"
         super().__init__(command, summary, usage=usage, add_help=False, **options)
-        self.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help="module or file.py, with :VARIANT or not")
-        self.add_argument("-h", "--help", action="store_true", help="this help; with EXPERIMENT, its overrides too")
+        self.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help="module or file.py, optionally :VARIANT")
+        text = "show this help; after EXPERIMENT also its overrides"
+        self.add_argument("-h", "--help", action="store_true", help=text)
 
     def parse_experiment(
         self, argv: list[str], adjust: Callable[["Experiment", argparse.Namespace], "Experiment"] | None = None
@@ -37,7 +50,7 @@ class ExperimentParser(CommandParser):
         """
         if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
             raise UsageError(f"expected an experiment after `{self.prog}`, found {argv[0]} (`jaxlm list` shows them)")
-        options, rest = self.parse_known_args(argv)
+        options, overrides = self.parse_known_args(argv)
         if options.help and not options.experiment:
             self.print_help()
             raise SystemExit(0)
@@ -50,62 +63,161 @@ class ExperimentParser(CommandParser):
             experiment = adjust(experiment, options)
         if options.help:
             self.print_help()
-            print("\noverrides:\n")
-            _parse_with_tyro(experiment, ["--help"], self.prog)
-        return apply_overrides(experiment, rest, self), options
+            print("\noverrides ([the value in this experiment]):")
+            print("\n".join(_help_lines(experiment)))
+            raise SystemExit(0)
+        return apply_overrides(experiment, overrides, self), options
 
 
 def apply_overrides(experiment: "Experiment", argv: list[str], parser: CommandParser) -> "Experiment":
-    """The experiment with the fields that `argv` names replaced. Raises Usage in one line."""
-    if not argv:
-        return experiment
-    said = io.StringIO()
+    """The experiment with the fields that `argv` names replaced. Raises UsageError with one line."""
+    fields = {option: field for field in option_fields(experiment) for option in field.options}
+    changes: dict[tuple[str, ...], Any] = {}
+    words = list(argv)
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        option = name.replace("_", "-")
+        if option not in fields:
+            raise UsageError(parser.unknown_option(name, fields))
+        field, values = fields[option], [value] if equals else []
+        while not equals and field.annotation is not bool and words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        try:
+            changes[field.path] = field.convert(option, values)
+        except ValueError as error:
+            given = repr(" ".join(values)) if values else "no value"
+            raise UsageError(f"{name}: {error}, found {given} (`{parser.help_command}` lists the overrides)") from None
     try:
-        with contextlib.redirect_stderr(said):
-            return _parse_with_tyro(experiment, argv, parser.prog)
-    except UserError as error:  # a value that the part itself refuses
+        return _replace_fields(experiment, changes)
+    except UserError as error:  # raised by a config that refuses the value
         raise UsageError(str(error)) from error
-    except SystemExit as end:
-        if end.code == 0:
-            raise
-    names = list(option_names(experiment))
-    for word in argv:
-        if word.startswith("--") and word.partition("=")[0].replace("_", "-") not in names:
-            raise UsageError(parser.unknown_option(word, names))
-    raise UsageError(f"{_first_message(said.getvalue())} (`{parser.help_command}` lists the overrides)")
 
 
-def option_names(value: Any, path: str = "") -> Iterator[str]:
-    """The option of every field below a config: `--model.width`; a truth value also has `--model.no-scan`."""
+@dataclass(frozen=True)
+class OptionField:
+    """A field that options can replace: its path from the experiment, its annotation, its value and its class."""
+
+    path: tuple[str, ...]
+    annotation: Any
+    value: Any
+    owner: type
+
+    @property
+    def options(self) -> list[str]:
+        """`--model.width`; of a truth value `--model.scan` and `--model.no-scan`."""
+        *parents, name = (part.replace("_", "-") for part in self.path)
+        names = [name, f"no-{name}"] if self.annotation is bool else [name]
+        return ["--" + ".".join([*parents, name]) for name in names]
+
+    def convert(self, option: str, words: list[str]) -> Any:
+        """The value that one of the options and the words after it give. Raises ValueError with the expected type."""
+        if self.annotation is not bool:
+            return _convert(self.annotation, words)
+        if words:
+            raise ValueError("expected no value")
+        return option == self.options[0]
+
+
+def option_fields(
+    value: Any, path: tuple[str, ...] = (), annotation: Any = None, owner: Any = None
+) -> Iterator[OptionField]:
+    """The fields of a config, then those of the configs inside it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for name in config.field_names(type(value)):
-            yield from option_names(getattr(value, name), f"{path}.{name}")
+        hints = typing.get_type_hints(type(value))
+        fields = [(name, getattr(value, name), hints[name]) for name in config.field_names(type(value))]
+        owner = type(value)
     elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from option_names(item, f"{path}.{key}")
+        fields = [(str(key), item, type(item)) for key, item in value.items()]
     else:
-        head, _, last = path.removeprefix(".").replace("_", "-").rpartition(".")
-        dotted = f"--{head}." if head else "--"
-        yield dotted + last
-        if isinstance(value, bool):
-            yield f"{dotted}no-{last}"
+        yield OptionField(path, annotation, value, owner)
+        return
+    for name, item, hint in sorted(
+        fields, key=lambda field: dataclasses.is_dataclass(field[1]) or isinstance(field[1], Mapping)
+    ):
+        yield from option_fields(item, (*path, name), hint, owner)
 
 
-def _parse_with_tyro(experiment: "Experiment", argv: list[str], prog: str) -> "Experiment":
-    import tyro
+def _members(annotation: Any) -> list[Any]:
+    """The types of a union that the command line can give, in the order in which they are tried: None, ..., str, tuple.
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of defaults whose type only has the right methods
-        settings = (tyro.conf.AvoidSubcommands,)
-        return tyro.cli(type(experiment), default=experiment, args=argv, config=settings, prog=prog)
+    Empty for a field that is set in the experiment's file only, such as a config or None.
+    """
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    members = typing.get_args(annotation) if is_union else (annotation,)
+    plain = [m for m in members if m in SCALARS or typing.get_origin(m) is Literal or _is_plain_tuple(m)]
+    order = {types.NoneType: 0, str: 2, tuple: 3}
+    return sorted(plain, key=lambda member: order.get(typing.get_origin(member) or member, 1))
 
 
-def _first_message(boxed: str) -> str:
-    """The first part of tyro's framed message, as one line."""
-    lines = [line.strip(BOX_CHARACTERS) for line in boxed.splitlines()[1:]]
-    text: list[str] = []
-    for line in lines:
-        if not line and text:
-            break
-        text += [line] if line else []
-    return " ".join(text).rstrip(".") or "the overrides cannot be read"
+def _is_plain_tuple(annotation: Any) -> bool:
+    elements = typing.get_args(annotation)
+    return typing.get_origin(annotation) is tuple and all(element is ... or _members(element) for element in elements)
+
+
+def _convert(annotation: Any, words: list[str]) -> Any:
+    for member in _members(annotation):
+        with contextlib.suppress(ValueError):
+            return _convert_member(member, words)
+    raise ValueError(f"expected {type_text(annotation, repr)}")
+
+
+def _convert_member(member: Any, words: list[str]) -> Any:
+    arguments = typing.get_args(member)
+    if typing.get_origin(member) is tuple:
+        elements = arguments[:1] * len(words) if arguments[-1] is ... else arguments
+        return tuple(_convert(element, [word]) for element, word in zip(elements, words, strict=True))
+    (word,) = words
+    choices = {str(choice): choice for choice in arguments} or CONSTANTS.get(member)
+    if choices is None:
+        return member(word)
+    if word not in choices:
+        raise ValueError
+    return choices[word]
+
+
+def type_text(annotation: Any, show: Callable[[Any], str] = str) -> str:
+    """The values that a field takes, as the help shows them: `INT`, `None|FLOAT`, `{pre, post}`, `STR ...`."""
+    texts = []
+    for member in _members(annotation):
+        arguments = typing.get_args(member)
+        if typing.get_origin(member) is tuple:
+            texts.append(" ".join("..." if element is ... else type_text(element) for element in arguments))
+        else:
+            texts.append(SCALARS.get(member) or "{" + ", ".join(map(show, arguments)) + "}")
+    return "|".join(texts) or "a value that only the experiment's file can set"
+
+
+def _replace_fields(value: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
+    """The config with the values at these paths. One `replace` a config, so that its checks see all of its fields."""
+    if () in changes:
+        return changes[()]
+    below: dict[str, dict[tuple[str, ...], Any]] = {}
+    for (name, *path), new in changes.items():
+        below.setdefault(name, {})[tuple(path)] = new
+    if isinstance(value, Mapping):
+        return {
+            key: _replace_fields(item, below[str(key)]) if str(key) in below else item for key, item in value.items()
+        }
+    new_fields = {name: _replace_fields(getattr(value, name), inner) for name, inner in below.items()}
+    return dataclasses.replace(value, **new_fields)
+
+
+def _help_lines(experiment: Any) -> Iterator[str]:
+    """The overrides with the types, present values and meanings of their fields; a heading for each config."""
+    heading: tuple[str, ...] | None = None
+    for field in option_fields(experiment):
+        if field.path[:-1] != heading:
+            heading = field.path[:-1]
+            summary = (field.owner.__doc__ or "").partition("\n")[0]
+            yield f"\n{'.'.join(heading) or 'experiment'}: {field.owner.__name__}. {summary}"
+        kind = "" if field.annotation is bool else f" {type_text(field.annotation)}"
+        value = " ".join(map(str, field.value)) if isinstance(field.value, tuple) else field.value
+        yield f"  {', '.join(field.options)}{kind}  [{value}]"
+        yield from textwrap.wrap(_field_summary(field), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+
+
+def _field_summary(field: OptionField) -> str:
+    """The entry of a field in the section `Attributes:` of its class's docstring: `name, other: text`."""
+    section = inspect.cleandoc(field.owner.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^  (\w+(?:, \w+)*): (.+(?:\n {3,}.+)*)", section, re.MULTILINE)
+    return " ".join(next((text.split() for names, text in entries if field.path[-1] in names.split(", ")), ()))

@@ -1,38 +1,41 @@
-"""Command lines that cannot be understood: one line that says what was found and what may have been meant."""
+"""The verbs of the command line, and a parser that raises one-line errors with the nearest valid option."""
 
 import argparse
 import difflib
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from jaxlm.errors import UserError
 
 COMMANDS = {
-    "list": "the experiments, a line each",
-    "show": "what an experiment is: its whole config, parameters, batch, FLOPs a step",
-    "plan": "what a run will need and cost on hardware that need not be there: memory, time, hours",
-    "bench": "tokens/s, step times, compile seconds, memory and MFU on this machine",
-    "prepare": "make a corpus into shards of ids, by several processes",
-    "train": "train an experiment, or go on with a run that was stopped",
+    "list": "list the experiments, one per line",
+    "show": "show an experiment: its configuration, parameters, batch and FLOPs per step",
+    "plan": "estimate memory, time and cost of a run on given hardware, which need not be present",
+    "bench": "measure tokens/s, step times, compile time, memory and MFU on this machine",
+    "prepare": "tokenize a corpus into shards with several processes",
+    "train": "train an experiment, or resume a stopped run",
     "launch": "train on a Cloud TPU slice, a Slurm cluster or GKE",
-    "evaluate": "score a trained model on a split, as one JSON object",
+    "evaluate": "score a trained model on a split; prints one JSON object",
     "predict": "answer each line of standard input with one line",
-    "generate": "sample answers to, or continuations of, given texts",
-    "score": "log-probabilities of given texts",
-    "embed": "vectors of given texts, or of their tokens",
-    "report": "one HTML page about one or several runs, to look at",
-    "import-hf": "make a workdir of a model of Hugging Face (config.json, safetensors, tokenizer)",
-    "export-hf": "write a model as Hugging Face Transformers reads it",
-    "merge": "write a run with low-rank maps as a plain workdir",
-    "doctor": "what this machine has, what is missing, and the command that mends it",
+    "generate": "sample continuations of prompts, or answers to them",
+    "score": "compute log-probabilities of given texts",
+    "embed": "compute vectors of given texts or of their tokens",
+    "report": "write one HTML page that shows or compares runs",
+    "import-hf": "convert a Hugging Face model (config.json, safetensors, tokenizer) to a workdir",
+    "export-hf": "convert a workdir to a Hugging Face Transformers model",
+    "merge": "merge the LoRA weights of a run into a plain workdir",
+    "doctor": "check this machine: what works, what is missing, and the command that fixes it",
 }
-"""Verb -> what it does. Each verb is a module with `main(arguments) -> exit code` in one of `COMMAND_PACKAGES`."""
+"""Verb -> summary. Each verb is a module with `main(arguments) -> exit code` in one of `COMMAND_PACKAGES`."""
 
 COMMAND_PACKAGES = {
     "training": ("plan", "bench", "prepare", "train", "launch", "merge"),
     "inference": ("evaluate", "predict", "generate", "score", "embed"),
     "tools": ("list", "show", "report", "import-hf", "export-hf", "doctor"),
 }
+
+EXIT_INTERRUPTED = 130
 
 
 def command_module(verb: str) -> str:
@@ -42,58 +45,110 @@ def command_module(verb: str) -> str:
 
 
 class UsageError(UserError):
-    """A mistake in the command line itself; the command ends with 2."""
+    """A mistake in the command line itself: exit code 2."""
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The options of one verb. What it does not understand is raised as `Usage`, never printed as a page."""
+    """The options of one verb. Mistakes are raised as UsageError instead of being printed with the usage."""
 
     def __init__(self, command: str, summary: str, **options: Any):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(prog=f"jaxlm {command}", description=summary, allow_abbrev=False, **options)
         self.help_command = f"{self.prog} --help"
 
+    def add_flag(self, option: str, summary: str) -> None:
+        """An option without a value."""
+        self.add_argument(option, action="store_true", help=summary)
+
+    def add_int(
+        self, option: str, summary: str, minimum: int = 1, default: int | None = None, metavar: str = "N"
+    ) -> None:
+        """An option that takes an integer of at least `minimum`; the help ends with the default."""
+        text = summary if default is None else f"{summary} (default: {default})"
+        self.add_argument(option, type=int_at_least(minimum), default=default, metavar=metavar, help=text)
+
+    def add_float(self, option: str, summary: str, default: float, metavar: str = "X") -> None:
+        """An option that takes a number."""
+        self.add_argument(option, type=float, default=default, metavar=metavar, help=summary)
+
+    def add_list(self, option: str, summary: str, convert: Callable[[str], Any] = str, metavar: str = "TEXT") -> None:
+        """An option that may be repeated; its values are a list."""
+        text = f"{summary} (may be repeated)"
+        self.add_argument(option, action="append", default=[], type=convert, metavar=metavar, help=text)
+
     def error(self, message: str) -> NoReturn:
-        """Raises Usage instead of ending the process."""
-        raise UsageError(f"{message} (`{self.help_command}` says what it takes)")
+        """Raises UsageError instead of ending the process."""
+        raise UsageError(f"{message} (`{self.help_command}` lists the arguments)")
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
-        """The options. Raises Usage on one that does not exist, with the nearest that does."""
-        known, rest = self.parse_known_args(argv)
-        if rest:
-            raise UsageError(self.unknown_option(next((word for word in rest if word.startswith("-")), rest[0])))
-        return known
+        """The options. Raises UsageError for an unknown one, with the nearest option."""
+        options, unknown = self.parse_known_args(argv)
+        if unknown:
+            raise UsageError(self.unknown_option(next((word for word in unknown if word.startswith("-")), unknown[0])))
+        return options
 
     def unknown_option(self, word: str, other_options: Iterable[str] = ()) -> str:
-        """The message for an option that does not exist; `more` are options beside this parser's own."""
+        """The message for an unknown option; `other_options` are valid too."""
         if not word.startswith("-"):
-            return f"unexpected argument {word!r} (`{self.help_command}` says what it takes)"
+            return f"unexpected argument {word!r} (`{self.help_command}` lists the arguments)"
         name = word.partition("=")[0]
-        own = [option for action in self._actions for option in action.option_strings]
-        return f"no option {name}{did_you_mean(name, [*own, *other_options])} (`{self.help_command}` lists them)"
+        own_options = [option for action in self._actions for option in action.option_strings]
+        return (
+            f"no option {name}{did_you_mean(name, [*own_options, *other_options])} (`{self.help_command}` lists them)"
+        )
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`: did you mean X?`, or nothing where no choice is near. `--widht` is near `--model.width`."""
+    """`: did you mean X?`, or "" if no choice is near. `--widht` is near `--model.width`."""
     choices = list(choices)
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.7)
     if not near:
-        tails = {choice.rpartition(".")[2].lstrip("-"): choice for choice in reversed(choices)}
-        tail = word.rpartition(".")[2].lstrip("-")
-        near = [tails[found] for found in difflib.get_close_matches(tail, tails, n=1, cutoff=0.75)]
+        by_last_part = {choice.rpartition(".")[2].lstrip("-"): choice for choice in reversed(choices)}
+        last_part = word.rpartition(".")[2].lstrip("-")
+        near = [by_last_part[part] for part in difflib.get_close_matches(last_part, by_last_part, n=1, cutoff=0.75)]
     return f": did you mean {near[0]}?" if near else ""
 
 
 def int_at_least(minimum: int) -> Callable[[str], int]:
-    """The type of an option that takes a whole number of at least `least`."""
+    """The type of an option that takes an integer of at least `minimum`."""
 
-    def number(text: str) -> int:
+    def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = minimum - 1
         if value < minimum:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, found {text!r}")
+            raise argparse.ArgumentTypeError(f"expected an integer of at least {minimum}, found {text!r}")
         return value
 
-    return number
+    return convert
+
+
+def positive_number(text: str) -> float:
+    """The type of an option that takes a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:  # NaN included
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return value
+
+
+def choice_of(module: str, name: str, default: str) -> Callable[[str], str]:
+    """The type of an option that takes one of the strings in `module.name`, which is not imported for the default."""
+
+    def convert(text: str) -> str:
+        choices = (default,) if text == default else getattr(importlib.import_module(module), name)
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(choices)}, found {text!r}")
+        return text
+
+    return convert
+
+
+def add_bad_line_option(parser: argparse.ArgumentParser, choices: tuple[str, ...], default: str | None) -> None:
+    """`--on-bad-line`."""
+    skip = "; skip it" if "skip" in choices else ""
+    text = f"a line that is not UTF-8: stop with an error (the default); replace the bad bytes by U+FFFD{skip}"
+    parser.add_argument("--on-bad-line", choices=choices, default=default, help=text)

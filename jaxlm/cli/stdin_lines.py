@@ -1,7 +1,6 @@
-"""Lines of standard input, a chunk at a time: what has arrived is not kept waiting for what has not.
+"""Lines of standard input in batches; lines that have arrived do not wait for later ones.
 
-A line ends at LF (a CR before it is dropped) and nowhere else; the last one needs no end. A byte order mark at the
-start is dropped.
+Only LF ends a line (a CR before it is dropped); the last line needs no LF. A byte order mark at the start is dropped.
 """
 
 import select
@@ -14,10 +13,10 @@ from jaxlm.data.files import BYTE_ORDER_MARK, ReadStats, decode_invalid_utf8
 from jaxlm.errors import UserError
 
 LINES_PER_BATCH = 4096
-"""Lines of a chunk: enough to batch by length, few enough to hold."""
+"""Enough lines to bucket them by length, few enough to keep in memory."""
 
 WAIT_SECONDS = 0.05
-"""Seconds to wait for more before the lines at hand are worked on."""
+"""Seconds to wait for more lines before those that have arrived are processed."""
 
 STDIN_READ_BYTES = 1 << 16
 
@@ -26,7 +25,12 @@ BadLinePolicy = Literal["error", "replace"]
 
 @dataclass
 class StdinLines:
-    """Standard input as text. `bad.replaced` counts the lines in which bad bytes became U+FFFD, `count` all lines."""
+    """Standard input as text.
+
+    Attributes:
+      num_lines: lines read so far.
+      read_stats: `replaced` counts the lines in which bad bytes became U+FFFD.
+    """
 
     on_bad_line: BadLinePolicy = "error"
     lines_per_batch: int = LINES_PER_BATCH
@@ -34,9 +38,9 @@ class StdinLines:
     num_lines: int = 0
 
     def batches(self) -> Iterator[list[str]]:
-        """Lists of 1 to `chunk` lines. Raises UserError at a line that is not UTF-8, unless it is to be mended."""
+        """Lists of 1 to `lines_per_batch` lines. Raises UserError at a line that is not UTF-8, unless repaired."""
         if sys.stdin is None:
-            raise UserError("standard input is closed: give the lines by < FILE or | ")
+            raise UserError("standard input is closed: pass the lines with `< FILE` or a pipe")
         lines: list[str] = []
         for raw in _raw_lines(sys.stdin.buffer):
             if raw is not None:
@@ -56,47 +60,41 @@ class StdinLines:
             if self.on_bad_line == "error":
                 raise UserError(
                     f"{place}: not UTF-8. Convert the text (iconv -f LATIN1 -t UTF-8, with its true encoding), "
-                    "or give --on-bad-line replace"
+                    "or use --on-bad-line replace"
                 ) from error
             return decode_invalid_utf8(raw, place, self.on_bad_line, self.read_stats) or ""
 
 
 def count_truncated(lines: Sequence[str], tokenizer: Any, limit: int, with_markers: bool = False) -> int:
-    """How many lines have more than `limit` tokens with EOS, and where they are `marked` with BOS and an end a part.
+    """The number of lines with more than `limit` tokens, counting EOS, or with markers BOS and one separator per part.
 
-    A token has a byte at least, so few lines are encoded.
+    Only lines with enough bytes are encoded: a token has at least one byte.
     """
-    marks = [2 + line.count("\t") if with_markers else 1 for line in lines]
+    num_special = {line: 2 + line.count("\t") if with_markers else 1 for line in lines}
     long = [
-        (line, more)
-        for line, more in zip(lines, marks, strict=True)
-        if line.strip() and len(line.encode(errors="replace")) + 1 + more > limit
+        line for line in lines if line.strip() and len(line.encode(errors="replace")) + 1 + num_special[line] > limit
     ]
-    ids = tokenizer.encode([line for line, _ in long]) if long else []
-    return sum(len(row) + more > limit for row, (_, more) in zip(ids, long, strict=True))
+    ids = tokenizer.encode(long) if long else []
+    return sum(len(row) + num_special[line] > limit for row, line in zip(ids, long, strict=True))
 
 
 def _raw_lines(stream: BinaryIO) -> Iterator[bytes | None]:
-    """Lines without their ends; None where no more has arrived for a while."""
-    rest, first = b"", True
+    """Lines without LF; None when no more input has arrived for a while."""
+    unfinished, byte_order_mark = b"", BYTE_ORDER_MARK
     while data := stream.read1(STDIN_READ_BYTES):  # type: ignore[attr-defined]
-        *lines, rest = (rest + data).split(b"\n")
+        *lines, unfinished = (unfinished + data).split(b"\n")
         for line in lines:
-            yield _strip_byte_order_mark(line.removesuffix(b"\r"), first)
-            first = False
+            yield line.removesuffix(b"\r").removeprefix(byte_order_mark)
+            byte_order_mark = b""  # only the first line may have one
         if not _has_more_input(stream):
             yield None
-    if rest and _strip_byte_order_mark(rest, first):
-        yield _strip_byte_order_mark(rest, first)
-
-
-def _strip_byte_order_mark(line: bytes, is_first: bool) -> bytes:
-    return line.removeprefix(BYTE_ORDER_MARK) if is_first else line
+    if last := unfinished.removeprefix(byte_order_mark):
+        yield last
 
 
 def _has_more_input(stream: BinaryIO) -> bool:
-    """True if reading would not wait long. A file always has more, up to its end."""
+    """True if a read would return soon. A file always has more input, up to its end."""
     try:
         return bool(select.select([stream.fileno()], [], [], WAIT_SECONDS)[0])
-    except (OSError, ValueError):  # no descriptor (a test), or none that can be waited for (Windows)
+    except (OSError, ValueError):  # no descriptor (in tests), or one that select cannot wait for (Windows)
         return True

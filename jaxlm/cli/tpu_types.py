@@ -1,7 +1,7 @@
-"""The shape of a TPU slice: chips, hosts, topology, from the name that Google Cloud gives it.
+"""Chips, hosts and topology of a TPU slice, by its accelerator type on Google Cloud.
 
-The count in a name is of chips for v5e (`v5litepod`) and v6e and of cores, two a chip, before and for v5p. Sources: the
-pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of the Cloud TPU documentation.
+The number in a type counts chips for v5e (`v5litepod`) and v6e; for v5p and older types it counts cores, two per chip.
+Sources: the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of the Cloud TPU documentation.
 """
 
 import math
@@ -32,12 +32,12 @@ TOPOLOGIES_3D = {
 }
 
 DEFAULT_TOPOLOGIES = {"v4": TOPOLOGIES_3D, "v5p": TOPOLOGIES_3D, "v5litepod": TOPOLOGIES_2D, "v6e": TOPOLOGIES_2D}
-"""Generation -> chips -> how they are wired where nothing else is asked for."""
+"""Generation -> chips -> default topology."""
 
 
 @dataclass(frozen=True)
 class TPUSlice:
-    """`hosts` machines with `chips // hosts` chips each; `topology` is "" where the name does not tell it."""
+    """`hosts` machines with `chips // hosts` chips each; `topology` is "" if it is unknown."""
 
     generation: str
     chips: int
@@ -46,16 +46,18 @@ class TPUSlice:
 
 
 def parse_tpu_type(name: str, topology: str = "") -> TPUSlice:
-    """The slice of an accelerator type as gcloud takes it (`v5litepod-16`). Raises UserError if it is none."""
+    """The slice of an accelerator type of gcloud (`v5litepod-16`). Raises UserError for an unknown type."""
     match = re.fullmatch(r"(v[234]|v5litepod|v5p|v6e)-([1-9]\d*)", name)
     if match is None:
-        hint = f": gcloud calls it v5litepod-{name[4:]}" if name.startswith("v5e-") else ""
-        raise UserError(f"no TPU type {name!r}{hint} (expected something like v4-8, v5litepod-16, v5p-8 or v6e-8)")
+        hint = f": gcloud names it v5litepod-{name[4:]}" if name.startswith("v5e-") else ""
+        raise UserError(f"no TPU type {name!r}{hint} (expected a type such as v4-8, v5litepod-16, v5p-8 or v6e-8)")
     generation, count = match[1], int(match[2])
-    flat = generation in ("v5litepod", "v6e")
-    chips = count if flat else count // 2
+    is_2d = generation in ("v5litepod", "v6e")
+    chips = count if is_2d else count // 2
     shape = topology or DEFAULT_TOPOLOGIES.get(generation, {}).get(chips, "")
     if shape and math.prod(map(int, re.findall(r"\d+", shape))) != chips:
-        raise UserError(f"--topology {topology} has not the {chips} chips of {name}: expected a product of {chips}")
-    hosts = 1 if flat and chips <= 8 else math.ceil(chips / 4)
+        raise UserError(
+            f"--topology {topology} does not have the {chips} chips of {name}: expected a product of {chips}"
+        )
+    hosts = 1 if is_2d and chips <= 8 else math.ceil(chips / 4)
     return TPUSlice(generation, chips, hosts, shape)

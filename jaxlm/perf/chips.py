@@ -1,36 +1,38 @@
-"""What chips can do at best: one table of dense peaks, memory and links, for plans and for MFU.
+"""Dense peak FLOP/s, memory and link bandwidths of accelerator chips, for `jaxlm plan` and for MFU.
 
-TPUs: the tables at docs.cloud.google.com/tpu/docs, of page tpu7x for v5p, v6e and 7x, of v5e for v5e, and of v4 for v4,
-which leaves out links (six of 400 Gbit/s each way) and network (that of v5p is assumed). Memory is what libtpu
-0.0.42 says that a program may have: 15.75 of the 16 GiB of a v5e.
+TPUs: the tables at docs.cloud.google.com/tpu/docs; the page tpu7x for v5p, v6e and 7x, the page v5e for v5e, and the
+page v4 for v4, which omits the links (six of 400 Gbit/s each way) and the network (assumed to be that of v5p). Memory
+is what libtpu 0.0.42 grants a program: 15.75 of the 16 GiB of a v5e. A product of float32 is one of bfloat16 on a TPU,
+unless a higher precision is requested.
 
-GPUs: NVIDIA's data sheets, of the boards with SXM sockets where there are several, without the doubling by sparsity;
-memory as the driver counts it. The network is one adapter a GPU, as in NVIDIA's own nodes (DGX); an L4 has PCIe 4.0
-alone, and 100 Gbit/s are assumed.
+GPUs: NVIDIA's data sheets, of the boards with SXM sockets if there are several, without the factor 2 for sparsity;
+memory as the driver counts it, of which JAX takes three quarters (XLA_PYTHON_CLIENT_MEM_FRACTION). The network is one
+adapter per GPU, as in NVIDIA's own nodes (DGX). An L4 has only PCIe 4.0; 100 Gbit/s are assumed.
 
-Links that are given as "bidirectional" are halved: what counts is one direction. A device of JAX is a chip, but half a
-chip of TPU 7x, whose two cores have a memory each.
+Bandwidths of links that are listed as bidirectional are halved: one direction counts. A device of JAX is one chip,
+except on TPU 7x, where it is one of two cores with a memory of its own.
 """
 
 import re
 from dataclasses import dataclass
 
-GIB = 2**30
+from jaxlm.runtime import GIBIBYTE
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip.
+    """One kind of chip.
 
     Attributes:
-      name: as `jaxlm plan --topology` writes it.
-      kind: expression that finds it in JAX's `device_kind`.
-      bf16, f32: peak FLOP/s of matrix products of that type (f32: as JAX computes them by default).
-      memory: bytes of a chip. memory_bandwidth: bytes/s.
-      link: bytes/s that leave a chip, in one direction, to its neighbours (ICI, NVLink, PCIe).
-      network: bytes/s a chip between slices or nodes.
-      cores: devices of JAX on one chip.
-      usable: share of the memory that a program may take.
+      name: as in `jaxlm plan --topology`.
+      device_kind_pattern: regular expression that finds it in JAX's `device_kind`.
+      bf16_flops, f32_flops: peak FLOP/s of matrix products of that dtype (f32: at JAX's default precision).
+      memory: bytes per chip.
+      memory_bandwidth: bytes/s between a chip and its memory.
+      link_bandwidth: bytes/s from a chip to its neighbors (ICI, NVLink, PCIe), in one direction.
+      network_bandwidth: bytes/s per chip between slices or nodes.
+      cores: JAX devices per chip.
+      usable_fraction: share of the memory that a program may take.
     """
 
     name: str
@@ -49,48 +51,38 @@ class Chip:
         return self.device_kind_pattern.startswith("TPU")
 
     def peak_flops(self, dtype: str) -> float:
-        """FLOP/s of one device of JAX."""
+        """FLOP/s of one JAX device."""
         return (self.bf16_flops if dtype == "bfloat16" else self.f32_flops) / self.cores
 
 
-def _tpu_chip(
-    name: str, kind: str, bf16: float, memory: float, bandwidth: float, link: float, network: float, cores: int = 1
-) -> Chip:  # fmt: skip
-    # A product of float32 is one of bfloat16 on a TPU, unless a higher precision is asked for.
-    return Chip(name, f"TPU {kind}", bf16, bf16, memory * GIB, bandwidth, link, network, cores)
-
-
-def _gpu_chip(
-    name: str, kind: str, bf16: float, f32: float, memory: float, bandwidth: float, link: float, network: float
-) -> Chip:  # fmt: skip
-    # JAX takes three quarters of the memory (XLA_PYTHON_CLIENT_MEM_FRACTION).
-    return Chip(name, kind, bf16, f32, memory, bandwidth, link, network, usable_fraction=0.75)
-
-
 CHIPS = (
-    #     name   kind          bf16      GiB    memory    link     network   cores
-    _tpu_chip("v4", r"v4$", 275e12, 30.75, 1.2e12, 300e9, 6.25e9),
-    _tpu_chip("v5e", r"v5 ?(lite|e)", 197e12, 15.75, 0.819e12, 200e9, 3.125e9),
-    _tpu_chip("v5p", r"v5(p|$)", 459e12, 95.74, 2.765e12, 600e9, 6.25e9),
-    _tpu_chip("v6e", r"v6 ?(lite|e)", 918e12, 31.25, 1.638e12, 400e9, 12.5e9),
-    _tpu_chip("7x", r"?7x", 2307e12, 189.5, 7.38e12, 600e9, 12.5e9, 2),
-    #     name    kind              bf16   f32 (TF32)  bytes   memory    link    network
-    _gpu_chip("a100", r"A100", 312e12, 156e12, 85.1e9, 2.039e12, 300e9, 25e9),
-    _gpu_chip("h100", r"\bH100 80GB HBM3$", 989e12, 494e12, 84.9e9, 3.35e12, 450e9, 50e9),
-    _gpu_chip("h200", r"\bH200$", 989e12, 494e12, 150.1e9, 4.8e12, 450e9, 50e9),
-    _gpu_chip("b200", r"\bB200$", 2250e12, 1125e12, 191e9, 8e12, 900e9, 50e9),
-    _gpu_chip("l4", r"L4$", 121e12, 60e12, 23.7e9, 0.3e12, 32e9, 12.5e9),
+    #    name   device kind            bf16     f32      memory            memory/s  link/s network/s cores
+    Chip("v4", r"TPU v4$", 275e12, 275e12, 30.75 * GIBIBYTE, 1.2e12, 300e9, 6.25e9),
+    Chip("v5e", r"TPU v5 ?(lite|e)", 197e12, 197e12, 15.75 * GIBIBYTE, 0.819e12, 200e9, 3.125e9),
+    Chip("v5p", r"TPU v5(p|$)", 459e12, 459e12, 95.74 * GIBIBYTE, 2.765e12, 600e9, 6.25e9),
+    Chip("v6e", r"TPU v6 ?(lite|e)", 918e12, 918e12, 31.25 * GIBIBYTE, 1.638e12, 400e9, 12.5e9),
+    Chip("7x", r"TPU ?7x", 2307e12, 2307e12, 189.5 * GIBIBYTE, 7.38e12, 600e9, 12.5e9, cores=2),
+    #    name    device kind             bf16     f32 (TF32)  memory  memory/s  link/s  network/s
+    Chip("a100", r"A100", 312e12, 156e12, 85.1e9, 2.039e12, 300e9, 25e9, usable_fraction=0.75),
+    Chip("h100", r"\bH100 80GB HBM3$", 989e12, 494e12, 84.9e9, 3.35e12, 450e9, 50e9, usable_fraction=0.75),
+    Chip("h200", r"\bH200$", 989e12, 494e12, 150.1e9, 4.8e12, 450e9, 50e9, usable_fraction=0.75),
+    Chip("b200", r"\bB200$", 2250e12, 1125e12, 191e9, 8e12, 900e9, 50e9, usable_fraction=0.75),
+    Chip("l4", r"L4$", 121e12, 60e12, 23.7e9, 0.3e12, 32e9, 12.5e9, usable_fraction=0.75),
 )
-"""Other boards of a name (PCIe, NVL, a superchip, a MIG slice) have other peaks and are not taken for these."""
+"""Other boards of the same name (PCIe, NVL, superchips, MIG slices) have other peaks and do not match."""
 
 
 def chip_for_device_kind(device_kind: str) -> Chip | None:
-    """The chip that a `device_kind` of JAX names; None where the table has none (every CPU)."""
-    return next(
-        (chip for chip in CHIPS if re.search(chip.device_kind_pattern, device_kind) and "MIG" not in device_kind), None
-    )
+    """The chip that matches a `device_kind` of JAX; None if the table lacks it (every CPU)."""
+    matching = (chip for chip in CHIPS if re.search(chip.device_kind_pattern, device_kind))
+    return None if "MIG" in device_kind else next(matching, None)
 
 
 def chip_by_name(name: str) -> Chip | None:
-    """The chip of that name; None where there is none."""
+    """The chip of that name; None if there is none."""
     return next((chip for chip in CHIPS if chip.name == name), None)
+
+
+def format_gib(size: float) -> str:
+    """Bytes in GiB: `1.25`."""
+    return f"{size / GIBIBYTE:,.2f}"

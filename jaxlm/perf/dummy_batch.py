@@ -1,4 +1,4 @@
-"""The shapes that a run will have, from the experiment alone: its batch without its data, and its smallest changes."""
+"""Synthetic batches with the shapes of a run, made from the experiment without its data."""
 
 import dataclasses
 import math
@@ -16,13 +16,13 @@ from jaxlm.experiment import Experiment
 from jaxlm.types import Batch
 
 DUMMY_ID = 4
-"""Some id that is no special one."""
+"""The id of an ordinary token."""
 
 
 def synthetic_batch(experiment: Experiment) -> Batch:
-    """A whole batch, all tokens real: NumPy arrays of the shapes that training will have.
+    """A full batch without padding: NumPy arrays with the shapes of training.
 
-    Buckets are fitted to data, which is not looked at: theirs is the batch of the longest texts that they admit.
+    For buckets, whose shapes are fitted to data, it is the batch of the longest texts that they admit.
     """
     batching: Any = experiment.batching
     if isinstance(batching, RunningText):
@@ -30,7 +30,7 @@ def synthetic_batch(experiment: Experiment) -> Batch:
         return batching.batches(columns, experiment.seed)[0]
     if isinstance(batching, Buckets):
         longest = max(batching.lengths or (batching.max_length,))
-        longest = min(longest, batching.tokens // batching.row_multiple)  # a batch has its least number of rows
+        longest = min(longest, batching.tokens // batching.row_multiple)  # a batch has at least `row_multiple` rows
     else:
         longest = batching.length
     source = getattr(batching, "source_length", None) or longest
@@ -39,16 +39,10 @@ def synthetic_batch(experiment: Experiment) -> Batch:
 
 
 def _synthetic_columns(experiment: Experiment, source_length: int, target_length: int) -> dict[str, Ragged]:
-    """One example of so many ids in every column that the task's batches are made of."""
-    known = {
-        "source": (source_length, DUMMY_ID),
-        "target": (target_length, DUMMY_ID),
-        "label": (source_length, 0),
-        "class": (1, 0),
-    }
-    columns = {
-        name: Ragged.from_rows([np.full(*known[name])]) for name in experiment.task.batch_columns if name in known
-    }
+    """One example in every column of the task's batches, with the given numbers of ids."""
+    rows = {"source": np.full(source_length, DUMMY_ID), "target": np.full(target_length, DUMMY_ID)}
+    rows |= {"label": np.full(source_length, 0), "class": np.full(1, 0)}
+    columns = {name: Ragged.from_rows([rows[name]]) for name in experiment.task.batch_columns if name in rows}
     if "number" in experiment.task.batch_columns:
         columns["class"] = Ragged.from_rows([np.zeros(1)], np.float32)
     if isinstance(experiment.tokenizer, WordsWithChars):
@@ -57,10 +51,10 @@ def _synthetic_columns(experiment: Experiment, source_length: int, target_length
 
 
 def _synthetic_running_text(num_tokens: int, num_symbols: int) -> dict[str, Ragged]:
-    """Two documents of so many ids each, what these are good for, and ids that hide text."""
-    kinds = np.full(DUMMY_ID + 1 + num_symbols, IS_TEXT + STARTS_WORD, np.uint8)
+    """Two documents of `num_tokens` ids each, the flags of all ids, and the ids of masks or sentinels."""
+    flags = np.full(DUMMY_ID + 1 + num_symbols, IS_TEXT + STARTS_WORD, np.uint8)
     columns = {"target": Ragged.from_rows([np.full(num_tokens, DUMMY_ID, np.int32)] * 2)}
-    columns["piece"] = Ragged(kinds, np.arange(len(kinds) + 1))
+    columns["piece"] = Ragged(flags, np.arange(len(flags) + 1))
     return columns | {"symbol": Ragged.from_rows([np.arange(DUMMY_ID + 1, DUMMY_ID + 1 + num_symbols)])}
 
 
@@ -71,29 +65,28 @@ def batch_summary(batch: Batch) -> str:
 
 
 def num_positions(batch: Batch) -> int:
-    """What is counted as tokens: positions of the target, or of the source where there is no target."""
+    """The positions that count as tokens: those of the target, or of the source if there is no target."""
     return (batch.source_BS if batch.target_BT is None else batch.target_BT).size
 
 
 def shape_structs(tree: Any) -> Any:
-    """The same as ShapeDtypeStructs."""
+    """The tree with a ShapeDtypeStruct for each array."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def adapt_batching(experiment: Experiment, shards: int) -> tuple[Experiment, list[str]]:
-    """The experiment with rows that so many devices can share, and the options that say what was changed.
+    """The experiment with rows that divide among `shards` devices, and the options that make this change.
 
-    Rows of running text stay; there are fewer micro-batches. Of buckets and packs, rows become a multiple of the
-    devices.
+    Batches of running text keep their rows and have fewer micro-batches. Buckets and packs get a multiple of rows.
     """
     changed: list[str] = []
     batching: Any = experiment.batching
     if isinstance(batching, RunningText):
-        most = max(1, batching.rows // shards)
-        accumulate = max(n for n in range(1, most + 1) if most % n == 0 and n <= experiment.grad_accum)
-        if accumulate != experiment.grad_accum and batching.rows % shards == 0:
-            experiment = dataclasses.replace(experiment, grad_accum=accumulate)
-            changed.append(f"--grad-accum {accumulate}")
+        rows = max(1, batching.rows // shards)
+        grad_accum = max(n for n in range(1, rows + 1) if rows % n == 0 and n <= experiment.grad_accum)
+        if grad_accum != experiment.grad_accum and batching.rows % shards == 0:
+            experiment = dataclasses.replace(experiment, grad_accum=grad_accum)
+            changed.append(f"--grad-accum {grad_accum}")
         return experiment, changed
     multiple = math.lcm(experiment.grad_accum * shards, 8)
     if batching.row_multiple % (experiment.grad_accum * shards):

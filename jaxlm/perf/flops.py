@@ -1,35 +1,106 @@
-"""Floating-point operations of a function, counted in its jaxpr.
+"""Floating-point operations of a function, counted in its jaxpr, and model-FLOPs utilization (MFU).
 
-XLA's own count takes the body of a loop once, however often it runs. Here a scan counts as often as it is long, and a
-loop whose length is known only at run time (the loss's walk over its chunks) as often as its slices cover what they are
-cut from, which is its length when no token is padding. A multiplication and the addition to its sum are two operations;
-only products of matrices and convolutions count, as is the custom: the rest is a few per cent.
+XLA's own count takes the body of a loop once. Here a scan counts as often as it is long. A loop whose length is known
+at run time only (the loop over the chunks of the loss) counts as often as its slices cover the array that they are cut
+from, which is its length if no token is padding. A multiplication and an addition are two operations. Only products of
+matrices and convolutions count, as is the custom: the other operations are a few percent.
 
-Model-FLOPs utilisation (Chowdhery et al. 2022, appendix B): what the model's arithmetic takes of the chips' peak.
+MFU (Chowdhery et al. 2022, appendix B): the model's FLOP/s over the dense peak of the chips. `show`, `plan`, `bench`
+and the training log take all figures from `count_step`.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from jaxlm.experiment import Experiment
 from jaxlm.losses import Loss
+from jaxlm.models.decoder import Decoder
+from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.properties import abstract_params
-from jaxlm.perf.chips import chip_for_device_kind
+from jaxlm.perf.chips import Chip, chip_for_device_kind
 from jaxlm.perf.dummy_batch import num_positions, shape_structs, synthetic_batch
 from jaxlm.types import Batch, Params
 
+FLOPS_CONVENTION = (
+    "3 x the matrix products of the forward pass, counted in its jaxpr; attention in full, no recomputation"
+)
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of the model in one update on all devices, with causal attention in full and halved, and its positions."""
+
+    full: int
+    causal_halved: int
+    positions: int
+
+    @property
+    def per_position(self) -> float:
+        return self.full / self.positions
+
+
+def count_step(experiment: Experiment, batch: Batch | None = None) -> StepFlops:
+    """The FLOPs of an update on batches of the shape of `batch` (default: the fullest batch of the experiment)."""
+    batch = shape_structs(synthetic_batch(experiment) if batch is None else batch)
+    params = abstract_params(experiment.model)
+    full = model_flops(experiment.model, experiment.objective, params, batch)
+    return StepFlops(full, full - causal_attention_flops(experiment.model, batch) // 2, num_positions(batch))
+
+
+def peak_flops(model: Any, chip: Chip | None, num_devices: int) -> float | None:
+    """Dense peak FLOP/s of the devices for the dtype of the model; None for an unknown chip (a CPU)."""
+    return None if chip is None else chip.peak_flops(getattr(model, "dtype", "float32")) * num_devices
+
+
+def mfu(flops_per_second: float, peak: float | None) -> float | None:
+    """The share of the peak that the model's FLOP/s reach; None if the peak is unknown."""
+    return None if peak is None else flops_per_second / peak
+
+
+def make_mfu_fn(experiment: Experiment, mesh: jax.sharding.Mesh) -> Callable[[float], float] | None:
+    """A function from real tokens/s to MFU; None on devices whose peak is unknown (a CPU)."""
+    device: Any = mesh.devices.flat[0]
+    peak = peak_flops(experiment.model, chip_for_device_kind(device.device_kind), mesh.size)
+    if peak is None:
+        return None
+    per_token = count_step(experiment).per_position
+    return lambda tokens_per_second: tokens_per_second * per_token / peak
+
+
+def model_flops(model: Any, objective: Any, params: Params, batch: Batch) -> int:
+    """FLOPs of one update: three times the products of the forward pass (the backward pass has two for each of them).
+
+    Recomputation does not count, attention counts in full. `params` and `batch` may be ShapeDtypeStructs.
+    """
+
+    def loss(params: Params, batch: Batch) -> Loss:
+        return objective(model, params, batch, None)
+
+    return 3 * count_flops(loss, params, batch)
+
+
+def causal_attention_flops(model: Any, batch: Batch) -> int:
+    """FLOPs of causal self-attention in one update: QK^T and AV. Half of the products are masked."""
+    layers = model.layers if isinstance(model, Decoder) else 0
+    layers = model.decoder_layers if isinstance(model, EncoderDecoder) else layers
+    if not layers:
+        return 0
+    rows, length = batch.target_BT.shape
+    width = (getattr(model, "head_dim", None) or model.width // model.heads) * model.heads
+    return 3 * layers * 4 * rows * length * length * width
+
 
 def count_flops(function: Callable, *arguments: Any) -> int:
-    """Of one call, on arguments that may be ShapeDtypeStructs; nothing is computed."""
+    """FLOPs of one call. Traces only; arguments may be ShapeDtypeStructs."""
     return jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def jaxpr_flops(jaxpr: Any) -> int:
-    """Of a jaxpr and of all that it calls."""
+    """FLOPs of a jaxpr and of all jaxprs that it calls; of the branches of a `cond` the most expensive counts."""
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -39,86 +110,52 @@ def jaxpr_flops(jaxpr: Any) -> int:
             total += _conv_flops(equation)
         elif name == "cond":
             total += max(jaxpr_flops(branch) for branch in _inner_jaxprs(equation))
-        elif name == "custom_vjp_call" or name == "custom_jvp_call":
+        elif name in ("custom_vjp_call", "custom_jvp_call"):
             total += jaxpr_flops(next(_inner_jaxprs(equation)))
         else:
             total += loop_trip_count(equation) * sum(jaxpr_flops(inner) for inner in _inner_jaxprs(equation))
     return total
 
 
-def model_flops(model: Any, objective: Any, params: Params, batch: Batch) -> int:
-    """Of one update: three times the products of the forward pass (the backward pass has two for each of them).
-
-    What is recomputed does not count, attention does in full. Shapes suffice for `params` and `batch`.
-    """
-
-    def loss(params: Params, batch: Batch) -> Loss:
-        return objective(model, params, batch, None)
-
-    return 3 * count_flops(loss, params, batch)
-
-
 def loop_trip_count(equation: Any) -> int:
-    """How often a loop's body runs; 1 for what is no loop."""
+    """The trip count of a loop; 1 for an equation that is not a loop."""
     if equation.primitive.name == "scan":
         return equation.params["length"]
     if equation.primitive.name != "while":
         return 1
-    body = equation.params["body_jaxpr"].jaxpr
-    return max((_num_slices(one) for one in body.eqns), default=1)
+    return max((_num_slices(inner) for inner in equation.params["body_jaxpr"].jaxpr.eqns), default=1)
 
 
 def unknown_trip_count(jaxpr: Any) -> int:
-    """How often the longest loop runs whose length is known only at run time; 1 where there is none."""
-    found = [loop_trip_count(one) if one.primitive.name == "while" else 1 for one in jaxpr.eqns]
-    return max([1, *found, *(unknown_trip_count(inner) for one in jaxpr.eqns for inner in _inner_jaxprs(one))])
+    """The trip count of the longest loop whose length is known at run time only; 1 without such a loop."""
+    counts = [loop_trip_count(equation) for equation in jaxpr.eqns if equation.primitive.name == "while"]
+    inner_counts = [unknown_trip_count(inner) for equation in jaxpr.eqns for inner in _inner_jaxprs(equation)]
+    return max([1, *counts, *inner_counts])
 
 
 def _num_slices(equation: Any) -> int:
     if equation.primitive.name != "dynamic_slice":
-        return max((_num_slices(one) for inner in _inner_jaxprs(equation) for one in inner.eqns), default=1)
-    whole, part = equation.invars[0].aval.shape, equation.params["slice_sizes"]
-    return math.prod(-(-a // b) for a, b in zip(whole, part, strict=True))
+        return max((_num_slices(inner) for jaxpr in _inner_jaxprs(equation) for inner in jaxpr.eqns), default=1)
+    array, part = equation.invars[0].aval.shape, equation.params["slice_sizes"]
+    return math.prod(-(-a // b) for a, b in zip(array, part, strict=True))
 
 
 def _inner_jaxprs(equation: Any) -> Iterator[Any]:
-    """The jaxprs that an equation has in it."""
     for value in equation.params.values():
-        for one in value if isinstance(value, tuple | list) else (value,):
-            one = getattr(one, "jaxpr", one)
-            if hasattr(one, "eqns"):
-                yield one
+        for item in value if isinstance(value, tuple | list) else (value,):
+            jaxpr = getattr(item, "jaxpr", item)
+            if hasattr(jaxpr, "eqns"):
+                yield jaxpr
 
 
 def _dot_flops(equation: Any) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[at] for at in contracted)
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
 
 
 def _conv_flops(equation: Any) -> int:
     kernel = equation.invars[1].aval.shape
-    out_features = equation.params["dimension_numbers"].rhs_spec[0]
-    sums = math.prod(size for at, size in enumerate(kernel) if at != out_features)
-    return 2 * math.prod(equation.outvars[0].aval.shape) * sums
-
-
-def flops_per_token(experiment: Experiment, batch: Batch | None = None) -> float:
-    """FLOPs of an update for each token, of the shape of `batch` or else of the experiment's fullest one.
-
-    Counted by `jaxlm.perf.flops.model_flops`: attention in full, nothing twice.
-    """
-    batch = shape_structs(synthetic_batch(experiment) if batch is None else batch)
-    params = abstract_params(experiment.model)
-    return model_flops(experiment.model, experiment.objective, params, batch) / num_positions(batch)
-
-
-def make_mfu_fn(experiment: Experiment, mesh: Mesh) -> Callable[[float], float] | None:
-    """Real tokens/s -> MFU, on devices whose peak is known; None elsewhere (a CPU)."""
-    device: Any = mesh.devices.flat[0]
-    chip = chip_for_device_kind(device.device_kind)
-    if chip is None:
-        return None
-    peak = chip.peak_flops(getattr(experiment.model, "dtype", "float32")) * mesh.size
-    share = flops_per_token(experiment) / peak
-    return lambda tokens_per_second: share * tokens_per_second
+    out_axis = equation.params["dimension_numbers"].rhs_spec[0]
+    products = math.prod(size for axis, size in enumerate(kernel) if axis != out_axis)
+    return 2 * math.prod(equation.outvars[0].aval.shape) * products

@@ -1,4 +1,4 @@
-"""One decoding step of an experiment's model, compiled as the train step is: one more token in each of some rows."""
+"""The plan of one decoding step: one more token in each row, compiled like the train step."""
 
 import math
 import time
@@ -9,19 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.decode.prefill import decode_step
-from jaxlm.distributed.sharding import (
-    AnyMesh,
-    decode_state_shardings,
-    num_batch_shards,
-    row_sharding,
-    train_state_shardings,
-    with_shardings,
-)
+from jaxlm.distributed import sharding
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.models.properties import abstract_params
 from jaxlm.nn.transformer.layer_stack import unstack_layers
-from jaxlm.perf.chips import Chip
+from jaxlm.perf.chips import Chip, format_gib
 from jaxlm.perf.collectives import find_collectives
 from jaxlm.perf.dummy_batch import synthetic_batch
 from jaxlm.perf.flops import count_flops
@@ -33,7 +26,7 @@ from jaxlm.types import Batch, Params, State
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """Bytes are of one device; FLOPs and tokens of all. `memory` is what the compiler says, 0 where it only says no."""
+    """Bytes are of one device, FLOPs and tokens of all. `memory` is the compiler's figure, 0 if it only refuses."""
 
     rows: int
     capacity: int
@@ -46,62 +39,67 @@ class DecodePlan:
     compile_seconds: float
 
     def summary(self) -> str:
-        """One line for a person."""
-        time = "" if self.seconds is None else (
-            f"; {self.seconds.lower_bound * 1e3:.3g} to {self.seconds.upper_bound * 1e3:.3g} ms a token, "
-            f"{self.rows / self.seconds.upper_bound:,.0f} to {self.rows / self.seconds.lower_bound:,.0f} tokens/s"
-        )  # fmt: skip
-        fits = "" if self.fits is None else ": fits" if self.fits else ": does not fit"
-        return (
-            f"decoding    {self.rows} rows of {self.capacity} tokens: {memory.format_gib(self.memory)} GiB a "
-            "device, of which "
-            f"{memory.format_gib(self.state_bytes)} of state{fits}{time} (compiled in {self.compile_seconds:.0f} s)"
-        )
+        """One line of text."""
+        size = f"{format_gib(self.memory)} GiB a device, of which {format_gib(self.state_bytes)} of state"
+        fits = {True: ": fits", False: ": does not fit", None: ""}[self.fits]
+        time = ""
+        if self.seconds is not None:
+            lower, upper = self.seconds.lower_bound, self.seconds.upper_bound
+            time = f"; {lower * 1e3:.3g} to {upper * 1e3:.3g} ms a token, "
+            time += f"{self.rows / upper:,.0f} to {self.rows / lower:,.0f} tokens/s"
+        compiled = f"compiled in {self.compile_seconds:.0f} s"
+        return f"decoding    {self.rows} rows of {self.capacity} tokens: {size}{fits}{time} ({compiled})"
 
 
 def check_can_decode(model: Any) -> None:
-    """Raises UserError for a model that writes nothing."""
+    """Raises UserError for a model that does not generate text."""
     if not hasattr(type(model), "extend"):
         raise UserError(
-            f"{type(model).__name__} answers a whole row at once and writes no token after token, so there is no "
-            "decoding step to plan: leave --decode-batch-size out"
+            f"{type(model).__name__} does not generate token by token, so it has no decoding step to plan: "
+            "leave out --decode-batch-size"
         )
 
 
 def decode_step_shapes(model: Any, batch: Batch, num_rows: int) -> tuple[Params, State, Any, Any]:
-    """Parameters, state, token_B and valid_B of a decoding step of `count` rows like those of `batch`, as shapes; the
-    state has room for as many tokens as a row of it has. Raises UserError for a model that writes nothing."""
+    """The shapes of a decoding step of `num_rows` rows like those of `batch`: parameters, state, token_B and valid_B.
+
+    The state has room for the tokens of a row. Raises UserError for a model that does not generate text.
+    """
     check_can_decode(model)
-    rows_of = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), x.dtype), batch)
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), x.dtype), batch)
     params, capacity = abstract_params(model), batch.target_BT.shape[1]
-    state = jax.eval_shape(lambda p, b: model.apply({"params": p}, b, capacity, method="start"), params, rows_of)
+    state = jax.eval_shape(lambda p, b: model.apply({"params": p}, b, capacity, method="start"), params, rows)
     token, valid = (jax.ShapeDtypeStruct((num_rows,), dtype) for dtype in (jnp.int32, bool))
     return params, state, token, valid
 
 
-def plan_decoding(experiment: Experiment, mesh: AnyMesh, chip: Chip | None, min_rows: int) -> DecodePlan:
-    """Of at least so many rows, as many as the devices share evenly, with room for as many tokens as in training."""
-    model, shards = experiment.model, num_batch_shards(mesh)
-    count = math.ceil(min_rows / shards) * shards
+def plan_decoding(experiment: Experiment, mesh: sharding.AnyMesh, chip: Chip | None, min_rows: int) -> DecodePlan:
+    """Plan a step of at least `min_rows` rows, as many as the devices share evenly, with the capacity of training."""
+    model, shards = experiment.model, sharding.num_batch_shards(mesh)
+    num_rows = math.ceil(min_rows / shards) * shards
     batch = synthetic_batch(experiment)
-    params, state, token, valid = decode_step_shapes(model, batch, count)
+    params, state, token, valid = decode_step_shapes(model, batch, num_rows)
 
     def step(params: Any, token_B: Any, state: Any, valid_B: Any) -> Any:
         logits_BV, state = decode_step(model, unstack_layers(params), token_B, state, valid_B)
         return jnp.argmax(logits_BV, axis=-1), state
 
-    arithmetic = count_flops(step, params, token, state, valid)
-    params = with_shardings(params, train_state_shardings({"params": params}, mesh)["params"])
-    state = with_shardings(state, decode_state_shardings(state, mesh))
-    token, valid = with_shardings((token, valid), row_sharding(mesh))
-    began = time.perf_counter()
+    flops = count_flops(step, params, token, state, valid)
+    param_shardings = sharding.train_state_shardings({"params": params}, mesh)["params"]
+    params = sharding.with_shardings(params, param_shardings)
+    state = sharding.with_shardings(state, sharding.decode_state_shardings(state, mesh))
+    token, valid = sharding.with_shardings((token, valid), sharding.row_sharding(mesh))
+    start = time.perf_counter()
     compiled, total = memory.compile_or_bytes_needed(jax.jit(step, donate_argnums=2).lower(params, token, state, valid))
-    seconds, limit, moved, took = time.perf_counter() - began, memory.available_memory(chip), None, None
+    compile_seconds = time.perf_counter() - start
+    moved = seconds = None
     if compiled is not None:
         text, total = compiled.as_text() or "", memory.program_bytes(compiled.memory_analysis())
         moved, dtype = bytes_moved(text), getattr(model, "dtype", "float32")
-        work = arithmetic / mesh.size, moved, find_collectives(text)
-        took = step_seconds(chip, dtype, *work, mesh.size, [0] * mesh.size) if chip else None
-    fits = compiled is not None and (None if limit is None else total <= limit)
-    capacity = batch.target_BT.shape[1]
-    return DecodePlan(count, capacity, memory.shard_bytes(state), total, fits, arithmetic, moved, took, seconds)
+        if chip:
+            collectives = find_collectives(text)
+            seconds = step_seconds(chip, dtype, flops / mesh.size, moved, collectives, [0] * mesh.size)
+    limit = memory.available_memory(chip)
+    fits = False if compiled is None else None if limit is None else total <= limit
+    capacity, state_bytes = batch.target_BT.shape[1], memory.shard_bytes(state)
+    return DecodePlan(num_rows, capacity, state_bytes, total, fits, flops, moved, seconds, compile_seconds)

@@ -1,24 +1,25 @@
-"""One plan: the real train step of an experiment, compiled for devices that need not be there, and what follows."""
+"""One plan: the real train step of an experiment, compiled for devices that need not be present, and its costs."""
 
 import dataclasses
 import json
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh, AxisType
 
 from jaxlm import config
+from jaxlm.distributed.mesh_axes import AXES, resolve_mesh_shape
 from jaxlm.distributed.placement import batch_shardings
-from jaxlm.distributed.sharding import AnyMesh, num_batch_shards, unsharded_params, with_shardings
+from jaxlm.distributed.sharding import AnyMesh, make_mesh, num_batch_shards, unsharded_params, with_shardings
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
-from jaxlm.models.decoder import Decoder
-from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.perf.collectives import Collective, bytes_by_kind, find_collectives
-from jaxlm.perf.dummy_batch import adapt_batching, batch_summary, num_positions, shape_structs, synthetic_batch
-from jaxlm.perf.flops import jaxpr_flops, model_flops, unknown_trip_count
+from jaxlm.perf.dummy_batch import adapt_batching, batch_summary, shape_structs, synthetic_batch
+from jaxlm.perf.flops import StepFlops, count_step, jaxpr_flops, mfu, peak_flops, unknown_trip_count
 from jaxlm.planner import memory
 from jaxlm.planner.analytic import analytic_bytes_moved, analytic_collectives
 from jaxlm.planner.hbm_traffic import bytes_moved
@@ -31,8 +32,34 @@ from jaxlm.types import Batch
 
 
 @dataclass(frozen=True)
+class PlanRequest:
+    """The inputs of a plan.
+
+    Attributes:
+      name: of the experiment.
+      target: the devices.
+      mesh_shape: axis -> devices.
+      price: of a chip and hour; None: no cost.
+      run_options: memory options of the train step.
+      use_compiler: whether to compile, if something here can compile for the target.
+    """
+
+    name: str
+    experiment: Experiment
+    target: Target
+    mesh_shape: Mapping[str, int] = field(default_factory=dict)
+    price: float | None = None
+    run_options: RunOptions = DEFAULT_RUN_OPTIONS
+    use_compiler: bool = True
+
+    @property
+    def compiles(self) -> bool:
+        return self.use_compiler and self.target.devices is not None
+
+
+@dataclass(frozen=True)
 class RunPlan:
-    """What was found. Bytes are of one device, FLOPs and tokens of all. `seconds` is None on chips without a table."""
+    """Costs of a run. Bytes are of one device, FLOPs and tokens of all. `seconds` is None for an unknown chip."""
 
     experiment: str
     topology: str
@@ -61,84 +88,38 @@ class RunPlan:
     unsharded_params: list[str]
 
     def mfu(self, seconds: float) -> float | None:
-        """FLOPs of the model over those of the peak."""
-        return self.model_flops / seconds / self.peak_flops if self.peak_flops else None
+        """Model-FLOPs utilization of a step of that time."""
+        return mfu(self.model_flops / seconds, self.peak_flops)
 
     def to_json(self) -> dict[str, Any]:
-        """As one object; `seconds` with the bounds, and the figures that follow from them."""
-        found = dataclasses.asdict(self)
+        """The fields as one object; `seconds` with its bounds, and with the figures that follow from them."""
+        fields = dataclasses.asdict(self)
         if self.seconds is not None:
-            quick, slow = self.seconds.lower_bound, self.seconds.upper_bound
-            found["seconds"] |= {"lower_bound": quick, "upper_bound": slow}
-            found["mfu"] = {"lower_bound": self.mfu(slow), "upper_bound": self.mfu(quick)}
-            found["tokens_per_second"] = {"lower_bound": self.tokens / slow, "upper_bound": self.tokens / quick}
-        return found
+            lower, upper = self.seconds.lower_bound, self.seconds.upper_bound
+            fields["seconds"] |= {"lower_bound": lower, "upper_bound": upper}
+            fields["mfu"] = {"lower_bound": self.mfu(upper), "upper_bound": self.mfu(lower)}
+            fields["tokens_per_second"] = {"lower_bound": self.tokens / upper, "upper_bound": self.tokens / lower}
+        return fields
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What does not depend on the mesh: shapes, and FLOPs of a step as it is differentiated, recomputation included.
+    """The part of a plan that does not depend on the mesh.
 
-    `kept`: bytes of the activations of a whole batch, where they were asked for.
+    Attributes:
+      flops: of the model.
+      step_flops: of the step as it is differentiated, recomputation included.
+      unknown_trip_count: of the longest loop whose length is known at run time only.
+      activation_bytes: of a whole batch; 0 if they were not requested.
     """
 
     experiment: Experiment
     batch: Batch
     new_state: Any
-    model_flops: int
+    flops: StepFlops
     step_flops: int
     unknown_trip_count: int
     activation_bytes: int
-
-
-def check_has_steps(experiment: Experiment) -> None:
-    """Raises UserError for a model that is not trained by steps."""
-    if hasattr(experiment.model, "fit"):
-        raise UserError(
-            "this model is fitted in closed form, in one look at the data: there is no step to plan or time"
-        )
-
-
-def count_workload(experiment: Experiment, with_activations: bool = False) -> Workload:
-    """Trace the step for one device. Raises UserError where a model is not trained by steps."""
-    check_has_steps(experiment)
-    batch, new = shape_structs(synthetic_batch(experiment)), make_init_fn(experiment)
-    whole = build_compiled_step(experiment, new, None)
-    carried = dataclasses.replace(batch, state=whole.abstract_state.carry)
-    jaxpr = jax.make_jaxpr(whole.train_step)(whole.abstract_state, batch).jaxpr
-    params = whole.abstract_state.params
-    forward = model_flops(experiment.model, experiment.objective, params, carried)
-    kept = memory.activation_bytes(experiment, params, carried) if with_activations else 0
-    return Workload(experiment, batch, new, forward, jaxpr_flops(jaxpr), unknown_trip_count(jaxpr), kept)
-
-
-def _cached_workload(experiment: Experiment) -> Workload:
-    """`count` for formulas, to which micro-batches make no difference: once for all meshes that are tried."""
-    whole = dataclasses.replace(experiment, grad_accum=1)
-    key = json.dumps(config.to_json(whole))
-    if key not in _WORKLOADS:
-        _WORKLOADS[key] = count_workload(whole, with_activations=True)
-    return dataclasses.replace(_WORKLOADS[key], experiment=experiment)
-
-
-_WORKLOADS: dict[str, Workload] = {}
-
-
-def make_plan(
-    name: str, experiment: Experiment, target: Target, mesh: AnyMesh, price: float | None = None,
-    run_options: RunOptions = DEFAULT_RUN_OPTIONS, use_compiler: bool = True,
-) -> RunPlan:  # fmt: skip
-    """Count, compile where something can, and draw the conclusions."""
-    experiment, changed = adapt_batching(experiment, num_batch_shards(mesh))
-    experiment = dataclasses.replace(experiment, model=run_options.with_remat(experiment.model))
-    use_compiler = use_compiler and target.devices is not None
-    counted = count_workload(experiment) if use_compiler else _cached_workload(experiment)
-    rows = len(jax.tree.leaves(counted.batch)[0])
-    check_batch_divisible(rows, experiment.grad_accum, num_batch_shards(mesh))
-    made = build_compiled_step(experiment, counted.new_state, mesh, run_options)
-    batch = with_shardings(counted.batch, batch_shardings(counted.batch, mesh))
-    found = (_compiled_costs if use_compiler else _analytic_costs)(counted, made, batch, mesh)
-    return _assemble_plan(name, counted, target, mesh, made, found, changed, price)
 
 
 @dataclass(frozen=True)
@@ -149,79 +130,124 @@ class _StepCosts:
     compile_seconds: float | None
 
 
-def _compiled_costs(workload: Workload, step_program: CompiledStep, batch: Batch, mesh: AnyMesh) -> _StepCosts:
-    began = time.perf_counter()
-    step, wanted = memory.compile_or_bytes_needed(step_program.train_step.lower(step_program.abstract_state, batch))
-    seconds = time.perf_counter() - began
-    if step is None:
-        parts = memory.state_memory(step_program.abstract_state, batch) | {"total": wanted}
-        return _StepCosts(parts, [], None, seconds)
-    text = step.as_text()
-    parts = memory.compiled_memory(workload.experiment, step_program.abstract_state, batch, step.memory_analysis())
-    # The loss walks over a group of tokens a device; counted was one group of all of them.
+def make_plan(request: PlanRequest) -> RunPlan:
+    """Count a step, compile it if something here can, and derive its costs."""
+    mesh = make_target_mesh(request.target, request.mesh_shape)
+    experiment, changed_options = adapt_batching(request.experiment, num_batch_shards(mesh))
+    experiment = dataclasses.replace(experiment, model=request.run_options.with_remat(experiment.model))
+    workload = count_workload(experiment) if request.compiles else _cached_workload(experiment)
+    rows = len(jax.tree.leaves(workload.batch)[0])
+    check_batch_divisible(rows, experiment.grad_accum, num_batch_shards(mesh))
+    step = build_compiled_step(experiment, workload.new_state, mesh, request.run_options)
+    batch = with_shardings(workload.batch, batch_shardings(workload.batch, mesh))
+    costs = (_compiled_costs if request.compiles else _analytic_costs)(workload, step, batch, mesh)
+    unsharded = unsharded_params(step.abstract_state.params, mesh)
+    plan = _assemble_plan(workload, request, mesh, costs)
+    return dataclasses.replace(plan, changed_options=changed_options, unsharded_params=unsharded)
+
+
+def make_target_mesh(target: Target, mesh_shape: Mapping[str, int]) -> AnyMesh:
+    """A mesh of the target's devices; an abstract mesh if nothing here can compile for them."""
+    if target.devices is not None:
+        return make_mesh(mesh_shape, target.devices)
+    return abstract_mesh(mesh_shape, target.num_devices)
+
+
+def abstract_mesh(mesh_shape: Mapping[str, int], num_devices: int) -> AbstractMesh:
+    """A mesh without devices, for shapes and shardings."""
+    shape = resolve_mesh_shape(mesh_shape, num_devices)
+    return AbstractMesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_has_steps(experiment: Experiment) -> None:
+    """Raises UserError for a model that is not trained by steps."""
+    if hasattr(experiment.model, "fit"):
+        raise UserError(
+            "this model is fitted in closed form, in one pass over the data: it has no step to plan or time"
+        )
+
+
+def count_workload(experiment: Experiment, with_activations: bool = False) -> Workload:
+    """Trace the step for one device. Raises UserError if the model is not trained by steps."""
+    check_has_steps(experiment)
+    batch, new_state = shape_structs(synthetic_batch(experiment)), make_init_fn(experiment)
+    step = build_compiled_step(experiment, new_state, None)
+    params, carry = step.abstract_state.params, step.abstract_state.carry
+    jaxpr = jax.make_jaxpr(step.train_step)(step.abstract_state, batch).jaxpr
+    carried_batch = dataclasses.replace(batch, state=carry)
+    residuals = memory.activation_bytes(experiment, params, carried_batch) if with_activations else 0
+    flops = count_step(experiment, carried_batch)
+    return Workload(experiment, batch, new_state, flops, jaxpr_flops(jaxpr), unknown_trip_count(jaxpr), residuals)
+
+
+def _cached_workload(experiment: Experiment) -> Workload:
+    """The workload for analytic estimates, which does not depend on micro-batches: counted once for all meshes."""
+    whole = dataclasses.replace(experiment, grad_accum=1)
+    key = json.dumps(config.to_json(whole))
+    if key not in _WORKLOADS:
+        _WORKLOADS[key] = count_workload(whole, with_activations=True)
+    return dataclasses.replace(_WORKLOADS[key], experiment=experiment)
+
+
+_WORKLOADS: dict[str, Workload] = {}
+
+
+def _compiled_costs(workload: Workload, step: CompiledStep, batch: Batch, mesh: AnyMesh) -> _StepCosts:
+    start = time.perf_counter()
+    compiled, bytes_needed = memory.compile_or_bytes_needed(step.train_step.lower(step.abstract_state, batch))
+    seconds = time.perf_counter() - start
+    if compiled is None:
+        sizes = memory.state_memory(step.abstract_state, batch) | {"total": bytes_needed}
+        return _StepCosts(sizes, [], None, seconds)
+    text = compiled.as_text()
+    sizes = memory.compiled_memory(step.abstract_state, batch, compiled.memory_analysis())
+    # The loss loops over the tokens of one device; the trip count is that of the tokens of all devices.
     rounds = math.ceil(workload.unknown_trip_count / (num_batch_shards(mesh) * mesh.shape["sequence"]))
-    return _StepCosts(parts, find_collectives(text, rounds), bytes_moved(text, rounds), seconds)
+    return _StepCosts(sizes, find_collectives(text, rounds), bytes_moved(text, rounds), seconds)
 
 
-def _analytic_costs(workload: Workload, step_program: CompiledStep, batch: Batch, mesh: AnyMesh) -> _StepCosts:
-    parts = memory.analytic_memory(
-        workload.experiment, step_program.abstract_state, batch, workload.activation_bytes, mesh
-    )
-    sent = analytic_collectives(workload.experiment, step_program.abstract_state.params, batch, mesh)
-    return _StepCosts(parts, sent, analytic_bytes_moved(workload.experiment, parts), None)
+def _analytic_costs(workload: Workload, step: CompiledStep, batch: Batch, mesh: AnyMesh) -> _StepCosts:
+    experiment, state = workload.experiment, step.abstract_state
+    sizes = memory.analytic_memory(experiment, state, batch, workload.activation_bytes, mesh)
+    collectives = analytic_collectives(experiment, state.params, batch, mesh)
+    return _StepCosts(sizes, collectives, analytic_bytes_moved(experiment, sizes), None)
 
 
-def _assemble_plan(
-    name: str, workload: Workload, target: Target, mesh: AnyMesh, step_program: CompiledStep, costs: _StepCosts,
-    changed_options: list[str],
-    price: float | None,
-) -> RunPlan:  # fmt: skip
-    experiment, chip, limit = workload.experiment, target.chip, memory.available_memory(target.chip)
-    seconds, dtype = None, getattr(experiment.model, "dtype", "float32")
-    fits = None if limit is None else 0 < costs.memory["total"] <= limit
+def _assemble_plan(workload: Workload, request: PlanRequest, mesh: AnyMesh, costs: _StepCosts) -> RunPlan:
+    experiment, target, chip = workload.experiment, request.target, request.target.chip
+    limit = memory.available_memory(chip)
+    seconds = None
     if chip is not None and costs.bytes_moved is not None:
-        slices = [
-            place * target.num_slices // mesh.size for place in range(mesh.size)
-        ]  # the outermost axis goes across
-        work = workload.step_flops / mesh.size, costs.bytes_moved
-        seconds = step_seconds(chip, dtype, *work, costs.collectives, mesh.size, slices)
+        # the outermost axis of the mesh crosses slices
+        slice_ids = [device * target.num_slices // mesh.size for device in range(mesh.size)]
+        dtype, flops = getattr(experiment.model, "dtype", "float32"), workload.step_flops / mesh.size
+        seconds = step_seconds(chip, dtype, flops, costs.bytes_moved, costs.collectives, slice_ids)
     bounds = (seconds.lower_bound, seconds.upper_bound) if seconds else ()
-    chips = max(1, mesh.size // (chip.cores if chip else 1))
+    num_chips = max(1, mesh.size // (chip.cores if chip else 1))
     return RunPlan(
-        experiment=name,
+        experiment=request.name,
         topology=target.name,
         devices=mesh.size,
-        chips=chips,
+        chips=num_chips,
         chip=chip.name if chip else target.compiler,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
-        changed_options=changed_options,
-        compiler=target.compiler if costs.compile_seconds is not None else f"formula ({target.compiler})",
+        changed_options=[],
+        compiler=target.compiler if costs.compile_seconds is not None else f"analytic ({target.compiler})",
         compile_seconds=costs.compile_seconds,
         batch=batch_summary(workload.batch),
-        tokens=num_positions(workload.batch),
+        tokens=workload.flops.positions,
         accumulate=experiment.grad_accum,
         memory=costs.memory,
         available_memory=limit,
-        fits=fits,
-        model_flops=workload.model_flops,
-        causal_halved_flops=workload.model_flops - causal_attention_flops(experiment.model, workload.batch) // 2,
+        fits=None if limit is None else 0 < costs.memory["total"] <= limit,
+        model_flops=workload.flops.full,
+        causal_halved_flops=workload.flops.causal_halved,
         step_flops=workload.step_flops,
         bytes_moved=costs.bytes_moved,
         collectives=bytes_by_kind(costs.collectives),
         seconds=seconds,
-        peak_flops=chip.peak_flops(dtype) * mesh.size if chip else None,
+        peak_flops=peak_flops(experiment.model, chip, mesh.size),
         steps=experiment.steps,
-        run_costs=[run_cost(one, experiment.steps, chips, price) for one in bounds],
-        unsharded_params=unsharded_params(step_program.abstract_state.params, mesh),
+        run_costs=[run_cost(bound, experiment.steps, num_chips, request.price) for bound in bounds],
+        unsharded_params=[],
     )
-
-
-def causal_attention_flops(model: Any, batch: Batch) -> int:
-    """Of the products of queries, keys and values of causal attention in one update: half of them meet the mask."""
-    layers = model.layers if isinstance(model, Decoder) else 0
-    layers = model.decoder_layers if isinstance(model, EncoderDecoder) else layers
-    if not layers:
-        return 0
-    rows, length = batch.target_BT.shape
-    width = (getattr(model, "head_dim", None) or model.width // model.heads) * model.heads
-    return 3 * layers * 4 * rows * length * length * width

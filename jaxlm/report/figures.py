@@ -1,7 +1,4 @@
-"""The pictures of a report, as SVG text that stands in the page itself.
-
-The picture of vanishing gradients: the norm of d loss_T / d h_t against T - t, a line a model, on a log axis.
-"""
+"""The figures of a report, as SVG for the page: curves, attention weights, gradient norms."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -15,16 +12,16 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def new_figure(width: float = 6.4, height: float = 3.6) -> Any:
-    """An empty matplotlib Figure. Raises UserError without matplotlib, which nothing else needs."""
+    """An empty matplotlib Figure. Raises UserError if matplotlib, an optional package, is not installed."""
     try:
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
     except ImportError as error:
-        raise UserError("drawing needs matplotlib, which is not installed: pip install 'jaxlm[plots]'") from error
+        raise UserError("figures need matplotlib, which is not installed: pip install 'jaxlm[plots]'") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def curves_figure(title: str, lines: Mapping[str, Curve], log: bool = False) -> Any:
-    """A line for each run against the step."""
+    """A curve over the training steps for each run."""
     figure = new_figure()
     axes = figure.subplots()
     for name, (steps, values) in lines.items():
@@ -41,11 +38,11 @@ def curves_figure(title: str, lines: Mapping[str, Curve], log: bool = False) -> 
 def attention_figure(
     source: Sequence[str], target: Sequence[str], weights: Sequence[Sequence[float]], title: str = ""
 ) -> Any:
-    """A row for each target token, a column for each source token: the darker, the longer the look."""
+    """Attention weights: a row for each target token, a column for each source token; darker is larger."""
     figure = new_figure(1.5 + 0.45 * len(source), 1.2 + 0.32 * len(target))
     axes = figure.subplots()
     axes.imshow(np.asarray(weights), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
-    # a "$" would start a formula
+    # matplotlib reads a "$" as the start of a formula
     axes.set_xticks(range(len(source)), [token.replace("$", r"\$") for token in source], rotation=60, ha="right")
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_yticks(range(len(target)), [token.replace("$", r"\$") for token in target])
@@ -56,21 +53,18 @@ def figure_to_svg(figure: Any) -> str:
     """The figure as an <svg> element."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    whole = text.getvalue()
-    return whole[whole.index("<svg") :]
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
 
 
 def gradient_flow_figure(gradient_flows: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
-    """A matplotlib Figure of `{"Elman": gradient_flow(...), ...}`; a norm of exactly 0 leaves a gap in its line.
+    """The norm of d loss_T / d h_t against T - t on a log axis: `{"Elman": gradient_flow(...), ...}`.
 
-    Raises UserError without matplotlib, which nothing else needs.
+    A norm of exactly 0 leaves a gap in its curve. Raises UserError if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure  # not pyplot: no window, no global state
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise UserError("drawing needs matplotlib, which is not installed: pip install 'jaxlm[plots]'") from error
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = new_figure(height=4.0)
+    from matplotlib.ticker import MaxNLocator
+
     axes = figure.subplots()
     for name, (distance, norm) in gradient_flows.items():
         axes.plot(distance, np.where(norm > 0, norm, np.nan), marker=".", markersize=4, linewidth=1.2, label=name)

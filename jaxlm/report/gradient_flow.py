@@ -1,9 +1,9 @@
-"""How far back a loss reaches: the norm of d loss_T / d h_t against the distance T - t.
+"""Gradient flow: the norm of d loss_T / d h_t against the distance T - t.
 
-In a recurrent network d h_T / d h_t is a product of T - t Jacobians; where their singular values stay below 1 it falls
-geometrically and what was read long ago cannot be learnt (Hochreiter 1991; Bengio, Simard and Frasconi 1994; Pascanu
-et al. 2013, section 2). The derivative is the total one, through all that follows from h_t: it is taken with respect
-to a nudge, zero, that is added to h_t before h_t is carried on.
+In a recurrent network d h_T / d h_t is a product of T - t Jacobians. If their singular values stay below 1, it decays
+geometrically, and long-distance dependencies cannot be learned (Hochreiter 1991; Bengio, Simard and Frasconi 1994;
+Pascanu et al. 2013, section 2). The derivative is the total one, through everything that depends on h_t: it is taken
+with respect to a perturbation, zero, that is added to h_t before the recurrence continues.
 """
 
 import inspect
@@ -28,9 +28,9 @@ Phase = Literal["start", "extend"]
 def gradient_flow(model: Any, params: Params, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """(distance, norm), by increasing distance: the mean over rows of |d loss_T / d h_t|, T the last label.
 
-    h_t is the top hidden state of the recurrent network that reads the source or, in a model without one, the target.
-    For a Transformer, which has no such state, it is what its first layer reads at t: embedding and position. Distance
-    counts the valid tokens after t, up to the last target token read; a source is followed by the whole target.
+    h_t is the top hidden state of the recurrent network that reads the source or, in a model without a source, the
+    target. For a Transformer, which has no such state, it is the input of the first layer: embedding plus position. The
+    distance counts the valid tokens after t up to the last target token; a source is followed by the whole target.
     Raises UserError for a model with neither a `Recurrent` nor a `Stack`.
     """
     phase, shape = _find_perturbed_state(model, params, batch)
@@ -45,9 +45,9 @@ def gradient_flow(model: Any, params: Params, batch: Batch) -> tuple[np.ndarray,
 
 
 def _find_perturbed_state(model: Any, params: Params, batch: Batch) -> tuple[Phase, tuple[int, ...]]:
-    """Where the nudge goes, and its shape (B, T, D): while the source is read, or else the target."""
+    """The phase of the perturbation, reading the source or else the target, and its shape (B, T, D)."""
     if not hasattr(model, "extend"):
-        raise UserError(f"{type(model).__name__} says nothing token by token: there is no loss at T to go back from")
+        raise UserError(f"{type(model).__name__} does not predict token by token: it has no loss at T to differentiate")
     for phase in ("start", "extend"):
         shapes: list[tuple[int, ...]] = []
         jax.eval_shape(partial(_last_losses, model, phase, None, shapes), params, batch)
@@ -61,10 +61,10 @@ def _find_perturbed_state(model: Any, params: Params, batch: Batch) -> tuple[Pha
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _perturbation_grad(model: Any, phase: Phase, shape: tuple[int, ...], params: Params, batch: Batch) -> Array:
-    """d loss_T / d h_t of every row, (B, T, D): no row depends on another, so that of the sum holds them all."""
+    """d loss_T / d h_t of every row, (B, T, D): the gradient of the sum, since rows are independent."""
 
-    def total(nudge_BTD: Array) -> Array:
-        return _last_losses(model, phase, nudge_BTD, [], params, batch).sum()
+    def total(perturbation_BTD: Array) -> Array:
+        return _last_losses(model, phase, perturbation_BTD, [], params, batch).sum()
 
     return jax.grad(total)(jnp.zeros(shape))
 
@@ -72,13 +72,13 @@ def _perturbation_grad(model: Any, phase: Phase, shape: tuple[int, ...], params:
 def _last_losses(
     model: Any, phase: Phase, perturbation_BTD: Array | None, shapes: list, params: Params, batch: Batch
 ) -> Array:
-    """-log p of each row's last label (B,), 0 in a row without one. The shape of what is nudged goes to `shapes`."""
+    """-log p of each row's last label (B,), 0 in a row without labels. Appends the shape of h to `shapes`."""
 
     def losses(module: Any, batch: Batch) -> Array:
-        nudged = nn.intercept_methods(_perturbing_interceptor(perturbation_BTD, shapes))
-        with nudged if phase == "start" else nullcontext():
+        perturbed = nn.intercept_methods(_perturbing_interceptor(perturbation_BTD, shapes))
+        with perturbed if phase == "start" else nullcontext():
             state = module.start(batch, 0)
-        with nudged if phase == "extend" else nullcontext():
+        with perturbed if phase == "extend" else nullcontext():
             features, _ = module.extend(batch.target_BT, state, batch.target_valid_BT)
         valid_BT, row_B = jnp.asarray(batch.target_valid_BT), jnp.arange(batch.target_BT.shape[0])
         last_B = valid_BT.shape[1] - 1 - jnp.argmax(valid_BT[:, ::-1], axis=1)
@@ -90,7 +90,7 @@ def _last_losses(
 
 
 def _perturbing_interceptor(perturbation_BTD: Array | None, shapes: list) -> Callable[..., Any]:
-    """Of all calls of modules, the first one to a recurrent network (its h_t) or a stack (its input) is nudged."""
+    """Add the perturbation in the first call of a recurrent network (to h_t) or of a stack (to its input)."""
 
     def intercept(call: Callable, arguments: tuple, options: dict, context: Any) -> Any:
         recurrent = isinstance(context.module, Recurrent)
@@ -110,12 +110,12 @@ def _perturbing_interceptor(perturbation_BTD: Array | None, shapes: list) -> Cal
 
 
 def _distances_to_loss(batch: Batch, phase: Phase, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distance of each nudged position and whether it is a token's, both (B, T)."""
+    """The distance of each perturbed position, and whether it is that of a token; both (B, T)."""
     source_BS, target_BT = batch.source_valid_BS, np.asarray(batch.target_valid_BT)
     valid_BT, after_B = target_BT, np.zeros(len(target_BT), int)
     if phase == "start":
         valid_BT, after_B = np.asarray(source_BS), target_BT.sum(1)
-    elif length > target_BT.shape[1]:  # source and target read by one network, at once
+    elif length > target_BT.shape[1]:  # one network reads source and target together
         valid_BT = np.concatenate([np.asarray(source_BS), target_BT], 1)
     from_here_BT = np.cumsum(valid_BT[:, ::-1], axis=1)[:, ::-1]
     return np.maximum(from_here_BT - 1, 0) + after_B[:, None], valid_BT.copy()

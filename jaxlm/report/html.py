@@ -1,4 +1,4 @@
-"""The page of a report: HTML with its pictures inside."""
+"""The HTML page of a report, with its figures inline."""
 
 import html
 import math
@@ -24,34 +24,26 @@ HIDDEN_METRICS = ("train/tokens", "train/total")
 
 
 def render_html(runs: Sequence[RunSummary]) -> str:
-    """The whole document."""
+    """The HTML document about one or several runs."""
     parts = [
-        f"<h1>{_escape_html(', '.join(run.name for run in runs))}</h1>",
+        f"<h1>{html.escape(', '.join(run.name for run in runs))}</h1>",
         _summary_table(runs),
         *_curve_figures(runs),
     ]
     if any(run.show_gradient_flow for run in runs):
-        parts += ["<h2>How far gradients reach</h2>", _gradient_flow_section(runs)]
+        parts += ["<h2>Gradient flow</h2>", _gradient_flow_section(runs)]
     for run in runs:
-        parts += [
-            f"<h2>{_escape_html(run.name)}</h2>",
-            *_test_results(run),
-            *_attention_figures(run),
-            *_example_list(run),
-        ]
+        parts += [f"<h2>{html.escape(run.name)}</h2>", *_test_results(run), *_attention_figures(run)]
+        parts += _example_list(run)
         shown = config.format_config(run.trained.experiment)
-        parts.append(f"<details><summary>configuration</summary><pre>{_escape_html(shown)}</pre></details>")
-    title = _escape_html("jaxlm: " + ", ".join(run.name for run in runs))
+        parts.append(f"<details><summary>configuration</summary><pre>{html.escape(shown)}</pre></details>")
+    title = html.escape("jaxlm: " + ", ".join(run.name for run in runs))
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
 
 
-def _escape_html(text: str) -> str:
-    return html.escape(text)
-
-
 def _summary_table(runs: Sequence[RunSummary]) -> str:
-    """A row for each run: its size and its best figure of every kind."""
+    """A row for each run: its size and the best value of every validation metric."""
     names = sorted({name for run in runs for line in run.metrics for name in line if name.startswith("valid/")})
     rows = [["run", "model", "parameters", "steps", *names]]
     for run in runs:
@@ -59,7 +51,7 @@ def _summary_table(runs: Sequence[RunSummary]) -> str:
         last = run.metrics[-1]["step"] if run.metrics else 0
         row = [run.name, type(run.trained.model).__name__, f"{size:,}", f"{last:,}"]
         rows.append([*row, *(_best_value(run, name) for name in names)])
-    head, *body = ("".join(f"<td>{_escape_html(cell)}</td>" for cell in row) for row in rows)
+    head, *body = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
     lines = [head.replace("td>", "th>"), *body]
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
@@ -77,42 +69,43 @@ def _best_value(run: RunSummary, name: str) -> str:
 
 def _curve_figures(runs: Sequence[RunSummary]) -> Iterator[str]:
     names = sorted({name for run in runs for line in run.metrics for name in line})
-    wanted = [n for n in names if n.startswith(("train/", "valid/")) and n not in HIDDEN_METRICS]
-    wanted += [name for name in names if name == "time/tokens_per_second"]
-    for name in wanted:
-        lines = {run.name: run.curve(name) for run in runs if run.curve(name)[0]}
-        drawn = curves_figure(name, lines, log=name.endswith("perplexity"))
-        yield f"<figure>{figure_to_svg(drawn)}</figure>"
+    shown = [n for n in names if n.startswith(("train/", "valid/")) and n not in HIDDEN_METRICS]
+    shown += [name for name in names if name == "time/tokens_per_second"]
+    for name in shown:
+        curves = {run.name: run.curve(name) for run in runs if run.curve(name)[0]}
+        figure = curves_figure(name, curves, log=name.endswith("perplexity"))
+        yield f"<figure>{figure_to_svg(figure)}</figure>"
 
 
 def _gradient_flow_section(runs: Sequence[RunSummary]) -> str:
-    """One picture of all runs that have it, and a word about those that have not."""
+    """One figure of all runs with gradient flow, and the errors of the others."""
     flows, without = {}, []
     for run in runs:
         try:
             flows[run.name] = run.gradient_flow()
         except UserError as error:
-            without.append(f"<p>{_escape_html(f'{run.name}: {error}')}</p>")
+            without.append(f"<p>{html.escape(f'{run.name}: {error}')}</p>")
     return (f"<figure>{figure_to_svg(gradient_flow_figure(flows))}</figure>" if flows else "") + "".join(without)
 
 
 def _attention_figures(run: RunSummary) -> Iterator[str]:
     try:
-        looked = run.attention()
+        maps = run.attention()
     except UserError as error:
-        yield f"<p>{_escape_html(str(error))}</p>"
+        yield f"<p>{html.escape(str(error))}</p>"
         return
-    for found in looked:
-        if found["weights"]:
-            drawn = attention_figure(found["source"], found["target"], found["weights"], found.get("title", ""))
-            yield f"<figure>{figure_to_svg(drawn)}</figure>"
+    for attention in maps:
+        if attention["weights"]:
+            title = attention.get("title", "")
+            figure = attention_figure(attention["source"], attention["target"], attention["weights"], title)
+            yield f"<figure>{figure_to_svg(figure)}</figure>"
 
 
 def _test_results(run: RunSummary) -> Iterator[str]:
-    """What `train` wrote when it was done."""
+    """The test scores that `train` wrote."""
     file = run.workdir.test_file
     if file.is_file():
-        yield f"<details><summary>test</summary><pre>{_escape_html(file.read_text(encoding='utf-8'))}</pre></details>"
+        yield f"<details><summary>test</summary><pre>{html.escape(file.read_text(encoding='utf-8'))}</pre></details>"
 
 
 def _example_list(run: RunSummary) -> Iterator[str]:
@@ -121,4 +114,4 @@ def _example_list(run: RunSummary) -> Iterator[str]:
     except UserError:
         return
     if answers:
-        yield "<ol>" + "".join(f"<li>{_escape_html(answer)}</li>" for answer in answers) + "</ol>"
+        yield "<ol>" + "".join(f"<li>{html.escape(answer)}</li>" for answer in answers) + "</ol>"

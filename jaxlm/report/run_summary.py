@@ -1,4 +1,4 @@
-"""What a report says about one run: its figures over time, its answers, its gradients, where it looked."""
+"""The contents of a report about one run: metrics, example answers, gradient flow, attention."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,13 +17,19 @@ from jaxlm.training.metrics_log import read_metrics
 from jaxlm.workdir import Workdir
 
 GRADIENT_FLOW_BATCHES = 4
-"""Batches of training data over which the gradient's norm is averaged."""
+"""Training batches over which the gradient norms are averaged."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSummary:
-    """One workdir. `samples`: how many answers to show; `flow`: whether to follow gradients; `texts`: what to read
-    with its attention drawn; `layer`, `head`: of a model that only reads, from 1 (None: the last layer, all heads)."""
+    """One workdir and what to show of it.
+
+    Attributes:
+      num_examples: answers to show.
+      show_gradient_flow: whether to compute the gradient flow.
+      attention_texts: the texts whose attention weights are plotted.
+      layer, head: of an encoder, from 1 (None: the last layer, all heads).
+    """
 
     workdir: Workdir
     trained: TrainedRun
@@ -35,7 +41,7 @@ class RunSummary:
 
     @property
     def name(self) -> str:
-        """For legends."""
+        """The name of the run in legends."""
         return self.workdir.folder.resolve().name
 
     @cached_property
@@ -44,12 +50,12 @@ class RunSummary:
         return read_metrics(self.workdir.metrics_file)
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
-        """(steps, values) of one figure."""
-        found = [(line["step"], float(line[metric])) for line in self.metrics if metric in line]
-        return [step for step, _ in found], [value for _, value in found]
+        """(steps, values) of one metric."""
+        lines = [line for line in self.metrics if metric in line]
+        return [line["step"] for line in lines], [float(line[metric]) for line in lines]
 
     def examples(self) -> list[str]:
-        """A few lines of what was asked and answered."""
+        """Some inputs with their answers."""
         if not self.num_examples:
             return []
         run = self.trained
@@ -58,40 +64,39 @@ class RunSummary:
 
     def gradient_flow(self) -> tuple[np.ndarray, np.ndarray]:
         """(distance, norm) on the first training batches; see `jaxlm.report.gradient_flow`."""
-        run, parts = self.trained, []
+        run, curves = self.trained, []
         columns = run.experiment.task.encode_train(run.tokenizer, self.workdir.train_data, ReadStats())
         special = run.tokenizer.special
         batches = run.experiment.batching.batches(columns, run.experiment.seed, special=special)
         for batch in map(batches.__getitem__, range(GRADIENT_FLOW_BATCHES)):
-            parts.append(gradient_flow(run.model, run.params, dataclasses.replace(batch, reset_B=None)))
-        longest = max(int(distance.max()) for distance, _ in parts) + 1
+            curves.append(gradient_flow(run.model, run.params, dataclasses.replace(batch, reset_B=None)))
+        longest = max(int(distance.max()) for distance, _ in curves) + 1
         total, count = np.zeros(longest), np.zeros(longest)
-        for distance, norm in parts:
+        for distance, norm in curves:
             total[distance] += norm
             count[distance] += 1
         distance = np.flatnonzero(count)
         return distance, total[distance] / count[distance]
 
     def attention(self) -> list[dict[str, Any]]:
-        """For each text {"source", "target", "weights"}. Raises UserError where there is nothing to draw."""
+        """For each text {"source", "target", "weights"}. Raises UserError for a model without attention."""
         if not self.attention_texts:
             return []
         run, task = self.trained, self.trained.experiment.task
         if task.search is None:
-            return [found for text in self.attention_texts for found in self._head_weights(text)]
-        looking: Any = dataclasses.replace(task, search=dataclasses.replace(task.search, attention=True))  # type: ignore[type-var]
-        answers = looking.predict(run, self.attention_texts)
+            return [weights for text in self.attention_texts for weights in self._head_weights(text)]
+        search = dataclasses.replace(task.search, attention=True)  # type: ignore[type-var]
+        answers = dataclasses.replace(task, search=search).predict(run, self.attention_texts)  # type: ignore[type-var]
         return [answer.json["attention"] for answer in answers]
 
     def _head_weights(self, text: str) -> Iterator[dict[str, Any]]:
-        """What each head of a layer looks at in a text."""
-        run = self.trained
-        names, weight_LNSS = attention_maps(run, text)
-        layers, heads = weight_LNSS.shape[:2]
-        layer = layers if self.layer is None else self.layer
-        for name, asked, there in (("layer", layer, layers), ("head", self.head or 1, heads)):
-            if not 1 <= asked <= there:
-                raise UserError(f"--{name} {asked}: the model of {self.workdir} has 1 to {there}")
-        for head in range(1, heads + 1) if self.head is None else [self.head]:
+        """The attention weights of the selected heads of a layer in a text."""
+        tokens, weight_LNSS = attention_maps(self.trained, text)
+        num_layers, num_heads = weight_LNSS.shape[:2]
+        layer = self.layer or num_layers
+        for name, value, largest in (("layer", layer, num_layers), ("head", self.head or 1, num_heads)):
+            if value > largest:
+                raise UserError(f"--{name} {value}: the model of {self.workdir} has 1 to {largest}")
+        for head in [self.head] if self.head else range(1, num_heads + 1):
             weights = weight_LNSS[layer - 1, head - 1].tolist()
-            yield {"source": names, "target": names, "weights": weights, "title": f"layer {layer}, head {head}"}
+            yield {"source": tokens, "target": tokens, "weights": weights, "title": f"layer {layer}, head {head}"}

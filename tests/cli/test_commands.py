@@ -35,7 +35,7 @@ def test_list_reads_the_current_folder_without_running_it(command, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     lines = command("list").lines
     assert any(line.split(maxsplit=1) == ["experiments.mine:tried", "What I tried."] for line in lines)
-    assert any(line.startswith("experiments.broken") and "no Python" in line for line in lines)
+    assert any(line.startswith("experiments.broken") and "not valid Python" in line for line in lines)
 
 
 def test_show_counts_every_parameter(command):
@@ -45,7 +45,7 @@ def test_show_counts_every_parameter(command):
     assert "vocab: 300" in shown and "steps: 7" in shown
     parts = {words[0]: words[1] for words in map(str.split, found.lines) if len(words) > 1}
     assert parts["embedding"] == f"{300 * 16:,}"
-    assert "6 x parameters" in shown
+    assert "FLOPs " in shown and "3 x the matrix products of the forward pass" in shown
 
 
 def test_train_ends_with_everything_in_json(trained):

@@ -112,20 +112,20 @@ def test_tpu_dry_run_shows_every_command(tmp_path):
 
 
 USAGE = {
-    "no place": ([], "expected a place"),
-    "place": (["slrum", *QUICK], "no place 'slrum'"),
+    "no place": ([], "expected a platform"),
+    "place": (["slrum", *QUICK], "no platform 'slrum'"),
     "no workdir": (["slurm", QUICK[0]], "--workdir"),
-    "option of train": (["slurm", *QUICK, "--steps", "5"], "options of `jaxlm train` stand after --"),
+    "option of train": (["slurm", *QUICK, "--steps", "5"], "put the options of `jaxlm train` after --"),
     "no option of train": (["slurm", *QUICK, "--", "--stepz", "5"], "did you mean --steps?"),
     "value of train": (["slurm", *QUICK, "--", "--max-minutes", "soon"], "--max-minutes"),
     "option": ([*TPU, "--zoen", "z"], "did you mean --zone?"),
     "experiment": (["slurm", "experiments.quickstrat", "--workdir", "x"], "did you mean experiments.quickstart?"),
     "address": (["slurm", QUICK[0], "--workdir", "gs://b/x"], "expected a folder"),
-    "name": ([*TPU, "--name", "My"], "--name 'My': expected lower-case"),
+    "name": ([*TPU, "--name", "My"], "--name 'My': expected at most 52 lower-case"),
     "hosts": (["tpu", *QUICK, "--type", "v5litepod-16"], "4 hosts, which need one folder for all: give --bucket"),
     "spot": ([*TPU, "--spot"], "lost with its disk: give --bucket"),
-    "type": (["tpu", *QUICK, "--type", "v5e-16"], "gcloud calls it v5litepod-16"),
-    "elsewhere": (["tpu", "HERE:x", *TPU[2:]], "which is what goes to the slice"),
+    "type": (["tpu", *QUICK, "--type", "v5e-16"], "gcloud names it v5litepod-16"),
+    "elsewhere": (["tpu", "HERE:x", *TPU[2:]], "which is copied to the slice"),
     "topology": ([*GKE[:5], "v5p-48", *GKE[6:]], "give --topology"),
     "not on GKE": ([*GKE[:5], "v3-8", *GKE[6:]], "the type is not on GKE"),
 }
@@ -142,8 +142,8 @@ def test_mistakes_end_in_one_line(command, tmp_path, case):
 
 def test_what_is_not_installed_is_named(command, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "sbatch is not on this machine's PATH" in command("launch", "slurm", *QUICK).err
-    assert "kubectl is not on this machine's PATH" in command("launch", *GKE).err
+    assert "sbatch is not on the PATH" in command("launch", "slurm", *QUICK).err
+    assert "kubectl is not on the PATH" in command("launch", *GKE).err
     monkeypatch.setattr(launch, "CLONE", tmp_path)
     assert "needs a clone of jaxlm" in command("launch", "slurm", *QUICK).err
 

@@ -90,16 +90,16 @@ def test_create_asks_for_the_image_of_the_generation(cloud, kind):
 
 def test_create_leaves_what_is_there(cloud):
     cloud.answers("tpu-vm describe", "0 READY")
-    assert "there already" in one_line(cloud.call("create", "mine", "--type", "v4-8"), 0)
+    assert "mine exists already" in one_line(cloud.call("create", "mine", "--type", "v4-8"), 0)
     cloud.answers("tpu-vm describe", "0 PREEMPTED")
-    assert "its state is PREEMPTED: delete it first" in one_line(cloud.call("create", "mine", "--type", "v4-8"))
+    assert "mine exists in state PREEMPTED: delete it first" in one_line(cloud.call("create", "mine", "--type", "v4-8"))
     assert [words[3] for words in cloud.asked()] == ["describe"] * 2
 
 
 def test_a_refused_creation_is_not_repeated(cloud):
     cloud.answers("tpu-vm describe", f"1 {NOT_FOUND}")
     cloud.answers("tpu-vm create", "1 ERROR: no more capacity in the zone")
-    assert "'./tpu_setup.sh queue' waits" in one_line(cloud.call("create", "mine", "--type", "v4-8"))
+    assert "without capacity, use './tpu_setup.sh queue'" in one_line(cloud.call("create", "mine", "--type", "v4-8"))
     assert [words[3] for words in cloud.asked()] == ["describe", "create"]
 
 
@@ -124,7 +124,7 @@ def test_queue_waits_for_its_turn(cloud):
     assert cloud.asked()[1] == ["compute", "tpus", "queued-resources", *create]
     assert [words[3] for words in cloud.asked()] == ["describe", "create"] + ["describe"] * 3
     cloud.answers("tpu-vm describe", "0 READY")
-    assert "there already" in one_line(cloud.call("queue", "mine", *options), 0)
+    assert "mine exists already" in one_line(cloud.call("queue", "mine", *options), 0)
 
 
 def test_a_preempted_request_is_replaced_only_if_asked(cloud):
@@ -173,7 +173,7 @@ def test_nothing_is_deleted_unasked(cloud):
     assert cloud.call("delete", "mine", "--yes").returncode == 0
     assert cloud.asked()[-1][2:] == ["tpu-vm", "delete", "mine", "--quiet"]
     cloud.answers("tpu-vm describe", f"1 {NOT_FOUND}")
-    assert "there is no slice" in one_line(cloud.call("delete", "mine", "--yes"), 0)
+    assert "no slice and no request mine exists" in one_line(cloud.call("delete", "mine", "--yes"), 0)
 
 
 def test_copy_sends_what_git_tracks_or_would(cloud, tmp_path):
@@ -260,13 +260,13 @@ def test_dry_run_shows_commands_and_runs_none(cloud, verb):
 USAGE = {
     "verb": (["craete", "mine"], "no command 'craete'"),
     "no name": (["status"], "needs the name of a slice"),
-    "name": (["status", "My_Slice"], "'My_Slice' is no name"),
+    "name": (["status", "My_Slice"], "'My_Slice' is not a valid name"),
     "option": (["status", "mine", "--zoen", "x"], "unknown argument '--zoen'"),
     "value": (["status", "mine", "--zone"], "--zone needs a value"),
-    "no type": (["create", "mine"], "which type?"),
-    "type": (["create", "mine", "--type", "v9-8"], "type 'v9-8' is not known"),
+    "no type": (["create", "mine"], "expected --type"),
+    "type": (["create", "mine", "--type", "v9-8"], "type 'v9-8' is unknown"),
     "alias": (["queue", "mine", "--type", "v5e-16"], "--type v5litepod-16"),
-    "no command": (["run", "mine"], "run what?"),
+    "no command": (["run", "mine"], "expected a command"),
     "number": (["run", "mine", "--max-restarts", "x", "--", "ls"], "whole numbers, found 'x'"),
 }
 

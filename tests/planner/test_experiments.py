@@ -16,8 +16,7 @@ from jaxlm.models.properties import abstract_params
 from jaxlm.nn.transformer.layer_stack import unstack_layers
 from jaxlm.perf.dummy_batch import adapt_batching, num_positions, shape_structs, synthetic_batch
 from jaxlm.planner.decode_plan import decode_step_shapes
-from jaxlm.planner.plan import make_plan
-from jaxlm.planner.search import make_target_mesh
+from jaxlm.planner.plan import PlanRequest, make_plan
 from jaxlm.planner.topology import find_target
 from jaxlm.tasks.masked_lm import MaskedLanguageModeling
 from jaxlm.tasks.supervised import SupervisedTask
@@ -72,10 +71,8 @@ def test_every_experiment_has_shapes(name):
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_experiment_has_a_plan(name):
     """At its real size, by formula: traced, counted, cut over four devices."""
-    target = find_target("h200:4")
-    plan = make_plan(
-        name, readable(load_experiment(name)), target, make_target_mesh(target, {"fsdp": 4}), use_compiler=False
-    )
+    experiment = readable(load_experiment(name))
+    plan = make_plan(PlanRequest(name, experiment, find_target("h200:4"), {"fsdp": 4}, use_compiler=False))
     assert (
         plan.fits
         and 0 < plan.seconds.lower_bound <= plan.seconds.upper_bound

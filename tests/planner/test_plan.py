@@ -20,11 +20,11 @@ from jaxlm.perf.dummy_batch import synthetic_batch
 from jaxlm.planner import memory
 from jaxlm.planner.bench import run_benchmark
 from jaxlm.planner.hbm_traffic import bytes_moved
-from jaxlm.planner.plan import count_workload, make_plan
+from jaxlm.planner.plan import PlanRequest, count_workload, make_plan
 from jaxlm.planner.roofline import run_cost, step_seconds, wire_bytes
-from jaxlm.planner.search import candidate_fixes, make_target_mesh, mesh_flag, suggest_fix, sweep
+from jaxlm.planner.search import candidate_fixes, mesh_flag, suggest_fix, sweep
 from jaxlm.planner.topology import find_target
-from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
+from jaxlm.training.run_options import RunOptions
 from jaxlm.training.step import build_compiled_step, make_init_fn
 
 SMALL = ["--model.width", "16", "--model.hidden", "16", "--model.heads", "2", "--model.layers", "1"]
@@ -94,14 +94,14 @@ def test_collectives_of_loops_count_by_their_conditions():
 
 def test_seconds_are_those_of_the_table():
     chip, sums = chip_by_name("v5e"), Collective("all-reduce", (), 1, 10**9, (0, 1))
-    one = step_seconds(chip, "bfloat16", 197e12, 819e9, [sums], 4, [0, 0, 1, 1])
+    one = step_seconds(chip, "bfloat16", 197e12, 819e9, [sums], [0, 0, 1, 1])
     assert (one.compute, one.memory, one.network) == (1.0, 1.0, 0.0)
     assert (
         one.links == pytest.approx(1e9 / 200e9)
         and one.upper_bound == pytest.approx(2 + one.links)
         and one.lower_bound == 1.0
     )
-    across = step_seconds(chip, "bfloat16", 0, 0, [replace(sums, replica_group=(0, 2))], 4, [0, 0, 1, 1])
+    across = step_seconds(chip, "bfloat16", 0, 0, [replace(sums, replica_group=(0, 2))], [0, 0, 1, 1])
     assert across.links == 0.0 and across.network == pytest.approx(1e9 / 3.125e9)
     assert run_cost(3600.0, 10, 4, 2.0) == {"hours": 10.0, "chip_hours": 40.0, "cost": 80.0}
 
@@ -114,10 +114,8 @@ def test_what_xla_says_when_memory_runs_out():
 
 
 def test_the_state_is_cut_as_the_mesh_says(tiny):
-    whole, cut = (
-        make_plan("tiny", tiny, find_target("a100:8"), make_target_mesh(find_target("a100:8"), axes))
-        for axes in ({}, {"fsdp": 8})
-    )
+    request = PlanRequest("tiny", tiny, find_target("a100:8"))
+    whole, cut = make_plan(request), make_plan(replace(request, mesh_shape={"fsdp": 8}))
     assert 6 < whole.memory["parameters"] / cut.memory["parameters"] <= 8  # what is not a matrix stays whole
     assert whole.memory["batch"] == cut.memory["batch"] and whole.model_flops == cut.model_flops
     assert set(whole.collectives) == {"all-reduce"} and set(cut.collectives) == {"all-gather", "reduce-scatter"}
@@ -126,19 +124,17 @@ def test_the_state_is_cut_as_the_mesh_says(tiny):
 
 def test_what_does_not_fit_is_made_to():
     """GPT-2 XL by formula on one L4, and what is tried next."""
-    experiment, target = load_experiment("experiments.gpt2:xl"), find_target("l4:8")
-    plan = make_plan("xl", experiment, target, make_target_mesh(target, {}))
+    request = PlanRequest("xl", load_experiment("experiments.gpt2:xl"), find_target("l4:8"))
+    plan = make_plan(request)
     assert plan.fits is False and plan.memory["total"] > 20 * 2**30
-    said = [change[0] for change in candidate_fixes(experiment, {}, target, DEFAULT_RUN_OPTIONS)]
-    assert said[0] == "--mesh fsdp=8" and "--remat full" in " ".join(said)
-    cut = make_plan(
-        "xl", experiment, target, make_target_mesh(target, {"fsdp": 8}), run_options=RunOptions(remat="full")
-    )
+    options = [options for options, _ in candidate_fixes(request)]
+    assert options[0] == "--mesh fsdp=8" and "--remat full" in " ".join(options)
+    cut = make_plan(replace(request, mesh_shape={"fsdp": 8}, run_options=RunOptions(remat="full")))
     assert cut.fits is True and cut.memory["activations"] < plan.memory["activations"]
 
 
 def test_a_sweep_ranks_meshes_and_micro_batches(tiny):
-    plans = sweep("tiny", tiny, find_target("a100:4"), lambda text: None)
+    plans = sweep(PlanRequest("tiny", tiny, find_target("a100:4")), lambda text: None)
     assert len({tuple(plan.mesh.items()) for plan in plans}) == 6
     times = [plan.seconds.upper_bound for plan in plans]
     assert times == sorted(times) and all(plan.fits for plan in plans)
@@ -175,27 +171,25 @@ def test_devices_are_found_in_the_table():
 
 
 def test_the_best_of_a_sweep_are_compiled_when_asked(tiny):
-    said = []
+    status = []
     here = replace(find_target("here"), num_devices=2, devices=jax.devices()[:2])
-    plans = sweep("tiny", tiny, here, said.append, 1)
+    plans = sweep(PlanRequest("tiny", tiny, here), status.append, compile_best=1)
     assert plans[0].compile_seconds and all(plan.compile_seconds is None for plan in plans[1:])
-    assert len(said) == 2 and said[1].startswith("compiling 1 of 1: --mesh ")
+    assert len(status) == 2 and status[1].startswith("compiling 1 of 1: --mesh ")
 
 
 def test_a_cure_is_compiled_and_fits(tiny):
     """By memory of our own choice on devices that are here: between what the step takes whole and cut in two."""
     here = replace(find_target("here"), num_devices=2, devices=jax.devices()[:2])
-    machine = {"run_options": DEFAULT_RUN_OPTIONS}
-    whole = make_plan("tiny", tiny, here, make_target_mesh(here, {"data": 2}), **machine)
-    cut = make_plan("tiny", tiny, here, make_target_mesh(here, {"fsdp": 2}), **machine)
+    whole, cut = (make_plan(PlanRequest("tiny", tiny, here, {axis: 2})) for axis in ("data", "fsdp"))
     assert cut.memory["total"] < whole.memory["total"]
     room = (cut.memory["total"] + whole.memory["total"]) // 2
     small = replace(here, chip=replace(chip_by_name("a100"), memory=room, usable_fraction=1.0))
-    plan = make_plan("tiny", tiny, small, make_target_mesh(small, {"data": 2}), **machine)
-    said = []
-    found = suggest_fix(plan, tiny, {"data": 2}, small, said.append, **machine)
-    assert plan.fits is False and found is not None and said
-    assert found[0].startswith("--mesh fsdp=2") and found[1].fits and found[1].compile_seconds
+    request, status = PlanRequest("tiny", tiny, small, {"data": 2}), []
+    plan = make_plan(request)
+    fix = suggest_fix(plan, request, status.append)
+    assert plan.fits is False and fix is not None and status
+    assert fix[0].startswith("--mesh fsdp=2") and fix[1].fits and fix[1].compile_seconds
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5p:4x4", "h100:x", "tpu"])

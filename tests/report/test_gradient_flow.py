@@ -5,15 +5,7 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 import pytest
-from fixtures.zoo import (
-    SEQ2SEQ,
-    TRANSFORMER,
-    VOCAB,
-    Example,
-    batch_of,
-    examples,
-    params_of,
-)
+from fixtures.zoo import SEQ2SEQ, TRANSFORMER, VOCAB, Example, batch_of, examples, params_of
 from references.recurrent_oracle import Oracle, named_float64
 
 from jaxlm.errors import UserError

@@ -11,11 +11,8 @@ from typing import Any
 
 from jaxlm.cli import output
 from jaxlm.cli.options import load_pipeline, workdir_parser
-from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, int_at_least
+from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, add_bad_line_option, choice_of
 from jaxlm.cli.stdin_lines import StdinLines, count_truncated
-
-POOLING_CHOICES = ("token", "first", "mean", "max", "last")
-"""As `jaxlm.inference.embed` has them; here for an error without JAX."""
 
 
 def main(argv: list[str]) -> int:
@@ -61,14 +58,14 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = workdir_parser("embed", COMMANDS["embed"] + ": N lines in, N vectors out, in order.")
-    text = "one vector a line: the first or the last position, or the mean or the maximum of all; or one a token"
-    parser.add_argument("--pooling", choices=POOLING_CHOICES, default="mean", help=text + " (default: mean)")
-    text = "the layer that gives the vectors; 0 is the embeddings (default: the last)"
-    parser.add_argument("--layer", type=int_at_least(0), metavar="K", help=text)
+    parser = workdir_parser("embed", COMMANDS["embed"] + ": one vector per line of standard input, in order")
+    text = "pooling over the positions of a line: first, last, mean (the default) or max; token: one vector per token"
+    pooling = choice_of("jaxlm.inference.embed", "POOLING_MODES", "mean")
+    parser.add_argument("--pooling", type=pooling, default="mean", metavar="P", help=text)
+    text = "layer whose output is pooled; 0 is the embeddings (default: the last)"
+    parser.add_int("--layer", text, minimum=0, metavar="K")
     parser.add_argument("--out", type=Path, metavar="FILE", help="FILE.npy or FILE.npz (default: JSON lines on stdout)")
-    text = "a line that is not UTF-8: stop (the default), or put U+FFFD for its bad bytes"
-    parser.add_argument("--on-bad-line", choices=("error", "replace"), default="error", help=text)
+    add_bad_line_option(parser, ("error", "replace"), "error")
     return parser
 
 

@@ -17,7 +17,9 @@ from jaxlm.errors import UserError
 def main(argv: list[str]) -> int:
     """Decode the split and score it."""
     parser = workdir_parser("evaluate", COMMANDS["evaluate"])
-    parser.add_argument("--split", default="test", help="train, valid, test or another test set of the experiment")
+    parser.add_argument(
+        "--split", default="test", help="train, valid, test (the default) or another test set of the experiment"
+    )
     add_search_options(parser)
     add_model_options(parser)
     options = parser.parse(argv)

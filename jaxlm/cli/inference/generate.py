@@ -14,7 +14,7 @@ from jaxlm.cli.options import (
     read_constraint,
     workdir_parser,
 )
-from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, int_at_least
+from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError
 
 
 def main(argv: list[str]) -> int:
@@ -60,35 +60,27 @@ def _print_piece(piece: str) -> None:
 
 
 def _parser() -> CommandParser:
-    note = "Line breaks of a text become spaces, but with --stream or --jsonl.\n"
-    note += "Same seed, same text: a sample depends on the model, the seed, its prompt and its number, and on no other."
-    parser = workdir_parser(
-        "generate", COMMANDS["generate"] + ". The prompt of a translation model is its source.\n" + note
-    )
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
-    parser.add_argument("--file", type=Path, metavar="FILE", help="prompts, one a line")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy search (default: 1)")
-    parser.add_argument(
-        "--top-k", type=int_at_least(0), default=0, metavar="K", help="from the K most probable (0: all)"
-    )
-    text = "from the fewest tokens that reach this probability together (1: all)"
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help=text)
-    text = "from the tokens with this share of the greatest probability (0: all)"
-    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help=text)
-    text = "divides the scores of ids that were there already (1: off; 1.1 to 1.3 is usual)"
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help=text)
-    text = "end a text where this comes, which is not printed (may be given several times)"
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=text)
-    text = "print a token at a time also where stdout is no terminal (one sample a prompt, no --jsonl)"
-    parser.add_argument("--stream", action="store_true", help=text)
-    parser.add_argument("--seed", type=int_at_least(0), default=0, metavar="N", help="(default: 0)")
-    text = "the most tokens of a text (default: the limit of the experiment's search)"
-    parser.add_argument("--max-tokens", type=int_at_least(1), metavar="N", help=text)
-    parser.add_argument(
-        "--num-samples", type=int_at_least(1), default=1, metavar="N", help="of each prompt (default: 1)"
-    )
-    text = "one JSON object a sample: prompt, text, logprob (at this temperature), tokens, reason"
-    parser.add_argument("--jsonl", action="store_true", help=text)
+    note = "\n\nThe prompt of a translation model is its source. Line breaks in a text become spaces, except with\n"
+    note += "--stream or --jsonl. A sample depends only on the model, the seed, its prompt and its number."
+    parser = workdir_parser("generate", COMMANDS["generate"] + note)
+    parser.add_list("--prompt", "prompt")
+    parser.add_argument("--file", type=Path, metavar="FILE", help="file of prompts, one per line")
+    parser.add_float("--temperature", "softmax temperature; 0 is greedy decoding (default: 1)", default=1.0)
+    parser.add_int("--top-k", "sample from the K most probable tokens, 0 for all", minimum=0, default=0, metavar="K")
+    text = "sample from the fewest tokens whose probabilities sum to P (default: 1, all)"
+    parser.add_float("--top-p", text, default=1.0, metavar="P")
+    text = "sample from the tokens with at least P times the highest probability (default: 0, all)"
+    parser.add_float("--min-p", text, default=0.0, metavar="P")
+    text = "divide the scores of tokens that occurred before by R (default: 1, off; 1.1 to 1.3 is usual)"
+    parser.add_float("--repetition-penalty", text, default=1.0, metavar="R")
+    parser.add_list("--stop", "end a text before this string")
+    text = "print each token as it is generated, also if stdout is not a terminal (one sample per prompt, no --jsonl)"
+    parser.add_flag("--stream", text)
+    parser.add_int("--seed", "random seed", minimum=0, default=0)
+    parser.add_int("--max-tokens", "maximum number of tokens of a text (default: the limit of the experiment's search)")
+    parser.add_int("--num-samples", "samples per prompt", default=1)
+    text = "print one JSON object per sample: prompt, text, logprob (at this temperature), tokens, reason"
+    parser.add_flag("--jsonl", text)
     add_constraint_options(parser)
     add_model_options(parser)
     return parser

@@ -18,7 +18,7 @@ from jaxlm.cli.options import (
     read_constraint,
     workdir_parser,
 )
-from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, int_at_least
+from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, add_bad_line_option
 from jaxlm.cli.stdin_lines import LINES_PER_BATCH, StdinLines, count_truncated
 
 
@@ -63,18 +63,18 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = workdir_parser("predict", COMMANDS["predict"] + ": N lines in, N lines out, in order.")
+    parser = workdir_parser("predict", COMMANDS["predict"] + ", in order")
     add_search_options(parser)
-    text = "the N best answers: separated by TABs, or under `hypotheses` with --jsonl"
-    parser.add_argument("--n-best", type=int_at_least(1), default=1, metavar="N", help=text)
-    text = "one JSON object a line: source, prediction, score, logprob (natural log, EOS counted), hypotheses"
-    parser.add_argument("--jsonl", action="store_true", help=text)
-    text = "with --jsonl: how much each piece of the best answer looked at each piece of the source"
-    parser.add_argument("--attention", action="store_true", help=text)
-    text = "a line that is not UTF-8: stop (the default), or put U+FFFD for its bad bytes"
-    parser.add_argument("--on-bad-line", choices=("error", "replace"), default="error", help=text)
-    text = f"lines read at most before they are answered (default: {LINES_PER_BATCH})"
-    parser.add_argument("--lines-per-batch", type=int_at_least(1), default=LINES_PER_BATCH, metavar="N", help=text)
+    text = "print the N best answers, separated by TABs; with --jsonl in the field `hypotheses`"
+    parser.add_int("--n-best", text, default=1)
+    text = "print one JSON object per line: source, prediction, score, logprob (natural log, EOS included), hypotheses"
+    parser.add_flag("--jsonl", text)
+    text = "with --jsonl: add the attention weights of each token of the best answer over the tokens of the source"
+    parser.add_flag("--attention", text)
+    add_bad_line_option(parser, ("error", "replace"), "error")
+    parser.add_int(
+        "--lines-per-batch", "maximum number of lines to read before they are answered", default=LINES_PER_BATCH
+    )
     add_constraint_options(parser)
     add_model_options(parser)
     return parser

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli import output
 from jaxlm.cli.options import add_model_options, experiment_with_options, load_pipeline, workdir_parser
-from jaxlm.cli.parser import CommandParser, UsageError
+from jaxlm.cli.parser import CommandParser, UsageError, add_bad_line_option
 from jaxlm.cli.stdin_lines import StdinLines
 from jaxlm.errors import UserError
 from jaxlm.metrics.text import perplexity
@@ -14,10 +14,11 @@ from jaxlm.metrics.text import perplexity
 if TYPE_CHECKING:
     from jaxlm.inference.score import TextScore
 
-SCORE_SUMMARY = """Log-probabilities of standard input, whose lines are SOURCE<TAB>TARGET: for each line the natural
-log of p(TARGET, end | SOURCE), a TAB,
-and the number of tokens. The end-of-text token (EOS) is counted in both. For a language
-model a line is a text, and EOS counts if the texts of its training data ended with it."""
+SCORE_SUMMARY = """compute log-probabilities of the lines SOURCE<TAB>TARGET of standard input
+
+Each output line is the natural log of p(TARGET, EOS | SOURCE), a TAB, and the number of tokens, EOS
+included. For a language model a line is one text, and EOS is included if the training texts ended
+with it."""
 
 
 def main(argv: list[str]) -> int:
@@ -55,14 +56,11 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> CommandParser:
     parser = workdir_parser("score", SCORE_SUMMARY)
-    text = "also for each token: after another TAB, separated by spaces; with --jsonl as token_logprobs, with pieces"
-    parser.add_argument("--per-token", action="store_true", help=text)
-    text = (
-        "one JSON object a line: source, text, logprob (natural log, summed), tokens (EOS in both as above), truncated"
-    )
-    parser.add_argument("--jsonl", action="store_true", help=text)
-    text = "a line that is not UTF-8: stop (the default), or put U+FFFD for its bad bytes"
-    parser.add_argument("--on-bad-line", choices=("error", "replace"), default="error", help=text)
+    text = "also print the log-probability of each token, after another TAB, separated by spaces; with --jsonl in the "
+    text += "field token_logprobs, with the tokens in the field pieces"
+    parser.add_flag("--per-token", text)
+    parser.add_flag("--jsonl", "print one JSON object per line: source, text, logprob (natural log), tokens, truncated")
+    add_bad_line_option(parser, ("error", "replace"), "error")
     add_model_options(parser)
     return parser
 

@@ -1,4 +1,4 @@
-"""`jaxlm export-hf D FOLDER`: the model of a workdir as Hugging Face Transformers reads it."""
+"""`jaxlm export-hf D FOLDER`: convert a workdir to a Hugging Face Transformers model."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from jaxlm.cli.parser import COMMANDS, CommandParser
 
 
 def main(argv: list[str]) -> int:
-    """Read, write, and say which files."""
+    """Write the folder, and print its files."""
     parser = CommandParser("export-hf", COMMANDS["export-hf"])
-    parser.add_argument("workdir", metavar="D", type=Path, help="the folder of a training run, or of import-hf")
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to make")
-    text = "of the stored weights (default: as they were imported, or float32)"
+    parser.add_argument("workdir", metavar="D", type=Path, help="the folder of a training run or of import-hf")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to create")
+    text = "dtype of the stored weights (default: that of the import, or float32)"
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help=text)
     options = parser.parse(argv)
     from jaxlm import runtime

@@ -1,4 +1,4 @@
-"""`jaxlm import-hf FOLDER --workdir D`: a model of Hugging Face as a workdir, for all verbs that use one."""
+"""`jaxlm import-hf FOLDER --workdir D`: convert a Hugging Face model to a workdir."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ from jaxlm.cli.parser import COMMANDS, CommandParser
 
 
 def main(argv: list[str]) -> int:
-    """Read, write, and say what it is."""
+    """Write the workdir, and print a verb that uses it."""
     parser = CommandParser("import-hf", COMMANDS["import-hf"])
-    text = "a folder with config.json, *.safetensors and the tokenizer's files, as save_pretrained writes it"
+    text = "a folder with config.json, *.safetensors and tokenizer files, as written by save_pretrained"
     parser.add_argument("folder", metavar="FOLDER", type=Path, help=text)
-    parser.add_argument("--workdir", metavar="D", type=Path, required=True, help="the workdir to make")
-    text = "of activations and products (default: float32); parameters are float32"
+    parser.add_argument("--workdir", metavar="D", type=Path, required=True, help="the workdir to create")
+    text = "dtype of activations and products (default: float32); parameters are float32"
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=text)
     options = parser.parse(argv)
     from jaxlm import runtime
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     runtime.configure_process()
     from jaxlm.huggingface.workdir import import_folder
 
-    experiment = import_folder(options.folder, options.workdir, dtype=options.dtype)
-    verb = {"text": "generate"}.get(experiment.task.input_kind, "predict" if experiment.task.metric_names else "embed")
+    task = import_folder(options.folder, options.workdir, dtype=options.dtype).task
+    verb = "generate" if task.input_kind == "text" else "predict" if task.metric_names else "embed"
     output.print_stderr(f"{options.workdir} is ready: jaxlm {verb} {options.workdir}")
     return 0

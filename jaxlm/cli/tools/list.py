@@ -1,18 +1,17 @@
-"""`jaxlm list`: the experiments, a line each, without importing them."""
+"""`jaxlm list`: the experiments, one per line, without importing them."""
 
 from jaxlm.cli.experiments import list_experiments
-from jaxlm.cli.parser import CommandParser
+from jaxlm.cli.parser import COMMANDS, CommandParser
 
 
 def main(argv: list[str]) -> int:
-    """Print name and first docstring line of every variant."""
-    CommandParser("list", "The experiments of this folder and of the library: name, and what it reproduces.").parse(
-        argv
-    )
-    found = list_experiments()
-    width = max((len(entry.name) for entry in found), default=0)
-    for entry in found:
+    """Print the name and the first docstring line of every variant."""
+    summary = COMMANDS["list"] + ": those of the folder experiments/ here and of the library"
+    CommandParser("list", summary).parse(argv)
+    entries = list_experiments()
+    width = max((len(entry.name) for entry in entries), default=0)
+    for entry in entries:
         print(f"{entry.name:{width}}  {entry.summary}".rstrip())
-    if not found:
-        print("no experiments here: a file experiments/NAME.py with a function `-> Experiment` is one")
+    if not entries:
+        print("no experiments here: write experiments/NAME.py with a function `-> Experiment`")
     return 0

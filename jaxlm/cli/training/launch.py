@@ -1,8 +1,7 @@
-"""`jaxlm launch tpu|slurm|gke EXPERIMENT --workdir D`: `jaxlm train` on machines elsewhere.
+"""`jaxlm launch tpu|slurm|gke EXPERIMENT --workdir D`: run `jaxlm train` on other machines.
 
-The work is done by `tpu_setup.sh` and the files of `launch/` in a clone; this verb checks, fills in and calls. What
-stands after `--` goes to `jaxlm train` as it is, and is read here first. docs/launch.md has the way from a laptop to
-each of the three.
+This verb checks the options, fills in the files of `launch/` in a clone of jaxlm, and calls them or `tpu_setup.sh`. The
+words after `--` are the options of `jaxlm train`; they are checked before anything is launched. See docs/launch.md.
 """
 
 import argparse
@@ -24,48 +23,49 @@ from jaxlm.errors import UserError
 CLONE = Path(__file__).resolve().parents[3]
 
 PREEMPTED = 75
-"""The exit code of `tpu_setup.sh wait` when the slice, not the run, has ended."""
+"""The exit code of `tpu_setup.sh wait` if the slice was lost before the run ended."""
 
 
 def main(argv: list[str]) -> int:
-    """Launch, or print how; the exit code of what was called."""
+    """Launch, or print the commands. Returns the exit code of the called command."""
     verbs = {"tpu": _launch_tpu, "slurm": _launch_slurm, "gke": _launch_gke}
-    if not argv or argv[0] in ("-h", "--help"):
-        text = f"usage: jaxlm launch {'|'.join(verbs)} EXPERIMENT --workdir D [options] [-- options of jaxlm train]"
-        if not argv:
-            raise UsageError(f"expected a place to launch to: {', '.join(verbs)} (`jaxlm launch tpu --help`, ...)")
-        print(f"{text}\n\n{COMMANDS['launch']}. `jaxlm launch tpu --help` and so on have the options.")
+    if not argv:
+        raise UsageError(f"expected a platform: {', '.join(verbs)} (`jaxlm launch tpu --help` lists its options)")
+    platform, arguments = argv[0], argv[1:]
+    if platform in ("-h", "--help"):
+        usage = f"usage: jaxlm launch {'|'.join(verbs)} EXPERIMENT --workdir D [options] [-- options of jaxlm train]"
+        print(f"{usage}\n\n{COMMANDS['launch']}\n\n`jaxlm launch tpu --help` lists the options of a platform.")
         return 0
-    where, words = argv[0], argv[1:]
-    if where not in verbs:
-        raise UsageError(f"no place {where!r} to launch to (the places are {', '.join(verbs)})")
-    cut = words.index("--") if "--" in words else len(words)
-    return verbs[where](words[:cut], words[cut + 1 :])
+    if platform not in verbs:
+        raise UsageError(f"no platform {platform!r} (the platforms are {', '.join(verbs)})")
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return verbs[platform](arguments[:end], arguments[end + 1 :])
 
 
 def _parser(platform: str, summary: str) -> CommandParser:
     usage = f"jaxlm launch {platform} EXPERIMENT --workdir D [options] [-- options of jaxlm train]"
     parser = CommandParser(f"launch {platform}", summary, usage=usage)
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="module or file.py, with :VARIANT or not")
-    parser.add_argument("--workdir", metavar="D", required=True, help="folder of the run, over there")
-    parser.add_argument("--name", metavar="NAME", help="of the slice or job (default: the workdir's last part)")
-    text = "start again at most so often when the machine ended the run (default: 50)"
-    parser.add_argument("--max-restarts", type=int_at_least(0), default=50, metavar="N", help=text)
-    parser.add_argument("--dry-run", action="store_true", help="print what would be run or applied, run nothing")
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="module or file.py, optionally :VARIANT")
+    parser.add_argument("--workdir", metavar="D", required=True, help="folder of the run on the target")
+    parser.add_argument("--name", metavar="NAME", help="name of the slice or job (default: last part of the workdir)")
+    parser.add_int("--max-restarts", "restarts of a run that the machine ended", minimum=0, default=50)
+    parser.add_flag("--dry-run", "print the commands or the manifest, run nothing")
     return parser
 
 
 def _parse(parser: CommandParser, args: list[str], train_args: list[str]) -> argparse.Namespace:
-    """The options, with a name that every one of the three takes, and an experiment that exists and takes `train`."""
+    """The options, with a name that is valid on all platforms. Raises UsageError for an invalid command."""
     try:
         options = parser.parse(args)
     except UsageError as error:
-        raise UsageError(f"{error}; options of `jaxlm train` stand after --") from None
+        raise UsageError(f"{error}; put the options of `jaxlm train` after --") from None
     if re.match(r"\w{2,}:/", options.workdir):
-        raise UsageError(f"--workdir {options.workdir}: expected a folder; a bucket is mounted as one (docs/launch.md)")
+        raise UsageError(f"--workdir {options.workdir}: expected a folder; mount a bucket as a folder (docs/launch.md)")
     name = options.name or re.sub(r"[^a-z0-9]+", "-", Path(options.workdir).name.lower()).strip("-")
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?", name):
-        raise UsageError(f"--name {name!r}: expected lower-case letters, digits and dashes, a letter first, 52 at most")
+        raise UsageError(
+            f"--name {name!r}: expected at most 52 lower-case letters, digits and dashes, the first a letter"
+        )
     options.name, options.experiment = name, experiments.resolve_experiment(options.experiment)
     if train_args:
         check_train_options(options.experiment, train_args)
@@ -84,49 +84,50 @@ def _run_command(command: Sequence[str], stdin: str | None = None) -> int:
     try:
         code = subprocess.run(command, input=stdin, text=True, check=False).returncode
     except FileNotFoundError:
-        raise UserError(f"{command[0]} is not on this machine's PATH: install it, or launch where it is") from None
+        raise UserError(f"{command[0]} is not on the PATH: install it, or launch from a machine that has it") from None
     return code if code >= 0 else 128 - code
 
 
 LOCATION_OPTIONS = {
-    "--zone": "of Google Cloud (default: that of `gcloud config`)",
-    "--project": "likewise",
+    "--zone": "zone of Google Cloud (default: that of `gcloud config`)",
+    "--project": "project of Google Cloud (default: that of `gcloud config`)",
 }
 
 MACHINE_OPTIONS = {
-    "--runtime": "version of the machines' image (default: by the type)",
-    "--network": "(default: gcloud's)",
-    "--subnetwork": "(default: gcloud's)",
-    "--valid-until": "give up when no slice came within this time (6h, 2d)",
+    "--runtime": "software version of the TPU machines (default: by the type)",
+    "--network": "network (default: that of gcloud)",
+    "--subnetwork": "subnetwork (default: that of gcloud)",
+    "--valid-until": "give up if no slice is granted within this time (6h, 2d)",
 }
 
 
 def _launch_tpu(args: list[str], train_args: list[str]) -> int:
-    parser = _parser("tpu", "Make a Cloud TPU slice, install jaxlm on it, train there, and see it through.")
-    parser.add_argument("--type", required=True, help="v4-8, v5litepod-16, v5p-8, v6e-8, ...")
+    parser = _parser("tpu", "create a Cloud TPU slice, install jaxlm on it, and train there until the run ends")
+    parser.add_argument("--type", required=True, help="accelerator type: v4-8, v5litepod-16, v5p-8, v6e-8, ...")
     for option, text in (LOCATION_OPTIONS | MACHINE_OPTIONS).items():
         parser.add_argument(option, metavar=option.strip("-").upper(), help=text)
-    parser.add_argument("--spot", action="store_true", help="cheaper; asked for again when it is taken away")
-    parser.add_argument("--internal-ips", action="store_true", help="no external addresses")
-    text = "Cloud Storage bucket to keep the run in: a relative workdir then lies there"
+    parser.add_argument(
+        "--spot", action="store_true", help="use a spot slice: cheaper, and requested again after it is preempted"
+    )
+    parser.add_flag("--internal-ips", "use no external IP addresses")
+    text = "Cloud Storage bucket for the run: a relative workdir is then a folder of the bucket"
     parser.add_argument("--bucket", metavar="BUCKET", help=text)
-    parser.add_argument("--detach", action="store_true", help="do not wait for the end, nor ask for a lost slice again")
+    parser.add_argument(
+        "--detach", action="store_true", help="do not wait for the end, and do not replace a lost slice"
+    )
     options = _parse(parser, args, train_args)
     _check_slice(options)
     script = str(_clone_file("tpu_setup.sh"))
-    inside = options.bucket and not options.workdir.startswith("/")
-    folder = f"../bucket/{options.workdir}" if inside else options.workdir
-    place = (
-        _given_options(options, LOCATION_OPTIONS)
-        + ["--internal-ips"] * options.internal_ips
-        + ["--dry-run"] * options.dry_run
-    )
+    in_bucket = options.bucket and not options.workdir.startswith("/")
+    folder = f"../bucket/{options.workdir}" if in_bucket else options.workdir
+    location = _given_options(options, LOCATION_OPTIONS)
+    location += ["--internal-ips"] * options.internal_ips + ["--dry-run"] * options.dry_run
     machine = ["--type", options.type, *_given_options(options, MACHINE_OPTIONS), *["--spot"] * options.spot]
     steps = [
-        ["queue", options.name, *machine, "--replace", *place],
-        ["setup", options.name, *place, *_given_options(options, {"--bucket": ""})],
-        ["run", options.name, *place, "--max-restarts", str(options.max_restarts), "--"],
-        ["wait", options.name, *place],
+        ["queue", options.name, *machine, "--replace", *location],
+        ["setup", options.name, *location, *_given_options(options, {"--bucket": ""})],
+        ["run", options.name, *location, "--max-restarts", str(options.max_restarts), "--"],
+        ["wait", options.name, *location],
     ]
     steps[2] += ["jaxlm", "train", options.experiment, "--workdir", folder, *train_args]
     code = 0
@@ -148,34 +149,30 @@ def _given_options(options: argparse.Namespace, names: dict[str, str]) -> list[s
 
 
 def _check_slice(options: argparse.Namespace) -> None:
-    """What would otherwise be found out on the slice, minutes later."""
+    """Raises UsageError for mistakes that would otherwise show up on the slice, minutes later."""
     hosts = parse_tpu_type(options.type).hosts
     if not options.bucket and not options.workdir.startswith("/") and (hosts > 1 or options.spot):
-        why = (
-            f"{options.type} has {hosts} hosts, which need one folder for all" if hosts > 1 else "a spot slice is lost"
-        )
-        why += " with its disk" if hosts == 1 else ""
-        raise UsageError(f"{why}: give --bucket, or an absolute --workdir on a disk that outlives the slice")
-    where, colon, variant = options.experiment.partition(":")
-    file = (experiments.experiment_modules().get(where) or Path(where)).resolve()
+        reason = f"{options.type} has {hosts} hosts, which need one folder for all"
+        reason = reason if hosts > 1 else "a spot slice is lost with its disk"
+        raise UsageError(f"{reason}: give --bucket, or an absolute --workdir on a disk that outlives the slice")
+    module, colon, variant = options.experiment.partition(":")
+    file = (experiments.experiment_modules().get(module) or Path(module)).resolve()
     if not file.is_relative_to(CLONE):
-        raise UsageError(
-            f"{file} is not in {CLONE}, which is what goes to the slice: copy it to {CLONE / 'experiments'}"
-        )
-    if where.endswith(".py"):
+        raise UsageError(f"{file} is not in {CLONE}, which is copied to the slice: copy it to {CLONE / 'experiments'}")
+    if module.endswith(".py"):
         options.experiment = f"{file.relative_to(CLONE)}{colon}{variant}"
 
 
 def _launch_slurm(args: list[str], train_args: list[str]) -> int:
-    parser = _parser("slurm", "Submit a job that trains, and goes on when it was preempted or ran out of time.")
-    parser.add_argument("--nodes", type=int_at_least(1), default=1, metavar="N", help="(default: 1)")
-    text = "that many GPUs, and a task for each, on every node (default: 0, and one task)"
-    parser.add_argument("--gpus-per-node", type=int_at_least(0), default=0, metavar="N", help=text)
-    parser.add_argument("--cpus-per-task", type=int_at_least(1), metavar="N", help="(default: the cluster's)")
-    for option, text in {"--time": "limit (12:00:00)", "--partition": "", "--account": ""}.items():
+    parser = _parser("slurm", "submit a job that trains, and that resumes after preemption or the time limit")
+    parser.add_int("--nodes", "nodes", default=1)
+    parser.add_int("--gpus-per-node", "GPUs per node, with one task for each", minimum=0, default=0)
+    parser.add_argument(
+        "--cpus-per-task", type=int_at_least(1), metavar="N", help="CPUs per task (default: that of the cluster)"
+    )
+    for option, text in {"--time": "time limit (12:00:00)", "--partition": "partition", "--account": "account"}.items():
         parser.add_argument(option, metavar=option.strip("-").upper(), help=text)
-    text = "one more option of sbatch, as --sbatch=--qos=low; may be repeated"
-    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help=text)
+    parser.add_list("--sbatch", "another option of sbatch, such as --sbatch=--qos=low", metavar="OPTION")
     options = _parse(parser, args, train_args)
     tasks = max(options.gpus_per_node, 1)
     command = ["sbatch", f"--job-name={options.name}", f"--nodes={options.nodes}", f"--ntasks-per-node={tasks}"]
@@ -195,14 +192,16 @@ def _launch_slurm(args: list[str], train_args: list[str]) -> int:
 
 
 def _launch_gke(args: list[str], train_args: list[str]) -> int:
-    parser = _parser("gke", "Train on TPU slices of a Kubernetes cluster with JobSet; relative paths lie on the claim.")
-    parser.add_argument("--type", required=True, help="v4-8, v5litepod-16, v5p-8, v6e-8, ...")
-    parser.add_argument("--image", required=True, help="container image with jaxlm (launch/Dockerfile)")
-    parser.add_argument("--claim", required=True, help="persistent volume claim that every host can write")
-    parser.add_argument("--topology", default="", metavar="AxB", help="(default: the usual one of the type)")
-    parser.add_argument("--num-slices", type=int_at_least(1), default=1, metavar="N", help="(default: 1)")
-    parser.add_argument("--namespace", default="default", help="(default: default)")
-    parser.add_argument("--spot", action="store_true", help="on spot machines")
+    parser = _parser(
+        "gke", "train on TPU slices of a Kubernetes cluster with JobSet; relative paths are on the volume claim"
+    )
+    parser.add_argument("--type", required=True, help="accelerator type: v4-8, v5litepod-16, v5p-8, v6e-8, ...")
+    parser.add_argument("--image", required=True, help="container image with jaxlm (built from launch/Dockerfile)")
+    parser.add_argument("--claim", required=True, help="persistent volume claim that every host can write to")
+    parser.add_argument("--topology", default="", metavar="AxB", help="topology (default: that of the type)")
+    parser.add_int("--num-slices", "slices", default=1)
+    parser.add_argument("--namespace", default="default", help="Kubernetes namespace (default: default)")
+    parser.add_flag("--spot", "use spot machines")
     options = _parse(parser, args, train_args)
     manifest = _jobset_manifest(
         options, ["jaxlm", "train", options.experiment, "--workdir", options.workdir, *train_args]
@@ -214,11 +213,11 @@ def _launch_gke(args: list[str], train_args: list[str]) -> int:
 
 
 def _jobset_manifest(options: argparse.Namespace, command: list[str]) -> str:
-    """launch/jobset.yaml, filled in. Values are JSON, which YAML reads as it is."""
+    """launch/jobset.yaml with its placeholders filled in. Values are JSON, which is valid YAML."""
     shape = parse_tpu_type(options.type, options.topology)
     if shape.generation not in GKE_ACCELERATORS or not shape.topology:
-        known = "the type is not on GKE" if shape.generation not in GKE_ACCELERATORS else "give --topology"
-        raise UsageError(f"how the {shape.chips} chips of {options.type} are wired is not known here: {known}")
+        reason = "the type is not on GKE" if shape.generation not in GKE_ACCELERATORS else "give --topology"
+        raise UsageError(f"the topology of the {shape.chips} chips of {options.type} is unknown: {reason}")
     nodes = {"cloud.google.com/gke-tpu-accelerator": GKE_ACCELERATORS[shape.generation]}
     nodes["cloud.google.com/gke-tpu-topology"] = shape.topology
     if options.spot:
@@ -226,7 +225,7 @@ def _jobset_manifest(options: argparse.Namespace, command: list[str]) -> str:
     chips = shape.chips // shape.hosts
     values = {"name": options.name, "namespace": options.namespace, "image": options.image, "claim": options.claim}
     values |= {"restarts": options.max_restarts, "slices": options.num_slices, "hosts": shape.hosts, "chips": chips}
-    # Kubernetes would put variables of the pod in the place of $(NAME).
+    # Kubernetes expands $(NAME) to an environment variable of the pod; $$( escapes it.
     values |= {"command": [word.replace("$(", "$$(") for word in command], "nodes": nodes}
     filled = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
     return Template(_clone_file("launch/jobset.yaml").read_text(encoding="utf-8")).substitute(filled)

@@ -1,4 +1,4 @@
-"""`jaxlm merge D NEW`: a run with low-rank maps as a plain workdir, whose weights hold what the maps added."""
+"""`jaxlm merge D NEW`: merge the LoRA weights of a run into a plain workdir."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from jaxlm.cli.parser import COMMANDS
 
 
 def main(argv: list[str]) -> int:
-    """Read, merge, write."""
+    """Write the merged workdir."""
     parser = workdir_parser("merge", COMMANDS["merge"])
-    parser.add_argument("new_workdir", metavar="NEW", type=Path, help="the workdir to make")
+    parser.add_argument("new_workdir", metavar="NEW", type=Path, help="the workdir to create")
     options = parser.parse(argv)
     experiment_with_options(options)
     from jaxlm.training.merge_lora import merge_lora_workdir

@@ -1,7 +1,7 @@
-"""`jaxlm plan EXPERIMENT --topology T`: what a run will need and cost on hardware that need not be there.
+"""`jaxlm plan EXPERIMENT --topology T`: estimate memory, time and cost of a run on hardware that need not be present.
 
-The train step is compiled for it: by libtpu for TPUs, by JAX's CUDA plugin for GPUs, with neither present; figures by
-formula where nothing can compile. 1 if it does not fit.
+The train step is compiled for the target: by libtpu for TPUs, by JAX's CUDA plugin for GPUs, without the hardware. If
+nothing here can compile for it, the estimate is analytic. Exit code 1 if the step does not fit.
 """
 
 import argparse
@@ -9,9 +9,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli import output
-from jaxlm.cli.options import add_memory_options, add_mesh_option
+from jaxlm.cli.options import add_memory_options, add_mesh_option, read_run_options
 from jaxlm.cli.overrides import ExperimentParser
-from jaxlm.cli.parser import COMMANDS, UsageError, int_at_least
+from jaxlm.cli.parser import COMMANDS, UsageError, positive_number
 from jaxlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,121 +20,105 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Print the plan; 0 if it fits or that is not known, 1 if not."""
+    """Print the plan. Returns 0 if the step fits or this is unknown, else 1."""
     parser = _parser()
-    topology = _parse_topology(argv)
-    from jaxlm.planner import topology as places
+    topology_name = _parse_topology(argv)
+    from jaxlm.planner import topology
 
-    places.set_compiler_flags(topology)
+    topology.set_compiler_flags(topology_name)
     experiment, options = parser.parse_experiment(argv)
     from jaxlm import runtime
     from jaxlm.planner.decode_plan import plan_decoding
-    from jaxlm.planner.plan import make_plan
-    from jaxlm.planner.search import make_target_mesh, suggest_fix, sweep
+    from jaxlm.planner.plan import PlanRequest, make_plan, make_target_mesh
+    from jaxlm.planner.search import suggest_fix, sweep
     from jaxlm.planner.text_report import plan_line
     from jaxlm.training.initialize import resolve_init
-    from jaxlm.training.run_options import RunOptions
 
     experiment = resolve_init(experiment)
-    if options.topology == places.HERE:  # the cache cannot give back what was compiled for elsewhere
+    if options.topology == topology.HERE:  # the compilation cache cannot restore programs for other hardware
         runtime.configure_process()
-    target = places.find_target(options.topology, options.num_slices)
-    machine = RunOptions(options.mesh, options.shard_optimizer, options.remat)
-    settings = {"price": options.price, "run_options": machine, "use_compiler": not options.analytic}
+    target = topology.find_target(options.topology, options.num_slices)
     _check_options(experiment, options, target)
-    name, asked = options.experiment, options.mesh or {}
+    request = PlanRequest(
+        options.experiment, experiment, target, options.mesh or {}, options.price, read_run_options(options),
+        use_compiler=not options.analytic,
+    )  # fmt: skip
     if options.sweep:
-        plans = sweep(name, experiment, target, output.print_stderr, options.compile_best, **settings)
-        output.write_line(
-            output.json_line([one.to_json() for one in plans]) if options.json else "\n".join(map(plan_line, plans))
-        )
-        return int(not any(one.fits is not False for one in plans))
-    plan = make_plan(name, experiment, target, make_target_mesh(target, asked), **settings)
-    found = (
-        suggest_fix(plan, experiment, asked, target, output.print_stderr, **settings) if plan.fits is False else None
-    )
-    mesh, rows = make_target_mesh(target, asked), options.decode_batch_size
-    decoding = plan_decoding(experiment, mesh, target.chip, rows) if rows else None
-    _write_plan(plan, found, decoding, options.json)
+        plans = sweep(request, output.print_stderr, options.compile_best)
+        records = [plan.to_json() for plan in plans]
+        output.write_line(output.json_line(records) if options.json else "\n".join(map(plan_line, plans)))
+        return int(all(plan.fits is False for plan in plans))
+    plan = make_plan(request)
+    fix = suggest_fix(plan, request, output.print_stderr) if plan.fits is False else None
+    decoding = None
+    if options.decode_batch_size:
+        mesh = make_target_mesh(target, request.mesh_shape)
+        decoding = plan_decoding(experiment, mesh, target.chip, options.decode_batch_size)
+    _write_plan(plan, fix, decoding, options.json)
     return int(plan.fits is False or (decoding is not None and decoding.fits is False))
 
 
 def _write_plan(plan: Any, fix: Any, decoding: Any, as_json: bool) -> None:
-    """The plan of a run, the change that makes it fit if it does not, and the plan of decoding."""
+    """The plan of the run, the change that makes it fit if it does not, and the plan of decoding."""
     from jaxlm.planner.text_report import plan_text
 
     if as_json:
-        better = {} if fix is None else {"fix": fix[0], "plan_with_fix": fix[1].to_json()}
-        more = {} if decoding is None else {"decoding": dataclasses.asdict(decoding)}
-        output.write_line(output.json_line(plan.to_json() | better | more))
+        record = plan.to_json()
+        record |= {} if fix is None else {"fix": fix[0], "plan_with_fix": fix[1].to_json()}
+        record |= {} if decoding is None else {"decoding": dataclasses.asdict(decoding)}
+        output.write_line(output.json_line(record))
         return
     output.write_line(plan_text(plan))
     if decoding is not None:
         output.write_line(decoding.summary())
     if plan.fits is False:
-        nothing = "\nnothing tried makes it fit: more devices"
-        output.write_line(f"\nfits with   {fix[0]}:\n{plan_text(fix[1])}" if fix else nothing)
+        no_fix = "\nno change that was tried makes it fit: use more devices"
+        output.write_line(f"\nfits with   {fix[0]}:\n{plan_text(fix[1])}" if fix else no_fix)
 
 
 def _check_options(experiment: "Experiment", options: argparse.Namespace, target: "Target") -> None:
-    """Options that have no meaning together, or none here, before anything takes minutes."""
+    """Raise for options that contradict each other or that this machine cannot satisfy, before anything is compiled."""
     from jaxlm.planner.decode_plan import check_can_decode
 
     if options.compile_best and (not options.sweep or options.analytic):
-        raise UsageError(
-            "--compile-best N is for a --sweep without --analytic: leave it out, or give --sweep alone beside it"
-        )
+        raise UsageError("--compile-best N needs --sweep without --analytic: add --sweep, or leave --compile-best out")
     if options.sweep and (options.decode_batch_size or options.mesh):
         raise UsageError(
-            "--sweep tries all meshes, and --mesh and --decode-batch-size are for one: leave them out, or --sweep"
+            "--sweep tries all meshes; --mesh and --decode-batch-size need one: leave them out, or --sweep"
         )
-    absent = f"nothing here can compile for {target.name} ({target.compiler})" if target.devices is None else ""
-    if options.compile_best and absent:
-        raise UserError(f"--compile-best {options.compile_best}: {absent}: leave it out for figures by formula")
+    no_compiler = f"nothing here can compile for {target.name} ({target.compiler})" if target.devices is None else ""
+    if options.compile_best and no_compiler:
+        raise UserError(f"--compile-best {options.compile_best}: {no_compiler}: leave it out for analytic estimates")
     if options.decode_batch_size:
         check_can_decode(experiment.model)
-        if absent:
-            raise UserError(
-                f"--decode-batch-size {options.decode_batch_size}: {absent}, and a decoding step has no formula: "
-                "leave it out"
-            )
+        if no_compiler:
+            size = options.decode_batch_size
+            raise UserError(f"--decode-batch-size {size}: {no_compiler}, and decoding has no formula: leave it out")
 
 
 def _parser() -> ExperimentParser:
     parser = ExperimentParser("plan", COMMANDS["plan"])
-    text = "`v5e:4x4`, `v5p:2x2x4`, `h100:8`, `h100:2x8` (nodes x GPUs), or `here` (the default)"
+    text = "`v5e:4x4`, `v5p:2x2x4`, `h100:8`, `h100:2x8` (nodes x GPUs), or `here` for this machine (the default)"
     parser.add_argument("--topology", default="here", metavar="T", help=text)
-    parser.add_argument(
-        "--num-slices", type=int_at_least(1), default=1, metavar="N", help="so many of them, over a slow network"
-    )
+    parser.add_int("--num-slices", "number of such slices, connected by a slow network", default=1)
     add_mesh_option(parser)
     add_memory_options(parser)
-    parser.add_argument(
-        "--price", type=_positive_price, metavar="P", help="of a chip for an hour: then there is a cost"
-    )
-    parser.add_argument(
-        "--decode-batch-size", type=int_at_least(1), metavar="ROWS", help="plan a decoding step of so many rows, too"
-    )
-    parser.add_argument("--sweep", action="store_true", help="rank meshes and micro-batches instead, by formula")
-    text = "of a sweep, compile the best N and rank these by what the compiler says (default: none)"
-    parser.add_argument("--compile-best", type=int_at_least(1), default=0, metavar="N", help=text)
-    parser.add_argument("--analytic", action="store_true", help="compile nothing: figures in seconds, good to a third")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of words")
+    text = "price of a chip per hour; the plan then includes the cost"
+    parser.add_argument("--price", type=positive_number, metavar="P", help=text)
+    parser.add_int("--decode-batch-size", "also plan a decoding step of ROWS rows", metavar="ROWS")
+    parser.add_flag("--sweep", "rank all meshes and micro-batches by analytic estimates instead")
+    text = "with --sweep: compile the N best and rank them by the compiler's figures"
+    parser.add_int("--compile-best", text, default=0)
+    parser.add_flag("--analytic", "do not compile: an estimate in seconds, accurate to a third")
+    parser.add_flag("--json", "print one JSON object")
     return parser
 
 
 def _parse_topology(argv: list[str]) -> str:
-    """The topology, before JAX is imported: it decides which devices JAX may touch."""
+    """The topology, read before JAX is imported: it decides which devices JAX may use."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--topology", default="here")
     try:
         return early.parse_known_args(argv)[0].topology
-    except SystemExit:  # the parser of the verb will say what is wrong
+    except SystemExit:  # the verb's own parser reports the mistake
         return "here"
-
-
-def _positive_price(text: str) -> float:
-    price = float(text)
-    if not price > 0:
-        raise ValueError
-    return price
