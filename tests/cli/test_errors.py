@@ -133,7 +133,7 @@ def test_a_damaged_record(command, workdir, tmp_path):
 def test_checkpoints_and_splits_that_are_not_there(command, workdir):
     step, average = command("evaluate", workdir, "--step", "3"), command("evaluate", workdir, "--average-last", "9")
     assert (step.code, average.code) == (1, 1)
-    assert "the steps 2, 4, not step 3" in step.err and "ask for 1 to 2" in average.err
+    assert "the steps 2, 4, not step 3" in step.err and "average 1 to 2" in average.err
     split = command("evaluate", workdir, "--split", "tset")
     assert split.code == 2 and "it has" in split.err.replace("experiment has", "it has") and "again" in split.err
 
