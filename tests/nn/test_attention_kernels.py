@@ -95,7 +95,7 @@ def test_a_cpu_keeps_its_own_path():
     valid_BT, segment_BT = rows("packed")
     assert isinstance(causal_attention_mask(valid_BT, segment_BT), jax.Array)
     assert isinstance(attention_mask(segment_BT, segment_BT, valid_BT, valid_BT), jax.Array)
-    assert find_attention_kernel(query, key, value, MaskRule(segment_BT, segment_BT)) is None
+    assert find_attention_kernel(query, key) is None
 
 
 def test_attend_takes_a_rule_where_no_kernel_is():

@@ -50,7 +50,7 @@ def test_dropped_weights_are_of_all_heads(groups):
     """With dropout at hand, the mean over many masks is what there is without."""
     query, key, value, mask, bias = draw(groups)
     keys = jax.random.split(jax.random.key(0), 600)
-    found = jax.vmap(lambda k: dot_product_attention(query, key, value, mask, k, 0.3, bias_BNTS=bias))(keys)
+    found = jax.vmap(lambda k: dot_product_attention(query, key, value, mask, bias_BNTS=bias, dropout=(k, 0.3)))(keys)
     expected = dot_product_attention(query, key, value, mask, bias_BNTS=bias)
     assert found.shape == (600, *expected.shape) and float(jnp.std(found, axis=0).min()) > 0.01
     np.testing.assert_allclose(found.mean(0), expected, atol=0.25)

@@ -11,7 +11,7 @@ import pytest
 from jaxlm.errors import UserError
 from jaxlm.nn.rnn.cells import GRU, LSTM, Carry, Elman
 from jaxlm.nn.rnn.layers import Recurrent
-from jaxlm.nn.rnn.scan import StepMask, unroll
+from jaxlm.nn.rnn.scan import StepInputs, unroll
 
 B, T, IN, D = 4, 6, 3, 5
 LENGTHS = np.array([6, 2, 5, 1])
@@ -69,14 +69,15 @@ def test_is_pytorch(name, layers, bidirectional):
     jax.tree.map(close, d_params, from_torch(network, module, True))
 
 
-def plain_loop(cell, reverse, U, small, x_TBG, carry, marks, nudge_TBD):
-    """What `unroll` computes, for JAX to differentiate as it stands."""
-    hidden = [None] * len(x_TBG)
-    for t in range(len(x_TBG))[:: -1 if reverse else 1]:
-        start = jax.tree.map(lambda x_BD, t=t: jnp.where(marks.reset[t][:, None], 0.0, x_BD), carry)
-        after = cell.step(x_TBG[t], start.hidden_BD @ U, start, small)
-        after = after.replace(hidden_BD=after.hidden_BD + nudge_TBD[t])
-        carry = jax.tree.map(lambda a, b, t=t: jnp.where(marks.valid[t][:, None], a, b), after, start)
+def plain_loop(cell, reverse, U, vectors, carry, inputs):
+    """The same function as `unroll`, as a Python loop that JAX differentiates."""
+    length = len(inputs.x)
+    hidden = [None] * length
+    for t in range(length)[:: -1 if reverse else 1]:
+        start = jax.tree.map(lambda x_BD, t=t: jnp.where(inputs.reset[t][:, None], 0.0, x_BD), carry)
+        after = cell.step(inputs.x[t], start.hidden_BD @ U, start, vectors)
+        after = after.replace(hidden_BD=after.hidden_BD + inputs.perturbation[t])
+        carry = jax.tree.map(lambda a, b, t=t: jnp.where(inputs.valid[t][:, None], a, b), after, start)
         hidden[t] = carry.hidden_BD
     return jnp.stack(hidden), carry
 
@@ -86,16 +87,17 @@ def plain_loop(cell, reverse, U, small, x_TBG, carry, marks, nudge_TBD):
     [("tanh", True, False), ("lstm", False, True), ("lstm", True, False), ("gru", True, True)],
 )
 def test_the_gradient_is_that_of_a_plain_loop(name, layer_norm, reverse):
-    """With holes, beginnings, nudges and normalisation, for every argument that has a gradient."""
+    """With holes, resets, perturbations and layer norm, for every argument that has a gradient."""
     cell = CELLS[name]
     gates = sum(cell.norm_groups) * D
-    small = {key: drawn(size, seed=7) for key, (size, _) in cell.vector_shapes(layer_norm).items()}
+    vectors = {key: drawn(size, seed=7) for key, (size, _) in cell.vector_shapes(layer_norm).items()}
     carry = jax.tree.map(lambda x_BD: drawn(*x_BD.shape, seed=3), cell.initial_carry(B))
-    marks = StepMask(drawn(T, B, seed=4) > -0.7, drawn(T, B, seed=5) > 0.8)
-    arguments = drawn(D, gates), small, drawn(T, B, gates, seed=1), carry, drawn(T, B, D, seed=6)
+    valid_TB, reset_TB = drawn(T, B, seed=4) > -0.7, drawn(T, B, seed=5) > 0.8
+    arguments = drawn(D, gates), vectors, drawn(T, B, gates, seed=1), carry, drawn(T, B, D, seed=6)
 
-    def loss(run, U, small, x_TBG, carry, nudge_TBD):
-        hidden_TBD, last = run(cell, reverse, U, small, x_TBG, carry, marks, nudge_TBD)
+    def loss(run, U, vectors, x_TBG, carry, perturbation_TBD):
+        inputs = StepInputs(x_TBG, valid_TB, reset=reset_TB, perturbation=perturbation_TBD)
+        hidden_TBD, last = run(cell, reverse, U, vectors, carry, inputs)
         return jnp.sin(hidden_TBD).sum() + sum(jnp.cos(leaf).sum() for leaf in jax.tree.leaves(last))
 
     found, expected = (

@@ -1,108 +1,97 @@
-"""Attention while decoding: few queries, over a cache and over whatever else was read before it.
+"""Attention during decoding: few queries, over the KV cache and an optional shared prefix.
 
-On a CPU the kernels of `jaxlm.nn.weights.cpu_kernels` do it where they can.
+On a CPU it is computed by the C kernels of `jaxlm.nn.weights.cpu_kernels` if they support the case.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 
-from jaxlm.nn.attention.kv_cache import CacheView, LayerCache, readable_parts, write_kv
+from jaxlm.nn.attention.kv_cache import CacheView, KeysValues, LayerCache, readable_parts, write_kv
 from jaxlm.nn.weights import cpu_kernels
 from jaxlm.types import Array
 
-KeyValueMask = tuple[Array, Array, Array]
-"""Keys (B, G, H, S), values (B, G, S, H) and the mask (B, T or 1, S) of what is seen of them."""
 
+def cached_attention(query_RTNH: Array, parts: Sequence[KeysValues], scale: float) -> Array:
+    """Return `dot_product_attention` for decoding over several sets of keys as if they were concatenated: (R, T, N, H).
 
-def cached_attention(
-    query_RTNH: Array, *parts: KeyValueMask, scale: float | None = None, biases: tuple[Array, ...] = ()
-) -> Array:
-    """`dot_product_attention` for decoding, over several sets of keys as if they were one -> (R, T, N, H).
-
-    Each set has its own B rows, and R = B * K: K slots share a row of keys, whose mask has K * T queries. There may be
-    fewer heads of keys than of queries: N / G queries in a row share one (Ainslie et al. 2023). `biases`, where given,
-    are added to the scores of each set of keys: (B, N, K * T, S), or 1 in the place of B.
+    Each set has its own number of rows B, and R = B * K: K beams share a row of keys, whose mask has Q = K * T queries.
     """
-    scale = query_RTNH.shape[-1] ** -0.5 if scale is None else scale
-    several = zip(parts, biases or (None,) * len(parts), strict=True)
-    return _combine_partials(
-        [_partial_attention(query_RTNH, *part, bias, scale) for part, bias in several], query_RTNH.dtype
-    )
+    return _combine_partials([_partial_attention(query_RTNH, part, scale) for part in parts], query_RTNH.dtype)
 
 
 def update_cache_and_attend(
-    query_RTNH, key_RTGH, value_RTGH, cache: LayerCache, view: CacheView, scale: float | None
+    query_RTNH: Array, key_RTGH: Array, value_RTGH: Array, cache: LayerCache, view: CacheView, scale: float
 ) -> tuple[Array, LayerCache]:
-    """Write T new keys and values a slot, look at all that each query sees -> (R, T, N, H) and the new cache."""
+    """Write T new keys and values per beam, attend to all that the view allows -> (R, T, N, H), the new cache."""
     if view.biases or not cpu_kernels.supports(query_RTNH, key_RTGH, value_RTGH, cache.key_BGHCK):
         cache = write_kv(cache, key_RTGH, value_RTGH, view)
-        return cached_attention(query_RTNH, *readable_parts(cache, view), scale=scale, biases=view.biases), cache
-    rows, width = view.position_BT.shape[0], query_RTNH.shape[-1]
-    scale = width**-0.5 if scale is None else scale
+        return cached_attention(query_RTNH, readable_parts(cache, view), scale), cache
+    rows = view.position_BT.shape[0]
     key_BKTGH, value_BKTGH = (x.reshape(rows, -1, *x.shape[1:]) for x in (key_RTGH, value_RTGH))
     query_BGMQH = _group_queries(query_RTNH, *cache.key_BGHCK.shape[:2]) * scale
-    query_BGRH = query_BGMQH.reshape(*query_BGMQH.shape[:2], -1, width)
-    caches = cache.key_BGHCK, cache.value_BGCKH
-    news = view.mask_BQC, key_BKTGH, value_BKTGH, view.position_BT
-    looked, caches = cpu_kernels.write_and_attend(query_BGRH, *caches, *news)
-    cache = replace(cache, key_BGHCK=caches[0], value_BGCKH=caches[1])
-    prefix = [_partial_attention(query_RTNH, *part, None, scale) for part in readable_parts(cache, view)[1:]]
-    return _combine_partials([_ungroup_queries(looked, query_RTNH), *prefix], query_RTNH.dtype), cache
+    query_BGRH = query_BGMQH.reshape(*query_BGMQH.shape[:2], -1, query_RTNH.shape[-1])  # (B, G, N / G * K * T, H)
+    partial, (key_BGHCK, value_BGCKH) = cpu_kernels.write_and_attend(
+        query_BGRH, cache.key_BGHCK, cache.value_BGCKH, view.mask_BQC, key_BKTGH, value_BKTGH, view.position_BT
+    )
+    cache = replace(cache, key_BGHCK=key_BGHCK, value_BGCKH=value_BGCKH)
+    prefix = [_partial_attention(query_RTNH, part, scale) for part in readable_parts(cache, view)[1:]]
+    return _combine_partials([_ungroup_queries(partial, query_RTNH), *prefix], query_RTNH.dtype), cache
 
 
 def _combine_partials(partials: list[cpu_kernels.PartialAttention], dtype: Any) -> Array:
-    """What `_partial_attention` gives for several sets of keys, as if they were one."""
+    """The softmax over all sets of keys from the partial results of each: rescale to a common maximum, add, divide."""
     mixed, total, highest = partials[0]
     if len(partials) > 1:
-        highest = functools.reduce(jnp.maximum, (one[2] for one in partials))
-        shares = [jnp.exp(one[2] - highest) for one in partials]
+        highest = functools.reduce(jnp.maximum, (partial[2] for partial in partials))
+        factors = [jnp.exp(partial[2] - highest) for partial in partials]
         mixed, total = (
-            functools.reduce(jnp.add, [s * one[at] for s, one in zip(shares, partials, strict=True)]) for at in (0, 1)
+            functools.reduce(jnp.add, [f * partial[i] for f, partial in zip(factors, partials, strict=True)])
+            for i in (0, 1)
         )
     return (mixed / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)).astype(dtype)
 
 
-def _group_queries(query_RTNH: Array, rows: int, groups: int) -> Array:
-    """The queries by the row and the head of the keys that they look at: (B, G, N / G, K * T, H)."""
-    _, tokens, queries, width = query_RTNH.shape
-    query_BKTGMH = query_RTNH.reshape(rows, -1, tokens, groups, queries // groups, width)
-    return jnp.transpose(query_BKTGMH, (0, 3, 4, 1, 2, 5)).reshape(rows, groups, queries // groups, -1, width)
+def _group_queries(query_RTNH: Array, rows: int, kv_heads: int) -> Array:
+    """The queries by the row and the head of the keys that they attend to: (B, G, M = N / G, Q = K * T, H)."""
+    _, tokens, heads, width = query_RTNH.shape
+    query_BKTGMH = query_RTNH.reshape(rows, -1, tokens, kv_heads, heads // kv_heads, width)
+    return jnp.transpose(query_BKTGMH, (0, 3, 4, 1, 2, 5)).reshape(rows, kv_heads, heads // kv_heads, -1, width)
 
 
-def _ungroup_queries(partial_result: cpu_kernels.PartialAttention, query_RTNH: Array) -> cpu_kernels.PartialAttention:
-    """From (B, G, N / G * K * T, ...) to the order of the queries: (R, T, N, H), (R, T, N, 1) twice."""
+def _ungroup_queries(partial: cpu_kernels.PartialAttention, query_RTNH: Array) -> cpu_kernels.PartialAttention:
+    """From (B, G, M * K * T, ...) to the order of the queries: (R, T, N, H), (R, T, N, 1) twice."""
     _, tokens, heads, _ = query_RTNH.shape
 
-    def each(x: Array) -> Array:
-        rows, groups = x.shape[:2]
-        x_BGMKTX = x.reshape(rows, groups, heads // groups, -1, tokens, x.shape[3] if x.ndim == 4 else 1)
+    def ungroup(x: Array) -> Array:
+        rows, kv_heads = x.shape[:2]
+        x_BGMKTX = x.reshape(rows, kv_heads, heads // kv_heads, -1, tokens, x.shape[3] if x.ndim == 4 else 1)
         return jnp.transpose(x_BGMKTX, (0, 3, 4, 1, 2, 5)).reshape(-1, tokens, heads, x_BGMKTX.shape[-1])
 
-    mixed, total, highest = (each(x) for x in partial_result)
+    mixed, total, highest = (ungroup(x) for x in partial)
     return mixed, total, highest
 
 
-def _partial_attention(
-    query_RTNH, key_BGHS, value_BGSH, mask_BQS, bias_BNQS, scale: float
-) -> cpu_kernels.PartialAttention:
-    """With w = exp(score - highest): sum of w * value (R, T, N, H), sum of w, highest, both (R, T, N, 1)."""
-    query_BGMQH = _group_queries(query_RTNH, *key_BGHS.shape[:2])
-    flat = (*query_BGMQH.shape[:2], -1)
-    if bias_BNQS is None and cpu_kernels.supports(query_BGMQH, key_BGHS, value_BGSH):
-        query_BGRH = (query_BGMQH * scale).reshape(*flat, query_BGMQH.shape[-1])
-        return _ungroup_queries(cpu_kernels.partial_attention(query_BGRH, key_BGHS, value_BGSH, mask_BQS), query_RTNH)
-    score_BGMQS = jnp.einsum("bgmqh,bghs->bgmqs", query_BGMQH, key_BGHS, preferred_element_type=jnp.float32) * scale
-    if bias_BNQS is not None:
-        score_BGMQS = score_BGMQS + bias_BNQS.reshape(bias_BNQS.shape[0], *score_BGMQS.shape[1:])
-    score_BGMQS = jnp.where(mask_BQS[:, None, None], score_BGMQS, -jnp.inf)
-    highest = jnp.maximum(score_BGMQS.max(-1, keepdims=True), jnp.finfo(jnp.float32).min)
-    weight_BGMQS = jnp.exp(score_BGMQS - highest)
-    mixed = jnp.einsum(
-        "bgmqs,bgsh->bgmqh", weight_BGMQS.astype(value_BGSH.dtype), value_BGSH, preferred_element_type=jnp.float32
-    )
-    found = mixed, weight_BGMQS.sum(-1), highest[..., 0]
-    mixed, total, highest = (x.reshape(*flat, *x.shape[4:]) for x in found)
+def _partial_attention(query_RTNH: Array, part: KeysValues, scale: float) -> cpu_kernels.PartialAttention:
+    """With w = exp(score - highest): sum of w * value (R, T, N, H), sum of w and highest, both (R, T, N, 1)."""
+    query_BGMQH = _group_queries(query_RTNH, *part.key_BGHS.shape[:2])
+    grouped = (*query_BGMQH.shape[:2], -1)  # merges M and Q
+    if part.bias_BNQS is None and cpu_kernels.supports(query_BGMQH, part.key_BGHS, part.value_BGSH):
+        query_BGRH = (query_BGMQH * scale).reshape(*grouped, query_BGMQH.shape[-1])
+        partial = cpu_kernels.partial_attention(query_BGRH, part.key_BGHS, part.value_BGSH, part.mask_BQS)
+        return _ungroup_queries(partial, query_RTNH)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    score_BGMQS = product("bgmqh,bghs->bgmqs", query_BGMQH, part.key_BGHS) * scale
+    if part.bias_BNQS is not None:
+        score_BGMQS = score_BGMQS + part.bias_BNQS.reshape(part.bias_BNQS.shape[0], *score_BGMQS.shape[1:])
+    score_BGMQS = jnp.where(part.mask_BQS[:, None, None], score_BGMQS, -jnp.inf)
+    # Finite even if a query sees no key, so that exp(-inf - highest) is 0 and not NaN.
+    highest_BGMQ1 = jnp.maximum(score_BGMQS.max(-1, keepdims=True), jnp.finfo(jnp.float32).min)
+    weight_BGMQS = jnp.exp(score_BGMQS - highest_BGMQ1)
+    mixed_BGMQH = product("bgmqs,bgsh->bgmqh", weight_BGMQS.astype(part.value_BGSH.dtype), part.value_BGSH)
+    partial = (mixed_BGMQH, weight_BGMQS.sum(-1), highest_BGMQ1[..., 0])
+    mixed, total, highest = (x.reshape(*grouped, *x.shape[4:]) for x in partial)
     return _ungroup_queries((mixed, total, highest), query_RTNH)

@@ -1,11 +1,11 @@
-"""Kernels of accelerators for attention, which never write the scores of T x S to memory (Dao et al. 2022).
+"""Attention kernels of accelerators, which never write the scores (B, N, T, S) to memory (Dao et al. 2022).
 
-On a TPU it is JAX's "splash" attention: blocks that a causal mask or a window rules out are not computed. On a GPU it
-is cuDNN's, through `jax.nn.dot_product_attention`, for 16 bit types; the rule of who sees whom goes in as a mask. All
-else (dropout on the weights, a bias, short texts, a mesh with `sequence`) is
-`jaxlm.nn.attention.multi_head.attend`'s own code.
+On a TPU, JAX's splash attention: blocks that a causal mask or a window excludes are not computed. On a GPU, cuDNN
+through `jax.nn.dot_product_attention`, for 16-bit types, with the `MaskRule` as a mask. All other cases (dropout of
+the weights, a bias, short texts, a mesh with `sequence`) are computed by `jaxlm.nn.attention.multi_head`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,34 +19,32 @@ from jaxlm.nn.attention.mask import PAD_SEGMENT, MaskRule
 from jaxlm.types import Array
 
 TPU_LANES = 128
-"""Positions that a TPU's kernel takes at least, and of which it takes multiples."""
+"""The TPU kernel takes a multiple of this number of positions."""
 
 TPU_BLOCK_SIZES = (512, 256, TPU_LANES)
-"""Positions of a block of the TPU's kernel: the largest that divides them."""
+"""Positions per block of the TPU kernel: the largest that divides their number."""
 
 CUDNN_MAX_HEAD_DIM = 128
-"""The widest head of cuDNN's attention on every GPU that has it."""
-
-AttentionKernel = Callable[[Array, Array, Array, MaskRule, float], Array]
+"""The widest head that cuDNN supports on every GPU."""
 
 
-def find_attention_kernel(
-    query_BTNH: Array, key_BSGH: Array, value_BSGH: Array, mask_rule: MaskRule
-) -> AttentionKernel | None:
-    """The kernel that computes this attention on the platform that the program is compiled for; None: there is none."""
+def find_attention_kernel(query_BTNH: Array, key_BSGH: Array) -> Callable[..., Array] | None:
+    """Return (query, key, value, mask rule, scale) -> (B, T, N, H) for the target platform; None: no kernel."""
     platform = platform_of(query_BTNH)
     if platform == "tpu":
         return splash_attention if _supports_splash(query_BTNH, key_BSGH) else None
-    sixteen = query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
-    fits = query_BTNH.shape[-1] % 8 == 0 and query_BTNH.shape[-1] <= CUDNN_MAX_HEAD_DIM
-    # A program that is compiled for a GPU elsewhere has no cuDNN at hand.
-    return cudnn_attention if platform == jax.default_backend() == "gpu" and sixteen and fits else None
+    is_16_bit = query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+    head_fits = query_BTNH.shape[-1] % 8 == 0 and query_BTNH.shape[-1] <= CUDNN_MAX_HEAD_DIM
+    # A program that is compiled for a GPU on another machine has no cuDNN available.
+    if platform == jax.default_backend() == "gpu" and is_16_bit and head_fits:
+        return functools.partial(jax_attention, implementation="cudnn")
+    return None
 
 
 def _supports_splash(query_BTNH: Array, key_BSGH: Array) -> bool:
     mesh = jax.typeof(query_BTNH).sharding.mesh
-    (rows, target, *_), (source, groups) = query_BTNH.shape, key_BSGH.shape[1:3]
-    if min(target, source) < TPU_LANES or mesh.shape.get(SEQUENCE, 1) > 1 or groups % mesh.shape.get(TENSOR, 1):
+    (rows, target, *_), (source, kv_heads) = query_BTNH.shape, key_BSGH.shape[1:3]
+    if min(target, source) < TPU_LANES or mesh.shape.get(SEQUENCE, 1) > 1 or kv_heads % mesh.shape.get(TENSOR, 1):
         return False
     return rows % math.prod(mesh.shape.get(axis, 1) for axis in LOGICAL_AXIS_RULES["batch"]) == 0
 
@@ -54,31 +52,26 @@ def _supports_splash(query_BTNH: Array, key_BSGH: Array) -> bool:
 def splash_attention(
     query_BTNH: Array, key_BSGH: Array, value_BSGH: Array, mask_rule: MaskRule, scale: float, interpret: bool = False
 ) -> Array:  # fmt: skip
-    """By the TPU's kernel, each device its rows and heads -> (B, T, N, H). `interpret`: in Python, for a CPU."""
+    """Return the attention output (B, T, N, H) of the TPU kernel, every device computing its rows and heads.
+
+    interpret: run the kernel in Python, on a CPU.
+    """
     mesh = jax.typeof(query_BTNH).sharding.mesh
-    sees_BT = mask_rule.mask().any(-1)  # fused with the comparisons: nothing of size T x S is kept
+    sees_any_BT = mask_rule.mask().any(-1)  # fused with the comparisons: nothing of size T x S is stored
     query_BTNH = (query_BTNH * scale).astype(query_BTNH.dtype)
-
-    def local(query_BTNH: Array, key_BSGH: Array, value_BSGH: Array, query_BT: Array, key_BS: Array) -> Array:
-        return _splash_on_device(query_BTNH, key_BSGH, value_BSGH, query_BT, key_BS, mask_rule, interpret)
-
-    given = query_BTNH, key_BSGH, value_BSGH, mask_rule.query_BT, mask_rule.key_BS
+    kernel = functools.partial(_splash_on_device, mask_rule=mask_rule, interpret=interpret)
+    operands = query_BTNH, key_BSGH, value_BSGH, mask_rule.query_BT, mask_rule.key_BS
     if mesh.size > 1:
-        names = 3 * [("batch", None, "heads", None)] + 2 * [("batch", None)]
-        specs = tuple(partition_spec(one, x.shape, mesh) for one, x in zip(names, given, strict=True))
-        local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
-    return jnp.where(sees_BT[:, :, None, None], local(*given), 0).astype(query_BTNH.dtype)
+        axes = 3 * [("batch", None, "heads", None)] + 2 * [("batch", None)]
+        specs = tuple(partition_spec(names, x.shape, mesh) for names, x in zip(axes, operands, strict=True))
+        kernel = jax.shard_map(kernel, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+    return jnp.where(sees_any_BT[:, :, None, None], kernel(*operands), 0).astype(query_BTNH.dtype)
 
 
 def _splash_on_device(
-    query_BTNH: Array,
-    key_BSGH: Array,
-    value_BSGH: Array,
-    query_BT: Array,
-    key_BS: Array,
-    mask_rule: MaskRule,
+    query_BTNH: Array, key_BSGH: Array, value_BSGH: Array, query_BT: Array, key_BS: Array, mask_rule: MaskRule,
     interpret: bool,
-) -> Array:
+) -> Array:  # fmt: skip
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -89,8 +82,8 @@ def _splash_on_device(
     shape = query_BT.shape[1], key_BS.shape[1]
     mask: Any = masks.FullMask(shape)
     if mask_rule.causal or mask_rule.window is not None:
-        sides = (None if mask_rule.window is None else mask_rule.window - 1, 0 if mask_rule.causal else None)
-        mask = masks.LocalMask(shape, sides, 0)
+        left = None if mask_rule.window is None else mask_rule.window - 1
+        mask = masks.LocalMask(shape, (left, 0 if mask_rule.causal else None), 0)
     q, kv = (next(block for block in TPU_BLOCK_SIZES if size % block == 0) for size in shape)
     kernel = kernels.make_splash_mha(
         mask=masks.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=1, interpret=interpret,
@@ -99,25 +92,19 @@ def _splash_on_device(
             block_q_dq=q, block_kv_dq=kv,
         ),
     )  # fmt: skip
-    turned = (jnp.swapaxes(x, 1, 2) for x in (query_BTNH, key_BSGH, value_BSGH))
-    mixed_BNTH = jax.vmap(kernel)(*turned, kernels.SegmentIds(query_BT, key_BS))
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query_BTNH, key_BSGH, value_BSGH))
+    mixed_BNTH = jax.vmap(kernel)(*heads_first, kernels.SegmentIds(query_BT, key_BS))
     return jnp.swapaxes(mixed_BNTH, 1, 2)[:, :target]
 
 
-def _pad_positions(x: Array, extra: int, value: int) -> Array:
-    """x with so many more positions."""
-    return jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2), constant_values=value) if extra else x
-
-
-def cudnn_attention(query_BTNH: Array, key_BSGH: Array, value_BSGH: Array, mask_rule: MaskRule, scale: float) -> Array:
-    """By cuDNN -> (B, T, N, H)."""
-    return jax_attention(query_BTNH, key_BSGH, value_BSGH, mask_rule, scale, "cudnn")
+def _pad_positions(x: Array, count: int, value: int) -> Array:
+    return jnp.pad(x, ((0, 0), (0, count)) + ((0, 0),) * (x.ndim - 2), constant_values=value) if count else x
 
 
 def jax_attention(
     query_BTNH: Array, key_BSGH: Array, value_BSGH: Array, mask_rule: MaskRule, scale: float, implementation: Any
 ) -> Array:
-    """By JAX's own function, whose implementation "xla" runs everywhere: (B, T, N, H)."""
+    """Return the attention output (B, T, N, H) of JAX's own function, "cudnn" or, on any platform, "xla"."""
     mask_BTS = mask_rule.mask()
     mixed_BTNH = jax.nn.dot_product_attention(
         query_BTNH, key_BSGH, value_BSGH, mask=mask_BTS[:, None], scale=scale, implementation=implementation

@@ -1,4 +1,4 @@
-"""Where a token stands and which others it may see, in rows with padding and in packed rows."""
+"""Attention masks and token positions of rows with padding and of packed rows."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,16 @@ from jaxlm.types import Array
 PAD_SEGMENT = -1
 """The segment of a key that is padding."""
 
+KERNEL_PLATFORMS = ("tpu", "gpu")
+"""Platforms that have attention kernels, which take a `MaskRule` instead of a mask."""
+
 
 @struct.dataclass
 class MaskRule:
-    """Which keys a query may see, as a rule instead of an array of B x T x S: what kernels of accelerators take.
+    """An attention mask as a rule instead of an array (B, T, S).
 
-    A query sees the keys of its own segment; with `causal` none after it, with `window` only itself and the window - 1
-    places before it (places, not valid tokens: the same wherever valid tokens lie side by side).
+    A query attends to the keys of its own segment; with `causal` to none after it, with `window` to the last
+    `window` positions only. A window counts positions, not valid tokens: the same if valid tokens are adjacent.
     """
 
     query_BT: Array
@@ -25,13 +28,13 @@ class MaskRule:
     window: int | None = struct.field(pytree_node=False, default=None)
 
     def mask(self) -> Array:
-        """The same as an array (B, T, S)."""
+        """Return the mask (B, T, S)."""
         mask_BTS = self.query_BT[:, :, None] == self.key_BS[:, None]
-        back_TS = jnp.arange(mask_BTS.shape[1])[:, None] - jnp.arange(mask_BTS.shape[2])[None]
+        distance_TS = jnp.arange(mask_BTS.shape[1])[:, None] - jnp.arange(mask_BTS.shape[2])[None]
         if self.causal:
-            mask_BTS &= (back_TS >= 0)[None]
+            mask_BTS &= (distance_TS >= 0)[None]
         if self.window is not None:
-            mask_BTS &= (back_TS < self.window)[None]
+            mask_BTS &= (distance_TS < self.window)[None]
         return mask_BTS
 
     def __or__(self, mask_BTS: Array) -> Array:
@@ -41,22 +44,18 @@ class MaskRule:
 def attention_mask(
     segment_BT: Array | None, segment_BS: Array | None, valid_BT: Array, valid_BS: Array
 ) -> Array | MaskRule:  # fmt: skip
-    """What queries (B, T) see of keys (B, S): the valid ones of their segment. A mask (B, T or 1, S), or a rule where
-    the program is for an accelerator."""
+    """Return the mask (B, T or 1, S) of queries that attend to the valid keys of their segment; on an accelerator, the
+    rule."""
     if platform_of(valid_BT) in KERNEL_PLATFORMS:
         return MaskRule(*_segment_ids(segment_BT, segment_BS, valid_BT, valid_BS))
     return valid_BS[:, None] & segment_mask(segment_BT, segment_BS, valid_BT)
 
 
 def causal_attention_mask(valid_BT: Array, segment_BT: Array | None, window: int | None = None) -> Array | MaskRule:
-    """`causal_mask`, or the rule where the program is for an accelerator."""
+    """Return `causal_mask`; on an accelerator, the rule."""
     if platform_of(valid_BT) in KERNEL_PLATFORMS:
         return MaskRule(*_segment_ids(segment_BT, segment_BT, valid_BT, valid_BT), causal=True, window=window)
     return causal_mask(valid_BT, segment_BT, window)
-
-
-KERNEL_PLATFORMS = ("tpu", "gpu")
-"""The platforms that have kernels of attention."""
 
 
 def _segment_ids(
@@ -68,23 +67,23 @@ def _segment_ids(
 
 
 def token_positions(valid_BT: Array, segment_BT: Array | None) -> Array:
-    """Positions of the valid tokens, counted from 0 in each row or segment; an invalid token repeats the last one."""
+    """Return the positions of valid tokens, from 0 in each row or segment; an invalid token repeats the last one."""
     position_BT = jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
     if segment_BT is None:
         return position_BT
-    first_BT = jnp.diff(segment_BT, axis=1, prepend=-1) != 0
-    return position_BT - jax.lax.cummax(jnp.where(first_BT, position_BT, 0), axis=1)
+    starts_BT = jnp.diff(segment_BT, axis=1, prepend=-1) != 0
+    return position_BT - jax.lax.cummax(jnp.where(starts_BT, position_BT, 0), axis=1)
 
 
 def segment_mask(segment_BT: Array | None, segment_BS: Array | None, valid_BT: Array) -> Array:
-    """(B, T, S) True where both positions belong to one segment; (B, 1, 1) True where nothing is packed."""
+    """Return (B, T, S), True if both positions are of one segment; without segments True, (B, 1, 1)."""
     if segment_BT is None or segment_BS is None:
         return jnp.ones((valid_BT.shape[0], 1, 1), bool)
     return segment_BT[:, :, None] == segment_BS[:, None, :]
 
 
 def causal_mask(valid_BT: Array, segment_BT: Array | None, window: int | None = None) -> Array:
-    """(B, T, T) True where query t may see key s: not after t, valid, of its segment, and less than `window` back."""
+    """Return (B, T, T), True if key s is valid, not after query t, of its segment, and less than `window` tokens back."""
     length = valid_BT.shape[1]
     causal_TT = jnp.tril(jnp.ones((length, length), bool))
     mask_BTT = causal_TT[None] & valid_BT[:, None] & segment_mask(segment_BT, segment_BT, valid_BT)

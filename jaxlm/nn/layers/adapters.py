@@ -1,10 +1,10 @@
-"""What fine-tuning puts beside an affine map y = x W + b, whatever the model: its own few parameters, W left alone.
+"""Adapters: small trainable functions added to a frozen linear map y = x W + b for fine-tuning.
 
-low rank    y + (alpha / R) dropout(x) A B        A (D, R), B (R, F), B = 0 at first         (Hu et al. 2022)
+LoRA        y + (alpha / R) dropout(x) A B        A (D, R), B (R, F), B = 0 at first         (Hu et al. 2022)
 bottleneck  y + f(y V + c) U + d                  V (F, M), U (M, F), U = 0 at first         (Houlsby et al. 2019)
 
-Both lie in the parameters of the map, beside "kernel", and `jaxlm.nn.layers.linear.Linear` finds them there.
-The maps of a stack of layers have theirs stacked alike.
+Both are stored in the parameters of the map, next to "kernel", where `jaxlm.nn.layers.linear.Linear` finds them.
+Adapters of the maps of a stack of layers are stacked alike.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,19 +14,19 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxlm.nn.layers.dropout import keep_mask
+from jaxlm.nn.layers.dropout import drop_elements
 from jaxlm.types import Array, Params
 
 LOW_RANK, BOTTLENECK = "low_rank", "bottleneck"
-"""The names that they have beside "kernel"."""
+"""Names of the adapters in the parameters of a map."""
 
 BOTTLENECK_INIT_STD = 1e-2
-"""The deviation that V starts from (Houlsby et al. 2019, section 3.6)."""
+"""Standard deviation of the initialization of V (Houlsby et al. 2019, section 3.6)."""
 
 
 @struct.dataclass
 class LoRAParams:
-    """A (D, R) and B (R, F). `scale`: alpha / R; `dropout`: of x, where there is a key."""
+    """A (D, R), B (R, F), `scale` = alpha / R, and the rate of the dropout of x."""
 
     down: Array
     up: Array
@@ -34,15 +34,15 @@ class LoRAParams:
     dropout: float = struct.field(pytree_node=False, default=0.0)
 
     def __call__(self, x: Array, y: Array, key: Array | None) -> Array:
-        """x (..., D), y (..., F) -> (..., F)."""
-        flat = x.reshape(-1, x.shape[-1]).astype(y.dtype)
+        """Return the adapted output: x (..., D), y (..., F) -> (..., F)."""
+        x_RD = x.reshape(-1, x.shape[-1]).astype(y.dtype)
         if self.dropout and key is not None:
-            flat = jnp.where(keep_mask(key, self.dropout, flat.shape), flat / (1.0 - self.dropout), 0.0)
-        return y + (self.scale * ((flat @ self.down.astype(y.dtype)) @ self.up.astype(y.dtype))).reshape(y.shape)
+            x_RD = drop_elements(x_RD, key, self.dropout)
+        return y + (self.scale * ((x_RD @ self.down.astype(y.dtype)) @ self.up.astype(y.dtype))).reshape(y.shape)
 
     @property
     def delta(self) -> Array:
-        """What it adds to W: (..., D, F)."""
+        """The change of W, (..., D, F)."""
         return self.scale * jnp.matmul(self.down, self.up, precision="highest")
 
 
@@ -56,69 +56,69 @@ class BottleneckParams:
     up_bias: Array
 
     def __call__(self, x: Array, y: Array, key: Array | None) -> Array:
-        """y (..., F) -> (..., F); x and the key are not looked at."""
-        flat = y.reshape(-1, y.shape[-1])
+        """Return the adapted output: y (..., F) -> (..., F); x and the key are ignored."""
+        y_RF = y.reshape(-1, y.shape[-1])
         down, down_bias, up, up_bias = (leaf.astype(y.dtype) for leaf in jax.tree.leaves(self))
-        hidden = jax.nn.gelu(flat @ down + down_bias[None])
-        return (flat + hidden @ up + up_bias[None]).reshape(y.shape)
+        hidden_RM = jax.nn.gelu(y_RF @ down + down_bias[None])
+        return (y_RF + hidden_RM @ up + up_bias[None]).reshape(y.shape)
 
 
 def init_lora(kernel: Array, key: Array, rank: int, alpha: float, dropout: float) -> LoRAParams:
-    """For a kernel (..., D, F): A uniform in +- D^-1/2, B = 0, so that nothing changes at first."""
+    """Return LoRA for a kernel (..., D, F): A uniform in +- D^-1/2, B = 0, so that nothing changes at first."""
     *layers, width, features = kernel.shape
     limit = width**-0.5
     down = jax.random.uniform(key, (*layers, width, rank), minval=-limit, maxval=limit)
-    return LoRAParams(down, jnp.zeros((*layers, rank, features)), alpha / rank, dropout)
+    return LoRAParams(down, jnp.zeros((*layers, rank, features)), scale=alpha / rank, dropout=dropout)
 
 
 def init_bottleneck(kernel: Array, key: Array, width: int) -> BottleneckParams:
-    """For a kernel (..., D, F): small V, all else 0, so that nothing changes at first."""
+    """Return a bottleneck for a kernel (..., D, F): small V, all else 0, so that nothing changes at first."""
     *layers, _, features = kernel.shape
     down = BOTTLENECK_INIT_STD * jax.random.normal(key, (*layers, features, width))
-    up = jnp.zeros((*layers, width, features))
-    return BottleneckParams(down, jnp.zeros((*layers, width)), up, jnp.zeros((*layers, features)))
+    zeros = {"down_bias": (width,), "up": (width, features), "up_bias": (features,)}
+    return BottleneckParams(down, **{name: jnp.zeros((*layers, *shape)) for name, shape in zeros.items()})
 
 
 def linear_paths(params: Params, path: str = "") -> Iterator[str]:
-    """The path of every affine map: "stack/layers/attention/query"."""
+    """Yield the path of every linear map, as in "stack/layers/attention/query"."""
     if isinstance(params, dict):
         if "kernel" in params and params["kernel"].ndim > 1:
             yield path
-        for name, inner in params.items():
-            yield from linear_paths(inner, f"{path}/{name}".lstrip("/"))
+        for name, subtree in params.items():
+            yield from linear_paths(subtree, f"{path}/{name}".lstrip("/"))
 
 
 def map_linears(params: Params, transform: Callable[[str, dict], dict], path: str = "") -> Params:
-    """The parameters with those of each affine map replaced by `change(path, its own)`."""
+    """Return the parameters with those of every linear map replaced by `transform(path, its parameters)`."""
     if not isinstance(params, dict):
         return params
-    found: dict[str, Any] = {
-        name: map_linears(inner, transform, f"{path}/{name}".lstrip("/")) for name, inner in params.items()
+    changed: dict[str, Any] = {
+        name: map_linears(subtree, transform, f"{path}/{name}".lstrip("/")) for name, subtree in params.items()
     }
-    return transform(path, found) if "kernel" in found and found["kernel"].ndim > 1 else found
+    return transform(path, changed) if "kernel" in changed and changed["kernel"].ndim > 1 else changed
 
 
 def merge_lora(params: Params) -> Params:
-    """W <- W + (alpha / R) A B, and nothing beside it: the same function at no cost. Bottlenecks stay, as they must."""
+    """Return W + (alpha / R) A B in place of W, without LoRA: the same function. Bottlenecks cannot be merged."""
 
-    def change(path: str, own: dict) -> dict:
-        if LOW_RANK not in own:
-            return own
-        rest = {name: leaf for name, leaf in own.items() if name != LOW_RANK}
-        return rest | {"kernel": own["kernel"] + own[LOW_RANK].delta.astype(own["kernel"].dtype)}
+    def merge(path: str, linear: dict) -> dict:
+        if LOW_RANK not in linear:
+            return linear
+        others = {name: leaf for name, leaf in linear.items() if name != LOW_RANK}
+        return others | {"kernel": linear["kernel"] + linear[LOW_RANK].delta.astype(linear["kernel"].dtype)}
 
-    return map_linears(params, change)
+    return map_linears(params, merge)
 
 
 def unmerge_lora(params: Params, adapted: Params) -> Params:
-    """What `merge_lora` made, taken apart again with the low-rank maps of `adapted`: W <- W - (alpha / R) A B."""
-    beside: dict[str, dict] = {}
-    map_linears(adapted, lambda path, own: beside.setdefault(path, own))
+    """Return the inverse of `merge_lora` with the LoRA of `adapted`: W - (alpha / R) A B in place of W, and LoRA."""
+    adapters: dict[str, dict] = {}
+    map_linears(adapted, lambda path, linear: adapters.setdefault(path, linear))
 
-    def change(path: str, own: dict) -> dict:
-        known = beside[path].get(LOW_RANK)
-        if known is None:
-            return own
-        return own | {"kernel": own["kernel"] - known.delta.astype(own["kernel"].dtype), LOW_RANK: known}
+    def unmerge(path: str, linear: dict) -> dict:
+        lora = adapters[path].get(LOW_RANK)
+        if lora is None:
+            return linear
+        return linear | {"kernel": linear["kernel"] - lora.delta.astype(linear["kernel"].dtype), LOW_RANK: lora}
 
-    return map_linears(params, change)
+    return map_linears(params, unmerge)

@@ -1,9 +1,9 @@
-"""Linear-chain conditional random field (Lafferty et al. 2001): a distribution over whole sequences of labels.
+"""Linear-chain conditional random field (Lafferty et al. 2001): a distribution over whole label sequences.
 
 score(y) = start_{y_1} + sum_t emission_{t, y_t} + sum_t transition_{y_{t-1}, y_t} + end_{y_T},  p(y) = exp score(y) / Z
 
-log Z by the forward algorithm, the best y by Viterbi's, both as one scan over S. Positions that are not `valid` are
-skipped wherever they are, so that padding leaves no trace.
+log Z is computed by the forward algorithm and the best y by the Viterbi algorithm, both as one scan over S. Positions
+that are not `valid` are skipped anywhere in a row, so that padding leaves no trace.
 """
 
 import flax.linen as nn
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jaxlm.types import Array
 
 FORBIDDEN_SCORE = -1e4
-"""Score of a forbidden transition: exp of it is 0 in float32, and a sum of many is finite."""
+"""Score of a forbidden transition: its exp is 0 in float32, and sums of many are finite."""
 
 
 class CRF(nn.Module):
-    """Transition scores between `labels` labels.
+    """The transition scores of `labels` labels.
 
-    forbidden: transitions (from, to) that never happen; -1 as `from` is the beginning.
+    forbidden: transitions (from, to) that never happen; `from` -1 is the start.
     """
 
     labels: int
@@ -32,8 +32,8 @@ class CRF(nn.Module):
         self.end_C = self.param("end", zeros, (self.labels,))
 
     def __call__(self, emission_BSC: Array, label_BS: Array, valid_BS: Array) -> Array:
-        """-log p(labels) of each row, (B,). Where a label is -1 all are summed over; an empty row gives 0."""
-        # Both sums, over what the labels allow and over everything, are one forward pass of 2 B rows.
+        """Return -log p(labels) of each row, (B,), summed over all labels where a label is -1; 0 for an empty row."""
+        # Both sums, over the sequences that match the labels and over all, are one forward pass of 2 B rows.
         rows = emission_BSC.shape[0]
         choices_C = jnp.arange(self.labels)[None, None]
         allowed_BSC = (label_BS[..., None] == choices_C) | (label_BS < 0)[..., None]
@@ -42,50 +42,52 @@ class CRF(nn.Module):
         return log_z[rows:] - log_z[:rows]
 
     def log_partition(self, emission_BSC: Array, valid_BS: Array) -> Array:
-        """log of the sum of exp score(y) over all y, (B,); 0 where a row has no valid position."""
+        """Return log of the sum of exp score(y) over all y, (B,); 0 for a row without valid positions."""
         start_C, transition_CC = self._transition_scores()
-        begun_B = jnp.zeros(emission_BSC.shape[0], bool)
 
-        def read(carry, column):
-            alpha_BC, begun_B = carry
-            emission_BC, valid_B = column
-            arrived_BC = jax.nn.logsumexp(alpha_BC[:, :, None] + transition_CC[None], 1)
-            new_BC = jnp.where(begun_B[:, None], arrived_BC, start_C[None]) + emission_BC
-            return (jnp.where(valid_B[:, None], new_BC, alpha_BC), begun_B | valid_B), None
+        def forward(carry, inputs):
+            alpha_BC, started_B = carry
+            emission_BC, valid_B = inputs
+            extended_BC = jax.nn.logsumexp(alpha_BC[:, :, None] + transition_CC[None], 1)
+            new_BC = jnp.where(started_B[:, None], extended_BC, start_C[None]) + emission_BC
+            return (jnp.where(valid_B[:, None], new_BC, alpha_BC), started_B | valid_B), None
 
-        columns = jnp.moveaxis(emission_BSC, 1, 0), valid_BS.T
-        (alpha_BC, begun_B), _ = jax.lax.scan(read, (jnp.zeros_like(emission_BSC[:, 0]), begun_B), columns)
-        return jnp.where(begun_B, jax.nn.logsumexp(alpha_BC + self.end_C[None], 1), 0.0)
+        (alpha_BC, started_B), _ = _scan_positions(forward, emission_BSC, valid_BS)
+        return jnp.where(started_B, jax.nn.logsumexp(alpha_BC + self.end_C[None], 1), 0.0)
 
     def viterbi(self, emission_BSC: Array, valid_BS: Array) -> Array:
-        """The labels of the highest score, (B, S) int32; -1 where nothing is valid."""
+        """Return the label sequence of the highest score, (B, S) int32; -1 at invalid positions."""
         start_C, transition_CC = self._transition_scores()
-        begun_B = jnp.zeros(emission_BSC.shape[0], bool)
 
-        def read(carry, column):
-            best_BC, begun_B = carry
-            emission_BC, valid_B = column
-            through_BCC = best_BC[:, :, None] + transition_CC[None]
-            new_BC = jnp.where(begun_B[:, None], through_BCC.max(1), start_C[None]) + emission_BC
-            # A position that is skipped, or the first one, hands every label on as it is.
-            itself_C = jnp.arange(self.labels)[None]
-            before_BC = jnp.where((begun_B & valid_B)[:, None], through_BCC.argmax(1), itself_C)
-            return (jnp.where(valid_B[:, None], new_BC, best_BC), begun_B | valid_B), before_BC
+        def forward(carry, inputs):
+            best_BC, started_B = carry
+            emission_BC, valid_B = inputs
+            extended_BCC = best_BC[:, :, None] + transition_CC[None]
+            new_BC = jnp.where(started_B[:, None], extended_BCC.max(1), start_C[None]) + emission_BC
+            # The backpointers of a skipped position, and of the first one, keep the label.
+            same_C = jnp.arange(self.labels)[None]
+            previous_BC = jnp.where((started_B & valid_B)[:, None], extended_BCC.argmax(1), same_C)
+            return (jnp.where(valid_B[:, None], new_BC, best_BC), started_B | valid_B), previous_BC
 
-        columns = jnp.moveaxis(emission_BSC, 1, 0), valid_BS.T
-        (best_BC, _), before_SBC = jax.lax.scan(read, (jnp.zeros_like(emission_BSC[:, 0]), begun_B), columns)
+        (best_BC, _), previous_SBC = _scan_positions(forward, emission_BSC, valid_BS)
 
-        def follow(label_B, before_BC):
-            return jnp.take_along_axis(before_BC, label_B[:, None], 1)[:, 0], label_B
+        def follow(label_B, previous_BC):
+            return jnp.take_along_axis(previous_BC, label_B[:, None], 1)[:, 0], label_B
 
-        _, label_SB = jax.lax.scan(follow, (best_BC + self.end_C[None]).argmax(1), before_SBC, reverse=True)
+        _, label_SB = jax.lax.scan(follow, (best_BC + self.end_C[None]).argmax(1), previous_SBC, reverse=True)
         return jnp.where(valid_BS, label_SB.T, -1).astype(jnp.int32)
 
     def _transition_scores(self) -> tuple[Array, Array]:
-        """Start and transition scores with the forbidden ones at NEVER."""
-        allowed = jnp.zeros((self.labels + 1, self.labels), bool)
-        scores = jnp.concatenate([self.transition_CC, self.start_C[None]])  # row -1 is the beginning
+        """Start and transition scores, FORBIDDEN_SCORE at the forbidden ones."""
+        forbidden = jnp.zeros((self.labels + 1, self.labels), bool)
+        scores = jnp.concatenate([self.transition_CC, self.start_C[None]])  # row -1 is the start
         if self.forbidden:
             before, after = zip(*self.forbidden, strict=True)
-            scores = jnp.where(allowed.at[jnp.array(before), jnp.array(after)].set(True), FORBIDDEN_SCORE, scores)
+            scores = jnp.where(forbidden.at[jnp.array(before), jnp.array(after)].set(True), FORBIDDEN_SCORE, scores)
         return scores[-1], scores[:-1]
+
+
+def _scan_positions(step, emission_BSC: Array, valid_BS: Array):
+    """Scan over S; the carry is a score (B, C) and whether a row has started (B,)."""
+    carry = jnp.zeros_like(emission_BSC[:, 0]), jnp.zeros(emission_BSC.shape[0], bool)
+    return jax.lax.scan(step, carry, (jnp.moveaxis(emission_BSC, 1, 0), valid_BS.T))

@@ -1,9 +1,10 @@
-"""Affine map and feed-forward block, computed as rank 2 matrix products.
+"""Linear map and feed-forward layer, computed as rank 2 matrix products.
 
-Flattening (..., D) to (-1, D) before every product is worth a quarter of a training step on a CPU: XLA otherwise
-transposes and recomputes the rank 3 element-wise chain in the backward pass.
+Flattening (..., D) to (-1, D) before every product saves a quarter of a training step on a CPU: XLA otherwise
+transposes and recomputes the rank 3 element-wise operations in the backward pass.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,13 +26,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 GATED_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
-"""Gated forms (Shazeer 2020): f(x W_gate) * (x W_up). The GELU is the one by tanh."""
+"""Gated activations (Shazeer 2020): f(x W_gate) * (x W_up). The GELU is the tanh approximation."""
 
 
 class Linear(nn.Module):
-    """y = x W + b with W (D, features) and b (features,) kept in float32; zero b.
+    """y = x W + b with W (D, F) and b (F,), float32 parameters, F = `features`.
 
-    W starts Xavier-uniform or, where a `init_std` is given, from a normal with that standard deviation.
+    W is initialized Xavier-uniform, or normal with standard deviation `init_std`; b is zero.
     """
 
     features: int
@@ -41,20 +42,20 @@ class Linear(nn.Module):
 
     @nn.compact
     def kernel_and_bias(self, in_features: int) -> tuple[Any, Array | None]:
-        """W (width, features), or what stands for it (`jaxlm.nn.weights.quantization`), and b (features,)."""
+        """Return W (D, F), or an inference format of it (`jaxlm.nn.weights`), and b (F,)."""
         normal = nn.initializers.normal(self.init_std or 0.0)
-        start = nn.initializers.xavier_uniform() if self.init_std is None else normal
-        kernel = param_or_quantized(self, "kernel", start, (in_features, self.features))
+        init_kernel = nn.initializers.xavier_uniform() if self.init_std is None else normal
+        kernel = param_or_quantized(self, "kernel", init_kernel, (in_features, self.features))
         if not self.bias:
             return kernel, None
         return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))
 
     def __call__(self, x: Array) -> Array:
-        """(..., D) -> (..., features)."""
+        """(..., D) -> (..., F)."""
         return self.apply_adapters(x, _affine(x, *self.kernel_and_bias(x.shape[-1]), jnp.dtype(self.dtype)))
 
     def apply_adapters(self, x: Array, y: Array) -> Array:
-        """y = x W + b as what fine-tuning has put beside the map changes it (`jaxlm.nn.layers.adapters`)."""
+        """Return the output y = x W + b as changed by the adapters of the map, if any (`jaxlm.nn.layers.adapters`)."""
         for name in (LOW_RANK, BOTTLENECK):
             if self.has_variable("params", name):
                 key = self.make_rng("dropout") if self.has_rng("dropout") else None
@@ -63,19 +64,19 @@ class Linear(nn.Module):
 
 
 def fused_projection(x: Array, *maps: Linear) -> list[Array]:
-    """Several maps of one x, all with a bias or all without, as a single product: faster than one after the other.
+    """Return several maps of one x, all with a bias or all without, computed as a single, faster product.
 
-    Their parameters stay apart; inside a decoding loop XLA joins them once, before it. Where their columns may be split
-    over devices the products are apart too, since joining would move the weights from device to device; and where the
-    positions may be, of which keys and values then are wanted everywhere and queries are not.
+    Parameters stay separate; XLA hoists their concatenation out of a decoding loop. On a mesh that splits heads, the
+    products are separate too, since concatenation would move weights between devices; and on one that splits
+    positions, since keys and values are gathered, and queries are not.
     """
     if num_shards(x, "heads") > 1 or num_shards(x, "sequence") > 1:
-        return [one(x) for one in maps]
-    kernels, biases = zip(*(one.kernel_and_bias(x.shape[-1]) for one in maps), strict=True)
+        return [linear(x) for linear in maps]
+    kernels, biases = zip(*(linear.kernel_and_bias(x.shape[-1]) for linear in maps), strict=True)
     bias = None if biases[0] is None else jnp.concatenate(biases)
     y = _affine(x, concat_kernels(kernels), bias, jnp.dtype(maps[0].dtype))
-    ends = [sum(one.features for one in maps[: count + 1]) for count in range(len(maps) - 1)]
-    return [one.apply_adapters(x, part) for one, part in zip(maps, jnp.split(y, ends, axis=-1), strict=True)]
+    ends = [sum(linear.features for linear in maps[: count + 1]) for count in range(len(maps) - 1)]
+    return [linear.apply_adapters(x, part) for linear, part in zip(maps, jnp.split(y, ends, axis=-1), strict=True)]
 
 
 def _affine(x: Array, kernel: Any, bias: Array | None, dtype: Any) -> Array:
@@ -86,16 +87,15 @@ def _affine(x: Array, kernel: Any, bias: Array | None, dtype: Any) -> Array:
 
 
 def merge_leading_axes(x: Array) -> Array:
-    """(..., D) -> (-1, D). As it is where positions may be split over devices: rows and positions, each of them split,
-    cannot be one dimension without moving them."""
+    """(..., D) -> (-1, D). Unchanged if positions are split over devices: merging split axes would move rows."""
     return x if num_shards(x, "sequence") > 1 else x.reshape(-1, x.shape[-1])
 
 
 class FeedForward(nn.Module):
-    """FFN(x) = W2 dropout(f(W1 x + b1)) + b2 (Vaswani et al. 2017, equation 2; f is theirs with "relu").
+    """FFN(x) = W2 dropout(f(W1 x + b1)) + b2 (Vaswani et al. 2017, equation 2, where f is "relu"), F = `hidden`.
 
-    With an activation of `GATED_ACTIVATIONS`, f(W1 x + b1) is f(W_gate x + b_gate) * (W1 x + b1). `init_std`
-    and `out_init_std` are those of W1 and W2 at the start, see `Linear`.
+    With an activation of `GATED_ACTIVATIONS`, f(W1 x + b1) is f(W_gate x + b_gate) * (W1 x + b1). `init_std` and
+    `out_init_std` are those of W1 and W2, see `Linear`.
     """
 
     width: int
@@ -110,11 +110,13 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(..., D) -> (..., D)."""
-        x_RD, inner = merge_leading_axes(x), (self.hidden, self.bias, self.dtype, self.init_std)
+        x_RD = merge_leading_axes(x)
+        linear = functools.partial(Linear, bias=self.bias, dtype=self.dtype)
+        hidden = functools.partial(linear, self.hidden, init_std=self.init_std)
         if self.activation in GATED_ACTIVATIONS:
-            gate, up = fused_projection(x_RD, Linear(*inner, name="gate"), Linear(*inner, name="up"))
-            hidden = GATED_ACTIVATIONS[self.activation](gate) * up
+            gate_RF, up_RF = fused_projection(x_RD, hidden(name="gate"), hidden(name="up"))
+            hidden_RF = GATED_ACTIVATIONS[self.activation](gate_RF) * up_RF
         else:
-            hidden = ACTIVATIONS[self.activation](Linear(*inner, name="up")(x_RD))
-        hidden = Dropout(self.dropout)(hidden)
-        return Linear(self.width, self.bias, self.dtype, self.out_init_std, name="down")(hidden).reshape(x.shape)
+            hidden_RF = ACTIVATIONS[self.activation](hidden(name="up")(x_RD))
+        hidden_RF = Dropout(self.dropout)(hidden_RF)
+        return linear(self.width, init_std=self.out_init_std, name="down")(hidden_RF).reshape(x.shape)

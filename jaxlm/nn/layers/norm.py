@@ -1,4 +1,4 @@
-"""Layer norm (Ba, Kiros and Hinton 2016), its root mean square form (Zhang and Sennrich 2019), residual sub-layers."""
+"""Layer norm (Ba, Kiros and Hinton 2016), RMS norm (Zhang and Sennrich 2019), and residual sub-layers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from jaxlm.types import Array
 
 @dataclass(frozen=True)
 class Norm:
-    """Which norm, and where.
+    """The kind and the position of normalization.
 
     Attributes:
-      position: "pre": before each sub-layer, and once more at the end of the stack; "post": after each sum.
-      kind: "layer": (x - mean) / deviation * scale + bias; "rms": x / root mean square * scale.
+      position: "pre": before each sub-layer and once more after the stack; "post": after each residual sum.
+      kind: "layer": (x - mean) / standard deviation * scale + bias; "rms": x / root mean square * scale.
       epsilon: added to the variance or mean square.
     """
 
@@ -27,7 +27,7 @@ class Norm:
     epsilon: float = 1e-5
 
     def make_layer(self, dtype: str, name: str | None = None) -> Callable[[Array], Array]:
-        """The Linen module; statistics are float32 whatever `dtype` says."""
+        """Return the Linen module, with outputs of `dtype` and float32 statistics."""
         kind = nn.LayerNorm if self.kind == "layer" else nn.RMSNorm
         return kind(epsilon=self.epsilon, dtype=jnp.dtype(dtype), name=name)
 
@@ -41,7 +41,7 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, sublayer: Callable[[Array], Array]) -> Array:
-        """Any shape; `sublayer` maps it to the same shape."""
+        """Any shape (..., D), which `sublayer` preserves."""
         norm, dropout = self.norm.make_layer(self.dtype, name="norm"), Dropout(self.dropout)
         x_RD = merge_leading_axes(x)
         if self.norm.position == "pre":

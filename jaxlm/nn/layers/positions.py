@@ -1,18 +1,18 @@
-"""Absolute positions: the sinusoids of Vaswani et al. 2017 (section 3.5) or a learned table.
+"""Position encodings: absolute (sinusoidal or learned), rotary, and relative biases of attention scores.
 
-Rotary positions (Su et al. 2021, RoFormer) and the published rules that stretch them over longer texts.
+Absolute: the sinusoids of Vaswani et al. 2017 (section 3.5) or a learned table, added to the embeddings.
 
-A head's channels h and h + H/2 are turned together, as a point in the plane, by the angle position * rate_h:
+Rotary (Su et al. 2021, RoFormer): channels h and h + H/2 of a head are rotated, as a point in the plane, by the angle
+position * rate_h:
 
     rate_h = theta^(-2h / H),  h = 0 .. H/2 - 1        so q_t . k_s depends on t - s alone
 
-The scaling rules change the rates once and for all, so that a cached key stays what it is. "Dynamic" NTK scaling,
-whose rates change with the length read so far, is left out: a model that has it says other things with a cache.
+Scaling rules for longer texts change the rates once, so that cached keys stay valid. "Dynamic" NTK scaling, whose
+rates depend on the length read so far, is left out: its outputs would differ with and without a cache.
 
-Relative position as a learned number that is added to attention scores (Raffel et al. 2020, T5, section 2.1).
-
-Each head has one number a bucket of distances: small distances have a bucket each, larger ones share buckets that grow
-with the logarithm, and all from `max_distance` on share the last. All layers of a stack use the same numbers.
+Relative (Raffel et al. 2020, T5, section 2.1): a learned number per head and bucket of distances is added to attention
+scores. Small distances have a bucket each, larger ones share buckets of logarithmic size, and all from `max_distance`
+share the last one. All layers of a stack share the numbers.
 """
 
 import math
@@ -31,21 +31,21 @@ Rotation = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """All rates divided by `factor`: positions are squeezed into the known range (Chen et al. 2023)."""
+    """Position interpolation: all rates divided by `factor` (Chen et al. 2023)."""
 
     factor: float
 
     def scale_frequencies(self, rate_H: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
-        """The new rates, and what cos and sin are multiplied by."""
+        """Return the new rates and a factor of cos and sin."""
         return rate_H / self.factor, 1.0
 
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Slow channels are interpolated, fast ones kept, those between blended (Llama 3.1).
+    """Interpolation of slow channels, blended into fast ones, which are kept (Llama 3.1).
 
-    A channel is slow if its wave is longer than original_max_positions / low_freq_factor and fast if it is
-    shorter than original_max_positions / high_freq_factor.
+    Slow: of a wavelength above original_max_positions / low_freq_factor; fast: below original_max_positions /
+    high_freq_factor.
     """
 
     factor: float = 8.0
@@ -54,7 +54,6 @@ class Llama3Scaling:
     original_max_positions: int = 8192
 
     def scale_frequencies(self, rate_H: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
-        """The new rates, and what cos and sin are multiplied by."""
         turns_H = self.original_max_positions * rate_H / (2 * math.pi)
         kept_H = np.clip((turns_H - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0.0, 1.0)
         return kept_H * rate_H + (1 - kept_H) * rate_H / self.factor, 1.0
@@ -62,14 +61,14 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class Yarn:
-    """YaRN (Peng et al. 2023): as above with a ramp over channels, and attention made sharper.
+    """YaRN (Peng et al. 2023): interpolation with a linear ramp over channels, and sharper attention.
 
     Attributes:
-      factor: how much longer texts become.
-      original_max_positions: the length that was trained.
-      beta_fast, beta_slow: full turns over `original_max_positions` positions from which a channel is kept,
-        and below which it is interpolated.
-      attention_factor: what cos and sin are multiplied by; None: 0.1 ln(factor) + 1.
+      factor: ratio of the new length to the trained one.
+      original_max_positions: the trained length.
+      beta_fast, beta_slow: rotations over the trained length above which a channel is kept, and below which it is
+        interpolated.
+      attention_factor: factor of cos and sin; None: 0.1 ln(factor) + 1.
       truncate: round the ends of the ramp to whole channels.
     """
 
@@ -81,34 +80,33 @@ class Yarn:
     truncate: bool = True
 
     def scale_frequencies(self, rate_H: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
-        """The new rates, and what cos and sin are multiplied by."""
         half = len(rate_H)
 
-        def channel(turns: float) -> float:
-            return half * math.log(self.original_max_positions / (turns * 2 * math.pi)) / math.log(theta)
+        def channel(rotations: float) -> float:
+            return half * math.log(self.original_max_positions / (rotations * 2 * math.pi)) / math.log(theta)
 
         first, last = channel(self.beta_fast), channel(self.beta_slow)
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, 2 * half - 1)
         slow_H = np.clip((np.arange(half) - first) / max(last - first, 0.001), 0.0, 1.0)
-        sharpness = (
-            0.1 * math.log(max(self.factor, 1.0)) + 1 if self.attention_factor is None else self.attention_factor
-        )
+        sharpness = self.attention_factor
+        if sharpness is None:
+            sharpness = 0.1 * math.log(max(self.factor, 1.0)) + 1
         return slow_H * rate_H / self.factor + (1 - slow_H) * rate_H, sharpness
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """The angles: base `theta` and, where texts are longer than those first trained on, a scaling rule."""
+    """Rotary positions: the base `theta` and, for texts longer than those first trained on, a scaling rule."""
 
     theta: float = 10000.0
     scaling: LinearScaling | Llama3Scaling | Yarn | None = None
 
     def rotation(self, position_BT: Array, head_dim: int) -> Rotation:
-        """Positions (B, T) -> cos and sin (B, T, H / 2). Raises UserError if H is odd."""
+        """Return cos and sin (B, T, H / 2) of positions (B, T). Raises UserError if H is odd."""
         if head_dim % 2:
-            raise UserError(f"rotary positions turn channels in pairs, but a head has {head_dim}: make it even")
+            raise UserError(f"rotary positions rotate pairs of channels, but a head has {head_dim}: make it even")
         rate_H, sharpness = self.theta ** (-np.arange(0, head_dim, 2) / head_dim), 1.0
         if self.scaling is not None:
             rate_H, sharpness = self.scaling.scale_frequencies(rate_H, self.theta)
@@ -117,16 +115,16 @@ class Rotary:
 
 
 def rotate(x_BTNH: Array, rotation: Rotation) -> Array:
-    """Turn every head's channel pairs (h, h + H/2): (B, T, N, H) -> the same shape and dtype."""
+    """Rotate the channel pairs (h, h + H/2) of every head: (B, T, N, H) -> the same shape and dtype."""
     cos, sin = (part[:, :, None] for part in rotation)
     a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
 
 
 def sinusoids(position: Array, width: int, halves: bool = False) -> Array:
-    """PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos of the same: (...,) -> (..., D) float32.
+    """Return PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos of the same: (...,) -> (..., D) float32.
 
-    With `halves` all sines come first, then all cosines.
+    halves: all sines first, then all cosines.
     """
     rate_H = jnp.asarray(np.exp(-np.log(10000.0) * np.arange(0, width, 2) / width), jnp.float32)
     angle = position[..., None].astype(jnp.float32) * rate_H.reshape((1,) * position.ndim + (-1,))
@@ -136,7 +134,7 @@ def sinusoids(position: Array, width: int, halves: bool = False) -> Array:
 
 
 def check_capacity(kind: str, capacity: int, max_length: int) -> None:
-    """Raises UserError if room is asked for more tokens than learned positions reach."""
+    """Raises UserError if a cache has more positions than a learned table."""
     if kind == "learned" and capacity > max_length:
         raise UserError(
             f"room for {capacity} target tokens, but learned positions reach {max_length}: lower the length limit "
@@ -145,10 +143,10 @@ def check_capacity(kind: str, capacity: int, max_length: int) -> None:
 
 
 class PositionalEncoding(nn.Module):
-    """Position encodings of kind "sinusoidal", "sinusoidal_halves", "learned" (at most `max_length`) or "none".
+    """Position encodings of a kind: "sinusoidal", "sinusoidal_halves", "learned" (at most `max_length`) or "none".
 
-    The sinusoids lie interleaved as in the paper, or all sines before all cosines (Marian, Tensor2Tensor). A learned
-    table starts from a normal with standard deviation `init_std`; None: D^-1/2.
+    Sinusoids are interleaved as in the paper, or in halves (Marian, Tensor2Tensor). A learned table is initialized
+    from a normal with standard deviation `init_std`; None: D^-1/2.
     """
 
     width: int
@@ -158,7 +156,7 @@ class PositionalEncoding(nn.Module):
 
     @nn.compact
     def __call__(self, position_BT: Array, bound: int | None = None) -> Array:
-        """Positions (B, T), counted from 0 and below `bound` where one is given -> encodings (B, T, D).
+        """Return encodings (B, T, D) of positions (B, T), all below `bound` if it is given.
 
         With a bound each sinusoid is computed once and then looked up.
         """
@@ -174,28 +172,27 @@ class PositionalEncoding(nn.Module):
                 f"a sequence of {position_BT.shape[1]} tokens, but learned positions reach {self.max_length}: "
                 "shorten the input or train with a larger model.max_length"
             )
-        deviation = self.width**-0.5 if self.init_std is None else self.init_std
-        table = self.param("table", nn.initializers.normal(deviation), (self.max_length, self.width))
+        init_std = self.width**-0.5 if self.init_std is None else self.init_std
+        table = self.param("table", nn.initializers.normal(init_std), (self.max_length, self.width))
         return table[jnp.clip(position_BT, 0, self.max_length - 1)]
 
 
 def relative_position_buckets(num_buckets: int, max_distance: int) -> np.ndarray:
-    """The bucket of every distance 0 .. `max_distance`, of `count` in all: half for one distance each, half
-    logarithmic.
-    """
-    exact, far = num_buckets // 2, np.arange(max_distance + 1, dtype=np.float32)
-    fraction = np.log(np.maximum(far, 1) / np.float32(exact)) / np.float32(math.log(max_distance / exact))
+    """Return the bucket of each distance 0 .. `max_distance`: half of the buckets exact, half logarithmic."""
+    exact, distance = num_buckets // 2, np.arange(max_distance + 1, dtype=np.float32)
+    # float32 as in the published implementation: float64 would move some distances to another bucket.
+    fraction = np.log(np.maximum(distance, 1) / np.float32(exact)) / np.float32(math.log(max_distance / exact))
     logarithmic = exact + (fraction * np.float32(num_buckets - exact)).astype(np.int32)
-    return np.where(far < exact, far.astype(np.int32), np.minimum(logarithmic, num_buckets - 1))
+    return np.where(distance < exact, distance.astype(np.int32), np.minimum(logarithmic, num_buckets - 1))
 
 
 class RelativePositionBias(nn.Module):
-    """What each head adds to the score of a key that lies so many tokens before the query.
+    """A bias of the attention scores by head and distance.
 
     Attributes:
       heads: N.
-      num_buckets, max_distance: see the module. With `bidirectional` half of the buckets are for keys after
-        the query; otherwise such a key counts as being at the query.
+      num_buckets, max_distance: see the module.
+      bidirectional: half of the buckets are for keys after the query; otherwise these count as distance 0.
     """
 
     heads: int
@@ -205,13 +202,12 @@ class RelativePositionBias(nn.Module):
 
     @nn.compact
     def __call__(self, distance_BTS: Array) -> Array:
-        """Position of the query less that of the key (B, T, S) -> what is added (B, N, T, S), float32."""
+        """Return the float32 bias (B, N, T, S) of distances, query position minus key position, (B, T, S)."""
         table = self.param("table", nn.initializers.normal(0.02), (self.num_buckets, self.heads))
-        sided = self.num_buckets // 2 if self.bidirectional else self.num_buckets
-        far_BTS = jnp.abs(distance_BTS) if self.bidirectional else jnp.maximum(distance_BTS, 0)
-        bucket_BTS = jnp.asarray(relative_position_buckets(sided, self.max_distance))[
-            jnp.minimum(far_BTS, self.max_distance)
-        ]
+        per_side = self.num_buckets // 2 if self.bidirectional else self.num_buckets
+        magnitude_BTS = jnp.abs(distance_BTS) if self.bidirectional else jnp.maximum(distance_BTS, 0)
+        buckets = jnp.asarray(relative_position_buckets(per_side, self.max_distance))
+        bucket_BTS = buckets[jnp.minimum(magnitude_BTS, self.max_distance)]
         if self.bidirectional:
-            bucket_BTS = jnp.where(distance_BTS < 0, bucket_BTS + sided, bucket_BTS)
+            bucket_BTS = jnp.where(distance_BTS < 0, bucket_BTS + per_side, bucket_BTS)
         return jnp.moveaxis(table[bucket_BTS], -1, 1)

@@ -1,8 +1,8 @@
-"""What a word is at the entrance of a tagger or a classifier: a vector of its own, and one made of its characters.
+"""Word representation of taggers and classifiers: a word embedding concatenated with a character-CNN vector.
 
 characters c_1 ... c_W  ->  y_j = V [c_{j-1}; c_j; c_{j+1}] + b,   max_j y_j   (dos Santos and Zadrozny 2014; Ma and
-Hovy 2016, section 2.1), beside the word's embedding. Word dropout puts UNK for a word, so that UNK is trained and the
-characters are listened to (Kiperwasser and Goldberg 2016).
+Hovy 2016, section 2.1). Word dropout replaces words by UNK, so that UNK is trained and the characters are used
+(Kiperwasser and Goldberg 2016).
 """
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ from jaxlm.types import Array, Batch
 
 
 def word_mask(batch: Batch) -> Array:
-    """(B, S): True on the words of the source, False on EOS, the last token of every text, and on padding."""
+    """Return (B, S), True on the words of the source, False on EOS, the last token of every text, and on padding."""
     valid_BS = jnp.asarray(batch.source_valid_BS)
     text_BS = valid_BS.astype(jnp.int32) if batch.source_segment_BS is None else jnp.asarray(batch.source_segment_BS)
     none = jnp.iinfo(jnp.int32).max
@@ -30,15 +30,15 @@ def word_mask(batch: Batch) -> Array:
 
 
 def require_unpacked(batch: Batch) -> None:
-    """Raises UserError where several texts share a row."""
+    """Raises UserError if several texts share a row."""
     if batch.source_segment_BS is not None:
         raise UserError("several texts packed in a row: this model reads one text a row, use Buckets, not Packing")
 
 
 class CharacterCNN(nn.Module):
-    """The characters of a word -> `filters` features, each the largest over the places in the word.
+    """The characters of a word -> `filters` features, each the maximum over the positions in the word.
 
-    vocab: ids of characters; id 0 is no character. kernel_size: characters that a filter sees, odd.
+    vocab: number of character ids; id 0 is padding. kernel_size: characters per filter, odd.
     """
 
     vocab: int
@@ -50,23 +50,24 @@ class CharacterCNN(nn.Module):
     @nn.compact
     def __call__(self, character_BSW: Array) -> Array:
         """(B, S, W) -> (B, S, filters); 0 for a word without characters."""
-        embedding = param_or_quantized(self, "embedding", _uniform_init(self.width), (self.vocab, self.width))
-        letters_MW = character_BSW.reshape(-1, character_BSW.shape[-1])
-        there_MW1 = (letters_MW > 0)[..., None]
-        x_MWE = Dropout(self.dropout)(jnp.where(there_MW1, embed_ids(embedding, letters_MW), 0.0))
+        table = param_or_quantized(self, "embedding", _uniform_init(self.width), (self.vocab, self.width))
+        character_RW = character_BSW.reshape(-1, character_BSW.shape[-1])  # R = B S words
+        is_real_RW1 = (character_RW > 0)[..., None]
+        x_RWD = Dropout(self.dropout)(jnp.where(is_real_RW1, embed_ids(table, character_RW), 0.0))
         side = self.kernel_size // 2
-        padded = jnp.pad(x_MWE, ((0, 0), (side, side), (0, 0)))
-        seen = [padded[:, i : i + letters_MW.shape[1]] for i in range(2 * side + 1)]
-        y_MWF = Linear(self.filters, name="filters")(jnp.concatenate(seen, -1))
-        y_MF = jnp.where(there_MW1, y_MWF, jnp.finfo(y_MWF.dtype).min).max(1)
-        y_MF = jnp.where(there_MW1.any(1), y_MF, 0.0)
-        return y_MF.reshape(*character_BSW.shape[:2], self.filters)
+        padded = jnp.pad(x_RWD, ((0, 0), (side, side), (0, 0)))
+        # The convolution as one product: each position with its neighbors, (R, W, kernel_size * D).
+        neighbors = [padded[:, i : i + character_RW.shape[1]] for i in range(2 * side + 1)]
+        y_RWF = Linear(self.filters, name="filters")(jnp.concatenate(neighbors, -1))
+        y_RF = jnp.where(is_real_RW1, y_RWF, jnp.finfo(y_RWF.dtype).min).max(1)
+        y_RF = jnp.where(is_real_RW1.any(1), y_RF, 0.0)
+        return y_RF.reshape(*character_BSW.shape[:2], self.filters)
 
 
 class WordEmbedding(nn.Module):
-    """Source ids, and characters if `characters` is there -> (B, S, width + filters).
+    """Source ids, and characters if there is a `characters` network -> (B, S, width + filters).
 
-    dropout: of the vectors; word_dropout: the share of words that are read as `unk_id` if there is a dropout key.
+    dropout: of the vectors. word_dropout: rate at which words are read as `unk_id` in training.
     """
 
     vocab: int
@@ -78,23 +79,21 @@ class WordEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, batch: Batch) -> Array:
-        """Raises UserError where characters are wanted and the batch has none."""
+        """Raises UserError if the model reads characters and the batch has none."""
         id_BS = batch.source_BS
         if self.word_dropout and self.has_rng("dropout"):
             keep_BS = keep_mask(self.make_rng("dropout"), self.word_dropout, id_BS.shape)
             if self.unk_id is None:
                 raise UserError("word dropout needs an unknown token, which the tokenizer lacks: set word_dropout = 0")
             id_BS = jnp.where(keep_BS | ~word_mask(batch), id_BS, self.unk_id)
-        x_BSD = embed_ids(
-            param_or_quantized(self, "embedding", _uniform_init(self.width), (self.vocab, self.width)), id_BS
-        )
+        table = param_or_quantized(self, "embedding", _uniform_init(self.width), (self.vocab, self.width))
+        x_BSD = embed_ids(table, id_BS)
         if self.characters is not None:
             if batch.character_BSW is None:
                 raise UserError(
                     "the model reads the characters of words, and the batch has none: use the tokenizer WordsWithChars"
                 )
-            spelled_BSF = self.characters(batch.character_BSW)
-            x_BSD = jnp.concatenate([x_BSD, spelled_BSF], -1)
+            x_BSD = jnp.concatenate([x_BSD, self.characters(batch.character_BSW)], -1)
         return Dropout(self.dropout)(x_BSD)
 
 

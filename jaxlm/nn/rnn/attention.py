@@ -1,4 +1,4 @@
-"""How well a decoder's state matches each source position: the scores of attention over a recurrent encoder.
+"""Attention scores of a decoder state and each source position, for recurrent encoder-decoders.
 
 | kind         | score of query h and memory m      | source                                                     |
 |--------------|------------------------------------|------------------------------------------------------------|
@@ -7,10 +7,10 @@
 | "general"    | h . (W m)                          | Luong et al. 2015, section 3.1                             |
 | "additive"   | v . tanh(W h + U m + b)            | Bahdanau et al. 2015, section A.1.2; Luong's "concat"      |
 
-With coverage the weights given so far, c_s = sum_{t' < t} a_{t's}, enter the score: the additive one becomes
-v . tanh(W h + U m + b + w c) (See et al. 2017, equation 11; Tu et al. 2016), to the others w c is added, w a number.
+With coverage the score depends on the attention so far, c_s = sum_{t' < t} a_{t's}: the additive one becomes
+v . tanh(W h + U m + b + w c) (See et al. 2017, equation 11; Tu et al. 2016); the others add w c, w a scalar.
 
-What depends on the source alone (W m, U m) is the key: it is computed once a source, not once a step.
+The parts that depend on the source only (W m, U m) are the keys, computed once per source instead of once per step.
 """
 
 from typing import Literal
@@ -27,7 +27,7 @@ ScoreKind = Literal["dot", "scaled_dot", "general", "additive"]
 
 
 class AttentionScore(nn.Module):
-    """Scores of one kind; see the module. `width` is that of the queries, D, and of the additive score's tanh."""
+    """The score of one kind. `width` is that of the queries, D, and of the additive score's tanh."""
 
     kind: ScoreKind
     width: int
@@ -44,7 +44,7 @@ class AttentionScore(nn.Module):
             self.cover = self.param("cover", nn.initializers.zeros_init(), shape)
 
     def project_keys(self, memory_BSD: Array) -> Array:
-        """The keys of the source, (B, S, width). Raises UserError where a dot product would join unequal widths."""
+        """Return the keys of a source, (B, S, width). Raises UserError if a dot product would have unequal widths."""
         if self.kind in ("general", "additive"):
             return self.key(memory_BSD)
         if memory_BSD.shape[-1] != self.width:
@@ -55,7 +55,7 @@ class AttentionScore(nn.Module):
         return memory_BSD
 
     def __call__(self, query_BTD: Array, key_BSD: Array, coverage_BTS: Array | None = None) -> Array:
-        """Scores (B, T, S). `coverage_BTS` (T may be 1) is the attention spent on each source position so far."""
+        """Return scores (B, T, S). `coverage_BTS` (T may be 1) is the attention to each source position so far."""
         if self.kind == "additive":
             cover_D = self.cover if self.coverage else None
             return _additive_score(self.query(query_BTD), key_BSD, self.vector, coverage_BTS, cover_D)
@@ -71,15 +71,16 @@ class AttentionScore(nn.Module):
 def _additive_score(
     query_BTD: Array, key_BSD: Array, vector_D: Array, coverage_BTS: Array | None, coverage_weight_D: Array | None
 ):
-    """v . tanh(..) of every pair. The tanh has T x S x D numbers a row: they are made again in the backward pass."""
+    """v . tanh(..) of every pair. The tanh, T x S x D numbers per row, is recomputed in the backward pass."""
     inner_BTSD = query_BTD[:, :, None] + key_BSD[:, None]
     if coverage_BTS is not None:
         inner_BTSD += coverage_BTS[..., None] * coverage_weight_D[None, None, None]
+    # A matrix-vector product of (B T S, D) and (D,).
     return (jnp.tanh(inner_BTSD).reshape(-1, vector_D.shape[0]) @ vector_D).reshape(inner_BTSD.shape[:-1])
 
 
 def masked_softmax(score_BTS: Array, valid_BS: Array) -> Array:
-    """softmax over the valid source positions, exactly 0 on the others: (B, T, S). No valid one: zeros, and no NaN."""
+    """Return softmax over the valid source positions, exactly 0 on the others, (B, T, S); zeros if none is valid."""
     mask_B1S = valid_BS[:, None]
     score_BTS = jnp.where(mask_B1S, score_BTS, jnp.finfo(score_BTS.dtype).min)
     return jnp.where(mask_B1S, jax.nn.softmax(score_BTS, axis=-1), 0.0)

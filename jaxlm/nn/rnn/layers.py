@@ -1,7 +1,7 @@
-"""Recurrent networks of any cell: layers, directions, and what keeps them regular.
+"""Recurrent networks of any cell: layers, directions and regularization.
 
-Everything that does not wait for the position before is done for all positions at once: a layer is one product
-x W + b, the loop of `jaxlm.nn.rnn.scan` around h U, and in the backward pass one product each for dW, dU and dx.
+All that does not depend on the previous position is computed for all positions at once: a layer is one product
+x W + b and the loop of `jaxlm.nn.rnn.scan` around h U; its backward pass is one product each for dW, dU and dx.
 """
 
 import flax.linen as nn
@@ -14,16 +14,16 @@ from jaxlm.errors import UserError
 from jaxlm.nn.layers.dropout import DropConnect, Dropout, LockedDropout
 from jaxlm.nn.rnn import cudnn_lstm
 from jaxlm.nn.rnn.cells import GRU, LSTM, Carry, CellVectors, Elman, normalize_gates
-from jaxlm.nn.rnn.scan import StepMask, unroll
+from jaxlm.nn.rnn.scan import StepInputs, unroll
 from jaxlm.types import Array
 
 RNNState = tuple[Carry, ...]
-"""A carry for each layer from the bottom; of a bidirectional layer first the forward one, then the backward one."""
+"""A carry per layer from the bottom; of a bidirectional layer first the forward one, then the backward one."""
 
 
 @struct.dataclass
 class LayerWeights:
-    """What one layer has in one direction: W (width of x, G), U (D, G), b (G,), the gain of W x, the cell's vectors."""
+    """One direction of a layer: W (width of x, G), U (D, G), b (G,), the gain of W x, and the vectors of the cell."""
 
     W: Array
     U: Array
@@ -33,7 +33,7 @@ class LayerWeights:
 
 
 class DirectionParams(nn.Module):
-    """The parameters of one layer in one direction; its matrices start uniform in +-`init_scale`."""
+    """The parameters of one direction of a layer; matrices are initialized uniformly in +-`init_scale`."""
 
     cell: Elman | LSTM | GRU
     layer_norm: bool
@@ -42,7 +42,7 @@ class DirectionParams(nn.Module):
 
     @nn.compact
     def __call__(self, in_features: int) -> LayerWeights:
-        """The parameters for inputs of that width, U with its weight drop."""
+        """Return the parameters for inputs of width `in_features`, U after weight drop."""
         gates = sum(self.cell.norm_groups) * self.cell.width
 
         def uniform(key: Array, shape: tuple[int, int]) -> Array:
@@ -52,28 +52,28 @@ class DirectionParams(nn.Module):
         U = self.param("recurrent", uniform, (self.cell.width, gates))
         bias = self.param("bias", lambda key: self.cell.initial_bias())
         scale = self.param("input_scale", nn.initializers.ones_init(), (gates,)) if self.layer_norm else None
-        small = {
-            name: self.param(name, nn.initializers.constant(first), (size,))
-            for name, (size, first) in self.cell.vector_shapes(self.layer_norm).items()
+        vectors = {
+            name: self.param(name, nn.initializers.constant(value), (size,))
+            for name, (size, value) in self.cell.vector_shapes(self.layer_norm).items()
         }
-        return LayerWeights(W, DropConnect(self.weight_drop)(U), bias, scale, small)
+        return LayerWeights(W, DropConnect(self.weight_drop)(U), bias=bias, input_scale=scale, vectors=vectors)
 
 
 class Recurrent(nn.Module):
-    """A pile of recurrent layers: x (B, T, any width) -> hidden (B, T, D), D the cell's width (twice it if two-way).
+    """A stack of recurrent layers: x (B, T, any width) -> hidden (B, T, D), D the width of the output.
 
     Attributes:
       cell: `Elman(width)`, `LSTM(width)` or `GRU(width)` of `jaxlm.nn.rnn.cells`.
-      layers: how many, the output of each the input of the next.
-      bidirectional: a second cell reads each layer's input from the end, and both outputs stand side by side
-        (Schuster and Paliwal 1997). Neither sees padding, wherever it is.
+      layers: number of layers.
+      bidirectional: a second cell reads the input of each layer from the end, and both outputs are concatenated
+        (Schuster and Paliwal 1997). Padding is skipped anywhere in a row.
       residual: each layer above the first adds its input to its output (Wu et al. 2016, equation 5).
-      layer_norm: W x and U h are each normalised, and the LSTM's memory (Ba et al. 2016, section 3.1).
-      dropout: on the input of each layer above the first, so never on what is carried on (Zaremba et al. 2014).
+      layer_norm: of W x and U h, and of the LSTM's memory (Ba et al. 2016, section 3.1).
+      dropout: of the input of each layer above the first, so never of a carry (Zaremba et al. 2014).
       variational: one dropout mask for the whole sequence (Gal and Ghahramani 2016).
-      weight_drop: rate of DropConnect on U, one mask a call (Merity et al. 2018).
-      init_scale: matrices start uniform in +- this; None: D^-0.5, as in PyTorch.
-      dtype: of the products; gates, carries and outputs are float32 whatever it says.
+      weight_drop: rate of DropConnect on U, one mask per call (Merity et al. 2018).
+      init_scale: matrices are initialized uniformly in +- this; None: (width of the cell)^-0.5, as in PyTorch.
+      dtype: of the products; gates, carries and outputs are always float32.
     """
 
     cell: Elman | LSTM | GRU
@@ -89,51 +89,50 @@ class Recurrent(nn.Module):
 
     @property
     def width(self) -> int:
-        """Of the output."""
+        """Width of the output: that of the cell, twice it if bidirectional."""
         return self.cell.width * (2 if self.bidirectional else 1)
 
     def start(self, rows: int) -> RNNState:
-        """The state before the first position: zeros, axis 0 the batch."""
+        """Return the state before the first position: zeros."""
         return tuple(self.cell.initial_carry(rows) for _ in range(self.layers * (2 if self.bidirectional else 1)))
 
     @nn.compact
     def __call__(
-        self,
-        x_BTD: Array,
-        state: RNNState,
-        valid_BT: Array,
-        perturbation_BTD: Array | None = None,
+        self, x_BTD: Array, state: RNNState, valid_BT: Array, perturbation_BTD: Array | None = None,
         segment_BT: Array | None = None,
-    ) -> tuple[Array, RNNState]:
-        """Read T positions -> the top layer's output (B, T, D) and the state after them.
+    ) -> tuple[Array, RNNState]:  # fmt: skip
+        """Read T positions: return the output of the top layer (B, T, D) and the new state.
 
-        Where `valid_BT` is False the state stays as it was and the output means nothing. Where the number in
-        `segment_BT` changes, the state starts anew. `perturbation_BTD` is added to the top cell's h_t before
-        it is carried on: the gradient of a loss with respect to it is dL/dh_t with all its ways through later
-        positions.
+        Args:
+          valid_BT: False leaves the state unchanged; the output there is undefined.
+          perturbation_BTD: added to h_t of the top layer before it is carried on. The gradient of a loss with respect
+            to it is dL/dh_t, through all later positions.
+          segment_BT: the state is reset where this number changes.
         """
-        ways = 2 if self.bidirectional else 1
+        suffixes = ("", "_reverse") if self.bidirectional else ("",)
+        directions = len(suffixes)
         scale = self.cell.width**-0.5 if self.init_scale is None else self.init_scale
-        after: list[Carry] = []
+        new_state: list[Carry] = []
         for layer in range(self.layers):
             if layer > 0:
                 x_BTD = (LockedDropout if self.variational else Dropout)(self.dropout)(x_BTD)
-            top = perturbation_BTD is not None and layer == self.layers - 1
-            nudges_BTD = jnp.split(perturbation_BTD, ways, -1) if top else [None] * ways
+            is_perturbed = perturbation_BTD is not None and layer == self.layers - 1
+            perturbations = jnp.split(perturbation_BTD, directions, -1) if is_perturbed else [None] * directions
             weights = [
-                DirectionParams(self.cell, self.layer_norm, self.weight_drop, scale, name=f"layer_{layer}{way}")(
-                    x_BTD.shape[-1]
-                )
-                for way in ("", "_reverse")[:ways]
-            ]
-            before = state[layer * ways : (layer + 1) * ways]
-            hidden_BTD, carries = self._run_layer(weights, x_BTD, before, valid_BT, nudges_BTD, segment_BT)
+                DirectionParams(
+                    self.cell, self.layer_norm, weight_drop=self.weight_drop, init_scale=scale,
+                    name=f"layer_{layer}{suffix}",
+                )(x_BTD.shape[-1])
+                for suffix in suffixes
+            ]  # fmt: skip
+            carries = state[layer * directions : (layer + 1) * directions]
+            hidden_BTD, carries = self._run_layer(weights, x_BTD, carries, valid_BT, perturbations, segment_BT)
             x_BTD = hidden_BTD + x_BTD if self.residual and layer > 0 else hidden_BTD
-            after.extend(carries)
-        return x_BTD, tuple(after)
+            new_state.extend(carries)
+        return x_BTD, tuple(new_state)
 
     def step(self, x_BD: Array, state: RNNState, valid_B: Array) -> tuple[Array, RNNState]:
-        """One position: (B, any width) -> (B, D), with the parameters and the numbers of `__call__`."""
+        """Read one position, (B, any width) -> (B, D), with the same parameters and results as `__call__`."""
         if self.bidirectional:
             raise UserError(
                 "a bidirectional network cannot be read a position at a time: its backward half begins at the end; "
@@ -142,39 +141,39 @@ class Recurrent(nn.Module):
         hidden_B1D, state = self(x_BD[:, None], state, valid_B[:, None])
         return hidden_B1D[:, 0], state
 
-    def _run_layer(self, weights, x_BTD, initial_carries, valid_BT, perturbations_BTD, segment_BT):
-        """All directions of one layer, one after the other or by cuDNN -> (hidden_BTD, a carry for each)."""
+    def _run_layer(self, weights, x_BTD, carries, valid_BT, perturbations, segment_BT):
+        """All directions of a layer, one after the other or by cuDNN -> hidden_BTD and a carry for each."""
 
-        def loops(x_BTD, before):
-            done = [
-                self._run_direction(*one, x_BTD, valid_BT, segment_BT, reverse)
-                for reverse, one in enumerate(zip(weights, before, perturbations_BTD, strict=True))
+        def by_scan(x_BTD, carries):
+            outputs = [
+                self._run_direction(*direction, x_BTD, valid_BT, segment_BT, reverse=index == 1)
+                for index, direction in enumerate(zip(weights, carries, perturbations, strict=True))
             ]
-            hidden_BTD = jnp.concatenate([hidden_BTD for hidden_BTD, _ in done], -1)
-            return hidden_BTD, tuple(carry for _, carry in done)
+            hidden_BTD = jnp.concatenate([hidden_BTD for hidden_BTD, _ in outputs], -1)
+            return hidden_BTD, tuple(carry for _, carry in outputs)
 
-        plain = not self.layer_norm and perturbations_BTD[0] is None and segment_BT is None and self.dtype == "float32"
-        if not (plain and isinstance(self.cell, LSTM) and cudnn_lstm.is_available()):
-            return loops(x_BTD, initial_carries)
+        is_plain = not self.layer_norm and perturbations[0] is None and segment_BT is None and self.dtype == "float32"
+        if not (is_plain and isinstance(self.cell, LSTM) and cudnn_lstm.is_available()):
+            return by_scan(x_BTD, carries)
 
-        def by_cudnn(x_BTD, before):
-            packed = cudnn_lstm.pack_params([(one.W, one.U, one.bias) for one in weights])
-            return cudnn_lstm.run_layer(packed, x_BTD, before, valid_BT.sum(1, dtype=jnp.int32))
+        def by_cudnn(x_BTD, carries):
+            packed = cudnn_lstm.pack_params([(direction.W, direction.U, direction.bias) for direction in weights])
+            return cudnn_lstm.run_layer(packed, x_BTD, carries, valid_BT.sum(1, dtype=jnp.int32))
 
-        return jax.lax.cond(cudnn_lstm.supports_padding(valid_BT), by_cudnn, loops, x_BTD, initial_carries)
+        return jax.lax.cond(cudnn_lstm.supports_padding(valid_BT), by_cudnn, by_scan, x_BTD, carries)
 
-    def _run_direction(self, weights, initial_carry, perturbation_BTD, x_BTD, valid_BT, segment_BT, reverse):
-        """One direction of one layer by `unroll` -> (hidden_BTD, carry)."""
+    def _run_direction(self, weights, carry, perturbation_BTD, x_BTD, valid_BT, segment_BT, reverse):
+        """One direction of a layer by `unroll` -> hidden_BTD and the last carry."""
         dtype = jnp.dtype(self.dtype)
-        # A loop over positions has to have them all: where they were split over devices they are gathered.
+        # The loop over positions needs all of them: if they are split over devices, they are gathered.
         x_TBD = jnp.swapaxes(constrain(x_BTD, "batch", None, None), 0, 1).astype(dtype)
         # Not flattened to rank 2 by hand: the batch is the middle axis here, and a merged axis cannot be sharded.
         x_TBG = jnp.einsum("tbd,dg->tbg", x_TBD, weights.W.astype(dtype), preferred_element_type=jnp.float32)
         x_TBG = normalize_gates(x_TBG, weights.input_scale, self.cell.norm_groups) + weights.bias[None, None]
-        begins = None if segment_BT is None else _segment_starts(segment_BT, valid_BT, bool(reverse)).T
-        nudge_TBD = None if perturbation_BTD is None else jnp.swapaxes(perturbation_BTD, 0, 1)
-        U, marks = weights.U.astype(dtype), StepMask(valid_BT.T, begins)
-        hidden_TBD, carry = unroll(self.cell, bool(reverse), U, weights.vectors, x_TBG, initial_carry, marks, nudge_TBD)
+        reset_TB = None if segment_BT is None else _segment_starts(segment_BT, valid_BT, reverse).T
+        perturbation_TBD = None if perturbation_BTD is None else jnp.swapaxes(perturbation_BTD, 0, 1)
+        inputs = StepInputs(x_TBG, valid_BT.T, reset=reset_TB, perturbation=perturbation_TBD)
+        hidden_TBD, carry = unroll(self.cell, reverse, weights.U.astype(dtype), weights.vectors, carry, inputs)
         return jnp.swapaxes(hidden_TBD, 0, 1), carry
 
 

@@ -1,4 +1,4 @@
-"""One layer of a Transformer: self-attention, then the feed-forward net, each in a residual sub-layer.
+"""Transformer layers: self-attention and a feed-forward layer, each in a residual sub-layer.
 
 pre-norm:   x <- x + attention(norm(x)),  x <- x + FFN(norm(x))
 post-norm:  x <- norm(x + attention(x)),  x <- norm(x + FFN(x))
@@ -16,10 +16,9 @@ from jaxlm.types import Array
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, then the feed-forward net: the layer of an encoder and, with a causal mask, of a decoder.
+    """The layer of an encoder and, with a causal mask, of a decoder-only Transformer.
 
-    `rotation` turns queries and keys (`jaxlm.nn.layers.positions`), `bias` is added to the scores
-    (`jaxlm.nn.layers.positions`).
+    `rotation` (rotary positions) and `bias` (relative positions) are those of `jaxlm.nn.layers.positions`.
     """
 
     attention: Attention
@@ -29,16 +28,16 @@ class TransformerBlock(nn.Module):
     dtype: str
 
     def setup(self) -> None:
-        self.attention_residual = Residual(self.norm, self.dropout, self.dtype)
-        self.ffn_residual = Residual(self.norm, self.dropout, self.dtype)
+        self.attention_residual = Residual(self.norm, self.dropout, dtype=self.dtype)
+        self.ffn_residual = Residual(self.norm, self.dropout, dtype=self.dtype)
 
     def __call__(self, x_BTD: Array, mask_BTT: Array, rotation: Any = None, bias_BNTT: Array | None = None) -> Array:
-        """All positions at once: (B, T, D) -> (B, T, D)."""
+        """Read all positions at once: (B, T, D) -> (B, T, D)."""
         x_BTD = self.attention_residual(x_BTD, lambda y: self.attention.self_attend(y, mask_BTT, rotation, bias_BNTT))
         return self.ffn_residual(x_BTD, self.ffn)
 
     def with_attention_weights(self, x_BTD: Array, mask_BTT: Array, rotation: Any = None) -> tuple[Array, Array]:
-        """As all positions at once, and how much each looked at each, by head (B, N, T, T)."""
+        """Like `__call__`, but also return the attention weights (B, N, T, T)."""
         weight_BNTT = None
 
         def self_attention(y_BTD: Array) -> Array:
@@ -50,15 +49,11 @@ class TransformerBlock(nn.Module):
         return x_BTD, weight_BNTT
 
     def step(self, x_RTD: Array, cache: LayerCache, view: CacheView, rotation: Any = None) -> tuple[Array, LayerCache]:
-        """T more positions a slot, written to the cache: (R, T, D) -> (R, T, D), new cache."""
-        x_RTD, cache = self.self_attend_cached(x_RTD, cache, view, rotation)
+        """Read T more positions per beam and write them to the cache: (R, T, D) -> (R, T, D), the new cache."""
+        x_RTD, cache = self._self_attend_cached(x_RTD, cache, view, rotation)
         return self.ffn_residual(x_RTD, self.ffn), cache
 
-    def self_attend_cached(
-        self, x_RTD: Array, cache: LayerCache, view: CacheView, rotation: Any = None
-    ) -> tuple[Array, LayerCache]:
-        """The first half of `step`."""
-
+    def _self_attend_cached(self, x_RTD, cache, view, rotation=None) -> tuple[Array, LayerCache]:
         def self_attention(y_RTD: Array) -> Array:
             nonlocal cache
             mixed_RTD, cache = self.attention.self_attend_cached(y_RTD, cache, view, rotation)
@@ -68,31 +63,34 @@ class TransformerBlock(nn.Module):
 
 
 class CrossAttentionBlock(TransformerBlock):
-    """A decoder's layer that also looks at a source, between the two."""
+    """The layer of the decoder of an encoder-decoder: cross-attention to the source between the two sub-layers."""
 
     source_attention: Attention
 
     def setup(self) -> None:
         super().setup()
-        self.source_residual = Residual(self.norm, self.dropout, self.dtype)
+        self.source_residual = Residual(self.norm, self.dropout, dtype=self.dtype)
 
     def __call__(
         self, x_BTD: Array, mask_BTT: Array, memory_BSD: Array, source_mask_BTS: Array, bias_BNTT: Array | None = None
     ) -> Array:
-        """The whole target at once: (B, T, D) -> (B, T, D)."""
-        keys_values = self.source_attention.project_kv(memory_BSD)
+        """Read the whole target at once: (B, T, D) -> (B, T, D)."""
+        cross_kv = self.source_attention.project_kv(memory_BSD)
         x_BTD = self.attention_residual(x_BTD, lambda y: self.attention.self_attend(y, mask_BTT, None, bias_BNTT))
-        x_BTD = self.source_residual(x_BTD, lambda y: self.source_attention(y, *keys_values, source_mask_BTS))
+        x_BTD = self.source_residual(x_BTD, lambda y: self.source_attention(y, *cross_kv, source_mask_BTS))
         return self.ffn_residual(x_BTD, self.ffn)
 
     def cross_kv(self, memory_BSD: Array) -> tuple[Array, Array]:
-        """The source's keys (B, G, H, S) and values (B, G, S, H)."""
+        """Return the source's keys (B, G, H, S) and values (B, G, S, H)."""
         return self.source_attention.cross_kv(memory_BSD)
 
     def step(
         self, x_RTD: Array, cache: LayerCache, view: CacheView, return_weights: bool, *source: Array
     ) -> tuple[Array, LayerCache, Array | None]:
-        """T more positions a slot: (R, T, D) -> (R, T, D), new cache, attention to the source (R, T, S) if asked."""
+        """Read T more positions per beam: (R, T, D) -> (R, T, D), the new cache, the cross-attention (R, T, S) or None.
+
+        source: keys, values and mask.
+        """
         weight_RTS = None
 
         def source_attention(y_RTD: Array) -> Array:
@@ -101,6 +99,6 @@ class CrossAttentionBlock(TransformerBlock):
                 weight_RTS = self.source_attention.cross_weights(y_RTD, *source)
             return self.source_attention.cross_attend_cached(y_RTD, *source)
 
-        x_RTD, cache = self.self_attend_cached(x_RTD, cache, view)
+        x_RTD, cache = self._self_attend_cached(x_RTD, cache, view)
         x_RTD = self.source_residual(x_RTD, source_attention)
         return self.ffn_residual(x_RTD, self.ffn), cache, weight_RTS

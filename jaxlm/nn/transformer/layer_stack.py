@@ -1,7 +1,7 @@
-"""A pile of equal blocks with one parameter layout, whether it is run as a scan or as a Python loop.
+"""A stack of equal layers with one parameter layout, run as a scan or as a Python loop.
 
-The parameters of all layers are stacked on a leading axis L. A checkpoint therefore does not know whether layers were
-scanned (one block compiled, for deep models) or unrolled (faster decoding and shallow models).
+The parameters of all layers are stacked on a leading axis L. A checkpoint is therefore independent of whether layers
+were scanned (one layer is compiled, for deep models) or unrolled (faster decoding, and shallow models).
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""What is kept for the backward pass, by the values of `Stack.remat`."""
+"""The activations saved for the backward pass, by `Stack.remat`."""
 
 
 class Stack(nn.Module):
@@ -30,8 +30,8 @@ class Stack(nn.Module):
       block: the layer, an unbound Linen module.
       depth: number of layers, L.
       scan: compile one layer and scan over it, else unroll.
-      remat: what of a layer's activations is computed again in the backward pass instead of kept (Chen et al. 2016):
-        nothing (False), all but the products with parameters ("dots", True), or everything ("full").
+      remat: which activations to recompute in the backward pass (Chen et al. 2016): none (False), all but the products
+        with parameters ("dots", True), or all ("full").
     """
 
     block: nn.Module
@@ -41,36 +41,37 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *shared: Any) -> Array:
-        """x and what every layer sees alike -> x after the last layer. For training and for encoders."""
+        """Return the output of the last layer; `shared` is passed to every layer. For training and for encoders."""
         block = self.block.clone(parent=None, name=None)
 
-        def create(key):
+        def init_layers(key):
             return jax.vmap(lambda k: block.init(k, x, *shared)["params"])(jax.random.split(key, self.depth))
 
-        # Not `self.param` where they are given: it would compare leaves, and weights of eight bits have other ones.
-        known = self.has_variable("params", "layers")
-        params_L = self.get_variable("params", "layers") if known else self.param("layers", create)
+        # Not `self.param` if they exist: it compares leaves with those of `init_layers`, and int8 weights differ.
+        has_params = self.has_variable("params", "layers")
+        params_L = self.get_variable("params", "layers") if has_params else self.param("layers", init_layers)
         x = _constrain_activations(x)
         keys_L = jax.random.split(self.make_rng("dropout"), self.depth) if self.has_rng("dropout") else None
 
         def layer(x, params, key):
             rngs = None if key is None else {"dropout": key}
-            used = all_gather_params(params, getattr(block, "dtype", None))
-            after: Any = block.apply({"params": used}, x, *shared, rngs=rngs)
-            return _constrain_activations(after)
+            # With FSDP, gather the weights of this layer here, in the dtype of the products.
+            gathered = all_gather_params(params, getattr(block, "dtype", None))
+            return _constrain_activations(block.apply({"params": gathered}, x, *shared, rngs=rngs))
 
         if self.remat:
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES["dots" if self.remat is True else self.remat])
         elif num_shards(x, "embed") > 1:
+            # Gathered weights must not be saved for the backward pass: that would undo FSDP. Gather them again.
             layer = jax.checkpoint(layer, policy=save_all_but_gathered)
         if self.scan and not isinstance(params_L, tuple):
-            return jax.lax.scan(lambda x, layer_in: (layer(x, *layer_in), None), x, (params_L, keys_L))[0]
+            return jax.lax.scan(lambda x, layer_inputs: (layer(x, *layer_inputs), None), x, (params_L, keys_L))[0]
         for depth in range(self.depth):
             x = layer(x, layer_slice(params_L, depth), None if keys_L is None else keys_L[depth])
         return x
 
     def attention_weights(self, x: Array, *shared: Any) -> Array:
-        """How much each position looks at each, by layer and head (B, L, N, T, T), of blocks that can tell."""
+        """Return the attention weights of all layers, (B, L, N, T, T), of blocks with `with_attention_weights`."""
         weights = []
         for layer in self.layers():
             x, weight_BNTT = layer("with_attention_weights", x, *shared)
@@ -78,50 +79,51 @@ class Stack(nn.Module):
         return jnp.stack(weights, 1)
 
     def layers(self) -> Iterator[Any]:
-        """Each layer's own function: layer(method, *arguments) runs that method of the block with its parameters."""
+        """Yield a function per layer: layer(method, *arguments) calls that method of the block with its parameters."""
         block: nn.Module = self.block.clone(parent=None, name=None)
         params_L: Any = self.get_variable("params", "layers")
+
+        def call(params: Any, method: str, *arguments: Any) -> Any:
+            return block.apply({"params": params}, *arguments, method=method)
+
         for depth in range(self.depth):
-            yield partial(_apply_method, block, layer_slice(params_L, depth))
+            yield partial(call, layer_slice(params_L, depth))
 
 
-def _constrain_activations(x: Array) -> Array:
-    """What goes from layer to layer: a row of numbers for each token, whole."""
+def _constrain_activations(x: Any) -> Array:
     return constrain(x, "batch", "sequence", None)
 
 
-def _apply_method(block: nn.Module, params: Any, method: str, *arguments: Any) -> Any:
-    return block.apply({"params": params}, *arguments, method=method)
-
-
 def unstack_layers(params: Any) -> Any:
-    """The parameters as a decoding loop wants them: of each layer by themselves, on a CPU with their kernels turned.
+    """Return the parameters for a decoding loop: layers apart, and on a CPU with kernels in its format.
 
-    The loop would else copy each slice at every turn, and whoever calls it, at every call.
+    Otherwise the loop would copy each slice of the stack in every iteration, and each call would reformat kernels.
     """
     if not isinstance(params, dict):
         return params
-    # Only the table that is multiplied with: the embeddings are, unless there is one for the output alone.
-    scored = "embedding" if isinstance(params.get("output", {}), dict) else "output"
-    apart = {name: _to_inference_format(name, value, scored) for name, value in params.items()}
+    # Of the tables only the one of the logits is multiplied with: the embedding, unless there is an output table.
+    logits_table = "embedding" if isinstance(params.get("output", {}), dict) else "output"
+    unstacked = {name: _to_inference_format(name, value, logits_table) for name, value in params.items()}
     if "layers" in params and not isinstance(params["layers"], tuple):
         depth = jax.tree.leaves(params["layers"])[0].shape[0]
-        apart["layers"] = tuple(unstack_layers(layer_slice(params["layers"], at)) for at in range(depth))
-    return apart
+        unstacked["layers"] = tuple(unstack_layers(layer_slice(params["layers"], index)) for index in range(depth))
+    return unstacked
 
 
 def _to_inference_format(name: str, value: Any, logits_table: str) -> Any:
     if isinstance(value, dict):
         return unstack_layers(value)
-    return to_cpu_format(value) if name == "kernel" else table_to_cpu_format(value) if name == logits_table else value
+    if name == "kernel":
+        return to_cpu_format(value)
+    return table_to_cpu_format(value) if name == logits_table else value
 
 
 unstack_layers_jit = jax.jit(unstack_layers)
-"""`unstack_layers` in one program, for a loop outside of jit; what is unstacked already comes back without a copy."""
+"""`unstack_layers` as one program, for a loop outside of jit; unstacked parameters are returned without a copy."""
 
 
 def layer_slice(params_L: Any, depth: int) -> Any:
-    """One layer's slice of stacked parameters, or its part of unstacked ones."""
+    """Return one layer of stacked or unstacked parameters."""
     if isinstance(params_L, tuple):
         return params_L[depth]
     return jax.tree.map(lambda leaf: leaf[depth], params_L)
