@@ -1,8 +1,12 @@
-"""Optimizers and schedules as frozen configs with a `build`: the learning rate is a plain function of the step."""
+"""Optimizers and learning rate schedules as frozen configs: `build` returns the optax transformation, or the schedule.
+
+A schedule is a function of the step (0 at the first update). Schedules with `needs_total_steps` depend on the length
+of the run; the others do not, so that a run can be extended.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
@@ -25,7 +29,6 @@ class Constant:
     needs_total_steps = False
 
     def build(self, steps: int) -> ScheduleFn:
-        """step (0 at the first update) -> learning rate."""
         return lambda step: self.peak * _warmup_factor(step, self.warmup)
 
 
@@ -42,14 +45,13 @@ class InverseSqrt:
     needs_total_steps = False
 
     def build(self, steps: int) -> ScheduleFn:
-        """step (0 at the first update) -> learning rate."""
         first = max(self.warmup, 1)
         return lambda step: self.peak * jnp.minimum((step + 1) / first, jnp.sqrt(first / (step + 1)))
 
 
 @dataclass(frozen=True)
 class CosineDecay:
-    """Linear warm-up to `peak`, then half a cosine down to `peak * floor` at the run's last step."""
+    """Linear warm-up to `peak`, then half a cosine down to `peak * min_lr_ratio` at the last step of the run."""
 
     peak: float = 1e-3
     warmup: int = 0
@@ -58,20 +60,12 @@ class CosineDecay:
     needs_total_steps = True
 
     def build(self, steps: int) -> ScheduleFn:
-        """step (0 at the first update) -> learning rate."""
-
-        def rate(step):
-            shape = 0.5 * (1.0 + jnp.cos(jnp.pi * _decay_progress(step, self.warmup, steps)))
-            return (
-                self.peak * _warmup_factor(step, self.warmup) * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * shape)
-            )
-
-        return rate
+        return _warmup_and_decay(self, steps, lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)))
 
 
 @dataclass(frozen=True)
 class LinearDecay:
-    """Linear warm-up to `peak`, then a straight line down to `peak * floor` at the run's last step."""
+    """Linear warm-up to `peak`, then linear decay to `peak * min_lr_ratio` at the last step of the run."""
 
     peak: float = 1e-3
     warmup: int = 0
@@ -80,20 +74,12 @@ class LinearDecay:
     needs_total_steps = True
 
     def build(self, steps: int) -> ScheduleFn:
-        """step (0 at the first update) -> learning rate."""
-
-        def rate(step):
-            left = 1.0 - _decay_progress(step, self.warmup, steps)
-            return (
-                self.peak * _warmup_factor(step, self.warmup) * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * left)
-            )
-
-        return rate
+        return _warmup_and_decay(self, steps, lambda progress: 1.0 - progress)
 
 
 @dataclass(frozen=True)
 class StepDecay:
-    """`peak` for `hold` steps, then times `factor` after every `every` further steps, from the first of them on.
+    """`peak` for `hold_steps`, then multiplied by `decay_factor`, and again every `decay_every` steps.
 
     Zaremba et al. 2014, section 4.1: 1.0 for 6 epochs, then divided by 1.2 after each epoch (the medium LSTM).
     """
@@ -106,10 +92,11 @@ class StepDecay:
     needs_total_steps = False
 
     def build(self, steps: int) -> ScheduleFn:
-        """step (0 at the first update) -> learning rate."""
-        return lambda step: (
-            self.peak * self.decay_factor ** jnp.maximum((step - self.hold_steps) // self.decay_every + 1, 0)
-        )
+        def rate(step: Array) -> Array:
+            decays = jnp.maximum((step - self.hold_steps) // self.decay_every + 1, 0)
+            return self.peak * self.decay_factor**decays
+
+        return rate
 
 
 Schedule = Constant | InverseSqrt | CosineDecay | LinearDecay | StepDecay
@@ -117,13 +104,13 @@ Schedule = Constant | InverseSqrt | CosineDecay | LinearDecay | StepDecay
 
 @dataclass(frozen=True)
 class AdamW:
-    """Adam (Kingma and Ba 2015), with decoupled weight decay (Loshchilov and Hutter 2019) where `weight_decay` > 0.
+    """Adam (Kingma and Ba 2015) with decoupled weight decay (Loshchilov and Hutter 2019).
 
     Attributes:
       schedule: the learning rate.
       b1, b2, eps: of Adam.
-      weight_decay: on leaves of rank >= 2 only (no biases, no norms).
-      clip: largest global norm of the gradient; 0 leaves it alone.
+      weight_decay: of matrices only (no biases, no norms).
+      clip: largest global norm of the gradient; 0: no clipping.
     """
 
     schedule: Schedule = Constant()
@@ -134,27 +121,21 @@ class AdamW:
     clip: float = 0.0
 
     def build(self, steps: int) -> "optax.GradientTransformation":
-        """The optax transformation for a run of `steps` steps."""
-        import jax
         import optax
 
-        parts = [optax.clip_by_global_norm(self.clip)] if self.clip else []
-        parts.append(optax.scale_by_adam(self.b1, self.b2, self.eps))
-        if self.weight_decay:
-            mask = lambda params: jax.tree_util.tree_map_with_path(_has_weight_decay, params)  # noqa: E731
-            parts.append(optax.add_decayed_weights(self.weight_decay, mask))
-        return optax.chain(*parts, optax.scale_by_learning_rate(self.schedule.build(steps)))
+        adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
+        return _chain(self, steps, adam, *_weight_decay(self.weight_decay))
 
 
 @dataclass(frozen=True)
 class SGD:
-    """Plain gradient descent, with momentum (Polyak 1964) and L2 weight decay where they are more than 0.
+    """Stochastic gradient descent with momentum (Polyak 1964) and L2 regularization.
 
     Attributes:
-      schedule: the learning rate, for gradients of the mean loss a token.
+      schedule: the learning rate, for gradients of the mean loss per token.
       momentum: of the update.
-      weight_decay: added to the gradient, of leaves of rank >= 2 only.
-      clip: largest global norm of the gradient; 0 leaves it alone.
+      weight_decay: added to the gradient, of matrices only.
+      clip: largest global norm of the gradient; 0: no clipping.
     """
 
     schedule: Schedule = Constant(1.0)
@@ -163,21 +144,32 @@ class SGD:
     clip: float = 0.0
 
     def build(self, steps: int) -> "optax.GradientTransformation":
-        """The optax transformation for a run of `steps` steps."""
-        import jax
         import optax
 
-        parts = [optax.clip_by_global_norm(self.clip)] if self.clip else []
-        if self.weight_decay:
-            mask = lambda params: jax.tree_util.tree_map_with_path(_has_weight_decay, params)  # noqa: E731
-            parts.append(optax.add_decayed_weights(self.weight_decay, mask))
-        if self.momentum:
-            parts.append(optax.trace(self.momentum))
-        return optax.chain(*parts, optax.scale_by_learning_rate(self.schedule.build(steps)))
+        momentum = [optax.trace(self.momentum)] if self.momentum else []
+        return _chain(self, steps, *_weight_decay(self.weight_decay), *momentum)
+
+
+def _chain(config: AdamW | SGD, steps: int, *transformations: Any) -> "optax.GradientTransformation":
+    """Gradient clipping, the transformations, and the learning rate."""
+    import optax
+
+    clipping = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+    return optax.chain(*clipping, *transformations, optax.scale_by_learning_rate(config.schedule.build(steps)))
+
+
+def _weight_decay(weight_decay: float) -> list:
+    import jax
+    import optax
+
+    def mask(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(_has_weight_decay, params)
+
+    return [optax.add_decayed_weights(weight_decay, mask)] if weight_decay else []
 
 
 def _has_weight_decay(path: tuple, leaf: Array) -> bool:
-    """Matrices decay, vectors do not; a stack of layers adds an axis to both."""
+    """True for matrices; a stack of layers has one axis more."""
     return leaf.ndim - any(getattr(key, "key", None) == "layers" for key in path) >= 2
 
 
@@ -185,6 +177,12 @@ def _warmup_factor(step: Array, warmup: int) -> Array:
     return jnp.minimum(1.0, (step + 1) / max(warmup, 1))
 
 
-def _decay_progress(step: Array, warmup: int, steps: int) -> Array:
-    """Share of the steps after the warm-up that is done, in [0, 1]."""
-    return jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+def _warmup_and_decay(config: CosineDecay | LinearDecay, steps: int, decay: Callable[[Array], Array]) -> ScheduleFn:
+    """The schedule of a `decay` from 1 to 0; its argument is the finished share of the steps after the warm-up."""
+
+    def rate(step: Array) -> Array:
+        progress = jnp.clip((step - config.warmup) / max(steps - config.warmup, 1), 0.0, 1.0)
+        factor = config.min_lr_ratio + (1.0 - config.min_lr_ratio) * decay(progress)
+        return config.peak * _warmup_factor(step, config.warmup) * factor
+
+    return rate

@@ -36,7 +36,7 @@ from jaxlm.types import Array, Batch, SequenceModel
 
 @struct.dataclass
 class State:
-    """Decoding state. With capacity 0 there is no cache: a single `extend` follows, and nothing is kept.
+    """Decoding state. Capacity 0 means without a cache: a single `extend` follows, and nothing is kept.
 
     Such a state does not carry a stream from batch to batch: each window is read from its own beginning.
 

@@ -39,7 +39,7 @@ class EncodedSource:
 
 @struct.dataclass
 class State:
-    """Decoding state. With capacity 0 there is no cache: a single `extend` follows, and nothing is kept.
+    """Decoding state. Capacity 0 means without a cache: a single `extend` follows, and nothing is kept.
 
     Attributes:
       source: the `EncodedSource`, one per row of the batch and shared by its beams.

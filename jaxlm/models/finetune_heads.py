@@ -9,7 +9,7 @@ Rows come from `jaxlm.data.batching.sequence_format.SequenceFormat`: BOS begins 
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -31,26 +31,20 @@ MISSING_CHOICE_LOGIT = -1e9
 
 
 class FineTunable(nn.Module):
-    """Base of the heads.
+    """Base of all heads.
 
     Attributes:
-      model: the encoder or language model below the head; None until a run takes that of another workdir
-        (`jaxlm.finetuning.FineTuning`).
+      model: the trunk, an encoder or a language model; None until a run loads a pre-trained one (`jaxlm.finetuning`).
       special: the special ids of the tokenizer.
+      input_format: of the rows, see `jaxlm.data.batching.sequence_format.SequenceFormat`.
+      num_sequences: sequences per row, K.
     """
 
     model: nn.Module | None = None
     special: SpecialIds = OWN_SPECIAL_IDS
 
-    @property
-    def input_format(self) -> str:
-        """The format of the rows, see `jaxlm.data.batching.sequence_format.SequenceFormat`."""
-        return "single"
-
-    @property
-    def num_sequences(self) -> int:
-        """Sequences per row, K."""
-        return 1
+    input_format: ClassVar[str] = "single"
+    num_sequences: ClassVar[int] = 1
 
     @property
     def num_extra_ids(self) -> int:
@@ -63,7 +57,7 @@ class FineTunable(nn.Module):
         return 0 if self.model is None else self.model.vocab - self.num_extra_ids
 
     def require_trunk(self) -> None:
-        """Raises UserError if there is no trunk."""
+        """Raises UserError without a trunk."""
         if self.model is None:
             raise UserError(f"{type(self).__name__} has nothing to read with: train it with --finetuning.init WORKDIR")
 
@@ -204,15 +198,8 @@ class TextClassifier(SequenceHead):
 class MultipleChoice(SequenceHead):
     """p(choice | context): one logit for each of `num_labels` sequences; a row may have fewer."""
 
-    @property
-    def input_format(self) -> str:
-        """One sequence per choice."""
-        return "choices"
-
-    @property
-    def num_outputs(self) -> int:
-        """One logit per sequence."""
-        return 1
+    input_format: ClassVar[str] = "choices"
+    num_outputs: ClassVar[int] = 1
 
     @property
     def num_sequences(self) -> int:

@@ -61,17 +61,17 @@ class Pooling(nn.Module):
         return jnp.concatenate([last_BD[:, :half], first_BD[:, half:]], -1)
 
 
-class RecurrentClassifier(nn.Module):
-    """p(class | source).
+class RecurrentReader(nn.Module):
+    """Base of classifiers and taggers: word vectors, a recurrent network, and an output layer.
 
     Attributes:
-      vocab, num_labels: number of word ids and of classes.
-      recurrent: the network that encodes the text.
+      vocab, num_labels: number of word ids and of labels.
+      recurrent: the network that reads the text.
       word_width: of a word embedding.
       characters: character CNN for the spelling of words; None: no characters.
-      pooling: see the module.
-      dropout: of the word vectors and of the pooled vector.
+      dropout: before and after the recurrent network.
       word_dropout: rate at which words are read as UNK in training.
+      special: the special ids of the tokenizer.
     """
 
     vocab: int
@@ -79,7 +79,6 @@ class RecurrentClassifier(nn.Module):
     recurrent: Recurrent = Recurrent(LSTM(128), layers=1, bidirectional=True)
     word_width: int = 100
     characters: CharacterCNN | None = None
-    pooling: Literal["last", "mean", "max", "attention"] = "last"
     dropout: float = 0.0
     word_dropout: float = 0.0
     special: SpecialIds = OWN_SPECIAL_IDS
@@ -89,13 +88,25 @@ class RecurrentClassifier(nn.Module):
             self.vocab, self.word_width, characters=self.characters, dropout=self.dropout,
             word_dropout=self.word_dropout, unk_id=self.special.unk,
         )  # fmt: skip
-        self.pool = Pooling(self.pooling, self.recurrent.bidirectional)
         self.drop = Dropout(self.dropout)
         self.output = Linear(self.num_labels)
+
+    def encode(self, batch: Batch) -> Array:
+        """Return the hidden states (B, S, D)."""
+        x_BSD, valid_BS, segment_BS = self.words(batch), batch.source_valid_BS, batch.source_segment_BS
+        return self.recurrent(x_BSD, self.recurrent.start(batch.num_rows), valid_BS, segment_BT=segment_BS)[0]
+
+
+class RecurrentClassifier(RecurrentReader):
+    """p(class | source). pooling: see the module."""
+
+    pooling: Literal["last", "mean", "max", "attention"] = "last"
+
+    def setup(self) -> None:
+        super().setup()
+        self.pool = Pooling(self.pooling, self.recurrent.bidirectional)
 
     def __call__(self, batch: Batch) -> Array:
         """Return logits (B, C). EOS is read like a word, so that a row without words has a position to pool."""
         require_unpacked(batch)
-        x_BSD = self.words(batch)
-        hidden_BSD, _ = self.recurrent(x_BSD, self.recurrent.start(x_BSD.shape[0]), batch.source_valid_BS)
-        return self.output(self.drop(self.pool(hidden_BSD, batch.source_valid_BS)))
+        return self.output(self.drop(self.pool(self.encode(batch), batch.source_valid_BS)))

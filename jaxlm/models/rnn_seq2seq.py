@@ -14,6 +14,7 @@ e_t is the embedding of the token read at t, s_t the carries of the decoder, h_t
 cells. `final` is the last carries of every layer and direction of the encoder.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.flatten_util import ravel_pytree
 
 from jaxlm.errors import UserError
 from jaxlm.nn.attention.kv_cache import BeamInvariant, merge_beams
@@ -115,7 +117,7 @@ class Seq2Seq(SequenceModel):
         if self.tie_embeddings == "none":
             self.output = param_or_quantized(self, "output", init_table, (self.vocab, self.width))
         self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
-        self.bridge = Linear(sum(leaf.size for leaf in jax.tree.leaves(self._zero_state(1))))
+        self.bridge = Linear(self._unravel_state()[0].size)
         if self.context == "every":
             self.summary = Linear(self.width)
         if self.context == "attention":
@@ -133,8 +135,8 @@ class Seq2Seq(SequenceModel):
         table = self.embedding if self.tie_embeddings == "all" else self.source_embedding
         x_BSD = self.embedding_dropout(embed_ids(table, batch.source_BS))
         memory_BSD, carry = self.encoder(x_BSD, self.encoder.start(x_BSD.shape[0]), valid_BS)
-        final_BD = _flatten_rows(carry)
-        decoder_state = _unflatten_rows(jnp.tanh(self.bridge(final_BD)), self._zero_state(1))
+        final_BD = jax.vmap(lambda row: ravel_pytree(row)[0])(carry)  # all carries of a row in one vector
+        decoder_state = jax.vmap(self._unravel_state()[1])(jnp.tanh(self.bridge(final_BD)))
         if self.input_feeding:
             decoder_state = replace(decoder_state, fed_back_BD=jnp.zeros((x_BSD.shape[0], self.width), x_BSD.dtype))
         if self.coverage:
@@ -255,10 +257,11 @@ class Seq2Seq(SequenceModel):
         is_true_BT = keep_mask(self.make_rng("dropout"), self.scheduled_sampling, tokens_BT.shape)
         return jnp.where(is_true_BT | (before_BT < 0), tokens_BT, predicted_BT)
 
-    def _zero_state(self, rows: int) -> DecoderState:
-        """The parts of the state that the bridge computes from the encoder's final carries, all zeros."""
-        hidden_BD = jnp.zeros((rows, self.decoder.width)) if self.attention_order == "before" else None
-        return DecoderState(self.decoder.start(rows), hidden_BD)
+    def _unravel_state(self) -> tuple[Array, Callable[[Array], DecoderState]]:
+        """The part of a row's state that the bridge computes from the encoder's final carries: zeros, and its shape."""
+        hidden_D = jnp.zeros(self.decoder.width) if self.attention_order == "before" else None
+        carry = jax.tree.map(lambda leaf: leaf[0], self.decoder.start(1))
+        return ravel_pytree(DecoderState(carry, hidden_D))
 
     def _check_options(self) -> None:
         """Raises UserError for options that contradict each other."""
@@ -273,19 +276,6 @@ class Seq2Seq(SequenceModel):
             raise UserError(f'{", ".join(wrong)}: only context="attention" has it, and context is "{self.context}"')
         if self.decoder.bidirectional:
             raise UserError("a bidirectional decoder would read the tokens that it predicts: only the encoder may be")
-
-
-def _flatten_rows(tree: Any) -> Array:
-    """All leaves of each row in one vector: (B, D)."""
-    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(tree)], -1)
-
-
-def _unflatten_rows(flat_BD: Array, template: Any) -> Any:
-    """The inverse of `_flatten_rows`: the tree and shapes of `template`, but with B rows."""
-    leaves, tree = jax.tree.flatten(template)
-    ends = [sum(leaf[0].size for leaf in leaves[: i + 1]) for i in range(len(leaves) - 1)]
-    parts = jnp.split(flat_BD, ends, -1)
-    return jax.tree.unflatten(tree, [x.reshape(-1, *leaf.shape[1:]) for x, leaf in zip(parts, leaves, strict=True)])
 
 
 def _where_valid(valid_B: Array, new_BD: Array, old_BD: Array | None) -> Array | None:

@@ -5,54 +5,30 @@ h_1 ... h_S = birnn(dropout([e_t; characters_t])),   emission_t = W dropout(h_t)
 p(y_t) = softmax(emission_t), or with a CRF p(y_1 ... y_S) of the chain in `jaxlm.nn.layers.crf`.
 """
 
-import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.losses import Loss, classification_loss
 from jaxlm.metrics.spans import forbidden_transitions
+from jaxlm.models.rnn_classifier import RecurrentReader
 from jaxlm.nn.layers.crf import CRF
-from jaxlm.nn.layers.dropout import Dropout
-from jaxlm.nn.layers.linear import Linear
-from jaxlm.nn.layers.word_embedding import CharacterCNN, WordEmbedding, require_unpacked, word_mask
-from jaxlm.nn.rnn.cells import LSTM
-from jaxlm.nn.rnn.layers import Recurrent
+from jaxlm.nn.layers.word_embedding import require_unpacked, word_mask
 from jaxlm.types import Array, Batch
 
 
-class RecurrentTagger(nn.Module):
+class RecurrentTagger(RecurrentReader):
     """A label for each source token.
 
     Attributes:
-      vocab, num_labels: number of word ids and of labels.
-      recurrent: the network that encodes the sentence.
-      word_width: of a word embedding.
-      characters: character CNN for the spelling of words; None: no characters.
-      dropout: before and after the recurrent network.
-      word_dropout: rate at which words are read as UNK in training.
       crf: score whole label sequences.
       tag_names: names of the labels if they are IOB2; the CRF then forbids an I- tag that continues no span.
     """
 
-    vocab: int
-    num_labels: int
-    recurrent: Recurrent = Recurrent(LSTM(128), layers=1, bidirectional=True)
-    word_width: int = 100
-    characters: CharacterCNN | None = None
-    dropout: float = 0.0
-    word_dropout: float = 0.0
     crf: bool = False
     tag_names: tuple[str, ...] = ()
-    special: SpecialIds = OWN_SPECIAL_IDS
 
     def setup(self) -> None:
-        self.words = WordEmbedding(
-            self.vocab, self.word_width, characters=self.characters, dropout=self.dropout,
-            word_dropout=self.word_dropout, unk_id=self.special.unk,
-        )  # fmt: skip
-        self.drop = Dropout(self.dropout)
-        self.output = Linear(self.num_labels)
+        super().setup()
         if self.crf:
             self.chain = CRF(self.num_labels, forbidden_transitions(self.tag_names))
 
@@ -60,10 +36,7 @@ class RecurrentTagger(nn.Module):
         """Return logits (B, S, C), which are the emissions of the CRF."""
         if self.crf:
             require_unpacked(batch)  # the chain would continue from text to text
-        x_BSD = self.words(batch)
-        carry = self.recurrent.start(x_BSD.shape[0])
-        hidden_BSD, _ = self.recurrent(x_BSD, carry, batch.source_valid_BS, segment_BT=batch.source_segment_BS)
-        logits_BSC = self.output(self.drop(hidden_BSD))
+        logits_BSC = self.output(self.drop(self.encode(batch)))
         if self.crf and self.is_initializing():
             self.chain.viterbi(logits_BSC, batch.source_valid_BS)  # creates the parameters of the chain
         return logits_BSC

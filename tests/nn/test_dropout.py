@@ -110,11 +110,8 @@ def test_attention_weights_are_dropped_and_scaled():
     """With equal scores and one-hot values the output is the weights themselves."""
     query, keys = jnp.zeros((2, 16, 2, 64)), jnp.zeros((2, 64, 2, 64))
     values = jnp.broadcast_to(jnp.eye(64)[None, :, None], (2, 64, 2, 64))
-    weights = (
-        np.asarray(dot_product_attention(query, keys, values, jnp.ones((2, 1, 64), bool), dropout=(KEYS[0], 0.25)))
-        * 64
-        * 0.75
-    )
+    mask = jnp.ones((2, 1, 64), bool)
+    weights = 64 * 0.75 * np.asarray(dot_product_attention(query, keys, values, mask, dropout=(KEYS[0], 0.25)))
     np.testing.assert_allclose(np.unique(weights.round(5)), [0, 1])
     assert weights.mean() == pytest.approx(0.75, abs=4.5 * np.sqrt(0.25 * 0.75 / weights.size))
 

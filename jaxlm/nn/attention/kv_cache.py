@@ -1,7 +1,7 @@
 """The KV cache: keys and values of the tokens that a decoder has read, written once and never moved.
 
 A search has K beams per row, which the model reads as R = B * K rows. The beams of a row share what they have in
-common: the prompt (the prefix of the cache) and whatever is wrapped in `BeamInvariant` (the encoded source). Beams
+common: the prompt (the prefix of the cache) and all `BeamInvariant` parts of a state (the encoded source). Beams
 that are never reordered, such as samples, are then rows of their own, K = 1. Those of a beam search stand side by
 side, C positions with K entries each, and
 
@@ -203,12 +203,10 @@ def write_kv(layer: LayerCache, key_RTGH: Array, value_RTGH: Array, view: CacheV
         for new_RTGH in (key_RTGH, value_RTGH)
     )
     # Indexing by (row, position) moves these two axes to the front, so the new entries are (B, T, rest of the cache).
-    new_key_BTGHK, new_value_BTGKH = (
-        jnp.transpose(key_BKTGH, (0, 2, 3, 4, 1)),
-        jnp.transpose(value_BKTGH, (0, 2, 3, 1, 4)),
-    )
-    key_BGHCK = layer.key_BGHCK.at[row_B1, :, :, view.position_BT].set(new_key_BTGHK, mode="drop")
-    value_BGCKH = layer.value_BGCKH.at[row_B1, :, view.position_BT].set(new_value_BTGKH, mode="drop")
+    key_BTGHK = jnp.transpose(key_BKTGH, (0, 2, 3, 4, 1))
+    value_BTGKH = jnp.transpose(value_BKTGH, (0, 2, 3, 1, 4))
+    key_BGHCK = layer.key_BGHCK.at[row_B1, :, :, view.position_BT].set(key_BTGHK, mode="drop")
+    value_BGCKH = layer.value_BGCKH.at[row_B1, :, view.position_BT].set(value_BTGKH, mode="drop")
     return replace(layer, key_BGHCK=key_BGHCK, value_BGCKH=value_BGCKH)
 
 

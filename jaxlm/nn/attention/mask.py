@@ -44,8 +44,7 @@ class MaskRule:
 def attention_mask(
     segment_BT: Array | None, segment_BS: Array | None, valid_BT: Array, valid_BS: Array
 ) -> Array | MaskRule:  # fmt: skip
-    """Return the mask (B, T or 1, S) of queries that attend to the valid keys of their segment; on an accelerator, the
-    rule."""
+    """Return the mask (B, T or 1, S) of the valid keys of a query's segment; on an accelerator, the rule."""
     if platform_of(valid_BT) in KERNEL_PLATFORMS:
         return MaskRule(*_segment_ids(segment_BT, segment_BS, valid_BT, valid_BS))
     return valid_BS[:, None] & segment_mask(segment_BT, segment_BS, valid_BT)
@@ -83,7 +82,7 @@ def segment_mask(segment_BT: Array | None, segment_BS: Array | None, valid_BT: A
 
 
 def causal_mask(valid_BT: Array, segment_BT: Array | None, window: int | None = None) -> Array:
-    """Return (B, T, T), True if key s is valid, not after query t, of its segment, and less than `window` tokens back."""
+    """Return (B, T, T), True if key s is valid, not after t, of its segment, and less than `window` tokens back."""
     length = valid_BT.shape[1]
     causal_TT = jnp.tril(jnp.ones((length, length), bool))
     mask_BTT = causal_TT[None] & valid_BT[:, None] & segment_mask(segment_BT, segment_BT, valid_BT)

@@ -123,7 +123,7 @@ def _matmul(x_BD: Array, W: Array) -> Array:
 
 
 def _is_additive(cell: Cell, vectors: CellVectors) -> bool:
-    """Whether the two products enter as a sum, so that one array serves both, forward and backward."""
+    """True if the two products enter as a sum, so that one array serves both, forward and backward."""
     return cell.additive and "recurrent_scale" not in vectors
 
 

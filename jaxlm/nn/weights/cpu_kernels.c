@@ -1,10 +1,10 @@
-/* What a decoding loop on a CPU spends its time in, as two XLA custom calls (see cpu_kernels.py):
+/* The hot loops of decoding on a CPU, as two XLA custom calls (see cpu_kernels.py):
 
-     product   y = x W^T of a few rows with weights in panels (P, D, WIDTH), WIDTH output channels side by side
-     look      softmax attention of a few queries a row to keys (B, G, H, S) and values (B, G, S, H), under a mask
+     jaxlm_matmul      y = x W^T of a few rows with weights in panels (P, D, WIDTH), WIDTH adjacent output channels
+     jaxlm_attention   masked softmax attention of a few queries per row to keys (B, G, H, S) and values (B, G, S, H)
 
-   A sum over D adds its terms in order, whatever the number of rows and of threads: a row's result does not depend on
-   the rows beside it. Shape letters as in jaxlm.types. */
+   Sums over D add their terms in order for any number of rows and threads: the result of a row does not depend on the
+   other rows. Shape letters as in jaxlm.types. */
 
 #include <float.h>
 #include <math.h>
@@ -12,19 +12,19 @@
 
 #include "cpu_kernels.h"
 
-/* MOST rows of two vectors of LANES are the sums that registers hold beside two vectors of weights. */
+/* The registers hold MAX_ROWS rows of sums of two vectors of LANES floats, and two vectors of weights. */
 #if defined(__AVX512F__)
-enum { LANES = 16, MOST = 14 };
+enum { LANES = 16, MAX_ROWS = 14 };
 #elif defined(__AVX__)
-enum { LANES = 8, MOST = 6 };
+enum { LANES = 8, MAX_ROWS = 6 };
 #else
-enum { LANES = 4, MOST = 12 };
+enum { LANES = 4, MAX_ROWS = 12 };
 #endif
 enum {
   WIDTH = 2 * LANES,
-  DEPTH = 512, /* of D at a time: a panel's part then stays in the second cache, that of x in the first */
-  AHEAD = 32,  /* rows of weights that are asked for in advance */
-  PIECES = 4,  /* tasks a thread */
+  DEPTH_BLOCK = 512,     /* of D at a time, so that this part of a panel stays in the L2 cache, and that of x in L1 */
+  PREFETCH = 32,         /* rows of weights that are prefetched */
+  TASKS_PER_THREAD = 4,  /* to balance the load */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -35,18 +35,19 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 
 int64_t jaxlm_panel_width(void) { return WIDTH; }
 
-static Int padded(Int n) { return parts(n, WIDTH) * WIDTH; }
+static Int padded(Int n) { return div_ceil(n, WIDTH) * WIDTH; }
 
-/* y (R, n of WIDTH) = (or +=) x W with x (D, R) and D rows of W, `step` apart. R is known where this is inlined. */
+/* y (R, n <= WIDTH) = (or += if `add`) x W with x (D, R) and D rows of W, `step` floats apart. R is a constant after
+   inlining, so that the sums stay in registers. */
 INLINE void tile(const int R, Int D, const float *x, const float *w, Int step, float *y, Int y_step, Int n, bool add) {
-  Vec sum[MOST][2];
+  Vec sum[MAX_ROWS][2];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = (Vec){0};
   for (Int d = 0; d < D; d++) {
     const float *row = w + d * step;
     Vec low = *(const Vec *)row, high = *(const Vec *)(row + LANES);
-    __builtin_prefetch(row + AHEAD * step, 0, 2);
-    if (LANES == 16) __builtin_prefetch(row + AHEAD * step + LANES, 0, 2);
+    __builtin_prefetch(row + PREFETCH * step, 0, 2);
+    if (LANES == 16) __builtin_prefetch(row + PREFETCH * step + LANES, 0, 2);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       sum[r][0] += low * x[d * R + r];
@@ -66,17 +67,17 @@ INLINE void tile(const int R, Int D, const float *x, const float *w, Int step, f
 typedef void Tile(Int, const float *, const float *, Int, float *, Int, Int, bool);
 #define TILE(R)                                                                                                      \
   static void tile_##R(Int D, const float *x, const float *w, Int step, float *y, Int y_step, Int n, bool add) {     \
-    tile(R <= MOST ? R : 1, D, x, w, step, y, y_step, n, add);                                                       \
+    tile(R <= MAX_ROWS ? R : 1, D, x, w, step, y, y_step, n, add);                                                   \
   }
 TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
 static Tile *const tiles[] = {NULL,   tile_1, tile_2, tile_3,  tile_4,  tile_5,  tile_6, tile_7,
                               tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14};
 
-/* Rows in blocks of at most MOST, as equal as they can be: block b begins at *first and has so many. */
-static Int rows_of(Int rows, Int blocks, Int b, Int *first) {
-  Int each = rows / blocks, rest = rows % blocks;
-  *first = b * each + least(b, rest);
-  return each + (b < rest);
+/* The rows of block b, from *first: blocks of at most MAX_ROWS rows, equal up to one. */
+static Int block_rows(Int rows, Int blocks, Int b, Int *first) {
+  Int quotient = rows / blocks, remainder = rows % blocks;
+  *first = b * quotient + min_int(b, remainder);
+  return quotient + (b < remainder);
 }
 
 static void transpose(Int rows, Int D, const float *x, Int step, float *out) {
@@ -84,46 +85,47 @@ static void transpose(Int rows, Int D, const float *x, Int step, float *out) {
     for (Int d = 0; d < D; d++) out[d * rows + r] = x[r * step + d];
 }
 
-/* product: x (R, D), panels (P, D, WIDTH) -> y (R, F) and room for x in blocks of (D, rows). */
+/* jaxlm_matmul: x (R, D), panels (P, D, WIDTH) -> y (R, F), and scratch memory for x in blocks of (D, rows). */
 
-static void turn_block(const Job *job, Int b) {
-  Int first, rows = rows_of(job->R, job->blocks, b, &first);
-  transpose(rows, job->D, job->x + first * job->D, job->D, job->turned + first * job->D);
+static void transpose_block(const Job *job, Int b) {
+  Int first, rows = block_rows(job->R, job->blocks, b, &first);
+  transpose(rows, job->D, job->x + first * job->D, job->D, job->xt + first * job->D);
 }
 
 static void multiply_panels(const Job *job, Int task, float *scratch) {
   (void)scratch;
-  Int D = job->D, F = job->F, last = least((task + 1) * job->chunk, job->P);
+  Int D = job->D, F = job->F, last = min_int((task + 1) * job->chunk, job->P);
   for (Int p = task * job->chunk; p < last; p++)
-    for (Int d = 0; d < D; d += DEPTH)
+    for (Int d = 0; d < D; d += DEPTH_BLOCK)
       for (Int b = 0; b < job->blocks; b++) {
-        Int first, rows = rows_of(job->R, job->blocks, b, &first);
-        tiles[rows](least(D - d, DEPTH), job->turned + first * D + d * rows, job->w + (p * D + d) * WIDTH, WIDTH,
-                    job->y + first * F + p * WIDTH, F, least(F - p * WIDTH, WIDTH), d > 0);
+        Int first, rows = block_rows(job->R, job->blocks, b, &first);
+        tiles[rows](min_int(D - d, DEPTH_BLOCK), job->xt + first * D + d * rows, job->w + (p * D + d) * WIDTH, WIDTH,
+                    job->y + first * F + p * WIDTH, F, min_int(F - p * WIDTH, WIDTH), d > 0);
       }
 }
 
 XLA_FFI_Error *jaxlm_matmul(XLA_FFI_CallFrame *frame) {
-  if (told_version(frame)) return NULL;
+  if (report_version(frame)) return NULL;
   XLA_FFI_Buffer *x = argument(frame, 0), *w = argument(frame, 1), *y = result(frame, 0);
-  Int threads = threads_of(frame);
-  Job job = {.first = turn_block, .each = multiply_panels, .R = x->dims[0], .D = x->dims[1], .P = w->dims[0],
-             .F = y->dims[1], .x = x->data, .w = w->data, .y = y->data, .turned = result(frame, 1)->data};
-  job.first_tasks = job.blocks = parts(job.R, MOST);
-  job.chunk = parts(job.P, PIECES * threads);
-  job.tasks = parts(job.P, job.chunk);
+  Int threads = thread_count(frame);
+  Job job = {.setup = transpose_block, .run_task = multiply_panels, .R = x->dims[0], .D = x->dims[1], .P = w->dims[0],
+             .F = y->dims[1], .x = x->data, .w = w->data, .y = y->data, .xt = result(frame, 1)->data};
+  job.setup_tasks = job.blocks = div_ceil(job.R, MAX_ROWS);
+  job.chunk = div_ceil(job.P, TASKS_PER_THREAD * threads);
+  job.tasks = div_ceil(job.P, job.chunk);
   return run(frame, &job, threads, job.R * job.D * job.F);
 }
 
-/* look: queries (B, G, R, H), scaled; keys (B, G, H, S), values (B, G, S, H), mask (B, Q, S), of which query r has row
-   r % Q -> for each query the sum of w * value, the sum of w, and the highest score, where w = exp(score - highest).
+/* jaxlm_attention: scaled queries (B, G, R, H), keys (B, G, H, S), values (B, G, S, H), mask (B, Q, S), whose row r % Q
+   is that of query r -> for each query the sum of w * value, the sum of w, and the highest score, where
+   w = exp(score - highest).
 
-   With more arguments, S is (C, K), and new keys and values of K slots, (B, K, T, G, H) each, are first written to the
-   positions (B, T), 0 to C, of which C is nowhere: in place, the caches being results too. */
+   With more operands, S is (C, K), and new keys and values of K beams, (B, K, T, G, H) each, are first written to the
+   positions (B, T), 0 to C - 1, or C to drop them; in place, since the caches are results too. */
 
-/* e^x for x <= 0, within two units in the last place: 2^n e^r with |r| <= ln 2 / 2, and e^r by its series. */
+/* e^x for x <= 0, within two units in the last place: 2^n e^r with |r| <= ln 2 / 2, and e^r by its Taylor series. */
 INLINE Vec exponential(Vec x) {
-  const float rounder = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, which its last bits then hold */
+  const float rounder = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, kept in the last bits */
   Ints tiny = x < -87.0f;
   x = (Vec)((Ints)x & ~tiny);
   Vec shifted = x * 1.44269504f + rounder, n = shifted - rounder, r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -137,45 +139,45 @@ INLINE Vec exponential(Vec x) {
   return (Vec)((Ints)e & ~tiny);
 }
 
-/* tile() over `columns` of W, of which the last may be fewer than WIDTH: the lanes beyond them hold what comes next in
-   memory, and nothing is read from `end` on. y is as wide as y_step. */
+/* tile() over `columns` columns of W, a multiple of WIDTH or not: lanes beyond them hold the next values in memory, and
+   near `end`, the end of the allocation, columns are copied to `edge`. y has rows of y_step floats. */
 static void multiply(Int rows, Int D, const float *x, const float *w, Int step, const float *end, Int columns, float *y,
                      Int y_step, float *edge) {
-  for (Int at = 0; at < columns; at += WIDTH) {
-    Int n = least(y_step - at, WIDTH);
-    bool inside = w + (D - 1) * step + at + WIDTH <= end;
+  for (Int col = 0; col < columns; col += WIDTH) {
+    Int n = min_int(y_step - col, WIDTH);
+    bool inside = w + (D - 1) * step + col + WIDTH <= end;
     for (Int d = 0; d < D && !inside; d++)
-      for (Int i = 0; i < least(columns - at, WIDTH); i++) edge[d * WIDTH + i] = w[d * step + at + i];
-    tiles[rows](D, x, inside ? w + at : edge, inside ? step : WIDTH, y + at, y_step, n, false);
+      for (Int i = 0; i < min_int(columns - col, WIDTH); i++) edge[d * WIDTH + i] = w[d * step + col + i];
+    tiles[rows](D, x, inside ? w + col : edge, inside ? step : WIDTH, y + col, y_step, n, false);
   }
 }
 
-/* The first and one past the last key that any of these queries sees. */
-static Int seen(const Job *job, Int b, Int first, Int rows, Int *end) {
+/* The first key that any of these queries sees, and in *end one past the last: masked keys around are skipped. */
+static Int key_range(const Job *job, Int b, Int first, Int rows, Int *end) {
   Int begin = job->S;
   *end = 0;
-  for (Int r = first; r < first + least(rows, job->Q); r++) {
+  for (Int r = first; r < first + min_int(rows, job->Q); r++) {
     const uint8_t *row = job->mask + (b * job->Q + r % job->Q) * job->S;
     Int last = job->S;
     while (last > *end && !row[last - 1]) last--;
     if (last > *end) *end = last;
-    const uint8_t *found = memchr(row, 1, begin);
-    if (found) begin = found - row;
+    const uint8_t *first_seen = memchr(row, 1, begin);
+    if (first_seen) begin = first_seen - row;
   }
-  return least(begin, *end);
+  return min_int(begin, *end);
 }
 
-INLINE Vec where(const uint8_t *mask, Vec yes, Vec no) {
+INLINE Vec select_lanes(const uint8_t *mask, Vec yes, Vec no) {
   Ints take = __builtin_convertvector(*(const Bytes *)mask, Ints) != 0;
   return (Vec)(((Ints)yes & take) | ((Ints)no & ~take));
 }
 
-/* score -> w in its place, S of them, a multiple of LANES. Returns their sum. */
-static float weigh(float *score, const uint8_t *mask, Int S, float *highest) {
+/* Replace S scores, a multiple of LANES, by w. Returns the sum of w. */
+static float exp_scores(float *score, const uint8_t *mask, Int S, float *highest) {
   const Vec none = (Vec){0} - INFINITY;
   Vec high = (Vec){0} - FLT_MAX, sum = {0};
   for (Int s = 0; s < S; s += LANES) {
-    Vec x = where(mask + s, *(Vec *)(score + s), none);
+    Vec x = select_lanes(mask + s, *(Vec *)(score + s), none);
     high = (Vec)(((Ints)x & (x > high)) | ((Ints)high & ~(x > high)));
     *(Vec *)(score + s) = x;
   }
@@ -187,20 +189,21 @@ static float weigh(float *score, const uint8_t *mask, Int S, float *highest) {
   return total;
 }
 
-/* Queries of one head, `rows` from row `at` of the results on; the keys to look at are from `begin` to `end`. */
-static void look_once(const Job *job, Int item, Int at, Int rows, Int begin, Int end, const uint8_t *mask,
-                      float *score) {
+/* Queries of one head, `rows` from row `at` of the results, attend to the keys from `begin` to `end`. */
+static void attend_head(const Job *job, Int item, Int at, Int rows, Int begin, Int end, const uint8_t *mask,
+                        float *score) {
   Int H = job->D, S = job->S, room = padded(S), count = end - begin, all = job->B * job->G * H * S;
-  float *turned = score + MOST * room, *edge = turned + MOST * most(room, H);
-  transpose(rows, H, job->x + at * H, H, turned);
-  multiply(rows, H, turned, job->key + item * H * S + begin, S, job->key + all, count, score, room, edge);
+  float *xt = score + MAX_ROWS * room, *edge = xt + MAX_ROWS * max_int(room, H);
+  Int lanes = div_ceil(count, LANES) * LANES;
+  transpose(rows, H, job->x + at * H, H, xt);
+  multiply(rows, H, xt, job->key + item * H * S + begin, S, job->key + all, count, score, room, edge);
   for (Int r = 0; r < rows; r++)
-    job->total[at + r] = weigh(score + r * room, mask + r * room, parts(count, LANES) * LANES, job->highest + at + r);
-  transpose(rows, count, score, room, turned);
-  multiply(rows, count, turned, job->value + (item * S + begin) * H, H, job->value + all, H, job->y + at * H, H, edge);
+    job->total[at + r] = exp_scores(score + r * room, mask + r * room, lanes, job->highest + at + r);
+  transpose(rows, count, score, room, xt);
+  multiply(rows, count, xt, job->value + (item * S + begin) * H, H, job->value + all, H, job->y + at * H, H, edge);
 }
 
-/* The new keys and values of head g of row b. What they lie beside is read next. */
+/* Write the new keys and values of head g of row b, just before their neighbors are read. */
 static void write_new(const Job *job, Int b, Int g) {
   Int G = job->G, H = job->D, K = job->K, T = job->T, C = job->S / K;
   float *key = (float *)job->key + (b * G + g) * H * C * K, *value = (float *)job->value + (b * G + g) * C * K * H;
@@ -214,39 +217,39 @@ static void write_new(const Job *job, Int b, Int g) {
   }
 }
 
-/* Some heads of a row of the batch. */
-static void look_at(const Job *job, Int task, float *scratch) {
+/* A task: some heads of a row of the batch. */
+static void attend_heads(const Job *job, Int task, float *scratch) {
   Int S = job->S, Q = job->Q, room = padded(S), b = task / job->P, head = task % job->P * job->chunk;
-  Int last = least(head + job->chunk, job->G);
-  uint8_t *mask = (uint8_t *)(scratch + job->scratch - MOST * room / sizeof(float));
+  Int last = min_int(head + job->chunk, job->G);
+  uint8_t *mask = (uint8_t *)(scratch + job->scratch - MAX_ROWS * room / sizeof(float));
   for (Int g = head; g < last && job->new_key; g++) write_new(job, b, g);
   for (Int block = 0; block < job->blocks; block++) {
-    Int first, rows = rows_of(job->R, job->blocks, block, &first), end, begin = seen(job, b, first, rows, &end);
-    memset(mask, 0, MOST * room);
+    Int first, rows = block_rows(job->R, job->blocks, block, &first), end, begin = key_range(job, b, first, rows, &end);
+    memset(mask, 0, MAX_ROWS * room);
     for (Int r = 0; r < rows; r++)
       memcpy(mask + r * room, job->mask + (b * Q + (first + r) % Q) * S + begin, end - begin);
     for (Int item = b * job->G + head; item < b * job->G + last; item++)
-      look_once(job, item, item * job->R + first, rows, begin, end, mask, scratch);
+      attend_head(job, item, item * job->R + first, rows, begin, end, mask, scratch);
   }
 }
 
 XLA_FFI_Error *jaxlm_attention(XLA_FFI_CallFrame *frame) {
-  if (told_version(frame)) return NULL;
+  if (report_version(frame)) return NULL;
   XLA_FFI_Buffer *query = argument(frame, 0), *key = argument(frame, 1), *mask = argument(frame, 3);
-  Job job = {.each = look_at, .B = query->dims[0], .G = query->dims[1], .R = query->dims[2], .D = query->dims[3],
-             .S = key->rank > 4 ? key->dims[3] * key->dims[4] : key->dims[3], .Q = mask->dims[1], .x = query->data, .key = key->data,
-             .value = argument(frame, 2)->data, .mask = mask->data, .y = result(frame, 0)->data,
-             .total = result(frame, 1)->data, .highest = result(frame, 2)->data};
+  Job job = {.run_task = attend_heads, .B = query->dims[0], .G = query->dims[1], .R = query->dims[2],
+             .D = query->dims[3], .S = key->dims[3] * (key->rank > 4 ? key->dims[4] : 1), .Q = mask->dims[1],
+             .x = query->data, .key = key->data, .value = argument(frame, 2)->data, .mask = mask->data,
+             .y = result(frame, 0)->data, .total = result(frame, 1)->data, .highest = result(frame, 2)->data};
   if (frame->args.size > 4) {
     XLA_FFI_Buffer *new = argument(frame, 4);
     job.K = new->dims[1], job.T = new->dims[2], job.new_key = new->data, job.new_value = argument(frame, 5)->data;
     job.position = argument(frame, 6)->data, job.key = result(frame, 3)->data, job.value = result(frame, 4)->data;
   }
-  Int threads = threads_of(frame), room = padded(job.S), wide = most(room, job.D);
-  job.chunk = least(job.G, parts(job.B * job.G, PIECES * threads));
-  job.P = parts(job.G, job.chunk);
+  Int threads = thread_count(frame), room = padded(job.S), wide = max_int(room, job.D);
+  job.chunk = min_int(job.G, div_ceil(job.B * job.G, TASKS_PER_THREAD * threads));
+  job.P = div_ceil(job.G, job.chunk);
   job.tasks = job.B * job.P;
-  job.blocks = parts(job.R, MOST);
-  job.scratch = MOST * (room + wide) + wide * WIDTH + MOST * room / sizeof(float);
+  job.blocks = div_ceil(job.R, MAX_ROWS);
+  job.scratch = MAX_ROWS * (room + wide) + wide * WIDTH + MAX_ROWS * room / sizeof(float);
   return run(frame, &job, threads, 2 * job.B * job.G * job.R * job.S * job.D);
 }

@@ -1,8 +1,8 @@
-"""The kernels of `cpu_kernels.c` as functions of JAX: what decoding on a CPU spends its time in.
+"""The C kernels of `cpu_kernels.c` as JAX functions: the hot loops of decoding on a CPU.
 
-XLA's products of few rows read weights at half of the memory's pace, and its attention of one query a head runs on one
-core. The C source is compiled for this very machine at its first use (two seconds) and kept beside the compiled
-programs. Where there is no C compiler, or $JAXLM_NATIVE is 0, XLA does it all.
+XLA's products of few rows read weights at half of the memory bandwidth, and its attention of one query per head uses
+one core. The C source is compiled for the machine at its first use (two seconds) and cached with the compiled
+programs. Without a C compiler, or if $JAXLM_NATIVE is 0, XLA computes everything.
 """
 
 import contextlib
@@ -29,25 +29,26 @@ SOURCE, HEADER = (Path(__file__).with_suffix(suffix) for suffix in (".c", ".h"))
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
 
 COMPILE_TIMEOUT = 120
-"""The longest that a compiler may take."""
+"""In seconds."""
 
 PartialAttention = tuple[Array, Array, Array]
+"""Of some keys: sum of w * value, sum of w, and the highest score, with w = exp(score - highest)."""
 
 
 def supports(*arrays: Array) -> bool:
-    """Whether the kernels are there for a program with these arrays in it: of float32, on one CPU."""
-    plain = all(x.dtype == jnp.float32 and platform_of(x) == "cpu" and is_single_device(x) for x in arrays)
-    return plain and panel_width() > 0
+    """Return whether the kernels exist for a program with these arrays: float32, on one CPU."""
+    is_plain = all(x.dtype == jnp.float32 and platform_of(x) == "cpu" and is_single_device(x) for x in arrays)
+    return is_plain and panel_width() > 0
 
 
 @functools.cache
 def panel_width() -> int:
-    """Output channels in a panel of weights, or 0 where there are no kernels."""
+    """Return the output channels of a panel of weights, or 0 without kernels."""
     if os.environ.get("JAXLM_NATIVE") == "0" or not (compiler := _find_compiler()):
         return 0
     try:
         library = _load_library(compiler)
-    except (OSError, subprocess.SubprocessError):  # a compiler without headers, no place to write to: XLA does it
+    except (OSError, subprocess.SubprocessError):  # a compiler without headers, no writable folder: use XLA
         return 0
     for name in ("jaxlm_matmul", "jaxlm_attention"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
@@ -55,20 +56,21 @@ def panel_width() -> int:
 
 
 def pack_panels(weights_FD: Array) -> Array:
-    """(F, D) -> (P, D, W), W = `panel_width()` output channels side by side, the last panel filled up with zeros."""
+    """(F, D) -> (P, D, W) with W = `panel_width()` adjacent output channels; the last panel is padded with zeros."""
     features, depth = weights_FD.shape
-    filled = jnp.pad(weights_FD, ((0, -features % panel_width()), (0, 0)))
-    return jnp.swapaxes(filled.reshape(-1, panel_width(), depth), 1, 2)
+    padded_FD = jnp.pad(weights_FD, ((0, -features % panel_width()), (0, 0)))
+    return jnp.swapaxes(padded_FD.reshape(-1, panel_width(), depth), 1, 2)
 
 
 def unpack_panels(panels_PDW: Array, features: int) -> Array:
-    """What `pack_panels` was given: (F, D)."""
+    """Return the inverse of `pack_panels`: (F, D)."""
     return jnp.swapaxes(panels_PDW, 1, 2).reshape(-1, panels_PDW.shape[1])[:features]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def packed_matmul(x_RD: Array, panels_PDW: Array, features: int) -> Array:
-    """x W^T, float32, with W in panels -> (R, F). A row's result is the same to the bit whatever is beside it."""
+    """Return x W^T, float32, (R, F), with W in panels. The result of a row does not depend on the other rows."""
+    # The second result is scratch memory for x in blocks of rows.
     return _ffi_call("jaxlm_matmul", [(x_RD.shape[0], features), x_RD.shape], x_RD, panels_PDW)[0]
 
 
@@ -85,14 +87,14 @@ packed_matmul.defvjp(_packed_matmul_forward, _packed_matmul_backward)
 
 
 def partial_attention(query_BGRH: Array, key_BGHS: Array, value_BGSH: Array, mask_BQS: Array) -> PartialAttention:
-    """With w = exp(score - highest): sum of w * value (B, G, R, H), sum of w, and highest, (B, G, R); all float32.
+    """Return `PartialAttention` with shapes (B, G, R, H), (B, G, R) and (B, G, R), float32.
 
-    score = query . key; query r sees the keys of mask row r % Q. highest is finite where a query sees none.
+    score = query . key; query r has mask row r % Q. The highest score is finite even if a query sees no key.
     """
-    rows = query_BGRH.shape[:3]
-    mask_BQS = jnp.broadcast_to(mask_BQS, (rows[0], *mask_BQS.shape[1:]))
-    given = query_BGRH, key_BGHS, value_BGSH, mask_BQS
-    mixed, total, highest = _ffi_call("jaxlm_attention", [query_BGRH.shape, rows, rows], *given)
+    shape = query_BGRH.shape[:3]
+    mask_BQS = jnp.broadcast_to(mask_BQS, (shape[0], *mask_BQS.shape[1:]))
+    operands = query_BGRH, key_BGHS, value_BGSH, mask_BQS
+    mixed, total, highest = _ffi_call("jaxlm_attention", [query_BGRH.shape, shape, shape], *operands)
     return mixed, total, highest
 
 
@@ -100,22 +102,22 @@ def write_and_attend(
     query_BGRH: Array, key_BGHCK: Array, value_BGCKH: Array, mask_BQS: Array, new_key_BKTGH: Array,
     new_value_BKTGH: Array, position_BT: Array,
 ) -> tuple[PartialAttention, tuple[Array, Array]]:  # fmt: skip
-    """`partial_attention` over caches (S = C * K) that T more keys and values a slot are first written to;
-    and the caches.
+    """Write T new keys and values per beam to the caches, then attend to them, S = C * K; return the caches too.
 
-    In place where they may be. Position C is nowhere.
+    The caches are updated in place if XLA allows it. Position C does not exist: nothing is written.
     """
-    given = query_BGRH, key_BGHCK, value_BGCKH, mask_BQS, new_key_BKTGH, new_value_BKTGH, position_BT
+    operands = query_BGRH, key_BGHCK, value_BGCKH, mask_BQS, new_key_BKTGH, new_value_BKTGH, position_BT
     shapes = [query_BGRH.shape, *(query_BGRH.shape[:3],) * 2, key_BGHCK.shape, value_BGCKH.shape]
-    mixed, total, highest, *caches = _ffi_call("jaxlm_attention", shapes, *given, aliases={1: 3, 2: 4})
+    # Operands 1 and 2, the caches, share their memory with results 3 and 4.
+    mixed, total, highest, *caches = _ffi_call("jaxlm_attention", shapes, *operands, aliases={1: 3, 2: 4})
     return (mixed, total, highest), (caches[0], caches[1])
 
 
 def _ffi_call(
     name: str, shapes: list[tuple[int, ...]], *operands: Array, aliases: dict[int, int] | None = None
 ) -> tuple[Array, ...]:
-    out = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return tuple(jax.ffi.ffi_call(name, out, vmap_method="sequential", input_output_aliases=aliases)(*operands))
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return tuple(jax.ffi.ffi_call(name, results, vmap_method="sequential", input_output_aliases=aliases)(*operands))
 
 
 def _find_compiler() -> str | None:
@@ -123,36 +125,31 @@ def _find_compiler() -> str | None:
 
 
 def _load_library(compiler: str) -> ctypes.CDLL:
-    """The compiled source: the one that was kept for this machine, or a new one, which is kept if it can be."""
+    """The compiled source, from the cache of this machine if possible, else compiled and cached."""
     command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o"]
-    known = (
-        SOURCE.read_bytes(),
-        HEADER.read_bytes(),
-        " ".join(command).encode(),
-        version("jaxlib").encode(),
-        _cpu_features(),
-    )
-    name, folder = f"native-{hashlib.sha256(b'|'.join(known)).hexdigest()[:16]}.so", runtime.cache_folder()
+    sources = b"|".join([SOURCE.read_bytes(), HEADER.read_bytes(), " ".join(command).encode()])
+    digest = hashlib.sha256(b"|".join([sources, version("jaxlib").encode(), _cpu_features()])).hexdigest()
+    name, folder = f"native-{digest[:16]}.so", runtime.cache_folder()
     if folder is not None and (folder / name).exists():
         return ctypes.CDLL(str(folder / name))
-    with tempfile.TemporaryDirectory() as passing:
-        made = Path(passing) / name
-        subprocess.run([*command, str(made)], check=True, capture_output=True, timeout=COMPILE_TIMEOUT)
+    with tempfile.TemporaryDirectory() as build_folder:
+        built = Path(build_folder) / name
+        subprocess.run([*command, str(built)], check=True, capture_output=True, timeout=COMPILE_TIMEOUT)
         if folder is not None:
             with contextlib.suppress(OSError):
-                _install(made, folder / name)
-        return ctypes.CDLL(str(made))
+                _install(built, folder / name)
+        return ctypes.CDLL(str(built))
 
 
 def _install(built: Path, target: Path) -> None:
-    """A copy that is whole as soon as it is seen: several processes may do this at once."""
+    """Copy atomically: several processes may do this at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as beside:
-        Path(shutil.copy(built, beside)).replace(target)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        Path(shutil.copy(built, temporary)).replace(target)
 
 
 def _cpu_features() -> bytes:
-    """What `-march=native` depends on."""
+    """A description of the CPU that determines the meaning of `-march=native`."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().split(b"\n")
     except OSError:
