@@ -1,4 +1,4 @@
-"""The laws that every model keeps, whatever it is made of; see `jaxlm.types.SequenceModel`."""
+"""The laws of all sequence models, see `jaxlm.types`: cached or not, in pieces or at once, packed, sharded."""
 
 from dataclasses import replace
 
@@ -33,8 +33,8 @@ def animal(request) -> Animal:
     return ZOO[request.param]
 
 
-def close(animal: Animal, found, expected) -> None:
-    np.testing.assert_allclose(found, expected, rtol=animal.tolerance, atol=animal.tolerance)
+def close(animal: Animal, actual, expected) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=animal.tolerance, atol=animal.tolerance)
 
 
 def alone(animal: Animal, source: str = "right", target: str = "right") -> np.ndarray:
@@ -44,14 +44,14 @@ def alone(animal: Animal, source: str = "right", target: str = "right") -> np.nd
 
 
 def in_order(logits_BTV, batch) -> np.ndarray:
-    found = by_example(logits_BTV, batch.target_valid_BT)
-    assert found.dtype == np.float32 and np.isfinite(found).all() and found.std() > 0.01
-    return found
+    actual = by_example(logits_BTV, batch.target_valid_BT)
+    assert actual.dtype == np.float32 and np.isfinite(actual).all() and actual.std() > 0.01
+    return actual
 
 
 @pytest.mark.parametrize("layout", ["right", pytest.param("left", marks=pytest.mark.slow), "holes"])
-def test_with_a_cache_is_without(animal, layout):
-    """All at once into a cache, and a token at a time, whatever the padding."""
+def test_with_a_cache_equals_without(animal, layout):
+    """All at once into a cache, and a token at a time, with any padding."""
     batch, params = batch_of(ROWS, WIDE, WIDE, "right", layout), params_of(animal.model)
     state = start(animal.model, params, batch, WIDE)
     at_once, _ = extend(animal.model, params, state, batch.target_BT, batch.target_valid_BT)
@@ -59,8 +59,8 @@ def test_with_a_cache_is_without(animal, layout):
     close(animal, in_order(one_by_one(animal.model, params, batch), batch), alone(animal))
 
 
-def test_a_then_b_is_a_and_b(animal):
-    """At every cut, also those with nothing on one side: cut by masks, and in earnest."""
+def test_two_pieces_equal_the_whole(animal):
+    """Cut at every position, also with an empty side: by masks, and by slices."""
     batch, params = batch_of(ROWS, WIDE, WIDE, "right", "holes"), params_of(animal.model)
     begin = start(animal.model, params, batch, WIDE)
     for cut in range(WIDE + 1):
@@ -68,12 +68,12 @@ def test_a_then_b_is_a_and_b(animal):
         a, state = extend(animal.model, params, begin, batch.target_BT, first_BT)
         b, _ = extend(animal.model, params, state, batch.target_BT, batch.target_valid_BT & ~first_BT)
         close(animal, in_order(np.where(first_BT[..., None], a, b), batch), alone(animal))
-        found, state, at = [], begin, 0
+        actual, state, at = [], begin, 0
         for length in (*pieces(cut), *pieces(WIDE - cut)):
             piece = (slice(None), slice(at, at + length))
             now, state = extend(animal.model, params, state, batch.target_BT[piece], batch.target_valid_BT[piece])
-            found, at = [*found, now], at + length
-        close(animal, in_order(np.concatenate(found, 1), batch), alone(animal))
+            actual, at = [*actual, now], at + length
+        close(animal, in_order(np.concatenate(actual, 1), batch), alone(animal))
 
 
 def pieces(length: int) -> list[int]:
@@ -82,15 +82,15 @@ def pieces(length: int) -> list[int]:
 
 
 def test_every_leaf_of_a_state_has_the_batch_first(animal):
-    """And a row of the state is all that its continuation depends on: what a beam search does to it."""
+    """And a continuation depends on its row of the state only, as beam search requires."""
     batch, params = batch_of(ROWS, WIDE, WIDE), params_of(animal.model)
     tokens_BT, valid_BT, order = batch.target_BT, batch.target_valid_BT, np.array([3, 3, 0, 7, 1, 1, 1, 5])
     _, state = extend(animal.model, params, start(animal.model, params, batch, WIDE), tokens_BT[:, :2], valid_BT[:, :2])
     assert all(leaf.shape[0] == len(ROWS) for leaf in jax.tree.leaves(state))
     taken = jax.tree.map(lambda leaf: leaf[order], state)
-    found, _ = extend(animal.model, params, taken, tokens_BT[order, 2:3], valid_BT[order, 2:3])
+    actual, _ = extend(animal.model, params, taken, tokens_BT[order, 2:3], valid_BT[order, 2:3])
     expected, _ = extend(animal.model, params, state, tokens_BT[:, 2:3], valid_BT[:, 2:3])
-    close(animal, found, expected[order])
+    close(animal, actual, expected[order])
 
 
 @pytest.mark.parametrize("layout", ["left", "holes"])
@@ -103,8 +103,8 @@ def test_source_padding_leaves_no_trace(animal, layout):
     close(animal, alone(animal, source=layout), alone(animal))
 
 
-def test_the_future_and_nothing_else_is_hidden(animal):
-    """Another last token changes no logits before it, and does change its own; the source is looked at, or is not."""
+def test_only_the_future_is_masked(animal):
+    """Another last token changes its own logits and none before it; another source changes all, if it is read."""
     batch, params = batch_of(examples(8, TIGHT), WIDE, WIDE), params_of(animal.model)
     expected_BTV = logits(animal.model, params, batch)
     other_BT = np.array(batch.target_BT)
@@ -131,19 +131,19 @@ QUICK = {"transformer", "llama", "lstm_lm", "ngram"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ZOO])
-def test_sharded_is_unsharded(name):
-    """Rows dealt out to eight devices, one each: the same sums and the same gradients, where there are any."""
+def test_sharded_equals_unsharded(name):
+    """Eight rows on eight devices: the same sums and, if the model has gradients, the same gradients."""
     animal = ZOO[name]
     batch, params, mesh = batch_of(ROWS, WIDE, WIDE), params_of(animal.model), data_mesh(8)
 
     def total(params, batch):
         return NextToken(0.1)(animal.model, params, batch, None).total
 
-    counted = hasattr(animal.model, "fit")  # in closed form: tables of integers, and no gradients
+    counted = hasattr(animal.model, "fit")  # fitted by counting: tables of integers, no gradients
     gradients = jax.jit((lambda *given: (total(*given), ())) if counted else jax.value_and_grad(total))
     expected, expected_grads = gradients(params, batch)
-    found, grads = gradients(jax.device_put(params, replicated_sharding(mesh)), shard_rows(batch, mesh))
-    np.testing.assert_allclose(found, expected, rtol=animal.tolerance)
+    actual, grads = gradients(jax.device_put(params, replicated_sharding(mesh)), shard_rows(batch, mesh))
+    np.testing.assert_allclose(actual, expected, rtol=animal.tolerance)
     for (path, grad), like in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(grad, like, animal.tolerance, animal.tolerance, err_msg=jax.tree_util.keystr(path))
 
@@ -152,24 +152,24 @@ DECODED = ["transformer", "gpt2", "mistral", "lstm_lm", "ngram", "feedforward_lm
 
 
 @pytest.mark.parametrize("name", DECODED)
-def test_decoding_is_rereading(name):
-    """Each token that greedy search says is the likeliest one after all before it, read anew and without a cache."""
+def test_greedy_tokens_are_the_most_likely_ones(name):
+    """Each token of greedy search is the most likely one after all before it, computed without a cache."""
     model, params = ZOO[name].model, params_of(ZOO[name].model)
     prompt, limit_B = batch_of(ROWS, WIDE, WIDE, target_layout="holes"), np.full(len(ROWS), 3)
     request = DecodeRequest(prompt, prompt.target_BT, prompt.target_valid_BT, limit_B)
-    found = generate(model, params, request, GenerationConfig(3, ())).tokens_BT
-    told = [
-        replace(row, target=np.append(row.target, ids[:-1])) for row, ids in zip(ROWS, np.asarray(found), strict=True)
+    actual = generate(model, params, request, GenerationConfig(3, ())).tokens_BT
+    outputs = [
+        replace(row, target=np.append(row.target, ids[:-1])) for row, ids in zip(ROWS, np.asarray(actual), strict=True)
     ]
-    batch = batch_of([replace(row, label=row.target) for row in told], WIDE, WIDE)
+    batch = batch_of([replace(row, label=row.target) for row in outputs], WIDE, WIDE)
     likeliest_BT = np.asarray(logits(model, params, batch)).argmax(2)
-    for likeliest, valid, ids in zip(likeliest_BT, batch.target_valid_BT, found, strict=True):
+    for likeliest, valid, ids in zip(likeliest_BT, batch.target_valid_BT, actual, strict=True):
         np.testing.assert_array_equal(likeliest[valid][-3:], ids)
 
 
 @pytest.mark.parametrize("name", [name for name, animal in ZOO.items() if animal.segments])
-def test_packed_is_alone(name):
-    """Several examples in a row, each with its segment number, get the logits that each gets in a row of its own."""
+def test_packed_equals_unpacked(name):
+    """Several examples packed in a row, with segment numbers, have the same logits as in rows of their own."""
     animal, order = ZOO[name], np.argsort([-len(e.source) - len(e.target) for e in ROWS])
     rows = [order[:1], order[[1, 7]], order[2:4], order[4:7]]
     batch = packed([[ROWS[i] for i in row] for row in rows], 3 * TIGHT)

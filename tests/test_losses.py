@@ -1,4 +1,4 @@
-"""The chunked cross-entropy against the plain one, against PyTorch, and what it must never hold in memory."""
+"""The chunked cross-entropy against the plain one and against PyTorch, and its memory."""
 
 import re
 
@@ -43,8 +43,8 @@ def plain(weights, features, label=LABEL, valid=VALID, smoothing=0.0):
 
 def value_and_grads(function, *arguments, **options):
     def total(weights, features):
-        found = function(weights, features, *arguments, **options)
-        return found.total if isinstance(found, Loss) else found
+        actual = function(weights, features, *arguments, **options)
+        return actual.total if isinstance(actual, Loss) else actual
 
     gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
     return gradient(WEIGHTS, FEATURES)
@@ -54,36 +54,36 @@ def value(*arguments) -> Loss:
     return jax.jit(lambda: chunked(*arguments))()
 
 
-def close(found, expected, tolerance=1e-5):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def close(actual, expected, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """The features of these tests are wider than the chunks that they ask for."""
+    """Chunks smaller than the width of the features, which the default would not give."""
     monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS_WIDE", 0)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("size", [1, 4, 9, 10, 18, 100])
 def test_value_and_gradients(monkeypatch, size, smoothing):
-    """At every size of a chunk, of 9 real tokens: with respect to the features and to all the readout closes over."""
+    """For every chunk size, of 9 real tokens: with respect to the features and the parameters of the readout."""
     assert VALID.sum() == 9
     monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", size * V)
-    found = value_and_grads(chunked, smoothing=smoothing)
-    close(found, value_and_grads(plain, smoothing=smoothing))
+    actual = value_and_grads(chunked, smoothing=smoothing)
+    close(actual, value_and_grads(plain, smoothing=smoothing))
     loss = value(WEIGHTS, FEATURES, LABEL, VALID, smoothing)
     np.testing.assert_allclose(loss.nll, plain(WEIGHTS, FEATURES), rtol=1e-5)
-    np.testing.assert_allclose(loss.total, found[0], rtol=1e-6)  # without a gradient it is another program
+    np.testing.assert_allclose(loss.total, actual[0], rtol=1e-6)  # without a gradient it is another program
     assert float(loss.count) == VALID.sum()
 
 
 @pytest.mark.parametrize("valid", [EVERYTHING, ~EVERYTHING], ids=["all", "none"])
 def test_all_valid_and_none(valid):
-    found = value_and_grads(chunked, LABEL, valid, smoothing=0.1)
-    close(found, value_and_grads(plain, LABEL, valid, smoothing=0.1))
-    assert valid.any() or not any(np.any(leaf) for leaf in jax.tree.leaves(found))
+    actual = value_and_grads(chunked, LABEL, valid, smoothing=0.1)
+    close(actual, value_and_grads(plain, LABEL, valid, smoothing=0.1))
+    assert valid.any() or not any(np.any(leaf) for leaf in jax.tree.leaves(actual))
 
 
 @pytest.mark.parametrize("logits", [1, 4 * V])
@@ -100,7 +100,7 @@ def test_the_gradient_is_that_of_any_function_of_the_sum():
     )
 
 
-def test_labels_of_padding_may_be_anything():
+def test_labels_of_padding_are_ignored():
     junk = np.where(VALID, LABEL, -100)
     close(value_and_grads(chunked, junk), value_and_grads(chunked))
     close(value_and_grads(chunked, np.where(VALID, LABEL, 10**6)), value_and_grads(chunked))
@@ -115,14 +115,14 @@ def test_against_torch(smoothing):
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="sum")
     total = criterion(logits.reshape(-1, V), torch.tensor(np.where(VALID, LABEL, -100).reshape(-1)).long())
     total.backward()
-    found, (weight_grads, feature_grads) = value_and_grads(chunked, smoothing=smoothing)
-    np.testing.assert_allclose(found, total.item(), rtol=1e-5)
+    actual, (weight_grads, feature_grads) = value_and_grads(chunked, smoothing=smoothing)
+    np.testing.assert_allclose(actual, total.item(), rtol=1e-5)
     close(feature_grads, features.grad.numpy())
     close(weight_grads, {name: weight.grad.numpy() for name, weight in weights.items()})
 
 
 def test_the_logits_never_exist_together(monkeypatch):
-    """Neither in the traced program nor in the compiled one is there an array of B x T x V elements."""
+    """No array of B x T x V elements, neither in the traced program nor in the compiled one."""
     monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", 5 * V)
     gradient = jax.jit(jax.grad(lambda w, x: chunked(w, x).total, (0, 1)))
     traced, compiled = gradient.trace(WEIGHTS, FEATURES), gradient.lower(WEIGHTS, FEATURES).compile()
@@ -172,8 +172,8 @@ def test_size_of_a_chunk(monkeypatch, positions, vocab, width, expected):
     assert losses._chunk_size(positions, vocab, width) == expected
 
 
-def test_padding_is_not_read_out(monkeypatch):
-    """The readout is asked for the chunks that the real tokens fill, and for no more, with a gradient and without."""
+def test_padding_has_no_logits(monkeypatch):
+    """The readout is called for the chunks that the real tokens fill only, with and without a gradient."""
     monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", 2 * V)
     calls = []
 
@@ -194,8 +194,8 @@ def test_padding_is_not_read_out(monkeypatch):
             assert calls == [(1, 2, D)] * -(-real // 2)
 
 
-def test_no_token_leaves_its_device(monkeypatch):
-    """On eight devices with unequal shares of padding: the same numbers, and nothing but sums is exchanged."""
+def test_tokens_stay_on_their_device(monkeypatch):
+    """On eight devices with unequal padding: the same results, and only sums are communicated."""
     monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", 4 * V)
     rng, mesh = np.random.default_rng(1), data_mesh(8)
     features, label = rng.normal(size=(16, T, D)).astype(np.float32), rng.integers(0, V, (16, T)).astype(np.int32)
@@ -211,5 +211,5 @@ def test_no_token_leaves_its_device(monkeypatch):
 
 def size_of(shapes: str) -> int:
     """Elements of an array or a tuple of arrays as XLA writes them: `(f32[], f32[11,5]{1,0})`."""
-    found = re.findall(r"[a-z]\w*\[([\d,]*)\]", shapes)
-    return sum(int(np.prod([int(n) for n in extents.split(",") if n])) for extents in found)
+    actual = re.findall(r"[a-z]\w*\[([\d,]*)\]", shapes)
+    return sum(int(np.prod([int(n) for n in extents.split(",") if n])) for extents in actual)

@@ -42,8 +42,8 @@ def test_the_rate_of_the_paper():
     assert n[np.argmax(paper)] == pytest.approx(warmup, abs=7)
 
 
-def test_a_schedule_that_knows_the_end_says_so():
-    """Only then does another number of steps change what was computed so far."""
+def test_needs_total_steps():
+    """True if and only if another number of steps changes the rates of the first steps."""
     for schedule in FORMULAS:
         same = np.allclose(schedule.build(STEPS)(N), schedule.build(2 * STEPS)(N))
         assert schedule.needs_total_steps != same
@@ -92,7 +92,7 @@ def test_clipping_leaves_small_gradients_alone():
 
 
 def test_matrices_decay_and_vectors_do_not():
-    """With no gradient at all, what moves is what decays; stacked layers change nothing about it."""
+    """With zero gradients only decayed parameters change; stacked layers are treated alike."""
     params = params_of(TRANSFORMER)
     optimizer = AdamW(Constant(1.0), weight_decay=0.5).build(1)
     still = jax.tree.map(np.zeros_like, params)

@@ -1,4 +1,4 @@
-"""The decoder-only Transformer: the published sizes, its window, beams over it, and what it refuses."""
+"""The decoder-only Transformer: published sizes, sliding window, beam search, and invalid options."""
 
 from dataclasses import replace
 
@@ -36,49 +36,49 @@ def test_the_published_sizes(model, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model))) == count
 
 
-def test_a_window_reaches_so_far_and_no_further():
+def test_the_reach_of_a_window():
     """With w positions a layer and L layers, a token sees L (w - 1) tokens back."""
     model, batch = replace(LLAMA, window=2, layers=2), batch_of(examples(4, 8, 8), 8, 8)
     other_BT = np.array(batch.target_BT)
     other_BT[:, 2] = (other_BT[:, 2] + 1) % 19 + 4
-    found = [logits(model, params_of(model), batch.replace(target_BT=ids)) for ids in (batch.target_BT, other_BT)]
-    moved_BT = abs(found[0] - found[1]).max(2) > 0
+    actual = [logits(model, params_of(model), batch.replace(target_BT=ids)) for ids in (batch.target_BT, other_BT)]
+    moved_BT = abs(actual[0] - actual[1]).max(2) > 0
     np.testing.assert_array_equal(moved_BT, np.broadcast_to([0, 0, 1, 1, 1, 0, 0, 0], moved_BT.shape))
 
 
 @pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.slow), "mistral"])
-def test_what_a_beam_finds_is_worth_what_it_says(name):
-    """Ragged prompts, slots that overtake each other, a window over both: each score is that of the text read anew."""
+def test_beam_scores_equal_the_scores_of_the_text(name):
+    """With ragged prompts, reordered beams and a window: each score equals that of the text without a cache."""
     model, params = ZOO[name].model, params_of(ZOO[name].model)
     batch, limit_B = batch_of(examples(5), 8, 8, target_layout="holes"), np.array([6, 5, 6, 1, 3])
     request = DecodeRequest(batch, batch.target_BT, batch.target_valid_BT, limit_B)
-    found = beam_search(model, params, request, BeamSearchConfig(6, (3,), Beam(4, 3, length_penalty_kind="none")))
+    actual = beam_search(model, params, request, BeamSearchConfig(6, (3,), Beam(4, 3, length_penalty_kind="none")))
     read_BT, valid_BT = np.zeros((15, 16), np.int32), np.zeros((15, 16), bool)
-    spoken, prompts = np.asarray(found.length_BN).reshape(-1), batch.target_valid_BT.sum(1).repeat(3)
+    spoken, prompts = np.asarray(actual.length_BN).reshape(-1), batch.target_valid_BT.sum(1).repeat(3)
     for row in range(15):
         prompt = batch.target_BT[row // 3][batch.target_valid_BT[row // 3]]
-        text = np.concatenate([prompt, found.tokens_BNT[row // 3, row % 3, : spoken[row]]])
+        text = np.concatenate([prompt, actual.tokens_BNT[row // 3, row % 3, : spoken[row]]])
         read_BT[row, : len(text)], valid_BT[row, : len(text)] = text, True
     logprob_BTV = jax.nn.log_softmax(logits(model, params, Batch(target_BT=read_BT, target_valid_BT=valid_BT)))
     for row, (start, count) in enumerate(zip(prompts, spoken, strict=True)):
         places = np.arange(start, start + count)
         expected = np.asarray(logprob_BTV)[row, places - 1, read_BT[row, places]].sum()
-        np.testing.assert_allclose(found.logprob_BN[row // 3, row % 3], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(actual.logprob_BN[row // 3, row % 3], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_is_on_with_a_key():
-    """At every site, under scan and remat; without a key there is none."""
+    """Everywhere, with scan and remat; and none without a key."""
     sites, batch, params = ("dropout", "attention_dropout", "activation_dropout"), batch_of(examples(4), 8, 8), None
     for site in sites:
         model = replace(LLAMA, scan=True, remat=True, **{site: 0.4})
         params = params_of(model)
-        found = [NextToken()(model, params, batch, key).total for key in (None, *jax.random.split(jax.random.key(0)))]
-        assert len({float(total) for total in found}) == 3 and np.isfinite(found).all(), site
-        np.testing.assert_allclose(found[0], NextToken()(LLAMA, params, batch, None).total, rtol=1e-5)
+        actual = [NextToken()(model, params, batch, key).total for key in (None, *jax.random.split(jax.random.key(0)))]
+        assert len({float(total) for total in actual}) == 3 and np.isfinite(actual).all(), site
+        np.testing.assert_allclose(actual[0], NextToken()(LLAMA, params, batch, None).total, rtol=1e-5)
 
 
 def test_scaled_rates():
-    """Fast channels stay, slow ones are divided by the factor; a far position turns as a near one."""
+    """Fast channels are kept, slow ones divided by the factor; scaled positions rotate like near ones."""
     rate_H = 10_000.0 ** (-np.arange(0, 64, 2) / 64)
     for scaling in (Llama3Scaling(factor=4.0, original_max_positions=256), Yarn(4.0, 256)):
         scaled_H, _ = scaling.scale_frequencies(rate_H, 10_000.0)
@@ -97,11 +97,11 @@ def test_scaled_rates():
         ({"max_length": 4}, "learned positions reach 4"),
     ],
 )
-def test_what_it_refuses(options, message):
+def test_invalid_options(options, message):
     with pytest.raises(UserError, match=message):
         jax.eval_shape(replace(GPT2, **options).init, jax.random.key(0), batch_of(examples(2), 8, 8))
 
 
-def test_room_beyond_learned_positions_is_refused():
+def test_capacity_beyond_learned_positions_is_refused():
     with pytest.raises(UserError, match="room for 25 target tokens, but learned positions reach 24"):
         GPT2.apply({"params": params_of(GPT2)}, batch_of(examples(2), 8, 8), 25, method="start")

@@ -1,4 +1,4 @@
-"""The encoder-only Transformer: sizes, what leaves no trace, loss; tests/huggingface/test_parity.py has its numbers."""
+"""The encoder-only Transformer: sizes, invariances and loss; its values are checked in tests/huggingface."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def alone(model: Encoder, layout: str = "right") -> np.ndarray:
 
 @pytest.mark.parametrize("size, count", [((768, 12, 3072, 12), 109_514_298), ((1024, 16, 4096, 24), 335_174_458)])
 def test_the_published_sizes(size, count):
-    """BERT base and large, uncased, with the head that fills gaps."""
+    """BERT base and large, uncased, with the masked language model head."""
     model = Encoder(30_522, *size)
     assert sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model))) == count
     width, both = size[0], abstract_params(replace(model, nsp_head=True))
@@ -35,25 +35,25 @@ def test_the_published_sizes(size, count):
 @pytest.mark.parametrize(
     "model", [MODEL, replace(MODEL, norm="pre", scan=True, position_offset=2)], ids=["bert", "pre"]
 )
-def test_neither_padding_nor_neighbours_leave_a_trace(model):
+def test_padding_and_batch_mates_leave_no_trace(model):
     for layout in ("left", "holes"):
         np.testing.assert_allclose(alone(model, layout), alone(model), rtol=1e-5, atol=1e-5)
     batch = packed([ROWS[:2], ROWS[2:3], ROWS[3:]], 15)
-    found = by_example(logits(model, params_of(model), batch), batch.source_valid_BS)
-    np.testing.assert_allclose(found, alone(model), rtol=1e-5, atol=1e-5)
+    actual = by_example(logits(model, params_of(model), batch), batch.source_valid_BS)
+    np.testing.assert_allclose(actual, alone(model), rtol=1e-5, atol=1e-5)
 
 
-def test_the_loss_is_of_what_was_asked():
-    """Of hidden tokens alone, by hand; what follows adds its own, and its share of the positions is its weight."""
+def test_the_loss_is_that_of_masked_tokens():
+    """By hand; next sentence prediction adds its loss, weighted by its share of the positions."""
     batch, params = batch_of(ROWS, 8, 8), jax.tree.map(jnp.asarray, params_of(PAIRS))
     label_BS = np.where(batch.source_valid_BS & (np.arange(8) % 2 == 0), batch.source_BS, -1)
     hidden = batch.replace(token_label_BS=label_BS, token_type_BS=(np.arange(8) > 3) * np.ones((6, 1), np.int32))
     loss = jax.jit(lambda batch: MaskedLM(0.25)(PAIRS, params, batch, None))
-    found = loss(hidden)
+    actual = loss(hidden)
     logprob_BSV = np.asarray(jax.nn.log_softmax(logits(PAIRS, params, hidden)))
     asked = label_BS >= 0
-    np.testing.assert_allclose(found.total, -logprob_BSV[asked, label_BS[asked]].sum(), rtol=1e-5)
-    assert found.count == asked.sum() and found.nll == found.total
+    np.testing.assert_allclose(actual.total, -logprob_BSV[asked, label_BS[asked]].sum(), rtol=1e-5)
+    assert actual.count == asked.sum() and actual.nll == actual.total
     class_B = np.array([0, 1, 1, 0, 1, 0], np.int32)
     both = loss(hidden.replace(class_B=class_B))
     reading = jax.jit(lambda batch: PAIRS.apply({"params": params}, batch, method=features_and_nsp_logits))
@@ -63,12 +63,12 @@ def test_the_loss_is_of_what_was_asked():
     said_BC = np.tanh(first_BD @ pooler["kernel"] + pooler["bias"]) @ last["kernel"] + last["bias"]
     np.testing.assert_allclose(told_BC, said_BC, rtol=1e-4, atol=1e-5)
     expected = -np.asarray(jax.nn.log_softmax(said_BC))[np.arange(6), class_B].sum()
-    np.testing.assert_allclose(both.total - found.total, 0.25 * 8 * expected, rtol=1e-4)
-    assert both.nll == found.nll and both.count == found.count
+    np.testing.assert_allclose(both.total - actual.total, 0.25 * 8 * expected, rtol=1e-4)
+    assert both.nll == actual.nll and both.count == actual.count
 
 
-def test_kinds_of_text_are_added():
-    """Another kind is another vector, and kind 0 is what a row without kinds has."""
+def test_token_types_are_added():
+    """Each type has a vector, and a row without types has type 0."""
     batch, params = batch_of(ROWS, 8, 8), jax.tree.map(jnp.asarray, params_of(MODEL))
     plain = logits(MODEL, params, batch)
     zero, one = (logits(MODEL, params, batch.replace(token_type_BS=np.full((6, 8), kind))) for kind in (0, 1))

@@ -45,9 +45,9 @@ def test_against_torch(options):
     params = params_of(model)
     module = reference(model, params)
     expected = module(BATCH)
-    found = jax.jit(model.apply)({"params": params}, BATCH)
+    actual = jax.jit(model.apply)({"params": params}, BATCH)
     valid = BATCH.target_valid_BT
-    np.testing.assert_allclose(found[valid], expected.detach().numpy()[valid], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual[valid], expected.detach().numpy()[valid], rtol=1e-5, atol=1e-5)
 
     label = torch.tensor(np.where(valid, BATCH.label_BT, -100)).long()
     total = torch.nn.CrossEntropyLoss(label_smoothing=0.1, reduction="sum")(expected.flatten(0, 1), label.flatten())
@@ -89,7 +89,7 @@ def test_the_sizes_of_the_paper():
 
 @pytest.mark.slow
 def test_scan_and_remat_change_nothing():
-    """Neither the parameters, nor the loss, nor its gradients, nor which elements are dropped."""
+    """Of the parameters, the loss, its gradients and the dropout masks."""
     rates = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.3)
     plain, key = replace(MODEL, **rates, norm="pre"), jax.random.key(5)
     params, expected = params_of(plain), None
@@ -116,7 +116,7 @@ def test_learned_positions_end():
             shape(*lengths)
 
 
-def test_half_precision_is_of_activations_only():
+def test_half_precision_affects_activations_only():
     """Parameters, their gradients, logits and loss stay float32; the features between them are bfloat16."""
     full, half = (replace(TRANSFORMER, norm="pre", dtype=dtype) for dtype in ("float32", "bfloat16"))
     params = params_of(half)
@@ -139,7 +139,7 @@ def test_half_precision_is_of_activations_only():
 
 
 def test_a_row_without_a_source_or_a_target_is_finite():
-    """Rows that only fill a batch must not poison the gradients of the others."""
+    """Filler rows of a batch must not produce NaN gradients."""
     nothing = np.zeros_like(BATCH.source_valid_BS)
     nothing[1:] = BATCH.source_valid_BS[1:]
     silent = np.where(np.arange(6)[:, None] > 1, BATCH.target_valid_BT, False)

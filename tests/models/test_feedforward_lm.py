@@ -20,11 +20,11 @@ ROWS = examples(4)
 
 def by_equation(model: FeedForwardLM, params, target: np.ndarray) -> np.ndarray:
     """y = b + W x + U tanh(d + H x) for every position, one by one: (T, V)."""
-    told = [*[BOS] * (model.order - 1), *target.tolist()]
+    outputs = [*[BOS] * (model.order - 1), *target.tolist()]
     rows = []
     for t in range(1, len(target) + 1):
         x = model.embedding_scale * np.concatenate(
-            [params["embedding"][word] for word in told[t : t + model.order - 1]]
+            [params["embedding"][word] for word in outputs[t : t + model.order - 1]]
         )
         h = np.tanh(params["up"]["bias"] + x @ params["up"]["kernel"])
         y = params["bias"] + h @ params["embedding" if model.tie_embeddings else "output"].T
@@ -45,9 +45,9 @@ def by_equation(model: FeedForwardLM, params, target: np.ndarray) -> np.ndarray:
 def test_it_is_the_equation(model):
     params = params_of(model)
     batch = batch_of(ROWS, 8, 8, target_layout="holes")
-    found = np.asarray(jax.jit(lambda params, batch: model.apply({"params": params}, batch))(params, batch))
-    assert found.dtype == np.float32
-    for row, valid, example in zip(found, batch.target_valid_BT, ROWS, strict=True):
+    actual = np.asarray(jax.jit(lambda params, batch: model.apply({"params": params}, batch))(params, batch))
+    assert actual.dtype == np.float32
+    for row, valid, example in zip(actual, batch.target_valid_BT, ROWS, strict=True):
         np.testing.assert_allclose(row[valid], by_equation(model, params, example.target), rtol=2e-5, atol=2e-5)
 
 
@@ -78,14 +78,14 @@ def test_bfloat16_is_near():
     batch, params = batch_of(ROWS, 8, 8), params_of(PLAIN)
     model = replace(PLAIN, dtype="bfloat16")
     read = jax.jit(lambda params, batch, model: model.apply({"params": params}, batch), static_argnums=2)
-    found, expected = read(params, batch, model), read(params, batch, PLAIN)
-    assert found.dtype == jnp.float32
-    error = abs(found - expected).max()
+    actual, expected = read(params, batch, model), read(params, batch, PLAIN)
+    assert actual.dtype == jnp.float32
+    error = abs(actual - expected).max()
     assert 0 < error < 0.1
 
 
-def test_it_learns_what_follows():
-    """Gradients reach every parameter, and plain descent finds the label of each row's three words."""
+def test_it_learns_the_next_word():
+    """Gradients reach every parameter, and gradient descent learns the label of each row's three words."""
     rng = np.random.default_rng(0)
     target_BT = rng.integers(4, VOCAB, (8, 6), dtype=np.int32)
     batch = batch_of(ROWS, 8, 8).replace(

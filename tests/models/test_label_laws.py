@@ -1,4 +1,4 @@
-"""The laws that every tagger and classifier keeps: padding and batch mates leave no trace; sharded is unsharded."""
+"""The laws of all taggers and classifiers: padding and batch mates leave no trace; sharded is unsharded."""
 
 from functools import partial
 from itertools import product
@@ -55,11 +55,11 @@ def objective_of(name: str) -> Any:
 
 def said(name: str, batch: Batch) -> np.ndarray:
     """The logits of the words (and EOS) of all rows, or of the rows."""
-    found = np.asarray(logits(ZOO[name], params_of(ZOO[name]), batch))
-    found = found[batch.source_valid_BS] if name in TAGGERS else found
-    assert found.dtype == np.float32 and found.shape[-1] == LABELS
-    assert np.isfinite(found).all() and found.std() > 0.01
-    return found
+    actual = np.asarray(logits(ZOO[name], params_of(ZOO[name]), batch))
+    actual = actual[batch.source_valid_BS] if name in TAGGERS else actual
+    assert actual.dtype == np.float32 and actual.shape[-1] == LABELS
+    assert np.isfinite(actual).all() and actual.std() > 0.01
+    return actual
 
 
 @pytest.mark.parametrize("layout", ["left", "holes"])
@@ -76,34 +76,34 @@ def test_batch_mates_leave_no_trace(name):
     np.testing.assert_allclose(said(name, batch), rows, 1e-5, 1e-5)
 
 
-def test_loss_and_gradients_do_not_know_the_padding(name):
-    """Sums and counts too: the junk in the padding has no gradient."""
+def test_loss_and_gradients_do_not_depend_on_padding(name):
+    """Nor sums and counts; the random padding has no gradient."""
     model, params = ZOO[name], params_of(ZOO[name])
     expected, expected_grads = loss_and_gradient(model, objective_of(name), params, batch_of(ROWS))
-    found, grads = loss_and_gradient(model, objective_of(name), params, batch_of(ROWS, layout="holes"))
+    actual, grads = loss_and_gradient(model, objective_of(name), params, batch_of(ROWS, layout="holes"))
     assert expected.count == (sum(len(row.words) for row in ROWS) if name in TAGGERS else len(ROWS))
     assert expected.total > 0
     for (path, grad), like in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
         assert np.abs(like).max() > 0, path
         np.testing.assert_allclose(grad, like, 1e-4, 1e-5, err_msg=jax.tree_util.keystr(path))
-    np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(expected), 1e-5)
+    np.testing.assert_allclose(jax.tree.leaves(actual), jax.tree.leaves(expected), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["tagger", "bag", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_sharded_is_unsharded(name):
-    """Rows dealt out to eight devices, one each: the same sums and the same gradients."""
+    """Eight rows on eight devices: the same sums and the same gradients."""
     model, params, mesh = ZOO[name], params_of(ZOO[name]), data_mesh(8)
     expected, expected_grads = loss_and_gradient(model, objective_of(name), params, batch_of(ROWS))
     placed = jax.device_put(params, replicated_sharding(mesh)), shard_rows(batch_of(ROWS), mesh)
-    found, grads = loss_and_gradient(model, objective_of(name), *placed)
-    np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(expected), 1e-5)
+    actual, grads = loss_and_gradient(model, objective_of(name), *placed)
+    np.testing.assert_allclose(jax.tree.leaves(actual), jax.tree.leaves(expected), 1e-5)
     for grad, like in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(grad, like, 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("name", TAGGERS)
 def test_the_best_labels(name):
-    """One a word whatever the padding, -1 elsewhere, EOS too; without a CRF they are the likeliest one by one."""
+    """One per word for any padding, -1 elsewhere and at EOS; without a CRF each is the most likely one."""
     model, params, batch = ZOO[name], params_of(ZOO[name]), batch_of(ROWS)
     label_BS, word_BS = np.asarray(best(model, params, batch)), batch.token_label_BS >= 0
     assert ((label_BS >= 0) == word_BS).all() and label_BS.max() < LABELS
@@ -130,7 +130,7 @@ def test_the_loss_is_that_of_the_definition(name):
 
 
 def test_packed_is_alone():
-    """Two texts in a row, each with its segment number, get what each gets in a row of its own."""
+    """Two texts packed in a row, with segment numbers, give the same results as in rows of their own."""
     model, params = ZOO["tagger"], params_of(ZOO["tagger"])
     pair = texts(2, 3, 3)
     single = batch_of(pair, 4)
@@ -145,7 +145,7 @@ def test_packed_is_alone():
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_the_order_of_words(name):
-    """A bag of words does not see it; all others do."""
+    """A bag of words ignores it; all others do not."""
     model, params, batch = ZOO[name], params_of(ZOO[name]), batch_of(texts(4, 4, 5))
     turned = batch.replace(
         source_BS=batch.source_BS.copy(),
@@ -159,7 +159,7 @@ def test_the_order_of_words(name):
 
 
 def test_word_dropout_and_unknown_words():
-    """With a key some words are read as UNK, and the model then says what it says of UNK; without one none is."""
+    """With a key some words are read as UNK and give its result; without one none is."""
     params, batch, seen = jax.device_put(params_of(ZOO["tagger_plain"])), batch_of(texts(1, 5, 5)), slice(0, 5)
     model = ZOO["tagger_plain"].clone(word_dropout=0.5, parent=None)
     plain = np.asarray(logits(ZOO["tagger_plain"], params, batch))
@@ -179,7 +179,7 @@ def test_word_dropout_and_unknown_words():
     np.testing.assert_allclose(every, np.unique(expected.round(5), axis=0), atol=1e-4)  # each way occurs, no other
 
 
-def test_faults_are_named():
+def test_errors():
     batch = batch_of(ROWS)
     with pytest.raises(UserError, match="WordsWithChars"):
         jax.eval_shape(partial(logits, ZOO["tagger"]), params_of(ZOO["tagger"]), batch.replace(character_BSW=None))

@@ -1,4 +1,4 @@
-"""One network for source and target: what it says is what a language model says of both in one row."""
+"""One network for source and target equals a language model on both in one row."""
 
 from dataclasses import replace
 
@@ -40,8 +40,8 @@ def test_it_is_a_language_model_of_source_and_target(layout):
     whole = batch_of(both, 5, 10)
     whole_BTV = np.asarray(logits(JOINED.model, params_of(JOINED)["model"], whole))
     expected = [whole_BTV[i, len(row.source) : len(row.source) + len(row.target)] for i, row in enumerate(ROWS)]
-    found = by_example(logits(JOINED, params_of(JOINED), batch), batch.target_valid_BT)
-    np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-5, atol=1e-5)
+    actual = by_example(logits(JOINED, params_of(JOINED), batch), batch.target_valid_BT)
+    np.testing.assert_allclose(actual, np.concatenate(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_the_loss_is_on_the_target_alone():
@@ -56,7 +56,7 @@ def test_the_loss_is_on_the_target_alone():
 
 
 class Counter(nn.Module):
-    """Of each row the sum of the ids read, in as many cache slots as `start` was asked for; every token takes one."""
+    """A model whose features are the sum of the ids in its cache, which has `capacity` positions."""
 
     size: int = 23
 
@@ -79,7 +79,7 @@ class Counter(nn.Module):
 
 
 def test_capacity_counts_the_source():
-    """A token that finds no slot is lost: with room for 3 target tokens, none of source and target is."""
+    """A token beyond the capacity is lost: with room for 3 target tokens, source and target fit."""
     batch = batch_of([replace(row, target=row.target[:3], label=row.target[:3]) for row in ROWS], 7, 3)
     model = PrefixLM(Counter())
     state = start(model, {}, batch, 3)
@@ -91,15 +91,15 @@ def test_capacity_counts_the_source():
 
 
 def test_the_source_is_read_once():
-    """Also where it waits for the first `extend`: a second one goes on from the target."""
+    """Also if the first `extend` reads it: a second one continues with the target."""
     batch, params = batch_of(ROWS, 7, 6), params_of(JOINED)
-    state, found = start(JOINED, params, batch, 0), []
+    state, actual = start(JOINED, params, batch, 0), []
     for piece in (slice(0, 2), slice(2, 6)):
         now, state = extend(JOINED, params, state, batch.target_BT[:, piece], batch.target_valid_BT[:, piece])
-        found.append(now)
+        actual.append(now)
     expected = by_example(logits(JOINED, params, batch), batch.target_valid_BT)
-    found = by_example(np.concatenate(found, 1), batch.target_valid_BT)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    actual = by_example(np.concatenate(actual, 1), batch.target_valid_BT)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_beam_and_greedy_search():
@@ -114,7 +114,7 @@ def test_beam_and_greedy_search():
     assert len(np.unique(greedy.tokens_BT)) > 4
 
 
-def test_batches_that_it_cannot_read():
+def test_unsupported_batches():
     batch = batch_of(ROWS, 7, 6)
     with pytest.raises(UserError, match="no source"):
         logits(JOINED, params_of(JOINED), batch.replace(source_BS=None))

@@ -1,4 +1,4 @@
-"""The recurrent language model: its equations in NumPy, and what keeps it regular."""
+"""The recurrent language model: its equations in NumPy, and its regularization."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def test_the_equations(tie, width, scale):
             np.testing.assert_allclose(found_BTV[row, t], V @ h + p["output_bias"], rtol=1e-4, atol=1e-4)
 
 
-def test_dropout_of_every_kind_is_on_with_a_key_alone():
+def test_every_kind_of_dropout_needs_a_key():
     plain = replace(AWD, recurrent=Recurrent(LSTM(8), 3), dropout=0.0, input_dropout=0.0, embedding_dropout=0.0)
     params = params_of(AWD)
     jax.tree.map(np.testing.assert_array_equal, params, params_of(plain))
@@ -61,7 +61,7 @@ def test_dropout_of_every_kind_is_on_with_a_key_alone():
     assert all(abs(read(model, jax.random.key(0)) - expected).max() > 1e-3 for model in kinds)
 
 
-def test_weight_drop_stops_the_gradient_of_what_it_drops():
+def test_weight_drop_stops_gradients():
     """About half of U's gradients are zero with a rate of 0.5, and the carry is multiplied by the rest, doubled."""
     model = RecurrentLM(VOCAB, 6, Recurrent(Elman(16), weight_drop=0.5))
     params = params_of(model)
@@ -71,24 +71,24 @@ def test_weight_drop_stops_the_gradient_of_what_it_drops():
     weights = params["recurrent"]["layer_0"]
     weights = {**weights, "recurrent": np.where(dropped, 0, 2 * weights["recurrent"])}
     halved = {**params, "recurrent": {"layer_0": weights}}
-    found = model.apply({"params": params}, BATCH, rngs={"dropout": jax.random.key(0)})
-    np.testing.assert_allclose(found, logits(model, halved, BATCH), rtol=1e-5, atol=1e-5)
+    actual = model.apply({"params": params}, BATCH, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_allclose(actual, logits(model, halved, BATCH), rtol=1e-5, atol=1e-5)
 
 
 def test_a_locked_mask_holds_for_all_positions():
     x_BTD = np.ones((50, 3, 40), np.float32)
-    found = np.asarray(LockedDropout(0.25).apply({}, x_BTD, rngs={"dropout": jax.random.key(0)}))
-    np.testing.assert_array_equal(found, found[:, :1].repeat(3, 1))
-    assert set(np.unique(found)) == {np.float32(0), np.float32(1 / 0.75)} and abs((found > 0).mean() - 0.75) < 0.03
-    assert (found[1:] != found[:-1]).any(axis=(1, 2)).all()
+    actual = np.asarray(LockedDropout(0.25).apply({}, x_BTD, rngs={"dropout": jax.random.key(0)}))
+    np.testing.assert_array_equal(actual, actual[:, :1].repeat(3, 1))
+    assert set(np.unique(actual)) == {np.float32(0), np.float32(1 / 0.75)} and abs((actual > 0).mean() - 0.75) < 0.03
+    assert (actual[1:] != actual[:-1]).any(axis=(1, 2)).all()
     np.testing.assert_array_equal(LockedDropout(0.25).apply({}, x_BTD), x_BTD)
 
 
 def test_a_word_type_is_dropped_at_all_its_places():
     tokens_BT = np.random.default_rng(0).integers(0, 100, (20, 30))
     x_BTD = np.ones((20, 30, 4), np.float32)
-    found = np.asarray(EmbeddingDropout(0.3, 100).apply({}, x_BTD, tokens_BT, rngs={"dropout": jax.random.key(0)}))
-    values = [np.unique(found[tokens_BT == token]) for token in range(100)]
+    actual = np.asarray(EmbeddingDropout(0.3, 100).apply({}, x_BTD, tokens_BT, rngs={"dropout": jax.random.key(0)}))
+    values = [np.unique(actual[tokens_BT == token]) for token in range(100)]
     assert all(len(one) == 1 for one in values)
     assert {float(one[0]) for one in values} == {0.0, float(np.float32(1 / 0.7))}
     assert 0.15 < np.mean([one[0] == 0 for one in values]) < 0.45
@@ -97,14 +97,14 @@ def test_a_word_type_is_dropped_at_all_its_places():
 
 def test_drop_connect_keeps_the_mean():
     W = np.full((200, 200), 2.0, np.float32)
-    found = np.asarray(DropConnect(0.5).apply({}, W, rngs={"dropout": jax.random.key(0)}))
-    assert set(np.unique(found)) == {0.0, 4.0} and abs(found.mean() - 2.0) < 0.05
+    actual = np.asarray(DropConnect(0.5).apply({}, W, rngs={"dropout": jax.random.key(0)}))
+    assert set(np.unique(actual)) == {0.0, 4.0} and abs(actual.mean() - 2.0) < 0.05
     with pytest.raises(UserError, match="dropout rate of 1.0"):
         DropConnect(1.0).apply({}, W, rngs={"dropout": jax.random.key(0)})
 
 
-def test_activations_are_what_the_features_are_made_of():
-    """Without a key both are the features; with one, the second is the first under a locked mask of 0 and 1 / 0.6."""
+def test_activations():
+    """Without a key both equal the features; with one, the second is the first times a locked mask of 0 and 1 / 0.6."""
     params, state = params_of(AWD), State(AWD.recurrent.start(6))
     arguments = BATCH.target_BT, state, BATCH.target_valid_BT
     raw, dropped, after = AWD.apply({"params": params}, *arguments, method="activations")
@@ -118,7 +118,7 @@ def test_activations_are_what_the_features_are_made_of():
 
 
 def test_the_activation_penalty():
-    """Against loops in float64; what stands in padding does not count."""
+    """Against loops in float64; padding does not count."""
     rng = np.random.default_rng(0)
     raw_BTD, dropped_BTD = rng.normal(size=(2, 3, 6, 5))
     valid_BT = np.array([[1, 1, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]], bool)
@@ -129,8 +129,8 @@ def test_the_activation_penalty():
                 expected += 2.0 * (dropped_BTD[b, t] ** 2).mean()
             if t and valid_BT[b, t] and valid_BT[b, t - 1]:
                 expected += 0.5 * ((raw_BTD[b, t] - raw_BTD[b, t - 1]) ** 2).mean()
-    found = activation_penalty(jnp.array(raw_BTD), jnp.array(dropped_BTD), jnp.array(valid_BT), 2.0, 0.5)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    actual = activation_penalty(jnp.array(raw_BTD), jnp.array(dropped_BTD), jnp.array(valid_BT), 2.0, 0.5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_a_language_model_does_not_look_ahead():
@@ -140,7 +140,7 @@ def test_a_language_model_does_not_look_ahead():
 
 @pytest.mark.parametrize("cell", [LSTM(24), GRU(24)])
 def test_learns_to_remember(cell):
-    """The first of 8 tokens comes again at the end, with noise between: the last nll falls to nearly nothing."""
+    """The first of 8 tokens is repeated at the end, after noise: the last loss falls to nearly 0."""
     model = RecurrentLM(8, 16, Recurrent(cell), init_scale=1.0)
     optimizer = optax.adam(0.02)
     asked_BT = np.arange(8)[None].repeat(32, 0) == 7

@@ -1,4 +1,4 @@
-"""Recurrent sequence to sequence: against a NumPy implementation of its equations, what it looks at, how it decodes."""
+"""Recurrent sequence-to-sequence models: against their equations in NumPy, attention weights, and decoding."""
 
 from dataclasses import replace
 from functools import partial
@@ -97,8 +97,8 @@ def test_scores_against_numpy(kind, coverage):
         np.testing.assert_allclose(found_BTS[b, t, s], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_nothing_to_look_at_gives_zeros():
-    """Weights sum to 1 over the valid positions; a row without one gets zeros, and its gradient is no NaN."""
+def test_attention_to_nothing_gives_zeros():
+    """Weights sum to 1 over the valid positions; a row without one has zeros, and a finite gradient."""
     score_BTS = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
     valid_BS = np.array([[True, False, True, True], [False] * 4])
     weight_BTS = masked_softmax(score_BTS, valid_BS)
@@ -110,7 +110,7 @@ def test_nothing_to_look_at_gives_zeros():
 
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_attention_weights(name):
-    """1 over the source for each real target token, 0 for padding on either side, wherever it lies."""
+    """They sum to 1 over the source for each target token; 0 for padding of either, anywhere in a row."""
     batch = batch_of(ROWS, 8, 7, "holes", "holes")
     weight_BTS = np.asarray(attention(ATTENTIVE[name], params_of(ATTENTIVE[name]), batch))
     np.testing.assert_allclose(weight_BTS.sum(-1), batch.target_valid_BT, atol=1e-6)
@@ -122,19 +122,19 @@ def test_attention_weights(name):
         np.testing.assert_allclose(weight_BTS[real][0], expected, atol=1e-5)
 
 
-def test_coverage_of_no_weight_is_none():
-    """With w = 0 the scan over the target gives what one product for all its positions gives."""
+def test_coverage_with_zero_weight_changes_nothing():
+    """With w = 0 the scan over the target equals the parallel computation."""
     covering = ATTENTIVE["general, coverage"]
     params = dict(params_of(covering))
     params["scores"] = params["scores"] | {"cover": np.zeros(1, np.float32)}
-    found, expected = (logits(m, params, BATCH) for m in (covering, replace(covering, coverage=False)))
+    actual, expected = (logits(m, params, BATCH) for m in (covering, replace(covering, coverage=False)))
     valid_BT = BATCH.target_valid_BT
-    np.testing.assert_allclose(by_example(found, valid_BT), by_example(expected, valid_BT), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(by_example(actual, valid_BT), by_example(expected, valid_BT), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [pytest.param("every", marks=pytest.mark.slow), "additive, before, coverage"])
 def test_beam_and_greedy_search(name):
-    """One slot is greedy search; a hypothesis is worth what forced decoding gives it."""
+    """One beam is greedy search; the score of a hypothesis is that of forced decoding."""
     model, limit_B = CASES[name], np.full(len(ROWS), 5)
     params = sharpened(params_of(model), 4)
     bos_B1, true_B1 = np.full((len(ROWS), 1), 2, np.int32), np.ones((len(ROWS), 1), bool)
@@ -155,8 +155,8 @@ def test_beam_and_greedy_search(name):
 
 @pytest.mark.parametrize("name", [pytest.param("dot", marks=pytest.mark.slow), "additive, before, coverage"])
 def test_scheduled_sampling(name):
-    """With a key and a rate near 1 every token but the first is the model's own likeliest one after the token before;
-    without a key, none; in between, some."""
+    """With a key and a rate near 1 every token but the first is the model's own prediction; without a key, none;
+    in between, some."""
     model = replace(CASES[name], scheduled_sampling=1 - 1e-6)
     params, batch = params_of(model), batch_of(ROWS, 8, 7, "right", "holes")
 
@@ -178,7 +178,7 @@ def test_scheduled_sampling(name):
 
 
 def test_scheduled_sampling_has_a_gradient():
-    """The objective and its gradient with sampling, dropout and a scan: finite, and every parameter is reached."""
+    """With sampling, dropout and a scan the loss is finite, and every parameter has a gradient."""
     model = replace(CASES["additive, before, feeding"], scheduled_sampling=0.3, dropout=0.2, coverage=True)
     loss, grads = jax.jit(jax.value_and_grad(lambda p: NextToken()(model, p, BATCH, jax.random.key(0)).total))(
         params_of(model)
@@ -205,7 +205,7 @@ def test_dropout_is_on_with_a_key():
     ids=str,
 )
 def test_masks_that_hold_for_all_positions(options, locked):
-    """A forgetful decoder that reads one token again and again comes to rest, unless its mask is another each time."""
+    """A decoder that reads one token repeatedly converges, unless its mask changes from step to step."""
     decoder = Recurrent(Elman(6), layers=2, **options)
     model = replace(ELMAN, decoder=decoder, coverage=True)  # a step at a time
     params = dict(params_of(model))
@@ -248,7 +248,7 @@ def test_options_that_contradict_each_other(model, match):
         jax.eval_shape(model.init, jax.random.key(0), BATCH)
 
 
-def test_batches_that_it_cannot_read():
+def test_unsupported_batches():
     params = params_of(SEQ2SEQ)
     with pytest.raises(UserError, match="no source"):
         logits(SEQ2SEQ, params, BATCH.replace(source_BS=None))

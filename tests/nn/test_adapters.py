@@ -1,4 +1,4 @@
-"""Low-rank maps and bottlenecks beside any affine map: what they compute, and that merging changes nothing."""
+"""LoRA and bottleneck adapters of any linear map: their formulas, and merging without a change of the model."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ BATCH = batch_of(examples(4), 6, 6)
 EVERYWHERE = LoRA((".",), rank=2, alpha=6.0)
 
 
-def shaken(params, seed: int = 0):
-    """No added leaf is 0, so that none hides."""
+def randomized(params, seed: int = 0):
+    """Random adapter parameters instead of zeros, so that every one of them has an effect."""
     rng = np.random.default_rng(seed)
     names = iter(named_leaves(params))
 
@@ -31,15 +31,15 @@ def shaken(params, seed: int = 0):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "seq2seq_dot"])
-def test_merged_is_unmerged(name):
-    """Every affine map of the model has a low-rank one beside it, in stacks of layers and out of them."""
+def test_merging_lora_changes_nothing(name):
+    """With LoRA on every linear map of the model, inside and outside of the stack of layers."""
     model, params = ZOO[name].model, params_of(ZOO[name].model)
     fresh = FineTuning(lora=EVERYWHERE).add_adapters(params, jax.random.key(0))
     assert len(named_leaves(fresh)) > len(named_leaves(params))
     np.testing.assert_array_equal(logits(model, fresh, BATCH), logits(model, params, BATCH))
-    adapted = shaken(fresh)
-    found, expected = logits(model, merge_lora(adapted), BATCH), logits(model, adapted, BATCH)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    adapted = randomized(fresh)
+    actual, expected = logits(model, merge_lora(adapted), BATCH), logits(model, adapted, BATCH)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
     assert np.abs(expected - logits(model, params, BATCH)).max() > 0.1
     assert jax.tree.structure(merge_lora(adapted)) == jax.tree.structure(params)
     apart = unmerge_lora(merge_lora(adapted), adapted)
@@ -48,12 +48,12 @@ def test_merged_is_unmerged(name):
 
 
 def test_the_formulas():
-    """y + (alpha / R) x A B, and then y + gelu(y V + c) U + d, as NumPy has them."""
+    """y + (alpha / R) x A B, and then y + gelu(y V + c) U + d, in NumPy."""
     rng = np.random.default_rng(0)
     x, layer = rng.normal(size=(3, 5)).astype(np.float32), Linear(4)
     plain = layer.init(jax.random.key(0), x)["params"]
     tuning = FineTuning(lora=LoRA((".*",), 2, 6.0), adapters=Adapters((".*",), 3))
-    params = jax.tree.map(np.asarray, shaken(tuning.add_adapters({"map": plain}, jax.random.key(1)))["map"])
+    params = jax.tree.map(np.asarray, randomized(tuning.add_adapters({"map": plain}, jax.random.key(1)))["map"])
     low, neck = params["low_rank"], params["bottleneck"]
     y = x @ params["kernel"] + params["bias"] + 3.0 * (x @ low.down) @ low.up
     hidden = np.asarray(jax.nn.gelu(y @ neck.down + neck.down_bias[None]))
@@ -61,7 +61,7 @@ def test_the_formulas():
     np.testing.assert_allclose(layer.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_joint_maps_have_each_their_own():
+def test_fused_projections_apply_the_adapters_of_each_map():
     x, maps = np.ones((2, 5), np.float32), (Linear(4, parent=None), Linear(3, parent=None))
 
     class Two(Linear):
@@ -73,16 +73,16 @@ def test_joint_maps_have_each_their_own():
 
     made = Two(1)
     params = made.init(jax.random.key(0), x)["params"]
-    adapted = shaken(FineTuning(lora=LoRA(("other",), 2)).add_adapters(params, jax.random.key(1)))
+    adapted = randomized(FineTuning(lora=LoRA(("other",), 2)).add_adapters(params, jax.random.key(1)))
     assert set(adapted["one"]) == {"kernel", "bias"} and set(adapted["other"]) == {"kernel", "bias", "low_rank"}
-    for found, name, one in zip(made.apply({"params": adapted}, x), ("one", "other"), maps, strict=True):
-        np.testing.assert_allclose(found, one.apply({"params": adapted[name]}, x), rtol=1e-5)
+    for actual, name, one in zip(made.apply({"params": adapted}, x), ("one", "other"), maps, strict=True):
+        np.testing.assert_allclose(actual, one.apply({"params": adapted[name]}, x), rtol=1e-5)
 
 
-def test_dropout_of_what_a_low_rank_map_reads():
-    """On if and only if there is a key; the mean over keys is what there is without."""
+def test_lora_dropout():
+    """Active if and only if there is a key; the mean over keys equals the output without a key."""
     x, layer = np.ones((400, 5), np.float32), Linear(4)
-    params = shaken(FineTuning(lora=LoRA(dropout=0.5, targets=(".*",))).add_adapters(
+    params = randomized(FineTuning(lora=LoRA(dropout=0.5, targets=(".*",))).add_adapters(
         {"map": layer.init(jax.random.key(0), x)["params"]}, jax.random.key(1)))["map"]  # fmt: skip
     without = layer.apply({"params": params}, x)
     dropped = layer.apply({"params": params}, x, rngs={"dropout": jax.random.key(2)})
@@ -90,12 +90,12 @@ def test_dropout_of_what_a_low_rank_map_reads():
     np.testing.assert_allclose(dropped.mean(0), without[0], atol=0.15)
 
 
-def test_bottlenecks_in_narrow_weights_and_layers_apart():
-    """What decoding does to parameters leaves what stands beside them alone."""
+def test_bottlenecks_survive_inference_formats():
+    """Unstacked layers and reduced precision keep adapters unchanged."""
     model, params = ZOO["gpt2"].model, params_of(ZOO["gpt2"].model)
     fresh = FineTuning(adapters=Adapters(bottleneck_dim=3)).add_adapters(params, jax.random.key(0))
     np.testing.assert_array_equal(logits(model, fresh, BATCH), logits(model, params, BATCH))
-    adapted = shaken(fresh)
+    adapted = randomized(fresh)
     expected = logits(model, adapted, BATCH)
     np.testing.assert_allclose(logits(model, unstack_layers(adapted), BATCH), expected, rtol=1e-5, atol=1e-5)
     narrow = logits(*cast_for_inference(model, adapted, "bfloat16"), BATCH)
@@ -103,7 +103,7 @@ def test_bottlenecks_in_narrow_weights_and_layers_apart():
     assert np.abs(expected - logits(model, params, BATCH)).max() > 0.1
 
 
-def test_a_pattern_that_finds_nothing():
+def test_patterns_without_a_match():
     params = params_of(ZOO["gpt2"].model)
     with pytest.raises(UserError, match=r"'querry' finds no affine map; there are\n  stack/layers/attention/query"):
         FineTuning(lora=LoRA(("querry",))).add_adapters(params, jax.random.key(0))

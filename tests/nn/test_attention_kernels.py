@@ -1,4 +1,4 @@
-"""The kernels of accelerators against the plain path: the TPU's in the interpreter, cuDNN's by another engine."""
+"""Attention kernels against the plain computation: the TPU kernel interpreted, the cuDNN call with XLA's engine."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def draw(groups: int, source: int = T):
 
 
 def rows(case: str):
-    """valid_BT and segment_BT of rows with padding behind, before, and of packed rows."""
+    """valid_BT and segment_BT: rows padded on the right and on the left, or packed rows."""
     valid_BT = np.ones((B, T), bool)
     valid_BT[0, 100:] = False
     valid_BT[1, :30] = False
@@ -45,7 +45,7 @@ CASES = {
 
 @pytest.fixture
 def on_accelerator(monkeypatch):
-    """What a program for an accelerator is told, though it runs here."""
+    """Pretend that the program is compiled for an accelerator."""
     monkeypatch.setattr(mask, "platform_of", lambda x: "tpu")
 
 
@@ -60,8 +60,8 @@ def test_self_attention(case, kernel, on_accelerator):
 
 @pytest.mark.parametrize("kernel", [pytest.param("splash", marks=pytest.mark.slow), "dot_product"])
 @pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_attention_to_a_source(packed, kernel, on_accelerator):
-    """Of other lengths, one row of which has nothing to see."""
+def test_cross_attention(packed, kernel, on_accelerator):
+    """To a source of another length; one row is masked completely."""
     valid_BT, segment_BT = rows("packed" if packed else "padded")
     segment_BS = None if segment_BT is None else segment_BT[:, :129]
     valid_BS = (jnp.arange(129)[None] < jnp.array([[90], [0]])) & (segment_BS is None or segment_BS > 0)
@@ -71,7 +71,7 @@ def test_attention_to_a_source(packed, kernel, on_accelerator):
 
 
 def _same(kernel, given, mask_BTS, seen, valid_BT):
-    """Values and gradients at the valid positions; what the others say is not asked."""
+    """Compare values and gradients at the valid positions; the others are undefined."""
     assert isinstance(seen, MaskRule)
     asked = valid_BT[:, :, None, None]
     np.testing.assert_array_equal(np.broadcast_to(mask_BTS, seen.mask().shape)[valid_BT], seen.mask()[valid_BT])
@@ -84,13 +84,13 @@ def _same(kernel, given, mask_BTS, seen, valid_BT):
         return jax.jit(jax.value_and_grad(sums, argnums=(0, 1, 2), has_aux=True))(*given)
 
     (_, plain), expected = total(lambda *x: dot_product_attention(*x, mask_BTS, scale=0.3))
-    (_, found), gradients = total(lambda *x: kernel(*x, seen, 0.3))
-    np.testing.assert_allclose(found, plain, atol=1e-5)
+    (_, actual), gradients = total(lambda *x: kernel(*x, seen, 0.3))
+    np.testing.assert_allclose(actual, plain, atol=1e-5)
     for one, other in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-def test_a_cpu_keeps_its_own_path():
+def test_a_cpu_uses_no_kernel():
     query, key, value = draw(4)
     valid_BT, segment_BT = rows("packed")
     assert isinstance(causal_attention_mask(valid_BT, segment_BT), jax.Array)
@@ -98,7 +98,7 @@ def test_a_cpu_keeps_its_own_path():
     assert find_attention_kernel(query, key) is None
 
 
-def test_attend_takes_a_rule_where_no_kernel_is():
+def test_a_mask_rule_without_a_kernel():
     query, key, value = draw(2)
     valid_BT, segment_BT = rows("packed")
     seen = MaskRule(segment_BT, jnp.where(valid_BT, segment_BT, -1), causal=True)

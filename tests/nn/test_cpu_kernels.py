@@ -1,4 +1,4 @@
-"""The C kernels of decoding on a CPU against NumPy, and what happens where there are none."""
+"""The C kernels of decoding on a CPU against NumPy, and the fallback without them."""
 
 import os
 import platform
@@ -29,7 +29,13 @@ from jaxlm.nn.weights.weight_formats import (
 
 needs_kernels = pytest.mark.skipif(cpu_kernels.panel_width() == 0, reason="no C compiler, or JAXLM_NATIVE=0")
 PRODUCTS = [(1, 5, 3), (8, 768, 50), (17, 700, 33), (128, 1100, 96), (3, 1, 32), (31, 513, 1)]
-LOOKS = [(2, 3, 4, 64, 120, 4), (1, 1, 1, 5, 7, 1), (2, 2, 30, 16, 33, 15), (3, 2, 8, 80, 64, 8), (2, 2, 4, 64, 31, 1)]
+ATTENTIONS = [
+    (2, 3, 4, 64, 120, 4),
+    (1, 1, 1, 5, 7, 1),
+    (2, 2, 30, 16, 33, 15),
+    (3, 2, 8, 80, 64, 8),
+    (2, 2, 4, 64, 31, 1),
+]
 
 
 @needs_kernels
@@ -51,14 +57,14 @@ def test_product(count, depth, features):
 
 
 @needs_kernels
-@pytest.mark.parametrize(("count", "groups", "queries", "width", "keys", "masks"), LOOKS)
-def test_look(count, groups, queries, width, keys, masks):
+@pytest.mark.parametrize(("count", "groups", "queries", "width", "keys", "masks"), ATTENTIONS)
+def test_attention(count, groups, queries, width, keys, masks):
     rng = np.random.default_rng(keys)
     query_BGRH = rng.standard_normal((count, groups, queries, width), np.float32)
     key_BGHS = rng.standard_normal((count, groups, width, keys), np.float32)
     value_BGSH = rng.standard_normal((count, groups, keys, width), np.float32)
     mask_BQS = rng.random((count, masks, keys)) < 0.4
-    mask_BQS[0, 0] = False  # sees nothing
+    mask_BQS[0, 0] = False  # masked completely
     mixed, total, highest = jax.jit(cpu_kernels.partial_attention)(query_BGRH, key_BGHS, value_BGSH, mask_BQS)
     seen_B1RS = np.tile(mask_BQS, (1, queries // masks, 1))[:, None]
     score_BGRS = np.where(seen_B1RS, np.einsum("bgrh,bghs->bgrs", query_BGRH, key_BGHS, dtype=float), -np.inf)
@@ -72,7 +78,7 @@ def test_look(count, groups, queries, width, keys, masks):
 
 @needs_kernels
 @pytest.mark.parametrize(("slots", "tokens"), [(1, 1), (4, 1), (1, 5), (3, 2)])
-def test_write_and_look(slots, tokens, monkeypatch):
+def test_write_and_attend(slots, tokens, monkeypatch):
     rng = np.random.default_rng(slots)
     rows, groups, heads, width, room = 3, 2, 4, 5, 7
 
@@ -81,7 +87,9 @@ def test_write_and_look(slots, tokens, monkeypatch):
 
     layer = LayerCache(drawn(rows, groups, width, room, slots), drawn(rows, groups, room, slots, width))
     query, (key, value) = drawn(rows * slots, tokens, heads, width), drawn(2, rows * slots, tokens, groups, width)
-    position_BT = np.stack([np.arange(at, at + tokens) for at in (0, 2, room - 1)])  # the last ones are out of it
+    position_BT = np.stack(
+        [np.arange(at, at + tokens) for at in (0, 2, room - 1)]
+    )  # the last row is full: its writes are dropped
     mask_BQC = jnp.asarray(rng.random((rows, slots * tokens, room * slots)) < 0.5)
     view = CacheView(jnp.asarray(np.minimum(position_BT, room), jnp.int32), mask_BQC, None)
     mixed, cache = jax.jit(cached.update_cache_and_attend, static_argnums=5)(query, key, value, layer, view, 0.5)
@@ -93,7 +101,7 @@ def test_write_and_look(slots, tokens, monkeypatch):
 
 
 @needs_kernels
-def test_weights_in_panels():
+def test_packed_weights():
     rng = np.random.default_rng(1)
     kernels = [
         jnp.asarray(rng.standard_normal((12, width), np.float32)) for width in (7, 40, cpu_kernels.panel_width(), 9)
@@ -117,16 +125,16 @@ def test_gradients_of_products():
     rng = np.random.default_rng(2)
     x_RD, w_DF, y_RF = (jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((3, 5), (5, 37), (3, 37)))
     expected = jax.grad(lambda x, w: ((x @ w - y_RF) ** 2).sum(), (0, 1))(x_RD, w_DF)
-    found = jax.grad(lambda x, w: ((kernel_matmul(x, to_cpu_format(w), jnp.float32) - y_RF) ** 2).sum(), (0, 1))(
+    actual = jax.grad(lambda x, w: ((kernel_matmul(x, to_cpu_format(w), jnp.float32) - y_RF) ** 2).sum(), (0, 1))(
         x_RD, w_DF
     )
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 @needs_kernels
 @pytest.mark.parametrize("name", ["pre", "t5", "llama", "lstm_lm", "feedforward_lm", "elman_lm", "seq2seq_dot"])
-def test_a_model_says_the_same_with_them(name):
+def test_models_give_the_same_logits(name):
     model = ZOO[name].model
     params, batch = params_of(model), batch_of(examples(6), 6, 6)
     changed = unstack_layers(params)
@@ -140,8 +148,8 @@ def test_a_model_says_the_same_with_them(name):
 
 @needs_kernels
 @pytest.mark.parametrize(("march", "width"), [("x86-64", 8), ("haswell", 16)])
-def test_other_widths_of_vectors(march, width, tmp_path):
-    """Smaller instruction sets of the processor's family, in a process of its own."""
+def test_smaller_instruction_sets(march, width, tmp_path):
+    """Of the same processor family, in a process of its own."""
     if platform.machine() not in ("x86_64", "AMD64") or cpu_kernels.panel_width() < width:
         pytest.skip("has no smaller instruction set to try")
     program = (
@@ -149,17 +157,18 @@ def test_other_widths_of_vectors(march, width, tmp_path):
         f"cpu_kernels.FLAGS = tuple('-march={march}' if flag.startswith('-march') else flag for flag in "
         "cpu_kernels.FLAGS)\n"
         f"import test_cpu_kernels as t; assert cpu_kernels.panel_width() == {width}, cpu_kernels.panel_width()\n"
-        "[t.test_product(*case) for case in t.PRODUCTS]; [t.test_look(*case) for case in t.LOOKS]; print('well')"
+        "[t.test_product(*case) for case in t.PRODUCTS]; [t.test_attention(*case) for case in t.ATTENTIONS]\n"
+        "print('well')"
     )
     here = Path(__file__).parent
-    found = os.pathsep.join([str(here), str(here.parent), str(here.parents[1])])
-    where = {"env": {**os.environ, "JAXLM_CACHE": str(tmp_path), "PYTHONPATH": found}}
+    actual = os.pathsep.join([str(here), str(here.parent), str(here.parents[1])])
+    where = {"env": {**os.environ, "JAXLM_CACHE": str(tmp_path), "PYTHONPATH": actual}}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, **where)
     assert done.stdout.strip() == "well", done.stderr
 
 
 @needs_kernels
-def test_the_table_that_is_multiplied_with():
+def test_only_the_table_of_the_logits_is_packed():
     table = jnp.ones((9, 4))
     tied, apart = unstack_layers({"embedding": table}), unstack_layers({"embedding": table, "output": table})
     assert isinstance(tied["embedding"], PackedKernel) and isinstance(apart["output"], PackedKernel)
@@ -186,7 +195,7 @@ def test_without_a_compiler(monkeypatch, tmp_path):
 
 
 @needs_kernels
-def test_the_library_is_kept(monkeypatch, tmp_path):
+def test_the_library_is_cached(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "new"))
     compiler = cpu_kernels._find_compiler()
     cpu_kernels._load_library(compiler)
@@ -195,14 +204,14 @@ def test_the_library_is_kept(monkeypatch, tmp_path):
     assert cpu_kernels._load_library(compiler).jaxlm_panel_width() == cpu_kernels.panel_width()
 
 
-def test_weights_on_a_mesh_stay_with_xla():
+def test_weights_on_a_mesh_use_xla():
     mesh = make_mesh({"tensor": 2}, jax.devices()[:2])
     kernel = jax.device_put(jnp.ones((4, 8)), jax.NamedSharding(mesh, jax.P(None, "tensor")))
     assert isinstance(jax.jit(to_cpu_format)(kernel), TransposedKernel)
 
 
 def test_a_compiler_is_enough():
-    """So that no other test of this file is skipped for another reason."""
+    """If a compiler exists, the tests above are not skipped for another reason."""
     if cpu_kernels._find_compiler() is None or os.environ.get("JAXLM_NATIVE") == "0":
         pytest.skip("there is no C compiler here, or it is not to be used")
     assert cpu_kernels.panel_width() in (8, 16, 32)

@@ -1,4 +1,4 @@
-"""The conditional random field against all sequences of labels, written out."""
+"""The conditional random field against an enumeration of all label sequences."""
 
 from functools import partial
 from itertools import product
@@ -32,17 +32,17 @@ def emissions(seed: int = 1) -> np.ndarray:
 
 
 def scores(variables: dict, emission_SC: np.ndarray, forbidden: tuple) -> dict[tuple[int, ...], float]:
-    """Every sequence of labels and its score, by the equation."""
+    """Every label sequence and its score, by the equation."""
     p = {name: value.astype(np.float64) for name, value in variables["params"].items()}
     for before, after in forbidden:
         p["start"][after] = FORBIDDEN_SCORE if before < 0 else p["start"][after]
         p["transition"][before, after] = FORBIDDEN_SCORE if before >= 0 else p["transition"][before, after]
-    found = {}
+    actual = {}
     for y in product(range(LABELS), repeat=len(emission_SC)):
         emitted = sum(emission[label] for emission, label in zip(emission_SC, y, strict=True))
         passed = sum(p["transition"][pair] for pair in zip(y, y[1:], strict=False))
-        found[y] = emitted + passed + (p["start"][y[0]] + p["end"][y[-1]] if y else 0.0)
-    return found
+        actual[y] = emitted + passed + (p["start"][y[0]] + p["end"][y[-1]] if y else 0.0)
+    return actual
 
 
 def log_sum(values) -> float:
@@ -51,10 +51,10 @@ def log_sum(values) -> float:
 
 @pytest.mark.parametrize("forbidden", [(), FORBIDDEN], ids=["all", "forbidden"])
 @pytest.mark.parametrize("layout", ["right", "left", "holes"])
-def test_it_is_the_sum_and_the_best_of_all_sequences(layout, forbidden):
+def test_partition_function_and_viterbi(layout, forbidden):
     crf, variables, emission_BSC, valid_BS = CRF(LABELS, forbidden), parameters(), emissions(), places(layout)
     label_BS = np.random.default_rng(2).integers(0, LABELS, valid_BS.shape)
-    label_BS[1, valid_BS[1].argmax()] = -1  # the first word of a row that nothing is known of
+    label_BS[1, valid_BS[1].argmax()] = -1  # a word without a label, the first one of its row
     nll_B = jax.jit(crf.apply)(variables, emission_BSC, label_BS, valid_BS)
     best_BS = jax.jit(partial(crf.apply, method="viterbi"))(variables, emission_BSC, valid_BS)
     for row, valid_S in enumerate(valid_BS):
@@ -66,7 +66,7 @@ def test_it_is_the_sum_and_the_best_of_all_sequences(layout, forbidden):
         assert (best_BS[row][~valid_S] == -1).all()
 
 
-def test_what_is_forbidden_is_never_said():
+def test_forbidden_transitions_are_never_predicted():
     crf, variables = CRF(LABELS, FORBIDDEN), parameters()
     emission_BSC = emissions() + 50.0 * np.eye(LABELS, dtype=np.float32)[2][None, None]  # all would be label 2
     valid_BS = places("right")
@@ -75,7 +75,7 @@ def test_what_is_forbidden_is_never_said():
     assert not ((best_BS[:, :-1] == 0) & (best_BS[:, 1:] == 2)).any()
 
 
-def test_the_gradient_is_what_is_expected_less_what_is():
+def test_the_gradient_is_the_marginal_minus_the_label():
     """d(-log p)/d emission = p(label at t) - 1[label at t]; it sums to 0 over the labels, and is 0 on padding."""
     crf, variables, emission_BSC, valid_BS = CRF(LABELS), parameters(), emissions(), places("holes")
     label_BS = np.random.default_rng(2).integers(0, LABELS, valid_BS.shape)

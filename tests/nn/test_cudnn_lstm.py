@@ -22,8 +22,8 @@ def reference(x, h_0, c_0, weights, lengths, *sizes):
 
 
 @pytest.mark.parametrize("network", [Recurrent(LSTM(D), 2), Recurrent(LSTM(D), 2, bidirectional=True, residual=True)])
-def test_the_packed_layers_are_the_loops(network, monkeypatch):
-    """Outputs, last state and gradients, from a state that is not zero, with rows of different length."""
+def test_packed_layers_equal_the_scan(network, monkeypatch):
+    """Outputs, last state and gradients, with a nonzero initial state and rows of different length."""
     rng = np.random.default_rng(0)
     x_BTD = rng.normal(size=(B, T, IN)).astype(np.float32)
     weight_BTD = rng.normal(size=(B, T, network.width)).astype(np.float32) * RIGHT[..., None]
@@ -39,24 +39,24 @@ def test_the_packed_layers_are_the_loops(network, monkeypatch):
 
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(params, x_BTD, state)
 
-    def close(found, like):
-        np.testing.assert_allclose(found, like, rtol=1e-5, atol=1e-5)
+    def close(actual, like):
+        np.testing.assert_allclose(actual, like, rtol=1e-5, atol=1e-5)
 
     left = RIGHT[:, ::-1]
     expected, expected_left = gradient(RIGHT), gradient(left)
     lengths = []
     monkeypatch.setattr(cudnn_lstm, "is_available", lambda: True)
     monkeypatch.setattr(rnn, "lstm", lambda *arguments: lengths.append(arguments[4].dtype) or reference(*arguments))
-    # What cuDNN cannot read is read by the loop; then it is left no choice, so that the loop cannot stand in for it.
+    # Padding that cuDNN does not support goes to the scan. Then force cuDNN, so that the scan cannot replace it.
     jax.tree.map(close, gradient(left), expected_left)
     monkeypatch.setattr(cudnn_lstm, "supports_padding", lambda valid_BT: True)
     jax.tree.map(close, gradient(RIGHT), expected)
     assert lengths == [jnp.int32] * (2 * network.layers)
 
 
-def test_what_cudnn_does_not_know_is_not_asked_of_it(monkeypatch):
+def test_unsupported_options_do_not_call_cudnn(monkeypatch):
     def refuse(*arguments):
-        raise AssertionError("cuDNN was asked")
+        raise AssertionError("cuDNN was called")
 
     monkeypatch.setattr(cudnn_lstm, "is_available", lambda: True)
     monkeypatch.setattr(rnn, "lstm", refuse)
@@ -68,16 +68,16 @@ def test_what_cudnn_does_not_know_is_not_asked_of_it(monkeypatch):
         (Recurrent(LSTM(D), dtype="bfloat16"), ()),
     ]:
         jax.eval_shape(network.init, jax.random.key(0), x_BTD, network.start(B), RIGHT, *more)
-    with pytest.raises(AssertionError, match="asked"):
+    with pytest.raises(AssertionError, match="called"):
         jax.eval_shape(Recurrent(LSTM(D)).init, jax.random.key(0), x_BTD, Recurrent(LSTM(D)).start(B), RIGHT)
 
 
-def test_padding_on_the_right_alone():
+def test_only_padding_on_the_right_is_supported():
     assert cudnn_lstm.supports_padding(RIGHT) and cudnn_lstm.supports_padding(np.ones((B, T), bool))
     holes = np.array([[True, True, True, True], [True, False, True, True]])
     for wrong in (RIGHT[:, ::-1], holes, np.array([[True, True], [False, False]])):
         assert not cudnn_lstm.supports_padding(wrong)
 
 
-def test_there_is_none_on_a_cpu():
+def test_it_is_not_available_on_a_cpu():
     assert jax.default_backend() == "cpu" and not cudnn_lstm.is_available()

@@ -1,4 +1,4 @@
-"""Attention against its formula, written plainly: values and gradients, with shared keys, a bias and another scale."""
+"""Attention against its formula: values and gradients, with grouped queries, a bias and another scale."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ B, T, S, N, H = 2, 5, 6, 4, 3
 
 
 def plain(query_BTNH, key_BSGH, value_BSGH, mask_BTS, scale, bias_BNTS):
-    """Each head of keys repeated for the queries that share it; one softmax over the allowed keys."""
+    """Key heads repeated for the query heads that share them; one softmax over the allowed keys."""
     share = N // key_BSGH.shape[2]
     key_BSNH, value_BSNH = jnp.repeat(key_BSGH, share, axis=2), jnp.repeat(value_BSGH, share, axis=2)
     score_BNTS = jnp.einsum("btnh,bsnh->bnts", query_BTNH, key_BSNH) * scale + bias_BNTS
@@ -40,17 +40,17 @@ def test_values_and_gradients(groups):
     given = query, key, value, bias
     np.testing.assert_allclose(ours(*given), formula(*given), rtol=1e-5, atol=1e-5)
     sums = [lambda *x, f=f: (f(*x) * query).sum() for f in (ours, formula)]
-    found, expected = (jax.grad(total, argnums=(0, 1, 2, 3))(*given) for total in sums)
-    for one, other in zip(found, expected, strict=True):
+    actual, expected = (jax.grad(total, argnums=(0, 1, 2, 3))(*given) for total in sums)
+    for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("groups", [4, 2])
-def test_dropped_weights_are_of_all_heads(groups):
-    """With dropout at hand, the mean over many masks is what there is without."""
+def test_dropout_preserves_the_mean(groups):
+    """The mean over many masks equals the output without dropout."""
     query, key, value, mask, bias = draw(groups)
     keys = jax.random.split(jax.random.key(0), 600)
-    found = jax.vmap(lambda k: dot_product_attention(query, key, value, mask, bias_BNTS=bias, dropout=(k, 0.3)))(keys)
+    actual = jax.vmap(lambda k: dot_product_attention(query, key, value, mask, bias_BNTS=bias, dropout=(k, 0.3)))(keys)
     expected = dot_product_attention(query, key, value, mask, bias_BNTS=bias)
-    assert found.shape == (600, *expected.shape) and float(jnp.std(found, axis=0).min()) > 0.01
-    np.testing.assert_allclose(found.mean(0), expected, atol=0.25)
+    assert actual.shape == (600, *expected.shape) and float(jnp.std(actual, axis=0).min()) > 0.01
+    np.testing.assert_allclose(actual.mean(0), expected, atol=0.25)

@@ -1,4 +1,4 @@
-"""Dropout: how often, how independently, and only with a key."""
+"""Dropout masks: their rate and independence, and none without a key."""
 
 from dataclasses import replace
 
@@ -30,25 +30,25 @@ def masks(rate: float, keys=KEYS) -> np.ndarray:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """In standard deviations of what independent draws give."""
+    """The correlation in standard deviations of independent draws."""
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1] * np.sqrt(a.size))
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.3, 0.5, 0.9])
-def test_how_often(rate):
-    """Each mask keeps its share, and the shares of its columns, its rows and its blocks vary as binomial ones do."""
-    found = masks(rate)
+def test_rate(rate):
+    """Each mask keeps its share; those of columns, rows and blocks vary like binomial variables."""
+    actual = masks(rate)
     spread = np.sqrt(rate * (1 - rate))
-    assert (abs(found.mean((1, 2)) - (1 - rate)) < 4.5 * spread / np.sqrt(SIZE)).all()
-    for counts in (found.sum(1), found.sum(2), found.reshape(len(KEYS), -1, 64).sum(2)):
-        each = found[0].size // counts[0].size
+    assert (abs(actual.mean((1, 2)) - (1 - rate)) < 4.5 * spread / np.sqrt(SIZE)).all()
+    for counts in (actual.sum(1), actual.sum(2), actual.reshape(len(KEYS), -1, 64).sum(2)):
+        each = actual[0].size // counts[0].size
         chi_square = ((counts - each * (1 - rate)) ** 2 / (each * rate * (1 - rate))).mean()
         assert abs(chi_square - 1) < 6 * np.sqrt(2 / counts.size + (1 / (each * rate * (1 - rate))) / counts.size)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_neighbours_are_independent(rate):
-    """Positions some steps apart, and those whose numbers differ in one bit: what a weak hash would tie together."""
+def test_neighbors_are_independent(rate):
+    """Positions a few steps apart, and indices that differ in one bit: a weak hash would correlate them."""
     for mask in masks(rate, KEYS[:3]).reshape(3, -1):
         for lag in (1, 2, 3, 4, 7, 8, 64, WIDTH - 1, WIDTH, WIDTH + 1, 4096, 65536):
             assert abs(correlation(mask[lag:], mask[:-lag])) < 4.5, lag
@@ -58,26 +58,26 @@ def test_neighbours_are_independent(rate):
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_keys_are_independent(rate):
-    """Steps of a run, layers of a stack, and seeds; also shifted against each other, as the counters are."""
+    """Of steps, layers and seeds; also shifted against each other, like the counters."""
     layers = jax.random.split(KEYS[0], 4)
     keys = [*KEYS, *layers, *(jax.random.fold_in(layers[0], i) for i in range(4))]
-    found = masks(rate, keys).reshape(len(keys), -1)
+    actual = masks(rate, keys).reshape(len(keys), -1)
     for i in range(len(keys)):
         for j in range(i):
-            assert abs(correlation(found[i], found[j])) < 5, (i, j)
-            assert abs(correlation(found[i][1:], found[j][:-1])) < 5, (i, j)
+            assert abs(correlation(actual[i], actual[j])) < 5, (i, j)
+            assert abs(correlation(actual[i][1:], actual[j][:-1])) < 5, (i, j)
 
 
 def test_both_words_of_a_key_count():
     keys = [jax.random.wrap_key_data(jnp.array(words, jnp.uint32)) for words in ([7, 1], [7, 2], [9, 1], [1, 7])]
-    found = masks(0.5, keys)
+    actual = masks(0.5, keys)
     for i in range(len(keys)):
         for j in range(i):
-            assert abs(correlation(found[i], found[j])) < 5, (i, j)
+            assert abs(correlation(actual[i], actual[j])) < 5, (i, j)
 
 
 def test_triples_are_independent():
-    """The eight patterns of three neighbours, against their expected counts (chi-square with 7 degrees of freedom)."""
+    """The eight patterns of three neighbors, against their expected counts (chi-square with 7 degrees of freedom)."""
     for mask in masks(0.5).reshape(len(KEYS), -1):
         patterns = np.bincount(mask[: SIZE // 3 * 3].reshape(-1, 3) @ [4, 2, 1], minlength=8)
         assert ((patterns - SIZE / 24) ** 2 / (SIZE / 24)).sum() < 35
@@ -85,12 +85,12 @@ def test_triples_are_independent():
 
 def test_the_mean_is_preserved():
     x = jnp.ones((ROWS, WIDTH))
-    found = np.asarray(Dropout(0.3).apply({}, x, rngs={"dropout": KEYS[0]}))
-    np.testing.assert_allclose(np.unique(found), [0, 1 / 0.7], rtol=1e-6)
-    assert found.mean() == pytest.approx(1, abs=4.5 * np.sqrt(0.3 / 0.7 / SIZE))
+    actual = np.asarray(Dropout(0.3).apply({}, x, rngs={"dropout": KEYS[0]}))
+    np.testing.assert_allclose(np.unique(actual), [0, 1 / 0.7], rtol=1e-6)
+    assert actual.mean() == pytest.approx(1, abs=4.5 * np.sqrt(0.3 / 0.7 / SIZE))
     half = Dropout(0.3).apply({}, x.astype(jnp.bfloat16), rngs={"dropout": KEYS[0]})
     assert half.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(half == 0, found == 0)
+    np.testing.assert_array_equal(half == 0, actual == 0)
 
 
 def test_no_key_no_dropout():
@@ -100,7 +100,7 @@ def test_no_key_no_dropout():
 
 
 @pytest.mark.parametrize("rate", [1.0, 1.5, -0.1, float("nan")])
-def test_a_rate_that_is_none(rate):
+def test_invalid_rates(rate):
     """1 would divide by zero."""
     with pytest.raises(UserError, match="dropout rate of"):
         Dropout(rate).apply({}, jnp.ones((2, 2)), rngs={"dropout": KEYS[0]})
@@ -123,16 +123,16 @@ class Drops(nn.Module):
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_layers_draw_masks_of_their_own(scan):
-    """Three layers keep an eighth of the elements; with one mask for all of them half would be left."""
+def test_layers_draw_different_masks(scan):
+    """Three layers keep an eighth of the elements; one mask for all of them would keep a half."""
     stack, x = Stack(Drops(), 3, scan=scan), jnp.ones((64, 64))
-    found = stack.apply(stack.init(KEYS[0], x), x, rngs={"dropout": KEYS[1]})
-    assert float((found > 0).mean()) == pytest.approx(1 / 8, abs=0.03)
+    actual = stack.apply(stack.init(KEYS[0], x), x, rngs={"dropout": KEYS[1]})
+    assert float((actual > 0).mean()) == pytest.approx(1 / 8, abs=0.03)
 
 
 @pytest.mark.parametrize("where", ["dropout", "attention_dropout", "activation_dropout"])
 def test_every_rate_of_a_model_is_used(where):
-    """With a key the output moves, with another key elsewhere, with the same key nowhere; without one not at all."""
+    """Outputs differ with a key and between keys; they repeat with the same key and without one."""
     model, params, batch = replace(TRANSFORMER, **{where: 0.5}), params_of(TRANSFORMER), batch_of(examples(4), 8, 8)
     run = jax.jit(lambda key: model.apply({"params": params}, batch, rngs={"dropout": key}))
     one, two = run(KEYS[0]), run(KEYS[1])

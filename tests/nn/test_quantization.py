@@ -1,4 +1,4 @@
-"""Narrow weights give nearly what float32 gives, and an ensemble what its members give together."""
+"""Reduced precision is close to float32, and an ensemble is the mean of its members."""
 
 import shutil
 from dataclasses import replace
@@ -36,7 +36,7 @@ def test_rounding_is_to_the_nearest_of_255_levels():
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_products_of_eight_bits(dynamic):
+def test_int8_products(dynamic):
     rng = np.random.default_rng(1)
     x, kernel, table = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 32), (32, 9), (9, 32)))
     small, wide = (Int8(*quantize_rows(jnp.asarray(w)), dynamic) for w in (kernel.T, table))
@@ -49,7 +49,7 @@ def test_products_of_eight_bits(dynamic):
     ("name", "precision"),
     [("pre", "bfloat16"), ("pre", "int8"), ("llama", "int8"), ("llama", "int8_dynamic"), ("feedforward_lm", "int8")],
 )
-def test_narrow_models_say_nearly_the_same(name, precision):
+def test_reduced_precision_is_close(name, precision):
     model, params = ZOO[name].model, params_of(ZOO[name].model)
     expected_BTV = logits(model, params, BATCH)
     found_BTV = logits(*cast_for_inference(model, params, precision), BATCH)
@@ -57,7 +57,7 @@ def test_narrow_models_say_nearly_the_same(name, precision):
     assert 1e-5 < error < 0.05
 
 
-def test_precision_of_what_has_none():
+def test_a_model_without_a_dtype():
     assert options.PRECISION_CHOICES == PRECISIONS  # twice, since the command line tells of a wrong one without JAX
     with pytest.raises(UserError, match="RecurrentLM computes in float32 only: leave out --precision int8"):
         cast_for_inference(ZOO["lstm_lm"].model, {}, "int8")
@@ -67,15 +67,15 @@ def test_precision_of_what_has_none():
 
 @pytest.mark.parametrize("mean", ["probabilities", "logarithms"])
 def test_an_ensemble_is_the_mean_of_its_members(mean):
-    """Of models of different kinds; and a search with it is a search."""
+    """With models of different kinds; beam search works with it."""
     members = [ZOO[name].model for name in ("pre", "seq2seq_dot")]
     params = [params_of(model) for model in members]
     model, both = Ensemble(tuple(members), mean), ensemble_params(params)
     parts = [jax.nn.log_softmax(logits(*part, BATCH)) for part in zip(members, params, strict=True)]
     expected = np.mean(parts, 0) if mean == "logarithms" else np.log(np.mean(np.exp(parts), 0))
-    found = jax.nn.log_softmax(logits(model, both, BATCH))
+    actual = jax.nn.log_softmax(logits(model, both, BATCH))
     valid_BT = BATCH.target_valid_BT
-    np.testing.assert_allclose(found[valid_BT], jax.nn.log_softmax(expected)[valid_BT], atol=1e-4)
+    np.testing.assert_allclose(actual[valid_BT], jax.nn.log_softmax(expected)[valid_BT], atol=1e-4)
     bos_B1 = np.full((6, 1), 2)
     request = DecodeRequest(BATCH, bos_B1, bos_B1 > 0, np.full(6, 4))
     hypotheses = beam_search(model, both, request, BeamSearchConfig(4, beam=Beam(2)))
@@ -83,15 +83,15 @@ def test_an_ensemble_is_the_mean_of_its_members(mean):
 
 
 @pytest.mark.slow
-def test_the_verbs(tmp_path, command):  # noqa: F811
-    """A model with itself is itself; narrow weights and a run of another tokenizer are answered."""
+def test_the_commands(tmp_path, command):  # noqa: F811
+    """An ensemble of a model with itself is that model; reduced precision works; another tokenizer is refused."""
     train(replace(EXPERIMENT, steps=1), tmp_path / "a")
     tokenizer = tmp_path / "a" / "tokenizer"
     plain = command("score", tmp_path / "a", stdin=b"a b c\tB\n")
     twice = command("score", tmp_path / "a", "--ensemble", tmp_path / "a", stdin=b"a b c\tB\n")
     small = command("score", tmp_path / "a", "--precision", "int8", stdin=b"a b c\tB\n")
     assert plain.code == small.code == 0
-    numbers = [float(found.lines[0].split()[0]) for found in (plain, twice, small)]
+    numbers = [float(actual.lines[0].split()[0]) for actual in (plain, twice, small)]
     assert abs(numbers[0] - numbers[1]) < 1e-4 and 1e-5 < abs(numbers[0] - numbers[2]) < 0.5
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     other = tmp_path / "b" / "tokenizer"
@@ -100,7 +100,7 @@ def test_the_verbs(tmp_path, command):  # noqa: F811
     assert refused.code == 1 and "another tokenizer than" in refused.err
 
 
-def test_a_narrow_encoder():
+def test_reduced_precision_of_an_encoder():
     model = Encoder(23, 8, 2, 12, 1, max_length=16, dropout=0.0, attention_dropout=0.0)
     params = params_of(model)
     expected_BSV = jax.jit(model.apply)({"params": params}, BATCH)
@@ -109,8 +109,8 @@ def test_a_narrow_encoder():
     assert 1e-5 < error < 0.05
 
 
-def test_gradients_of_narrow_scores():
-    """Of logits in bfloat16: sums in float32 of products of bfloat16, the gradient that comes in among them."""
+def test_gradients_of_bfloat16_logits():
+    """Products of bfloat16, the incoming gradient included, accumulated in float32."""
     keys = jax.random.split(jax.random.key(0), 3)
     x_RD, table_VD, d_RV = (
         jax.random.normal(key, shape) for key, shape in zip(keys, ((5, 16), (23, 16), (5, 23)), strict=True)

@@ -24,12 +24,12 @@ def drawn(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def example(network: Recurrent) -> tuple:
-    """What `init` is called with."""
+    """The arguments of `init`."""
     return jax.random.key(0), jnp.zeros((1, 1, IN)), network.start(1), jnp.ones((1, 1), bool)
 
 
 def params_of(network: Recurrent) -> Any:
-    """Random and nowhere trivial."""
+    """Random normal values."""
     shapes = jax.eval_shape(network.init, *example(network))["params"]
     leaves, tree = jax.tree.flatten(shapes)
     return jax.tree.unflatten(tree, [0.6 * drawn(*leaf.shape, seed=9 + i) for i, leaf in enumerate(leaves)])
@@ -42,7 +42,7 @@ def read(network: Recurrent, params: Any, x_BTD, state, valid_BT, nudge_BTD=None
 
 @pytest.mark.parametrize("layers, bidirectional", [(1, False), (2, True)])
 @pytest.mark.parametrize("name", CELLS)
-def test_is_pytorch(name, layers, bidirectional):
+def test_against_pytorch(name, layers, bidirectional):
     """Rows of different length: outputs, last states, and the gradients of parameters, inputs and first states."""
     pytest.importorskip("torch")
     from references.torch_recurrent import as_torch, from_torch, result
@@ -100,13 +100,13 @@ def test_the_gradient_is_that_of_a_plain_loop(name, layer_norm, reverse):
         hidden_TBD, last = run(cell, reverse, U, vectors, carry, inputs)
         return jnp.sin(hidden_TBD).sum() + sum(jnp.cos(leaf).sum() for leaf in jax.tree.leaves(last))
 
-    found, expected = (
+    actual, expected = (
         jax.jit(jax.value_and_grad(partial(loss, run), range(5)))(*arguments) for run in (unroll, plain_loop)
     )
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), found, expected)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), actual, expected)
 
 
-def test_a_nudge_shows_the_total_derivative():
+def test_the_gradient_of_a_perturbation_is_the_total_derivative():
     """dL_T/dh_t = prod_{s>t} U diag(1 - h_s^2): Elman's vanishing gradient, by hand in float64."""
     network = Recurrent(Elman(D))
     params, x_BTD, valid_BT = params_of(network), drawn(1, T, IN), np.ones((1, T), bool)
@@ -126,8 +126,8 @@ def test_a_nudge_shows_the_total_derivative():
         expected_D = U @ (expected_D * (1 - hidden_TD[t] ** 2))
 
 
-def test_a_nudge_is_carried_on_in_the_top_layer():
-    """None is zeros; another one changes the outputs from its position on, by itself at first."""
+def test_a_perturbation_is_carried_on_in_the_top_layer():
+    """None equals zeros; a perturbation is added to the output at its position and changes all later ones."""
     network = Recurrent(LSTM(D), 2, residual=True)
     arguments = params_of(network), drawn(B, T, IN), network.start(B), RIGHT
     nudge_BTD = np.zeros((B, T, D), np.float32)
@@ -143,7 +143,7 @@ def test_a_nudge_is_carried_on_in_the_top_layer():
     Recurrent(GRU(D), 2, bidirectional=True), Recurrent(LSTM(D), 2, bidirectional=True, residual=True, layer_norm=True)
 ])  # fmt: skip
 def test_padding_leaves_no_trace(network):
-    """On the right, on the left, in holes, with junk in it: the same outputs and the same last state."""
+    """On the right, on the left or in holes, with random content: the same outputs and the same last state."""
     params, x_BTD = params_of(network), drawn(B, T, IN)
     expected_BTD, last = read(network, params, x_BTD, network.start(B), RIGHT)
     rng = np.random.default_rng(0)
@@ -151,14 +151,14 @@ def test_padding_leaves_no_trace(network):
     for valid_BT in (RIGHT[:, ::-1], holes):
         moved_BTD = 100 * drawn(B, T, IN, seed=8)
         moved_BTD[valid_BT] = x_BTD[RIGHT]
-        found_BTD, found = read(network, params, moved_BTD, network.start(B), valid_BT)
+        found_BTD, actual = read(network, params, moved_BTD, network.start(B), valid_BT)
         np.testing.assert_allclose(found_BTD[valid_BT], expected_BTD[RIGHT], rtol=1e-5, atol=1e-6)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, last)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual, last)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_a_segment_is_alone(bidirectional):
-    """Two examples in a row, numbered: each as in a row of its own; from a state, the first one goes on from it."""
+def test_segments_are_independent(bidirectional):
+    """Two examples packed in a row equal two rows; with an initial state, the first one continues from it."""
     network = Recurrent(LSTM(D), 2, bidirectional)
     params, x_BTD, segment_BT = params_of(network), drawn(1, T, IN), np.array([[1, 1, 1, 2, 2, 0]])
     found_BTD, last = read(network, params, x_BTD, network.start(1), segment_BT > 0, None, segment_BT)
@@ -175,7 +175,7 @@ def test_a_segment_is_alone(bidirectional):
         np.testing.assert_allclose(goes_on_BTD[:, 3:5], found_BTD[:, 3:5], rtol=1e-5, atol=1e-6)
 
 
-def test_steps_are_the_whole():
+def test_steps_equal_the_whole_sequence():
     network = Recurrent(GRU(D), 2, residual=True, layer_norm=True)
     params, x_BTD, state = params_of(network), drawn(B, T, IN), network.start(B)
     expected_BTD, last = read(network, params, x_BTD, state, RIGHT)
@@ -209,7 +209,7 @@ def layer_norm_lstm(p: dict, x_TD: np.ndarray) -> np.ndarray:
     return np.stack(hidden_TD)
 
 
-def test_layer_normalisation_is_the_papers():
+def test_layer_norm_is_that_of_the_paper():
     network = Recurrent(LSTM(D), layer_norm=True)
     params, x_BTD = params_of(network), drawn(B, T, IN)
     found_BTD, _ = read(network, params, x_BTD, network.start(B), np.ones((B, T), bool))
@@ -226,7 +226,7 @@ def test_a_residual_is_added_above_the_first_layer():
     np.testing.assert_allclose(difference_BTD, first_BTD, rtol=1e-5, atol=1e-6)
 
 
-def test_starts_as_its_config_says():
+def test_initialization():
     network = Recurrent(LSTM(64, forget_bias=1.0), 2, layer_norm=True, init_scale=0.05)
     init = jax.jit(lambda network: network.init(*example(network)), static_argnums=0)
     params = init(network)["params"]
@@ -241,11 +241,11 @@ def test_starts_as_its_config_says():
 
 
 def test_products_in_bfloat16():
-    """Near float32 and not equal to it; states and outputs stay float32."""
+    """Close to float32 but not equal; states and outputs stay float32."""
     low, network = Recurrent(LSTM(D), 2, dtype="bfloat16"), Recurrent(LSTM(D), 2)
     arguments = params_of(network), drawn(B, T, IN), network.start(B), RIGHT
-    (found, state), (expected, _) = read(low, *arguments), read(network, *arguments)
-    assert found.dtype == np.float32 and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state))
-    assert 1e-5 < abs(found - expected)[RIGHT].max() < 0.03
+    (actual, state), (expected, _) = read(low, *arguments), read(network, *arguments)
+    assert actual.dtype == np.float32 and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state))
+    assert 1e-5 < abs(actual - expected)[RIGHT].max() < 0.03
     gradient = jax.grad(lambda params: read(low, params, *arguments[1:])[0].sum())(arguments[0])
     assert all(leaf.dtype == np.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
