@@ -189,7 +189,6 @@ class Decoder(SequenceModel):
         return x_BTD, self.rotary.rotation(position_BT, self.head_dim or self.width // self.heads)
 
     def readout(self, features: Array) -> Array:
-        """Map features (..., D) to float32 logits (..., V)."""
         logits = vocab_logits(features, self.embedding if self.tie_embeddings else self.output)
         if self.logit_soft_cap is None:
             return logits

@@ -178,7 +178,6 @@ class EncoderDecoder(SequenceModel):
         return State(BeamInvariant(source), length_B, kv_cache=kv_cache, coverage_RS=coverage_RS)
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
-        """Read T more target tokens: return features (B, T, D) and the new state."""
         features_BTD, _, state = self._decode(tokens_BT, state, valid_BT, self.track_coverage)
         return features_BTD, state
 
@@ -213,7 +212,6 @@ class EncoderDecoder(SequenceModel):
         return x_BTD, weight_BTS, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32))
 
     def readout(self, features: Array) -> Array:
-        """Map features (..., D) to float32 logits (..., V)."""
         if self.logit_scale != 1.0:
             features = features * self.logit_scale
         table = self.output if self.tie_embeddings in ("input", "none") else self.embedding

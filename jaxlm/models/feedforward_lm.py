@@ -79,7 +79,6 @@ class FeedForwardLM(SequenceModel):
         return features_RD.reshape(*tokens_BT.shape, features_RD.shape[1]), state
 
     def readout(self, features: Array) -> Array:
-        """Map features (..., D) to float32 logits (..., V)."""
         table = self.embedding if self.tie_embeddings else self.output
         if not self.direct_connections:
             return vocab_logits(features, table, self.bias)

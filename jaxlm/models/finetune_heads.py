@@ -190,7 +190,6 @@ class TextClassifier(SequenceHead):
         return self.num_orders
 
     def logits_and_features(self, batch: Batch) -> tuple[Array, Array]:
-        """Return logits (B, C) and the features (B, S, D)."""
         pooled_BKD, _, features_BSD = self.pool_sequences(batch)
         return self.head(pooled_BKD.sum(1)), features_BSD
 
@@ -207,7 +206,6 @@ class MultipleChoice(SequenceHead):
         return self.num_labels
 
     def logits_and_features(self, batch: Batch) -> tuple[Array, Array]:
-        """Return logits (B, C) and the features (B, S, D)."""
         pooled_BKD, exists_BK, features_BSD = self.pool_sequences(batch)
         logits_BK = self.head(pooled_BKD)[..., 0]
         return jnp.where(exists_BK, logits_BK, MISSING_CHOICE_LOGIT), features_BSD

@@ -8,7 +8,7 @@ last j words:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import flax.linen as nn
 import jax
@@ -25,27 +25,28 @@ from jaxlm.nn.layers.context_window import NO_TOKEN, Window, initial_window, sli
 from jaxlm.types import Array, Batch, SequenceModel
 
 IMPOSSIBLE_LOGIT = -1e9
-"""The logit of padding and `<s>`, which no model says: finite, and below anything at any temperature."""
+"""The logit of padding and `<s>`, which are never predicted: finite, and the lowest at any temperature."""
 
 WORDS_PER_BLOCK = 512
-"""Words that follow a history and are put into its logits at once; a common history has thousands."""
+"""Next words of a history that are written to its logits at once; a common history has thousands."""
 
 NGramTable = dict[str, Array]
 
 
 class NGram(SequenceModel):
-    """p(next word | the last order - 1 words), under the contract of `jaxlm.types.SequenceModel`.
+    """p(next word | the last order - 1 words). It is not trained by gradients: `fit` counts.
 
-    Features are the histories themselves, int32 (B, T, order - 1). Nothing is learnt by gradients: `fit` counts. With
-    Kneser-Ney and Witten-Bell the logits are normalised: they are log-probabilities.
+    Features are the histories themselves, int32 (B, T, order - 1). With Kneser-Ney and Witten-Bell smoothing the
+    logits are log-probabilities.
 
     Attributes:
-      vocab: ids in the vocabulary V.
+      vocab: size of the vocabulary, V.
       order: n, the longest n-gram.
       smoothing: `KneserNey`, `WittenBell` or `StupidBackoff` of `jaxlm.ngram.smoothing`.
-      stream: the texts are one long text without sentences, and nothing is known before the first token.
-      end: with `stream`, every text ends with `</s>` (sentences always do); as
-        `jaxlm.data.batching.lm_windows.Windows.end`.
+      continuous_text: the texts are one stream without sentences, and the history of the first token is empty.
+      append_eos: with `continuous_text`, every text ends with `</s>` (sentences always do), as
+        `jaxlm.data.batching.lm_windows.Windows.append_eos`.
+      special: the special ids of the tokenizer.
     """
 
     vocab: int
@@ -56,50 +57,50 @@ class NGram(SequenceModel):
     special: SpecialIds = OWN_SPECIAL_IDS
 
     def setup(self) -> None:
-        # not `self.param`, which insists on the shapes that `init` made: those of the tables come with the text
+        # Not `self.param`, which requires the shapes that `init` created: those of the tables depend on the text.
         names = [f"order{n}" for n in range(1, self.order + 1)]
         stored = [self.variable("params", name, lambda name=name: self.uniform_tables()[name]).value for name in names]
         self.tables = jax.tree.map(jnp.asarray, stored)
 
     def start(self, batch: Batch, capacity: int) -> Window:
-        """The history before the first token: `<s>`, or nothing where the text is a stream."""
+        """Return the history before the first token: `<s>`, or nothing with `continuous_text`."""
         return initial_window(batch.num_rows, self.order - 1, self._start_id, batch.target_segment_BT)
 
     def extend(self, tokens_BT: Array, state: Window, valid_BT: Array) -> tuple[Array, Window]:
-        """The history after each token, context_BTK with K = order - 1, and the last one."""
+        """Return the history after each token, context_BTK with K = order - 1, and the last one."""
         return slide_window(state, tokens_BT, valid_BT, self._start_id)
 
     def readout(self, features: Array) -> Array:
-        """(..., K) int32 -> float32 log-probabilities (..., V); IMPOSSIBLE for padding and `<s>`."""
+        """Map histories (..., K) int32 to float32 log-probabilities (..., V), IMPOSSIBLE_LOGIT at padding and `<s>`."""
         rows = math.prod(features.shape[:-1])
-        context_RK = features.reshape(rows, self.order - 1)
         logprob_RV = jnp.broadcast_to(self.tables[0]["logprob"][None], (rows, self.vocab))
-        for j in range(1, self.order):
-            history_R, found_R = self._find_history(context_RK[:, self.order - 1 - j :])
-            table, longer = self.tables[j - 1], self.tables[j]
-            logprob_RV = logprob_RV + jnp.where(found_R, table["backoff"][history_R], 0.0)[:, None]
-            logprob_RV = _write_children(logprob_RV, longer, *_children(table, history_R, found_R))
+        for backoff_R, table, children in self._backoff_steps(features.reshape(rows, self.order - 1)):
+            logprob_RV = _write_children(logprob_RV + backoff_R[:, None], table, *children)
         possible_V = self._is_predictable(jnp.arange(self.vocab))
         return jnp.where(possible_V[None], logprob_RV, IMPOSSIBLE_LOGIT).reshape(*features.shape[:-1], self.vocab)
 
     def logprob(self, features: Array, label: Array) -> Array:
-        """`readout(features)` at the labels alone, with no row of V numbers: (..., K), (...) -> (...)."""
+        """Return `readout(features)` at the labels, without rows of V numbers: (..., K), (...) -> (...)."""
         label_R = label.reshape(-1)
-        context_RK = features.reshape(label_R.shape[0], self.order - 1)
         logprob_R = self.tables[0]["logprob"][label_R]
-        for j in range(1, self.order):
-            history_R, found_R = self._find_history(context_RK[:, self.order - 1 - j :])
-            table, longer = self.tables[j - 1], self.tables[j]
-            logprob_R = logprob_R + jnp.where(found_R, table["backoff"][history_R], 0.0)
-            row_R, hit_R = _binary_search(longer["word"], *_children(table, history_R, found_R), label_R)
-            logprob_R = jnp.where(hit_R, longer["logprob"][row_R], logprob_R)
+        for backoff_R, table, children in self._backoff_steps(features.reshape(label_R.shape[0], self.order - 1)):
+            row_R, exists_R = _binary_search(table["word"], *children, label_R)
+            logprob_R = jnp.where(exists_R, table["logprob"][row_R], logprob_R + backoff_R)
         return jnp.where(self._is_predictable(label_R), logprob_R, IMPOSSIBLE_LOGIT).reshape(label.shape)
+
+    def _backoff_steps(self, context_RK: Array) -> Iterator[tuple[Array, NGramTable, tuple[Array, Array]]]:
+        """For j = 1 ... n - 1: log backoff weight of the last j words, table of order j + 1, their rows in it."""
+        for j in range(1, self.order):
+            history_R, exists_R = self._find_history(context_RK[:, self.order - 1 - j :])
+            table = self.tables[j - 1]
+            backoff_R = jnp.where(exists_R, table["backoff"][history_R], 0.0)
+            yield backoff_R, self.tables[j], _children(table, history_R, exists_R)
 
     @nn.nowrap
     def fit(self, columns: Mapping[str, Ragged]) -> BackoffTables:
-        """The parameters: counts of the column "target", smoothed. NumPy on the host.
+        """Return the parameters: smoothed counts of the column "target", computed with NumPy on the host.
 
-        Raises UserError if there is no text or an id is not below `vocab`.
+        Raises UserError for an empty text or an id that is not below `vocab`.
         """
         options = self.continuous_text, self.append_eos, self.special
         counts = count_ngrams(columns["target"], self.vocab, self.order, *options)
@@ -107,7 +108,7 @@ class NGram(SequenceModel):
 
     @nn.nowrap
     def uniform_tables(self) -> BackoffTables:
-        """Tables that know no n-gram: the uniform distribution."""
+        """Return tables without n-grams: the uniform distribution."""
         if self.order < 1:
             raise UserError(f"an n-gram model of order {self.order}: expected 1 or more (model.order)")
         none = np.zeros(0, np.int32)
@@ -124,24 +125,24 @@ class NGram(SequenceModel):
         return ~jnp.isin(ids, jnp.array(self.special.never_predicted))
 
     def _find_history(self, context_Rj: Array) -> tuple[Array, Array]:
-        """The row of j words in the table of order j, and whether they are there."""
+        """The rows of histories of j words in the table of order j, and whether they exist."""
         row_R = context_Rj[:, 0]
-        found_R = (row_R >= 0) & (row_R < self.vocab)
+        exists_R = (row_R >= 0) & (row_R < self.vocab)
         for n in range(1, context_Rj.shape[1]):
-            children = _children(self.tables[n - 1], row_R, found_R)
-            row_R, found_R = _binary_search(self.tables[n]["word"], *children, context_Rj[:, n])
-        return row_R, found_R
+            children = _children(self.tables[n - 1], row_R, exists_R)
+            row_R, exists_R = _binary_search(self.tables[n]["word"], *children, context_Rj[:, n])
+        return row_R, exists_R
 
 
-def _children(table: NGramTable, row_R: Array, found_R: Array) -> tuple[Array, Array]:
-    """First and last + 1 row of the n-grams that go on from `row_R`; none where it was not found."""
-    row_R = jnp.where(found_R, row_R, 0)
+def _children(table: NGramTable, row_R: Array, exists_R: Array) -> tuple[Array, Array]:
+    """First and last + 1 row of the n-grams that extend `row_R` by a word; an empty range if that does not exist."""
+    row_R = jnp.where(exists_R, row_R, 0)
     first_R = table["first"][row_R]
-    return first_R, jnp.where(found_R, table["first"][row_R + 1], first_R)
+    return first_R, jnp.where(exists_R, table["first"][row_R + 1], first_R)
 
 
 def _binary_search(word: Array, first_R: Array, end_R: Array, target_R: Array) -> tuple[Array, Array]:
-    """Binary search for `wanted` in word[first:end], which ascends: its row (any row if absent), and whether found."""
+    """The row of `target` in word[first:end], which is sorted, and whether it exists; row 0 otherwise."""
 
     def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low_R, high_R = bounds
@@ -150,18 +151,19 @@ def _binary_search(word: Array, first_R: Array, end_R: Array, target_R: Array) -
         return jnp.where(right_R, middle_R + 1, low_R), jnp.where(right_R, high_R, middle_R)
 
     row_R, _ = jax.lax.fori_loop(0, word.shape[0].bit_length(), halve, (first_R, end_R))
-    found_R = (row_R < end_R) & (word[row_R] == target_R)
-    return jnp.where(found_R, row_R, 0), found_R
+    exists_R = (row_R < end_R) & (word[row_R] == target_R)
+    return jnp.where(exists_R, row_R, 0), exists_R
 
 
 def _write_children(logprob_RV: Array, table: NGramTable, first_R: Array, end_R: Array) -> Array:
-    """Put the log-probabilities of rows first:end of `table` over those of their words, a block at a time."""
+    """Write the log-probabilities of rows first:end of `table` to the logits of their words, a block at a time."""
     row_R1 = jnp.arange(logprob_RV.shape[0])[:, None]
 
-    def block(step: Array, logprob_RV: Array) -> Array:
-        at_RE = first_R[:, None] + step * WORDS_PER_BLOCK + jnp.arange(WORDS_PER_BLOCK)[None]
-        word_RE = jnp.where(at_RE < end_R[:, None], table["word"][at_RE], logprob_RV.shape[1])
-        return logprob_RV.at[row_R1, word_RE].set(table["logprob"][at_RE], mode="drop")
+    def write_block(step: Array, logprob_RV: Array) -> Array:
+        entry_RE = first_R[:, None] + step * WORDS_PER_BLOCK + jnp.arange(WORDS_PER_BLOCK)[None]
+        # Entries after the last one are written to word V, which does not exist.
+        word_RE = jnp.where(entry_RE < end_R[:, None], table["word"][entry_RE], logprob_RV.shape[1])
+        return logprob_RV.at[row_R1, word_RE].set(table["logprob"][entry_RE], mode="drop")
 
-    most = jnp.max(end_R - first_R, initial=0)
-    return jax.lax.fori_loop(0, (most + WORDS_PER_BLOCK - 1) // WORDS_PER_BLOCK, block, logprob_RV)
+    longest = jnp.max(end_R - first_R, initial=0)
+    return jax.lax.fori_loop(0, (longest + WORDS_PER_BLOCK - 1) // WORDS_PER_BLOCK, write_block, logprob_RV)

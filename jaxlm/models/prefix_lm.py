@@ -65,7 +65,6 @@ class PrefixLM(SequenceModel):
         return State(self._extend_model(batch.source_BS, model_state, batch.source_valid_BS, length)[1])
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
-        """Read T more target tokens: return their features and the new state."""
         length = 0 if state.source_BS is None else state.source_BS.shape[1]
         if length:
             tokens_BT = jnp.concatenate([state.source_BS, tokens_BT], 1)
@@ -81,5 +80,4 @@ class PrefixLM(SequenceModel):
         return self.model.extend(tokens_BT, model_state, valid_BT, *prefix)
 
     def readout(self, features: Array) -> Array:
-        """Map features to float32 logits (..., V)."""
         return self.model.readout(features)

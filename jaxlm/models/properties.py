@@ -1,4 +1,4 @@
-"""Facts about a model that do not need its parameters: longest input, empty state, special ids, shapes."""
+"""Properties of a model that do not depend on its parameters: longest input, empty state, special ids, shapes."""
 
 from typing import Any
 
@@ -30,13 +30,13 @@ def max_input_positions(model: Any) -> int | None:
 
 
 def with_special_ids(model: Any, special: SpecialIds) -> Any:
-    """The model, and the model that it wraps, with the special ids of its tokenizer, if it uses any.
+    """Return the model with the special ids of its tokenizer in every module that uses them.
 
     An experiment does not record them: they belong to the tokenizer.
     """
     fields = {"special": special} if getattr(model, "special", special) != special else {}
-    below = getattr(model, "model", None)
-    if isinstance(below, nn.Module) and (changed := with_special_ids(below, special)) is not below:
+    inner = getattr(model, "model", None)
+    if isinstance(inner, nn.Module) and (changed := with_special_ids(inner, special)) is not inner:
         fields["model"] = changed
     return model.clone(**fields, parent=None) if fields else model
 
@@ -48,7 +48,7 @@ def zero_model_state(model: Any, params: Params, batch: Batch) -> State:
 
 
 def dummy_batch(rows: int = 1, length: int = 8) -> Batch:
-    """A batch with every field that a model may read; it gives shapes to `init`."""
+    """Return a batch with every field that a model may read, for the shapes of `init`."""
     ids, valid = np.full((rows, length), 4, np.int32), np.ones((rows, length), bool)
     return Batch(
         source_BS=ids, source_valid_BS=valid, target_BT=ids, target_valid_BT=valid, label_BT=ids,
@@ -58,5 +58,5 @@ def dummy_batch(rows: int = 1, length: int = 8) -> Batch:
 
 
 def abstract_params(model: Any) -> Params:
-    """Shapes and dtypes of the parameters, without computing anything."""
+    """Return the shapes and dtypes of the parameters, without computing them."""
     return jax.eval_shape(model.init, jax.random.key(0), dummy_batch())["params"]

@@ -85,7 +85,6 @@ class RecurrentLM(SequenceModel):
         return State(self.recurrent.start(batch.num_rows), batch.target_segment_BT)
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
-        """Read T more tokens: return features (B, T, D) and the new state."""
         _, dropped_BTD, state = self.activations(tokens_BT, state, valid_BT)
         return dropped_BTD, state
 
@@ -102,7 +101,6 @@ class RecurrentLM(SequenceModel):
         return raw_BTD, self.on_output(raw_BTD), replace(state, carry=carry)
 
     def readout(self, features: Array) -> Array:
-        """Map features (..., D) to float32 logits (..., V)."""
         if not self.tie_embeddings:
             return vocab_logits(features, self.output, self.output_bias)
         x_RD = features.reshape(-1, features.shape[-1])

@@ -163,7 +163,6 @@ class Seq2Seq(SequenceModel):
         return self.output_dropout(features_BTD), state
 
     def readout(self, features: Array) -> Array:
-        """Map features (..., D) to float32 logits (..., V)."""
         table = self.output if self.tie_embeddings == "none" else self.embedding
         return vocab_logits(features, table, self.output_bias)
 
