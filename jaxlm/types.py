@@ -1,4 +1,4 @@
-"""The contract of every sequence model, the batch that it reads, and the shape letters used in names.
+"""The contract of all sequence models, their batches, and the shape letters used in names.
 
 A sequence model, from the n-gram model to Llama, is a Flax Linen module with three methods:
 
@@ -6,39 +6,42 @@ A sequence model, from the n-gram model to Llama, is a Flax Linen module with th
     features_BTD, state = extend(tokens_BT, state, valid_BT)    after T more target tokens
     logits_BTV = readout(features_BTD)                          unnormalized log p(next token)
 
-`start` encodes the source, if there is one, and allocates room for `capacity` tokens (the KV cache of a
-Transformer). `extend` reads any number of tokens at once, and the state after it is the same as after
-reading them one by one. `readout` is the language model head. All that the library does is a use of these:
+`start` encodes the source, if there is one, and allocates room for `capacity` tokens (the KV cache
+of a Transformer). `extend` reads any number of tokens at once, and the state after it is the same
+as after reading them one by one. `readout` is the language model head. The library uses a model
+only through these methods:
 
-| use                | calls                                                                               |
-|--------------------|-------------------------------------------------------------------------------------|
-| training, scoring  | `start(batch, 0)`, one `extend` over the whole target (teacher forcing), `readout`  |
-| prefill            | `start(batch, capacity)`, one `extend` over the prompt                              |
-| a step of decoding | `readout` of the last position, choice of a token, `extend` with T = 1              |
-| beam search        | the same with K states per row; after each step the states are reordered on axis 0  |
+| use                | calls                                                                       |
+|--------------------|-----------------------------------------------------------------------------|
+| training, scoring  | `start(batch, 0)`, one `extend` over the whole target, `readout`            |
+| prefill            | `start(batch, capacity)`, one `extend` over the prompt                      |
+| a step of decoding | `readout` of the last position, choice of a token, `extend` with T = 1      |
+| beam search        | the same with K states per row, which are reordered on axis 0 between steps |
 
-For readers of Hugging Face: `extend` is `forward(input_ids, past_key_values)` without the head, `readout`
-is `lm_head`. For readers of Flax: the state is an argument and a result instead of a mutable collection, so
-every method is a pure function, called as `model.apply({"params": params}, batch, 0, method="start")`.
-Features are separate from logits because logits are large: the loss computes them in chunks
-(`jaxlm.losses`), decoding computes them for the last position only.
+For readers of Hugging Face: `extend` is `forward(input_ids, past_key_values)` without the head,
+`readout` is `lm_head`. For readers of Flax: the state is an argument and a result instead of a
+mutable collection, so every method is a pure function, called as
+`model.apply({"params": params}, batch, 0, method="start")`. Features are separate from logits
+because logits are large: the loss computes them in chunks (`jaxlm.losses`), and decoding computes
+them for the last position only.
 
-`tests/test_laws.py` holds every model to the laws of the contract: reading in pieces equals reading at once,
-and padding, batch mates, packing and sharding leave no trace in the result. A new model is a subclass of
-`SequenceModel` that obeys them; training, decoding, scoring and ensembles then work without further code.
+`tests/test_laws.py` holds every model to the laws of the contract: reading in pieces equals reading
+at once, and padding, batch mates, packing and sharding leave no trace in the result. A new model is
+a subclass of `SequenceModel` that obeys them; training, decoding, scoring and ensembles then work
+without further code.
 
 Arrays carry their axes in their names: `score_BNTS` has rank 4, with these axes in this order.
 
-| letter | axis                                      | letter | axis                                   |
-|--------|-------------------------------------------|--------|----------------------------------------|
-| B      | batch row                                 | D      | model width (`d_model`)                |
-| T      | target position                           | F      | feed-forward width (`d_ff`), features  |
-| S      | source position                           | N      | attention head                         |
-| P      | prompt position                           | G      | key and value head, or gates of a cell |
-| K      | beam of a row                             | H      | channel of a head (`head_dim`)         |
-| R      | row of a matrix: B * T, or beams B * K    | V      | vocabulary                             |
-| L      | layer                                     | C      | cache position, or class               |
-| Q      | query of a row, K * T                     | W      | character of a word                    |
+| letter | axis                                   | letter | axis                                   |
+|--------|----------------------------------------|--------|----------------------------------------|
+| B      | batch row                              | D      | model width (`d_model`)                |
+| T      | target position                        | F      | feed-forward width (`d_ff`), features  |
+| S      | source position                        | N      | attention head                         |
+| P      | prompt position                        | G      | key and value head, or gates of a cell |
+| K      | beam of a row                          | H      | channel of a head (`head_dim`)         |
+| R      | row of a matrix: B * T, or beams B * K | V      | vocabulary                             |
+| L      | layer                                  | C      | cache position, or class               |
+| Q      | query of a row, K * T                  | W      | character of a word                    |
 """
 
 from typing import Any
@@ -55,27 +58,29 @@ ArrayOrNone = Any
 """A JAX or NumPy array, or None."""
 
 State = Any
-"""A pytree whose leaves all have the batch as axis 0, so that beam search can repeat and reorder rows."""
+"""A pytree whose leaves have the batch as axis 0: beam search repeats and reorders its rows."""
 
 
 @struct.dataclass
 class Batch:
-    """One batch of examples. The batch is axis 0 of every field, and a field that a task does not use is None.
+    """One batch of examples. Axis 0 of every field is the batch; a field that is not used is None.
 
     Attributes:
       source_BS: ids of the source, int32. Read as a whole, by an encoder or before the target.
-      source_valid_BS: True on tokens, False on padding; `target_valid_BT` alike. Padding may stand anywhere.
-      source_segment_BS: with packing, the number of the example that a token belongs to, from 1; 0 on padding.
-        Tokens attend to their own segment only; `target_segment_BT` alike.
+      source_valid_BS: True on tokens, False on padding, which may stand anywhere in a row.
+      source_segment_BS: with packing, the number of the example that a token belongs to, from 1; 0
+        on padding. Tokens attend to their own segment only.
       target_BT: ids that the model reads, int32: BOS and the target.
-      label_BT: ids that the model predicts, int32: the target and EOS, `target_BT` shifted by one position.
-      token_label_BS: the class of each source token, int32 (tags; the original ids of masked tokens); -1: none.
+      target_valid_BT, target_segment_BT: as of the source.
+      label_BT: ids that the model predicts, int32: the target and EOS, `target_BT` shifted by one.
+      token_label_BS: the class of each source token, int32; -1: none. Tags, or masked tokens.
       class_B: the class of each row, int32; -1: none.
       value_B: the regression target of each row, float32; NaN: none.
       character_BSW: the characters of each source token, int32, 0 after the last one.
-      token_type_BS: the part of the input that a token belongs to, from 0, int32 (the two sentences of a pair).
+      token_type_BS: the part of the input of each source token, from 0, int32 (sentence pairs).
       reset_B: if rows are windows of continuous streams, True where a new stream begins.
-      state: if rows are such windows, the model's state after the previous batch, set by the train step.
+      state: if rows are such windows, the model's state after the previous batch, which the train
+        step puts here.
     """
 
     source_BS: ArrayOrNone = None
@@ -110,8 +115,8 @@ class SequenceModel(nn.Module):
     def start(self, batch: Batch, capacity: int) -> State:
         """Return the state before the first target token, with room for `capacity` tokens.
 
-        Capacity 0 promises a single `extend`, over the whole target: nothing has to be kept, and `batch`
-        may then be packed.
+        Capacity 0 promises a single `extend`, over the whole target: nothing has to be kept, and
+        `batch` may then be packed.
         """
         raise NotImplementedError
 
