@@ -38,29 +38,29 @@ def reachable() -> list[Rule]:
 
 
 def distinct_strings(side: int) -> int:
-    """How many different sentences one side of the grammar has, whatever their derivations.
+    """The number of different sentences on one side of the grammar, independent of their derivations.
 
-    A state is the set of all that may still follow a prefix; reading a word leads to another state, as in the subset
-    construction, so that two derivations of one string are one path.
+    A state is the set of all possible continuations of a prefix; reading a word leads to another state, as in the
+    subset construction, so that two derivations of one string are one path.
     """
     grammar = minilang_grammar()
 
     @cache
     def starts(symbol):  # {first word: what may follow it}; the word is None where the symbol can be empty
-        found = defaultdict(set)
+        continuations = defaultdict(set)
         for rule in grammar.rules(symbol):
             for word, rests in first(
                 tuple(i if isinstance(i, str) else (rule.children[i],) for i in rule.tokens[side])
             ):
-                found[word] |= rests
-        return [(word, frozenset(rests)) for word, rests in found.items()]
+                continuations[word] |= rests
+        return [(word, frozenset(rests)) for word, rests in continuations.items()]
 
     @cache
     def first(row):  # the same for a row of words and (symbol,)s
         if not row or isinstance(row[0], str):
             return [(row[0] if row else None, frozenset([row[1:]]))]
-        found = [(word, frozenset(rest + row[1:] for rest in rests)) for word, rests in starts(*row[0]) if word]
-        return found + (first(row[1:]) if len(found) < len(starts(*row[0])) else [])
+        words = [(word, frozenset(rest + row[1:] for rest in rests)) for word, rests in starts(*row[0]) if word]
+        return words + (first(row[1:]) if len(words) < len(starts(*row[0])) else [])
 
     @cache
     def count(state):
@@ -84,8 +84,8 @@ def test_every_sentence_has_one_derivation_so_translation_is_a_function_both_way
 
 def test_contraction_can_be_undone():
     # ... so that what holds before it holds after it: no word of the lexicon is itself a contraction.
-    found = {word for rule in reachable() for word in rule.words[SPANISH].split()}
-    assert not found & {"al", "del"}
+    words = {word for rule in reachable() for word in rule.words[SPANISH].split()}
+    assert not words & {"al", "del"}
 
 
 def test_pairs_are_distinct_and_a_function_both_ways(train):
@@ -112,10 +112,10 @@ def test_every_noun_phrase_of_two_or_three_words_agrees():
         for name in ("Nbar", "NP"):
             symbol = f"{name}.{gender}.{number}.{sort}" + (".short" if name == "NP" else "")
             for derivation in grammar.enumerate_derivations(symbol)[0]:
-                found = derivation.words[SPANISH].split()
-                heads = [nouns[word] for word in found if word in nouns]
-                assert len(heads) == 1 or found[0] in {name[1] for name in lexicon.PERSON_NAMES}
-                assert all(heads[0] in forms[word] for word in found if word not in nouns and heads)
+                words = derivation.words[SPANISH].split()
+                heads = [nouns[word] for word in words if word in nouns]
+                assert len(heads) == 1 or words[0] in {name[1] for name in lexicon.PERSON_NAMES}
+                assert all(heads[0] in forms[word] for word in words if word not in nouns and heads)
                 checked += 1
     assert checked > 3000
 
@@ -242,8 +242,8 @@ def test_minimal_pairs_have_the_same_words_and_opposite_opinions(language, count
 
 
 def test_all_three_opinions_are_common(sentences):
-    found = Counter(s.sentiment for s in sentences)
-    assert set(found) == {"P", "N", "NEU"} and min(found.values()) > 0.2 * len(sentences)
+    counts = Counter(s.sentiment for s in sentences)
+    assert set(counts) == {"P", "N", "NEU"} and min(counts.values()) > 0.2 * len(sentences)
 
 
 # Splits, counts, determinism.
@@ -294,7 +294,7 @@ def test_impossible_requests_are_refused_with_both_numbers():
         next(minimal_pairs(language="de"))
 
 
-def test_source_turns_the_pairs_round_and_describe_says_so():
+def test_source_decides_the_direction_and_its_description():
     assert [pair[::-1] for pair in MiniLang("test", 50, source="es")] == list(MiniLang("test", 50))
     count = minilang_grammar().count_derivations()
     assert f"20,000 of {count:,} sentences, Spanish to English" in MiniLang(source="es").describe()

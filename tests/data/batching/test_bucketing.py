@@ -1,4 +1,4 @@
-"""Buckets and packing: nothing lost, nothing twice, few shapes, padding counted right, faults told with their cure."""
+"""Buckets and packing: nothing lost, nothing twice, few shapes, padding counted right, errors with their cure."""
 
 import pickle
 from collections import Counter
@@ -17,7 +17,7 @@ BOS, EOS = 2, 3
 
 
 def columns_of(source: list[int] | np.ndarray, target: list[int] | np.ndarray) -> dict[str, Ragged]:
-    """Columns of these lengths. Example i says i + 4 in its first place, so that a batch tells who is in it."""
+    """Columns of these lengths. Example i says i + 4 in its first place, which identifies it in a batch."""
 
     def column(lengths):
         return Ragged.from_rows([np.concatenate([[i + 4], np.full(n, 9)])[:n] for i, n in enumerate(lengths)])
@@ -44,37 +44,37 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_every_example_once_an_epoch(config):
     batches, epochs = config.batches(CAPTIONS, seed=1), 4
-    everyone = np.concatenate([bucket.bins.flat for bucket in batches.buckets])
-    assert sorted(everyone) == list(range(1500))
+    all_examples = np.concatenate([bucket.bins.flat for bucket in batches.buckets])
+    assert sorted(all_examples) == list(range(1500))
     counts = Counter()
     for k in range(batches.epoch_order.first_batch(epochs)):
         counts.update(batches.example_indices(k).flat.tolist())
     # A bucket still owes less than one batch of its last epoch; when that is longer than an epoch, an example waits.
     slack = max(-(-bucket.rows // len(bucket.bins)) for bucket in batches.buckets)
     assert all(epochs - slack <= counts[i] <= epochs for i in range(1500))
-    owed = epochs * 1500 - sum(counts.values())
-    assert owed < sum(bucket.rows * np.max(bucket.bins.lengths) for bucket in batches.buckets)
+    missing = epochs * 1500 - sum(counts.values())
+    assert missing < sum(bucket.rows * np.max(bucket.bins.lengths) for bucket in batches.buckets)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_batches_say_what_the_columns_say(config):
-    """Each batch, built again row by row and example by example."""
+def test_batches_hold_the_ids_of_the_columns(config):
+    """Each batch against one that is built row by row, example by example."""
     batches = config.batches(CAPTIONS, seed=4)
     for k in (0, 1, 17, 40):
         batch, rows = batches[k], batches.example_indices(k)
         for side, length in (("source", batch.source_BS.shape[1]), ("target", batch.target_BT.shape[1])):
-            ended, begun, segment = (np.zeros((len(rows), length), np.int32) for _ in range(3))
+            label, model_input, segment = (np.zeros((len(rows), length), np.int32) for _ in range(3))
             for r in range(len(rows)):
                 at = 0
                 for number, example in enumerate(rows[r], start=1):
                     ids = CAPTIONS[side][example]
                     end = at + len(ids) + 1
-                    ended[r, at:end], begun[r, at:end] = [*ids, EOS], [BOS, *ids]
+                    label[r, at:end], model_input[r, at:end] = [*ids, EOS], [BOS, *ids]
                     segment[r, at:end] = number
                     at = end
-            found = batch.source_BS if side == "source" else batch.label_BT
-            np.testing.assert_array_equal(found, ended)
-            assert found.dtype == np.int32
+            array = batch.source_BS if side == "source" else batch.label_BT
+            np.testing.assert_array_equal(array, label)
+            assert array.dtype == np.int32
             valid = batch.source_valid_BS if side == "source" else batch.target_valid_BT
             np.testing.assert_array_equal(valid, segment > 0)
             assert valid.dtype == bool
@@ -84,7 +84,7 @@ def test_batches_say_what_the_columns_say(config):
             else:
                 assert numbers is None
             if side == "target":
-                np.testing.assert_array_equal(batch.target_BT, begun)
+                np.testing.assert_array_equal(batch.target_BT, model_input)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

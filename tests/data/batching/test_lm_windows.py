@@ -1,4 +1,4 @@
-"""Windows of one stream: every token said once an epoch, each after the right one, wherever the rows are cut."""
+"""Windows of one stream: every token is a label once an epoch, after the token before it."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_several_files_are_one_array():
 
 
 def test_documents_kept_apart():
-    """Every document begins after BOS and has a segment of its own; what is said is the same."""
+    """Every document begins after BOS and has a segment of its own; the labels are the same."""
     plain, apart = (Windows(8, 3, isolate_documents=flag).batches(COLUMNS) for flag in (False, True))
     assert plain.config.carry_rows == 3 and apart.config.carry_rows == 0
     for k in range(plain.batches_per_epoch):
@@ -50,44 +50,44 @@ def test_documents_kept_apart():
 
 
 @pytest.mark.parametrize("rows, length", [(1, 7), (3, 4), (4, 5), (5, 8), (2, 21)])
-def test_an_epoch_says_every_token_once_after_the_one_before(rows, length):
-    """Row r of batch after batch is one piece of the stream, and pieces follow each other."""
+def test_every_token_is_a_label_once_an_epoch_after_the_one_before(rows, length):
+    """Row r of the batches of an epoch is one piece of the stream, and the pieces follow each other."""
     batches = Windows(length, rows).batches(COLUMNS)
     epoch = [batches[k] for k in range(batches.batches_per_epoch)]
     valid_BT = np.concatenate([batch.target_valid_BT for batch in epoch], 1)
-    said = np.concatenate([batch.label_BT for batch in epoch], 1)[valid_BT]
+    labels = np.concatenate([batch.label_BT for batch in epoch], 1)[valid_BT]
     read = np.concatenate([batch.target_BT for batch in epoch], 1)[valid_BT]
-    np.testing.assert_array_equal(said, STREAM)
+    np.testing.assert_array_equal(labels, STREAM)
     np.testing.assert_array_equal(read, [BOS, *STREAM[:-1]])
     assert [bool(batch.reset_B.all()) for batch in epoch] == [True] + [False] * (len(epoch) - 1)
     assert all(batch.target_BT.shape == (rows, length) and batch.target_BT.dtype == np.int32 for batch in epoch)
 
 
-def test_epochs_repeat_and_batches_do_not_depend_on_who_asks():
+def test_epochs_repeat_and_batches_do_not_depend_on_the_object():
     batches = Windows(4, 3).batches(COLUMNS)
     again = Windows(4, 3).batches(COLUMNS)
     for k in (0, 2, 5):
         np.testing.assert_array_equal(batches[k].label_BT, again[k + batches.batches_per_epoch].label_BT)
 
 
-def test_rows_forget_by_chance():
-    """About as often as asked, the same rows whoever asks, other rows with another seed; the text stays as it is."""
+def test_rows_are_reset_at_random():
+    """Resets have the given rate; all parts of a batch agree, another seed has other rows, the text is unchanged."""
     plain = Windows(4, 10).batches(COLUMNS)
     batches, other = (Windows(4, 10, reset_prob=0.3).batches(COLUMNS, seed) for seed in (0, 1))
-    begins_KB = np.stack([batches[k].reset_B for k in range(200)])
+    reset_KB = np.stack([batches[k].reset_B for k in range(200)])
     first = np.arange(200) % batches.batches_per_epoch == 0
-    assert begins_KB[first].all() and 0.25 < begins_KB[~first].mean() < 0.35
-    assert (begins_KB != np.stack([other[k].reset_B for k in range(200)])).any()
+    assert reset_KB[first].all() and 0.25 < reset_KB[~first].mean() < 0.35
+    assert (reset_KB != np.stack([other[k].reset_B for k in range(200)])).any()
     np.testing.assert_array_equal(batches[3].label_BT, plain[3].label_BT)
     for part in range(2):
-        np.testing.assert_array_equal(batches.host_part(3, part, 2).reset_B, begins_KB[3, 5 * part : 5 * part + 5])
+        np.testing.assert_array_equal(batches.host_part(3, part, 2).reset_B, reset_KB[3, 5 * part : 5 * part + 5])
     with pytest.raises(UserError, match="reset_prob = 1.5: expected a probability"):
         Windows(reset_prob=1.5)
 
 
 @pytest.mark.parametrize("rows, length", [(3, 4), (5, 8), (1, 41)])
 def test_drawn_windows_hold_every_token_once_in_an_order_of_their_own(rows, length):
-    """Rows past the end of an epoch's windows repeat its first ones: what is said is the stream, at least once each."""
+    """Rows past the end of an epoch's windows repeat its first ones: every token is a label at least once."""
     batches = Windows(length, rows, carry_state=False).batches(COLUMNS, seed=3)
     orders = []
     for epoch in range(2):
@@ -96,11 +96,11 @@ def test_drawn_windows_hold_every_token_once_in_an_order_of_their_own(rows, leng
             batch = batches[k]
             assert batch.reset_B is None
             for read, label, valid in zip(batch.target_BT, batch.label_BT, batch.target_valid_BT, strict=True):
-                said, before = label[valid], read[valid]
-                starts = [at for at in range(len(STREAM)) if STREAM[at : at + len(said)] == said.tolist()]
+                labels, before = label[valid], read[valid]
+                starts = [at for at in range(len(STREAM)) if STREAM[at : at + len(labels)] == labels.tolist()]
                 assert starts
-                start = next(s for s in starts if before[0] == (STREAM[s - 1] if s else BOS)) if len(said) else 0
-                seen[start : start + len(said)] += 1
+                start = next(s for s in starts if before[0] == (STREAM[s - 1] if s else BOS)) if len(labels) else 0
+                seen[start : start + len(labels)] += 1
         assert (seen >= 1).all() and seen.sum() <= len(STREAM) + rows * length
         orders.append(
             [batches[epoch * batches.batches_per_epoch + k].label_BT.tolist() for k in range(batches.batches_per_epoch)]

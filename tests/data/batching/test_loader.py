@@ -24,7 +24,7 @@ EOS = 3
 
 
 class Letters:
-    """A tokenizer of small letters that counts the texts it was given."""
+    """A tokenizer of lower-case letters that counts the texts it encodes."""
 
     def __init__(self, vocab_size=30, fingerprint="letters"):
         self.vocab_size = vocab_size
@@ -244,7 +244,7 @@ def test_a_stored_column_travels_as_a_file_name(tmp_path):
 @pytest.mark.parametrize("count", [1, 7, 64, 300])
 def test_every_row_once_and_back_in_its_place(count):
     columns = {name: Ragged(column.flat, column.offsets[: count + 1]) for name, column in COLUMNS.items()}
-    found: dict[int, tuple[list[int], list[int]]] = {}
+    rows_seen: dict[int, tuple[list[int], list[int]]] = {}
     shapes = set()
     for row_B, batch in eval_batches(columns, tokens=512, divisor=3):
         shapes.add(batch.label_BT.shape)
@@ -255,13 +255,13 @@ def test_every_row_once_and_back_in_its_place(count):
             if row < 0:
                 assert (source, label) == ([EOS], [])
             else:
-                assert row not in found
-                found[row] = (source, label)
+                assert row not in rows_seen
+                rows_seen[row] = (source, label)
     assert len(shapes) <= 5
-    assert sorted(found) == list(range(count))
+    assert sorted(rows_seen) == list(range(count))
     for i in range(count):
         expected = tuple([*columns[name][i].tolist(), EOS] for name in ("source", "target"))
-        assert found[i] == expected
+        assert rows_seen[i] == expected
 
 
 def test_sources_alone_blank_lines_and_long_lines():

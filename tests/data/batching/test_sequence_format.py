@@ -1,4 +1,4 @@
-"""Rows of one text or several, where their parts come from, and the numbers that judge them."""
+"""Input formats of one or several texts, the sources of their parts, and the correlations that score them."""
 
 import gzip
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_forms():
 @pytest.mark.parametrize("first", [0, 1, 5, 9, 30])
 @pytest.mark.parametrize("second", [0, 4, 30])
 def test_the_longest_part_is_cut(first, second):
-    """A sequence fits; what is cut comes from the end of the longest, and the two are then as even as can be."""
+    """A sequence fits; the longest part is cut at its end, which makes the parts as even as possible."""
     layout = SequenceFormat(max_length=12)
     (row,) = rows(layout, f"{'a ' * first}\t{'b ' * second}")
     assert len(row) + 1 == min(first + second + 3, 12)
@@ -65,7 +65,7 @@ def test_json_of_two_texts(tmp_path: Path):
 
 
 def test_entailment_in_xml(tmp_path: Path):
-    """Entities, inner markup, line ends of Windows, both names of the label; and what is no such file."""
+    """Entities, inner markup, line ends of Windows, both names of the label; and files that are not entailment XML."""
     file = tmp_path / "rte.xml.gz"
     text = (
         '<?xml version="1.0" encoding="UTF-8"?>\r\n<!DOCTYPE c SYSTEM "rte.dtd">\r\n<c>\r\n'
@@ -98,9 +98,9 @@ def test_correlations():
     """As SciPy has them, ties included."""
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
-    gold, said = rng.integers(0, 6, 50), rng.normal(size=50).round(1)
-    assert pearson(gold, said) == pytest.approx(stats.pearsonr(gold, said).statistic, abs=1e-12)
-    assert spearman(gold, said) == pytest.approx(stats.spearmanr(gold, said).statistic, abs=1e-12)
+    gold, predicted = rng.integers(0, 6, 50), rng.normal(size=50).round(1)
+    assert pearson(gold, predicted) == pytest.approx(stats.pearsonr(gold, predicted).statistic, abs=1e-12)
+    assert spearman(gold, predicted) == pytest.approx(stats.spearmanr(gold, predicted).statistic, abs=1e-12)
     assert pearson(gold, np.ones(50)) == 0.0 and spearman(gold, gold**3) == pytest.approx(1.0)
 
 

@@ -63,9 +63,9 @@ def test_every_bucket_is_one_endless_stream_in_epoch_order(sizes, rows):
     assert total == sum(epochs * n // r for n, r in zip(sizes, rows, strict=True))
     seen: list[list[np.ndarray]] = [[] for _ in sizes]
     for epoch in range(epochs):
-        found = [order[k] for k in range(order.first_batch(epoch), order.first_batch(epoch + 1))]
+        batches = [order[k] for k in range(order.first_batch(epoch), order.first_batch(epoch + 1))]
         for bucket, (n, r) in enumerate(zip(sizes, rows, strict=True)):
-            mine = [items for b, items in found if b == bucket]
+            mine = [items for b, items in batches if b == bucket]
             assert len(mine) == (epoch + 1) * n // r - epoch * n // r
             assert all(len(items) == r for items in mine)
             joined = [item_at(n, 11, i, bucket + 1) for i in range(len(seen[bucket]) * r, (epoch + 1) * n // r * r)]
@@ -84,7 +84,7 @@ def test_epoch_of_a_batch():
     assert order.first_batch(order.epoch_of(far)) <= far < order.first_batch(order.epoch_of(far) + 1)
 
 
-def test_batches_of_an_epoch_are_shuffled_anew():
+def test_every_epoch_has_its_own_order_of_batches():
     order = EpochOrder([64, 64], [4, 4], seed=5)
     epochs = [[order[k][0] for k in range(32 * e, 32 * e + 32)] for e in range(3)]
     assert all(sum(epoch) == 16 and epoch != sorted(epoch) for epoch in epochs)

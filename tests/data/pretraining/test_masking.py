@@ -1,4 +1,4 @@
-"""Text with gaps: how many, which, what stands there, and that a batch is a function of its number alone."""
+"""Masking: how many tokens, which ones, their replacements, and that a batch depends only on its number."""
 
 from collections import Counter
 from dataclasses import replace
@@ -24,8 +24,8 @@ DOCUMENTS = [RNG.integers(MASK + 1, VOCAB, size) for size in (300, 3, 0, 700, 41
 COLUMNS = TABLE | {"target": Ragged.from_rows(DOCUMENTS)}
 
 
-def said(batch):
-    """The rows before anything was hidden."""
+def unmasked(batch):
+    """The rows before masking."""
     return np.where(batch.token_label_BS >= 0, batch.token_label_BS, batch.source_BS)
 
 
@@ -33,22 +33,22 @@ def test_statistics_of_the_mask():
     """15 % of the text of each row, to the token; of these 80 / 10 / 10 within four standard deviations."""
     ids_BS = RNG.integers(1, VOCAB, (400, 64))
     source_BS, label_BS = Masking().mask_tokens(ids_BS, ids_BS > -1, KIND, MASK, RNG.random((3, 400, 64)))
-    hidden, text = label_BS >= 0, KIND[ids_BS] > 0
-    np.testing.assert_array_equal(hidden.sum(1), np.round(0.15 * text.sum(1)))
-    assert not (hidden & ~text).any(), "a special id was hidden"
-    np.testing.assert_array_equal(np.where(hidden, label_BS, source_BS), ids_BS)
-    count = hidden.sum()
-    masked, same = source_BS[hidden] == MASK, source_BS[hidden] == ids_BS[hidden]
-    swapped = source_BS[hidden][~masked & ~same]
+    masked_positions, text = label_BS >= 0, KIND[ids_BS] > 0
+    np.testing.assert_array_equal(masked_positions.sum(1), np.round(0.15 * text.sum(1)))
+    assert not (masked_positions & ~text).any(), "a special id was masked_positions"
+    np.testing.assert_array_equal(np.where(masked_positions, label_BS, source_BS), ids_BS)
+    count = masked_positions.sum()
+    masked, same = source_BS[masked_positions] == MASK, source_BS[masked_positions] == ids_BS[masked_positions]
+    swapped = source_BS[masked_positions][~masked & ~same]
     words = (KIND > 0).sum()
-    for found, share in ((masked.sum(), 0.8), (same.sum(), 0.1 + 0.1 / words), (len(swapped), 0.1 * (1 - 1 / words))):
-        assert abs(found - count * share) < 4 * np.sqrt(count * share * (1 - share))
+    for actual, share in ((masked.sum(), 0.8), (same.sum(), 0.1 + 0.1 / words), (len(swapped), 0.1 * (1 - 1 / words))):
+        assert abs(actual - count * share) < 4 * np.sqrt(count * share * (1 - share))
     assert (KIND[swapped] & IS_TEXT).all() and len(np.unique(swapped)) > 0.9 * words
-    place = hidden.sum(0) / text.sum(0)
+    place = masked_positions.sum(0) / text.sum(0)
     assert abs(place - 0.15).max() < 5 * np.sqrt(0.15 * 0.85 / 350), "every place has the same chance"
 
 
-def test_the_shares_are_those_asked_for():
+def test_the_fractions_are_those_of_the_configuration():
     ids_BS = RNG.integers(MASK + 1, VOCAB, (8, 50))
     for masked, swapped in ((1.0, 0.0), (0.0, 0.0)):
         source_BS, label_BS = Masking(0.5, masked, swapped).mask_tokens(
@@ -62,7 +62,7 @@ def test_the_shares_are_those_asked_for():
 
 
 def test_whole_words_are_hidden_whole():
-    """By brute force: the words of each row, hidden or not; at most 15 %, and no word more would have had room."""
+    """By brute force: the words of each row, masked or not; at most 15 %, and no other word would fit."""
     ids_BS = RNG.integers(1, VOCAB, (200, 64))
     _, label_BS = Masking(whole_word_mask=True).mask_tokens(ids_BS, ids_BS > -1, KIND, MASK, RNG.random((3, 200, 64)))
     shares = []
@@ -74,8 +74,8 @@ def test_whole_words_are_hidden_whole():
             before = bool(kind & IS_TEXT)
             if before:
                 words[-1].append(at)
-        hidden = [all(label[word] >= 0) for word in words]
-        assert [any(label[word] >= 0) for word in words] == hidden
+        masked_positions = [all(label[word] >= 0) for word in words]
+        assert [any(label[word] >= 0) for word in words] == masked_positions
         text, count = sum(map(len, words)), int((label >= 0).sum())
         assert count <= max(round(0.15 * text), max(map(len, words))) and count > 0
         shares.append(count / text)
@@ -96,12 +96,12 @@ def test_a_batch_is_a_function_of_its_number(pairs):
 
 
 def test_rows_of_joined_documents_hold_every_token():
-    """BOS, a window, EOS; an epoch shows the whole text, whatever is hidden of it."""
+    """BOS, a window, EOS; an epoch has the whole text before masking."""
     stream = [i for text in DOCUMENTS for i in [*text, EOS]]
     batches, seen = MaskedLMRows(length=32, rows=4).batches(COLUMNS, 1), np.zeros(len(stream), int)
     for batch in (batches[k] for k in range(batches.batches_per_epoch)):
         assert batch.class_B is None and batch.token_type_BS is None
-        for row, valid in zip(said(batch), batch.source_valid_BS, strict=True):
+        for row, valid in zip(unmasked(batch), batch.source_valid_BS, strict=True):
             ids = row[valid].tolist()
             assert ids[0] == BOS and ids[-1] == EOS and not row[~valid].any()
             if len(ids) > 8:
@@ -111,14 +111,14 @@ def test_rows_of_joined_documents_hold_every_token():
 
 
 def test_pairs_that_follow_and_pairs_that_do_not():
-    """Half of the seconds follow the firsts in their document; the others are of another one, and begin alike."""
+    """Half of the second spans follow the first ones; the others start a sentence of another document."""
     config = MaskedLMRows(length=32, rows=16, next_sentence=True, masking=Masking(0.15))
     batches, labels, begins = config.batches(COLUMNS, 0), [], {0: [], 1: []}
     home = {tuple(text[i : i + 2]): d for d, text in enumerate(DOCUMENTS) for i in range(len(text) - 1)}
     count = Counter(tuple(text[i : i + 2]) for text in DOCUMENTS for i in range(len(text) - 1))
     checked = {0: 0, 1: 0}
     for batch in map(batches.__getitem__, range(20)):
-        for ids, kinds, elsewhere in zip(said(batch), batch.token_type_BS, batch.class_B, strict=True):
+        for ids, kinds, elsewhere in zip(unmasked(batch), batch.token_type_BS, batch.class_B, strict=True):
             first, second = np.flatnonzero(ids == EOS)
             assert ids[0] == BOS and not ids[second + 1 :].any() and not kinds[second + 1 :].any()
             assert (kinds[: second + 1] == (np.arange(second + 1) > first)).all()
@@ -155,7 +155,7 @@ def test_shares_that_make_no_sense(arguments, message):
 TEXTS = ["the cats sat . The dog barked!", "no dogs , no cats ?"] * 20
 
 
-def test_what_ids_are_good_for():
+def test_flags_of_token_types():
     """The marks of words and sentences, by tokenizers that split text in as many ways."""
     words = Words(50).fit(TEXTS)
     kind_V = token_flag_columns(words, [""])["piece"].flat

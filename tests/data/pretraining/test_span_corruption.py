@@ -1,4 +1,4 @@
-"""Spans cut out and put back, prefixes that go on, and who sees whom in a prefix LM."""
+"""Span corruption and its inverse, prefix LM batches, and the attention mask of a prefix LM."""
 
 from dataclasses import replace
 
@@ -111,18 +111,18 @@ def test_batches_of_prefixes():
         cuts.add(batch.source_BS.shape[1] - 1)
         assert batch.source_BS.shape[1] + batch.target_BT.shape[1] == 17
         for row in range(4):
-            source, said = (
+            source, labels = (
                 batch.source_BS[row, batch.source_valid_BS[row]],
                 batch.label_BT[row, batch.target_valid_BT[row]],
             )
             read = batch.target_BT[row, batch.target_valid_BT[row]]
-            assert source[-1] == EOS and read.tolist() == [BOS, *said[:-1]][: len(said)]
-            ids = [*source[:-1].tolist(), *said.tolist()]
+            assert source[-1] == EOS and read.tolist() == [BOS, *labels[:-1]][: len(labels)]
+            ids = [*source[:-1].tolist(), *labels.tolist()]
             assert any(stream[at : at + len(ids)] == ids for at in range(len(stream)))
     assert cuts == {4, 8, 12}
 
 
-def test_who_sees_whom_in_a_prefix_lm():
+def test_the_attention_mask_of_a_prefix_lm():
     """Every token of the source sees the whole source, no token of it a target; targets see what is before them."""
     model, rows = ZOO["prefix_lm"].model, examples(3, 5, 5)
     params = jax.tree.map(jnp.asarray, params_of(model))

@@ -1,4 +1,4 @@
-"""Readers of CoNLL-U and of column files: what is a word, what is left out, what each message names."""
+"""Readers of CoNLL-U and of column files: the words, the lines that are skipped, the messages."""
 
 import gzip
 from pathlib import Path

@@ -18,7 +18,7 @@ from jaxlm.errors import UserError
 
 @dataclass(frozen=True)
 class Given:
-    """Pairs from memory that know nothing of bad lines, as other modules' sources may be."""
+    """Pairs from memory, without counts of bad lines, like the sources of users."""
 
     pairs: tuple[Pair, ...]
 
@@ -210,7 +210,7 @@ def test_shuffled_and_take():
 
 
 def test_together_and_renamed(folder):
-    """One source after the other, as often as named; words of the target renamed wherever they stand."""
+    """One source after the other, as often as given; words of the target renamed at every position."""
     few = parallel(folder, b"a\nb\n", b"B-PER O\nO I-PER\n")
     renamed = RelabelTags(few, {"B-PER": "B-person", "I-PER": "I-person"})
     assert list(renamed) == [("a", "B-person O"), ("b", "O I-person")]

@@ -20,7 +20,7 @@ def prepare(folder, config: str, rows: dict[str, list[tuple[str | bytes, str | b
     import tensorflow_datasets as tfds
 
     class Wmt14Translate(tfds.core.GeneratorBasedBuilder):
-        __module__ = "wmt14_translate"  # TFDS looks for a builder's files beside its module
+        __module__ = "wmt14_translate"  # TFDS looks for a builder's files in the folder of its module
         VERSION = tfds.core.Version("1.0.0")
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config, version="1.0.0")]
 

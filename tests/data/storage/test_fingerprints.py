@@ -1,4 +1,4 @@
-"""What a training split is known by."""
+"""The fingerprint of a training split."""
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ def of(ids=IDS, ends=ENDS):
 @pytest.mark.parametrize("run", [4096, 2], ids=["whole", "sampled"])
 def test_it_is_of_the_ids_and_of_where_rows_end(run, monkeypatch):
     monkeypatch.setattr(columns, "SAMPLE_LENGTH", run)
-    found = of()
-    assert (found["rows"], found["ids"]) == (3, 1000)
-    assert found == of(IDS.astype(np.uint16)) == of(ConcatArray([IDS[:300], IDS[300:]]))
-    assert of(ends=np.array([0, 11, 400, 1000]))["digest"] != found["digest"]
-    assert of(IDS[::-1].copy())["digest"] != found["digest"]
-    assert of(np.where(IDS < 50, IDS, IDS + 1))["digest"] != found["digest"]
+    fingerprint = of()
+    assert (fingerprint["rows"], fingerprint["ids"]) == (3, 1000)
+    assert fingerprint == of(IDS.astype(np.uint16)) == of(ConcatArray([IDS[:300], IDS[300:]]))
+    assert of(ends=np.array([0, 11, 400, 1000]))["digest"] != fingerprint["digest"]
+    assert of(IDS[::-1].copy())["digest"] != fingerprint["digest"]
+    assert of(np.where(IDS < 50, IDS, IDS + 1))["digest"] != fingerprint["digest"]
 
 
 def test_a_short_column_is_looked_at_whole():

@@ -84,13 +84,13 @@ def test_documents_too_long_are_cut(corpus):
 
 
 def test_several_processes_write_the_same_bytes(corpus, tmp_path):
-    found = build_shards(iter(TEXTS), tmp_path / "again", TOKENIZER, "a test", 3, 9_000)
-    assert found["shards"] > 4 and found["kept"] == 0
+    counts = build_shards(iter(TEXTS), tmp_path / "again", TOKENIZER, "a test", 3, 9_000)
+    assert counts["shards"] > 4 and counts["kept"] == 0
     assert content(tmp_path / "again") == content(corpus / "shards")
 
 
-def test_a_run_that_goes_on(corpus, tmp_path):
-    """Broken off by its documents: finished shards are kept by their time of writing, and all bytes are the same."""
+def test_an_interrupted_run_is_resumed(corpus, tmp_path):
+    """Interrupted by its documents: finished shards are kept by their time of writing, and all bytes are the same."""
 
     def broken():
         yield from TEXTS[:300]
@@ -103,8 +103,8 @@ def test_a_run_that_goes_on(corpus, tmp_path):
     with pytest.raises(UserError, match="index.json was not found"):
         Shards(str(tmp_path / "run")).encode(TOKENIZER, ReadStats())
     (tmp_path / "run" / ".00007.ids.part").write_bytes(b"half")
-    found = build_shards(TEXTS, tmp_path / "run", TOKENIZER, "a test", 1, 9_000)
-    assert found["kept"] == len(there)
+    counts = build_shards(TEXTS, tmp_path / "run", TOKENIZER, "a test", 1, 9_000)
+    assert counts["kept"] == len(there)
     assert {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in there} == there
     assert content(tmp_path / "run") == content(corpus / "shards")
 
@@ -122,7 +122,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_run_goes_on(corpus, tmp_path):
+def test_a_killed_run_is_resumed(corpus, tmp_path):
     """SIGKILL while processes write: no process stays behind, and the next run's bytes are those of an unbroken one."""
     texts = TEXTS * 40
     build_shards(texts, tmp_path / "whole", TOKENIZER, "a test", 1, 40_000)
@@ -138,13 +138,13 @@ def test_a_killed_run_goes_on(corpus, tmp_path):
     while _alive(process.pid):
         assert time.monotonic() < ended, "its workers must end with it"
         time.sleep(0.05)
-    found = build_shards(texts, tmp_path / "run", TOKENIZER, "a test", 1, 40_000)
-    assert 0 < found["kept"] <= found["shards"]
+    counts = build_shards(texts, tmp_path / "run", TOKENIZER, "a test", 1, 40_000)
+    assert 0 < counts["kept"] <= counts["shards"]
     assert content(tmp_path / "run") == content(tmp_path / "whole")
 
 
 def _alive(group: int) -> bool:
-    """Whether a process of the group is left."""
+    """True if a process of the group is left."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -152,9 +152,9 @@ def _alive(group: int) -> bool:
     return True
 
 
-def test_shards_of_another_text_are_made_anew(corpus, shards):
-    found = build_shards(TEXTS[:100], shards, TOKENIZER, "a test", 1, 9_000)
-    assert found["documents"] == 100 and found["kept"] == found["shards"] - 1  # the last one has another end
+def test_shards_of_another_text_are_replaced(corpus, shards):
+    counts = build_shards(TEXTS[:100], shards, TOKENIZER, "a test", 1, 9_000)
+    assert counts["documents"] == 100 and counts["kept"] == counts["shards"] - 1  # the last one has another end
     build_shards(TEXTS, shards, TOKENIZER, "a test", 1, 9_000)
     assert content(shards) == content(corpus / "shards")
     with pytest.raises(UserError, match="holds shards of a test, not of another: choose another --out"):
@@ -196,14 +196,14 @@ def damaged(shards: Path, how: str) -> None:
         ("index", "index.json is damaged"),
     ],
 )
-def test_damage_is_named_and_mended(corpus, shards, how, message):
-    """Each with the cure, and the cure cures."""
+def test_damage_is_named_and_repaired(corpus, shards, how, message):
+    """Each message has the cure, and the cure works."""
     damaged(shards, how)
     with pytest.raises(UserError, match=f"{message}.*jaxlm prepare"):
         Shards(str(shards)).encode(TOKENIZER, ReadStats())
         Shards(str(shards)).check()
-    found = build_shards(TEXTS, shards, TOKENIZER, "a test", 1, 9_000)
-    assert found["kept"] == found["shards"] - (how in ("cut", "gone", "flipped", "ends"))
+    counts = build_shards(TEXTS, shards, TOKENIZER, "a test", 1, 9_000)
+    assert counts["kept"] == counts["shards"] - (how in ("cut", "gone", "flipped", "ends"))
     assert content(shards) == content(corpus / "shards")
 
 
@@ -273,11 +273,11 @@ def test_the_verb(corpus, tmp_path, command):  # noqa: F811
     options = ["--out", tmp_path / "out", "--vocab-size", 280, "--user-defined-symbol", "[MASK]", "--num-workers", 1]
     first = command("prepare", *files, *options)
     assert first.code == 0, first.err
-    found = json.loads(first.lines[-1])
-    assert found["documents"] == 400 and found["unknown"] == 0 and found["kept"] == 0
+    counts = json.loads(first.lines[-1])
+    assert counts["documents"] == 400 and counts["unknown"] == 0 and counts["kept"] == 0
     assert "150 blank left out" in first.err and "bytes a token" in first.err
     again = command("prepare", *files, *options)
-    assert json.loads(again.lines[-1])["kept"] == found["shards"], again.err
+    assert json.loads(again.lines[-1])["kept"] == counts["shards"], again.err
     assert list(Shards(str(tmp_path / "out")))[:250] == TEXTS[:250]
     other = command(
         "prepare", files[0], "--out", tmp_path / "valid", "--tokenizer", tmp_path / "out", "--num-workers", 1
