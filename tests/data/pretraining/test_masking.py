@@ -35,7 +35,7 @@ def test_statistics_of_the_mask():
     source_BS, label_BS = Masking().mask_tokens(ids_BS, ids_BS > -1, KIND, MASK, RNG.random((3, 400, 64)))
     masked_positions, text = label_BS >= 0, KIND[ids_BS] > 0
     np.testing.assert_array_equal(masked_positions.sum(1), np.round(0.15 * text.sum(1)))
-    assert not (masked_positions & ~text).any(), "a special id was masked_positions"
+    assert not (masked_positions & ~text).any(), "a special id was masked"
     np.testing.assert_array_equal(np.where(masked_positions, label_BS, source_BS), ids_BS)
     count = masked_positions.sum()
     masked, same = source_BS[masked_positions] == MASK, source_BS[masked_positions] == ids_BS[masked_positions]
