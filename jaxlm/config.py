@@ -141,7 +141,7 @@ def _mapping_to_json(value: Mapping, path: str) -> dict:
 
 
 def _is_dtype_class(value: Any) -> bool:
-    """Whether a value is np.float32 (a class), jnp.float32 (an object like a class), or another such dtype."""
+    """True for np.float32 (a class), jnp.float32 (an object like a class), or another such dtype."""
     if getattr(value, "__module__", None) not in DTYPE_MODULES:
         return False
     try:
@@ -220,7 +220,7 @@ def _differing_values(left: Any, right: Any, path: str) -> Iterator[tuple[str, A
 
 
 def _is_comparable(left: Any, right: Any) -> bool:
-    """Whether two JSON values are compared entry by entry."""
+    """True if two JSON values are compared entry by entry."""
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right)
     if not isinstance(left, dict) or not isinstance(right, dict):
@@ -253,7 +253,7 @@ def _is_dtype_json(data: dict) -> bool:
 
 
 def _is_multiline(data: Any) -> bool:
-    """Whether a value has lines of its own: a dataclass, a dict with entries, or a tuple that holds one of them."""
+    """True if a value has lines of its own: a dataclass, a dict with entries, or a tuple that holds one of them."""
     if isinstance(data, list):
         return any(map(_is_multiline, data))
     if not isinstance(data, dict) or not data or _is_dtype_json(data):

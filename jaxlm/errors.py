@@ -1,5 +1,13 @@
-"""The one exception that the command line shows as a sentence, not as a traceback."""
+"""The one exception that the command line shows as a sentence, not as a traceback; and lists in its messages."""
+
+from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message says what was found, what was expected, where, and the cure."""
+    """An error that the user can fix. Its message names what was found, what was expected, the place, and the cure."""
+
+
+def list_some(items: Sequence[str], limit: int = 12, separator: str = ", ") -> str:
+    """The items in a message, the first `limit` of them and the number of the others; "nothing" if there are none."""
+    others = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
+    return separator.join(items[:limit]) + others or "nothing"

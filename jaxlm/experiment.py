@@ -162,7 +162,7 @@ def _import_module(path_or_name: str) -> ModuleType:
     if path_or_name.endswith(".py") or "/" in path_or_name:
         file = Path(path_or_name)
         if not file.is_file() or file.suffix != ".py":
-            raise UserError(f"there is no experiment file {path_or_name}: `jaxlm list` shows the experiments")
+            raise UserError(f"cannot find the experiment file {path_or_name}: `jaxlm list` shows the experiments")
         spec = importlib.util.spec_from_file_location(file.stem, file)
         assert spec is not None and spec.loader is not None  # it ends in .py
         module = importlib.util.module_from_spec(spec)
@@ -175,5 +175,7 @@ def _import_module(path_or_name: str) -> ModuleType:
         return importlib.import_module(path_or_name)
     except ModuleNotFoundError as error:
         if error.name and (path_or_name == error.name or path_or_name.startswith(error.name + ".")):
-            raise UserError(f"there is no experiment {path_or_name!r}: `jaxlm list` shows the experiments") from None
+            raise UserError(
+                f"cannot find the experiment {path_or_name!r}: `jaxlm list` shows the experiments"
+            ) from None
         raise

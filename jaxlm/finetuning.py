@@ -11,13 +11,10 @@ from dataclasses import dataclass
 
 import jax
 
-from jaxlm.errors import UserError
+from jaxlm.errors import UserError, list_some
 from jaxlm.nn.layers.adapters import BOTTLENECK, LOW_RANK, init_bottleneck, init_lora, linear_paths, map_linears
 from jaxlm.pytree import named_leaves
 from jaxlm.types import Array, Params
-
-MAX_PATHS_SHOWN = 8
-"""Paths that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class FineTuning:
     adapters: Adapters | None = None
 
     def is_trainable(self, path: str) -> bool:
-        """Whether the parameter at this path is trained."""
+        """True if the parameter at this path is trained."""
         if {LOW_RANK, BOTTLENECK} & set(path.split("/")):
             return True
         if self.trainable is None:
@@ -118,6 +115,5 @@ def _check_pattern(pattern: str, paths: Iterable[str], option: str, kind: str) -
         raise UserError(f"{option}: {pattern!r} is not a regular expression ({error})") from None
     tails = {path: path.rpartition("layers/")[2] for path in paths}
     near = sorted(paths, key=lambda path: -difflib.SequenceMatcher(None, pattern, tails[path]).ratio())
-    more = f" and {len(near) - MAX_PATHS_SHOWN} more" if len(near) > MAX_PATHS_SHOWN else ""
-    shown = "\n  ".join(near[:MAX_PATHS_SHOWN]) + more
+    shown = list_some(near, limit=8, separator="\n  ")
     raise UserError(f"{option}: {pattern!r} matches no {kind}; the model has\n  {shown}")

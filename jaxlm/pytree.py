@@ -11,10 +11,19 @@ import numpy as np
 def named_leaves(tree: Any) -> dict[str, Any]:
     """`{"encoder/layers/kernel": leaf, ...}` in the order of the tree. None and empty nodes have no leaves."""
     pairs = jax.tree_util.tree_leaves_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
+    named = {_path_name(path): leaf for path, leaf in pairs}
     if len(named) != len(pairs):
         raise ValueError("two leaves of the tree have the same path: keys must not contain '/'")
     return named
+
+
+def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """The tree with each leaf replaced by `function(path, leaf)`."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_path_name(path), leaf), tree)
+
+
+def _path_name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def replace_leaves(tree: Any, named: Mapping[str, Any]) -> Any:

@@ -23,33 +23,19 @@ WORKDIR_FORMAT = 2
 
 
 class Workdir:
-    """The paths of a run.
-
-    | file or folder  | content                                                                        |
-    |-----------------|--------------------------------------------------------------------------------|
-    | experiment.json | the format number, the experiment, versions of the libraries, the git commit   |
-    | data.json       | fingerprints of the training data                                              |
-    | tokenizer/      | the tokenizer                                                                  |
-    | data/train      | the training split as ids                                                      |
-    | checkpoints/    | one folder per saved step                                                      |
-    | published/      | the files that came with an imported model                                     |
-    | metrics.jsonl   | the log; the same as TensorBoard events in tensorboard/                        |
-    | test.json       | the scores of the test split, written when training ends                       |
-
-    The methods import JAX where they need it: the CLI refuses a wrong folder before it loads JAX.
-    """
+    """The paths of a run. The methods import JAX, so that the CLI can refuse a wrong folder before it loads JAX."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.experiment_file = self.folder / "experiment.json"
-        self.data_file = self.folder / "data.json"
-        self.metrics_file = self.folder / "metrics.jsonl"
-        self.test_file = self.folder / "test.json"
+        self.experiment_file = self.folder / "experiment.json"  # format, experiment, library versions, git commit
+        self.data_file = self.folder / "data.json"  # fingerprints of the training data
         self.tokenizer_folder = self.folder / "tokenizer"
-        self.train_data = self.folder / "data" / "train"
-        self.checkpoint_folder = self.folder / "checkpoints"
-        self.published_folder = self.folder / "published"
-        self.tensorboard_folder = self.folder / "tensorboard"
+        self.train_data = self.folder / "data" / "train"  # the training split as ids
+        self.checkpoint_folder = self.folder / "checkpoints"  # one folder per saved step
+        self.published_folder = self.folder / "published"  # the files that came with an imported model
+        self.metrics_file = self.folder / "metrics.jsonl"  # the log
+        self.tensorboard_folder = self.folder / "tensorboard"  # the same as TensorBoard events
+        self.test_file = self.folder / "test.json"  # scores of the test split, written when training ends
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -97,7 +83,7 @@ class Workdir:
         return True
 
     def has_checkpoint(self) -> bool:
-        """Whether the run has saved a step."""
+        """True if the run has saved a step."""
         return any(self.checkpoint_folder.glob("*"))
 
     def write_experiment(self, experiment: "Experiment") -> None:

@@ -10,7 +10,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +138,11 @@ class Checkpoints:
         self.wait()
         total: Any = None
         used: list[int] = []
-        for step in reversed([step for step in self.steps() if up_to is None or step <= up_to]):
-            if len(used) == last:
-                break
-            with self._skip_corrupt(step):
-                trees, _ = step_io.read_step(self._open_manager(), self.folder, step, {"params": abstract_params})
-                params = trees["params"]
-                total = jax.tree.map(_widen, params) if total is None else jax.tree.map(_add_leaf, total, params)
-                used.insert(0, step)
+        steps = [step for step in reversed(self.steps()) if up_to is None or step <= up_to]
+        for trees, _, step in islice(self._read_whole(steps, {"params": abstract_params}), last):
+            params = trees["params"]
+            total = jax.tree.map(_widen, params) if total is None else jax.tree.map(_add_leaf, total, params)
+            used.insert(0, step)
         if not used or len(used) < last:
             whole_steps = f"{len(used)} whole ones{'' if up_to is None else f' up to step {up_to}'}"
             raise UserError(
@@ -163,24 +161,24 @@ class Checkpoints:
                 f"{self.folder} holds {content}{'' if step is None else f', not step {step}'}: "
                 "check the path; a run that has just begun has not saved yet"
             )
-        for candidate in [step] if step is not None else reversed(steps):
-            with self._skip_corrupt(candidate):
-                return *step_io.read_step(self._open_manager(), self.folder, candidate, trees), candidate
-        tried = f"step {step}" if step is not None else f"all {len(steps)} steps"
+        for result in self._read_whole(reversed(steps) if step is None else [step], trees):
+            return result
+        tried = f"all {len(steps)} steps" if step is None else f"step {step}"
         raise UserError(
             f"{self.folder}: {tried} cannot be read (the reasons are above): "
             "copy the folder from a backup, or train into another --workdir"
         )
 
-    @contextlib.contextmanager
-    def _skip_corrupt(self, step: int) -> Iterator[None]:
-        """Record a damaged step and print the reason instead of raising it."""
-        try:
-            yield
-        except CorruptCheckpoint as reason:
-            self._corrupt_steps.add(step)
-            if jax.process_index() == 0:
-                print(f"jaxlm: checkpoint {self.folder / str(step)} is damaged and skipped: {reason}", file=sys.stderr)
+    def _read_whole(self, steps: Iterable[int], trees: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict, int]]:
+        """(trees, meta, step) of each step that is whole; the others are recorded and reported on stderr."""
+        for step in steps:
+            try:
+                yield *step_io.read_step(self._open_manager(), self.folder, step, trees), step
+            except CorruptCheckpoint as reason:
+                self._corrupt_steps.add(step)
+                if jax.process_index() == 0:
+                    place = self.folder / str(step)
+                    print(f"jaxlm: checkpoint {place} is damaged and skipped: {reason}", file=sys.stderr)
 
     @contextlib.contextmanager
     def _save_errors(self) -> Iterator[None]:
@@ -204,7 +202,7 @@ class Checkpoints:
         """Orbax's manager of the folder, opened on first use."""
         if self._manager is None:
             if self.read_only and not self.folder.is_dir():
-                raise UserError(f"there is no folder {self.folder}: expected the checkpoints of a run; check the path")
+                raise UserError(f"{self.folder} does not exist: expected the checkpoints of a run; check the path")
             ocp = step_io.import_orbax()
             if self.read_only:
                 options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
@@ -252,7 +250,7 @@ class _PreservationPolicy:
         self.keep, self.metrics = keep, metrics
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Whether each checkpoint, oldest first, is kept."""
+        """For each checkpoint, oldest first: True if it is kept."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = set(steps if self.keep is None else sorted(steps)[-self.keep :])
         kept.add(_step_of_best({step: self.metrics.get(step) for step in steps}))

@@ -26,13 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.checkpoint.checksum import checksums
-from jaxlm.errors import UserError
+from jaxlm.errors import UserError, list_some
 from jaxlm.pytree import describe_leaf, diff_leaves, named_leaves, replace_leaves
 
 FORMAT_VERSION = 1
 """Written into each checkpoint. A reader accepts its own format and older ones."""
-
-MAX_MISMATCHES_SHOWN = 5
 
 _previous_hook: Any = None
 
@@ -88,11 +86,9 @@ def read_step(manager: Any, folder: Path, step: int, trees: dict[str, Any]) -> t
     requested = {item: named_leaves(tree) for item, tree in trees.items()}
     mismatches = [line for item in trees for line in diff_leaves(requested[item], metadata["leaves"][item], item)]
     if mismatches:
-        hidden = len(mismatches) - MAX_MISMATCHES_SHOWN
-        more = f"; and {hidden} more" if hidden > 0 else ""
         raise UserError(
-            f"{folder / str(step)} does not fit: {'; '.join(mismatches[:MAX_MISMATCHES_SHOWN])}{more}: "
-            "it was saved with another configuration; use that one, or train into another --workdir"
+            f"{folder / str(step)} does not fit: {list_some(mismatches, limit=5, separator='; ')}: it was "
+            "saved with another configuration; use that one, or train into another --workdir"
         )
     read = _read_arrays(manager, step, requested)
     for item, leaves in read.items():

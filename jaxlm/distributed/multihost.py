@@ -99,7 +99,7 @@ def num_hosts() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes the log and shows progress."""
+    """True for the process that writes the log and shows progress."""
     return jax.process_index() == 0
 
 
@@ -245,35 +245,33 @@ def fail_together() -> Iterator[None]:
         abort(reason, 1)
 
 
-class Watchdog:
-    """Ends the process if `reset` is not called for this many seconds (0: never): this host or another one hangs."""
+@contextlib.contextmanager
+def watchdog(seconds: float) -> Iterator[Callable[[], None]]:
+    """A function to call after every step: without a call for this many seconds (0: any number) the process ends.
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._timer: threading.Timer | None = None
+    Then this host or another one hangs. The clock starts with the first call, since compilation may take long.
+    """
+    timers: list[threading.Timer] = []
 
-    def __enter__(self) -> "Watchdog":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.stop()
-
-    def reset(self) -> None:
-        """Restart the clock: a step is done."""
-        self.stop()
-        if self.seconds:
-            self._timer = threading.Timer(self.seconds, self._on_timeout)
-            self._timer.daemon = True
-            self._timer.start()
-
-    def stop(self) -> None:
-        """Stop the clock."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _on_timeout(self) -> None:
+    def on_timeout() -> None:
         faulthandler.dump_traceback()
-        abort(f"no step for {self.seconds:g} s; the stack of each thread is above", RESTART_EXIT_CODE)
+        abort(f"no step for {seconds:g} s; the stack of each thread is above", RESTART_EXIT_CODE)
+
+    def stop() -> None:
+        while timers:
+            timers.pop().cancel()
+
+    def reset() -> None:
+        stop()
+        if seconds:
+            timers.append(threading.Timer(seconds, on_timeout))
+            timers[0].daemon = True
+            timers[0].start()
+
+    try:
+        yield reset
+    finally:
+        stop()
 
 
 def abort(reason: str, code: int) -> None:

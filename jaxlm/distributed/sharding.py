@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from jaxlm.distributed.mesh_axes import AXES, DATA, FSDP, SEQUENCE, TENSOR, resolve_mesh_shape
 from jaxlm.errors import UserError
+from jaxlm.pytree import map_named, named_leaves
 from jaxlm.types import Array
 
 LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
@@ -150,21 +151,21 @@ def constrain(x: Array, *names: str | None) -> Array:
 
 def constrain_state(state: Any) -> Any:
     """Constrain a decoding state: its rows, and the heads of its caches (see STATE_AXES)."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: constrain(x, *_decode_state_axes(path, x.ndim)), state)
+    return map_named(lambda name, x: constrain(x, *_decode_state_axes(name, x.ndim)), state)
 
 
 def decode_state_shardings(state: Any, mesh: AnyMesh) -> Any:
     """The sharding of each leaf of a decoding state."""
 
-    def place(path: tuple, leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, partition_spec(_decode_state_axes(path, leaf.ndim), leaf.shape, mesh))
+    def sharding(name: str, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, partition_spec(_decode_state_axes(name, leaf.ndim), leaf.shape, mesh))
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    return map_named(sharding, state)
 
 
-def _decode_state_axes(path: tuple, rank: int) -> tuple[str | None, ...]:
+def _decode_state_axes(name: str, rank: int) -> tuple[str | None, ...]:
     """The names of a leaf's dimensions, from the shape letters at the end of its name; the first is always the rows."""
-    letters = _path_name(path).rpartition("_")[2]
+    letters = name.rpartition("_")[2]
     if rank == 0 or len(letters) != rank or not letters.isupper():
         return ("batch", *(None,) * rank)[:rank]
     return ("batch", *(STATE_AXES.get(letter) for letter in letters[1:]))
@@ -177,7 +178,7 @@ def platform_of(x: Any) -> str:
 
 
 def is_single_device(x: Any) -> bool:
-    """Whether x is not on a mesh of several devices."""
+    """True if x is not on a mesh of several devices."""
     return math.prod(jax.typeof(x).sharding.mesh.shape.values()) == 1
 
 
@@ -194,8 +195,8 @@ def all_gather_params(params: Any, dtype: Any = None) -> Any:
     at a time.
     """
 
-    def gather(path: tuple, leaf: Any) -> Any:
-        name, mesh = _path_name(path), jax.typeof(leaf).sharding.mesh
+    def gather(name: str, leaf: Any) -> Any:
+        mesh = jax.typeof(leaf).sharding.mesh
         if mesh.shape.get(FSDP, 1) == 1 or "layers" in name.split("/"):
             return leaf
         names = logical_axes(name, leaf.ndim)
@@ -206,7 +207,7 @@ def all_gather_params(params: Any, dtype: Any = None) -> Any:
         # In the backward pass a gradient is first summed over the devices and then sharded like its parameter.
         return jax.lax.with_sharding_constraint(_shard_gradient(stored, leaf), used)
 
-    return jax.tree_util.tree_map_with_path(gather, params)
+    return map_named(gather, params)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -232,8 +233,7 @@ def train_state_shardings(state: Any, mesh: AnyMesh, shard_optimizer_state: bool
     With `shard_optimizer_state` the optimizer state is also split over `data` (ZeRO stage 1, Rajbhandari et al. 2020).
     """
 
-    def place(path: tuple, leaf: Any) -> NamedSharding:
-        name = _path_name(path)
+    def sharding(name: str, leaf: Any) -> NamedSharding:
         if name.split("/")[0] == "carry":
             return NamedSharding(mesh, partition_spec(("batch", *(None,) * (leaf.ndim - 1)), leaf.shape, mesh))
         spec = partition_spec(logical_axes(name, leaf.ndim), leaf.shape, mesh)
@@ -241,7 +241,7 @@ def train_state_shardings(state: Any, mesh: AnyMesh, shard_optimizer_state: bool
             spec = _shard_over_data(spec, leaf.shape, mesh)
         return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    return map_named(sharding, state)
 
 
 def _shard_over_data(spec: PartitionSpec, shape: Sequence[int], mesh: AnyMesh) -> PartitionSpec:
@@ -257,14 +257,14 @@ def _shard_over_data(spec: PartitionSpec, shape: Sequence[int], mesh: AnyMesh) -
 def unsharded_params(params: Any, mesh: AnyMesh) -> list[str]:
     """A line for each parameter with a dimension that is not split because its axes do not divide it."""
     lines = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        names = logical_axes(_path_name(path), leaf.ndim)
+    for path, leaf in named_leaves(params).items():
+        names = logical_axes(path, leaf.ndim)
         spec = partition_spec(names, leaf.shape, mesh)
         for dimension, (name, size) in enumerate(zip(names, leaf.shape, strict=True)):
             axes = [axis for axis in LOGICAL_AXIS_RULES.get(name or "", ()) if mesh.shape[axis] > 1]
             if axes and (dimension >= len(spec) or spec[dimension] is None):
                 sizes = ", ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
-                lines.append(f"{_path_name(path)} ({size} by {sizes})")
+                lines.append(f"{path} ({size} by {sizes})")
     return lines
 
 
@@ -288,7 +288,3 @@ def with_shardings(abstract: Any, sharding: Any) -> Any:
     if isinstance(sharding, NamedSharding):
         sharding = jax.tree.map(lambda _: sharding, abstract)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, sharding)
-
-
-def _path_name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

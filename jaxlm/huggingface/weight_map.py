@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.errors import UserError
+from jaxlm.errors import UserError, list_some
 from jaxlm.pytree import named_leaves
 from jaxlm.types import Params
 
@@ -77,7 +77,7 @@ def params_from_tensors(
             wrong.append(f"{name} has shape {tensors[name].shape}, expected {slot.shape}")
     wrong += [f"{name} {tensors[name].shape} has no place in the model" for name in tensors if name not in slots]
     if wrong:
-        listed = "\n  ".join(wrong[:20] + ([f"and {len(wrong) - 20} more"] if len(wrong) > 20 else []))
+        listed = list_some(wrong, limit=20, separator="\n  ")
         raise UserError(
             f"{location}: the arrays do not fit the model that its config.json describes:\n  {listed}\n"
             "fetch both files from one place"

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxlm.data.tokenizers.pretrained import PretrainedTokenizer
-from jaxlm.errors import UserError
+from jaxlm.errors import UserError, list_some
 from jaxlm.experiment import Experiment
 from jaxlm.models.finetune_heads import FineTunable
 from jaxlm.models.properties import HEAD_FIELDS, RUN_FIELDS
@@ -20,9 +20,6 @@ from jaxlm.pytree import named_leaves, replace_leaves, swap_leaves
 from jaxlm.training.state import TrainState
 from jaxlm.types import Params
 from jaxlm.workdir import Workdir
-
-MAX_LISTED_NAMES = 12
-"""Paths that a message lists."""
 
 
 def resolve_init(experiment: Experiment, workdir: Workdir | None = None) -> Experiment:
@@ -77,13 +74,13 @@ def load_init_params(state: TrainState, experiment: Experiment, notify: Callable
     untrained = [name for name in match.initialized if not finetuning.is_trainable(name)]
     if untrained:
         raise UserError(
-            f"{finetuning.init} lacks {_format_names(untrained)}: they would start at random and never be trained; "
+            f"{finetuning.init} lacks {list_some(untrained)}: they would start at random and never be trained; "
             "add a pattern to finetuning.trainable that matches them"
         )
     loaded = sum(leaf.size for leaf in match.loaded.values())
     notify(
         f"from {finetuning.init} (steps {source.steps}): {loaded:,} numbers in {len(match.loaded)} parameters; "
-        f"initialized: {_format_names(match.initialized)}; unused: {_format_names(match.unused)}"
+        f"initialized: {list_some(match.initialized)}; unused: {list_some(match.unused)}"
     )
     params = replace_leaves(state.params, {**named_leaves(state.params), **match.loaded})
     if state.ema is None:
@@ -132,14 +129,14 @@ def match_params(params: Params, source: Params, extra_ids: int, source_name: st
     if not loaded:
         raise UserError(
             f"no parameter of {source_name} matches this model. {source_name} has: "
-            f"{_format_names(list(named_leaves(source)))}; the model has: {_format_names(list(named_leaves(params)))}"
+            f"{list_some(list(named_leaves(source)))}; the model has: {list_some(list(named_leaves(params)))}"
         )
     initialized = [name for bare_name, (name, _) in ours.items() if bare_name not in theirs]
     return ParamMatch(loaded, initialized, [name for bare, (name, _) in theirs.items() if bare not in ours])
 
 
 def _resumes(experiment: Experiment, workdir: Workdir) -> bool:
-    """Whether the workdir holds a checkpoint of a run with the same initial workdir."""
+    """True if the workdir holds a checkpoint of a run with the same initial workdir."""
     if not workdir.experiment_file.is_file() or not workdir.has_checkpoint():
         return False
     return workdir.read_experiment().finetuning.init == experiment.finetuning.init
@@ -149,8 +146,3 @@ def _strip_wrappers(path: str) -> str:
     while path.startswith("model/"):
         path = path.removeprefix("model/")
     return path
-
-
-def _format_names(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
-    return (", ".join(names[:MAX_LISTED_NAMES]) + more) or "nothing"

@@ -5,7 +5,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -72,8 +72,8 @@ def train(
         log = stack.enter_context(MetricsLog(workdir, total, step, best_metric, is_main=is_main))
         batches = stack.enter_context(DataLoader(setup.batches, step or 0, run_options.threads, run_options.workers))
         stopped = stack.enter_context(stop_signals())
-        watchdog = stack.enter_context(multihost.Watchdog(run_options.step_timeout))
-        return TrainLoop(setup, checkpoints, log, meta, minutes, watchdog).run_steps(state, batches, stopped)
+        on_step = stack.enter_context(multihost.watchdog(run_options.step_timeout))
+        return TrainLoop(setup, checkpoints, log, meta, minutes, on_step).run_steps(state, batches, stopped)
 
 
 class TrainLoop:
@@ -81,10 +81,10 @@ class TrainLoop:
 
     def __init__(
         self, setup: TrainSetup, checkpoints: Checkpoints, log: MetricsLog, meta: dict[str, Any], minutes: float,
-        watchdog: multihost.Watchdog,
+        on_step: Callable[[], None],
     ):  # fmt: skip
         self.deadline = time.monotonic() + 60 * minutes if minutes else math.inf
-        self.setup, self.checkpoints, self.log, self.watchdog = setup, checkpoints, log, watchdog
+        self.setup, self.checkpoints, self.log, self.on_step = setup, checkpoints, log, on_step
         self.early_stopping = EarlyStopping(**meta.get("early_stopping", {}))
         self.experiment = setup.run.experiment
         self.meter = ThroughputMeter(meta.get("meter"))
@@ -108,7 +108,7 @@ class TrainLoop:
                 jax.block_until_ready(metrics)  # the only wait for a step as such: it times the compilation
                 self.first_step_seconds = runtime.seconds_since_start()
             self.log.set_step(step)
-            self.watchdog.reset()
+            self.on_step()
             state, reason = self._log_eval_save(state, step, stopped)
         return self._summary(step, reason)
 

@@ -144,7 +144,7 @@ def truncate_metrics(path: Path, step: int | None) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl` as dicts, without an incomplete last line; [] if there is no file."""
+    """The lines of a `metrics.jsonl` as dicts, without an incomplete last line; [] if the file does not exist."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) is not None]

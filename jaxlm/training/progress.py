@@ -51,13 +51,12 @@ class LineDisplay(Display):
 
     def update(self, step: int, values: MetricValues, best: str) -> None:
         """Print a line if the last one is old enough, if the run ends, or if there are metrics of an evaluation."""
-        now = self.clock()
-        other = {k: v for k, v in values.items() if not k.startswith(("train/", "time/"))}
-        if now - self.last < self.every_seconds and step != self.total and not other:
+        now, evaluated = self.clock(), _format_evaluation(values)
+        if now - self.last < self.every_seconds and step != self.total and not evaluated:
             return
         self.last = now
-        parts = [f"step {step}" + ("" if self.total is None else f"/{self.total}"), *format_metrics(values)]
-        parts += [f"{name} {format_number(value)}" for name, value in other.items()]
+        total = "" if self.total is None else f"/{self.total}"
+        parts = [f"step {step}{total}", *format_metrics(values), *evaluated]
         if self.total is not None and step > self.start:
             left = (now - self.began) * (self.total - step) / (step - self.start)
             parts.append(f"eta {format_duration(left)}")
@@ -89,9 +88,8 @@ class BarDisplay(Display):
 
     def update(self, step: int, values: MetricValues, best: str) -> None:
         """Show metrics of training next to the bar, and those of an evaluation as a line above it."""
-        other = [f"{k} {format_number(v)}" for k, v in values.items() if not k.startswith(("train/", "time/"))]
-        if other:
-            self.print_line(f"step {step}  " + "  ".join(other))
+        if evaluated := _format_evaluation(values):
+            self.print_line("  ".join([f"step {step}", *evaluated]))
         fields: dict[str, Any] = {"best": f"best {best}" if best else ""}
         if shown := "  ".join(format_metrics(values)):
             fields["figures"] = shown
@@ -119,6 +117,11 @@ def format_metrics(values: MetricValues) -> list[str]:
     if "time/waiting" in values:
         texts.append(f"waiting {100 * float(values['time/waiting']):.0f}%")
     return texts
+
+
+def _format_evaluation(values: MetricValues) -> list[str]:
+    named = (item for item in values.items() if not item[0].startswith(("train/", "time/")))
+    return [f"{name} {format_number(value)}" for name, value in named]
 
 
 def format_number(value: float | str) -> str:

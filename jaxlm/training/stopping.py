@@ -79,7 +79,7 @@ class EarlyStopping:
         return EarlyStopping(self.best, self.best_step, self.evals_since_best + 1, history)
 
     def no_longer_improving(self, patience: int) -> bool:
-        """Whether the newest value is worse than the best of those before the last `patience` ones."""
+        """True if the newest value is worse than the best of those before the last `patience` ones."""
         old = [value for value in self.history[:-patience] if value is not None]
         if not old or not self.history:
             return False

@@ -82,10 +82,10 @@ def test_a_mesh_that_is_too_large_is_refused(capsys, tmp_path):
 def test_the_watchdog_barks_when_nothing_moves(monkeypatch):
     barked = threading.Event()
     monkeypatch.setattr(multihost, "abort", lambda *_: barked.set())
-    with multihost.Watchdog(0.0) as never, multihost.Watchdog(0.2) as watchdog:
-        never.reset()
+    with multihost.watchdog(0.0) as never, multihost.watchdog(0.2) as reset:
+        never()
         for _ in range(8):
-            watchdog.reset()
+            reset()
             time.sleep(0.05)
         assert not barked.is_set()
         assert barked.wait(5)
