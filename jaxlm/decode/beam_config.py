@@ -1,6 +1,6 @@
-"""The options of beam search, and the choices of well-known programs in terms of them.
+"""The options of beam search, and the options of well-known programs in terms of them.
 
-`jaxlm.decode.beam_search` says what each means.
+`jaxlm.decode.beam_search` defines the rules that they select.
 """
 
 import math
@@ -22,25 +22,29 @@ StoppingRule = Literal["exact", "full", "heuristic", "first", "never"]
 
 @dataclass(frozen=True)
 class Beam:
-    """Options of beam search; the defaults are those of the definition.
+    """Options of beam search.
 
-    size: k, the beam slots. With 1 it is greedy search: a row ends with its first finished hypothesis, whatever `stop`.
-    returns: n <= k, the hypotheses wanted.
-    penalty, alpha, reward: S = s / lp(L) + reward * L with lp = 1 (none), L^alpha (power), ((5 + L) / 6)^alpha (gnmt).
-    coverage: beta of S + beta * sum_j log min(c_j, 1), c_j being the attention that source position j got from all
-        tokens (Wu et al. 2016, equation 14); needs a model with a field `covers`.
-    count_stop: the stop id counts in lp's L.
-    renormalise: what the constraints leave is a distribution again.
-    arrival: the finished set takes what arrives until it is full, instead of keeping the best.
-    finish: which candidates that end in a stop id count: those of rank < k, of the best k * (1 + stop ids), or all.
-    limit: at its length limit a live hypothesis is kept and marked `length`, is so if its rank is < k (`keep_top_k`),
-        must say a stop id, or is dropped.
-    stop: `exact` once no live hypothesis can still change the n results (never, if reward > 0 voids that bound);
-        `full` once k are finished; `heuristic` once k are finished and none of them is below the best live one as it
-        is now; `first` once n are finished, the best candidate of some step among them; `never` before the
-        length limit.
-    temperature: divides the logits.
-    min_length, banned, no_repeat_ngram: see `jaxlm.decode.logit_masks.Constraints`.
+    Attributes:
+        num_beams: k, the slots of the beam. With 1 the search is greedy: a row ends with its first finished hypothesis
+            under every stopping rule.
+        num_return_sequences: n <= k, the hypotheses returned.
+        length_penalty_kind, length_penalty, length_reward: S = s / lp(L) + length_reward * L with lp = 1 ("none"),
+            L^alpha ("power") or ((5 + L) / 6)^alpha ("gnmt"), where alpha is the length penalty.
+        coverage_penalty: beta of S + beta * sum_j log min(c_j, 1), where c_j is the attention that source position j
+            received from all tokens (Wu et al. 2016, equation 14). The model needs a field `track_coverage`.
+        count_eos: the stop id counts in the L of lp.
+        renormalize_logits: step scores are normalized after the masks.
+        finish_rule: the candidates that finish if they end in a stop id: those of rank < k, the best
+            k * (1 + number of stop ids), or all.
+        keep_first_finished: the finished set keeps the first k hypotheses instead of the best k.
+        at_max_length: at its limit a live hypothesis is kept with reason `length` ("keep"), is kept if its rank is < k
+            ("keep_top_k"), must end in a stop id ("force_eos"), or is dropped ("drop").
+        stopping_rule: a row is done once no live hypothesis can change the n results ("exact"; only at the limit if
+            length_reward > 0, which invalidates the bound), once k are finished ("full"), once k are finished and no
+            live hypothesis has a better S now ("heuristic"), once n are finished with the best candidate of some step
+            among them ("first"), or only at the limit ("never").
+        temperature: divides the logits.
+        min_length, suppress_tokens, no_repeat_ngram_size: see `jaxlm.decode.logit_masks.LogitMasks`.
     """
 
     num_beams: int = 5
@@ -66,18 +70,13 @@ class Beam:
                 f"num_beams={self.num_beams}, num_return_sequences={self.num_return_sequences}: expected 1 <= "
                 "num_return_sequences <= num_beams"
             )
-        for name, choices in (
-            ("length_penalty_kind", LengthPenaltyKind),
-            ("finish_rule", FinishRule),
-            ("at_max_length", MaxLengthRule),
-            ("stopping_rule", StoppingRule),
-        ):
+        rules = LengthPenaltyKind, FinishRule, MaxLengthRule, StoppingRule
+        names = "length_penalty_kind", "finish_rule", "at_max_length", "stopping_rule"
+        for name, choices in zip(names, rules, strict=True):
             if getattr(self, name) not in get_args(choices):
                 raise UserError(f"{name}={getattr(self, name)!r} must be one of {', '.join(get_args(choices))}")
         if self.coverage_penalty < 0:
-            raise UserError(
-                f"coverage_penalty={self.coverage_penalty} must be 0 (off) or a positive number such as 0.2"
-            )
+            raise UserError(f"coverage_penalty={self.coverage_penalty} must be 0 (off) or positive, such as 0.2")
         for name in ("length_penalty", "length_reward", "coverage_penalty"):
             if not math.isfinite(getattr(self, name)):
                 raise UserError(f"{name}={getattr(self, name)} must be a finite number")
@@ -87,6 +86,7 @@ class Beam:
 
     @property
     def logit_masks(self) -> LogitMasks:
+        """The masks that do not depend on the row."""
         return LogitMasks(self.suppress_tokens, self.min_length, self.no_repeat_ngram_size)
 
 
@@ -110,11 +110,11 @@ class BeamSearchConfig(DecodeConfig):
 
 
 HUGGING_FACE = Beam(finish_rule="top_k", length_penalty_kind="power", at_max_length="keep", stopping_rule="heuristic")
-"""`generate(num_beams=..., early_stopping=False)` of Hugging Face Transformers; see `HuggingFaceOptions`."""
+"""`generate(num_beams=..., early_stopping=False)` of Transformers; see `HuggingFaceOptions`."""
 
 EARLY_STOPPING: dict[bool | str, StoppingRule] = {True: "full", False: "heuristic", "never": "exact"}
-"""`early_stopping` of Transformers. Its "never" goes on until no live hypothesis can enter the k finished ones, `exact`
-until none can enter the n that are wanted: the results are the same."""
+"""`early_stopping` of Transformers. Its "never" waits until no live hypothesis can enter the k finished ones, `exact`
+until none can enter the n that are returned: the results are the same."""
 
 
 @dataclass(frozen=True)
@@ -159,22 +159,10 @@ class HuggingFaceOptions:
         )
 
 
-FAIRSEQ = Beam(
-    finish_rule="top_k",
-    length_penalty_kind="power",
-    at_max_length="force_eos",
-    stopping_rule="full",
-    keep_first_finished=True,
-)
-"""fairseq's `SequenceGenerator`: the first k hypotheses that end, the last of them forced to."""
+FAIRSEQ = Beam(finish_rule="top_k", at_max_length="force_eos", stopping_rule="full", keep_first_finished=True)
+"""`SequenceGenerator` of fairseq: the first k hypotheses that end, forced to at the limit."""
 
-CTRANSLATE2 = Beam(
-    finish_rule="top_k",
-    length_penalty_kind="power",
-    renormalize_logits=True,
-    at_max_length="keep_top_k",
-    stopping_rule="full",
-)
+CTRANSLATE2 = Beam(finish_rule="top_k", renormalize_logits=True, at_max_length="keep_top_k", stopping_rule="full")
 """CTranslate2's `translate_batch` with a length or a coverage penalty; see `CTranslate2Options`."""
 
 
@@ -216,12 +204,5 @@ class CTranslate2Options:
         )
 
 
-T2T = Beam(
-    finish_rule="top_2k",
-    length_penalty_kind="gnmt",
-    length_penalty=0.6,
-    at_max_length="drop",
-    stopping_rule="exact",
-    num_return_sequences=1,
-)
+T2T = Beam(finish_rule="top_2k", length_penalty_kind="gnmt", length_penalty=0.6, at_max_length="drop")
 """The beam search of Tensor2Tensor (Vaswani et al., 2017)."""

@@ -1,18 +1,18 @@
 """Beam search in one jit, for any model that keeps the contract of `jaxlm.types`.
 
 The definition. Lengths count generated tokens, the stop id included and the prompt excluded.
-- Step scores: l = log_softmax(logits / temperature) in float32; constraints set entries to -inf without renormalising.
+- Step scores: l = log_softmax(logits / temperature) in float32; masks set entries to -inf without renormalization.
 - Candidates: all (hypothesis, token) with s + l, the best k * (1 + number of stop ids) of them; ties fall to the lower
   parent slot, then to the lower id. At the first step there is one hypothesis.
 - Finish rule: a candidate that ends in a stop id enters the finished set (the best k by S) iff its rank is < k.
 - Live rule: the best k candidates that did not stop.
-- Score: S = s / lp(L) + coverage * sum_j log min(c_j, 1) + reward * L, where c_j is the attention that source position
-  j got. Ties stay in order: the earlier finished, then the better rank.
-- At its row's length limit a live hypothesis is kept, is kept if its rank is < k, must stop, or is dropped; a row whose
-  `stop` rule holds, or that has nothing live, is frozen. `Beam` lists the options of each rule.
+- Score: S = s / lp(L) + coverage_penalty * sum_j log min(c_j, 1) + length_reward * L, where c_j is the attention that
+  source position j received. Ties stay in order: the earlier finished hypothesis, then the better rank.
+- At its row's length limit a live hypothesis is kept, is kept if its rank is < k, must stop, or is dropped. A row is
+  done if its stopping rule holds or it has no live hypothesis. `Beam` lists the options of each rule.
 
-All of the prompt but its last token is read once a row; the state after it is spread over k slots, which a model reads
-as rows (`jaxlm.decode.prefill`: what the slots of a row have in common stays one a row, and no cache is ever moved).
+The prompt is read once a row, except for its last token. The state after it is expanded to k slots, which the model
+reads as rows (`jaxlm.decode.prefill`): the parts that the slots share are stored once a row, and no cache is moved.
 """
 
 import dataclasses
@@ -24,21 +24,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from jaxlm.decode import beam_state
 from jaxlm.decode.beam_config import BeamSearchConfig
-from jaxlm.decode.beam_state import (
-    FinishedBeams,
-    LiveBeams,
-    add_finished,
-    advance_live_beams,
-    empty_finished_beams,
-    final_candidate_scores,
-    finish_reasons,
-    initial_live_beams,
-    mask_stop_candidates,
-    merge_candidates,
-    stop_candidates,
-    top_candidates,
-)
+from jaxlm.decode.beam_state import FinishedBeams, LiveBeams
 from jaxlm.decode.grammar import TokenGrammar, advance_grammar, apply_grammar
 from jaxlm.decode.length_penalty import ScoreParams, can_stop, log_coverage, make_score_params
 from jaxlm.decode.logit_masks import ForcedPrefix, apply_logit_masks
@@ -149,8 +137,8 @@ def initial_beam_state(
         limit_B=limit_B,
         top_stopped_B=jnp.zeros(rows, bool),
         token_BK=jnp.broadcast_to(token_B[:, None], (rows, slots)).astype(jnp.int32),
-        live=initial_live_beams(rows, slots, config.length),
-        finished=empty_finished_beams(rows, slots, config.length),
+        live=beam_state.initial_live_beams(rows, slots, config.length),
+        finished=beam_state.empty_finished_beams(rows, slots, config.length),
         state=expand_beams(state, slots, request.prompt_BP.shape[1] - 1, capacity, slots <= MAX_SHARED_CACHE_BEAMS),
         grammar_state=None if request.grammar is None else request.grammar.initial_state(slots),
     )
@@ -180,19 +168,19 @@ def _select_beams(
     beam, stop, live = config.beam, config.stop, beams.live
     at_limit_B = beams.step_B + 1 >= beams.limit_B
     logits_BKV, allowed_BKV = _masked_logits(beams, logits_BKV, config, inputs, at_limit_B)
-    candidates, norm_BK1 = top_candidates(live, logits_BKV, allowed_BKV, config.num_candidates)
+    candidates, norm_BK1 = beam_state.top_candidates(live, logits_BKV, allowed_BKV, config.num_candidates)
     ending = candidates
     if beam.finish_rule == "all" and stop:
-        stopping = stop_candidates(live, allowed_BKV, norm_BK1, stop)
-        ending = merge_candidates(mask_stop_candidates(candidates, stop), stopping)
-    reason_BA = finish_reasons(ending, beam, stop, at_limit_B, beams.done_B)
+        stopping = beam_state.stop_candidates(live, allowed_BKV, norm_BK1, stop)
+        ending = beam_state.merge_candidates(beam_state.mask_stop_candidates(candidates, stop), stopping)
+    reason_BA = beam_state.finish_reasons(ending, beam, stop, at_limit_B, beams.done_B)
     coverage_BK = None if coverage_RS is None else log_coverage(coverage_RS, beam.num_beams)
-    score_BA = final_candidate_scores(ending, reason_BA, beams.step_B, inputs.score_params, beam, coverage_BK)
-    finished = add_finished(
+    score_BA = beam_state.final_scores(ending, reason_BA, beams.step_B, inputs.score_params, beam, coverage_BK)
+    finished = beam_state.add_finished(
         beams.finished, live, ending, reason_BA, score_BA, beams.step_B, keep_first=beam.keep_first_finished
     )
     top_stopped_B = beams.top_stopped_B | (reason_BA[:, 0] == FINISH_STOP)
-    new_live, token_BK, parent_BK = advance_live_beams(live, candidates, stop, beams.step_B)
+    new_live, token_BK, parent_BK = beam_state.advance_live_beams(live, candidates, stop, beams.step_B)
     stops_early_B = can_stop(
         beam,
         inputs.score_params,

@@ -15,14 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxlm.decode.beam_config import BeamSearchConfig
-from jaxlm.decode.beam_search import (
-    BeamState,
-    SearchInputs,
-    beam_step,
-    best_hypotheses,
-    initial_beam_state,
-    specialize,
-)
+from jaxlm.decode.beam_search import BeamState, SearchInputs, beam_step, best_hypotheses, initial_beam_state, specialize
 from jaxlm.decode.length_penalty import ScoreParams
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import Hypotheses
@@ -87,12 +80,7 @@ def _run_steps(
 
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="active")
 def _admit_rows(
-    model: Any,
-    config: BeamSearchConfig,
-    params: Params,
-    request: DecodeRequest,
-    active: BeamState,
-    place_G: Array,
+    model: Any, config: BeamSearchConfig, params: Params, request: DecodeRequest, active: BeamState, place_G: Array
 ) -> BeamState:
     """Put the initial state of a request's rows into the given places; a place beyond the last is dropped."""
     group, places = place_G.shape[0], active.limit_B.shape[0]

@@ -1,7 +1,7 @@
-"""How hypotheses of different lengths compare, and when a row need not go on.
+"""The score S of hypotheses of different lengths, and the rules that stop the search of a row.
 
-S = s / lp(L) + reward * L. lp is a table over lengths that goes into the compiled search as an argument: a sweep over
-alpha compiles once, and the values are NumPy's on every device.
+S = s / lp(L) + length_reward * L. lp is a table over lengths, computed in NumPy, that is an argument of the compiled
+search: a sweep over alpha compiles once, and the values are the same on every device.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from jaxlm.types import Array
 
 @struct.dataclass
 class ScoreParams:
-    """penalty_T: lp(L) at index L = 0 .. length, float32; reward and coverage: gamma and beta, float32 scalars."""
+    """penalty_T: lp(L) at index L = 0 .. length; the length reward and the coverage penalty are scalars. Float32."""
 
     penalty_T: Array
     length_reward: Array
@@ -24,25 +24,22 @@ class ScoreParams:
 
 
 def make_score_params(beam: Beam, length: int) -> ScoreParams:
-    """The table of a beam's length penalty (gnmt: Wu et al., 2016, equation 14)."""
+    """Return the table of a beam's length penalty (gnmt: Wu et al., 2016, equation 14) and its scalars."""
     lengths = np.arange(length + 1, dtype=np.float64)
-    base = {"none": np.ones_like(lengths), "power": np.maximum(lengths, 1), "gnmt": (5 + lengths) / 6}[
-        beam.length_penalty_kind
-    ]
-    numbers: list[Any] = [
-        np.asarray(x, np.float32) for x in (base**beam.length_penalty, beam.length_reward, beam.coverage_penalty)
-    ]
+    bases = {"none": np.ones_like(lengths), "power": np.maximum(lengths, 1), "gnmt": (5 + lengths) / 6}
+    penalty = bases[beam.length_penalty_kind] ** beam.length_penalty
+    numbers: Any = (np.asarray(x, np.float32) for x in (penalty, beam.length_reward, beam.coverage_penalty))
     return ScoreParams(*numbers)
 
 
 def final_score(logprob: Array, length: Array, score_params: ScoreParams, uncounted: Array | int = 0) -> Array:
-    """S of hypotheses (any shape) without coverage; lp is taken at length - uncounted."""
+    """Return S of hypotheses (any shape) without the coverage penalty; lp is taken at length - uncounted."""
     penalty = jnp.take(score_params.penalty_T, jnp.maximum(length - uncounted, 0), mode="clip")
     return logprob / penalty + score_params.length_reward * length.astype(jnp.float32)
 
 
 def log_coverage(coverage_RS: Array, slots: int) -> Array:
-    """sum_j log min(c_j, 1) of each slot_BK, at most 0; a position that nothing looked at counts as the least float."""
+    """Return sum_j log min(c_j, 1) of each slot_BK; a position without attention counts as the least float, not 0."""
     clipped_RS = jnp.clip(coverage_RS.astype(jnp.float32), jnp.finfo(jnp.float32).tiny, 1.0)
     return jnp.log(clipped_RS).sum(-1).reshape(-1, slots)
 
@@ -56,10 +53,10 @@ def can_stop(
     score_BK: Array,
     top_stopped_B: Array,
 ) -> Array:
-    """True_B where the rule `beam.stopping_rule` ends a row after the step that made hypotheses of `length_B` tokens.
+    """Apply `beam.stopping_rule` after a step: True_B on the rows that are done.
 
-    live_BK: s of the live hypotheses, best first; score_BK: S of the finished ones, best first, -inf where there is
-    none; first_B: the best candidate of some step so far was finished.
+    length_B: the tokens of the live hypotheses. live_BK: their s, best first. score_BK: S of the finished ones, best
+    first, -inf in empty slots. top_stopped_B: the best candidate of some step so far was finished.
     """
     full_B = score_BK[:, -1] > -jnp.inf
     if beam.num_beams == 1 or beam.stopping_rule == "full":
@@ -77,10 +74,10 @@ def can_stop(
 def _max_reachable_score(
     logprob_B: Array, length_B: Array, limit_B: Array, score_params: ScoreParams, count_eos: bool
 ) -> Array:
-    """The best S that a live hypothesis with score s can reach, if the reward is not positive. Coverage adds <= 0.
+    """Return the best S that a live hypothesis with score s can reach, for a length reward that is not positive.
 
-    Step scores are <= 0, so s can only fall; lp is monotone in L, so that s / lp(L) is greatest at an end of
-    [length + 1, limit]: at the limit for alpha > 0, at the next token for alpha < 0, and anywhere for alpha = 0.
+    Step scores are <= 0, so s can only fall, and the coverage penalty adds at most 0. lp is monotone in L, so s / lp(L)
+    is greatest at an end of [length + 1, limit]: at the limit for alpha > 0, at the next token for alpha < 0.
     """
     soon_B = jnp.take(score_params.penalty_T, length_B + count_eos, mode="clip")
     penalty_B = jnp.maximum(soon_B, jnp.take(score_params.penalty_T, limit_B, mode="clip"))

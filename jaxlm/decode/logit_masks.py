@@ -1,7 +1,7 @@
-"""Tokens that may not be said: masks set to -inf after normalisation, without renormalising what is left.
+"""Masks of forbidden tokens: -inf in the step scores, without renormalization.
 
-Beam search, greedy search and sampling share them. `step_B` counts the tokens generated so far (the prompt is no part
-of it), `history_BKT` holds those tokens, and all masks hold together: a forced id that is also banned leaves nothing.
+Beam search, greedy search and sampling share them. `step_B` counts the tokens generated so far, without the prompt, and
+`history_BKT` holds them. All masks apply together: a forced id that is also suppressed leaves no token.
 """
 
 import functools
@@ -16,11 +16,11 @@ from jaxlm.types import Array
 
 @dataclass(frozen=True)
 class LogitMasks:
-    """What no hypothesis of any row may do.
+    """The masks that are the same for all rows.
 
-    banned: ids that are never said.
-    min_length: no stop id before this length (in generated tokens, the stop id included).
-    no_repeat_ngram: n > 0 means that no n generated tokens in a row occur twice; 0 means no such rule.
+    suppress_tokens: ids that are never generated.
+    min_length: the length before which no stop id is allowed (generated tokens, the stop id included).
+    no_repeat_ngram_size: n > 0 forbids that n generated tokens in a row occur twice; 0 is off.
     """
 
     suppress_tokens: tuple[int, ...] = ()
@@ -39,16 +39,16 @@ class LogitMasks:
 
 @struct.dataclass
 class ForcedPrefix:
-    """What each row must say first: token_BF where valid_BF, F being the longest prefix. It counts as generated."""
+    """The first tokens of each row: token_BF where valid_BF, F being the longest prefix. They count as generated."""
 
     token_BF: Array
     valid_BF: Array
 
 
 def log_softmax_parts(logits_BKV: Array, temperature: float = 1.0) -> tuple[Array, Array]:
-    """Float32 logits (divided by the temperature) and their log-sum-exp_BK1: the difference is log_softmax.
+    """Return float32 logits / temperature and their log-sum-exp_BK1; the difference is log_softmax.
 
-    The two are kept apart so that XLA need not store the difference for a large vocabulary.
+    They are separate so that XLA need not store the difference for a large vocabulary.
     """
     logits_BKV = logits_BKV.astype(jnp.float32)
     if temperature != 1.0:
@@ -59,11 +59,8 @@ def log_softmax_parts(logits_BKV: Array, temperature: float = 1.0) -> tuple[Arra
 
 
 def is_in_ids(token: Array, ids: tuple[int, ...]) -> Array:
-    """True where a token (any shape) is one of a few ids."""
-    found = jnp.zeros(token.shape, bool)
-    for each in ids:
-        found = found | (token == each)
-    return found
+    """Return whether each token (any shape) is one of a few ids."""
+    return functools.reduce(jnp.logical_or, [token == index for index in ids], jnp.zeros(token.shape, bool))
 
 
 def apply_logit_masks(
@@ -75,9 +72,9 @@ def apply_logit_masks(
     forced_prefix: ForcedPrefix | None = None,
     must_stop_B: Array | None = None,
 ) -> Array:
-    """Step scores_BKV with -inf on the ids that may not be said as generated token number `step_B` (from 0).
+    """Set the step scores_BKV of the ids that are forbidden as generated token number `step_B` (from 0) to -inf.
 
-    A row of `must_stop_B` may say nothing but a stop id, and the minimum length does not bind it.
+    A row of `must_stop_B` may only generate a stop id, and the minimum length does not apply to it.
     """
     size = logprob_BKV.shape[-1]
     id_11V = jnp.arange(size)[None, None, :]
@@ -97,7 +94,7 @@ def apply_logit_masks(
 
 
 def _off_prefix(forced_prefix: ForcedPrefix, step_B: Array, size: int) -> Array:
-    """True_B1V on the ids that leave the forced prefix."""
+    """True_B1V on the ids that differ from the forced prefix."""
     columns = forced_prefix.token_BF.shape[1]
     column_B1 = jnp.minimum(step_B, columns - 1)[:, None]
     token_B = jnp.take_along_axis(jnp.asarray(forced_prefix.token_BF), column_B1, axis=1, mode="clip")[:, 0]
@@ -108,9 +105,10 @@ def _off_prefix(forced_prefix: ForcedPrefix, step_B: Array, size: int) -> Array:
 
 
 def _repeated_ngrams(history_BKT: Array, step_B: Array, order: int, size: int) -> Array:
-    """True_BKV on the ids that would repeat `order` tokens in a row, given that `step_B` tokens were generated."""
+    """True_BKV on the ids that would repeat an n-gram of `order` generated tokens."""
     batch, slots, length = history_BKT.shape
     step_B11 = step_B[:, None, None]
+    # True on position t if the order - 1 tokens before it equal the last order - 1 tokens
     matches_BKT = jnp.ones((batch, slots, length), bool) & (jnp.arange(length)[None, None, :] < step_B11)
     for back in range(1, order):
         recent_BK1 = jnp.take_along_axis(history_BKT, jnp.maximum(step_B11 - back, 0), axis=2, mode="clip")

@@ -1,28 +1,28 @@
-"""Why a hypothesis ended, as the small integers that fit in an array."""
+"""The results of beam search and sampling, and the finish reasons as integers."""
 
 from flax import struct
 
 from jaxlm.types import Array
 
 FINISH_NONE = 0
-"""There is no such hypothesis: the row's limit is 0, or no token was permitted."""
+"""No hypothesis: the row's limit is 0, or the masks allowed no token."""
 
 FINISH_STOP = 1
-"""It said a stop id."""
+"""The hypothesis ended in a stop id."""
 
 FINISH_LENGTH = 2
-"""It reached the row's length limit."""
+"""The hypothesis reached the row's length limit."""
 
 FINISH_REASONS = ("none", "stop", "length")
-"""`REASONS[code]` is the word for a code."""
+"""The names of the codes, in order."""
 
 
 @struct.dataclass
 class Hypotheses:
     """The N best hypotheses of each row, best S first; tokens past the length are 0 (pad).
 
-    logprob_BN is s, the sum of token_logprob_BNT (natural log); score_BN is S; reason_BN: see `jaxlm.decode.results`.
-    A row that has fewer than N (all of them, where its limit is 0) has length 0, s = S = -inf and reason NONE there.
+    logprob_BN is s, the sum of token_logprob_BNT (natural log); score_BN is S; reason_BN is a code of this module.
+    Missing hypotheses (all of a row with limit 0) have length 0, s = S = -inf and reason NONE.
     """
 
     tokens_BNT: Array
@@ -37,8 +37,8 @@ class Hypotheses:
 class GenerationOutput:
     """One continuation a row; tokens past `length_B` are 0 (pad).
 
-    logprob_B is the sum of token_logprob_BT (natural log). reason_B: see `jaxlm.decode.results`; NONE where the limit
-    is 0 or where the constraints left no token to say (what was said before that is kept).
+    logprob_B is the sum of token_logprob_BT (natural log). reason_B is a code of this module; NONE if the limit is 0 or
+    the masks allowed no further token (the tokens before are kept).
     """
 
     tokens_BT: Array

@@ -1,9 +1,9 @@
-"""Choose one token from a distribution: greedily, or by sampling from what the filters leave.
+"""Sampling: temperature, top-k, top-p and min-p filters, and the Gumbel-max choice of a token.
 
-Sampling is Gumbel-max: argmax(logprob + noise) is a sample of softmax(logprob). The noise of a token has an address,
-(seed, line number, step, id), so that the sample of a line depends neither on its batch mates nor on its row.
-The three filters judge one and the same distribution, the temperature-scaled one, and a token must pass all of them;
-tokens of equal probability stay or go together.
+argmax(logprob + Gumbel noise) is a sample of softmax(logprob). The noise of a token is a hash of (seed, line number,
+step, id), so that the sample of a line depends neither on its batch nor on its row. The three filters judge the same
+temperature-scaled distribution, and a token must pass all of them; tokens of equal probability are kept or removed
+together.
 """
 
 import math
@@ -19,17 +19,19 @@ from jaxlm.nn.layers.dropout import random_uint32
 from jaxlm.types import Array
 
 BITS_OF_ONE = 0x3F800000
+"""The bits of 1.0 as a float32."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How to choose the next token.
+    """The options of sampling.
 
-    temperature: divides the logits; 0 is greedy search exactly, whatever the filters.
+    temperature: divides the logits; 0 is greedy search, and the filters then have no effect.
     top_k: keep the k most probable tokens; 0 keeps all.
     top_p: keep the fewest most probable tokens that reach this probability together; 1 keeps all.
     min_p: keep the tokens with at least this share of the greatest probability; 0 keeps all.
-    repetition: penalty on ids that the prompt or the text already has (see `penalised`); 1 is none.
+    repetition_penalty: penalty on ids that the prompt or the continuation contains (see `apply_repetition_penalty`);
+        1 is off.
     """
 
     temperature: float = 1.0
@@ -55,33 +57,35 @@ class Sampler:
 
     @property
     def greedy(self) -> bool:
+        """True if the sampler takes the most probable token."""
         return self.temperature == 0
 
 
 def apply_repetition_penalty(logits_BV: Array, seen_BV: Array, repetition_penalty: float) -> Array:
-    """Logits of seen ids divided by `repetition` where positive, multiplied where negative (Keskar et al. 2019)."""
-    less_BV = jnp.where(logits_BV > 0, logits_BV / repetition_penalty, logits_BV * repetition_penalty)
-    return jnp.where(seen_BV, less_BV, logits_BV)
+    """Divide the logits of seen ids by the penalty if positive, multiply them if negative (Keskar et al. 2019)."""
+    penalized_BV = jnp.where(logits_BV > 0, logits_BV / repetition_penalty, logits_BV * repetition_penalty)
+    return jnp.where(seen_BV, penalized_BV, logits_BV)
 
 
 def filter_top_k(logprob_BV: Array, top_k: int) -> Array:
-    """-inf on all but the `top_k` greatest; those equal to the last one stay."""
+    """Keep the `top_k` greatest and those equal to the last of them; -inf on the others."""
     return _filter_top_k_with_ids(logprob_BV, top_k)[0]
 
 
 def _filter_top_k_with_ids(logprob_BV: Array, top_k: int) -> tuple[Array, Array]:
-    """`filter_top_k`, and the `top_k` ids, greatest first, of equal ones the lowest: (B, A); one, where it is off."""
-    some = 0 < top_k < logprob_BV.shape[1]
-    score_BA, id_BA = chunked_top_k(logprob_BV, top_k if some else 1)
-    kth_B1 = score_BA.min(1, keepdims=True)  # of a slice of the last one XLA would make a sort
-    return jnp.where(logprob_BV >= kth_B1, logprob_BV, -jnp.inf) if some else logprob_BV, id_BA
+    """`filter_top_k`, and the ids (B, A) of the A = `top_k` greatest, ties to the lower id; A = 1 if it is off."""
+    if not 0 < top_k < logprob_BV.shape[1]:
+        return logprob_BV, chunked_top_k(logprob_BV, 1)[1]
+    score_BA, id_BA = chunked_top_k(logprob_BV, top_k)
+    kth_B1 = score_BA.min(1, keepdims=True)  # not a slice of the last column, for which XLA would sort
+    return jnp.where(logprob_BV >= kth_B1, logprob_BV, -jnp.inf), id_BA
 
 
 def filter_top_p(logprob_BV: Array, top_p: float) -> Array:
-    """-inf on all but the tokens with p >= c, for the greatest c at which they reach `top_p` (Holtzman et al., 2020).
+    """Keep the tokens with p >= c for the greatest c at which they reach `top_p` (Holtzman et al. 2020).
 
-    c is found by bisection over the bits of a float32 (non-negative floats are ordered as their bits are): 31 sums,
-    a tenth of the time of a sort of 10,000 ids on a CPU.
+    Bisection over the bits of a float32 finds c, because non-negative floats are ordered like their bits: 31 sums, a
+    tenth of the time of sorting 10,000 ids on a CPU.
     """
     if top_p >= 1:
         return logprob_BV
@@ -101,7 +105,7 @@ def filter_top_p(logprob_BV: Array, top_p: float) -> Array:
 
 
 def filter_min_p(logprob_BV: Array, min_p: float) -> Array:
-    """-inf on the tokens with p < min_p * max p (Nguyen et al., 2024)."""
+    """Keep the tokens with p >= min_p * max p (Nguyen et al. 2024)."""
     if min_p <= 0:
         return logprob_BV
     floor_B1 = jnp.max(logprob_BV, axis=1, keepdims=True) + math.log(min_p)
@@ -109,16 +113,16 @@ def filter_min_p(logprob_BV: Array, min_p: float) -> Array:
 
 
 def apply_filters(logprob_BV: Array, sampler: Sampler) -> Array:
-    """The temperature-scaled log-probabilities_BV with -inf on what any of the sampler's filters removes.
+    """Set the temperature-scaled log-probabilities_BV of the tokens that any filter removes to -inf.
 
-    The best token always stays: XLA may compute a score twice, with the last bit rounded otherwise, and the greatest
-    score that `filter_top_k` found would then be above all that it compares it with. No barrier keeps it from that.
+    The best token is always kept. XLA may compute a score twice and round the last bit differently, so the greatest
+    score of `filter_top_k` may exceed all scores that it is compared with; no barrier prevents that.
     """
     return _apply_filters_with_ids(logprob_BV, sampler)[0]
 
 
 def _apply_filters_with_ids(logprob_BV: Array, sampler: Sampler) -> tuple[Array, Array]:
-    """`filtered`, and the ids that `top_k` keeps, of those equal to the last one the lowest: (B, A)."""
+    """`apply_filters`, and the ids (B, A) of `_filter_top_k_with_ids`."""
     kept_BV, id_BA = _filter_top_k_with_ids(logprob_BV, sampler.top_k)
     kept_BV = jnp.where(filter_top_p(logprob_BV, sampler.top_p) > -jnp.inf, kept_BV, -jnp.inf)
     kept_BV = jnp.where(filter_min_p(logprob_BV, sampler.min_p) > -jnp.inf, kept_BV, -jnp.inf)
@@ -126,14 +130,14 @@ def _apply_filters_with_ids(logprob_BV: Array, sampler: Sampler) -> tuple[Array,
 
 
 def line_rng_keys(seed: Array | int, line_B: Array) -> Array:
-    """One random key a line: fold_in(key(seed), line number)."""
+    """Return one random key a line: fold_in(key(seed), line number)."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), line_B)
 
 
 def sample(logprob_BV: Array, key_B: Array, step: Array | int, sampler: Sampler) -> Array:
-    """One token_B (int32) a row from the filtered, temperature-scaled distribution; `key_B` from `line_keys`.
+    """Sample one int32 token_B a row from the filtered, temperature-scaled distribution; `key_B`: `line_rng_keys`.
 
-    Noise is made for the ids that top-k keeps, unless there are more of them: of equal probability.
+    Noise is computed for the ids that top-k keeps, or for all ids if ties let the filter keep more than k.
     """
     kept_BV, id_BA = _apply_filters_with_ids(logprob_BV, sampler)
 
@@ -142,21 +146,21 @@ def sample(logprob_BV: Array, key_B: Array, step: Array | int, sampler: Sampler)
         uniform_X = ((bits_X >> 9).astype(jnp.float32) + 0.5) * 2.0**-23  # never 0, never 1
         return -jnp.log(-jnp.log(uniform_X))
 
-    def of_all() -> Array:
-        every_V = jnp.arange(kept_BV.shape[1])
-        return row_argmax(kept_BV + jax.vmap(noise, (0, None))(key_B, every_V))
+    def sample_from_all() -> Array:
+        return row_argmax(kept_BV + jax.vmap(noise, (0, None))(key_B, jnp.arange(kept_BV.shape[1])))
 
-    def of_few() -> Array:
-        score_BA = few_BA + jax.vmap(noise)(key_B, id_BA)
-        first_BA = score_BA == score_BA.max(1, keepdims=True)
-        return jnp.where(first_BA, id_BA, kept_BV.shape[1]).min(1).astype(jnp.int32)
+    def sample_from_top_k() -> Array:
+        score_BA = top_BA + jax.vmap(noise)(key_B, id_BA)
+        best_BA = score_BA == score_BA.max(1, keepdims=True)
+        return jnp.where(best_BA, id_BA, kept_BV.shape[1]).min(1).astype(jnp.int32)  # ties to the lower id
 
     if id_BA.shape[1] == 1:
-        return of_all()
-    few_BA = jnp.take_along_axis(kept_BV, id_BA, axis=1, mode="clip")
-    return lax.cond(jnp.all((kept_BV > -jnp.inf).sum(1) == (few_BA > -jnp.inf).sum(1)), of_few, of_all)
+        return sample_from_all()
+    top_BA = jnp.take_along_axis(kept_BV, id_BA, axis=1, mode="clip")
+    no_ties = jnp.all((kept_BV > -jnp.inf).sum(1) == (top_BA > -jnp.inf).sum(1))
+    return lax.cond(no_ties, sample_from_top_k, sample_from_all)
 
 
 def row_argmax(score_BV: Array) -> Array:
-    """The id of the greatest score of each row, the lowest among equals; on a CPU several times faster than argmax."""
+    """Return the id of the greatest score of each row, ties to the lower id; on a CPU much faster than argmax."""
     return chunked_top_k(score_BV, 1)[1][:, 0]

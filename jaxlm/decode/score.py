@@ -1,7 +1,6 @@
-"""Forced decoding: the log-probability of given targets, under the same step scores as the searches.
+"""Forced decoding: the log-probability of given targets, with the step scores of the searches.
 
-The whole target is read by one `extend`; the logits are made for a few positions at a time, so that [B, T, V] is never
-in memory.
+One `extend` reads the whole target. Logits are computed for a few positions at a time, so [B, T, V] is never in memory.
 """
 
 import functools
@@ -17,12 +16,12 @@ from jaxlm.errors import UserError
 from jaxlm.types import Array, Batch, Params
 
 MAX_LOGITS = 2**24
-"""The most logits in memory at a time (64 MiB of float32), as long as one position a row fits in."""
+"""The most logits in memory at a time (64 MiB of float32), but at least one position a row."""
 
 
 @struct.dataclass
 class TargetScores:
-    """Natural logs: of each label (0 on padding), and summed a row; count_B is the number of labels in the sum."""
+    """Log-probabilities (natural log) of each label, 0 on padding; their sum, and the number of labels in it."""
 
     token_logprob_BT: Array
     logprob_B: Array
@@ -30,15 +29,13 @@ class TargetScores:
 
 
 def score_targets(model: Any, params: Params, batch: Batch) -> TargetScores:
-    """log p(label_BT | target_BT up to there, source) where `target_valid_BT`; EOS counts where it is a label.
+    """Return log p(label | target up to its position, source) of each valid position; EOS counts if it is a label.
 
     Raises UserError if the batch lacks a target, labels, or their mask.
     """
     missing = [name for name in ("target_BT", "label_BT", "target_valid_BT") if getattr(batch, name) is None]
     if missing:
-        raise UserError(
-            f"the batch lacks {', '.join(missing)}: scoring needs what the model reads and what it must say"
-        )
+        raise UserError(f"the batch lacks {', '.join(missing)}: scoring needs the target, its labels and their mask")
     return _score_jit(model, params, batch)
 
 
@@ -52,9 +49,9 @@ def _score_jit(model: Any, params: Params, batch: Batch) -> TargetScores:
 
 
 def label_logprob(model: Any, params: Params, features_BTD: Array, label_BT: Array) -> Array:
-    """log_softmax(readout(features))[label]_BT in float32, in chunks of the target axis.
+    """Return log_softmax(readout(features))[label]_BT in float32, computed in chunks of the target axis.
 
-    A model that can look labels up (it has a method `logprob`) does that instead.
+    A model with a method `logprob` looks up the labels without computing logits.
     """
     if hasattr(model, "logprob"):
         return model.apply({"params": params}, features_BTD, label_BT, method="logprob")
@@ -65,16 +62,17 @@ def label_logprob(model: Any, params: Params, features_BTD: Array, label_BT: Arr
     rows, length = label_BT.shape
     size = jax.eval_shape(readout, features_BTD).shape[-1]
     chunk = max(1, min(length, MAX_LOGITS // (rows * size)))
-    chunks = -(-length // chunk)
+    chunks = -(-length // chunk)  # rounded up: the last chunk is padded
     padding = ((0, 0), (0, chunks * chunk - length))
     label_BT = jnp.pad(label_BT, padding)
     features_BTD = jnp.pad(features_BTD, (*padding, *((0, 0),) * (features_BTD.ndim - 2)))
 
-    def piece(index: Array) -> Array:
+    def chunk_logprob(index: Array) -> Array:
         features_BCD = lax.dynamic_slice_in_dim(features_BTD, index * chunk, chunk, axis=1)
         label_BC = lax.dynamic_slice_in_dim(label_BT, index * chunk, chunk, axis=1)
         scaled_BCV, norm_BC1 = log_softmax_parts(readout(features_BCD))
         return (jnp.take_along_axis(scaled_BCV, label_BC[:, :, None], axis=2, mode="clip") - norm_BC1)[:, :, 0]
 
-    logprob_NBC = lax.map(piece, jnp.arange(chunks))
+    logprob_NBC = lax.map(chunk_logprob, jnp.arange(chunks))
+    # (N chunks, B, C) -> (B, N * C), without the padding
     return jnp.moveaxis(logprob_NBC, 0, 1).reshape(rows, chunks * chunk)[:, :length]

@@ -1,4 +1,4 @@
-"""What generated text must be, before a tokenizer is known: built, and refused, without JAX."""
+"""Constraints on generated text, independent of a tokenizer; built and checked without JAX."""
 
 import json
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from jaxlm.grammar.regex import regex_to_dfa
 
 @dataclass(frozen=True)
 class Constraint:
-    """Either an automaton that the whole text follows, or the two marks between which the source is quoted.
+    """An automaton that accepts the whole text, or two marks between which text is copied from the source.
 
-    description: names the rule in messages.
+    description: the name of the constraint in messages.
     """
 
     description: str
@@ -26,17 +26,17 @@ class Constraint:
 
 
 def regex(pattern: str) -> Constraint:
-    """Texts that match a regular expression as a whole. Raises UserError where it is wrong or not supported."""
+    """Texts that fully match a regular expression. Raises UserError if it is invalid or not supported."""
     return Constraint("the expression", regex_to_dfa(pattern))
 
 
 def choices(texts: Sequence[str]) -> Constraint:
-    """One of some texts. Raises UserError if there is none."""
+    """One of the given texts. Raises UserError if there are none."""
     return Constraint("the choices", strings_to_dfa(texts))
 
 
 def json_schema(file: Path) -> Constraint:
-    """JSON that a schema admits. Raises UserError, with file and line, if it is no JSON or cannot be followed."""
+    """JSON that a schema admits. Raises UserError, with file and line, if it is not JSON or not supported."""
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
         schema = json.loads(text)
@@ -51,22 +51,21 @@ def json_schema(file: Path) -> Constraint:
 
 
 def copy_from_source(opening: str, closing: str) -> Constraint:
-    """What stands between the marks is copied from the source. Raises UserError if they are equal or empty."""
+    """Text between the marks is copied from the source. Raises UserError if the marks are equal or empty."""
     if opening == closing or not opening or not closing:
         raise UserError(f"the marks {opening!r} and {closing!r}: expected two that differ, as in '<q>' '</q>'")
     return Constraint("the quotation", delimiters=(opening, closing))
 
 
 def delimiter_id(tokenizer: Tokenizer, delimiter: str) -> int:
-    """The id that writes a mark. Raises UserError if it takes more than one."""
-    known = get_token_bytes(tokenizer)
-    for table in (known.rest, known.initial):
+    """Return the id of a mark. Raises UserError if the mark is not a single token."""
+    token_bytes = get_token_bytes(tokenizer)
+    for table in (token_bytes.rest, token_bytes.initial):
         for index, text in enumerate(table):
             if text == delimiter.encode(errors="surrogatepass"):
                 return index
     raise UserError(
         f"the mark {delimiter!r} is not one token of this tokenizer ({type(tokenizer).__name__}, "
-        f"{tokenizer.vocab_size:,} ids): "
-        "take a mark that is, or train with one that has it, as in "
+        f"{tokenizer.vocab_size:,} ids): choose a mark that is, or train with a tokenizer that contains it, as in "
         f"SentencePiece(user_defined_symbols=({delimiter!r}, ...))"
     )

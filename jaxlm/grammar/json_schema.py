@@ -1,8 +1,8 @@
-r"""A JSON schema as a regular expression: every text that matches is JSON that the schema admits.
+r"""Conversion of a JSON schema to a regular expression: every text that matches is JSON that the schema admits.
 
-Not all that the schema admits is written: objects have their properties in the schema's order and no others, white
-space is at most one space after a comma or a colon, numbers have at most 15 digits before and after the point and an
-exponent of at most two, and strings write control characters by their short escapes alone (no \u).
+Not all such JSON matches: objects have their properties in the schema's order and no others, white space is at most one
+space after a comma or a colon, numbers have at most 15 digits before and after the point and an exponent of at most two
+digits, and control characters in strings are short escapes (no \u).
 """
 
 import json
@@ -22,30 +22,13 @@ SCALAR_PATTERNS = {"integer": INTEGER_PATTERN, "number": NUMBER_PATTERN, "boolea
 
 COMMA, COLON = ", ?", ": ?"
 
-JSON_TYPES = {
-    int: "integer",
-    float: "number",
-    bool: "boolean",
-    type(None): "null",
-    str: "string",
-    list: "array",
-    dict: "object",
-}
+JSON_TYPES = {int: "integer", float: "number", bool: "boolean", type(None): "null"}
 
-ANNOTATION_KEYWORDS = {
-    "$schema",
-    "$id",
-    "$comment",
-    "$defs",
-    "definitions",
-    "title",
-    "description",
-    "default",
-    "examples",
-}
+JSON_TYPES |= {str: "string", list: "array", dict: "object"}
 
+ANNOTATION_KEYWORDS = {"$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default"}
 
-ANNOTATION_KEYWORDS |= {"deprecated", "readOnly", "writeOnly"}
+ANNOTATION_KEYWORDS |= {"examples", "deprecated", "readOnly", "writeOnly"}
 
 TYPE_KEYWORDS = {
     "object": {"properties", "required", "additionalProperties"},
@@ -56,48 +39,46 @@ TYPE_KEYWORDS = {
 
 
 def schema_to_regex(schema: Any) -> str:
-    """The expression, in the syntax of Python's `re`.
+    """Return the expression, in the syntax of Python's `re`.
 
-    Raises UserError with the place of what cannot be kept (the place is a JSON pointer such as #/properties/age).
+    Raises UserError for anything not supported, with its place as a JSON pointer such as #/properties/age.
     """
     return _SchemaCompiler(schema).value_regex(schema, "#", ())
 
 
 class _SchemaCompiler:
+    """Converts the parts of a schema; `root` resolves references."""
+
     def __init__(self, root: Any):
         self.root = root
 
     def value_regex(self, schema: Any, pointer: str, references: tuple[str, ...]) -> str:
-        """The expression of one (sub)schema; `references` are the references that led here."""
+        """Convert one (sub)schema; `references`: the chain of references that led to it."""
         if not isinstance(schema, dict):
             raise _error(pointer, f"found {json.dumps(schema)}, expected an object such as {{'type': 'string'}}")
-        asked = set(schema) - ANNOTATION_KEYWORDS
-        if "$ref" in asked:
-            _reject_unknown(asked, {"$ref"}, pointer)
+        keywords = set(schema) - ANNOTATION_KEYWORDS
+        if "$ref" in keywords:
+            _reject_unknown(keywords, {"$ref"}, pointer)
             return self.reference_regex(schema["$ref"], pointer, references)
-        for word in ("const", "enum"):
-            if word in asked:
-                _reject_unknown(asked, {word, "type"}, pointer)
-                return _enum_regex(
-                    [schema["const"]] if word == "const" else schema["enum"], schema.get("type"), pointer
-                )
-        if "anyOf" in asked:
-            _reject_unknown(asked, {"anyOf"}, pointer)
-            return _alternation(
-                self.value_regex(each, f"{pointer}/anyOf/{k}", references)
-                for k, each in enumerate(_require_list(schema, "anyOf", pointer))
-            )
-        _reject_unknown(asked, {"$ref", "anyOf", "const", "enum", "type"}.union(*TYPE_KEYWORDS.values()), pointer)
-        kinds = schema.get("type")
-        kinds = kinds if isinstance(kinds, list) else [kinds]
+        for keyword in ("const", "enum"):
+            if keyword in keywords:
+                _reject_unknown(keywords, {keyword, "type"}, pointer)
+                values = [schema["const"]] if keyword == "const" else schema["enum"]
+                return _enum_regex(values, schema.get("type"), pointer)
+        if "anyOf" in keywords:
+            _reject_unknown(keywords, {"anyOf"}, pointer)
+            branches = enumerate(_require_list(schema, "anyOf", pointer))
+            return _alternation(self.value_regex(part, f"{pointer}/anyOf/{k}", references) for k, part in branches)
+        _reject_unknown(keywords, {"$ref", "anyOf", "const", "enum", "type"}.union(*TYPE_KEYWORDS.values()), pointer)
+        kinds = _as_list(schema.get("type"))
         for kind in kinds:
             if not isinstance(kind, str) or kind not in TYPE_KEYWORDS:
                 raise _error(pointer, f"type {json.dumps(kind)}, expected one of {', '.join(TYPE_KEYWORDS)}")
-        _reject_unknown(asked, {"type"}.union(*(TYPE_KEYWORDS[kind] for kind in kinds)), pointer)
+        _reject_unknown(keywords, {"type"}.union(*(TYPE_KEYWORDS[kind] for kind in kinds)), pointer)
         return _alternation([self.typed_regex(kind, schema, pointer, references) for kind in kinds])
 
     def typed_regex(self, kind: str, schema: dict[str, Any], pointer: str, references: tuple[str, ...]) -> str:
-        """A value of one type."""
+        """Convert a schema of one type."""
         if kind == "object":
             return self.object_regex(schema, pointer, references)
         if kind == "array":
@@ -107,65 +88,64 @@ class _SchemaCompiler:
         return SCALAR_PATTERNS[kind]
 
     def reference_regex(self, name: Any, pointer: str, references: tuple[str, ...]) -> str:
-        """What a reference into this schema stands for; one that leads to itself has no end."""
+        """Convert the schema that a reference names; a recursive reference is an error."""
         if name in references:
-            raise _error(
-                pointer, f"{name} refers to itself, which an automaton cannot follow: write out the depth needed"
-            )
-        found: Any = self.root
+            message = f"{name} refers to itself, which an automaton cannot follow: write out the depth needed"
+            raise _error(pointer, message)
+        target: Any = self.root
         for part in str(name).removeprefix("#").split("/")[1:]:
-            found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
-        if not str(name).startswith("#") or found is None:
+            target = target.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(target, dict) else None
+        if not str(name).startswith("#") or target is None:
             raise _error(pointer, f"$ref {json.dumps(name)} leads nowhere in this schema: expected #/$defs/NAME")
-        return self.value_regex(found, str(name), (*references, name))
+        return self.value_regex(target, str(name), (*references, name))
 
     def array_regex(self, schema: dict[str, Any], pointer: str, references: tuple[str, ...]) -> str:
-        """`[`, items after each other, `]`."""
+        """`[`, the items with commas between, `]`."""
         least, most = _bounds(schema, "minItems", "maxItems", pointer)
         if most == 0:
             return r"\[\]"
         if "items" not in schema:
-            raise _error(pointer, "an array without items: say what they are, as in {'items': {'type': 'string'}}")
+            raise _error(pointer, "an array without items: add their schema, as in {'items': {'type': 'string'}}")
         item = self.value_regex(schema["items"], f"{pointer}/items", references)
         more = f"(?:{COMMA}{item}){{{max(least - 1, 0)},{'' if most is None else most - 1}}}"
         return rf"\[{item}{more}\]" if least else rf"\[(?:{item}{more})?\]"
 
     def object_regex(self, schema: dict[str, Any], pointer: str, references: tuple[str, ...]) -> str:
-        """`{`, the properties in their order, `}`; those that are not required may be left out."""
+        """`{`, the properties in the order of the schema, `}`; those that are not required are optional."""
         properties, required = schema.get("properties", {}), schema.get("required", [])
         if not isinstance(properties, dict) or not isinstance(required, list):
             raise _error(pointer, "expected properties to be an object and required to be a list")
         if missing := [name for name in required if name not in properties]:
             raise _error(pointer, f"required names {missing[0]!r}, which is not among the properties")
-        members = [
-            (
-                _literal_regex(name) + COLON + self.value_regex(each, f"{pointer}/properties/{name}", references),
-                name in required,
-            )
-            for name, each in properties.items()
-        ]
+        members = []
+        for name, property_schema in properties.items():
+            value = self.value_regex(property_schema, f"{pointer}/properties/{name}", references)
+            members.append((_literal_regex(name) + COLON + value, name in required))
         return rf"\{{{_members_regex(members)}\}}"
 
 
 def _members_regex(members: Sequence[tuple[str, bool]]) -> str:
-    """All ways to take members in order, each required one among them, with commas between."""
-    later = ""  # what may follow a member; `first` is what a list that begins here may be, None if it may not be empty
-    first = ""
+    """Return the expression of all lists of members in order that contain each required one, with commas between."""
+    after_member = ""  # the rest of a list, after a member
+    at_start = ""  # the rest of a list, before its first member
     for text, required in reversed(members):
-        first = f"(?:{text}{later}|{first})" if not required else f"(?:{text}{later})"
-        later = f"{COMMA}{text}{later}" if required else f"(?:{COMMA}{text})?{later}"
-    return first
+        at_start = f"(?:{text}{after_member})" if required else f"(?:{text}{after_member}|{at_start})"
+        after_member = f"{COMMA}{text}{after_member}" if required else f"(?:{COMMA}{text})?{after_member}"
+    return at_start
 
 
 def _enum_regex(values: Any, kind: Any, pointer: str) -> str:
-    """One of some values, as JSON writes them; those of another type than the one that stands beside them cannot be."""
+    """Return the alternation of some values as JSON; those that do not have the type `kind` are left out."""
     if not isinstance(values, list) or not values:
         raise _error(pointer, "enum must be a list of one value or more")
-    kinds = kind if isinstance(kind, list) else [kind]
-    kept = [value for value in values if kind is None or any(JSON_TYPES.get(type(value)) == each for each in kinds)]
+    kept = [value for value in values if kind is None or JSON_TYPES.get(type(value)) in _as_list(kind)]
     if not kept:
         raise _error(pointer, f"no value of enum or const is of type {json.dumps(kind)}")
     return _alternation(_literal_regex(value) for value in kept)
+
+
+def _as_list(kind: Any) -> list[Any]:
+    return kind if isinstance(kind, list) else [kind]
 
 
 def _literal_regex(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Sets of characters as ranges of code points, and what they are in UTF-8: sequences of byte ranges."""
+"""Sets of characters as ranges of code points, and their UTF-8 encoding as sequences of byte ranges."""
 
 import functools
 import re
@@ -12,11 +12,11 @@ MAX_CODE_POINT = 0x10FFFF
 SURROGATES: Range = (0xD800, 0xDFFF)
 
 UTF8_LENGTH_RANGES: tuple[Range, ...] = ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xFFFF), (0x10000, MAX_CODE_POINT))
-"""The code points that UTF-8 writes in 1, 2, 3 and 4 bytes."""
+"""The code points that UTF-8 encodes in 1, 2, 3 and 4 bytes."""
 
 
 def normalize_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
-    """The same set as sorted ranges that neither overlap nor touch."""
+    """Return the same set as sorted ranges that neither overlap nor touch."""
     joined: list[Range] = []
     for low, high in sorted(ranges):
         if joined and low <= joined[-1][1] + 1:
@@ -27,20 +27,19 @@ def normalize_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
 
 
 def complement_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
-    """All other code points."""
-    found, after = [], 0
+    """Return all other code points."""
+    gaps, after = [], 0
     for low, high in normalize_ranges(ranges):
-        found.append((after, low - 1))
+        gaps.append((after, low - 1))
         after = high + 1
-    return normalize_ranges(pair for pair in [*found, (after, MAX_CODE_POINT)] if pair[0] <= pair[1])
+    return normalize_ranges([*gaps, (after, MAX_CODE_POINT)])
 
 
 @functools.cache
 def category_ranges(escape: str, ascii_only: bool = False) -> tuple[Range, ...]:
-    r"""The characters of `\d`, `\w` or `\s`, as Python's `re` has them; capitals are the complements."""
-    flags = re.ASCII if ascii_only else 0
-    found = re.finditer(rf"{escape}+", _all_characters(), flags)
-    return normalize_ranges((match.start(), match.end() - 1) for match in found)
+    r"""Return the characters that `\d`, `\w` or `\s` match in Python's `re`."""
+    matches = re.finditer(rf"{escape}+", _all_characters(), re.ASCII if ascii_only else 0)
+    return normalize_ranges((match.start(), match.end() - 1) for match in matches)
 
 
 @functools.cache
@@ -49,7 +48,7 @@ def _all_characters() -> str:
 
 
 def ignore_case(ranges: Iterable[Range]) -> tuple[Range, ...]:
-    """The set with the capital and the small form of each of its characters."""
+    """Return the set with the uppercase and the lowercase form of each of its characters."""
     more = list(ranges)
     for low, high in list(more):
         for point in range(low, high + 1):
@@ -59,7 +58,7 @@ def ignore_case(ranges: Iterable[Range]) -> tuple[Range, ...]:
 
 
 def utf8_byte_sequences(ranges: Iterable[Range]) -> Iterator[tuple[Range, ...]]:
-    """Sequences of byte ranges that together match the UTF-8 of the set and nothing else; half surrogates have none."""
+    """Yield sequences of byte ranges that match exactly the UTF-8 of the set; half surrogates have no encoding."""
     for low, high in normalize_ranges(ranges):
         for part in ((low, min(high, SURROGATES[0] - 1)), (max(low, SURROGATES[1] + 1), high)):
             for size, (least, most) in enumerate(UTF8_LENGTH_RANGES, start=1):
@@ -69,7 +68,7 @@ def utf8_byte_sequences(ranges: Iterable[Range]) -> Iterator[tuple[Range, ...]]:
 
 
 def _split_range(low: int, high: int, size: int) -> Iterator[tuple[Range, ...]]:
-    """Cuts a range of code points of one length wherever its last bytes would not run through all of 80 to BF."""
+    """Split a range of code points of one encoded length so that in each part every byte has its own range."""
     for position in range(1, size):
         mask = (1 << (6 * position)) - 1
         if low & ~mask != high & ~mask:

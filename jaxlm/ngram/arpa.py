@@ -1,4 +1,4 @@
-r"""ARPA files: the exchange format of back-off n-gram models (SRILM, KenLM, Kaldi and others read and write it).
+r"""ARPA files: the exchange format of back-off n-gram models, read and written by SRILM, KenLM, Kaldi and others.
 
     \data\
     ngram 1=3
@@ -10,7 +10,7 @@ r"""ARPA files: the exchange format of back-off n-gram models (SRILM, KenLM, Kal
     ...
     \end\
 
-Plain or gzip. In memory the same is `jaxlm.ngram.backoff.Tables`, in natural logs.
+Plain text or gzip. In memory a model is a `jaxlm.ngram.backoff.BackoffTables`, in natural logs.
 """
 
 import gzip
@@ -33,7 +33,7 @@ from jaxlm.ngram.backoff import LOG_ZERO, BackoffLevel, BackoffTables, to_levels
 LN10 = math.log(10.0)
 
 ARPA_LOG10_ZERO = -99.0
-"""log10 of the probability of what cannot happen, as all tools write it."""
+"""log10 of a probability of 0, as all tools write it."""
 
 SPECIAL_WORDS = {"<unk>": UNK, "<s>": BOS, "</s>": EOS}
 
@@ -41,23 +41,24 @@ PAD_WORD = "<pad>"
 
 
 def write_arpa(path: str | Path, tables: Any, words: Sequence[str]) -> None:
-    """Write the tables, gzipped if the name ends in .gz; `words[i]` is the word of id i, padding is left out.
+    """Write the tables, gzipped if the name ends in .gz; `words[i]` is the word of id i. Padding is left out.
 
-    Raises UserError if there is not one word an id, each only once and without white space.
+    Raises UserError unless each id has a word of its own without white space.
     """
     path, levels = Path(path), to_levels(tables)
     names = _check_words(words, len(levels[0].word))
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_atomic(path) as raw:
-        if path.suffix == ".gz":  # without name and time: the same model gives the same file
-            with gzip.GzipFile("", "wb", 6, raw, mtime=0) as stream:
-                stream.writelines(text.encode() for text in _format_lines(levels, names))
+        lines = (text.encode() for text in _format_lines(levels, names))
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", 6, raw, mtime=0) as stream:  # no name, no time: equal models, equal files
+                stream.writelines(lines)
         else:
-            raw.writelines(text.encode() for text in _format_lines(levels, names))
+            raw.writelines(lines)
 
 
 def _format_lines(levels: Sequence[BackoffLevel], words: Sequence[str]) -> Iterator[str]:
-    """The lines of the file. `<s>` has the probability of what cannot happen, whatever the tables say."""
+    """Yield the lines of the file. `<s>` always gets the probability 0."""
     yield "\\data\\\n"
     for n, level in enumerate(levels, start=1):
         yield f"ngram {n}={len(level.word) - (n == 1)}\n"
@@ -78,9 +79,7 @@ def _format_lines(levels: Sequence[BackoffLevel], words: Sequence[str]) -> Itera
 
 def _check_words(words: Sequence[str], vocab: int) -> list[str]:
     if len(words) != vocab:
-        raise UserError(
-            f"{len(words)} words for a model of {vocab} ids: give the tokenizer that the model was made with"
-        )
+        raise UserError(f"{len(words)} words for a model of {vocab} ids: give the tokenizer of the model")
     names = list(words)
     for word, index in SPECIAL_WORDS.items():
         names[index] = word
@@ -88,18 +87,18 @@ def _check_words(words: Sequence[str], vocab: int) -> list[str]:
     for index, word in enumerate(names[1:], start=1):
         if not word or re.search(r"[ \t\r\n]", word) or word in seen:
             raise UserError(
-                f"id {index} is the word {word!r}: an ARPA file has no empty word, none with white space and none "
-                "twice. Give write_arpa names for such ids, as in '<space>'."
+                f"id {index} is the word {word!r}: words of an ARPA file are not empty, unique and without white "
+                "space. Give write_arpa names for such ids, as in '<space>'."
             )
         seen.add(word)
     return names
 
 
 def read_arpa(path: str | Path) -> tuple[BackoffTables, tuple[str, ...]]:
-    """The tables and the words, `words[i]` of id i: padding, `<unk>`, `<s>`, `</s>`, then the file's order.
+    """Return the tables and the words, `words[i]` of id i: padding, `<unk>`, `<s>`, `</s>`, then the file's order.
 
     `NGram(len(words), len(tables))` takes the tables as its parameters, and `WordTokenizer(words[4:])` gives the ids.
-    Raises UserError with file and line where the file is not what it says it is.
+    Raises UserError, with file and line, if the file is not valid.
     """
     file = find_file(path)
     return _ArpaReader(file, enumerate(read_lines(file), start=1)).read()
@@ -107,7 +106,7 @@ def read_arpa(path: str | Path) -> tuple[BackoffTables, tuple[str, ...]]:
 
 @dataclass
 class _ArpaSection:
-    """One order as it stands in the file: ids of all n-grams one after the other, natural logs, line numbers."""
+    """The n-grams of one order in the order of the file: their ids in one array, natural logs, line numbers."""
 
     ids: array = field(default_factory=lambda: array("i"))
     logprob: array = field(default_factory=lambda: array("d"))
@@ -116,7 +115,7 @@ class _ArpaSection:
 
 
 class _ArpaReader:
-    """One pass over the lines; the next one is always at hand as `number`, `line`."""
+    """Reads the lines once; `number` and `line` are the current one."""
 
     def __init__(self, file: Path, lines: Iterable[tuple[int, str]]):
         self.file, self.lines = file, iter(lines)
@@ -125,7 +124,7 @@ class _ArpaReader:
         self.word_to_id: dict[str, int] = {}
 
     def read(self) -> tuple[BackoffTables, tuple[str, ...]]:
-        """The whole file."""
+        """Read the whole file."""
         while self.next_line() != "\\data\\":
             pass
         sizes = self._read_header()
@@ -135,16 +134,16 @@ class _ArpaReader:
         return to_tables(self._build_levels(sections, len(self.words))), tuple(self.words)
 
     def error(self, message: str, line: int | None = None) -> UserError:
-        """A UserError that names the place."""
-        return UserError(f"{self.file}, line {line or self.number}: {message}. Write the file anew.")
+        """Return a UserError that names the line."""
+        return UserError(f"{self.file}, line {line or self.number}: {message}. Write the file again.")
 
     def next_line(self) -> str:
-        """The next line that is not blank."""
+        """Read the next line that is not blank."""
         for number, line in self.lines:
             self.number, self.line = number, line.strip(" \t\r")
             if self.line:
                 return self.line
-        raise self.error("the file ends before \\end\\: it was cut off, or is no ARPA file")
+        raise self.error("the file ends before \\end\\: it was cut off, or is not an ARPA file")
 
     def _read_header(self) -> list[int]:
         sizes: list[int] = []
@@ -195,7 +194,7 @@ class _ArpaReader:
         return index
 
     def _parse_log10(self, text: str, upper_bound: float) -> float:
-        """Natural log of what the file gives the log10 of."""
+        """Convert log10 to the natural log."""
         try:
             value = float(text)
         except ValueError:
@@ -207,7 +206,7 @@ class _ArpaReader:
         return max(value, ARPA_LOG10_ZERO) * LN10
 
     def _build_levels(self, sections: Sequence[_ArpaSection], vocab: int) -> list[BackoffLevel]:
-        """Sorted by (parent, word), each order's rows found by those of the order below."""
+        """Sort each order by (parent, word); binary search finds the parents in the order below."""
         levels, keys = [], [np.arange(vocab, dtype=np.int64)]
         for n, section in enumerate(sections, start=1):
             ids = np.asarray(section.ids, np.int64).reshape(-1, n)
@@ -222,15 +221,14 @@ class _ArpaReader:
                 first, second = (section.line_numbers[order[twice[0] + i]] for i in (0, 1))
                 raise self.error(f"the {n}-gram of line {first} once more", second)
             logprob, backoff = np.asarray(section.logprob)[order], np.asarray(section.backoff)[order]
-            if n == 1:  # a row for every id, those that the file lacks too
+            if n == 1:  # a row for every id, also for those that the file lacks
                 logprob, seen = np.full(vocab, LOG_ZERO), logprob
                 backoff, weight = np.zeros(vocab), backoff
                 logprob[key], backoff[key], key = seen, weight, keys[0]
             else:
                 keys.append(key)
-            levels.append(
-                BackoffLevel((key // vocab).astype(np.int32), (key % vocab).astype(np.int32), logprob, backoff)
-            )
+            parent, word = (key // vocab).astype(np.int32), (key % vocab).astype(np.int32)
+            levels.append(BackoffLevel(parent, word, logprob, backoff))
         return levels
 
     def _find_rows(self, keys: np.ndarray, queries: np.ndarray, section: _ArpaSection, ids: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Back-off tables: what an n-gram model knows, in the form of an ARPA file (Katz 1987; Doug Paul's file format).
+"""Back-off tables: the parameters of an n-gram model, as in an ARPA file (Katz 1987; Doug Paul's file format).
 
     log p(w | h) = logprob(h w)                      if the n-gram h w is in the table,
                    backoff(h) + log p(w | h')        else, with h' = h less its first word and backoff(h) = 0 if h is
@@ -11,8 +11,8 @@ In memory this is a trie of arrays, natural logs in float32 and rows in int32, a
      ...
      "orderN": {"word": (nN,), "logprob": (nN,)}}
 
-The n-grams that go on from row r are rows first[r] to first[r + 1] - 1 of the next order, their last words ascending.
-An order without n-grams keeps one row that nothing leads to: no array is empty.
+The n-grams that extend row r are rows first[r] to first[r + 1] - 1 of the next order, their last words ascending. An
+order without n-grams has one row that no index leads to, so that no array is empty.
 """
 
 import math
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 LOG_ZERO = -99.0 * math.log(10.0)
-"""Natural log of the probability of what cannot happen: an ARPA file writes -99."""
+"""The natural log that represents a probability of 0: -99 as a log10, as in an ARPA file."""
 
 BackoffTables = dict[str, dict[str, np.ndarray]]
 
@@ -39,7 +39,7 @@ class BackoffLevel:
 
 
 def to_tables(levels: Sequence[BackoffLevel]) -> BackoffTables:
-    """Order 1 must have a row for every id, in order."""
+    """Convert sorted n-grams to a trie. Order 1 must have a row for every id, in order."""
     tables: BackoffTables = {}
     for n, level in enumerate(levels, start=1):
         size = len(level.word)

@@ -19,9 +19,8 @@ class NGrams:
 
     parent: row of the first n - 1 words in the order below. word: the last word's id.
     suffix: row of the last n - 1 words in the order below.
-    count: how often it occurs; 0 for `<s>` alone, which is given and never predicted.
-    starts_with_bos: True where the first word is `<s>`.
-    special: the ids that are not words.
+    count: the number of occurrences; 0 for the unigram `<s>`, which is given and never predicted.
+    starts_with_bos: whether the first word is `<s>`. special: the ids that are not words.
     """
 
     parent: np.ndarray
@@ -43,12 +42,11 @@ def count_ngrams(
     append_eos: bool = True,
     special: SpecialIds = OWN_SPECIAL_IDS,
 ) -> list[NGrams]:
-    """The n-grams of orders 1 to `order` in rows of ids below `vocab`.
+    """Count the n-grams of orders 1 to `order` in rows of ids below `vocab`.
 
-    Sentences: a row is `<s> w1 ... wk </s>` and no n-gram crosses its ends (as KenLM counts). With `stream`, the rows
-    are one text with one `<s>` before it, each row followed by `</s>` if `end` (as
-    `jaxlm.data.batching.lm_windows` cuts it). Raises UserError if there is no text, or an id that is none of
-    a word.
+    Each row is a sentence `<s> w1 ... wk </s>`, and no n-gram crosses its ends (as in KenLM). With `stream`, the rows
+    are one text after one `<s>`, with `</s>` after each row if `append_eos` (as in `jaxlm.data.batching.lm_windows`).
+    Raises UserError if the text is empty or contains an id that is not a word.
     """
     if order < 1:
         raise UserError(f"an n-gram model of order {order}: expected 1 or more (model.order)")
@@ -58,20 +56,20 @@ def count_ngrams(
     count[special.start] = 0
     zero = np.zeros(vocab, np.int32)
     word = np.arange(vocab, dtype=np.int32)
-    found = [NGrams(zero, word, zero, count, word == special.start, special)]
+    orders = [NGrams(zero, word, zero, count, word == special.start, special)]
     row = ids
     for n in range(2, order + 1):
-        ngrams, row = _next_order(ids, left, row, n, vocab, found[-1].starts_with_bos)
-        found.append(ngrams)
-    return found
+        ngrams, row = _next_order(ids, left, row, n, vocab, orders[-1].starts_with_bos)
+        orders.append(ngrams)
+    return orders
 
 
 def _next_order(
     ids: np.ndarray, remaining: np.ndarray, row: np.ndarray, n: int, vocab: int, starts_with_bos: np.ndarray
 ) -> tuple[NGrams, np.ndarray]:
-    """Order n, and the row of the n-gram that starts at each place of the text, from the rows of order n - 1."""
-    at = np.flatnonzero(remaining >= n)
-    key = row[at] * vocab + ids[at + n - 1]
+    """Return order n and, for each position of the text, the row of its n-gram; `row`: the rows of order n - 1."""
+    position = np.flatnonzero(remaining >= n)
+    key = row[position] * vocab + ids[position + n - 1]
     order = np.argsort(key)
     key = key[order]
     new = np.ones(len(key), bool)
@@ -80,17 +78,15 @@ def _next_order(
     count = np.diff(start, append=len(key))
     if len(start) >= np.iinfo(np.int32).max:
         raise UserError(f"{len(start):,} {n}-grams: rows are counted in 32 bits. Lower model.order.")
-    parent, suffix = key[start] // vocab, row[at[order[start]] + 1]
-    word = key[start] % vocab
-    here = np.empty(len(ids), np.int64)
-    here[at[order]] = np.cumsum(new) - 1
-    return NGrams(
-        parent.astype(np.int32), word.astype(np.int32), suffix.astype(np.int32), count, starts_with_bos[parent]
-    ), here
+    parent, word = (key[start] // vocab).astype(np.int32), (key[start] % vocab).astype(np.int32)
+    suffix = row[position[order[start]] + 1].astype(np.int32)
+    new_row = np.empty(len(ids), np.int64)
+    new_row[position[order]] = np.cumsum(new) - 1
+    return NGrams(parent, word, suffix, count, starts_with_bos[parent]), new_row
 
 
 def _join_sentences(text: Ragged, special: SpecialIds) -> tuple[np.ndarray, np.ndarray]:
-    """Every row between `<s>` and `</s>`, and how many ids each place has up to the end of its row, itself included."""
+    """Return all rows in one array, each between `<s>` and `</s>`; and at each id, how many remain in its row."""
     lengths = text.lengths + 2
     last = np.cumsum(lengths) - 1
     ids = np.empty(int(lengths.sum()), np.int64)
@@ -102,7 +98,7 @@ def _join_sentences(text: Ragged, special: SpecialIds) -> tuple[np.ndarray, np.n
 
 
 def _join_stream(text: Ragged, append_eos: bool, special: SpecialIds) -> tuple[np.ndarray, np.ndarray]:
-    """The rows one after the other behind one `<s>`."""
+    """Return one `<s>` and all rows in one array, and at each id, how many remain."""
     flat, lengths = text.flat[text.offsets[0] : text.offsets[-1]], text.lengths
     ids = np.full(1 + len(flat) + append_eos * len(lengths), special.eos, np.int64)
     ids[0] = special.start
@@ -119,12 +115,10 @@ def _check_ids(text: Ragged, vocab: int, special: SpecialIds) -> None:
         )
     flat = text.flat[text.offsets[0] : text.offsets[-1]]
     if not len(flat):
-        raise UserError("there is no text to count n-grams in: every row is empty")
+        raise UserError("no text to count n-grams in: every row is empty")
     low, high = int(flat.min()), int(flat.max())
     if low < 0 or high >= vocab:
         raise UserError(f"the text holds id {high if high >= vocab else low}, but the model has ids 0 to {vocab - 1}: "
                         "set model.vocab to the size of the tokenizer")  # fmt: skip
     if np.isin(flat, special.never_predicted).any():
-        raise UserError(
-            f"the text holds the ids of padding ({special.pad}) or <s> ({special.start}): give it without marks"
-        )
+        raise UserError(f"the text holds the ids of padding ({special.pad}) or <s> ({special.start}): remove these ids")

@@ -128,7 +128,7 @@ def test_limits_and_sizes_that_do_not_fit(cases):
     with pytest.raises(UserError, match="the shortest text that matches has 4 tokens"):
         batch_dfas(FOUND, [4], [3])
     batch_dfas(FOUND, [4], [0])
-    with pytest.raises(UserError, match="a tokenizer of 7 ids, and the model says 5 ids"):
+    with pytest.raises(UserError, match="a tokenizer of 7 ids, but the model has 5"):
         batch_dfas(FOUND, [4], [9]).allowed_tokens(np.zeros((1, 1), int), np.array([9]), 5)
     other = build_token_dfa(strings_to_dfa(["a"]), Characters().fit(["ab"]))
     with pytest.raises(UserError, match="made with one tokenizer"):

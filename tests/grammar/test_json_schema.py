@@ -156,7 +156,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("schema", "said"), REFUSED)
-def test_schemas_that_are_refused(schema, said):
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize(("schema", "message"), REFUSED)
+def test_schemas_that_are_refused(schema, message):
+    with pytest.raises(UserError, match=message):
         schema_to_regex(schema)

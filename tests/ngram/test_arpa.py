@@ -168,7 +168,7 @@ def test_errors_name_the_line(tmp_path, old, new, line, message):
 
 
 def test_no_arpa_file(tmp_path):
-    with pytest.raises(UserError, match="or is no ARPA file"):
+    with pytest.raises(UserError, match="or is not an ARPA file"):
         read_arpa(write(tmp_path, "a\nb\n"))
     with pytest.raises(UserError, match="was not found"):
         read_arpa(tmp_path / "absent.arpa")
