@@ -12,11 +12,8 @@ from jaxlm.decode.request import DecodeConfig
 from jaxlm.errors import UserError
 
 LengthPenaltyKind = Literal["none", "power", "gnmt"]
-
 FinishRule = Literal["top_k", "top_2k", "all"]
-
 MaxLengthRule = Literal["keep", "keep_top_k", "force_eos", "drop"]
-
 StoppingRule = Literal["exact", "full", "heuristic", "first", "never"]
 
 

@@ -65,20 +65,12 @@ def can_stop(
         return top_stopped_B & (score_BK[:, beam.num_return_sequences - 1] > -jnp.inf)
     if beam.stopping_rule == "heuristic":
         return full_B & (score_BK[:, -1] >= final_score(live_BK[:, 0], length_B, score_params))
-    if beam.stopping_rule == "exact":
-        reachable_B = _max_reachable_score(live_BK[:, 0], length_B, limit_B, score_params, beam.count_eos)
-        return (score_BK[:, beam.num_return_sequences - 1] >= reachable_B) & (score_params.length_reward <= 0)
-    return jnp.zeros(full_B.shape, bool)
-
-
-def _max_reachable_score(
-    logprob_B: Array, length_B: Array, limit_B: Array, score_params: ScoreParams, count_eos: bool
-) -> Array:
-    """Return the best S that a live hypothesis with score s can reach, for a length reward that is not positive.
-
-    Step scores are <= 0, so s can only fall, and the coverage penalty adds at most 0. lp is monotone in L, so s / lp(L)
-    is greatest at an end of [length + 1, limit]: at the limit for alpha > 0, at the next token for alpha < 0.
-    """
-    soon_B = jnp.take(score_params.penalty_T, length_B + count_eos, mode="clip")
-    penalty_B = jnp.maximum(soon_B, jnp.take(score_params.penalty_T, limit_B, mode="clip"))
-    return logprob_B / penalty_B + score_params.length_reward * (length_B + 1).astype(jnp.float32)
+    if beam.stopping_rule == "never":
+        return jnp.zeros(full_B.shape, bool)
+    # The exact rule: the best S that a live hypothesis can reach, for a length reward that is not positive. Step scores
+    # are <= 0, so s can only fall, and the coverage penalty adds at most 0. lp is monotone in L, so s / lp(L) is
+    # greatest at an end of [length + 1, limit]: at the limit for alpha > 0, at the next token for alpha < 0.
+    penalty_B = jnp.take(score_params.penalty_T, length_B + beam.count_eos, mode="clip")
+    penalty_B = jnp.maximum(penalty_B, jnp.take(score_params.penalty_T, limit_B, mode="clip"))
+    reachable_B = live_BK[:, 0] / penalty_B + score_params.length_reward * (length_B + 1).astype(jnp.float32)
+    return (score_BK[:, beam.num_return_sequences - 1] >= reachable_B) & (score_params.length_reward <= 0)

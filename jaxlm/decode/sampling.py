@@ -67,13 +67,11 @@ def apply_repetition_penalty(logits_BV: Array, seen_BV: Array, repetition_penalt
     return jnp.where(seen_BV, penalized_BV, logits_BV)
 
 
-def filter_top_k(logprob_BV: Array, top_k: int) -> Array:
-    """Keep the `top_k` greatest and those equal to the last of them; -inf on the others."""
-    return _filter_top_k_with_ids(logprob_BV, top_k)[0]
+def filter_top_k(logprob_BV: Array, top_k: int) -> tuple[Array, Array]:
+    """Keep the `top_k` greatest and those equal to the last of them; -inf on the others.
 
-
-def _filter_top_k_with_ids(logprob_BV: Array, top_k: int) -> tuple[Array, Array]:
-    """`filter_top_k`, and the ids (B, A) of the A = `top_k` greatest, ties to the lower id; A = 1 if it is off."""
+    Also returns the ids (B, A) of the A = `top_k` greatest, ties to the lower id; A = 1 if the filter is off.
+    """
     if not 0 < top_k < logprob_BV.shape[1]:
         return logprob_BV, chunked_top_k(logprob_BV, 1)[1]
     score_BA, id_BA = chunked_top_k(logprob_BV, top_k)
@@ -112,18 +110,14 @@ def filter_min_p(logprob_BV: Array, min_p: float) -> Array:
     return jnp.where(logprob_BV >= floor_B1, logprob_BV, -jnp.inf)
 
 
-def apply_filters(logprob_BV: Array, sampler: Sampler) -> Array:
+def apply_filters(logprob_BV: Array, sampler: Sampler) -> tuple[Array, Array]:
     """Set the temperature-scaled log-probabilities_BV of the tokens that any filter removes to -inf.
 
     The best token is always kept. XLA may compute a score twice and round the last bit differently, so the greatest
-    score of `filter_top_k` may exceed all scores that it is compared with; no barrier prevents that.
+    score of `filter_top_k` may exceed all scores that it is compared with; no barrier prevents that. Also returns the
+    ids of `filter_top_k`.
     """
-    return _apply_filters_with_ids(logprob_BV, sampler)[0]
-
-
-def _apply_filters_with_ids(logprob_BV: Array, sampler: Sampler) -> tuple[Array, Array]:
-    """`apply_filters`, and the ids (B, A) of `_filter_top_k_with_ids`."""
-    kept_BV, id_BA = _filter_top_k_with_ids(logprob_BV, sampler.top_k)
+    kept_BV, id_BA = filter_top_k(logprob_BV, sampler.top_k)
     kept_BV = jnp.where(filter_top_p(logprob_BV, sampler.top_p) > -jnp.inf, kept_BV, -jnp.inf)
     kept_BV = jnp.where(filter_min_p(logprob_BV, sampler.min_p) > -jnp.inf, kept_BV, -jnp.inf)
     return jnp.where(id_BA[:, :1] == jnp.arange(logprob_BV.shape[1])[None, :], logprob_BV, kept_BV), id_BA
@@ -139,7 +133,7 @@ def sample(logprob_BV: Array, key_B: Array, step: Array | int, sampler: Sampler)
 
     Noise is computed for the ids that top-k keeps, or for all ids if ties let the filter keep more than k.
     """
-    kept_BV, id_BA = _apply_filters_with_ids(logprob_BV, sampler)
+    kept_BV, id_BA = apply_filters(logprob_BV, sampler)
 
     def noise(key: Array, id_X: Array) -> Array:
         bits_X = random_uint32(jax.random.fold_in(key, step), id_X.astype(jnp.uint32))

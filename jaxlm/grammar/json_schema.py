@@ -15,19 +15,15 @@ from jaxlm.errors import UserError
 STRING_CHARACTER = r'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])'
 
 INTEGER_PATTERN = r"-?(?:0|[1-9][0-9]{0,14})"
-
 NUMBER_PATTERN = rf"{INTEGER_PATTERN}(?:\.[0-9]{{1,15}})?(?:[eE][+-]?[0-9]{{1,2}})?"
-
 SCALAR_PATTERNS = {"integer": INTEGER_PATTERN, "number": NUMBER_PATTERN, "boolean": "(?:true|false)", "null": "null"}
 
 COMMA, COLON = ", ?", ": ?"
 
 JSON_TYPES = {int: "integer", float: "number", bool: "boolean", type(None): "null"}
-
 JSON_TYPES |= {str: "string", list: "array", dict: "object"}
 
 ANNOTATION_KEYWORDS = {"$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default"}
-
 ANNOTATION_KEYWORDS |= {"examples", "deprecated", "readOnly", "writeOnly"}
 
 TYPE_KEYWORDS = {
@@ -84,7 +80,8 @@ class _SchemaCompiler:
         if kind == "array":
             return self.array_regex(schema, pointer, references)
         if kind == "string":
-            return f'"{STRING_CHARACTER}{_quantifier(schema, "minLength", "maxLength", pointer)}"'
+            least, most = _bounds(schema, "minLength", "maxLength", pointer)
+            return f'"{STRING_CHARACTER}{{{least},{"" if most is None else most}}}"'
         return SCALAR_PATTERNS[kind]
 
     def reference_regex(self, name: Any, pointer: str, references: tuple[str, ...]) -> str:
@@ -155,11 +152,6 @@ def _literal_regex(value: Any) -> str:
 def _alternation(parts: Any) -> str:
     parts = list(parts)
     return parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})"
-
-
-def _quantifier(schema: dict[str, Any], low: str, high: str, pointer: str) -> str:
-    least, most = _bounds(schema, low, high, pointer)
-    return "*" if not least and most is None else f"{{{least},{'' if most is None else most}}}"
 
 
 def _bounds(schema: dict[str, Any], low: str, high: str, pointer: str) -> tuple[int, int | None]:

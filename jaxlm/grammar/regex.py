@@ -14,7 +14,6 @@ from jaxlm.grammar.byte_dfa import AT_BEGIN, AT_END, NFA, ByteDFA, determinize
 from jaxlm.grammar.utf8 import MAX_CODE_POINT, Range
 
 CATEGORY_ESCAPES = {"DIGIT": r"\d", "SPACE": r"\s", "WORD": r"\w"}
-
 BEGIN_ANCHORS, END_ANCHORS = ("AT_BEGINNING", "AT_BEGINNING_STRING"), ("AT_END", "AT_END_STRING")
 
 UNSUPPORTED = {

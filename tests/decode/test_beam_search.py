@@ -98,7 +98,7 @@ def test_random_options(seed):
 
 
 def random_options(rng):
-    """Anything that `Beam` takes but coverage (a table has no attention); ids are few, so that 2k may be more."""
+    """Random options of `Beam` except coverage (a table has no attention); few ids, so that 2k may exceed them."""
 
     def one(*choices):
         return choices[rng.integers(len(choices))]
@@ -129,24 +129,24 @@ def same_as_lists(rng, beams, size, length, stop, forces, rows):
         request = DecodeRequest(
             cases.batch, cases.prompt_BP, cases.prompt_valid_BP, limit_B, forced_prefix=forced if forces else None
         )
-        found = beam_search(model, {}, request, BeamSearchConfig(length, stop, beam))
-        found = {key: np.asarray(value) for key, value in vars(found).items()}
+        hypotheses = beam_search(model, {}, request, BeamSearchConfig(length, stop, beam))
+        hypotheses = {key: np.asarray(value) for key, value in vars(hypotheses).items()}
         for row in range(rows):
             prefix = forced.token_BF[row, : forced.valid_BF[row].sum()] if forces else ()
             expected = beam_oracle(beam, cases.logprob(row, beam.temperature), limit_B[row], stop, list(prefix))
-            compare(found, row, expected, beam.num_return_sequences)
+            compare(hypotheses, row, expected, beam.num_return_sequences)
 
 
-def compare(found, row, expected, returns):
+def compare(hypotheses, row, expected, returns):
     """Equal tokens; S within 1e-5, or where |S| > 128 the next float32: XLA's division may be off by one."""
     for n in range(returns):
         tokens, s, score, reason = expected[n] if n < len(expected) else ([], -np.inf, -np.inf, "none")
-        length = found["length_BN"][row, n]
-        assert list(found["tokens_BNT"][row, n, :length]) == list(tokens), (row, n)
-        assert not found["tokens_BNT"][row, n, length:].any()
-        assert FINISH_REASONS[found["reason_BN"][row, n]] == reason
-        np.testing.assert_allclose(found["logprob_BN"][row, n], s, atol=1e-5, rtol=0)
+        length = hypotheses["length_BN"][row, n]
+        assert list(hypotheses["tokens_BNT"][row, n, :length]) == list(tokens), (row, n)
+        assert not hypotheses["tokens_BNT"][row, n, length:].any()
+        assert FINISH_REASONS[hypotheses["reason_BN"][row, n]] == reason
+        np.testing.assert_allclose(hypotheses["logprob_BN"][row, n], s, atol=1e-5, rtol=0)
         near = np.spacing(np.float32(abs(score))) if np.isfinite(score) else 0
-        np.testing.assert_allclose(found["score_BN"][row, n], score, atol=max(1e-5, near), rtol=0)
+        np.testing.assert_allclose(hypotheses["score_BN"][row, n], score, atol=max(1e-5, near), rtol=0)
         if reason != "none":
-            np.testing.assert_allclose(found["token_logprob_BNT"][row, n].sum(), s, atol=1e-5, rtol=0)
+            np.testing.assert_allclose(hypotheses["token_logprob_BNT"][row, n].sum(), s, atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""What the slots of a search share and what is their own: caches, prompts, the attention that a source got."""
+"""The parts of a state that the slots share and those of each slot: caches, prompts, coverage."""
 
 from dataclasses import replace
 
@@ -33,8 +33,8 @@ def sure(name):
 
 
 @pytest.mark.parametrize("name", ["pre", pytest.param("mistral", marks=pytest.mark.slow)])
-def test_ancestors_are_gathering(name, monkeypatch):
-    """Caches side by side under the mask of ancestors give what caches that are moved give."""
+def test_shared_caches_equal_gathered_caches(name, monkeypatch):
+    """Shared caches under the writer mask give the same hypotheses as caches that are gathered."""
     search = (*prompts(name), BeamSearchConfig(6, beam=Beam(4, 4, length_penalty=0.6, stopping_rule="full")))
     side_by_side = jax.device_get(beam_search(*search))
     monkeypatch.setattr(search_module, "MAX_SHARED_CACHE_BEAMS", 0)
@@ -48,7 +48,7 @@ def test_ancestors_are_gathering(name, monkeypatch):
 
 @pytest.mark.parametrize("name", PROMPTED)
 def test_samples_of_one_prompt_are_samples_of_equal_prompts(name):
-    """A prompt is read once for three samples; each is what it would be with a prompt of its own."""
+    """A prompt is read once for three samples; each equals the sample of a prompt of its own."""
     model, params, request = prompts(name)
     config = GenerationConfig(6, sampler=Sampler(2.0, top_k=9))
     addressed = {"limit_B": np.repeat(LIMIT_B, 3), "seed": 5, "line_B": np.arange(18)}
@@ -61,26 +61,26 @@ def test_samples_of_one_prompt_are_samples_of_equal_prompts(name):
 
 
 @pytest.mark.parametrize("name", [pytest.param("transformer", marks=pytest.mark.slow), "seq2seq_dot"])
-def test_coverage_is_of_the_attention_that_a_source_got(name):
-    """S = s / L + beta * sum log min(c, 1), c summed over the tokens of the hypothesis as it is read once more."""
+def test_coverage_equals_the_attention_of_a_second_pass(name):
+    """S = s / L + beta * sum log min(c, 1), with c summed over the tokens of the hypothesis in a second pass."""
     model, params = ZOO[name].model, sure(name)
     batch = batch_of(ROWS, 6, 5)
     source = batch.replace(target_BT=None, target_valid_BT=None, label_BT=None)
     bos_B1 = np.full((len(ROWS), 1), 2, np.int32)
     ask = (model, params, DecodeRequest(source, bos_B1, bos_B1 > 0, LIMIT_B))
     beam = Beam(3, 2, coverage_penalty=0.7)
-    found = jax.device_get(beam_search(*ask, BeamSearchConfig(6, beam=beam)))
+    hypotheses = jax.device_get(beam_search(*ask, BeamSearchConfig(6, beam=beam)))
     attention = jax.jit(lambda params, batch: model.apply({"params": params}, batch, method="cross_attention_weights"))
     for n in range(2):
-        target_BT = np.concatenate([bos_B1, found.tokens_BNT[:, n, :-1]], 1)
-        valid_BT = np.arange(6)[None] < found.length_BN[:, n, None]
+        target_BT = np.concatenate([bos_B1, hypotheses.tokens_BNT[:, n, :-1]], 1)
+        valid_BT = np.arange(6)[None] < hypotheses.length_BN[:, n, None]
         covered_BS = np.asarray(attention(params, batch.replace(target_BT=target_BT, target_valid_BT=valid_BT))).sum(1)
         logs_BS = np.where(batch.source_valid_BS, np.log(np.minimum(covered_BS + 1e-30, 1)), 0)
-        expected_B = found.logprob_BN[:, n] / found.length_BN[:, n] + 0.7 * logs_BS.sum(1)
-        real_B = found.length_BN[:, n] > 0
-        np.testing.assert_allclose(found.score_BN[real_B, n], expected_B[real_B], rtol=1e-4, atol=1e-4)
+        expected_B = hypotheses.logprob_BN[:, n] / hypotheses.length_BN[:, n] + 0.7 * logs_BS.sum(1)
+        real_B = hypotheses.length_BN[:, n] > 0
+        np.testing.assert_allclose(hypotheses.score_BN[real_B, n], expected_B[real_B], rtol=1e-4, atol=1e-4)
     plain = beam_search(*ask, BeamSearchConfig(6, beam=replace(beam, coverage_penalty=0.0)))
-    assert (np.asarray(plain.score_BN) > found.score_BN).any()
+    assert (np.asarray(plain.score_BN) > hypotheses.score_BN).any()
 
 
 def test_coverage_needs_attention():

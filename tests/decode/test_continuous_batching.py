@@ -1,4 +1,4 @@
-"""A search over a queue gives each row what a search of its own gives it, and compiles nothing twice."""
+"""A search over a queue gives each row the same hypotheses as a search of one batch, and compiles nothing twice."""
 
 import jax
 import numpy as np
@@ -49,8 +49,8 @@ def queue_of(rows):
         pytest.param("seq2seq_dot", 8, {"fsdp": 8}, marks=pytest.mark.slow),
     ],
 )
-def test_a_queue_is_a_batch(name, places, mesh):
-    """23 rows of different limits through a few places, 2 at a time, against all at once; on a mesh the same."""
+def test_a_queue_equals_a_batch(name, places, mesh):
+    """23 rows of different limits through a few places, admitted two at a time, against one batch; also on a mesh."""
     model = ZOO[name].model
     params = sharpened(params_of(model), 3)
     config = BeamSearchConfig(LENGTH, (3,), BEAM)
@@ -59,13 +59,13 @@ def test_a_queue_is_a_batch(name, places, mesh):
         params = jax.device_put(params, train_state_shardings(params, make_mesh(mesh)))
     order = np.random.default_rng(1).permutation(len(ROWS))
     before = None
-    for count in (len(ROWS), 4):  # the second time nothing is compiled, whatever is in the queue
+    for count in (len(ROWS), 4):  # the second time nothing is compiled, for any queue
         seen = []
-        for rows, found in beam_search_queue(model, params, queue_of(order[:count]), places, config):
+        for rows, hypotheses in beam_search_queue(model, params, queue_of(order[:count]), places, config):
             seen += rows.tolist()
-            np.testing.assert_array_equal(found["tokens_BNT"], expected.tokens_BNT[rows])
-            np.testing.assert_allclose(found["score_BN"], expected.score_BN[rows], rtol=1e-4, atol=1e-5)
-            np.testing.assert_array_equal(found["reason_BN"], expected.reason_BN[rows])
+            np.testing.assert_array_equal(hypotheses["tokens_BNT"], expected.tokens_BNT[rows])
+            np.testing.assert_allclose(hypotheses["score_BN"], expected.score_BN[rows], rtol=1e-4, atol=1e-5)
+            np.testing.assert_array_equal(hypotheses["reason_BN"], expected.reason_BN[rows])
         assert sorted(seen) == sorted(order[:count])
         sizes = continuous_batching._run_steps._cache_size(), continuous_batching._admit_rows._cache_size()
         assert before in (None, sizes)

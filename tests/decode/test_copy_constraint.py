@@ -1,4 +1,4 @@
-"""What stands between two marks is a substring of the source, against Python's lists on random cases."""
+"""Text between two marks is a substring of the source; the masks equal a definition over lists on random cases."""
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +21,18 @@ ROWS, ROOM = 60, 9
 
 
 def parts(ids):
-    """(what stands inside each pair of marks, True if the last pair is closed); marks do not nest."""
-    found, inside = [], None
+    """Return the tokens between each pair of marks, and whether the last pair is closed; marks do not nest."""
+    runs, inside = [], None
     for index in ids:
         if inside is None:
             assert index != CLOSE
             inside = [] if index == OPEN else None
         elif index == CLOSE:
-            found.append(inside)
+            runs.append(inside)
             inside = None
         else:
             inside.append(index)
-    return ([*found, inside], False) if inside is not None else (found, True)
+    return ([*runs, inside], False) if inside is not None else (runs, True)
 
 
 def is_copied(ids, source):
@@ -40,20 +40,20 @@ def is_copied(ids, source):
     return ids in [run for run in runs if run and all(i > EOS and i != CLOSE for i in run)]
 
 
-def may_go_on(said, token, remaining, source):
+def may_go_on(tokens, token, remaining, source):
     """The definition, over lists."""
-    found, closed = parts(said)
+    runs, closed = parts(tokens)
     if closed:
         some = any(i > EOS and i != CLOSE for i in source)
         return token != CLOSE and (token != OPEN or (some and remaining >= 4))
     if token == CLOSE:
-        return bool(found[-1]) and remaining >= 2
-    return remaining >= 3 and is_copied([*found[-1], token], source)
+        return bool(runs[-1]) and remaining >= 2
+    return remaining >= 3 and is_copied([*runs[-1], token], source)
 
 
 @pytest.fixture(scope="module")
 def sources():
-    """Sources with padding on either side or none; some hold special ids and marks, some hold nothing."""
+    """Sources with padding on either side or none; some contain special ids and marks, some are empty."""
     rng = np.random.default_rng(0)
     source = rng.choice(
         [1, 2, 3, OPEN, CLOSE, 6, 7, 8], p=[0.05, 0.05, 0.05, 0.05, 0.05, 0.25, 0.25, 0.25], size=(ROWS, 7)
@@ -63,29 +63,29 @@ def sources():
     return source, valid, [source[row][valid[row]].tolist() for row in range(ROWS)]
 
 
-def test_the_mask_is_that_of_the_lists(sources):
+def test_masks_equal_the_definition_over_lists(sources):
     source, valid, lists = sources
     grammar, rng = make_copy_constraint(source, valid, OPEN, CLOSE), np.random.default_rng(1)
-    state, said = grammar.initial_state(1), [[] for _ in range(ROWS)]
+    state, tokens = grammar.initial_state(1), [[] for _ in range(ROWS)]
     allowed_of, advance = jax.jit(lambda s, r: grammar.allowed_tokens(s, r, SIZE)), jax.jit(grammar.advance)
     for remaining in range(ROOM, 0, -1):
         allowed = np.asarray(allowed_of(state, jnp.full(ROWS, remaining)))[:, 0]
-        expected = [[may_go_on(said[row], v, remaining, lists[row]) for v in range(SIZE)] for row in range(ROWS)]
+        expected = [[may_go_on(tokens[row], v, remaining, lists[row]) for v in range(SIZE)] for row in range(ROWS)]
         np.testing.assert_array_equal(allowed, expected)
         assert allowed.any(axis=1).all()
         weight = allowed * np.array([1, 1, 1, 1, 6, 4, 2, 2, 2.0])
         token = [rng.choice(SIZE, p=row / row.sum()) for row in weight]
-        said = [[*ids, int(one)] for ids, one in zip(said, token, strict=True)]
+        tokens = [[*ids, int(one)] for ids, one in zip(tokens, token, strict=True)]
         state = advance(state, jnp.asarray(token)[:, None])
 
 
 def quoted(tokens, lists, lengths):
-    """How many quotations; each is closed, and a substring of its source."""
+    """Return the number of quotations; each is closed, and a substring of its source."""
     count = 0
     for ids, source, length in zip(tokens.tolist(), lists, lengths, strict=True):
-        found, closed = parts([i for i in ids[:length] if i != EOS])
-        assert closed and all(is_copied(run, source) for run in found)
-        count += len(found)
+        runs, closed = parts([i for i in ids[:length] if i != EOS])
+        assert closed and all(is_copied(run, source) for run in runs)
+        count += len(runs)
     return count
 
 
@@ -98,9 +98,9 @@ def test_generated_quotations(sources, sampler):
     model, limit = TableModel(SIZE, order=1), np.arange(ROWS) % ROOM + 1
     grammar = make_copy_constraint(source, valid, OPEN, CLOSE)
     request = DecodeRequest(model.batch(table), cases.prompt_BP, cases.prompt_valid_BP, limit, grammar=grammar)
-    found = jax.device_get(generate(model, {}, request, GenerationConfig(ROOM, (EOS,), sampler)))
-    assert (found.reason_B != FINISH_NONE).all()
-    assert quoted(found.tokens_BT, lists, found.length_B) > 20
+    output = jax.device_get(generate(model, {}, request, GenerationConfig(ROOM, (EOS,), sampler)))
+    assert (output.reason_B != FINISH_NONE).all()
+    assert quoted(output.tokens_BT, lists, output.length_B) > 20
 
 
 @pytest.mark.parametrize("limit", ["keep", "force_eos"])
@@ -112,11 +112,11 @@ def test_quotations_of_a_beam(sources, limit):
     grammar, limit_B = make_copy_constraint(source, valid, OPEN, CLOSE), np.full(ROWS, ROOM)
     request = DecodeRequest(model.batch(table), cases.prompt_BP, cases.prompt_valid_BP, limit_B, grammar=grammar)
     config = BeamSearchConfig(ROOM, beam=Beam(3, 3, at_max_length=limit))
-    found = jax.device_get(beam_search(model, {}, request, config))
-    assert (found.reason_BN[:, 0] != FINISH_NONE).all() and (
-        limit == "keep" or (found.reason_BN[:, 0] == FINISH_STOP).all()
+    output = jax.device_get(beam_search(model, {}, request, config))
+    assert (output.reason_BN[:, 0] != FINISH_NONE).all() and (
+        limit == "keep" or (output.reason_BN[:, 0] == FINISH_STOP).all()
     )
-    assert sum(quoted(found.tokens_BNT[:, n], lists, found.length_BN[:, n]) for n in range(3)) > 60
+    assert sum(quoted(output.tokens_BNT[:, n], lists, output.length_BN[:, n]) for n in range(3)) > 60
 
 
 def test_marks_must_differ():

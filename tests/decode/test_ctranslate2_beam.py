@@ -32,7 +32,7 @@ SMALL = {**MARIAN, "decoder_layers": 2, "activation_function": "relu", "scale_em
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked of both sides, in CTranslate2's words."""
+    """The options of both programs, named as in CTranslate2."""
 
     beam_size: int
     num_hypotheses: int
@@ -85,16 +85,17 @@ def translated(translator: Any, pair: Pair, case: Case) -> tuple[list[list[list[
     options = dict(vars(case))
     options["suppress_sequences"] = [[str(i)] for i in options.pop("banned")] or None
     options["max_batch_size"] = 1 if case.coverage_penalty else 0
-    found = translator.translate_batch(lines, max_decoding_length=LENGTH, return_scores=True, **options)
-    return [[[int(i) for i in words] for words in row.hypotheses] for row in found], np.array([r.scores for r in found])
+    output = translator.translate_batch(lines, max_decoding_length=LENGTH, return_scores=True, **options)
+    tokens = [[[int(i) for i in words] for words in row.hypotheses] for row in output]
+    return tokens, np.array([row.scores for row in output])
 
 
 def searched(pair: Pair, case: Case) -> dict[str, np.ndarray]:
     prompt_B1 = jnp.full((ROWS, 1), pair.start)
     request = DecodeRequest(Batch(pair.ids_BS, pair.valid_BS), prompt_B1, prompt_B1 > 0, jnp.full(ROWS, LENGTH))
     config = BeamSearchConfig(LENGTH, ENDS[:1], CTranslate2Options(**vars(case)).beam())
-    found = beam_search(pair.model, pair.params, request, config)
-    return {name: np.asarray(value) for name, value in vars(found).items()}
+    output = beam_search(pair.model, pair.params, request, config)
+    return {name: np.asarray(value) for name, value in vars(output).items()}
 
 
 @dataclass
@@ -108,12 +109,12 @@ class Tally:
 
     def compare(self, pair: Pair, translator: Any, case: Case) -> None:
         tokens, score_BN = translated(translator, pair, case)
-        found = searched(pair, case)
+        output = searched(pair, case)
         for row, n in np.ndindex(score_BN.shape):
-            stopped = FINISH_REASONS[found["reason_BN"][row, n]] == "stop"
-            ours = list(found["tokens_BNT"][row, n, : found["length_BN"][row, n] - stopped])
+            stopped = FINISH_REASONS[output["reason_BN"][row, n]] == "stop"
+            ours = list(output["tokens_BNT"][row, n, : output["length_BN"][row, n] - stopped])
             equal = ours == tokens[row][n]
-            gap = abs(found["score_BN"][row, n] - score_BN[row, n])
+            gap = abs(output["score_BN"][row, n] - score_BN[row, n])
             assert gap < (1e-5 * max(1, abs(score_BN[row, n])) if equal else GAP), (case, row, n, gap)
             self.equal, self.stopped, self.empty = self.equal + equal, self.stopped + stopped, self.empty + (not ours)
         self.compared += score_BN.size

@@ -1,4 +1,4 @@
-"""Text as it comes: the same tokens as at once, whole characters, stop strings, and the repetition penalty."""
+"""Streaming: the same tokens as in one call, whole characters, stop strings, and the repetition penalty."""
 
 import json
 
@@ -23,24 +23,24 @@ GREEDY, FEW, PENALISED = Sampler(0.0), Sampler(0.9, top_k=8), Sampler(1.0, repet
 
 
 @pytest.mark.parametrize("name, sampler", [("lstm_lm", GREEDY), ("lstm_lm", FEW), ("transformer", PENALISED)], ids=str)
-def test_told_token_by_token_is_told_at_once(name, sampler):
-    """Tokens, lengths, reasons and log-probabilities; and each telling is the beginning of the last one."""
+def test_a_stream_equals_one_call(name, sampler):
+    """Tokens, lengths, reasons and log-probabilities; each output is a prefix of the last one."""
     model, params = ZOO[name].model, params_of(ZOO[name].model)
     limit_B = np.array([4, 0, 3, 4, 1, 4])
     request = DecodeRequest(PROMPT, PROMPT.target_BT, PROMPT.target_valid_BT, limit_B, seed=5)
     config = GenerationConfig(4, (3,), sampler)
     expected = generate(model, params, request, config)
-    told = list(generate_stream(model, params, request, config))
-    assert 1 <= len(told) <= 4
-    np.testing.assert_array_equal(told[-1].tokens_BT, expected.tokens_BT)
-    np.testing.assert_array_equal(told[-1].reason_B, expected.reason_B)
-    np.testing.assert_allclose(told[-1].token_logprob_BT, expected.token_logprob_BT, atol=1e-5)
-    for step, found in enumerate(told, start=1):
-        np.testing.assert_array_equal(found.tokens_BT[:, :step], expected.tokens_BT[:, :step])
-        assert (np.asarray(found.length_B) == np.minimum(expected.length_B, step)).all()
+    outputs = list(generate_stream(model, params, request, config))
+    assert 1 <= len(outputs) <= 4
+    np.testing.assert_array_equal(outputs[-1].tokens_BT, expected.tokens_BT)
+    np.testing.assert_array_equal(outputs[-1].reason_B, expected.reason_B)
+    np.testing.assert_allclose(outputs[-1].token_logprob_BT, expected.token_logprob_BT, atol=1e-5)
+    for step, output in enumerate(outputs, start=1):
+        np.testing.assert_array_equal(output.tokens_BT[:, :step], expected.tokens_BT[:, :step])
+        assert (np.asarray(output.length_B) == np.minimum(expected.length_B, step)).all()
 
 
-def test_the_penalty_is_that_of_its_definition():
+def test_the_repetition_penalty_equals_its_definition():
     logits = np.array([[2.0, -2.0, 0.5, -0.5]], np.float32)
     seen = np.array([[True, True, False, False]])
     np.testing.assert_allclose(apply_repetition_penalty(logits, seen, 2.0), [[1.0, -4.0, 0.5, -0.5]])
@@ -48,21 +48,21 @@ def test_the_penalty_is_that_of_its_definition():
         Sampler(repetition_penalty=0.0)
 
 
-def test_what_was_said_is_penalised_and_what_was_prompted():
-    """With a huge penalty greedy search says no id twice, and none of the prompt."""
+def test_generated_and_prompted_ids_are_penalized():
+    """With a huge penalty greedy search repeats no id of the text or the prompt."""
     model, params = ZOO["lstm_lm"].model, params_of(ZOO["lstm_lm"].model)
     request = DecodeRequest(PROMPT, PROMPT.target_BT, PROMPT.target_valid_BT, np.full(6, 8))
-    found = generate(model, params, request, GenerationConfig(8, (), Sampler(0.0, repetition_penalty=1e4)))
+    output = generate(model, params, request, GenerationConfig(8, (), Sampler(0.0, repetition_penalty=1e4)))
     plain = generate(model, params, request, GenerationConfig(8, ()))
-    said = jax.device_get(found.tokens_BT)
-    for row, example in zip(said, ROWS, strict=True):
+    tokens_BT = jax.device_get(output.tokens_BT)
+    for row, example in zip(tokens_BT, ROWS, strict=True):
         assert len(set(row)) == 8 and not set(row) & set(example.target)
     assert any(len(set(row)) < 8 for row in np.asarray(plain.tokens_BT))
 
 
 @pytest.mark.parametrize("text", ["año", "a🙂b🙂", "é", "plain", "日本"])
 def test_characters_are_shown_whole(text):
-    """A byte at a time: nothing half, nothing twice, everything in the end."""
+    """A byte at a time: no partial character, nothing twice, everything at the end."""
     tokenizer = Bytes().fit()
     ids, shown = tokenizer.encode([text])[0].tolist(), TextStream(tokenizer)
     pieces = [shown.push(ids[: size + 1], last=size + 1 == len(ids)) for size in range(len(ids))]
@@ -70,14 +70,14 @@ def test_characters_are_shown_whole(text):
     assert sum(bool(piece) for piece in pieces) == len(text)
 
 
-def test_bytes_that_are_no_character_are_shown_at_the_end():
+def test_invalid_bytes_are_shown_at_the_end():
     tokenizer = Bytes().fit()
     ids, shown = [tokenizer.encode(["é"])[0][0]], TextStream(tokenizer)
     assert shown.push(ids) == "" and shown.push(ids, last=True) == "\ufffd"
 
 
 def test_a_stop_string_over_several_tokens():
-    """Its beginning is held back, shown if it turns out to be something else, and never shown if it is complete."""
+    """Its beginning is held back, shown if the string does not continue, and never shown if it is complete."""
     tokenizer = Bytes().fit()
     shown, pieces = TextStream(tokenizer, ["END"]), []
     ids = tokenizer.encode(["an EN, an END, more"])[0].tolist()
@@ -89,14 +89,14 @@ def test_a_stop_string_over_several_tokens():
     assert pieces[3] == "" and pieces[4] == "" and pieces[5] == "EN,"
 
 
-def test_a_text_that_is_written_otherwise_later_waits():
-    """Words are joined by spaces; a word never changes, so each comes at once."""
+def test_words_are_shown_at_once():
+    """Words are joined by spaces; a word never changes, so each is shown at once."""
     tokenizer = Words().fit(["a b c"])
     shown = TextStream(tokenizer)
     assert [shown.push([4]), shown.push([4, 5]), shown.push([4, 5])] == ["a", " b", ""]
 
 
-def test_the_verb_streams_and_stops(workdir, command):  # noqa: F811
+def test_the_command_streams_and_stops(workdir, command):  # noqa: F811
     plain = command("generate", workdir, "--prompt", "a witch", "--max-tokens", 12)
     live = command("generate", workdir, "--prompt", "a witch", "--max-tokens", 12, "--stream")
     assert live.code == plain.code == 0, live.err

@@ -1,4 +1,4 @@
-"""Whatever a model says under a grammar is a whole text of it, within the limit, whoever shares its batch."""
+"""Under a grammar every model generates complete texts within the limit, independent of the batch."""
 
 import re
 
@@ -24,22 +24,22 @@ from jaxlm.grammar.token_dfa import build_token_dfa, stack_token_dfas
 TOKENIZER = Characters().fit(["aaabbc"])  # ids 4, 5, 6
 MODEL = TableModel(9, order=1)  # two ids more than the tokenizer has
 PATTERNS = ["a*b", "(a|bc){2,}", "c|ab", "[abc]*", "(?:abc)+"]
-FOUND = [build_token_dfa(regex_to_dfa(pattern), TOKENIZER) for pattern in PATTERNS]
+AUTOMATA = [build_token_dfa(regex_to_dfa(pattern), TOKENIZER) for pattern in PATTERNS]
 ROWS, ROOM = 40, 8
 OF_ROW = np.arange(ROWS) % len(PATTERNS)
-LIMIT = np.array([FOUND[row].shortest_length for row in OF_ROW]) + np.arange(ROWS) // len(PATTERNS) % 4
+LIMIT = np.array([AUTOMATA[row].shortest_length for row in OF_ROW]) + np.arange(ROWS) // len(PATTERNS) % 4
 
 
 @pytest.fixture(scope="module")
 def cases():
-    found = random_cases(MODEL, np.random.default_rng(0), ROWS)
-    found.table_BCV[np.isneginf(found.table_BCV)] = -30.0  # a model that can say everything
-    return found
+    output = random_cases(MODEL, np.random.default_rng(0), ROWS)
+    output.table_BCV[np.isneginf(output.table_BCV)] = -30.0  # a model that can say everything
+    return output
 
 
 def request_of(cases, rows=slice(None), **fields):
     some = cases.take(np.arange(ROWS)[rows])
-    fields.setdefault("grammar", batch_dfas(FOUND, OF_ROW, LIMIT))
+    fields.setdefault("grammar", batch_dfas(AUTOMATA, OF_ROW, LIMIT))
     return DecodeRequest(some.batch, some.prompt_BP, some.prompt_valid_BP, LIMIT[rows], **fields)
 
 
@@ -53,33 +53,33 @@ SAMPLERS = {
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_texts_are_whole_and_fit(cases, name):
+def test_texts_are_complete_and_fit(cases, name):
     request, config = request_of(cases, seed=3), GenerationConfig(ROOM, sampler=SAMPLERS[name])
-    found = jax.device_get(generate(MODEL, {}, request, config))
-    assert (found.reason_B == FINISH_STOP).all() and (found.length_B <= LIMIT).all()
-    texts = TOKENIZER.decode(found.tokens_BT.tolist())
+    output = jax.device_get(generate(MODEL, {}, request, config))
+    assert (output.reason_B == FINISH_STOP).all() and (output.length_B <= LIMIT).all()
+    texts = TOKENIZER.decode(output.tokens_BT.tolist())
     assert all(re.fullmatch(PATTERNS[row], text) for row, text in zip(OF_ROW, texts, strict=True))
     *_, streamed = generate_stream(MODEL, {}, request, config)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(streamed), found)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(streamed), output)
 
 
 @pytest.mark.parametrize("limit", ["keep", "force_eos", "drop"])
 @pytest.mark.parametrize("size", [1, 3])
-def test_beams_are_whole_and_fit(cases, limit, size):
+def test_beams_are_complete_and_fit(cases, limit, size):
     beam = Beam(size, size, at_max_length=limit, stopping_rule="full")
-    found = jax.device_get(beam_search(MODEL, {}, request_of(cases), BeamSearchConfig(ROOM, beam=beam)))
-    assert (found.reason_BN[:, 0] == FINISH_STOP).all()
+    output = jax.device_get(beam_search(MODEL, {}, request_of(cases), BeamSearchConfig(ROOM, beam=beam)))
+    assert (output.reason_BN[:, 0] == FINISH_STOP).all()
     for row in range(ROWS):
-        some = found.tokens_BNT[row][found.reason_BN[row] != FINISH_NONE]
+        some = output.tokens_BNT[row][output.reason_BN[row] != FINISH_NONE]
         assert all(re.fullmatch(PATTERNS[OF_ROW[row]], text) for text in TOKENIZER.decode(some.tolist()))
-        assert (found.length_BN[row] <= LIMIT[row]).all()
+        assert (output.length_BN[row] <= LIMIT[row]).all()
     if size == 1:
         greedy = jax.device_get(generate(MODEL, {}, request_of(cases), GenerationConfig(ROOM)))
-        np.testing.assert_array_equal(found.tokens_BNT[:, 0], greedy.tokens_BT)
+        np.testing.assert_array_equal(output.tokens_BNT[:, 0], greedy.tokens_BT)
 
 
 def test_a_wide_beam_finds_the_best_text(cases):
-    """Against all texts, each weighed by the model; a slot's automaton state moves with it."""
+    """Against all texts, each scored by the model; the automaton state of a slot moves with it."""
     row, limit = 1 * len(PATTERNS) + 3, 4
     one = cases.take(np.array([row]))
     logprob = one.logprob(0)
@@ -93,28 +93,28 @@ def test_a_wide_beam_finds_the_best_text(cases):
         batch_dfas([automaton], [0], [limit]),
     )
     request = DecodeRequest(one.batch, one.prompt_BP, one.prompt_valid_BP, np.array([limit]), grammar=grammar)
-    found = beam_search(MODEL, {}, request, BeamSearchConfig(limit, beam=beam))
+    output = beam_search(MODEL, {}, request, BeamSearchConfig(limit, beam=beam))
     for n in range(4):
-        size = int(found.length_BN[0, n])
-        assert tuple(np.asarray(found.tokens_BNT)[0, n, : size - 1].tolist()) == ranked[n]
-        np.testing.assert_allclose(found.logprob_BN[0, n], scores[ranked[n]], atol=1e-4)
+        size = int(output.length_BN[0, n])
+        assert tuple(np.asarray(output.tokens_BNT)[0, n, : size - 1].tolist()) == ranked[n]
+        np.testing.assert_allclose(output.logprob_BN[0, n], scores[ranked[n]], atol=1e-4)
 
 
 def test_batch_mates_and_their_grammars_leave_no_trace(cases):
     config = GenerationConfig(ROOM, sampler=Sampler())
     both = jax.device_get(generate(MODEL, {}, request_of(cases), config))
-    for number, alone in enumerate(FOUND):
+    for number, alone in enumerate(AUTOMATA):
         rows = np.flatnonzero(OF_ROW == number)
         grammar = batch_dfas([alone], np.zeros(len(rows), int), LIMIT[rows])
         request = request_of(cases, rows, grammar=grammar, line_B=rows.astype(np.uint32))
-        found = jax.device_get(generate(MODEL, {}, request, config))
-        jax.tree.map(lambda one, all_: np.testing.assert_array_equal(one, all_[rows]), found, both)  # noqa: B023
+        output = jax.device_get(generate(MODEL, {}, request, config))
+        jax.tree.map(lambda one, all_: np.testing.assert_array_equal(one, all_[rows]), output, both)  # noqa: B023
 
 
-def test_the_mask_is_that_of_the_table():
-    """-inf exactly on what is forbidden or too far from the end; ids beyond the tokenizer are forbidden."""
-    grammar = batch_dfas(FOUND, OF_ROW, LIMIT)
-    table, _ = stack_token_dfas(FOUND)
+def test_masks_equal_the_table():
+    """Exactly the ids that are forbidden or too far from the end are masked; ids beyond the tokenizer are, too."""
+    grammar = batch_dfas(AUTOMATA, OF_ROW, LIMIT)
+    table, _ = stack_token_dfas(AUTOMATA)
     state_BK = np.random.default_rng(1).integers(0, len(table.next_QC), (ROWS, 3))
     remaining_B = np.arange(ROWS) % 6
     allowed = np.asarray(grammar.allowed_tokens(state_BK, remaining_B, 9))
@@ -126,10 +126,10 @@ def test_the_mask_is_that_of_the_table():
 
 def test_limits_and_sizes_that_do_not_fit(cases):
     with pytest.raises(UserError, match="the shortest text that matches has 4 tokens"):
-        batch_dfas(FOUND, [4], [3])
-    batch_dfas(FOUND, [4], [0])
+        batch_dfas(AUTOMATA, [4], [3])
+    batch_dfas(AUTOMATA, [4], [0])
     with pytest.raises(UserError, match="a tokenizer of 7 ids, but the model has 5"):
-        batch_dfas(FOUND, [4], [9]).allowed_tokens(np.zeros((1, 1), int), np.array([9]), 5)
+        batch_dfas(AUTOMATA, [4], [9]).allowed_tokens(np.zeros((1, 1), int), np.array([9]), 5)
     other = build_token_dfa(strings_to_dfa(["a"]), Characters().fit(["ab"]))
     with pytest.raises(UserError, match="made with one tokenizer"):
-        stack_token_dfas([FOUND[0], other])
+        stack_token_dfas([AUTOMATA[0], other])

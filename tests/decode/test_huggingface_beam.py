@@ -39,7 +39,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked of both sides. ends: how many stop ids; prefix: columns of `decoder_input_ids` after the first."""
+    """The options of both programs. ends: the number of stop ids; prefix: further columns of `decoder_input_ids`."""
 
     num_beams: int
     num_return_sequences: int
@@ -77,21 +77,21 @@ def generated(pair: Pair, case: Case) -> tuple[np.ndarray, np.ndarray | None]:
         options["decoder_input_ids"] = tensors(prompt(pair, case)[0])[0]
     ids, valid = tensors(pair.ids_BS, pair.valid_BS)
     with torch.no_grad():
-        found = pair.their.generate(
+        output = pair.their.generate(
             ids, attention_mask=valid, do_sample=False, max_new_tokens=LENGTH, pad_token_id=0, output_scores=True,
             eos_token_id=list(stop) or None, return_dict_in_generate=True, **options,
         )  # fmt: skip
     read = COLUMNS if pair.start is None else 1 + case.prefix
-    tokens_RT = np.pad(found.sequences.numpy()[:, read:], ((0, 0), (0, LENGTH)))[:, :LENGTH]
+    tokens_RT = np.pad(output.sequences.numpy()[:, read:], ((0, 0), (0, LENGTH)))[:, :LENGTH]
     stops_RT = np.isin(tokens_RT, stop)
     tokens_RT = np.where(stops_RT.cumsum(1) - stops_RT > 0, 0, tokens_RT)
-    scores_R = getattr(found, "sequences_scores", None)
+    scores_R = getattr(output, "sequences_scores", None)
     shape = (ROWS, case.num_return_sequences)
     return tokens_RT.reshape(*shape, LENGTH), None if scores_R is None else scores_R.numpy().reshape(shape)
 
 
 def prompt(pair: Pair, case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """What our search reads first, and which of it is valid."""
+    """The prompt of our search, and its mask."""
     if pair.start is None:
         return pair.ids_BS, pair.valid_BS
     prompt_BP = np.concatenate([np.full((ROWS, 1), pair.start), pair.ids_BS[:, : case.prefix]], axis=1)
@@ -105,8 +105,8 @@ def searched(pair: Pair, case: Case) -> dict[str, np.ndarray]:
     batch = Batch(target_BT=prompt_BP) if pair.start is None else Batch(pair.ids_BS, pair.valid_BS)
     request = DecodeRequest(batch, prompt_BP, valid_BP, np.full(ROWS, LENGTH), forced_prefix=forced)
     config = BeamSearchConfig(LENGTH, ENDS[: case.ends], HuggingFaceOptions(**case.searched).beam())
-    found = beam_search(pair.model, pair.params, request, config)
-    return {name: np.asarray(value) for name, value in vars(found).items()}
+    output = beam_search(pair.model, pair.params, request, config)
+    return {name: np.asarray(value) for name, value in vars(output).items()}
 
 
 @dataclass
@@ -120,18 +120,18 @@ class Tally:
 
     def compare(self, pair: Pair, case: Case) -> None:
         tokens_BNT, scores_BN = generated(pair, case)
-        found = searched(pair, case)
-        same_BN = (found["tokens_BNT"] == tokens_BNT).all(-1)
+        output = searched(pair, case)
+        same_BN = (output["tokens_BNT"] == tokens_BNT).all(-1)
         if scores_BN is not None:
-            np.testing.assert_allclose(found["score_BN"][same_BN], scores_BN[same_BN], rtol=1e-5, atol=1e-5)
-            gap_BN = np.abs(found["score_BN"] - scores_BN)
+            np.testing.assert_allclose(output["score_BN"][same_BN], scores_BN[same_BN], rtol=1e-5, atol=1e-5)
+            gap_BN = np.abs(output["score_BN"] - scores_BN)
             assert (gap_BN[~same_BN] < GAP).all(), (case, np.argwhere(~same_BN), gap_BN[~same_BN])
         else:
             assert same_BN.all(), (case, np.argwhere(~same_BN))
         self.cases += 1
         self.compared += same_BN.size
         self.equal += int(same_BN.sum())
-        self.stopped += int((found["reason_BN"] == FINISH_REASONS.index("stop")).sum())
+        self.stopped += int((output["reason_BN"] == FINISH_REASONS.index("stop")).sum())
 
     def add(self, other: "Tally") -> None:
         for name, value in vars(other).items():
@@ -166,8 +166,8 @@ GRID = {
     "prefix": {"prefix": 3},
     "no_repeat": {"no_repeat_ngram_size": 2},
 }
-"""What the slow tests ask for on top of beams, penalties and stops. A prefix and first ids are an encoder-decoder's; so
-is the ban on repeats, which Transformers extends to the prompt (there one id, which is banned here)."""
+"""The further options of the slow tests. A prefix and first ids need an encoder-decoder; so does the ban on repeats,
+which Transformers extends to the prompt (there one id, which is banned here)."""
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_the_grid(pairs, name):
 
 
 def grid(options: dict[str, Any], returns: bool) -> Iterator[Case]:
-    """Every case; fewer hypotheses than beams only where asked, since each number compiles anew."""
+    """Every case; few numbers of hypotheses, since each compiles a program."""
     for size, early_stopping in product((1, 2, 4, 5), EARLY_STOPPING):
         for count in sorted({1, 2, size}) if returns else (size,):
             if count <= size:

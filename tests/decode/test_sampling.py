@@ -1,4 +1,4 @@
-"""Choosing one token: exact best-of-many, the filters against NumPy, Gumbel-max against softmax, samples by line."""
+"""Sampling: exact top-k, the filters against NumPy, Gumbel-max against softmax, samples by line."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jaxlm.errors import UserError
 
 
 @pytest.mark.parametrize("width, count", [(5000, 10), (4096 + 31, 3), (9000, 1), (40, 10), (4, 7)])
-def test_best_is_top_k_with_its_ties(width, count):
+def test_chunked_top_k_equals_top_k_with_ties(width, count):
     rng = np.random.default_rng(width)
     score_BX = rng.integers(0, 6, (6, width)).astype(np.float32)
     score_BX[1] = -np.inf
@@ -49,26 +49,27 @@ def test_filters_against_numpy():
     p_BV = np.exp(LOGPROB_BV.astype(np.float64))
     p_BV /= p_BV.sum(axis=1, keepdims=True)
     for top_k, top_p, min_p in [(3, 0.9, 0.1), (30, 0.01, 0.0)]:
-        found = [filter_top_k(LOGPROB_BV, top_k), filter_top_p(LOGPROB_BV, top_p), filter_min_p(LOGPROB_BV, min_p)]
-        found.append(apply_filters(LOGPROB_BV, Sampler(1.0, top_k, top_p, min_p)))
-        found = [np.asarray(each) for each in found]
+        filtered = [filter_top_k(LOGPROB_BV, top_k)[0], filter_top_p(LOGPROB_BV, top_p)]
+        filtered.append(filter_min_p(LOGPROB_BV, min_p))
+        filtered.append(apply_filters(LOGPROB_BV, Sampler(1.0, top_k, top_p, min_p))[0])
+        filtered = [np.asarray(each) for each in filtered]
         for row, p_V in enumerate(p_BV):
             by_k = set(np.argsort(-p_V)[: top_k or None])
             by_p = kept_by_top_p(p_V, top_p)
             by_min = set(np.flatnonzero(p_V >= min_p * p_V.max() * (1 - 1e-6)))
-            for each, expected in zip(found, (by_k, by_p, by_min, by_k & by_p & by_min), strict=True):
+            for each, expected in zip(filtered, (by_k, by_p, by_min, by_k & by_p & by_min), strict=True):
                 assert set(np.flatnonzero(each[row] > -np.inf)) == expected
                 np.testing.assert_array_equal(each[row, list(expected)], LOGPROB_BV[row, list(expected)])
 
 
 def test_equal_probabilities_stay_together():
     logprob_BV = np.log(np.array([[0.3, 0.3, 0.3, 0.1]], np.float32))
-    for found in (filter_top_k(logprob_BV, 1), filter_top_p(logprob_BV, 0.2)):
-        np.testing.assert_array_equal(np.isneginf(found), [[False, False, False, True]])
+    for filtered in (filter_top_k(logprob_BV, 1)[0], filter_top_p(logprob_BV, 0.2)):
+        np.testing.assert_array_equal(np.isneginf(filtered), [[False, False, False, True]])
 
 
 def test_off_means_untouched():
-    np.testing.assert_array_equal(apply_filters(LOGPROB_BV, Sampler()), LOGPROB_BV)
+    np.testing.assert_array_equal(apply_filters(LOGPROB_BV, Sampler())[0], LOGPROB_BV)
 
 
 def test_gumbel_max_samples_the_softmax():
@@ -86,12 +87,12 @@ def test_gumbel_max_samples_the_softmax():
 
 
 @pytest.mark.parametrize("levels", [3, 10**6])
-def test_noise_for_few_is_noise_for_all(levels):
-    """Top-k and then a sample of what is left, with and without ties at the k-th place: the same tokens."""
+def test_noise_for_top_k_equals_noise_for_all(levels):
+    """Sampling with top-k equals sampling from the filtered scores, with and without ties at rank k."""
     score_BV = np.random.default_rng(levels).integers(0, levels, (64, 500)).astype(np.float32) * (4 / levels)
     key_B, sampler = line_rng_keys(1, jnp.arange(64)), Sampler(top_k=7, min_p=0.01)
     once = jax.jit(lambda score_BV: sample(score_BV, key_B, 2, sampler))(score_BV)
-    left_BV = apply_filters(jnp.asarray(score_BV), sampler)
+    left_BV, _ = apply_filters(jnp.asarray(score_BV), sampler)
     assert (levels == 3) == bool(((left_BV > -jnp.inf).sum(1) > 7).any())
     np.testing.assert_array_equal(once, jax.jit(lambda score_BV: sample(score_BV, key_B, 2, Sampler()))(left_BV))
 
@@ -110,15 +111,15 @@ def test_a_sample_depends_on_its_line_alone():
     every = np.arange(rows)
     expected = write(every)
     for at in (every[::-1], np.tile(every[5:9], 8)):
-        found = write(at, line_B=at)
-        np.testing.assert_array_equal(found.tokens_BT, expected.tokens_BT[at])
-        np.testing.assert_array_equal(found.token_logprob_BT, expected.token_logprob_BT[at])
+        filtered = write(at, line_B=at)
+        np.testing.assert_array_equal(filtered.tokens_BT, expected.tokens_BT[at])
+        np.testing.assert_array_equal(filtered.token_logprob_BT, expected.token_logprob_BT[at])
     assert (write(every, seed=12).tokens_BT != expected.tokens_BT).any()
     same = write(np.zeros(rows, int))
     assert len({tuple(tokens) for tokens in same.tokens_BT}) > 10
 
 
-def test_what_cannot_be_sampled_is_refused():
+def test_invalid_samplers_are_refused():
     for options in ({"temperature": -1}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": 2}):
         with pytest.raises(UserError):
             Sampler(**options)

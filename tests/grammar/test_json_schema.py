@@ -1,4 +1,4 @@
-"""JSON under a schema: what an untrained model writes is valid; what cannot be kept is refused with its place."""
+"""JSON under a schema: the text of an untrained model is valid; unsupported schemas are refused with their place."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def request_():
 
 
 def check(tokens, length):
-    """All are JSON that the schema admits, and no longer than they may be."""
+    """Check that all texts are JSON that the schema admits, within their limits."""
     texts = TOKENIZER.decode(tokens.tolist())
     assert (length <= LIMIT).all()
     assert all(valid(json.loads(text), PERSON) for text in texts)
@@ -93,7 +93,7 @@ def check(tokens, length):
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0, 100.0])
 def test_a_thousand_samples_are_valid(request_, temperature):
-    """250 at each of four temperatures, at limits from the least that is possible."""
+    """250 at each of four temperatures, with limits from the shortest possible text."""
     model, request = request_
     request = replace(request, grammar=batch_dfas([AUTOMATON], np.zeros(ROWS, int), LIMIT))
     config = GenerationConfig(int(LIMIT.max()), sampler=Sampler(temperature, top_p=0.95))

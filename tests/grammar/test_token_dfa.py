@@ -1,4 +1,4 @@
-"""Automata over the ids of every tokenizer say exactly what Python's `re` says of the decoded text."""
+"""Automata over the ids of every tokenizer accept exactly the decoded texts that Python's `re` matches."""
 
 import itertools
 import re
@@ -41,7 +41,7 @@ EXPRESSIONS = [
 
 
 @pytest.mark.parametrize("pattern", EXPRESSIONS)
-def test_expressions_are_those_of_python(pattern):
+def test_expressions_match_like_python(pattern):
     automaton = regex_to_dfa(pattern)
     for size in range(6):
         for text in map("".join, itertools.product("abcé", repeat=size)):
@@ -97,8 +97,8 @@ def test_the_decoded_text_matches(name):
             assert not any(matches)
             continue
         for (ids, text), expected in zip(rows, matches, strict=True):
-            found = accepts(automaton, ids)
-            assert found <= expected if "removed" in name else found == expected, (pattern, ids, text)
+            result = accepts(automaton, ids)
+            assert result <= expected if "removed" in name else result == expected, (pattern, ids, text)
         assert (automaton.next_QC[:, automaton.class_V[:EOS]] < 0).all(), "padding, unknown, BOS"
 
 
@@ -118,7 +118,7 @@ def test_distances(name):
         automaton.require_reachable(automaton.shortest_length - 1)
 
 
-def test_joined_automata_are_each_alone():
+def test_stacked_automata_equal_single_ones():
     tokenizer = TOKENIZERS["bytes"]
     alone = [build_token_dfa(regex_to_dfa(pattern), tokenizer) for pattern in ("(ab)*", "[a-c]{2}|é")]
     both, starts = stack_token_dfas(alone)
@@ -126,8 +126,8 @@ def test_joined_automata_are_each_alone():
         assert accepts(replace(both, start=start), ids) == accepts(each, ids)
 
 
-def test_a_text_of_sentencepiece_holds_no_escape():
-    """What its decoder would read as another character is never written."""
+def test_sentencepiece_texts_contain_no_escape():
+    """Text that its decoder would replace by another character is never generated."""
     tokenizer = TOKENIZERS["sentencepiece"]
     automaton = build_token_dfa(regex_to_dfa("(?s:.)*"), tokenizer)
     byte = {text: index for index, text in enumerate(get_token_bytes(tokenizer).rest) if text and len(text) == 1}
@@ -154,7 +154,7 @@ def test_expressions_that_are_refused(pattern):
         regex_to_dfa(pattern)
 
 
-def test_what_no_tokenizer_text_can_match():
+def test_texts_that_no_tokenizer_can_write():
     with pytest.raises(UserError, match="no text that matches can be written by this tokenizer"):
         build_token_dfa(regex_to_dfa("xyz"), TOKENIZERS["characters"])
     with pytest.raises(UserError, match="no choice"):

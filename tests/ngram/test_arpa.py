@@ -1,4 +1,4 @@
-"""ARPA files: written by hand and read, written and read again, and refused where they lie."""
+"""ARPA files: read after writing by hand or by `write_arpa`; invalid files are refused with the line."""
 
 import gzip
 import math
@@ -78,7 +78,7 @@ def test_by_hand(tmp_path):
 
 
 def score(model: NGram, tables, ids: list[int]) -> np.ndarray:
-    """Natural log of each id but the first, after those before it."""
+    """Return the log-probability (natural log) of each id but the first, given those before it."""
     ids_BT = np.array([ids], np.int32)
 
     @jax.jit
@@ -92,19 +92,19 @@ def score(model: NGram, tables, ids: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["model.arpa", "model.arpa.gz"])
 @pytest.mark.parametrize("smoothing", [KneserNey(), KneserNey(prune_thresholds=(0, 1)), WittenBell(), StupidBackoff()])
-def test_written_is_read(tmp_path, smoothing, name):
-    """The same rows, the same words, logs within 1e-6; and the file of the second writing is that of the first."""
+def test_a_written_file_is_read_back(tmp_path, smoothing, name):
+    """The same rows, the same words, logs within 1e-6; writing again gives the same file."""
     tables, words = trained(smoothing)
     file = tmp_path / name
     write_arpa(file, tables, words)
     again, words_again = read_arpa(file)
     assert words_again == words and jax.tree.structure(again) == jax.tree.structure(tables)
-    for (path, found), expected in zip(jax.tree.leaves_with_path(again), jax.tree.leaves(tables), strict=True):
-        assert found.dtype == expected.dtype and found.shape == expected.shape, path
+    for (path, result), expected in zip(jax.tree.leaves_with_path(again), jax.tree.leaves(tables), strict=True):
+        assert result.dtype == expected.dtype and result.shape == expected.shape, path
         impossible = (expected < LOG_ZERO + 1e-3) & (
-            found < LOG_ZERO + 1e-3
+            result < LOG_ZERO + 1e-3
         )  # a word that was never seen: -99 either way
-        np.testing.assert_allclose(found[~impossible], expected[~impossible], rtol=0, atol=1e-6, err_msg=str(path))
+        np.testing.assert_allclose(result[~impossible], expected[~impossible], rtol=0, atol=1e-6, err_msg=str(path))
     first = file.read_bytes()
     write_arpa(file, again, words_again)
     assert file.read_bytes() == first and [path.name for path in tmp_path.iterdir()] == [name]
@@ -118,10 +118,10 @@ def test_a_model_without_its_longest_ngrams(tmp_path):
         tables = model.fit({"target": Ragged.from_rows([[4]])})
         write_arpa(tmp_path / "model.arpa", tables, ("<pad>", "<unk>", "<s>", "</s>", "a"))
         again, _ = read_arpa(tmp_path / "model.arpa")
-        jax.tree.map(lambda found, expected: np.testing.assert_allclose(found, expected, atol=1e-6), again, tables)
+        jax.tree.map(lambda result, expected: np.testing.assert_allclose(result, expected, atol=1e-6), again, tables)
 
 
-def test_what_others_write(tmp_path):
+def test_files_of_other_tools(tmp_path):
     """Windows line ends, spaces for tabs, no `<unk>`, no `</s>`, weights of 0 left out, -inf; gzip by its content."""
     text = "\\data\\\r\nngram  1 = 2\r\nngram 2=1\r\n\\1-grams:\r\n-inf <s>  -0.5\r\n-0.1 x\r\n\r\n"
     text += "\\2-grams:\r\n-0.3 <s> x\r\n\\end\\\r\n"
@@ -167,7 +167,7 @@ def test_errors_name_the_line(tmp_path, old, new, line, message):
     assert str(caught.value).startswith(f"{file}, line {line}: ") and message in str(caught.value)
 
 
-def test_no_arpa_file(tmp_path):
+def test_a_file_that_is_not_arpa(tmp_path):
     with pytest.raises(UserError, match="or is not an ARPA file"):
         read_arpa(write(tmp_path, "a\nb\n"))
     with pytest.raises(UserError, match="was not found"):
