@@ -5,6 +5,7 @@ parsed by its real parser, overrides included.
 """
 
 import contextlib
+import inspect
 import io
 import sys
 from collections.abc import Iterator
@@ -150,8 +151,8 @@ def test_the_added_model_is_short_and_keeps_the_laws(inside: Path):
     names: dict = {"__name__": "average_lm"}
     exec(compile(source, "average_lm.py", "exec"), names)
     animal = Animal(names["AverageLM"](23, width=8), source=False, segments=False)
-    test_laws.test_with_a_cache_is_without(animal, "holes")
-    test_laws.test_a_then_b_is_a_and_b(animal)
-    test_laws.test_every_leaf_of_a_state_has_the_batch_first(animal)
-    test_laws.test_target_padding_leaves_no_trace(animal, "left")
-    test_laws.test_batch_mates_leave_no_trace(animal)
+    laws = [law for name, law in vars(test_laws).items() if name.startswith("test_")]
+    laws = [law for law in laws if next(iter(inspect.signature(law).parameters)) == "animal"]
+    assert len(laws) >= 6
+    for law in laws:
+        law(animal, *["holes" for name in inspect.signature(law).parameters if name == "layout"])
