@@ -1,4 +1,4 @@
-"""Every verb, on a workdir that was trained with the command line."""
+"""Every verb, on a workdir trained with the command line."""
 
 import json
 import math
@@ -69,7 +69,7 @@ def test_a_finished_run_is_scored_again(trained, command):
     assert json.loads(again.lines[-1])["test"]["chrf"] == json.loads(first.lines[-1])["test"]["chrf"]
 
 
-def test_an_interrupted_run_says_how_to_go_on(command, tmp_path, monkeypatch):
+def test_an_interrupted_run_prints_the_command_that_resumes_it(command, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxlm.training.loop.train", lambda *_: {"step": 2, "stopped": "interrupted"})
     found = command("train", f"{EXPERIMENT}:tiny", "--workdir", tmp_path / "a b", "--seed", "3")
     assert found.code == 130
@@ -178,8 +178,8 @@ def test_score_agrees_with_the_search(command, workdir):
         "score", workdir, "--jsonl", "--step", "4", "--per-token", stdin=text([f"{LONG[0]}\t{record['prediction']}"])
     )
     found = json.loads(scored.lines[0])
-    said = found["token_logprobs"] if record["hypotheses"][0]["reason"] == "stop" else found["token_logprobs"][:-1]
-    assert "\ufffd" in record["prediction"] or sum(said) == pytest.approx(record["logprob"], abs=1e-4)
+    logprobs = found["token_logprobs"] if record["hypotheses"][0]["reason"] == "stop" else found["token_logprobs"][:-1]
+    assert "\ufffd" in record["prediction"] or sum(logprobs) == pytest.approx(record["logprob"], abs=1e-4)
 
 
 def test_the_module_is_the_command(workdir, tmp_path):

@@ -1,4 +1,4 @@
-"""Rules for text through the command line: `generate` and `predict` keep them, and say what is wrong with one."""
+"""Constraints on the command line: `generate` and `predict` obey them and report invalid ones."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def schema(tmp_path):
     return file
 
 
-def test_generate_keeps_a_rule(loaded_once, command, workdir, schema):
+def test_generate_obeys_a_constraint(loaded_once, command, workdir, schema):
     ask = ("generate", workdir, "--prompt", "the witch", "--num-samples", 4, "--jsonl", "--max-tokens", 40)
     found = [json.loads(line) for line in command(*ask, "--regex", "(la|el) [a-z]{2,5}", "--temperature", 3).lines]
     assert len(found) == 4 and all(re.fullmatch("(la|el) [a-z]{2,5}", each["text"]) for each in found)
@@ -40,13 +40,13 @@ def test_generate_keeps_a_rule(loaded_once, command, workdir, schema):
         assert isinstance(value["ok"], bool) and set(value) <= {"ok", "n"}
 
 
-def test_a_stream_keeps_a_rule(loaded_once, command, workdir):
+def test_a_stream_obeys_a_constraint(loaded_once, command, workdir):
     ask = ("generate", workdir, "--prompt", "the witch", "--max-tokens", 12, "--regex", "[a-z]{4,9}")
     assert command(*ask, "--stream").lines == command(*ask).lines
     assert re.fullmatch("[a-z]{4,9}", command(*ask).lines[0])
 
 
-def test_predict_keeps_a_rule(loaded_once, command, workdir, schema, tmp_path):
+def test_predict_obeys_a_constraint(loaded_once, command, workdir, schema, tmp_path):
     lines = b"the green witch arrived\n\nJohn\n"
     found = command("predict", workdir, "--json-schema", schema, stdin=lines)
     assert found.code == 0, found.err
@@ -79,23 +79,23 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 @pytest.mark.parametrize("verb", ["generate", "predict"])
 def test_usage(command, tmp_path, verb, case):
-    argv, said = WRONG[case]
+    argv, expected = WRONG[case]
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA).replace('"boolean"', '"integer", "minimum": 3'))
     (tmp_path / "broken.json").write_text('{"type":\n "integer",,}')
     files = {"schema": tmp_path / "schema.json", "broken": tmp_path / "broken.json"}
     argv = [word.format(**files) if word.startswith("{") else word for word in argv]
     found = command(verb, "D", *(["--prompt", "x"] if verb == "generate" else []), *argv)
-    assert found.code == 2 and said in found.err and found.err.count("\n") == 1, found.err
+    assert found.code == 2 and expected in found.err and found.err.count("\n") == 1, found.err
 
 
-def test_a_wrong_rule_is_told_without_jax():
+def test_an_invalid_constraint_is_reported_without_jax():
     code = "import sys; from jaxlm.cli.main import main; code = main(sys.argv[1:]); print('jax' in sys.modules, code)"
     argv = ["generate", "D", "--prompt", "x", "--regex", "[a"]
     found = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["False", "2"]
 
 
-def test_rules_that_cannot_be_kept(loaded_once, command, workdir):
+def test_constraints_that_cannot_be_satisfied(loaded_once, command, workdir):
     ask = ("generate", workdir, "--prompt", "the witch", "--max-tokens", "2")
     found = command(*ask, "--regex", "[a-z]{90}")
     assert found.code == 1 and "EOS counted), and the limit is 2: allow" in found.err

@@ -1,4 +1,4 @@
-"""What `jaxlm doctor` says about accelerators, for the machines that a test does not have."""
+"""Accelerator checks of `jaxlm doctor` for machines that the tests do not have."""
 
 import pytest
 
@@ -42,13 +42,13 @@ def test_driver_and_plugin(installed, driver, packages, state, cure):
     ("0.0.4", "missing", "jax[tpu]==0.10.2"), ("0.0.421", "missing", "jax[tpu]==0.10.2"),
     ("0.0.41.3", "missing", "jax[tpu]==0.10.2"),
 ])  # fmt: skip
-def test_libtpu_is_of_this_jax(installed, libtpu, state, cure):
+def test_libtpu_has_the_version_that_jax_needs(installed, libtpu, state, cure):
     installed |= {"libtpu": libtpu} if libtpu else {}
     found = system_checks.check_tpu(unused=False)
     assert found.status == state and cure in found.fix
 
 
-def test_an_accelerator_that_jax_does_not_use_is_told(installed):
+def test_an_accelerator_that_jax_does_not_use_is_reported(installed):
     installed |= {"libtpu": "0.0.42.1", "jax-cuda12-plugin": "0.10.2"}
     for found in (system_checks.check_tpu(unused=True), system_checks.check_nvidia("580.65.06", unused=True)):
         assert found.status == "missing" and "does not use it" in found.detail and "jax.devices()" in found.fix

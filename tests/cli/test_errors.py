@@ -1,4 +1,4 @@
-"""What goes wrong on the command line ends in one clear line and an exit code, and what is odd in the data in none."""
+"""Errors on the command line end in one clear line and an exit code; odd lines of input are not errors."""
 
 import errno
 import json
@@ -73,7 +73,7 @@ def test_help_with_an_experiment_lists_its_overrides(command):
     assert "--model.parent" not in shown and "--model.name" not in shown
 
 
-def test_a_closed_stdout_is_no_error():
+def test_a_closed_stdout_is_not_an_error():
     done = subprocess.run(
         f"{sys.executable} -m jaxlm list >&-", shell=True, capture_output=True, text=True, check=False
     )
@@ -130,7 +130,7 @@ def test_a_damaged_record(command, workdir, tmp_path):
     assert found.code == 1 and "is damaged" in found.err
 
 
-def test_checkpoints_and_splits_that_are_not_there(command, workdir):
+def test_missing_checkpoints_and_splits(command, workdir):
     step, average = command("evaluate", workdir, "--step", "3"), command("evaluate", workdir, "--average-last", "9")
     assert (step.code, average.code) == (1, 1)
     assert "the steps 2, 4, not step 3" in step.err and "average 1 to 2" in average.err
@@ -143,7 +143,7 @@ def test_n_best_needs_as_wide_a_beam(command, workdir):
     assert found.code == 2 and "--num-beams 2" in found.err
 
 
-# What comes in, and how many lines must come out.
+# Input, and the number of output lines.
 ODD = {
     "nothing": (b"", 0),
     "only a byte order mark": (b"\xef\xbb\xbf", 0),
@@ -176,12 +176,12 @@ def test_predict_ignores_marks_and_carriage_returns(loaded_once, command, workdi
     assert records[0] == records[1] and records[0]["source"] == LONG
 
 
-def test_predict_of_what_is_not_utf8(loaded_once, command, workdir):
+def test_predict_of_a_line_that_is_not_utf8(loaded_once, command, workdir):
     data = f"{LONG}\n".encode() + b"caf\xe9 " + LONG.encode() + b"\n"
     stopped = command("predict", workdir, stdin=data)
     assert stopped.code == 1 and "line 2, byte 3" in stopped.err and "--on-bad-line replace" in stopped.err
-    mended = command("predict", workdir, "--on-bad-line", "replace", "--jsonl", stdin=data)
-    assert json.loads(mended.lines[1])["source"] == f"caf\ufffd {LONG}" and "1 lines were not UTF-8" in mended.err
+    repaired = command("predict", workdir, "--on-bad-line", "replace", "--jsonl", stdin=data)
+    assert json.loads(repaired.lines[1])["source"] == f"caf\ufffd {LONG}" and "1 lines were not UTF-8" in repaired.err
 
 
 def test_score_wants_one_tab(loaded_once, command, workdir):
@@ -191,7 +191,7 @@ def test_score_wants_one_tab(loaded_once, command, workdir):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "expected"),
     [
         (KeyboardInterrupt(), 130, ""),
         (BrokenPipeError(), 141, ""),
@@ -201,16 +201,16 @@ def test_score_wants_one_tab(loaded_once, command, workdir):
         (ZeroDivisionError("by zero\nand more"), 1, "ZeroDivisionError: by zero (run with --debug for the traceback)"),
     ],
 )
-def test_what_may_happen_on_the_way(command, monkeypatch, error, code, said):
+def test_exceptions_become_one_line_and_an_exit_code(command, monkeypatch, error, code, expected):
     def fail(_):
         raise error
 
     monkeypatch.setattr("jaxlm.cli.tools.list.main", fail)
     monkeypatch.setattr(os, "dup2", lambda *_: None)  # the test's own stdout stays
     found = command("list")
-    assert found.code == code and said in found.err
-    assert found.err.count("\n") == bool(said)
-    if said:
+    assert found.code == code and expected in found.err
+    assert found.err.count("\n") == bool(expected)
+    if expected:
         assert "Traceback" in command("list", "--debug").err
 
 
@@ -224,13 +224,13 @@ def test_what_may_happen_on_the_way(command, monkeypatch, error, code, said):
         (["--model.heads", "3"], "does not divide into 3 heads"),
     ],
 )
-def test_numbers_that_make_no_sense_are_told_before_training(command, tmp_path, words, message):
+def test_invalid_values_are_reported_before_training(command, tmp_path, words, message):
     found = command("train", f"{EXPERIMENT}:tiny", "--workdir", tmp_path / "run", *words)
     assert found.code in (1, 2) and re.search(message, found.err), found.err
     assert not (tmp_path / "run" / "checkpoints").exists() and "Traceback" not in found.err
 
 
-def test_functions_that_are_not_marked_as_experiments(command, tmp_path):
+def test_functions_without_the_annotation_of_an_experiment(command, tmp_path):
     """An imported experiment is not the file's own, and what is not annotated is named."""
     file = tmp_path / "mine.py"
     file.write_text("from experiments.quickstart import experiment as q\ndef un():\n    return q()\n")

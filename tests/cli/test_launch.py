@@ -1,4 +1,4 @@
-"""`jaxlm launch`: what would be run, submitted and applied; nothing of it needs JAX, a cloud or a cluster."""
+"""`jaxlm launch`: the commands and manifests, without JAX, a cloud or a cluster."""
 
 import os
 import shlex
@@ -38,7 +38,7 @@ def test_topology_has_the_chips_of_the_type():
         parse_tpu_type("v5litepod-16", "2x4")
 
 
-def test_slurm_submits_a_task_a_gpu(command):
+def test_slurm_submits_one_task_per_gpu(command):
     words = ["--nodes", "2", "--gpus-per-node", "4", "--time", "12:00:00", "--sbatch=--qos=low", "--dry-run"]
     found = command("launch", "slurm", *QUICK, *words, "--", "--steps", "5", "--finetuning.init", "it's")
     assert found.code == 0 and not found.err
@@ -79,13 +79,13 @@ def test_the_manifest_is_a_jobset(command):
 
 
 def test_tpu_calls_the_script_step_by_step(monkeypatch, command):
-    asked: list[list[str]] = []
+    calls: list[list[str]] = []
     codes = iter([0, 0, 0, launch.PREEMPTED, 0, 0, 0, 0])
-    monkeypatch.setattr(launch, "_run_command", lambda words: (asked.append(words[1:]), next(codes))[1])
+    monkeypatch.setattr(launch, "_run_command", lambda words: (calls.append(words[1:]), next(codes))[1])
     options = ["--type", "v5litepod-16", "--spot", "--zone", "z", "--bucket", "b"]
     assert command("launch", "tpu", *QUICK, *options, "--", "--steps", "5").code == 0
-    assert [words[0] for words in asked] == ["queue", "setup", "run", "wait"] * 2, "a lost slice is asked for again"
-    queue, setup, run, wait = asked[:4]
+    assert [words[0] for words in calls] == ["queue", "setup", "run", "wait"] * 2, "a lost slice is requested again"
+    queue, setup, run, wait = calls[:4]
     assert queue[1:] == ["my-run", "--type", "v5litepod-16", "--spot", "--replace", "--zone", "z"]
     assert setup[1:] == ["my-run", "--zone", "z", "--bucket", "b"] and wait[1:] == ["my-run", "--zone", "z"]
     train = ["jaxlm", "train", "experiments.quickstart", "--workdir", "../bucket/runs/My_Run", "--steps", "5"]
@@ -93,9 +93,9 @@ def test_tpu_calls_the_script_step_by_step(monkeypatch, command):
 
 
 def test_tpu_stops_at_the_first_step_that_fails(monkeypatch, command):
-    asked: list[str] = []
-    monkeypatch.setattr(launch, "_run_command", lambda words: (asked.append(words[1]), 1)[1])
-    assert command("launch", *TPU).code == 1 and asked == ["queue"]
+    calls: list[str] = []
+    monkeypatch.setattr(launch, "_run_command", lambda words: (calls.append(words[1]), 1)[1])
+    assert command("launch", *TPU).code == 1 and calls == ["queue"]
 
 
 def test_tpu_dry_run_shows_every_command(tmp_path):
@@ -140,7 +140,7 @@ def test_mistakes_end_in_one_line(command, tmp_path, case):
     assert expected in found.err and len(found.err.splitlines()) == 1, found.err
 
 
-def test_what_is_not_installed_is_named(command, monkeypatch, tmp_path):
+def test_a_missing_program_is_named(command, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "sbatch is not on the PATH" in command("launch", "slurm", *QUICK).err
     assert "kubectl is not on the PATH" in command("launch", *GKE).err

@@ -1,4 +1,4 @@
-"""The scripts of launch/: host_run.sh keeps a command going on a host; slurm.sbatch has a srun that does as told."""
+"""The scripts of launch/: host_run.sh keeps a command running on a host; slurm.sbatch runs with a fake srun."""
 
 import os
 import shutil
@@ -16,9 +16,9 @@ LAUNCH = ROOT / "launch"
 SCRIPTS = [ROOT / "tpu_setup.sh", ROOT / "launch/host_run.sh", ROOT / "launch/slurm.sbatch", ROOT / ".ci/run"]
 SAVES = """
 import signal, sys, time
-said = open(sys.argv[1], "a", buffering=1)
-signal.signal(signal.SIGTERM, lambda *_: (said.write("saved\\n"), time.sleep(0.3), sys.exit(130)))
-said.write("ready\\n")
+output = open(sys.argv[1], "a", buffering=1)
+signal.signal(signal.SIGTERM, lambda *_: (output.write("saved\\n"), time.sleep(0.3), sys.exit(130)))
+output.write("ready\\n")
 time.sleep(60)
 """
 
@@ -56,7 +56,7 @@ def until(true: Callable[[], bool], what: str = "") -> None:
 @pytest.mark.parametrize(
     "codes, restarts, runs", [((130, 134, 0), 9, 3), ((1,), 9, 1), ((2,), 9, 1), ((137,) * 9, 2, 3)]
 )
-def test_what_the_machine_ended_is_started_again(tmp_path, codes, restarts, runs):
+def test_a_command_that_the_machine_ended_restarts(tmp_path, codes, restarts, runs):
     counted = tmp_path / "count"
     script = f'n=$(cat "{counted}" 2>/dev/null || echo 0); echo $((n + 1)) >"{counted}"; shift $n; exit $1'
     assert host(tmp_path, "code").stdout == "75\n"
@@ -68,20 +68,20 @@ def test_what_the_machine_ended_is_started_again(tmp_path, codes, restarts, runs
 
 
 def test_stop_lets_the_command_save_and_does_not_start_it_again(tmp_path):
-    said = tmp_path / "said"
-    command = [sys.executable, "-c", SAVES, str(said)]
+    output = tmp_path / "output"
+    command = [sys.executable, "-c", SAVES, str(output)]
     assert "started" in host(tmp_path, "start", "5", *command).stdout
-    until(lambda: said.exists() and said.read_text() == "ready\n")
+    until(lambda: output.exists() and output.read_text() == "ready\n")
     assert "already running" in host(tmp_path, "start", "5", *command).stdout
     other = host(tmp_path, "start", "5", "true")
     assert other.returncode == 1 and "another command is running" in other.stderr
     assert ": running: " in host(tmp_path, "status").stdout and host(tmp_path, "code").stdout == "running\n"
     assert "with code 130" in host(tmp_path, "stop").stdout
-    assert said.read_text() == "ready\nsaved\n", "one signal, one start"
+    assert output.read_text() == "ready\nsaved\n", "one signal, one start"
     assert "nothing is running" in host(tmp_path, "stop").stdout
 
 
-def test_a_command_that_went_with_the_machine_is_noticed(tmp_path):
+def test_a_command_that_ended_with_the_machine_is_noticed(tmp_path):
     host(tmp_path, "start", "5", "sleep", "60")
     os.killpg(int((tmp_path / "jaxlm-run/pid").read_text()), signal.SIGKILL)
     until(lambda: host(tmp_path, "code").stdout == "75\n")
@@ -109,29 +109,29 @@ def slurm(tmp_path):
     (0, {}, False), (1, {}, False), (2, {}, False), (130, {}, True), (134, {"SLURM_RESTART_COUNT": "3"}, True),
     (130, {"SLURM_RESTART_COUNT": "3", "JAXLM_RESTARTS": "3"}, False),
 ])  # fmt: skip
-def test_a_job_that_the_machine_ended_is_queued_again(slurm, tmp_path, code, variables, requeued):
+def test_a_job_that_the_machine_ended_is_requeued(slurm, tmp_path, code, variables, requeued):
     job = slurm("bash", "-c", f'echo "$1"; exit {code}', "x", "a  b", **variables)
-    said, _ = job.communicate(timeout=30)
-    assert job.returncode == code and "\na  b\n" in said
+    output, _ = job.communicate(timeout=30)
+    assert job.returncode == code and "\na  b\n" in output
     assert (tmp_path / "requeued").exists() == requeued
     if requeued:
         assert (tmp_path / "requeued").read_text() == "requeue 7\n"
 
 
 def test_a_preempted_job_waits_for_its_tasks(slurm, tmp_path):
-    said = tmp_path / "said"
-    job = slurm(sys.executable, "-c", SAVES, str(said))
-    until(lambda: said.exists() and said.read_text() == "ready\n")
+    output = tmp_path / "output"
+    job = slurm(sys.executable, "-c", SAVES, str(output))
+    until(lambda: output.exists() and output.read_text() == "ready\n")
     job.send_signal(signal.SIGTERM)  # to the script; the tasks get theirs from Slurm
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
     for child in children:
         os.kill(int(child), signal.SIGTERM)
     job.communicate(timeout=30)
-    assert job.returncode == 130 and said.read_text() == "ready\nsaved\n"
+    assert job.returncode == 130 and output.read_text() == "ready\nsaved\n"
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
 
 
-def test_a_job_without_a_command_says_so(slurm):
+def test_a_job_without_a_command_fails(slurm):
     job = slurm()
-    said, _ = job.communicate(timeout=30)
-    assert job.returncode == 2 and "which command?" in said
+    output, _ = job.communicate(timeout=30)
+    assert job.returncode == 2 and "which command?" in output

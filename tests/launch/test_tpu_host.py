@@ -1,4 +1,4 @@
-"""tpu_setup.sh on a host: what it would install, by --dry-run, on machines of several kinds."""
+"""tpu_setup.sh on a host: the installation, by --dry-run, on several kinds of machines."""
 
 import os
 import shutil
@@ -47,7 +47,7 @@ def test_a_host_that_has_all_gets_an_environment(install, tmp_path):
     assert not folder.exists()
 
 
-def test_what_is_there_stays(install, tmp_path):
+def test_an_existing_environment_stays(install, tmp_path):
     (tmp_path / "venv/bin").mkdir(parents=True)
     (tmp_path / "venv/bin/pip").write_text("")
     (tmp_path / "venv/bin/pip").chmod(0o755)
@@ -79,6 +79,6 @@ def test_a_bare_machine_gets_python_and_the_bucket(install):
     ((), {"python3": "exit 1"}, "sudo apt install python3.12-venv"),
     (("--python", "/nowhere/python3"), {}, "/nowhere/python3 does not run, is older than 3.11"),
 ])  # fmt: skip
-def test_a_host_without_python_says_what_to_do(install, words, machine, expected):
+def test_a_host_without_python_prints_the_fix(install, words, machine, expected):
     found = install(*words, **machine)
     assert found.returncode == 1 and expected in found.stderr and len(found.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""tpu_setup.sh and what it runs on a host, against a gcloud that records what it is asked and answers from a file."""
+"""tpu_setup.sh and its commands on a host, with a fake gcloud that records its calls and answers from files."""
 
 import os
 import shlex
@@ -35,7 +35,7 @@ fi
 
 
 class Slice:
-    """The script with a recording gcloud: `answers(command, *lines)`, `call(*words)`, `asked()`."""
+    """The script with a recording gcloud: `answers(command, *lines)`, `call(*words)`, `calls()`."""
 
     def __init__(self, folder: Path):
         self.folder, self.host = folder, folder / "host"
@@ -54,7 +54,7 @@ class Slice:
         command = ["bash", str(script), *words]
         return subprocess.run(command, env=self.env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
-    def asked(self) -> list[list[str]]:
+    def calls(self) -> list[list[str]]:
         calls = self.folder / "calls"
         return [shlex.split(line) for line in calls.read_text().splitlines()] if calls.exists() else []
 
@@ -77,37 +77,37 @@ RUNTIMES |= {"v6e-8": "v2-alpha-tpuv6e"}
 
 
 @pytest.mark.parametrize("kind", RUNTIMES)
-def test_create_asks_for_the_image_of_the_generation(cloud, kind):
+def test_create_uses_the_image_of_the_generation(cloud, kind):
     cloud.answers("tpu-vm describe", f"1 {NOT_FOUND}")
     options = ["--type", kind, "--zone", "us-east5-a", "--project", "p", "--network", "my net", "--spot"]
     assert cloud.call("create", "mine", *options).returncode == 0
-    look, create = cloud.asked()
+    look, create = cloud.calls()
     where = ["--zone=us-east5-a", "--project=p"]
     assert look == ["compute", "tpus", "tpu-vm", "describe", "mine", "--format=value(state)", *where]
     expected = [f"--version={RUNTIMES[kind]}", f"--accelerator-type={kind}", "--spot", "--network=my net", *where]
     assert create == ["compute", "tpus", "tpu-vm", "create", "mine", *expected]
 
 
-def test_create_leaves_what_is_there(cloud):
+def test_create_keeps_an_existing_slice(cloud):
     cloud.answers("tpu-vm describe", "0 READY")
     assert "mine exists already" in one_line(cloud.call("create", "mine", "--type", "v4-8"), 0)
     cloud.answers("tpu-vm describe", "0 PREEMPTED")
     assert "mine exists in state PREEMPTED: delete it first" in one_line(cloud.call("create", "mine", "--type", "v4-8"))
-    assert [words[3] for words in cloud.asked()] == ["describe"] * 2
+    assert [words[3] for words in cloud.calls()] == ["describe"] * 2
 
 
 def test_a_refused_creation_is_not_repeated(cloud):
     cloud.answers("tpu-vm describe", f"1 {NOT_FOUND}")
     cloud.answers("tpu-vm create", "1 ERROR: no more capacity in the zone")
     assert "without capacity, use './tpu_setup.sh queue'" in one_line(cloud.call("create", "mine", "--type", "v4-8"))
-    assert [words[3] for words in cloud.asked()] == ["describe", "create"]
+    assert [words[3] for words in cloud.calls()] == ["describe", "create"]
 
 
-def test_a_state_that_cannot_be_read_is_asked_thrice(cloud):
+def test_a_state_that_cannot_be_read_is_queried_three_times(cloud):
     cloud.answers("tpu-vm describe", "1 ERROR: backend error")
     last = one_line(cloud.call("create", "mine", "--type", "v4-8", "--pause", "0"))
     assert "3 tries" in last and "backend error" in last
-    assert [words[3] for words in cloud.asked()] == ["describe"] * 3
+    assert [words[3] for words in cloud.calls()] == ["describe"] * 3
     cloud.answers("tpu-vm describe", "1 ERROR: backend error", "0 READY")
     assert cloud.call("create", "mine", "--type", "v4-8", "--pause", "0").returncode == 0
 
@@ -121,29 +121,29 @@ def test_queue_waits_for_its_turn(cloud):
     assert found.returncode == 0 and found.stderr.count("mine: ") == 3
     create = ["create", "mine", "--node-id=mine", "--runtime-version=v2-alpha-tpuv5-lite"]
     create += ["--accelerator-type=v5litepod-16", "--spot", "--valid-until-duration=6h"]
-    assert cloud.asked()[1] == ["compute", "tpus", "queued-resources", *create]
-    assert [words[3] for words in cloud.asked()] == ["describe", "create"] + ["describe"] * 3
+    assert cloud.calls()[1] == ["compute", "tpus", "queued-resources", *create]
+    assert [words[3] for words in cloud.calls()] == ["describe", "create"] + ["describe"] * 3
     cloud.answers("tpu-vm describe", "0 READY")
     assert "mine exists already" in one_line(cloud.call("queue", "mine", *options), 0)
 
 
-def test_a_preempted_request_is_replaced_only_if_asked(cloud):
+def test_a_preempted_request_is_replaced_only_with_replace(cloud):
     cloud.answers("queued-resources describe", "0 SUSPENDED")
     assert "--replace deletes it" in one_line(cloud.call("queue", "mine", "--type", "v6e-8"))
-    assert len(cloud.asked()) == 1
+    assert len(cloud.calls()) == 1
     cloud.answers("queued-resources describe", "0 SUSPENDED", "0 ACTIVE")
     assert cloud.call("queue", "mine", "--type", "v6e-8", "--replace", "--pause", "0").returncode == 0
-    assert [words[3] for words in cloud.asked()[1:]] == ["describe", "delete", "create", "describe"]
-    assert cloud.asked()[2][4:] == ["mine", "--force", "--quiet"]
+    assert [words[3] for words in cloud.calls()[1:]] == ["describe", "delete", "create", "describe"]
+    assert cloud.calls()[2][4:] == ["mine", "--force", "--quiet"]
 
 
-def test_a_slice_that_was_taken_away_is_asked_for_again(cloud):
+def test_a_preempted_slice_is_requested_again(cloud):
     cloud.answers("queued-resources describe", "0 ACTIVE")
     cloud.answers("tpu-vm describe", "0 PREEMPTED")
     cloud.answers("queued-resources delete", "1 being suspended", "0 ")
     assert "its slice PREEMPTED: --replace" in one_line(cloud.call("queue", "mine", "--type", "v6e-8"))
     assert cloud.call("queue", "mine", "--type", "v6e-8", "--replace", "--pause", "0").returncode == 0
-    assert [words[3] for words in cloud.asked()[2:]] == ["describe"] * 2 + ["delete"] * 2 + ["create", "describe"]
+    assert [words[3] for words in cloud.calls()[2:]] == ["describe"] * 2 + ["delete"] * 2 + ["create", "describe"]
 
 
 @pytest.mark.parametrize(
@@ -161,17 +161,17 @@ def test_wait_notices_a_lost_slice(cloud):
     assert "PREEMPTED" in one_line(cloud.call("wait", "mine", "--pause", "0"), 75)
 
 
-def test_a_request_that_fails_says_so(cloud):
+def test_a_failed_request_ends_the_command(cloud):
     cloud.answers("queued-resources describe", f"1 {NOT_FOUND}", "0 PROVISIONING", "0 FAILED")
     assert "FAILED" in one_line(cloud.call("queue", "mine", "--type", "v6e-8", "--pause", "0"))
 
 
-def test_nothing_is_deleted_unasked(cloud):
-    assert "--yes" in one_line(cloud.call("delete", "mine")) and not cloud.asked()
+def test_nothing_is_deleted_without_confirmation(cloud):
+    assert "--yes" in one_line(cloud.call("delete", "mine")) and not cloud.calls()
     cloud.answers("queued-resources describe", f"1 {NOT_FOUND}")
     cloud.answers("tpu-vm describe", "0 READY")
     assert cloud.call("delete", "mine", "--yes").returncode == 0
-    assert cloud.asked()[-1][2:] == ["tpu-vm", "delete", "mine", "--quiet"]
+    assert cloud.calls()[-1][2:] == ["tpu-vm", "delete", "mine", "--quiet"]
     cloud.answers("tpu-vm describe", f"1 {NOT_FOUND}")
     assert "no slice and no request mine exists" in one_line(cloud.call("delete", "mine", "--yes"), 0)
 
@@ -191,7 +191,7 @@ def test_copy_sends_what_git_tracks_or_would(cloud, tmp_path):
     (cloud.folder / "run_on_host").touch()
     cloud.answers("tpu-vm scp", "255 ssh: connection refused", "0 ")
     assert cloud.call("copy", "mine", "--pause", "0", script=clone / "tpu_setup.sh").returncode == 0
-    assert [words[3] for words in cloud.asked()] == ["scp", "scp", "ssh"], "the copy was tried again"
+    assert [words[3] for words in cloud.calls()] == ["scp", "scp", "ssh"], "the copy was tried again"
     sent = {"tpu_setup.sh", "pyproject.toml", ".gitignore", "old.py", "new name's.py"}
     assert {path.name for path in (cloud.host / "jaxlm").iterdir()} == sent | {"launch"}
     with tarfile.open(cloud.host / "jaxlm.tar.gz") as archive:
@@ -206,7 +206,7 @@ def test_copy_sends_what_git_tracks_or_would(cloud, tmp_path):
 def test_setup_installs_on_every_host(cloud):
     found = cloud.call("setup", "mine", "--bucket", "gs://b", "--venv", "/home/me/my venv", "--internal-ips")
     assert found.returncode == 0
-    scp, unpack, install = cloud.asked()
+    scp, unpack, install = cloud.calls()
     assert scp[3] == "scp" and scp[5:] == ["mine:jaxlm-new.tar.gz", "--worker=all", "--internal-ip"]
     assert unpack[3:6] == install[3:6] == ["ssh", "mine", "--worker=all"]
     command = install[6].removeprefix("--command=")
@@ -216,16 +216,16 @@ def test_setup_installs_on_every_host(cloud):
 def test_only_a_lost_connection_is_tried_again(cloud):
     cloud.answers("tpu-vm ssh", "255 lost")
     assert "failed on mine" in one_line(cloud.call("stop", "mine", "--pause", "0"), 1)
-    assert len(cloud.asked()) == 3
+    assert len(cloud.calls()) == 3
     cloud.answers("tpu-vm ssh", "1 what the command itself says")
     assert "failed on mine" in one_line(cloud.call("stop", "mine", "--pause", "0"), 1)
-    assert len(cloud.asked()) == 4
+    assert len(cloud.calls()) == 4
 
 
 def test_run_passes_every_word_as_it_is(cloud):
     words = ["jaxlm", "train", "experiments/x.py:tiny", "--workdir", "a b/it's", "--note", '$HOME `id` "q" \\ &']
     assert cloud.call("run", "mine", "--max-restarts", "3", "--", *words).returncode == 0
-    (asked,) = cloud.asked()
+    (asked,) = cloud.calls()
     assert asked[2:6] == ["tpu-vm", "ssh", "mine", "--worker=all"]
     command = asked[6].removeprefix("--command=")
     assert command.startswith('cd jaxlm && PATH="$HOME"/jaxlm-venv/bin:"$PATH" launch/host_run.sh start 3 jaxlm train')
@@ -252,7 +252,7 @@ DRY = {
 def test_dry_run_shows_commands_and_runs_none(cloud, verb):
     tail = ["--", "jaxlm", "doctor"] if verb == "run" else []
     found = cloud.call(verb, "mine", *DRY[verb], "--dry-run", *tail)
-    assert found.returncode == 0 and not found.stderr and not cloud.asked()
+    assert found.returncode == 0 and not found.stderr and not cloud.calls()
     shown = [shlex.split(line)[1:] for line in found.stdout.splitlines() if line.startswith("+ ")]
     assert shown and all(words[:3] == ["gcloud", "compute", "tpus"] for words in shown if words[0] != "pack")
 
@@ -276,4 +276,4 @@ def test_a_wrong_command_line_ends_in_one_line(cloud, case):
     words, expected = USAGE[case]
     found = cloud.call(*words)
     assert expected in one_line(found, 2) and len(found.stderr.splitlines()) == 1
-    assert not cloud.asked()
+    assert not cloud.calls()

@@ -1,4 +1,4 @@
-"""FLOPs counted in jaxprs against counts by hand, and of whole models against the formulas that everyone uses."""
+"""FLOPs counted in jaxprs against counts by hand, and of whole models against the usual formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def test_a_product_and_its_gradients():
     assert count_flops(jax.grad(lambda a, b: jnp.sin(a @ b).sum(), argnums=(0, 1)), A, B) == 3 * PRODUCT
 
 
-def test_a_scan_counts_as_often_as_it_is_long():
+def test_a_scan_counts_once_per_iteration():
     def repeated(a, b):
         return jax.lax.scan(lambda a, _: ((a @ b) @ b.T, None), a, None, length=11)[0]
 
@@ -75,7 +75,7 @@ def test_a_decoder_is_six_times_its_parameters_and_attention():
     assert causal_attention_flops(model, batch) == attention
 
 
-def test_remat_scan_and_dropout_do_not_change_what_the_model_takes():
+def test_remat_scan_and_dropout_do_not_change_the_flops_of_the_model():
     base = EncoderDecoder(11, 8, 2, 16, 1, 2)
     ids, valid = np.full((4, 16), 4, np.int32), np.ones((4, 16), bool)
     batch = Batch(source_BS=ids, source_valid_BS=valid, target_BT=ids, target_valid_BT=valid, label_BT=ids)
@@ -100,7 +100,7 @@ KINDS = {
 }
 
 
-def test_every_chip_is_found_by_what_jax_calls_it():
+def test_every_chip_is_found_by_its_device_kind():
     assert {kind: chip_for_device_kind(kind).name for kind in KINDS} == KINDS
     assert (
         chip_for_device_kind("cpu") is None

@@ -1,5 +1,5 @@
-"""Plans that are compiled for hardware that is not here, where libtpu or JAX's CUDA plugin is: in processes of their
-own, since what they load stays."""
+"""Plans compiled for absent hardware, if libtpu or JAX's CUDA plugin is installed; in separate processes, since a loaded
+compiler stays."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Every experiment has shapes to plan with, from itself alone: a batch, a loss of it, a decoding step, a whole plan."""
+"""Every experiment can be planned without its data: a batch, its loss, a decoding step, a whole plan."""
 
 import json
 from dataclasses import replace
@@ -26,19 +26,19 @@ TRAINED = [name for name in NAMES if not hasattr(load_experiment(name).model, "f
 
 
 def form(name):
-    """What decides the shapes of an experiment."""
+    """The configs that determine the shapes of an experiment."""
     experiment = load_experiment(name)
     parts = experiment.model, experiment.batching, experiment.objective, experiment.tokenizer
     return json.dumps([*map(config.to_json, parts), type(experiment.task).__name__], sort_keys=True)
 
 
 FORMS = list({form(name): name for name in reversed(TRAINED)}.values())
-"""One experiment of those that are alike in their shapes."""
+"""One experiment of each set with equal shapes."""
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_experiment_has_a_batch(name):
-    """Of the shapes that its batching asks for, with no data at hand, which every device of eight can share."""
+    """A batch with the shapes of its batching, made without data, that eight devices can share."""
     experiment, _ = adapt_batching(load_experiment(name), 8)
     batch = synthetic_batch(experiment)
     rows = len(jax.tree.leaves(batch)[0])
@@ -48,8 +48,8 @@ def test_every_experiment_has_a_batch(name):
 
 @pytest.mark.parametrize("name", FORMS)
 def test_every_experiment_has_shapes(name):
-    """At its real size and with no data at hand: the loss takes the planned batch, and a decoding step gives one row of
-    logits and a state as it was; or the model is known to write nothing."""
+    """At its real size, without data: the loss takes the planned batch, and a decoding step gives logits and a state of
+    the same shapes; or the model does not generate text."""
     experiment = readable(load_experiment(name))
     model, batch = experiment.model, synthetic_batch(experiment)
     if getattr(experiment.batching, "carry_rows", 0):
@@ -70,7 +70,7 @@ def test_every_experiment_has_shapes(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_experiment_has_a_plan(name):
-    """At its real size, by formula: traced, counted, cut over four devices."""
+    """At its real size, analytically: traced, counted, sharded over four devices."""
     experiment = readable(load_experiment(name))
     plan = make_plan(PlanRequest(name, experiment, find_target("h200:4"), {"fsdp": 4}, use_compiler=False))
     assert (
@@ -79,4 +79,4 @@ def test_every_experiment_has_a_plan(name):
         and 0 < plan.mfu(plan.seconds.upper_bound) < 1
     )
     params = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(readable(load_experiment(name)).model)))
-    assert plan.model_flops <= 20 * params * plan.tokens, "some six times the parameters a token, and attention"
+    assert plan.model_flops <= 20 * params * plan.tokens, "about six times the parameters per token, and attention"

@@ -1,4 +1,4 @@
-"""Plans: bytes and collectives of programs that are known, formulas against compilers, and the command line."""
+"""Plans: bytes and collectives of known programs, analytic against compiled plans, and the command line."""
 
 import gzip
 import json
@@ -66,7 +66,7 @@ def test_bytes_of_a_ring():
 
 
 def test_moved_bytes_of_a_known_program():
-    """Two arguments are read, the product is written, and read by whoever asked."""
+    """Two arguments are read, the product is written, and read by the caller."""
     x = jnp.ones((64, 64))
     text = jax.jit(lambda x, y: x @ y).lower(x, x).compile().as_text()
     assert bytes_moved(text) == pytest.approx(4 * 64 * 64 * 4, rel=0.01)
@@ -92,7 +92,7 @@ def test_collectives_of_loops_count_by_their_conditions():
     assert found.count == 7 and found.replica_group == tuple(range(8))
 
 
-def test_seconds_are_those_of_the_table():
+def test_seconds_follow_from_the_table_of_chips():
     chip, sums = chip_by_name("v5e"), Collective("all-reduce", (), 1, 10**9, (0, 1))
     one = step_seconds(chip, "bfloat16", 197e12, 819e9, [sums], [0, 0, 1, 1])
     assert (one.compute, one.memory, one.network) == (1.0, 1.0, 0.0)
@@ -106,14 +106,14 @@ def test_seconds_are_those_of_the_table():
     assert run_cost(3600.0, 10, 4, 2.0) == {"hours": 10.0, "chip_hours": 40.0, "cost": 80.0}
 
 
-def test_what_xla_says_when_memory_runs_out():
-    said = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: ... (21.50G) exceeds available HBM (15.75G)"
-    assert memory.oom_bytes(RuntimeError(said)) == int(21.5 * 2**30)
+def test_out_of_memory_messages_of_xla():
+    message = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: ... (21.50G) exceeds available HBM (15.75G)"
+    assert memory.oom_bytes(RuntimeError(message)) == int(21.5 * 2**30)
     assert memory.oom_bytes(RuntimeError("RESOURCE_EXHAUSTED: no number")) == 0
     assert memory.oom_bytes(RuntimeError("something else")) is None
 
 
-def test_the_state_is_cut_as_the_mesh_says(tiny):
+def test_the_state_is_sharded_by_the_mesh(tiny):
     request = PlanRequest("tiny", tiny, find_target("a100:8"))
     whole, cut = make_plan(request), make_plan(replace(request, mesh_shape={"fsdp": 8}))
     assert 6 < whole.memory["parameters"] / cut.memory["parameters"] <= 8  # what is not a matrix stays whole
@@ -122,8 +122,8 @@ def test_the_state_is_cut_as_the_mesh_says(tiny):
     assert json.loads(json.dumps(cut.to_json()))["fits"] is True
 
 
-def test_what_does_not_fit_is_made_to():
-    """GPT-2 XL by formula on one L4, and what is tried next."""
+def test_fixes_of_a_step_that_does_not_fit():
+    """GPT-2 XL, analytically on L4s, and the candidate fixes."""
     request = PlanRequest("xl", load_experiment("experiments.gpt2:xl"), find_target("l4:8"))
     plan = make_plan(request)
     assert plan.fits is False and plan.memory["total"] > 20 * 2**30
@@ -141,7 +141,7 @@ def test_a_sweep_ranks_meshes_and_micro_batches(tiny):
     assert mesh_flag(plans[0].mesh).count("=") >= 1
 
 
-def test_devices_are_found_in_the_table():
+def test_device_kinds_match_the_table_of_chips():
     kinds = {
         "TPU v4": "v4",
         "TPU v5 lite": "v5e",
@@ -170,7 +170,7 @@ def test_devices_are_found_in_the_table():
     assert {chip_for_device_kind(kind) for kind in others} == {None}
 
 
-def test_the_best_of_a_sweep_are_compiled_when_asked(tiny):
+def test_the_best_of_a_sweep_are_compiled(tiny):
     status = []
     here = replace(find_target("here"), num_devices=2, devices=jax.devices()[:2])
     plans = sweep(PlanRequest("tiny", tiny, here), status.append, compile_best=1)
@@ -178,8 +178,8 @@ def test_the_best_of_a_sweep_are_compiled_when_asked(tiny):
     assert len(status) == 2 and status[1].startswith("compiling 1 of 1: --mesh ")
 
 
-def test_a_cure_is_compiled_and_fits(tiny):
-    """By memory of our own choice on devices that are here: between what the step takes whole and cut in two."""
+def test_a_fix_is_compiled_and_fits(tiny):
+    """On devices with a memory between that of the whole step and that of the step sharded over two."""
     here = replace(find_target("here"), num_devices=2, devices=jax.devices()[:2])
     whole, cut = (make_plan(PlanRequest("tiny", tiny, here, {axis: 2})) for axis in ("data", "fsdp"))
     assert cut.memory["total"] < whole.memory["total"]
@@ -193,7 +193,7 @@ def test_a_cure_is_compiled_and_fits(tiny):
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5p:4x4", "h100:x", "tpu"])
-def test_what_is_no_topology_is_said(name):
+def test_an_invalid_topology_is_refused(name):
     with pytest.raises(UserError, match="--topology"):
         find_target(name)
 
@@ -205,45 +205,45 @@ def test_no_step_to_plan():
         run_benchmark(load_experiment("experiments.ngram:shakespeare"), print)
 
 
-def test_the_command_compiles_for_what_is_here(command):  # noqa: F811
-    asked = command("plan", "experiments.char_gpt:cpu", "--mesh", "data=1,fsdp=2", "--json", *SMALL)
-    assert asked.code == 0, asked.err
-    found = json.loads(asked.lines[-1])
+def test_the_command_compiles_for_this_machine(command):  # noqa: F811
+    result = command("plan", "experiments.char_gpt:cpu", "--mesh", "data=1,fsdp=2", "--json", *SMALL)
+    assert result.code == 0, result.err
+    found = json.loads(result.lines[-1])
     assert found["compile_seconds"] > 0 and found["mesh"] == {"fsdp": 2} and found["fits"] is None
     assert found["memory"]["total"] > found["memory"]["parameters"] > 0 and found["collectives"]["all-gather"]
     assert command("plan", "experiments.char_gpt:cpu", "--topology", "v9:1").code == 1
 
 
-def test_the_command_says_what_does_not_fit(command):  # noqa: F811
-    asked = command("plan", "experiments.gpt2:xl", "--topology", "l4:8", "--price", "0.7")
-    assert asked.code == 1 and b"does not fit" in asked.out and b"fits with   --mesh fsdp=8" in asked.out
-    assert b"cost" in asked.out
+def test_the_command_reports_a_step_that_does_not_fit(command):  # noqa: F811
+    result = command("plan", "experiments.gpt2:xl", "--topology", "l4:8", "--price", "0.7")
+    assert result.code == 1 and b"does not fit" in result.out and b"fits with   --mesh fsdp=8" in result.out
+    assert b"cost" in result.out
     swept = command("plan", "experiments.gpt2:small", "--topology", "l4:2", "--sweep")
     assert swept.code == 0 and len(swept.lines) > 6
 
 
 def test_the_command_bench(command, tmp_path):  # noqa: F811
     words = ["--synthetic", "--steps", "4", "--json", "--mesh", "data=1", "--profile", tmp_path / "trace", *SMALL]
-    asked = command("bench", "experiments.char_gpt:cpu", *words)
-    assert asked.code == 0, asked.err
-    found = json.loads(asked.lines[-1])
+    result = command("bench", "experiments.char_gpt:cpu", *words)
+    assert result.code == 0, result.err
+    found = json.loads(result.lines[-1])
     assert found["steps"] == 4 and found["tokens_per_second"] > 0 and found["mfu"]["full"] == "n/a"
     at = found["step_seconds"]
     assert 0 < at["p10"] <= at["p50"] <= at["p90"] and set(found["compile_seconds"]) == {"cold", "warm"}
     assert np.isfinite(found["peak_memory_bytes"])
-    (written,) = (tmp_path / "trace").rglob("*.trace.json.gz")  # what Perfetto opens; XProf the one beside it
+    (written,) = (tmp_path / "trace").rglob("*.trace.json.gz")  # what Perfetto opens; XProf opens the other file
     assert any(event.get("dur") for event in json.loads(gzip.decompress(written.read_bytes()))["traceEvents"])
     assert list(written.parent.glob("*.xplane.pb"))
 
 
 def test_a_profile_needs_a_folder(command, tmp_path):  # noqa: F811
     (tmp_path / "taken").touch()
-    asked = command("bench", "experiments.char_gpt:cpu", "--profile", tmp_path / "taken")
-    assert asked.code == 1 and "--profile" in asked.err and "name another one" in asked.err
+    result = command("bench", "experiments.char_gpt:cpu", "--profile", tmp_path / "taken")
+    assert result.code == 1 and "--profile" in result.err and "name another one" in result.err
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["--compile-best", "2"], "--sweep"),
         (["--sweep", "--compile-best", "2", "--analytic"], "without --analytic"),
@@ -252,6 +252,6 @@ def test_a_profile_needs_a_folder(command, tmp_path):  # noqa: F811
         (["--decode-batch-size", "8", "--topology", "l4:8"], "no formula"),
     ],
 )
-def test_options_that_do_not_go_together_are_said(command, words, said):  # noqa: F811
-    asked = command("plan", "experiments.char_gpt:cpu", *words)
-    assert asked.code in (1, 2) and said in asked.err
+def test_contradictory_options_are_refused(command, words, expected):  # noqa: F811
+    result = command("plan", "experiments.char_gpt:cpu", *words)
+    assert result.code in (1, 2) and expected in result.err
