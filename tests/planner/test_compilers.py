@@ -1,5 +1,7 @@
-"""Plans compiled for absent hardware, if libtpu or JAX's CUDA plugin is installed; in separate processes, since a loaded
-compiler stays."""
+"""Plans compiled for absent hardware, if libtpu or JAX's CUDA plugin is installed.
+
+Each runs in a process of its own, since a loaded compiler stays.
+"""
 
 import importlib.util
 import json
