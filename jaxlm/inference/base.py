@@ -1,14 +1,15 @@
-"""What all inference shares: answers, progress callbacks, and batches of encoded lines."""
+"""The base of inference: trained models, answers, progress callbacks, batches of encoded lines."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
-from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds, Tokenizer
+from jaxlm.data.ragged import Columns
+from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.models.properties import max_input_positions
 from jaxlm.types import Batch, Params
 
 ProgressCallback = Callable[[int], None] | None
@@ -30,24 +31,36 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Answer:
-    """What `predict` says of one line: `text` for a person, `record` for `--jsonl`."""
+    """The prediction for one line: `text` for a person, `json` for `--jsonl`."""
 
     text: str
     json: dict[str, Any] = field(default_factory=dict)
 
 
 EVAL_BATCH_TOKENS = 8192
-"""Positions a batch, where nothing is trained."""
+"""Positions of a batch in inference."""
 
 
-def eval_batches_with_progress(
-    columns: dict[str, Ragged],
-    batch_tokens: int,
-    progress: ProgressCallback = None,
-    max_length: int | None = None,
-    special: SpecialIds = OWN_SPECIAL_IDS,
+def non_blank(lines: Sequence[str]) -> list[int]:
+    """The indices of the lines that are not blank: only they reach the model."""
+    return [index for index, line in enumerate(lines) if line.strip()]
+
+
+def to_single_line(text: str) -> str:
+    """N lines in, N lines out, even from an untrained model that generates a line break."""
+    return text.replace("\r", " ").replace("\n", " ").strip()
+
+
+def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
+    """The text of each token by itself; EOS is written "</s>"."""
+    return ["</s>" if token == tokenizer.special.eos else tokenizer.decode([[token]])[0] for token in ids]
+
+
+def batches_for_model(
+    trained: TrainedModel, columns: Columns, batch_tokens: int, progress: ProgressCallback = None
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every row once, in at most `longest` positions: (row_B, batch), and `progress` told of the rows."""
+    """Every row once, cut to the positions of the model: (row_B, batch), where row_B is -1 for padding rows."""
+    max_length, special = max_input_positions(trained.model), trained.tokenizer.special
     for row_B, batch in eval_batches(columns, batch_tokens, max_length=max_length, special=special):
         yield row_B, batch
         if progress:

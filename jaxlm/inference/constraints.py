@@ -1,4 +1,4 @@
-"""A text rule for one tokenizer, and the grammars of batches that it gives."""
+"""Constraints on generated text, compiled for a tokenizer, and the grammars of batches that they give."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,25 +15,25 @@ from jaxlm.inference.translate import Search
 
 @dataclass(frozen=True)
 class TokenConstraint:
-    """A rule as a table over the ids of a tokenizer, or the ids of its marks."""
+    """A constraint as an automaton over the ids of a tokenizer, or the ids of its two delimiters."""
 
     dfa: TokenDFA | None = None
     delimiter_ids: tuple[int, int] | None = None
 
     @property
     def shortest_length(self) -> int:
-        """The tokens of the shortest text, EOS counted."""
+        """Tokens of the shortest allowed text, EOS counted."""
         return self.dfa.shortest_length if self.dfa else 1
 
     def grammar(self, source_BS: Any, valid_BS: Any, limit_B: Any) -> TokenGrammar:
-        """For rows with these sources. Raises UserError where a limit has no room for any text."""
+        """The grammar of rows with these sources. Raises UserError if a limit is too short for any allowed text."""
         if self.dfa:
             return batch_dfas([self.dfa], np.zeros(len(source_BS), np.int32), limit_B)
         return make_copy_constraint(source_BS, valid_BS, *self.delimiter_ids)
 
 
 def compile_constraint(constraint: Constraint, tokenizer: Tokenizer) -> TokenConstraint:
-    """Raises UserError where the tokenizer can write no text of the rule, or has no such marks."""
+    """Raises UserError if the tokenizer cannot write any allowed text, or lacks the delimiters."""
     if constraint.delimiters:
         opening, closing = (delimiter_id(tokenizer, mark) for mark in constraint.delimiters)
         return TokenConstraint(delimiter_ids=(opening, closing))
@@ -42,24 +42,22 @@ def compile_constraint(constraint: Constraint, tokenizer: Tokenizer) -> TokenCon
 
 @dataclass(frozen=True)
 class ConstrainedSearch(Search):
-    """A search whose answers follow a rule; an answer may be as long as the shortest text that does."""
+    """A search whose answers keep to a constraint; an answer may be as long as the shortest allowed text."""
 
     constraint: TokenConstraint = TokenConstraint()
 
     @property
     def is_constrained(self) -> bool:
-        """Whether `grammar` gives one."""
         return True
 
     def max_answer_tokens(self, source_tokens: Any) -> np.ndarray:
-        """As `Search.limit`, and never too few tokens for any text."""
+        """As in `Search`, but always enough tokens for the shortest allowed text."""
         return np.maximum(super().max_answer_tokens(source_tokens), self.constraint.shortest_length)
 
     def grammar(self, source_BS: Any, valid_BS: Any, limit_B: Any) -> TokenGrammar:
-        """That of the rule."""
         return self.constraint.grammar(source_BS, valid_BS, limit_B)
 
 
 def constrain_search(search: Search, constraint: Constraint, tokenizer: Tokenizer) -> ConstrainedSearch:
-    """The same search under a rule."""
+    """The same search under a constraint."""
     return ConstrainedSearch(**vars(search), constraint=compile_constraint(constraint, tokenizer))

@@ -1,4 +1,4 @@
-"""Vectors of texts: what a model has made of each position, or one vector for all of them, after a chosen layer."""
+"""Embeddings of texts: the hidden states of each position, or one pooled vector, after a chosen layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from jaxlm.data.batching.sequence_format import SequenceFormat
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.base import SpecialIds
 from jaxlm.errors import UserError
-from jaxlm.inference.base import EVAL_BATCH_TOKENS, ProgressCallback, TrainedModel, eval_batches_with_progress
+from jaxlm.inference.base import EVAL_BATCH_TOKENS, ProgressCallback, TrainedModel, batches_for_model
 from jaxlm.models.finetune_heads import FineTunable, is_encoder, sequence_markers
 from jaxlm.models.properties import max_input_positions
 from jaxlm.models.rnn_classifier import Pooling
@@ -24,16 +24,18 @@ PoolingMode = Literal["token", "first", "mean", "max", "last"]
 POOLING_MODES = ("token", "first", "mean", "max", "last")
 
 UNLIMITED = 1 << 30
-"""Tokens of a row that has no end."""
+"""Tokens of a row if the model's positions have no end."""
 
 
 @dataclass(frozen=True)
 class TextEmbedder:
-    """How texts become vectors.
+    """Vectors of texts.
 
-    pool: "token": a vector for each position; "first", "last", "mean" or "max" of all positions, marks included.
-    layer: the number of layers that the text goes through; None: all. A last norm is part of any.
-    tokens: positions of a batch.
+    Attributes:
+      pooling: "token": a vector for each position; "first", "last", "mean" or "max" of all positions, special tokens
+        included.
+      layer: the number of layers that the text passes; None: all. The final norm follows in any case.
+      batch_tokens: positions of a batch.
     """
 
     pooling: PoolingMode = "mean"
@@ -43,35 +45,31 @@ class TextEmbedder:
     def __call__(
         self, trained: TrainedModel, texts: Sequence[str], progress: ProgressCallback = None
     ) -> list[np.ndarray]:
-        """float32 (D,) of each text, or (positions, D) where `pool` is "token". Raises UserError."""
+        """float32 (D,) of each text, or (positions, D) with "token". Raises UserError if the model has no vectors."""
         if self.pooling not in POOLING_MODES:
-            raise UserError(f"pool {self.pooling!r}: expected one of {', '.join(POOLING_MODES)}")
+            raise UserError(f"pooling {self.pooling!r}: expected one of {', '.join(POOLING_MODES)}")
         trunk = truncate_layers(unwrap_trunk(trained), self.layer)
         column = encode_rows(trunk, texts)
-        found: list[np.ndarray] = [np.zeros(0)] * len(texts)
-        special = trained.tokenizer.special
-        told = _jitted_pooling(trunk.model, self.pooling, special)
-        for row_B, batch in eval_batches_with_progress(
-            {"source": column}, self.batch_tokens, progress, max_input_positions(trunk.model), special
-        ):
-            vectors = np.asarray(told(trunk.params, _drop_final_eos(trunk.model, batch)))
-            for at in np.flatnonzero(row_B >= 0):
-                length = int(column.lengths[row_B[at]]) + is_encoder(trunk.model)
-                found[row_B[at]] = vectors[at, :length] if self.pooling == "token" else vectors[at]
-        return found
+        pool = _jitted_pooling(trunk.model, self.pooling, trunk.tokenizer.special)
+        vectors: list[np.ndarray] = [np.zeros(0)] * len(texts)
+        for row_B, batch in batches_for_model(trunk, {"source": column}, self.batch_tokens, progress):
+            pooled = np.asarray(pool(trunk.params, _drop_final_eos(trunk.model, batch)))
+            for row in np.flatnonzero(row_B >= 0):
+                length = int(column.lengths[row_B[row]]) + is_encoder(trunk.model)
+                vectors[row_B[row]] = pooled[row, :length] if self.pooling == "token" else pooled[row]
+        return vectors
 
 
 def token_strings(trained: TrainedModel, text: str) -> list[str]:
-    """What stands at each position of a text."""
-    trunk = unwrap_trunk(trained)
-    special = trained.tokenizer.special
+    """The token at each position of a text, special tokens included."""
+    trunk, special = unwrap_trunk(trained), trained.tokenizer.special
     names = {special.unk: "<unk>", special.eos: "</s>", special.start: "<s>"}
     ids = encode_rows(trunk, [text])[0].tolist() + [special.eos] * is_encoder(trunk.model)
-    return [names.get(i) or trained.tokenizer.decode([[i]])[0] for i in ids]
+    return [names.get(token) or trained.tokenizer.decode([[token]])[0] for token in ids]
 
 
 def unwrap_trunk(trained: TrainedModel) -> TrainedModel:
-    """The model without the head of a task. Raises UserError for one that gives no vectors of a text alone."""
+    """The model without the head of a task. Raises UserError for a model without vectors."""
     model, params = trained.model, trained.params
     while isinstance(model, FineTunable):
         model, params = model.model, params["model"]
@@ -98,16 +96,16 @@ def truncate_layers(trained: TrainedModel, num_layers: int | None) -> TrainedMod
 
 
 def encode_rows(trained: TrainedModel, texts: Sequence[str]) -> Ragged:
-    """BOS and the ids of each text; the parts of one between TABs stand apart where the model reads marks.
+    """The start id and the ids of each text; an encoder reads the parts of a text between TABs as separate segments.
 
-    A text is cut where the model's positions end, with the EOS that every row has.
+    A text is cut at the model's positions, the EOS of every row included.
     """
-    most = max_input_positions(trained.model)
+    max_length, tokenizer = max_input_positions(trained.model), trained.tokenizer
     if is_encoder(trained.model):
-        return Ragged.from_rows(SequenceFormat(max_length=most or UNLIMITED).encode_rows(trained.tokenizer, texts))
-    ids = trained.tokenizer.encode([text.replace("\t", " ") for text in texts])
-    start = [trained.tokenizer.special.start]
-    return Ragged.from_rows([np.concatenate([start, row[: most and most - 2]]) for row in ids])
+        return Ragged.from_rows(SequenceFormat(max_length=max_length or UNLIMITED).encode_rows(tokenizer, texts))
+    ids = tokenizer.encode([text.replace("\t", " ") for text in texts])
+    start = [tokenizer.special.start]
+    return Ragged.from_rows([np.concatenate([start, row[: max_length and max_length - 2]]) for row in ids])
 
 
 def apply_encoder(
@@ -117,33 +115,31 @@ def apply_encoder(
     special: SpecialIds,
     method: Literal["features", "self_attention_weights"],
 ) -> Array:
-    """What a reader makes of a source: its features (B, S, D), or its self-attention (B, L, N, S, S)."""
+    """The features (B, S, D) of a source, or its self-attention weights (B, L, N, S, S)."""
     if is_encoder(model):
         batch = replace(batch, token_type_BS=sequence_markers(batch, special)[2])
         return model.apply({"params": params}, batch, method=method)
 
-    def read(module: Any) -> Any:
-        asked = Batch(target_BT=batch.source_BS, target_valid_BT=batch.source_valid_BS)
-        arguments = batch.source_BS, module.start(asked, 0), batch.source_valid_BS
+    def apply_decoder(module: Any) -> Any:
+        target = Batch(target_BT=batch.source_BS, target_valid_BT=batch.source_valid_BS)
+        arguments = batch.source_BS, module.start(target, 0), batch.source_valid_BS
         return module.extend(*arguments)[0] if method == "features" else module.self_attention_weights(*arguments)
 
-    return model.apply({"params": params}, method=read)
+    return model.apply({"params": params}, method=apply_decoder)
 
 
 def attention_maps(trained: TrainedModel, text: str) -> tuple[list[str], np.ndarray]:
-    """The pieces of a text, and how much each looks at each, by layer and head: (L, N, S, S). Raises UserError."""
-    trained = unwrap_trunk(trained)
-    names, special = token_strings(trained, text), trained.tokenizer.special
-    ((_, batch),) = eval_batches_with_progress(
-        {"source": encode_rows(trained, [text])}, 1, max_length=max_input_positions(trained.model), special=special
-    )
-    batch = _drop_final_eos(trained.model, batch)
-    weight_BLNSS = np.asarray(apply_encoder(trained.model, trained.params, batch, special, "self_attention_weights"))
+    """The tokens of a text, and the self-attention weights by layer and head: (L, N, S, S). Raises UserError."""
+    trunk = unwrap_trunk(trained)
+    names = token_strings(trunk, text)
+    ((_, batch),) = batches_for_model(trunk, {"source": encode_rows(trunk, [text])}, 1)
+    batch, special = _drop_final_eos(trunk.model, batch), trunk.tokenizer.special
+    weight_BLNSS = np.asarray(apply_encoder(trunk.model, trunk.params, batch, special, "self_attention_weights"))
     return names, weight_BLNSS[0, :, :, : len(names), : len(names)]
 
 
 def _drop_final_eos(model: Any, batch: Batch) -> Batch:
-    """Without the EOS that every row ends with, where the model is no reader of marks: it comes after the text."""
+    """The batch of a decoder without the EOS that every row ends with: it comes after the text."""
     if is_encoder(model):
         return batch
     valid_BS = batch.source_valid_BS & (np.cumsum(batch.source_valid_BS[:, ::-1], 1)[:, ::-1] > 1)
@@ -152,10 +148,10 @@ def _drop_final_eos(model: Any, batch: Batch) -> Batch:
 
 @lru_cache(maxsize=8)
 def _jitted_pooling(model: Any, pooling: PoolingMode, special: SpecialIds) -> Any:
-    def told(params: Params, batch: Batch) -> Array:
+    def pool(params: Params, batch: Batch) -> Array:
         features_BSD = apply_encoder(model, params, batch, special, "features").astype(np.float32)
         if pooling == "token":
             return features_BSD
         return jnp.asarray(Pooling(pooling, False).apply({}, features_BSD, batch.source_valid_BS))
 
-    return jax.jit(told)
+    return jax.jit(pool)

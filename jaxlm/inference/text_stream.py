@@ -1,7 +1,7 @@
-"""Text as it comes: what more there is to show after each token, and where it has to stop.
+"""Streaming detokenization: the new text after each token, up to a stop string.
 
-A token may be a part of a character, and a tokenizer may write a word otherwise once it knows the next one. So a piece
-of text is shown when its characters are whole and as long as what was shown before stays a beginning of the text.
+A token may be a part of a character, and the next token may change the text of a word. So a piece of text is shown
+when its characters are complete, and only while the text still begins with all that has been shown.
 """
 
 from collections.abc import Sequence
@@ -9,27 +9,32 @@ from collections.abc import Sequence
 from jaxlm.data.tokenizers.base import REPLACEMENT_CHAR, Tokenizer
 
 MAX_PARTIAL_BYTES = 3
-"""Bytes of a character that may be there before the last one comes."""
+"""Bytes of an incomplete UTF-8 character."""
 
 
 class TextStream:
-    """The text of a growing row of ids. `stops`: strings that end it and are not shown.
+    """The text of a growing row of ids, up to the first of the `stop_strings`.
 
-    `ended` is True once a stop string has come; `text` is all that was shown.
+    Attributes:
+      text: all that has been shown.
+      ended: whether a stop string has been generated.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()):
-        self.tokenizer, self.stop_strings = tokenizer, [stop for stop in stop_strings if stop]
-        self.text, self.ended = "", False
+        self.tokenizer = tokenizer
+        self.stop_strings = [stop for stop in stop_strings if stop]
+        self.text = ""
+        self.ended = False
 
     def push(self, ids: Sequence[int], last: bool = False) -> str:
-        """The text of `ids` that was not shown yet; `last`: no more ids will come, nothing is held back."""
+        """The text of `ids` that has not been shown yet; after the `last` id nothing is held back."""
         if self.ended:
             return ""
         whole = self.tokenizer.decode([list(ids)])[0]
-        found = [at for at in (whole.find(stop) for stop in self.stop_strings) if at >= 0]
-        if found:
-            whole, self.ended = whole[: min(found)], True
+        stops = [begin for begin in map(whole.find, self.stop_strings) if begin >= 0]
+        if stops:
+            whole = whole[: min(stops)]
+            self.ended = True
         elif not last:
             whole = whole[: len(whole) - self._incomplete_suffix(whole)]
         if not whole.startswith(self.text):
@@ -38,7 +43,7 @@ class TextStream:
         return piece
 
     def _incomplete_suffix(self, whole: str) -> int:
-        """Characters at the end that may still change: parts of a character, or the beginning of a stop string."""
+        """The number of final characters that may still change: of partial characters, or of a partial stop string."""
         parts = min(len(whole) - len(whole.rstrip(REPLACEMENT_CHAR)), MAX_PARTIAL_BYTES)
         starts = [size for stop in self.stop_strings for size in range(1, len(stop)) if whole.endswith(stop[:size])]
         return max([parts, *starts])

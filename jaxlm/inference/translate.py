@@ -1,4 +1,4 @@
-"""Lines in, lines out: tokenise, batch by length, search on the device, detokenise, restore the order."""
+"""Lines in, lines out: tokenize, batch by length, search on the device, detokenize, restore the order."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -18,17 +18,19 @@ from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_REASONS
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
-from jaxlm.inference.base import ProgressCallback, TrainedModel
+from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, non_blank, to_single_line, token_texts
 from jaxlm.types import Array, Batch, Params
 
 
 @dataclass(frozen=True)
 class Search:
-    """How a line is decoded: the beam, and the most tokens of an answer, `ratio` x source tokens + `extra`.
+    """How a line is decoded.
 
-    tokens: source positions a batch (times the beam, decoder rows).
-    max_source: source tokens kept of a longer line, EOS included.
-    attention: `predict` also tells what each token of the best answer looked at.
+    Attributes:
+      max_len_ratio, max_len_extra: an answer has at most ratio x source tokens + extra tokens.
+      batch_tokens: source positions of a batch (the decoder has as many rows per source as the beam).
+      max_source_len: source tokens that are read of a longer line, EOS included.
+      attention: whether `predict` also gives the attention weights of each token of the best answer.
     """
 
     beam: Beam = Beam()
@@ -44,17 +46,17 @@ class Search:
 
     @property
     def is_constrained(self) -> bool:
-        """Whether `grammar` gives one."""
+        """Whether `grammar` gives a constraint."""
         return False
 
     def grammar(self, source_BS: Any, valid_BS: Any, limit_B: Any) -> Any:
-        """What the answers of a batch must be (`jaxlm.decode.grammar.Grammar`): here anything."""
+        """The constraint on the answers of a batch (`jaxlm.decode.grammar.Grammar`), here none."""
         return None
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One answer: text, log-probability s (natural log, EOS included), score S, tokens, why it ended."""
+    """One answer: text, log-probability (natural log, EOS included), score of the beam, tokens, finish reason."""
 
     text: str
     logprob: float
@@ -66,50 +68,43 @@ class Hypothesis:
 
 
 def translate(
-    trained: TrainedModel,
-    lines: Sequence[str],
-    search: Search,
-    progress: ProgressCallback = None,
+    trained: TrainedModel, lines: Sequence[str], search: Search, progress: ProgressCallback = None
 ) -> list[list[Hypothesis]]:
     """`search.beam.num_return_sequences` answers for each line, best first, in the order of the lines.
 
-    A blank line gets blank answers and never reaches the model. No line's answer depends on another line.
+    A blank line gets blank answers and never reaches the model. No line's answer depends on another line. Several
+    hosts share the lines.
     """
-    if multihost.num_hosts() > 1:
-        local = replace(trained, params=multihost.to_local(trained.params))
+    if multihost.num_hosts() == 1:
+        return _translate_local(trained, lines, search, progress)
+    local = replace(trained, params=multihost.to_local(trained.params))
 
-        def some_of(lines: Sequence[str]) -> list[list[dict]]:
-            found = _translate_local(local, lines, search, progress)
-            return [[vars(hypothesis) for hypothesis in hypotheses] for hypotheses in found]
+    def translate_share(lines: Sequence[str]) -> list[list[dict]]:
+        best_first = _translate_local(local, lines, search, progress)
+        return [[vars(hypothesis) for hypothesis in hypotheses] for hypotheses in best_first]
 
-        return [[_from_json(said) for said in answers] for answers in multihost.map_over_hosts(lines, some_of)]
-    return _translate_local(trained, lines, search, progress)
+    records = multihost.map_over_hosts(lines, translate_share)  # as JSON, which has no tuples
+    return [[Hypothesis(**_with_tuples(record)) for record in hypotheses] for hypotheses in records]
 
 
 def _translate_local(
-    trained: TrainedModel,
-    lines: Sequence[str],
-    search: Search,
-    progress: ProgressCallback,
+    trained: TrainedModel, lines: Sequence[str], search: Search, progress: ProgressCallback
 ) -> list[list[Hypothesis]]:
     answers = [[Hypothesis("", 0.0, 0.0, 0, "blank", ())] * search.beam.num_return_sequences for _ in lines]
-    asked = [index for index, line in enumerate(lines) if line.strip()]
-    if not asked:
+    indices = non_blank(lines)
+    if not indices:
         return answers
-    column = Ragged.from_rows([ids for ids in trained.tokenizer.encode([lines[index] for index in asked])])
-    for row_B, found in _decode_queue(trained, column, search):
-        for at in np.flatnonzero(row_B >= 0):
-            answers[asked[row_B[at]]] = _to_hypotheses(found, int(at), trained.tokenizer)
+    column = Ragged.from_rows(trained.tokenizer.encode([lines[index] for index in indices]))
+    for row_B, hypotheses in _decode_queue(trained, column, search):
+        for row in np.flatnonzero(row_B >= 0):
+            answers[indices[row_B[row]]] = _to_hypotheses(hypotheses, int(row), trained.tokenizer)
         if progress:
             progress(int((row_B >= 0).sum()))
     return answers
 
 
-def _from_json(fields_json: dict[str, Any]) -> Hypothesis:
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields_json.items()
-    }
-    return Hypothesis(**fields)
+def _with_tuples(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
 
 
 def _decode_queue(trained: TrainedModel, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
@@ -144,88 +139,90 @@ def _search_config(search: Search, source_length: int, special: SpecialIds) -> B
 
 def _decode_in_batches(trained: TrainedModel, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
     """The same under a grammar; one batch is on the device while the one before it is turned into text."""
-    before, special = None, trained.tokenizer.special
+    previous, special, max_length = None, trained.tokenizer.special, search.max_source_len
+    columns = {"source": column}
     for row_B, batch in eval_batches(
-        {"source": column}, search.batch_tokens, row_multiple=1, max_length=search.max_source_len, special=special
+        columns, search.batch_tokens, row_multiple=1, max_length=max_length, special=special
     ):
         request = _request(search, row_B, batch, special)
         request = replace(request, grammar=search.grammar(batch.source_BS, batch.source_valid_BS, request.limit_B))
         config = _search_config(search, batch.source_BS.shape[1], special)
-        found = beam_search(trained.model, trained.params, request, config)
-        if before is not None:
-            yield before[0], _to_host(before[1])
-        before = row_B, found
-    if before is not None:
-        yield before[0], _to_host(before[1])
+        hypotheses = beam_search(trained.model, trained.params, request, config)
+        if previous is not None:
+            yield previous[0], _to_host(previous[1])
+        previous = row_B, hypotheses
+    if previous is not None:
+        yield previous[0], _to_host(previous[1])
 
 
-def _to_host(found: Any) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value) for name, value in vars(found).items()}
+def _to_host(hypotheses: Any) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in vars(hypotheses).items()}
 
 
-def _to_hypotheses(found: dict[str, np.ndarray], row: int, tokenizer: Tokenizer) -> list[Hypothesis]:
-    answers = []
-    for slot in range(found["length_BN"].shape[1]):
-        size = int(found["length_BN"][row, slot])
-        ids = found["tokens_BNT"][row, slot, :size]
-        answers.append(
+def _to_hypotheses(arrays: dict[str, np.ndarray], row: int, tokenizer: Tokenizer) -> list[Hypothesis]:
+    """The hypotheses of one row of a batch; `arrays` are the fields of `jaxlm.decode.results.Hypotheses`."""
+    hypotheses = []
+    for slot in range(arrays["length_BN"].shape[1]):
+        size = int(arrays["length_BN"][row, slot])
+        ids = arrays["tokens_BNT"][row, slot, :size].tolist()
+        hypotheses.append(
             Hypothesis(
-                text=to_single_line(tokenizer.decode([ids.tolist()])[0]),
-                logprob=float(found["logprob_BN"][row, slot]),
-                score=float(found["score_BN"][row, slot]),
+                text=to_single_line(tokenizer.decode([ids])[0]),
+                logprob=float(arrays["logprob_BN"][row, slot]),
+                score=float(arrays["score_BN"][row, slot]),
                 tokens=size,
-                reason=FINISH_REASONS[int(found["reason_BN"][row, slot])],
-                token_logprobs=tuple(float(x) for x in found["token_logprob_BNT"][row, slot, :size]),
-                ids=tuple(ids.tolist()),
+                reason=FINISH_REASONS[int(arrays["reason_BN"][row, slot])],
+                token_logprobs=tuple(map(float, arrays["token_logprob_BNT"][row, slot, :size])),
+                ids=tuple(ids),
             )
         )
-    return answers
+    return hypotheses
+
+
+def to_answer(line: str, hypotheses: Sequence[Hypothesis]) -> Answer:
+    """The texts with TABs between them (a single text keeps its own TABs), and the record of all hypotheses."""
+    best = hypotheses[0]
+    text = best.text
+    if len(hypotheses) > 1:
+        text = "\t".join(hypothesis.text.replace("\t", " ") for hypothesis in hypotheses)
+    names = ("text", "score", "logprob", "tokens", "reason")
+    records = [{name: getattr(item, name) for name in names} for item in hypotheses if item.reason != "none"]
+    record = {"source": line, "prediction": best.text, "score": best.score, "logprob": best.logprob}
+    return Answer(text, record | {"hypotheses": records})
 
 
 def answer_attention_weights(
-    trained: TrainedModel,
-    lines: Sequence[str],
-    answers: Sequence[Hypothesis],
-    search: Search,
+    trained: TrainedModel, lines: Sequence[str], answers: Sequence[Hypothesis], search: Search
 ) -> list[dict[str, Any]]:
-    """For each answer {"source": pieces, "target": pieces, "weights": a row a target piece}: it is read once more.
-
-    Raises UserError for a model without attention weights (it has no method `attention`).
+    """For each answer {"source": tokens, "target": tokens, "weights": a row for each target token}, from one more
+    forward pass. Raises UserError for a model without the method `cross_attention_weights`.
     """
     if not hasattr(trained.model, "cross_attention_weights"):
         raise UserError(
-            f"{type(trained.model).__name__} cannot tell attention weights, a Seq2Seq with context='attention' can: "
+            f"{type(trained.model).__name__} has no attention weights, a Seq2Seq with context='attention' has them: "
             "leave --attention out"
         )
-    found: list[dict[str, Any]] = [{"source": [], "target": [], "weights": []} for _ in lines]
-    asked = [index for index, answer in enumerate(answers) if answer.ids]
-    special = trained.tokenizer.special
-    answer_ids = [[i for i in answers[index].ids if i not in special.end_ids] for index in asked]
-    source = Ragged.from_rows(trained.tokenizer.encode([lines[index] for index in asked]))
-    if not asked:
-        return found
-    for row_B, batch in eval_batches(
-        {"source": source, "target": Ragged.from_rows(answer_ids)}, search.batch_tokens, row_multiple=1, special=special
-    ):
+    records: list[dict[str, Any]] = [{"source": [], "target": [], "weights": []} for _ in lines]
+    indices = [index for index, answer in enumerate(answers) if answer.ids]
+    if not indices:
+        return records
+    tokenizer, special = trained.tokenizer, trained.tokenizer.special
+    columns = {
+        "source": Ragged.from_rows(tokenizer.encode([lines[index] for index in indices])),
+        "target": Ragged.from_rows([[i for i in answers[index].ids if i not in special.end_ids] for index in indices]),
+    }
+    for row_B, batch in eval_batches(columns, search.batch_tokens, row_multiple=1, special=special):
         weight_BTS = np.asarray(_jitted_attention(trained.model, trained.params, batch))
         for row in np.flatnonzero(row_B >= 0):
-            sizes = batch.target_valid_BT[row].sum(), batch.source_valid_BS[row].sum()
-            pieces = [_pieces(trained.tokenizer, ids[:size]) for ids, size in
-                      ((batch.source_BS[row], sizes[1]), (batch.label_BT[row], sizes[0]))]  # fmt: skip
-            weights = weight_BTS[row, : sizes[0], : sizes[1]].round(4).tolist()
-            found[asked[row_B[row]]] = {"source": pieces[0], "target": pieces[1], "weights": weights}
-    return found
+            target_size, source_size = batch.target_valid_BT[row].sum(), batch.source_valid_BS[row].sum()
+            records[indices[row_B[row]]] = {
+                "source": token_texts(tokenizer, batch.source_BS[row, :source_size].tolist()),
+                "target": token_texts(tokenizer, batch.label_BT[row, :target_size].tolist()),
+                "weights": weight_BTS[row, :target_size, :source_size].round(4).tolist(),
+            }
+    return records
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _jitted_attention(model: Any, params: Params, batch: Batch) -> Array:
     return model.apply({"params": params}, batch, method="cross_attention_weights")
-
-
-def _pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
-    return ["</s>" if i == tokenizer.special.eos else tokenizer.decode([[i]])[0] for i in ids.tolist()]
-
-
-def to_single_line(text: str) -> str:
-    """N lines in, N lines out, even from an untrained model that says a line break."""
-    return text.replace("\r", " ").replace("\n", " ").strip()

@@ -1,11 +1,10 @@
-"""What a task is: which data, what the tokenizer learns from, what batches are made of, how answers are judged.
+"""The base of tasks: which data to learn from, and how a model is judged on them."""
 
-What the tasks that learn from plain texts share: their splits by name.
-"""
-
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,82 +18,82 @@ from jaxlm.distributed.placement import put_like_params, serialize_on_cpu
 from jaxlm.distributed.sharding import all_gather_params
 from jaxlm.errors import UserError
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
-
-
-@lru_cache(maxsize=8)
-def make_eval_step(model: Any, objective: Any) -> Any:
-    """The evaluation of one model under one objective, jitted: (parameters, batch) -> sums.
-
-    Where the parameters lie on a mesh the rows of the batch are split over it.
-    """
-    sums = jax.jit(lambda params, batch: objective(model, all_gather_params(params), batch, None))
-    return lambda params, batch: serialize_on_cpu(sums(params, put_like_params(params, batch)))
+from jaxlm.types import Batch
 
 
 class Task:
-    """Base of the tasks, which are frozen dataclasses.
+    """Base of the tasks, which are frozen dataclasses with three splits and further test sets by name.
 
-    judging: the fields that decide how a model is judged, not what is trained: a resumed run may change them.
-    search: how answers are decoded, where they are; a field of the tasks that search.
-    prompts: what `generate` and `score` take: a "source" to answer, a "text" to go on from, or "" (neither).
-    ends: a text ends with EOS, which then counts.
-    reads: the columns of its batches (see `jaxlm.data.batching.collate`), "number" for a "class" that is no
-      id; spelled words bring "character" besides.
-    figures: what `validate` gives, without its "valid/".
+    Attributes:
+      eval_only_fields: the fields that decide how a model is judged, not how it is trained: a resumed run may change
+        them.
+      input_kind: what `generate` and `score` take: a "source" to answer, a "text" to continue, or "" (neither).
+      batch_columns: the columns of its batches (see `jaxlm.data.batching.collate`), "number" for a "class" that is
+        not an id; word-level tokenizers with characters add "character".
+      metric_names: the figures of `validate`, without "valid/".
+      search: how answers are decoded; None for a task without a search.
+      append_eos: whether texts end with EOS, which then counts as a token.
     """
 
     eval_only_fields: ClassVar[tuple[str, ...]] = ()
     input_kind: ClassVar[str] = ""
     batch_columns: ClassVar[tuple[str, ...]] = ("source", "target")
     metric_names: ClassVar[tuple[str, ...]] = ()
+    train: Any
+    valid: Any
+    test: Any
+    extra_tests: Any
     search: Any = None
     append_eos: bool = True
 
     def check(self) -> None:
-        """Read, before anything is trained, what is needed only later. Raises UserError on the first fault."""
-        raise NotImplementedError
+        """Read the data that are needed after training starts. Raises UserError for the first fault."""
+        for source in (self.valid, self.test):
+            for _ in source:
+                pass
 
     def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
-        """Raises UserError where the model's sizes are not those of the task or its tokenizer."""
+        """Raises UserError if the model does not fit the task or its tokenizer."""
 
     def max_input_tokens(self, model: Any) -> int:
-        """Tokens of a line beyond which `predict` reads no more of it, those of its marks counted; 0: nowhere."""
+        """Tokens of a line that `predict` reads, special tokens included; 0: all of them."""
         return getattr(self.search, "max_source_len", 0)
 
     def texts(self) -> Iterable[str]:
-        """What the tokenizer learns from."""
+        """The texts that the tokenizer is trained on."""
         raise NotImplementedError
+
+    def split(self, name: str) -> Any:
+        """The source of a split. Raises UserError with the names of the splits if it does not exist."""
+        splits = {"train": self.train, "valid": self.valid, "test": self.test, **self.extra_tests}
+        if name not in splits:
+            raise UserError(f"no split {name!r}; this experiment has {', '.join(splits)}")
+        return splits[name]
 
     def describe(self, split: str = "train") -> str:
-        """One line about a split. Raises UserError with the names that exist."""
-        raise NotImplementedError
+        """One line about the data of a split. Raises UserError if it does not exist."""
+        return self.split(split).describe()
 
     def count(self, split: str) -> int:
-        """How many items `evaluate` will tell `progress` of."""
-        raise NotImplementedError
+        """The number of items of a split: the sum of the numbers that `evaluate` reports to `progress`."""
+        return sum(1 for _ in self.split(split))
 
     def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
-        """The training split as ids, kept in `folder`; `bad` counts what was left out. See
-        `jaxlm.data.batching.collate`.
-        """
+        """The training split as columns of ids, cached in `folder`; `read_stats` counts the lines left out."""
         raise NotImplementedError
 
     def validate(
-        self,
-        trained: TrainedModel,
-        objective: Any,
-        batch_tokens: int,
-        progress: ProgressCallback = None,
+        self, trained: TrainedModel, objective: Any, batch_tokens: int, progress: ProgressCallback = None
     ) -> dict[str, float]:
-        """Figures of the validation split during training, named "valid/...", in batches of `tokens` positions."""
+        """Figures of the validation split during training, named "valid/...", in batches of `batch_tokens`."""
         raise NotImplementedError
 
     def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
-        """All scores of a split, for a JSON object; holds "split" and "lines"."""
+        """All scores of a split, for a JSON object; the first are "split" and "lines"."""
         raise NotImplementedError
 
     def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
-        """A few lines for a person to read: what was asked, what was answered, what was right."""
+        """A few lines for a person to read: inputs, answers and references."""
         raise NotImplementedError
 
     def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
@@ -107,7 +106,7 @@ class TextTask(Task):
     """Base of the tasks whose data are texts.
 
     Attributes:
-      train, valid, test: where the texts are; `more` holds further test sets by name.
+      extra_tests: further test sets by name.
     """
 
     train: TextSource
@@ -116,25 +115,76 @@ class TextTask(Task):
     extra_tests: dict[str, TextSource] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Reads the validation and test texts once."""
-        for texts in (self.valid, self.test):
-            texts.check()
+        self.valid.check()
+        self.test.check()
 
     def texts(self) -> Iterator[str]:
-        """The training texts."""
         return iter(self.train)
 
-    def split(self, name: str) -> TextSource:
-        """The texts of a split. Raises UserError with the names that exist."""
-        splits = {"train": self.train, "valid": self.valid, "test": self.test, **self.extra_tests}
-        if name not in splits:
-            raise UserError(f"no split {name!r}; this experiment has {', '.join(splits)}")
-        return splits[name]
 
-    def describe(self, split: str = "train") -> str:
-        """Where the texts of a split are."""
-        return self.split(split).describe()
+class CorruptedTextTask(TextTask):
+    """Base of the tasks on running text of which a part is hidden, always the same one in evaluation.
 
-    def count(self, split: str) -> int:
-        """The texts of a split."""
-        return sum(1 for _ in self.split(split))
+    Attributes:
+      eval_batching: the batches of evaluation.
+      valid_batches: batches of the validation split that are judged during training; 0: all.
+      eval_objective: the objective of `evaluate`.
+    """
+
+    eval_batching: Any
+    valid_batches: int
+    eval_objective: ClassVar[Any]
+
+    def validate(
+        self, trained: TrainedModel, objective: Any, batch_tokens: int, progress: ProgressCallback = None
+    ) -> dict[str, float]:
+        """The figures `metric_names`, each per predicted token, accuracies in percent."""
+        figures = self._metrics(trained, objective, "valid", self.valid_batches)
+        return {f"valid/{name}": figures[name] for name in self.metric_names if name in figures}
+
+    def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
+        """The figures of a whole split; `lines` are rows, `tokens` the predicted ones."""
+        figures = self._metrics(trained, self.eval_objective, split, None)
+        if progress:
+            progress(self.count(split))
+        return {"split": split} | figures
+
+    def _eval_batches(self, tokenizer: Tokenizer, split: str, max_batches: int | None = None) -> Iterator[Batch]:
+        batches = self.eval_batching.batches(self._encode_split(split, tokenizer), special=tokenizer.special)
+        return islice(map(batches.__getitem__, range(batches.batches_per_epoch)), max_batches or None)
+
+    def _encode_split(self, split: str, tokenizer: Tokenizer) -> Columns:
+        raise NotImplementedError
+
+    def _metrics(self, trained: TrainedModel, objective: Any, split: str, max_batches: int | None) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+@lru_cache(maxsize=8)
+def make_eval_step(model: Any, objective: Any) -> Any:
+    """The jitted evaluation of a model under an objective: (parameters, batch) -> `jaxlm.losses.Loss`.
+
+    If the parameters lie on a mesh, the rows of the batch are split over it.
+    """
+    loss = jax.jit(lambda params, batch: objective(model, all_gather_params(params), batch, None))
+    return lambda params, batch: serialize_on_cpu(loss(params, put_like_params(params, batch)))
+
+
+def sum_losses(losses: list[Any]) -> tuple[float, float, float]:
+    """(total, negative log-likelihood, tokens) of all batches: exactly rounded sums, independent of the order."""
+    host_losses = jax.device_get(losses)
+    total, nll, count = (
+        math.fsum(float(getattr(loss, name)) for loss in host_losses) for name in ("total", "nll", "count")
+    )
+    return total, nll, max(count, 1.0)
+
+
+def mean_losses(losses: list[Any]) -> dict[str, float]:
+    """ "loss", the value that training minimizes, and "nll" in nats, both per token or label."""
+    total, nll, count = sum_losses(losses)
+    return {"loss": total / count, "nll": nll / count}
+
+
+def prefix_valid(metrics: dict[str, float]) -> dict[str, float]:
+    """The figures under their names in the log of a run."""
+    return {f"valid/{name}": value for name, value in metrics.items()}

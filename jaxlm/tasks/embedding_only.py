@@ -1,4 +1,4 @@
-"""The task of an imported encoder that has not been fine-tuned: it gives vectors and attention, no answers."""
+"""The task of an imported encoder before fine-tuning: it gives vectors and attention maps, no answers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +9,12 @@ from jaxlm.tasks.base import Task
 
 @dataclass(frozen=True)
 class NoTask(Task):
-    """The task of a model that only reads, as an imported BERT: `embed` and `train --finetuning.init` have a
-    use for it.
-    """
+    """No data and no answers: only `embed`, `report` and `train --finetuning.init` can use the workdir."""
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise UserError(
-            "this workdir holds a model that reads and was given no task: `jaxlm embed` gives its vectors, and "
+            "this workdir holds an encoder without a task: `jaxlm embed` gives its vectors, and "
             "`jaxlm train EXPERIMENT --finetuning.init` starts from it"
         )
 
-    check = texts = describe = count = encode_train = validate = evaluate = show_examples = predict = _refuse
+    check = texts = split = encode_train = validate = evaluate = show_examples = predict = _refuse

@@ -1,16 +1,14 @@
-"""What tagging and classification share: pairs (text, labels), a set of labels, batches of texts without targets."""
+"""The base of tasks with pairs (text, label or number): classification, tagging, regression."""
 
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 
-from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.batching.sequence_format import SequenceFormat
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns, Ragged
@@ -20,19 +18,20 @@ from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.word_char import WordCharTokenizer
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
-from jaxlm.inference.base import ProgressCallback, TrainedModel, eval_batches_with_progress
+from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, batches_for_model, non_blank
 from jaxlm.models.properties import max_input_positions
-from jaxlm.tasks.base import Task, make_eval_step
+from jaxlm.tasks.base import Task, make_eval_step, mean_losses, prefix_valid
 from jaxlm.types import Array, Batch, Params
 
 
 @dataclass(frozen=True)
 class SupervisedTask(Task):
-    """Base of the tasks that say something about a source.
+    """Base of the tasks that predict a label, labels or a number from a text. A subclass gives the outputs of texts
+    (`_predict_texts`) and of pairs (`_predict_pairs`), an answer (`_answer`), and metrics (`_valid_metrics`).
 
     Attributes:
-      train, valid, test: sources of pairs (text, what is said of it); `more` holds further test sets by name.
-      layout: the marks of the rows, for models that read them; None: the ids of the text alone.
+      train, valid, test: sources of pairs (text, label); `extra_tests` are further test sets by name.
+      sequence_format: the special tokens of the rows, for models that read them; None: the ids of the text alone.
     """
 
     train: PairSource
@@ -43,46 +42,32 @@ class SupervisedTask(Task):
 
     eval_only_fields: ClassVar[tuple[str, ...]] = ("test", "extra_tests")
 
-    def pairs(self, split: str) -> Pairs:
-        """The pairs of a split by name. Raises UserError with the names that exist."""
-        splits = {"train": self.train, "valid": self.valid, "test": self.test, **self.extra_tests}
-        if split not in splits:
-            raise UserError(f"no split {split!r}; this experiment has {', '.join(splits)}")
-        return splits[split]
-
     def check(self) -> None:
-        """Read all that is judged later, and know all of its labels. Raises UserError on the first fault."""
+        """Read the validation and test sets. Raises UserError for the first label that is not known."""
         for pairs in (self.valid, self.test, *self.extra_tests.values()):
             for index, (text, label) in enumerate(pairs):
                 self._encode_label(pairs, index, text, label)
 
     def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
-        """Raises UserError where the model does not read the rows of the layout."""
-        read, made = getattr(model, "input_format", None), self.sequence_format and self.sequence_format.input_format
-        if read != made:
-            cure = f"SequenceFormat({read!r})" if read else "None"
+        """Raises UserError if the model does not read the rows of `sequence_format`."""
+        model_format = getattr(model, "input_format", None)
+        task_format = self.sequence_format and self.sequence_format.input_format
+        if model_format != task_format:
+            cure = f"SequenceFormat({model_format!r})" if model_format else "None"
             raise UserError(
-                f"the rows of the task have the form {made!r}, {type(model).__name__} reads {read!r}: set the task's "
-                f"sequence_format = {cure}, or choose another model"
+                f"the rows of the task have the form {task_format!r}, {type(model).__name__} reads {model_format!r}: "
+                f"set the task's sequence_format = {cure}, or choose another model"
             )
 
     def texts(self) -> Iterator[str]:
-        """What the tokenizer learns from: the texts of the training pairs."""
+        """The texts of the training pairs, the parts of one between TABs apart."""
         for text, _ in self.train:
             yield from text.split("\t")
 
-    def describe(self, split: str = "train") -> str:
-        """Which pairs a split has."""
-        return self.pairs(split).describe()
-
-    def count(self, split: str) -> int:
-        """The texts of a split."""
-        return sum(1 for _ in self.pairs(split))
-
     def max_input_tokens(self, model: Any) -> int:
-        """Where the layout or the positions end; where a line becomes several sequences it depends on its parts."""
-        layout = fit_to_model(self.sequence_format, model)
-        return layout.max_length if layout and layout.input_format == "single" else 0
+        sequence_format = fit_to_model(self.sequence_format, model)
+        # A line that becomes several sequences has no single limit: it depends on its parts.
+        return sequence_format.max_length if sequence_format and sequence_format.input_format == "single" else 0
 
     def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
         """The columns `batch_columns` of the training pairs and, if the tokenizer spells words, "character"."""
@@ -90,28 +75,70 @@ class SupervisedTask(Task):
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in splits}
         return cached_columns(
             WithStats(self.train, read_stats),
-            lambda pairs: self._encode_columns(pairs, tokenizer),
+            lambda pairs: self._encode_pairs(self.train, pairs, tokenizer),
             f"{type(self).__name__} {settings} {tokenizer.fingerprint}",
             folder,
             block_size=sys.maxsize,  # at once: messages count the pairs from the first one
         )
 
-    def _encode_columns(self, pairs: list[Pair], tokenizer: Tokenizer) -> Columns:
-        return self._encode_pairs(self.train, pairs, tokenizer)
+    def validate(
+        self, trained: TrainedModel, objective: Any, batch_tokens: int, progress: ProgressCallback = None
+    ) -> dict[str, float]:
+        self.check_model(trained.model, trained.tokenizer)
+        columns, gold, predicted = self._predict_pairs(trained, self.valid, batch_tokens, progress)
+        evaluate = make_eval_step(trained.model, objective)
+        losses = [evaluate(trained.params, batch) for _, batch in batches_for_model(trained, columns, batch_tokens)]
+        return prefix_valid(mean_losses(losses) | self._valid_metrics(gold, predicted))
 
-    def _encode_pairs(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any = None) -> Any:
+    def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
+        self.check_model(trained.model, trained.tokenizer)
+        answers = [self._answer(line, None) for line in lines]
+        indices = non_blank(lines)
+        if indices:
+            outputs = self._predict_texts(trained, [lines[index] for index in indices], progress)
+            for index, output in zip(indices, outputs, strict=True):
+                answers[index] = self._answer(lines[index], output)
+        return answers
+
+    def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
+        """The first `count` test texts with the predicted and the true label."""
+        pairs = list(islice(self.test, count))
+        answers = self.predict(trained, [text for text, _ in pairs])
+        for (text, label), answer in zip(pairs, answers, strict=True):
+            yield f"{text} -> {answer.text} (right: {label})"
+
+    def _encode_pairs(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any = None) -> Columns:
+        """Columns with labels. With a model the rows are cut to its positions; in training, long rows are left out."""
         raise NotImplementedError
 
     def _encode_label(self, pairs: Pairs, index: int, text: str, label: str) -> list:
-        """What stands for the label or labels of pair `index`. Raises UserError for one that is not known."""
+        """The id of the label, or of each label, of pair `index`. Raises UserError for an unknown one."""
+        raise NotImplementedError
+
+    def _predict_texts(self, trained: TrainedModel, texts: Sequence[str], progress: ProgressCallback) -> Any:
+        """The output of the model for each text, for `_answer`."""
+        raise NotImplementedError
+
+    def _predict_pairs(
+        self, trained: TrainedModel, source: Pairs, batch_tokens: int, progress: ProgressCallback
+    ) -> tuple[Columns, Any, Any]:
+        """The columns of pairs, their labels or numbers, and the predicted ones."""
+        raise NotImplementedError
+
+    def _answer(self, line: str, output: Any) -> Answer:
+        """The answer to a line; `output` is None for a blank line."""
+        raise NotImplementedError
+
+    def _valid_metrics(self, gold: Any, predicted: Any) -> dict[str, float]:
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class LabelTask(SupervisedTask):
-    """Base of the tasks that say labels.
+    """Base of the tasks that predict labels.
 
-    labels: the names of all labels; the id of a label is its place here.
+    Attributes:
+      labels: the names of all labels; the id of a label is its index.
     """
 
     labels: tuple[str, ...] = ()
@@ -123,39 +150,38 @@ class LabelTask(SupervisedTask):
             raise UserError(f"labels {self.labels}: expected two or more, all different")
 
     def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
-        """Raises UserError where the model has another number of labels or characters than the data."""
+        """Raises UserError if the model has another number of labels or characters than the data."""
         super().check_model(model, tokenizer)
+        names = ", ".join(self.labels)
         if model.num_labels != len(self.labels):
             raise UserError(
-                f"the task has {len(self.labels)} labels ({', '.join(self.labels)}), the model tells "
-                f"{model.num_labels} "
-                f"apart: set the model's num_labels = {len(self.labels)}"
+                f"the task has {len(self.labels)} labels ({names}), the model has {model.num_labels}: set the model's "
+                f"num_labels = {len(self.labels)}"
             )
         if getattr(model, "tag_names", ()) not in ((), self.labels):
             raise UserError(
-                f"the model's tags {', '.join(model.tag_names)} are not the task's labels "
-                f"{', '.join(self.labels)}, in this "
-                "order: write them once and give them to both"
+                f"the model's tags {', '.join(model.tag_names)} are not the task's labels {names}, in this order: "
+                "write them once and give them to both"
             )
-        if (net := getattr(model, "characters", None)) is None:
+        if (network := getattr(model, "characters", None)) is None:
             return
         if not isinstance(tokenizer, WordCharTokenizer):
             raise UserError(
                 f"the model reads characters, which {type(tokenizer).__name__} does not give: use the tokenizer "
                 "WordsWithChars, or set the model's characters = None"
             )
-        if net.vocab < tokenizer.char_vocab_size:
+        size = tokenizer.char_vocab_size
+        if network.vocab < size:
             raise UserError(
-                f"the tokenizer has {tokenizer.char_vocab_size} characters, the model's CharacterCNN embeds "
-                f"{net.vocab}: "
-                f"set its vocab = {tokenizer.char_vocab_size}, or the tokenizer's char_vocab_size = {net.vocab}"
+                f"the tokenizer has {size} characters, the model's CharacterCNN embeds {network.vocab}: set its "
+                f"vocab = {size}, or the tokenizer's char_vocab_size = {network.vocab}"
             )
 
 
 def source_columns(
     tokenizer: Tokenizer, texts: Sequence[str], sequence_format: SequenceFormat | None = None
 ) -> dict[str, Ragged]:
-    """Column "source", and "character" where the tokenizer spells words. See `jaxlm.data.batching.collate`."""
+    """Column "source", and "character" if the tokenizer spells words. See `jaxlm.data.batching.collate`."""
     if sequence_format is not None:
         return {"source": Ragged.from_rows(sequence_format.encode_rows(tokenizer, texts))}
     columns = {"source": Ragged.from_rows(tokenizer.encode(texts))}
@@ -165,7 +191,7 @@ def source_columns(
 
 
 def fit_to_model(sequence_format: SequenceFormat | None, model: Any) -> SequenceFormat | None:
-    """The layout with rows that the model's positions reach: longer parts are cut at their ends."""
+    """The format with rows no longer than the model's positions: longer parts are cut at their ends."""
     return sequence_format and sequence_format.with_max_positions(
         max_input_positions(model), getattr(model, "num_sequences", 1)
     )
@@ -178,24 +204,12 @@ def predict_rows(
     batch_tokens: int,
     progress: ProgressCallback = None,
 ) -> np.ndarray:
-    """What `told` (parameters, batch -> (B, C)) of a model says of each row: (rows, C), as column "source" goes."""
-    asked, params = {name: columns[name] for name in columns if name != "class"}, multihost.to_local(trained.params)
-    found: dict[int, np.ndarray] = {}
-    for row_B, batch in eval_batches_with_progress(
-        asked, batch_tokens, progress, max_input_positions(trained.model), trained.tokenizer.special
-    ):
-        found |= {row: said for row, said in zip(row_B.tolist(), np.asarray(predict_fn(params, batch)), strict=True)}
-    return np.stack([found[row] for row in range(len(columns["source"]))])
-
-
-def eval_loss(trained: TrainedModel, objective: Any, columns: dict[str, Ragged], batch_tokens: int) -> dict[str, float]:
-    """ "valid/loss", what is minimised, and "valid/nll", in nats a label."""
-    evaluate = make_eval_step(trained.model, objective)
-    sums: Iterable = [
-        evaluate(trained.params, batch)
-        for _, batch in eval_batches(
-            columns, batch_tokens, max_length=max_input_positions(trained.model), special=trained.tokenizer.special
-        )
-    ]
-    loss = jax.tree.map(lambda *parts: math.fsum(float(part) for part in parts), *sums)
-    return {"valid/loss": loss.total / loss.count, "valid/nll": loss.nll / loss.count}
+    """The outputs of `predict_fn` (parameters, batch -> (B, C)) for each row of column "source": (rows, C)."""
+    inputs = {name: columns[name] for name in columns if name != "class"}
+    params = multihost.to_local(trained.params)
+    outputs: list[Any] = [None] * len(columns["source"])
+    for row_B, batch in batches_for_model(trained, inputs, batch_tokens, progress):
+        output_BC = np.asarray(predict_fn(params, batch))
+        for index in np.flatnonzero(row_B >= 0):
+            outputs[row_B[index]] = output_BC[index]
+    return np.stack(outputs)

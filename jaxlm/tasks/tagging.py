@@ -1,4 +1,4 @@
-"""The task of tagging: a label for each word; with `spans`, the labels are IOB2 and whole spans are judged."""
+"""The task of tagging: a label for each word; with `iob2_spans`, the labels are IOB2 tags and spans are judged."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -15,24 +15,25 @@ from jaxlm.data.sources.conll import locate_word
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
-from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel, eval_batches_with_progress
+from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel, batches_for_model
 from jaxlm.metrics.classification import accuracy, confusion_matrix, macro_f1, per_class_counts
 from jaxlm.metrics.spans import extract_spans, forbidden_transitions, score_spans
 from jaxlm.models.properties import max_input_positions
-from jaxlm.tasks.supervised import LabelTask, eval_loss, source_columns
+from jaxlm.tasks.supervised import LabelTask, source_columns
 
 NUM_SPECIAL_IDS = 2
-"""Ids beside a text's own with a layout: one before it, one behind it."""
+"""Special ids of a row with a sequence format: one before the text, one after it."""
 
 
 @dataclass(frozen=True)
 class Tagging(LabelTask):
     """Words between white space to as many tags; the sources give pairs of both, each one line.
 
-    With a `layout` a word may be several pieces, and its tag is that of the first one.
+    With a `sequence_format` a word may be several pieces, and its tag is that of the first one.
 
-    spans: the labels are IOB2 tags, and F1 is of spans as seqeval counts them by default. Otherwise F1 is the mean of
-    that of all tags.
+    Attributes:
+      iob2_spans: the labels are IOB2 tags, and F1 is that of spans, as in seqeval's default mode. Otherwise F1 is the
+        mean over all tags.
     """
 
     iob2_spans: bool = False
@@ -42,182 +43,158 @@ class Tagging(LabelTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.iob2_spans:
-            forbidden_transitions(self.labels)  # refuses what is not IOB2
-
-    def _encode_columns(self, pairs: list[Pair], tokenizer: Tokenizer) -> Columns:
-        return self._encode_pairs(self.train, pairs, tokenizer)[0]
-
-    def validate(
-        self,
-        trained: TrainedModel,
-        objective: Any,
-        batch_tokens: int,
-        progress: ProgressCallback = None,
-    ) -> dict[str, float]:
-        """Loss, accuracy of the tags, and F1 of the spans or the mean F1 of the tags."""
-        self.check_model(trained.model, trained.tokenizer)
-        columns, places = self._encode_pairs(self.valid, list(self.valid), trained.tokenizer, trained.model)
-        figures = eval_loss(trained, objective, columns, batch_tokens)
-        gold, said = (
-            _select(columns["label"].flat, places),
-            self._predict_labels(trained, columns, places, batch_tokens, progress),
-        )
-        counts_CC = confusion_matrix(gold.flat, said.flat, len(self.labels))
-        f1 = self._span_scores(gold, said)[0].f1 if self.iob2_spans else macro_f1(counts_CC)
-        return figures | {"valid/accuracy": accuracy(counts_CC), "valid/f1": f1}
+            forbidden_transitions(self.labels)  # refuses labels that are not IOB2
 
     def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
-        """Accuracy, also of the words that the tokenizer does not know; each tag's figures; those of the spans."""
+        """Accuracy, also of the words that the tokenizer does not know; the figures of each tag, and of the spans."""
         self.check_model(trained.model, trained.tokenizer)
-        pairs = self.pairs(split)
-        columns, places = self._encode_pairs(pairs, list(pairs), trained.tokenizer, trained.model)
-        gold, said = (
-            _select(columns["label"].flat, places),
-            self._predict_labels(trained, columns, places, EVAL_BATCH_TOKENS, progress),
-        )
-        counts_CC = confusion_matrix(gold.flat, said.flat, len(self.labels))
-        unknown = trained.tokenizer.special.is_unknown(columns["source"].flat[places.flat])
-        of_unknown_CC = confusion_matrix(gold.flat[unknown], said.flat[unknown], len(self.labels))
+        source = self.split(split)
+        columns, positions = self._encode_tagged(source, list(source), trained.tokenizer, trained.model)
+        gold = _select(columns["label"].flat, positions)
+        predicted = self._predict_labels(trained, columns, positions, EVAL_BATCH_TOKENS, progress)
+        counts_CC = confusion_matrix(gold.flat, predicted.flat, len(self.labels))
+        unknown = trained.tokenizer.special.is_unknown(columns["source"].flat[positions.flat])
+        unknown_counts_CC = confusion_matrix(gold.flat[unknown], predicted.flat[unknown], len(self.labels))
         figures: dict[str, Any] = {"split": split, "lines": len(gold), "words": len(gold.flat)}
         figures |= {"accuracy": accuracy(counts_CC), "macro_f1": macro_f1(counts_CC)}
-        figures |= {"unknown": {"words": int(unknown.sum()), "accuracy": accuracy(of_unknown_CC)}}
+        figures["unknown"] = {"words": int(unknown.sum()), "accuracy": accuracy(unknown_counts_CC)}
         if self.iob2_spans:
-            micro, by_kind = self._span_scores(gold, said)
+            micro, by_class = self._span_scores(gold, predicted)
             figures |= {key: value for key, value in micro.to_json().items() if key != "support"}
-            figures["spans"] = {name: found.to_json() for name, found in by_kind.items()}
-        figures["tags"] = {name: found.to_json() for name, found in per_class_counts(counts_CC, self.labels).items()}
-        return figures
-
-    def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
-        """The tags of each line's words, between single spaces; a word that was never seen gets one too.
-
-        What is longer than the model's positions reach is read in parts, cut between words.
-        """
-        self.check_model(trained.model, trained.tokenizer)
-        answers = [Answer("", self._json_record(line, [])) for line in lines]
-        asked = [index for index, line in enumerate(lines) if line.strip()]
-        if not asked:
-            return answers
-        columns, places = self._encode_words(trained.tokenizer, [lines[index] for index in asked], trained.model)
-        said = self._predict_labels(trained, columns, places, EVAL_BATCH_TOKENS, progress)
-        for row, index in enumerate(asked):
-            tags = [self.labels[label] for label in said[row]]
-            answers[index] = Answer(" ".join(tags), self._json_record(lines[index], tags))
-        return answers
+            figures["spans"] = {name: counts.to_json() for name, counts in by_class.items()}
+        tags = per_class_counts(counts_CC, self.labels)
+        return figures | {"tags": {name: counts.to_json() for name, counts in tags.items()}}
 
     def max_input_tokens(self, model: Any) -> int:
-        """Nowhere."""
-        return 0
+        return 0  # a longer text is read in several parts
 
     def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
-        """The first `count` test sentences: word/tag, and word/tag(right tag) where it is another."""
-        pairs = [pair for pair, _ in zip(self.test, range(count), strict=False)]
+        """The first `count` test sentences: word/tag, and word/tag(true tag) if the predicted tag is wrong."""
+        pairs = list(itertools.islice(self.test, count))
         answers = self.predict(trained, [words for words, _ in pairs])
         for (words, tags), answer in zip(pairs, answers, strict=True):
             triples = zip(words.split(), answer.text.split(), tags.split(), strict=True)
-            yield " ".join(f"{w}/{said}" + (f"({gold})" if said != gold else "") for w, said, gold in triples)
+            yield " ".join(f"{word}/{tag}" + (f"({gold})" if tag != gold else "") for word, tag, gold in triples)
 
-    def _json_record(self, line: str, tags: list[str]) -> dict[str, Any]:
-        words = line.split()
-        record: dict[str, Any] = {"source": line, "prediction": " ".join(tags), "words": words, "tags": tags}
+    def _valid_metrics(self, gold: Ragged, predicted: Ragged) -> dict[str, float]:
+        counts_CC = confusion_matrix(gold.flat, predicted.flat, len(self.labels))
+        f1 = self._span_scores(gold, predicted)[0].f1 if self.iob2_spans else macro_f1(counts_CC)
+        return {"accuracy": accuracy(counts_CC), "f1": f1}
+
+    def _predict_pairs(
+        self, trained: TrainedModel, source: Pairs, batch_tokens: int, progress: ProgressCallback
+    ) -> tuple[Columns, Ragged, Ragged]:
+        columns, positions = self._encode_tagged(source, list(source), trained.tokenizer, trained.model)
+        predicted = self._predict_labels(trained, columns, positions, batch_tokens, progress)
+        return columns, _select(columns["label"].flat, positions), predicted
+
+    def _predict_texts(self, trained: TrainedModel, texts: Sequence[str], progress: ProgressCallback) -> Iterator[Any]:
+        columns, positions = self._encode_words(trained.tokenizer, texts, trained.model)
+        labels = self._predict_labels(trained, columns, positions, EVAL_BATCH_TOKENS, progress)
+        return map(labels.__getitem__, range(len(labels)))
+
+    def _answer(self, line: str, output: np.ndarray | None) -> Answer:
+        """The tags of the words, between single spaces; a word that was never seen gets one too."""
+        tags = [] if output is None else [self.labels[label] for label in output]
+        text, words = " ".join(tags), line.split()
+        record: dict[str, Any] = {"source": line, "prediction": text, "words": words, "tags": tags}
         if self.iob2_spans:
             record["spans"] = [
                 {"class": name, "text": " ".join(words[begin:end]), "begin": begin, "end": end}
                 for name, begin, end in extract_spans(tags)
             ]
-        return record
+        return Answer(text, record)
 
-    def _encode_pairs(
-        self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any = None
+    def _encode_pairs(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any = None) -> Columns:
+        return self._encode_tagged(source, pairs, tokenizer, model)[0]
+
+    def _encode_tagged(
+        self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any
     ) -> tuple[dict[str, Ragged], Ragged]:
-        """Columns with labels, and the places of the words."""
-        columns, places = self._encode_words(tokenizer, [words for words, _ in pairs], model)
+        """Columns "source" and "label" (-1 where no word begins), and the positions of the words."""
+        columns, positions = self._encode_words(tokenizer, [words for words, _ in pairs], model)
         labels = Ragged.from_rows([self._encode_label(source, index, *pair) for index, pair in enumerate(pairs)])
-        differ = np.flatnonzero(labels.lengths != places.lengths)
-        if len(differ):
-            row = int(differ[0])
+        different = np.flatnonzero(labels.lengths != positions.lengths)
+        if len(different):
+            row = int(different[0])
             raise UserError(
                 f"{locate_word(source, row, 0)}: {len(labels[row])} tags, and {type(tokenizer).__name__} makes "
-                f"{len(places[row])} ids of the words: tagging needs one id a word, as of WordsWithChars, or a layout "
-                "and a model that reads it"
+                f"{len(positions[row])} ids of the words: tagging needs one id per word, as from WordsWithChars, or a "
+                "sequence_format and a model that reads it"
             )
         flat = np.full(len(columns["source"].flat), -1, np.int32)
-        flat[places.flat] = labels.flat
+        flat[positions.flat] = labels.flat
         columns["label"] = Ragged(flat, columns["source"].offsets)
-        return columns, places
+        return columns, positions
 
     def _encode_words(self, tokenizer: Tokenizer, texts: Sequence[str], model: Any) -> tuple[dict[str, Ragged], Ragged]:
-        """Column "source", and where in its `flat` the words of each text are: with a layout, their first pieces.
+        """Column "source", and the positions of each text's words in its `flat`: of their first pieces.
 
-        A text of more than `most` ids with its marks is then several rows.
+        With a sequence format, a text that is longer than the positions of the model becomes several rows.
         """
         if self.sequence_format is None:
             columns = source_columns(tokenizer, texts)
             return columns, Ragged(np.arange(len(columns["source"].flat)), columns["source"].offsets)
-        most = None if model is None else max_input_positions(model)
+        max_length = None if model is None else max_input_positions(model)
         special = tokenizer.special
         no_piece = special.eos if special.unk is None else special.unk
-        words = [text.split() for text in texts]
-        pieces = iter(tokenizer.encode([word for some in words for word in some]))
+        words_of_texts = [text.split() for text in texts]
+        pieces_of_words = iter(tokenizer.encode(list(itertools.chain(*words_of_texts))))
         rows: list[np.ndarray] = []
-        places: list[np.ndarray] = []
+        positions: list[np.ndarray] = []
         begin = 0
-        for some in words:
-            own = [piece if len(piece) else np.array([no_piece]) for piece in itertools.islice(pieces, len(some))]
-            first: list[np.ndarray] = [np.zeros(0, np.int64)]
-            for part in _split_words(own, most and most - NUM_SPECIAL_IDS):
-                sizes = np.array([len(piece) for piece in part], np.int64)
+        for words in words_of_texts:
+            own_pieces = itertools.islice(pieces_of_words, len(words))
+            pieces = [ids if len(ids) else np.array([no_piece]) for ids in own_pieces]
+            first_pieces: list[np.ndarray] = [np.zeros(0, np.int64)]
+            for part in _split_words(pieces, max_length and max_length - NUM_SPECIAL_IDS):
+                sizes = np.array([len(ids) for ids in part], np.int64)
                 rows.append(np.concatenate([[special.start], *part]))
-                first.append(begin + 1 + np.cumsum(sizes) - sizes)
+                first_pieces.append(begin + 1 + np.cumsum(sizes) - sizes)
                 begin += len(rows[-1])
-            places.append(np.concatenate(first))
-        return {"source": Ragged.from_rows(rows)}, Ragged.from_rows(places, np.int64)
+            positions.append(np.concatenate(first_pieces))
+        return {"source": Ragged.from_rows(rows)}, Ragged.from_rows(positions, np.int64)
 
     def _encode_label(self, pairs: Pairs, index: int, text: str, label: str) -> list[int]:
         words, tags = text.split(), label.split()
         if len(words) != len(tags):
             raise UserError(
-                f"{locate_word(pairs, index, 0)}: {len(words)} words and {len(tags)} tags, expected as many"
+                f"{locate_word(pairs, index, 0)}: {len(words)} words and {len(tags)} tags, expected one tag per word"
             )
-        known = {name: number for number, name in enumerate(self.labels)}
+        ids = {name: number for number, name in enumerate(self.labels)}
         for place, tag in enumerate(tags):
-            if tag not in known:
+            if tag not in ids:
                 raise UserError(
-                    f"{locate_word(pairs, index, place)}: {words[place]!r} has the tag {tag!r}, which is none of "
-                    "the task's "
-                    f"labels {', '.join(self.labels)}. Mend the file, or add the tag to the labels and train anew."
+                    f"{locate_word(pairs, index, place)}: {words[place]!r} has the tag {tag!r}, which is not among the "
+                    f"task's labels {', '.join(self.labels)}. Correct the file, or add the tag to the labels and train "
+                    "again."
                 )
-        return [known[tag] for tag in tags]
+        return [ids[tag] for tag in tags]
 
     def _predict_labels(
         self,
         trained: TrainedModel,
         columns: Columns,
-        places: Ragged,
+        positions: Ragged,
         batch_tokens: int,
         progress: ProgressCallback,
     ) -> Ragged:
-        """The labels that the model says, a row a text, one a word."""
-        best, source, params = _jitted_tags(trained.model), columns["source"], multihost.to_local(trained.params)
-        most = max_input_positions(trained.model)
-        if most is not None and (long := np.flatnonzero(source.lengths >= most)).size:
+        """The predicted labels: a row for each text, a label for each word."""
+        source, max_length = columns["source"], max_input_positions(trained.model)
+        if max_length is not None and (long := np.flatnonzero(source.lengths >= max_length)).size:
             raise UserError(
-                f"text {long[0] + 1} has {source.lengths[long[0]] + 1} tokens with its marks, but the model's "
-                f"positions reach {most}, and every word needs a tag: cut the text in two"
+                f"text {long[0] + 1} has {source.lengths[long[0]] + 1} tokens with its special ids, but the model's "
+                f"positions reach {max_length}, and every word needs a tag: cut the text in two"
             )
+        predict_labels, params = _jitted_labels(trained.model), multihost.to_local(trained.params)
+        inputs = {name: columns[name] for name in columns if name != "label"}
         flat = np.zeros(len(source.flat), np.int32)
-        for row_B, batch in eval_batches_with_progress(
-            {name: columns[name] for name in columns if name != "label"},
-            batch_tokens,
-            progress,
-            most,
-            trained.tokenizer.special,
-        ):
-            label_BS = np.asarray(best(params, batch))
-            for at in np.flatnonzero(row_B >= 0):
-                begin, end = source.offsets[row_B[at]], source.offsets[row_B[at] + 1]
-                flat[begin:end] = label_BS[at, : end - begin]
-        return _select(flat, places)
+        for row_B, batch in batches_for_model(trained, inputs, batch_tokens, progress):
+            label_BS = np.asarray(predict_labels(params, batch))
+            for index in np.flatnonzero(row_B >= 0):
+                begin, end = source.offsets[row_B[index]], source.offsets[row_B[index] + 1]
+                flat[begin:end] = label_BS[index, : end - begin]
+        return _select(flat, positions)
 
     def _span_scores(self, gold: Ragged, predicted: Ragged) -> Any:
         return score_spans(self._label_names(gold), self._label_names(predicted))
@@ -226,28 +203,28 @@ class Tagging(LabelTask):
         return [[self.labels[label] for label in column[row]] for row in range(len(column))]
 
 
-def _split_words(words: list[np.ndarray], room: int | None) -> Iterator[list[np.ndarray]]:
-    """Words in runs of at most `room` ids; of a word that has more by itself, the first ones."""
+def _split_words(words: list[np.ndarray], max_ids: int | None) -> Iterator[list[np.ndarray]]:
+    """Words in runs of at most `max_ids` ids; a word with more ids is cut."""
     part: list[np.ndarray] = []
     for word in words:
-        if part and room and sum(map(len, part)) + len(word) > room:
+        if part and max_ids and sum(map(len, part)) + len(word) > max_ids:
             yield part
             part = []
-        part.append(word[:room])
+        part.append(word[:max_ids])
     yield part
 
 
-def _select(flat: np.ndarray, places: Ragged) -> Ragged:
-    return Ragged(flat[places.flat], places.offsets)
+def _select(flat: np.ndarray, positions: Ragged) -> Ragged:
+    return Ragged(flat[positions.flat], positions.offsets)
 
 
 @lru_cache(maxsize=8)
-def _jitted_tags(model: Any) -> Any:
-    """The jitted labels of a model: its own `best`, or the likeliest by its logits."""
+def _jitted_labels(model: Any) -> Any:
+    """The jitted labels of a model: its own `predict_labels` (a CRF's best path), or the argmax of its logits."""
 
-    def best(params, batch):
+    def predict_labels(params: Any, batch: Any) -> Any:
         if hasattr(type(model), "predict_labels"):
             return model.apply({"params": params}, batch, method="predict_labels")
         return model.apply({"params": params}, batch).argmax(-1)
 
-    return jax.jit(best)
+    return jax.jit(predict_labels)

@@ -49,6 +49,6 @@ def test_who_cannot_tell(tmp_path, command):  # noqa: F811
     model = PrefixLM(RecurrentLM(MODEL.vocab, 8, Recurrent(cells.LSTM(8))))
     train(replace(EXPERIMENT, model=model, steps=2), tmp_path / "run")
     refused = command("predict", tmp_path / "run", "--jsonl", "--attention", stdin=SOURCE)
-    assert refused.code == 1 and "PrefixLM cannot tell attention weights" in refused.err
+    assert refused.code == 1 and "PrefixLM has no attention weights" in refused.err
     refused = command("predict", tmp_path / "run", "--attention", stdin=SOURCE)
     assert refused.code == 2 and "--attention needs --jsonl" in refused.err

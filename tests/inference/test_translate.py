@@ -12,8 +12,8 @@ from fixtures.zoo import (
 
 from jaxlm.data.tokenizers.simple import Words
 from jaxlm.decode.beam_config import Beam
-from jaxlm.inference.base import TrainedModel
-from jaxlm.inference.translate import Search, to_single_line, translate
+from jaxlm.inference.base import TrainedModel, to_single_line
+from jaxlm.inference.translate import Search, translate
 
 TOKENIZER = Words(VOCAB).fit([text for pair in Backwards(64) for text in pair])
 SEARCH = Search(Beam(2), max_len_ratio=1.0, max_len_extra=2, batch_tokens=64, max_source_len=16)

@@ -145,7 +145,7 @@ def test_embed(imported, command, tmp_path):
     assert "2 lines were longer than the 48 tokens that the model reads" in cut.err
     refused = command("embed", imported, "--pooling", "token", "--out", "x.npy")
     assert refused.code == 2 and "lines of different lengths" in refused.err
-    assert "was given no task" in command("evaluate", imported).err
+    assert "an encoder without a task" in command("evaluate", imported).err
 
 
 def test_report_draws_heads(imported, command, tmp_path):

@@ -34,8 +34,8 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"generate: the task {task} writes no text (`jaxlm predict` answers lines)")
     pipeline = load_pipeline(options, experiment)
     from jaxlm.decode.sampling import Sampler
+    from jaxlm.inference.base import to_single_line
     from jaxlm.inference.generate import GenerationRequest
-    from jaxlm.inference.translate import to_single_line
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
     request = GenerationRequest(
