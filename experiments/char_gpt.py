@@ -4,14 +4,14 @@
     jaxlm train experiments.char_gpt:gpu --workdir runs/char_gpt_gpu
 
 Published validation losses (nats a character): 1.88 for `cpu`, 1.4697 for `gpu`. Measured here: `cpu` 1.745 after 2,000
-steps, in about 2 minutes on one CPU core (1.743 with another seed); `gpu` has not been run yet. Each window is read
-from nothing, as in the reference, so that its first characters are said with little to go on.
+steps, in about 2 minutes on one CPU core (1.743 with another seed); `gpu` has not been run yet. Each window
+starts without context, as in the reference, so that its first characters are predicted from few others.
 
 The parameters of `cpu` start from normals of deviation 0.06. With the 0.02 of GPT-2, which suits 768 features and not
 128, it has 1.883, and 1.902 to 1.905 with three other seeds; with 0.04 1.781, with 0.09 1.755.
 
-Learned positions beyond the context of training are untrained, and texts that go on so far fall apart. `cpu_rotary` has
-rotary positions and a sliding window as wide as its context, and goes on for ever: 1.666 after as many steps.
+Learned positions beyond the context of training are untrained, and longer texts fall apart there. `cpu_rotary` has
+rotary positions and a sliding window as wide as its context, and no limit: 1.666 after as many steps.
 """
 
 from dataclasses import replace

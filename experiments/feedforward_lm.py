@@ -2,8 +2,8 @@
 
     jaxlm train experiments.feedforward_lm --workdir runs/feedforward
 
-Four words are seen before the one that is told, as by the 5-gram of `experiments.ngram`, but through embeddings:
-histories that were never counted have neighbours that were. Valid perplexity 229.1 and 195.3 after one and two epochs
+Four words predict the next one, as in the 5-gram of `experiments.ngram`, but through embeddings: histories that were
+never counted have neighbors that were. Valid perplexity 229.1 and 195.3 after one and two epochs
 (the 5-gram has 234.9), in an hour on one CPU core.
 """
 

@@ -1,17 +1,17 @@
-"""One model, many tasks: what was trained before, with a few new parameters on top (Devlin et al. 2019, section 4).
+"""Fine-tuning: a pretrained model with a few new parameters on top, for many tasks (Devlin et al. 2019, section 4).
 
     jaxlm import-hf models/bert --workdir runs/bert          # or a run of your own, of an encoder or a language model
     jaxlm train experiments.finetune:sick --workdir runs/sick
     jaxlm train experiments.finetune:sick_lora --workdir runs/sick_lora --finetuning.init runs/other
 
-Each task in four variants: everything is trained (`sick`); the head alone (`sick_frozen`); the head and low-rank maps
-beside the queries and values (`sick_lora`, Hu et al. 2022); and everything, from nothing (`sick_scratch`). They start
-from the workdir `runs/bert` unless --finetuning.init says otherwise, and take its model, whatever its size.
+Each task has four variants: all parameters are trained (`sick`); only the head (`sick_frozen`); the head and low-rank
+matrices of the queries and values (`sick_lora`, Hu et al. 2022); all parameters, from random ones (`sick_scratch`).
+They start from the workdir `runs/bert`, or that of --finetuning.init, and take its model, of any size.
 
-A head on BERT starts from its pooler, where the imported files have it. `jaxlm export-hf runs/sick models/sick` gives a
-BertForSequenceClassification or, of tags, a BertForTokenClassification; low-rank maps are merged into it.
+A head on BERT starts from its pooler, if the imported files have one. `jaxlm export-hf runs/sick models/sick` gives a
+BertForSequenceClassification or, for tagging, a BertForTokenClassification; low-rank matrices are merged into it.
 
-The sentences of a pair stand between a TAB; `predict` takes them so too.
+A TAB separates the sentences of a pair, also in the lines of `predict`.
 
 Measured from all-MiniLM-L6-v2 (22.6 million parameters), ten minutes each on two cores that were busy with other runs:
 `sick` 86.0 % after 146 of 450 steps; `sst2` 84.3 % with --steps 120; `wnut17` span F1 45.4 after 101 steps with
@@ -73,39 +73,39 @@ def sick() -> Experiment:
 
 
 def sick_frozen() -> Experiment:
-    """The same, the head alone."""
+    """`sick`, training only the head."""
     return _frozen(sick())
 
 
 def sick_lora() -> Experiment:
-    """The same, the head and low-rank maps."""
+    """`sick`, training the head and low-rank matrices."""
     return _lora(sick())
 
 
 def sick_scratch() -> Experiment:
-    """The same, from nothing."""
+    """`sick`, from random parameters."""
     return _scratch(sick(), vocab=2000)
 
 
 def relatedness() -> Experiment:
-    """How alike two sentences of SICK are, from 1 to 5, as Pearson's correlation (Marelli et al. 2014)."""
+    """Similarity of two sentences in SICK, from 1 to 5, judged by Pearson's correlation (Marelli et al. 2014)."""
     train, trial = (_sick(split, "relatedness_score") for split in ("train", "trial"))
     task = TextRegression(train, trial, trial, sequence_format=SequenceFormat(), min_value=1.0, max_value=5.0)
     return _experiment(task, TextClassifier(num_labels=1), Regression(), tokens=1024, steps=450, best="valid/pearson")
 
 
 def relatedness_frozen() -> Experiment:
-    """The same, the head alone."""
+    """`relatedness`, training only the head."""
     return _frozen(relatedness())
 
 
 def relatedness_lora() -> Experiment:
-    """The same, the head and low-rank maps."""
+    """`relatedness`, training the head and low-rank matrices."""
     return _lora(relatedness())
 
 
 def relatedness_scratch() -> Experiment:
-    """The same, from nothing."""
+    """`relatedness`, from random parameters."""
     return _scratch(relatedness(), vocab=2000)
 
 
@@ -122,17 +122,17 @@ def mrpc() -> Experiment:
 
 
 def mrpc_frozen() -> Experiment:
-    """The same, the head alone."""
+    """`mrpc`, training only the head."""
     return _frozen(mrpc())
 
 
 def mrpc_lora() -> Experiment:
-    """The same, the head and low-rank maps."""
+    """`mrpc`, training the head and low-rank matrices."""
     return _lora(mrpc())
 
 
 def mrpc_scratch() -> Experiment:
-    """The same, from nothing."""
+    """`mrpc`, from random parameters."""
     return _scratch(mrpc())
 
 
@@ -146,17 +146,17 @@ def rte() -> Experiment:
 
 
 def rte_frozen() -> Experiment:
-    """The same, the head alone."""
+    """`rte`, training only the head."""
     return _frozen(rte())
 
 
 def rte_lora() -> Experiment:
-    """The same, the head and low-rank maps."""
+    """`rte`, training the head and low-rank matrices."""
     return _lora(rte())
 
 
 def rte_scratch() -> Experiment:
-    """The same, from nothing."""
+    """`rte`, from random parameters."""
     return _scratch(rte())
 
 
@@ -175,17 +175,17 @@ def umsab() -> Experiment:
 
 
 def umsab_frozen() -> Experiment:
-    """The same, the head alone."""
+    """`umsab`, training only the head."""
     return _frozen(umsab())
 
 
 def umsab_lora() -> Experiment:
-    """The same, the head and low-rank maps."""
+    """`umsab`, training the head and low-rank matrices."""
     return _lora(umsab())
 
 
 def umsab_scratch() -> Experiment:
-    """The same, from nothing."""
+    """`umsab`, from random parameters."""
     return _scratch(umsab(), vocab=5000)
 
 
@@ -210,17 +210,17 @@ def ewt() -> Experiment:
 
 
 def ewt_frozen() -> Experiment:
-    """The same, the head alone."""
+    """`ewt`, training only the head."""
     return _frozen(ewt())
 
 
 def ewt_lora() -> Experiment:
-    """The same, the head and low-rank maps."""
+    """`ewt`, training the head and low-rank matrices."""
     return _lora(ewt())
 
 
 def ewt_scratch() -> Experiment:
-    """The same, from nothing."""
+    """`ewt`, from random parameters."""
     return _scratch(ewt())
 
 

@@ -1,4 +1,4 @@
-"""The ladder of translation models: what each rung buys for the same minutes of the same machine.
+"""The ladder of translation models, compared after the same minutes on the same machine.
 
     python -m benchmarks.ladder                      every rung on Multi30k, five minutes each, and the table
     jaxlm train experiments.ladder:general --workdir runs/general --max-minutes 5
@@ -68,7 +68,7 @@ def additive() -> Experiment:
 
 
 def one_network() -> Experiment:
-    """Multi30k en-de: one LSTM reads the source, a separator, and goes on with the target."""
+    """Multi30k en-de: one LSTM reads the source and a separator, and continues with the target."""
     return _multi30k(_one_network(VOCAB))
 
 

@@ -45,7 +45,7 @@ def shakespeare() -> Experiment:
 
 
 def shakespeare_elman() -> Experiment:
-    """Tiny shakespeare, characters, an Elman network of 128: for `jaxlm report --gradient-flow` beside the next two."""
+    """Tiny shakespeare, characters, an Elman network of 128, to compare in `jaxlm report --gradient-flow`."""
     return _characters(Recurrent(Elman(128)), dropout=0.0, steps=600)
 
 

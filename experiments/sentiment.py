@@ -1,4 +1,4 @@
-"""What a text thinks: sentiment of tweets and film reviews, and opinions that hang on where the "not" stands.
+"""Sentiment of tweets and film reviews, and of minilang sentences that depend on the position of "not".
 
     jaxlm train experiments.sentiment:sst2 --workdir runs/sst2
     echo "a stirring , funny film" | jaxlm predict runs/sst2

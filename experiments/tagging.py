@@ -65,7 +65,7 @@ def wikiann_es() -> Experiment:
 def wnut17() -> Experiment:
     """Emerging named entities of WNUT17 (Derczynski et al. 2017; 3,394 training tweets, dev as test): six classes.
 
-    Too few to know a name by: English WikiANN (10,000 sentences) is read beside them, its tags as the nearest classes.
+    These are few: English WikiANN (10,000 sentences) is added, its tags mapped to the nearest classes.
     """
     dev = ColumnFile("wnut17/emerging.dev.conll.gz")
     tweets = ColumnFile("wnut17/wnut17train.conll.gz")

@@ -41,7 +41,7 @@ DEFAULT_MAX_TOKENS = 100
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """How to continue or to answer each prompt.
+    """The options of generation for each prompt.
 
     Attributes:
       num_samples: texts for each prompt, drawn independently.

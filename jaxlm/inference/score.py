@@ -35,7 +35,7 @@ def score_pairs(
     max_length: int = 512,
     score_eos: bool = True,
 ) -> list[TextScore]:
-    """The score of each target given its source (None for all: there are no sources), in the order of the pairs.
+    """The score of each target given its source (None for all: texts without sources), in the order of the pairs.
 
     Args:
       batch_tokens: positions of a batch.

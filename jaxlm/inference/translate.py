@@ -24,7 +24,7 @@ from jaxlm.types import Array, Batch, Params
 
 @dataclass(frozen=True)
 class Search:
-    """How a line is decoded.
+    """The options of decoding a line.
 
     Attributes:
       max_len_ratio, max_len_extra: an answer has at most ratio x source tokens + extra tokens.
@@ -46,7 +46,7 @@ class Search:
 
     @property
     def is_constrained(self) -> bool:
-        """Whether `grammar` gives a constraint."""
+        """True if `grammar` gives a constraint."""
         return False
 
     def grammar(self, source_BS: Any, valid_BS: Any, limit_B: Any) -> Any:

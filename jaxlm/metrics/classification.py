@@ -14,7 +14,7 @@ def confusion_matrix(gold: np.ndarray, predicted: np.ndarray, num_classes: int) 
 
 
 def accuracy(counts_CC: np.ndarray) -> float:
-    """Percentage on the diagonal; 0 if there are no counts."""
+    """Percentage on the diagonal; 0 without counts."""
     return 100.0 * float(np.trace(counts_CC)) / max(int(counts_CC.sum()), 1)
 
 

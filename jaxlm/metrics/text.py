@@ -39,7 +39,7 @@ def perplexity(nll: float) -> float:
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> CorpusScore:
     """Corpus BLEU (Papineni et al., 2002) by sacreBLEU (Post, 2018): tokenizer 13a, case kept, one reference a line.
 
-    Raises UserError if there are no lines, or if the numbers of lines differ.
+    Raises UserError for empty inputs, and if the numbers of lines differ.
     """
     from sacrebleu.metrics import BLEU
 

@@ -44,7 +44,7 @@ class LanguageModeling(TextTask):
 
     @property
     def append_eos(self) -> bool:
-        """Whether a text ends with EOS."""
+        """True if a text ends with EOS."""
         return self.windows is None or self.windows.append_eos
 
     def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
