@@ -108,14 +108,8 @@ def encode_rows(trained: TrainedModel, texts: Sequence[str]) -> Ragged:
     return Ragged.from_rows([np.concatenate([start, row[: max_length and max_length - 2]]) for row in ids])
 
 
-def apply_encoder(
-    model: Any,
-    params: Params,
-    batch: Batch,
-    special: SpecialIds,
-    method: Literal["features", "self_attention_weights"],
-) -> Array:
-    """The features (B, S, D) of a source, or its self-attention weights (B, L, N, S, S)."""
+def apply_encoder(model: Any, params: Params, batch: Batch, special: SpecialIds, method: str) -> Array:
+    """The "features" (B, S, D) of a source, or its "self_attention_weights" (B, L, N, S, S), by `method`."""
     if is_encoder(model):
         batch = replace(batch, token_type_BS=sequence_markers(batch, special)[2])
         return model.apply({"params": params}, batch, method=method)

@@ -7,7 +7,7 @@ and a sample continues it.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
 
@@ -149,13 +149,14 @@ def _sample_prompt(
         limit_B = np.where(np.arange(SAMPLE_BATCH) < count, prompt.max_tokens, 0).astype(np.int32)
         decode_request = DecodeRequest(
             prompt.batch, prompt.prompt_BP, prompt.valid_BP, limit_B, grammar=_grammar(constraint, prompt, limit_B),
-            seed=request.seed, line_B=line_B,
+            seed=request.seed, line_B=line_B
         )  # fmt: skip
         masks = LogitMasks(special.suppress)
         config = GenerationConfig(prompt.max_length, special.end_ids, request.sampler, masks)
         if request.stop_strings or on_text:
             stream = generate_stream(trained.model, trained.params, decode_request, config)
-            yield from _stream_samples(stream, count, prompt.text, trained.tokenizer, request, on_text)
+            texts = [TextStream(trained.tokenizer, request.stop_strings) for _ in range(count)]
+            yield from _stream_samples(stream, prompt.text, texts, on_text)
             on_text = None  # only the first sample is shown
         else:
             output = generate(trained.model, trained.params, decode_request, config)
@@ -175,16 +176,10 @@ def _grammar(constraint: TokenConstraint | None, prompt: _Prompt, limit_B: np.nd
 
 
 def _stream_samples(
-    stream: Iterator[GenerationOutput],
-    count: int,
-    prompt: str,
-    tokenizer: Tokenizer,
-    request: GenerationRequest,
-    on_text: TextCallback,
+    stream: Iterator[GenerationOutput], prompt: str, texts: list[TextStream], on_text: TextCallback
 ) -> list[Sample]:
     """The samples of a batch that is read token by token; a text ends where a stop string begins."""
-    texts = [TextStream(tokenizer, request.stop_strings) for _ in range(count)]
-    samples: list[Sample | None] = [None] * count
+    samples: list[Sample | None] = [None] * len(texts)
     host: Any = None
     for host in map(jax.device_get, stream):
         for row, text in enumerate(texts):
@@ -195,30 +190,19 @@ def _stream_samples(
             if on_text and row == 0 and piece:
                 on_text(piece)
             if finished or text.ended:
-                reason = "string" if text.ended else None
-                samples[row] = _to_sample(host, row, prompt, tokenizer, text.text, reason)
+                sample = replace(_to_sample(host, row, prompt, text.tokenizer), text=text.text)
+                samples[row] = replace(sample, reason="string") if text.ended else sample
         if all(samples):
             break
     blank = Sample(prompt, "", 0.0, 0, FINISH_REASONS[FINISH_NONE])
     return [
-        sample or (blank if host is None else _to_sample(host, row, prompt, tokenizer))
+        sample or (blank if host is None else _to_sample(host, row, prompt, texts[row].tokenizer))
         for row, sample in enumerate(samples)
     ]
 
 
-def _to_sample(
-    output: GenerationOutput,
-    row: int,
-    prompt: str,
-    tokenizer: Tokenizer,
-    text: str | None = None,
-    reason: str | None = None,
-) -> Sample:
+def _to_sample(output: GenerationOutput, row: int, prompt: str, tokenizer: Tokenizer) -> Sample:
     size = int(output.length_B[row])
-    return Sample(
-        prompt=prompt,
-        text=tokenizer.decode([np.asarray(output.tokens_BT[row, :size]).tolist()])[0] if text is None else text,
-        logprob=float(output.logprob_B[row]),
-        tokens=size,
-        reason=reason or FINISH_REASONS[int(output.reason_B[row])],
-    )
+    text = tokenizer.decode([np.asarray(output.tokens_BT[row, :size]).tolist()])[0]
+    reason = FINISH_REASONS[int(output.reason_B[row])]
+    return Sample(prompt, text, logprob=float(output.logprob_B[row]), tokens=size, reason=reason)

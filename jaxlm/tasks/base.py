@@ -20,13 +20,15 @@ from jaxlm.errors import UserError
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
 from jaxlm.types import Batch
 
+EVAL_SPLITS = ("test", "extra_tests")
+"""The splits that training does not read: a resumed run may change them."""
+
 
 class Task:
     """Base of the tasks, which are frozen dataclasses with three splits and further test sets by name.
 
     Attributes:
-      eval_only_fields: the fields that decide how a model is judged, not how it is trained: a resumed run may change
-        them.
+      eval_only_fields: the fields that decide only how a model is judged: a resumed run may change them.
       input_kind: what `generate` and `score` take: a "source" to answer, a "text" to continue, or "" (neither).
       batch_columns: the columns of its batches (see `jaxlm.data.batching.collate`), "number" for a "class" that is
         not an id; word-level tokenizers with characters add "character".

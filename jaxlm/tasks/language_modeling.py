@@ -19,7 +19,7 @@ from jaxlm.inference.generate import GenerationRequest, draw_samples
 from jaxlm.losses import Loss
 from jaxlm.metrics.text import perplexity
 from jaxlm.models.properties import zero_model_state
-from jaxlm.tasks.base import TextTask, make_eval_step, mean_losses, prefix_valid, sum_losses
+from jaxlm.tasks.base import EVAL_SPLITS, TextTask, make_eval_step, mean_losses, prefix_valid, sum_losses
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LanguageModeling(TextTask):
     batch_tokens: int = 8192
     sample_tokens: int = 100
 
-    eval_only_fields: ClassVar[tuple[str, ...]] = ("test", "extra_tests", "windows", "batch_tokens", "sample_tokens")
+    eval_only_fields: ClassVar[tuple[str, ...]] = (*EVAL_SPLITS, "windows", "batch_tokens", "sample_tokens")
     input_kind: ClassVar[str] = "text"
     batch_columns: ClassVar[tuple[str, ...]] = ("target",)
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity")

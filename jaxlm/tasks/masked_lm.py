@@ -21,7 +21,7 @@ from jaxlm.inference.fill_mask import fill_masks, mask_positions
 from jaxlm.metrics.text import perplexity
 from jaxlm.models.encoder import Encoder
 from jaxlm.objectives.masked_lm import MaskedLM, features_and_nsp_logits
-from jaxlm.tasks.base import CorruptedTextTask
+from jaxlm.tasks.base import EVAL_SPLITS, CorruptedTextTask
 from jaxlm.types import Array, Batch, Params
 
 
@@ -41,13 +41,7 @@ class MaskedLanguageModeling(CorruptedTextTask):
     valid_batches: int = 0
     batch_tokens: int = 8192
 
-    eval_only_fields: ClassVar[tuple[str, ...]] = (
-        "test",
-        "extra_tests",
-        "eval_batching",
-        "valid_batches",
-        "batch_tokens",
-    )
+    eval_only_fields: ClassVar[tuple[str, ...]] = (*EVAL_SPLITS, "eval_batching", "valid_batches", "batch_tokens")
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "accuracy", "next_sentence")
     eval_objective: ClassVar[Any] = MaskedLM()
 

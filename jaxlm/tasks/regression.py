@@ -1,20 +1,16 @@
 """The task of regression: a number for a text or a pair of texts, such as how similar two sentences are."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 
-from jaxlm.data.ragged import Columns, Ragged
-from jaxlm.data.sources.base import Pair, Pairs
+from jaxlm.data.sources.base import Pairs
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel
 from jaxlm.metrics.classification import pearson, spearman
-from jaxlm.tasks.supervised import SupervisedTask, fit_to_model, predict_rows, source_columns
+from jaxlm.tasks.supervised import SupervisedTask
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,7 @@ class TextRegression(SupervisedTask):
 
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "pearson", "spearman")
     batch_columns: ClassVar[tuple[str, ...]] = ("source", "number")
+    label_dtype: ClassVar[Any] = np.float32
 
     def __post_init__(self) -> None:
         if not self.min_value < self.max_value:
@@ -49,32 +46,18 @@ class TextRegression(SupervisedTask):
         figures = {"split": split, "lines": len(predicted)} | self._valid_metrics(gold, predicted)
         return figures | {"mean_squared_error": error}
 
+    def _decide(self, output_NC: np.ndarray) -> np.ndarray:
+        return output_NC[:, 0]
+
     def _valid_metrics(self, gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
         return {"pearson": 100 * pearson(gold, predicted), "spearman": 100 * spearman(gold, predicted)}
-
-    def _predict_pairs(
-        self, trained: TrainedModel, source: Pairs, batch_tokens: int, progress: ProgressCallback
-    ) -> tuple[Columns, np.ndarray, np.ndarray]:
-        columns = self._encode_pairs(source, list(source), trained.tokenizer, trained.model)
-        value_N1 = predict_rows(trained, _jitted_values(trained.model), columns, batch_tokens, progress)
-        return columns, columns["class"].flat, value_N1[:, 0]
-
-    def _predict_texts(self, trained: TrainedModel, texts: Sequence[str], progress: ProgressCallback) -> np.ndarray:
-        columns = source_columns(trained.tokenizer, texts, fit_to_model(self.sequence_format, trained.model))
-        return predict_rows(trained, _jitted_values(trained.model), columns, EVAL_BATCH_TOKENS, progress)[:, 0]
 
     def _answer(self, line: str, output: np.ndarray | None) -> Answer:
         """The number in the units of the data."""
         if output is None:
             return Answer("", {"source": line, "prediction": ""})
-        number = self.min_value + float(output) * (self.max_value - self.min_value)
+        number = self.min_value + float(output[0]) * (self.max_value - self.min_value)
         return Answer(f"{number:.3f}", {"source": line, "prediction": number})
-
-    def _encode_pairs(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any = None) -> Columns:
-        """Columns "source" and "class", a float32 from 0 to 1."""
-        columns = source_columns(tokenizer, [text for text, _ in pairs], fit_to_model(self.sequence_format, model))
-        numbers = [self._encode_label(source, index, *pair) for index, pair in enumerate(pairs)]
-        return columns | {"class": Ragged.from_rows([np.array(number) for number in numbers], np.float32)}
 
     def _encode_label(self, pairs: Pairs, index: int, text: str, label: str) -> list[float]:
         try:
@@ -87,9 +70,3 @@ class TextRegression(SupervisedTask):
                 f"{self.min_value} to {self.max_value}. Correct the file, or the task's min_value and max_value."
             )
         return [(number - self.min_value) / (self.max_value - self.min_value)]
-
-
-@lru_cache(maxsize=8)
-def _jitted_values(model: Any) -> Any:
-    """The jitted number of a model: (parameters, batch) -> (B, 1)."""
-    return jax.jit(lambda params, batch: model.apply({"params": params}, batch))

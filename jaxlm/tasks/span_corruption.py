@@ -14,7 +14,7 @@ from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, to_sing
 from jaxlm.inference.translate import Search, to_answer, translate
 from jaxlm.metrics.text import perplexity
 from jaxlm.objectives.next_token import NextToken
-from jaxlm.tasks.base import CorruptedTextTask, make_eval_step, sum_losses
+from jaxlm.tasks.base import EVAL_SPLITS, CorruptedTextTask, make_eval_step, sum_losses
 
 T5_SENTINELS = tuple(f"<extra_id_{number}>" for number in range(100))
 """The sentinels of T5's tokenizer."""
@@ -36,7 +36,7 @@ class Denoising(CorruptedTextTask):
     search: Search = Search()
     valid_batches: int = 0
 
-    eval_only_fields: ClassVar[tuple[str, ...]] = ("test", "extra_tests", "eval_batching", "valid_batches", "search")
+    eval_only_fields: ClassVar[tuple[str, ...]] = (*EVAL_SPLITS, "eval_batching", "valid_batches", "search")
     input_kind: ClassVar[str] = "source"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity")
     eval_objective: ClassVar[Any] = NextToken()

@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
 from jaxlm.data.batching.sequence_format import SequenceFormat
@@ -18,16 +20,16 @@ from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.word_char import WordCharTokenizer
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
-from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, batches_for_model, non_blank
+from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel, batches_for_model, non_blank
 from jaxlm.models.properties import max_input_positions
-from jaxlm.tasks.base import Task, make_eval_step, mean_losses, prefix_valid
-from jaxlm.types import Array, Batch, Params
+from jaxlm.tasks.base import EVAL_SPLITS, Task, make_eval_step, mean_losses, prefix_valid
+from jaxlm.types import Array
 
 
 @dataclass(frozen=True)
 class SupervisedTask(Task):
-    """Base of the tasks that predict a label, labels or a number from a text. A subclass gives the outputs of texts
-    (`_predict_texts`) and of pairs (`_predict_pairs`), an answer (`_answer`), and metrics (`_valid_metrics`).
+    """Base of the tasks that predict a label, labels or a number from a text: a subclass turns labels into ids
+    (`_encode_label`), outputs into labels (`_decide`), an output into an answer (`_answer`), and gives the metrics.
 
     Attributes:
       train, valid, test: sources of pairs (text, label); `extra_tests` are further test sets by name.
@@ -40,7 +42,9 @@ class SupervisedTask(Task):
     extra_tests: dict[str, PairSource] = field(default_factory=dict)
     sequence_format: SequenceFormat | None = None
 
-    eval_only_fields: ClassVar[tuple[str, ...]] = ("test", "extra_tests")
+    label_dtype: ClassVar[Any] = np.int32
+    output_activation: ClassVar[Any] = staticmethod(lambda output: output)
+    eval_only_fields: ClassVar[tuple[str, ...]] = EVAL_SPLITS
 
     def check(self) -> None:
         """Read the validation and test sets. Raises UserError for the first label that is not known."""
@@ -109,7 +113,9 @@ class SupervisedTask(Task):
 
     def _encode_pairs(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any = None) -> Columns:
         """Columns with labels. With a model the rows are cut to its positions; in training, long rows are left out."""
-        raise NotImplementedError
+        columns = source_columns(tokenizer, [text for text, _ in pairs], fit_to_model(self.sequence_format, model))
+        labels = [np.array(self._encode_label(source, index, *pair)) for index, pair in enumerate(pairs)]
+        return columns | {"class": Ragged.from_rows(labels, self.label_dtype)}
 
     def _encode_label(self, pairs: Pairs, index: int, text: str, label: str) -> list:
         """The id of the label, or of each label, of pair `index`. Raises UserError for an unknown one."""
@@ -117,12 +123,32 @@ class SupervisedTask(Task):
 
     def _predict_texts(self, trained: TrainedModel, texts: Sequence[str], progress: ProgressCallback) -> Any:
         """The output of the model for each text, for `_answer`."""
-        raise NotImplementedError
+        columns = source_columns(trained.tokenizer, texts, fit_to_model(self.sequence_format, trained.model))
+        return self._predict_rows(trained, columns, EVAL_BATCH_TOKENS, progress)
 
     def _predict_pairs(
         self, trained: TrainedModel, source: Pairs, batch_tokens: int, progress: ProgressCallback
     ) -> tuple[Columns, Any, Any]:
         """The columns of pairs, their labels or numbers, and the predicted ones."""
+        columns = self._encode_pairs(source, list(source), trained.tokenizer, trained.model)
+        predicted = self._decide(self._predict_rows(trained, columns, batch_tokens, progress))
+        return columns, columns["class"].flat, predicted
+
+    def _predict_rows(
+        self, trained: TrainedModel, columns: Columns, batch_tokens: int, progress: ProgressCallback
+    ) -> np.ndarray:
+        """The output of the model for each row of column "source": (rows, C)."""
+        inputs = {name: columns[name] for name in columns if name != "class"}
+        apply, params = _jitted_apply(trained.model, self.output_activation), multihost.to_local(trained.params)
+        outputs: list[Any] = [None] * len(columns["source"])
+        for row_B, batch in batches_for_model(trained, inputs, batch_tokens, progress):
+            output_BC = np.asarray(apply(params, batch))
+            for row in np.flatnonzero(row_B >= 0):
+                outputs[row_B[row]] = output_BC[row]
+        return np.stack(outputs)
+
+    def _decide(self, output_NC: np.ndarray) -> np.ndarray:
+        """The label or number of each row of outputs."""
         raise NotImplementedError
 
     def _answer(self, line: str, output: Any) -> Answer:
@@ -197,19 +223,6 @@ def fit_to_model(sequence_format: SequenceFormat | None, model: Any) -> Sequence
     )
 
 
-def predict_rows(
-    trained: TrainedModel,
-    predict_fn: Callable[[Params, Batch], Array],
-    columns: Columns,
-    batch_tokens: int,
-    progress: ProgressCallback = None,
-) -> np.ndarray:
-    """The outputs of `predict_fn` (parameters, batch -> (B, C)) for each row of column "source": (rows, C)."""
-    inputs = {name: columns[name] for name in columns if name != "class"}
-    params = multihost.to_local(trained.params)
-    outputs: list[Any] = [None] * len(columns["source"])
-    for row_B, batch in batches_for_model(trained, inputs, batch_tokens, progress):
-        output_BC = np.asarray(predict_fn(params, batch))
-        for index in np.flatnonzero(row_B >= 0):
-            outputs[row_B[index]] = output_BC[index]
-    return np.stack(outputs)
+@lru_cache(maxsize=8)
+def _jitted_apply(model: Any, activation: Callable[[Array], Array]) -> Any:
+    return jax.jit(lambda params, batch: activation(model.apply({"params": params}, batch)))

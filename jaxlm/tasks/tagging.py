@@ -172,12 +172,7 @@ class Tagging(LabelTask):
         return [ids[tag] for tag in tags]
 
     def _predict_labels(
-        self,
-        trained: TrainedModel,
-        columns: Columns,
-        positions: Ragged,
-        batch_tokens: int,
-        progress: ProgressCallback,
+        self, trained: TrainedModel, columns: Columns, positions: Ragged, batch_tokens: int, progress: ProgressCallback
     ) -> Ragged:
         """The predicted labels: a row for each text, a label for each word."""
         source, max_length = columns["source"], max_input_positions(trained.model)

@@ -16,7 +16,7 @@ from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, to_single_line
 from jaxlm.inference.translate import Search, answer_attention_weights, to_answer, translate
 from jaxlm.metrics.text import bleu, chrf, moses_bleu, perplexity
-from jaxlm.tasks.base import Task, make_eval_step, mean_losses, prefix_valid
+from jaxlm.tasks.base import EVAL_SPLITS, Task, make_eval_step, mean_losses, prefix_valid
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,8 @@ class Translation(Task):
     valid_examples: int = 1000
 
     eval_only_fields: ClassVar[tuple[str, ...]] = (
-        "test",
-        "extra_tests",
-        "search",
-        "moses_language",
-        "valid_search",
-        "valid_examples",
-    )
+        *EVAL_SPLITS, "search", "moses_language", "valid_search", "valid_examples"
+    )  # fmt: skip
     input_kind: ClassVar[str] = "source"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "bleu")
 
