@@ -70,7 +70,7 @@ def _encode_masked(tokenizer: Tokenizer, mask_token: str, lines: Sequence[str]) 
     if not spaces:
         return rows
     space_and_mask = (spaces[0], mask_id)
-    pairs_of_rows = [zip(row, [*row[1:], -1], strict=True) for row in rows]
+    pairs_of_rows = [zip(row, [*row[1:], -1], strict=False) for row in rows]
     return [[pair[0] for pair in pairs if pair != space_and_mask] for pairs in pairs_of_rows]
 
 
