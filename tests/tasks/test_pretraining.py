@@ -163,7 +163,7 @@ def test_the_verbs_fill_gaps(trained, command, loaded_once):  # noqa: F811
             {"model": Encoder(VOCAB, 16, 2, 32, 1, max_length=24)},
             "nsp_head = False and num_token_types = 2: set --model.nsp-head",
         ),
-        ({"model": Decoder(VOCAB, 16, 2, 32, 1)}, "Decoder does not fill gaps"),
+        ({"model": Decoder(VOCAB, 16, 2, 32, 1)}, "Decoder cannot fill masks"),
         ({"best_metric": "valid/f1"}, "valid/next_sentence"),
         (
             {"tokenizer": SentencePiece(VOCAB, "bpe", byte_fallback=False)},
