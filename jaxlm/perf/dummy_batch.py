@@ -65,7 +65,7 @@ def batch_summary(batch: Batch) -> str:
 
 
 def num_positions(batch: Batch) -> int:
-    """The positions that count as tokens: those of the target, or of the source if there is no target."""
+    """The positions that count as tokens: those of the target, or of the source in batches without a target."""
     return (batch.source_BS if batch.target_BT is None else batch.target_BT).size
 
 
