@@ -23,7 +23,12 @@ from jaxlm.huggingface.weight_map import WeightMap
 from jaxlm.models.decoder import Decoder
 from jaxlm.nn.layers.positions import LinearScaling, Llama3Scaling, Rotary, Yarn
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ORIGINAL_LENGTH = "original_max_position_embeddings"
+
+SCALING_TYPES: dict[type, str] = {LinearScaling: "linear", Llama3Scaling: "llama3", Yarn: "yarn"}
+"""Our scaling rule -> `rope_type` in config.json."""
+
+ROPE_TYPES = ("default", *SCALING_TYPES.values())
 
 
 def rotary_from_config(config: HFConfig, max_length: int) -> Rotary:
@@ -34,7 +39,7 @@ def rotary_from_config(config: HFConfig, max_length: int) -> Rotary:
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(given.get("rope_theta") or config.get("rope_theta") or 10000.0)
     kind = given.get("rope_type", given.get("type", "default"))
-    original_length = int(given.get("original_max_position_embeddings") or max_length)
+    original_length = int(given.get(ORIGINAL_LENGTH) or max_length)
     if kind not in ROPE_TYPES:
         raise UserError(f"config.json scales rotary positions by the rule {kind!r}; jaxlm has {', '.join(ROPE_TYPES)}")
     if given.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
@@ -63,25 +68,12 @@ def _yarn_from_config(rope_config: HFConfig, factor: float, original_length: int
 
 def rotary_to_config(rotary: Rotary) -> dict[str, Any]:
     """The entries of config.json for rotary positions."""
-    scaling = rotary.scaling
-    entries: dict[str, Any] = {}
-    if isinstance(scaling, LinearScaling):
-        entries = {"rope_type": "linear", "factor": scaling.factor}
-    elif isinstance(scaling, Llama3Scaling):
-        entries = {
-            "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_positions,
-        }  # fmt: skip
-    elif isinstance(scaling, Yarn):
-        entries = {
-            "rope_type": "yarn", "factor": scaling.factor,
-            "original_max_position_embeddings": scaling.original_max_positions,
-            "beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow, "truncate": scaling.truncate,
-        }  # fmt: skip
-        if scaling.attention_factor is not None:
-            entries["attention_factor"] = scaling.attention_factor
-    return {"rope_theta": rotary.theta, "rope_scaling": entries or None}
+    if rotary.scaling is None:
+        return {"rope_theta": rotary.theta, "rope_scaling": None}
+    fields = {name: value for name, value in vars(rotary.scaling).items() if value is not None}
+    if "original_max_positions" in fields:
+        fields[ORIGINAL_LENGTH] = fields.pop("original_max_positions")
+    return {"rope_theta": rotary.theta, "rope_scaling": {"rope_type": SCALING_TYPES[type(rotary.scaling)], **fields}}
 
 
 DECODER_STACK = "stack/layers"

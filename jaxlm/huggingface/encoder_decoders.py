@@ -101,17 +101,13 @@ def _marian_aliases(model: EncoderDecoder) -> dict[str, str]:
 
 
 def _t5_model(config: HFConfig) -> EncoderDecoder:
-    width, layers, tie = (
-        require_entry(config, "d_model"),
-        require_entry(config, "num_layers"),
-        config.get("tie_word_embeddings", True),
-    )
+    width, layers = require_entry(config, "d_model"), require_entry(config, "num_layers")
+    tie, dropout = config.get("tie_word_embeddings", True), config.get("dropout_rate", 0.1)
     return EncoderDecoder(
-        require_entry(config, "vocab_size"), width, require_entry(config, "num_heads"), require_entry(config,
-        "d_ff"), layers,
-        config.get("num_decoder_layers") or layers, norm="pre", activation=_t5_activation(config), position="relative",
-        dropout=config.get("dropout_rate", 0.1), attention_dropout=config.get("dropout_rate", 0.1),
-        activation_dropout=config.get("dropout_rate", 0.1), tie_embeddings="all" if tie else "input",
+        require_entry(config, "vocab_size"), width, require_entry(config, "num_heads"), require_entry(config, "d_ff"),
+        layers, config.get("num_decoder_layers") or layers, norm="pre", activation=_t5_activation(config),
+        position="relative", dropout=dropout, attention_dropout=dropout, activation_dropout=dropout,
+        tie_embeddings="all" if tie else "input",
         head_dim=require_entry(config, "d_kv"), norm_kind="rms", norm_epsilon=config.get("layer_norm_epsilon", 1e-6),
         bias=False, scale_scores=False, num_buckets=config.get("relative_attention_num_buckets", 32),
         max_distance=config.get("relative_attention_max_distance", 128), embedding_scale=1.0,
