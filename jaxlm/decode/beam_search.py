@@ -38,7 +38,7 @@ from jaxlm.nn.transformer.layer_stack import unstack_layers
 from jaxlm.types import Array, Params, State
 
 MIN_STEPS_TO_SPLIT = 12
-"""Half of the steps run with half of the cache if the half has at least this many steps."""
+"""The fewest steps for which a first loop with half of the cache is worth its compile time."""
 
 MAX_SHARED_CACHE_BEAMS = 16
 """The most slots whose caches lie side by side, where each query reads the entries of all slots."""
@@ -158,11 +158,7 @@ def beam_step(
 
 
 def _select_beams(
-    beams: BeamState,
-    logits_BKV: Array,
-    config: BeamSearchConfig,
-    inputs: SearchInputs,
-    coverage_RS: Array | None = None,
+    beams: BeamState, logits_BKV: Array, config: BeamSearchConfig, inputs: SearchInputs, coverage_RS: Array | None
 ) -> tuple[BeamState, Array]:
     """One step of the definition, given the logits after each live hypothesis; and the parents_BK of the new ones."""
     beam, stop, live = config.beam, config.stop, beams.live
