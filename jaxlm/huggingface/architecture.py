@@ -66,7 +66,7 @@ def from_hf_activation(name: str) -> Any:
 
 
 def to_hf_activation(name: str) -> str:
-    """The name of our activation in config.json, or ours if there is none."""
+    """The name of our activation in config.json, or ours if it has none."""
     return next((hf_name for hf_name, own_name in HF_ACTIVATIONS.items() if own_name == name), name)
 
 

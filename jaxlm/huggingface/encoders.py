@@ -7,7 +7,7 @@ file holds is kept, so that it is written again and fine-tuning can start from i
     RobertaForSequenceClassification  the same, both in `classifier`
     ...ForTokenClassification         W x_s + e at every position
 
-Regression is the same head with one label. There is no architecture for other heads: multiple choice, pairs in both
+Regression is the same head with one label. No architecture has other heads: multiple choice, pairs in both
 orders, heads on language models.
 """
 

@@ -120,7 +120,7 @@ def _find_id(folder: Path, role: str, piece_to_id: PieceToId) -> int | None:
 
 
 def _tokens_of_role(folder: Path, role: str) -> tuple[str, ...]:
-    """The token that the files beside the tokenizer name for a role, or the usual ones if they name none."""
+    """The token of a role by the tokenizer configuration of the folder, or the usual ones if it names none."""
     names: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
