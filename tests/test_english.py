@@ -27,7 +27,7 @@ WORDS = {
     "lest": r"\blest\b",
     "for ever": r"\bfor ever\b",
     "whatever": r"\bwhatever\b|\bwhoever\b|\bwherever\b",
-    "is no": r"\b(?:is|are) no (?!longer\b|more\b|need\b|such\b|way\b)[a-z]+",
+    "is no": r"(?<!there )\b(?:is|are) no (?!longer\b|more\b|need\b|such\b|way\b)[a-z]+",
     "lies beside": r"\blies? (?:beside|there)\b|\bstands? (?:beside|for|there)\b",
     "it is told": r"\b(?:if|where|when) (?:it|they|one) (?:is|are) (?:told|asked|said)\b",
 }
@@ -101,17 +101,14 @@ def _by_package(root: Path) -> dict[str, Counter]:
 
 PLAIN_DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.py")]
 """Files without any of these words."""
-PENDING = GENERATED
-"""Documents that wait for the revision of the code they describe. To be emptied."""
-PROJECT_BOUND = 495
+PROJECT_BOUND = 2
 """The most occurrences in the whole project. To be lowered to what remains, never raised."""
 
 
 @pytest.mark.parametrize("path", PLAIN_DOCUMENTS, ids=lambda path: path.name)
 def test_documents_use_plain_english(path: Path):
     """README, docs and their neighbors name things by the field's terms."""
-    if path.name not in PENDING:
-        assert not count_old_english(path), dict(count_old_english(path))
+    assert not count_old_english(path), dict(count_old_english(path))
 
 
 def test_the_project_stays_under_its_bound():

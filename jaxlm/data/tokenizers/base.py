@@ -67,7 +67,7 @@ class SpecialIds:
         return tuple(sorted(index for index in {self.pad, self.start} if index is not None))
 
     def is_unknown(self, ids: np.ndarray) -> np.ndarray:
-        """Whether each id is the unknown one; False everywhere if the vocabulary has none."""
+        """True where an id is the unknown one; False everywhere if the vocabulary has none."""
         return np.asarray(ids) == (-1 if self.unk is None else self.unk)
 
 
