@@ -1,6 +1,6 @@
 """Per-token flags for pre-training (is text, starts a word, ends a sentence), and the ids of the mask or the sentinels.
 
-They are two columns of the batches that mask text, besides those of `jaxlm.data.batching.collate`:
+They are two columns of the batches that mask text, in addition to those of `jaxlm.data.batching.collate`:
 
 | column   | a row is                                                                              |
 |----------|---------------------------------------------------------------------------------------|
