@@ -56,7 +56,7 @@ def read_tokenizer(
 
 
 def find_mask_token(folder: Path, tokenizer: FastTokenizer | PretrainedSentencePiece) -> str:
-    """The piece that stands for a masked token, such as "[MASK]"; "" if the tokenizer has none."""
+    """The piece that replaces a masked token, such as "[MASK]"; "" if the tokenizer has none."""
     pieces = tokenizer.pieces if isinstance(tokenizer, FastTokenizer) else ()
     return next((token for token in _tokens_of_role(folder, "mask_token") if token in pieces), "")
 
