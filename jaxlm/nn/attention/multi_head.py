@@ -53,7 +53,11 @@ def dot_product_attention(
         mixed_BNTH = _attend(query_BNTH, key_BGSH, value_BGSH, mask_BTS, bias_BNTS, scale)
     else:
         weight_BNTS = drop_elements(_softmax_weights(query_BNTH, key_BGSH, mask_BTS, bias_BNTS, scale), *dropout)
-        mixed_BNTH = jnp.einsum("bnts,bnsh->bnth", weight_BNTS.astype(value_BSGH.dtype), value_BGSH)
+        weight_BNTS = weight_BNTS.astype(value_BSGH.dtype)
+        if heads == kv_heads:
+            # One einsum to the final order of axes: a transpose after it would change the rounding of its gradient.
+            return jnp.einsum("bnts,bnsh->btnh", weight_BNTS, value_BGSH)
+        mixed_BNTH = jnp.einsum("bnts,bnsh->bnth", weight_BNTS, value_BGSH)
     return jnp.swapaxes(mixed_BNTH.reshape(rows, heads, length, width), 1, 2)
 
 
