@@ -105,11 +105,11 @@ def test_bottlenecks_survive_inference_formats():
 
 def test_patterns_without_a_match():
     params = params_of(ZOO["gpt2"].model)
-    with pytest.raises(UserError, match=r"'querry' finds no affine map; there are\n  stack/layers/attention/query"):
+    with pytest.raises(UserError, match=r"'querry' matches no linear layer; the model has\n  stack/layers/attention"):
         FineTuning(lora=LoRA(("querry",))).add_adapters(params, jax.random.key(0))
-    with pytest.raises(UserError, match="finetuning.trainable: 'heads/' finds no parameter"):
+    with pytest.raises(UserError, match="finetuning.trainable: 'heads/' matches no parameter"):
         FineTuning(trainable=("heads/",)).add_adapters(params, jax.random.key(0))
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a regular expression"):
         FineTuning(adapters=Adapters(("(",))).add_adapters(params, jax.random.key(0))
     with pytest.raises(UserError, match="rank 0"):
         LoRA(rank=0)

@@ -11,7 +11,6 @@ from fixtures.cli_runs import command  # noqa: F401 (a fixture)
 from fixtures.tiny_run import EXPERIMENT
 from fixtures.zoo import ZOO, batch_of, examples, logits, params_of
 
-from jaxlm.cli import options
 from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.request import DecodeRequest
@@ -19,7 +18,7 @@ from jaxlm.errors import UserError
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.ensemble import Ensemble, ensemble_params
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
-from jaxlm.nn.weights.quantization import PRECISIONS, cast_for_inference
+from jaxlm.nn.weights.quantization import cast_for_inference
 from jaxlm.nn.weights.weight_formats import Int8, kernel_matmul, quantize_rows
 from jaxlm.training.loop import train
 
@@ -58,7 +57,6 @@ def test_reduced_precision_is_close(name, precision):
 
 
 def test_a_model_without_a_dtype():
-    assert options.PRECISION_CHOICES == PRECISIONS  # twice, since the command line tells of a wrong one without JAX
     with pytest.raises(UserError, match="RecurrentLM computes in float32 only: leave out --precision int8"):
         cast_for_inference(ZOO["lstm_lm"].model, {}, "int8")
     with pytest.raises(UserError, match="precision='fp4' must be one of float32, bfloat16"):
