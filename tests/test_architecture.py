@@ -18,7 +18,7 @@ SOURCES = [*MODULES, *(path for top in ("experiments", "tests", "benchmarks") fo
 TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("*.sh"), *ROOT.glob("launch/*"), *(ROOT / "docs").rglob("*.md")]
 TEXTS += [*SOURCES, ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci/run"]
 
-FILE_LINES, FUNCTION_LINES, DEPENDENCIES, FOLDER_FILES, ROOT_MODULES = 300, 45, 12, 15, 12
+FILE_LINES, FUNCTION_LINES, PARAMETERS, DEPENDENCIES, FOLDER_FILES, ROOT_MODULES = 300, 45, 7, 12, 15, 12
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base_utils", "lib", "core", "stuff", "new", "tmp"}
 
@@ -134,6 +134,21 @@ def test_files_and_functions_are_short():
                 if lines > FUNCTION_LINES:
                     long.append(f"{_place(path, node.lineno)}: {node.name}: {lines} lines, at most {FUNCTION_LINES}")
     assert not long, "\n".join(long)
+
+
+def test_functions_have_few_parameters():
+    """Bundles that travel together get a name. Frozen configurations are classes, and not counted."""
+    many = []
+    for path in MODULES:
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, FUNCTION):
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                count = len([name for name in names if name not in ("self", "cls")])
+                if count > PARAMETERS:
+                    many.append(
+                        f"{_place(path, node.lineno)}: {node.name} has {count} parameters, at most {PARAMETERS}"
+                    )
+    assert not many, "\n".join(many)
 
 
 def test_no_module_has_a_vague_name():

@@ -72,14 +72,14 @@ def test_columns_are_in_step():
     assert [[TAGS[i] for i in row] for row in map(columns["label"].__getitem__, range(3))] == [
         tags.split() for _, tags in TRAIN
     ]
-    batch = collate(columns, np.array([1, 0]), np.array([0, 1]), 3, 9, 0, packed=False)
+    batch = collate(columns, np.array([1, 0]), np.array([0, 1]), (3, 9, 0), packed=False)
     assert batch.token_label_BS.tolist()[0] == [TAGS.index("B-LOC"), 0] + [-1] * 7
     assert batch.token_label_BS[1, 7] == -1 and (batch.token_label_BS[2] == -1).all()
     letters = ("", "?", "", "", *SPELLED.alphabet)
     spelled = ["".join(letters[i] for i in word) for word in batch.character_BSW[1]]
     assert " ".join(spelled).strip() == TRAIN[0][0]
     columns = classification().encode_train(Words().fit(["mal bien no regular"]), None, bad)
-    batch = collate(columns, np.array([3, 0]), np.array([0, 1]), 3, 4, 0, packed=False)
+    batch = collate(columns, np.array([3, 0]), np.array([0, 1]), (3, 4, 0), packed=False)
     assert batch.class_B.tolist() == [0, 1, -1] and batch.character_BSW is None
 
 
@@ -225,7 +225,7 @@ def test_a_tagger_and_a_bag_learn(tmp_path):
 def figures_after(task: Any, model: nn.Module, tokenizer: Any, objective: Any, steps: int) -> dict[str, float]:
     columns = task.encode_train(tokenizer, None, ReadStats())
     rows = np.arange(len(columns["source"]))
-    batch = collate(columns, rows, rows, len(rows), 6, 0, packed=False)
+    batch = collate(columns, rows, rows, (len(rows), 6, 0), packed=False)
     params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
 
     @jax.jit

@@ -30,13 +30,11 @@ def collate(
     columns: Columns,
     examples: np.ndarray,
     row_index: np.ndarray,
-    num_rows: int,
-    source_length: int,
-    target_length: int,
+    shape: tuple[int, int, int],
     packed: bool,
     special: SpecialIds = OWN_SPECIAL_IDS,
 ) -> Batch:
-    """A batch of shapes (rows, source length) and (rows, target length).
+    """A batch of the given numbers of rows, source positions and target positions.
 
     Args:
       examples: indices into the columns.
@@ -46,13 +44,15 @@ def collate(
     Each example ends with EOS, and one too long for its row is cut. Ids are int32, masks bool, padding is 0.
     """
     fields: dict[str, Any] = {}
+    num_rows, source_length, target_length = shape
     if "source" in columns:
         label, _, segment = _fill_rows(columns["source"], examples, row_index, (num_rows, source_length), special)
         fields |= {"source_BS": label, "source_valid_BS": segment > 0}
         fields |= {"source_segment_BS": segment} if packed else {}
     if "target" in columns:
-        shape = num_rows, target_length
-        label, model_input, segment = _fill_rows(columns["target"], examples, row_index, shape, special)
+        label, model_input, segment = _fill_rows(
+            columns["target"], examples, row_index, (num_rows, target_length), special
+        )
         fields |= {"target_BT": model_input, "label_BT": label, "target_valid_BT": segment > 0}
         fields |= {"target_segment_BT": segment} if packed else {}
     if "label" in columns or "character" in columns:

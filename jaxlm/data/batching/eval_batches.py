@@ -43,7 +43,7 @@ def eval_batches(
 def collate_rows(columns: Columns, row_B: np.ndarray, length: int, special: SpecialIds = OWN_SPECIAL_IDS) -> Batch:
     """The rows `row_B` of the columns in this order; rows at the end that are -1 have an empty source and no target."""
     rows = row_B[row_B >= 0]
-    batch = collate(columns, rows, np.arange(len(rows)), len(row_B), length, length, packed=False, special=special)
+    batch = collate(columns, rows, np.arange(len(rows)), (len(row_B), length, length), packed=False, special=special)
     for field, value in ((batch.source_BS, special.eos), (batch.source_valid_BS, True)):
         if isinstance(field, np.ndarray):
             field[len(rows) :, 0] = value

@@ -72,8 +72,8 @@ class PlannedBatches(Batches):
         items = items[host_slice(len(items), host_index, num_hosts)]
         examples, count = bucket.bins.gather(items)
         row_index = np.repeat(np.arange(len(items)), count)
-        sizes = len(items), bucket.source, bucket.target
-        return collate(self.columns, examples, row_index, *sizes, packed=self.packed, special=self.special)
+        shape = len(items), bucket.source, bucket.target
+        return collate(self.columns, examples, row_index, shape, packed=self.packed, special=self.special)
 
     @property
     def position_counts(self) -> dict[str, int]:

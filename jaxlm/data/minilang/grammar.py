@@ -16,6 +16,7 @@ from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxlm.data.minilang.derivation import ENGLISH, Derivation, Rule
 
@@ -25,16 +26,16 @@ MAX_POOLED_DERIVATIONS = 500
 
 @dataclass(frozen=True)
 class Template:
-    """A rule as written, with variables for features."""
+    """A rule as written, with variables for features. Sentiments as in `Rule`; the sign is 0 for `muted_slot`."""
 
     lhs: tuple[str, ...]
     fragments: tuple[str, str]
     slots: Mapping[str, tuple[str, ...]]
     weight: int
-    sentiment: int
-    sentiment_sign: int
-    muted_slot: str
-    polarity: int
+    sentiment: int = 0
+    sentiment_sign: int = 1
+    muted_slot: str = ""
+    polarity: int = 0
 
     def instantiate(self, features: Sequence[str], domains: Mapping[str, Sequence[str]]) -> Iterator[Rule]:
         """All rules that rewrite the symbol with these features: its free variables take every value."""
@@ -82,10 +83,7 @@ class SynchronousGrammar:
         slots: Mapping[str, str] | None = None,
         *,
         weight: int = 1,
-        sentiment: int = 0,
-        sentiment_sign: int = 1,
-        muted_slot: str = "",
-        polarity: int = 0,
+        **sentiment: Any,
     ) -> None:
         """Add a rule.
 
@@ -94,11 +92,11 @@ class SynchronousGrammar:
           english, spanish: brackets, words and slots in braces.
           slots: the symbol of each slot.
           weight: its relative frequency among the rules for the same symbol.
-          sentiment, sentiment_sign, muted_slot, polarity: see `Rule`; the sign is 0 for `muted_slot`.
+          sentiment: the fields `sentiment`, `sentiment_sign`, `muted_slot` and `polarity` of `Template`.
         """
         parts = {name: tuple(symbol.split(".")) for name, symbol in (slots or {}).items()}
         head = tuple(lhs.split("."))
-        template = Template(head, (english, spanish), parts, weight, sentiment, sentiment_sign, muted_slot, polarity)
+        template = Template(head, (english, spanish), parts, weight, **sentiment)
         self._templates[f"{head[0]}.*" if self.domains.keys() & set(head) else lhs].append(template)
 
     def weighted_rules(self, symbol: str) -> tuple[tuple[Rule, ...], ...]:

@@ -98,11 +98,9 @@ class SpanCorruption(_WindowPairs):
         pairs = [self.corrupt(ids, sentinels, draws) for ids, draws in zip(rows, draws_BL, strict=True)]
         sources, targets = (Ragged.from_rows(side) for side in zip(*pairs, strict=True))
         row_index = np.arange(len(rows))
-        target_length = sum(self.noise_counts(self.window_length)) + 1
+        shape = len(rows), self.length, sum(self.noise_counts(self.window_length)) + 1
         sides = {"source": sources, "target": targets}
-        return collate(
-            sides, row_index, row_index, len(rows), self.length, target_length, packed=False, special=special
-        )
+        return collate(sides, row_index, row_index, shape, packed=False, special=special)
 
     def corrupt(self, ids: np.ndarray, sentinels: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(source, target) of one window, which begins with text and ends with a span.
