@@ -127,12 +127,7 @@ def test_a_missing_file_names_every_place_and_the_cure(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLM_DATA", "/nowhere")
     with pytest.raises(UserError) as error:
         find_file("corpus/train.en")
-    for part in (
-        "/nowhere/corpus/train.en\n",
-        "/nowhere/corpus/train.en.gz",
-        "data/corpus/train.en",
-        "Set JAXLM_DATA",
-    ):
+    for part in ("/nowhere/corpus/train.en\n", "/nowhere/corpus/train.en.gz", "data/corpus/train.en", "Set JAXLM_DATA"):
         assert part in str(error.value)
     with pytest.raises(UserError, match=r"Looked for:\n  /nowhere/x.gz\n  /nowhere/x\nCheck the path"):
         find_file("/nowhere/x.gz")

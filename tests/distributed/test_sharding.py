@@ -7,13 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fixtures.zoo import (
-    TRANSFORMER,
-    ZOO,
-    batch_of,
-    examples,
-    params_of,
-)
+from fixtures.zoo import TRANSFORMER, ZOO, batch_of, examples, params_of
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.decode.beam_config import Beam, BeamSearchConfig

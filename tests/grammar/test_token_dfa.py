@@ -106,8 +106,7 @@ def test_the_decoded_text_matches(name):
 def test_distances(name):
     """The least number of ids to the end, EOS counted, against all short rows; every state reaches the end."""
     automaton = build_token_dfa(
-        strings_to_dfa(["a b", "ab ab", "cab"][: 2 if "word" in name or name == "spelled" else 3]),
-        TOKENIZERS[name],
+        strings_to_dfa(["a b", "ab ab", "cab"][: 2 if "word" in name or name == "spelled" else 3]), TOKENIZERS[name]
     )
     lengths = [len(ids) + 1 for ids, _ in rows_of(name) if accepts(automaton, ids)]
     assert automaton.shortest_length == min(lengths) and (automaton.distance_Q >= 0).all()

@@ -6,9 +6,7 @@ from random import Random
 import numpy as np
 import pytest
 from fixtures.tiny_run import LETTERS, LSTM, MODEL, VOCAB, Backwards
-from fixtures.zoo import (
-    params_of,
-)
+from fixtures.zoo import params_of
 
 from jaxlm.data.tokenizers.simple import Words
 from jaxlm.decode.beam_config import Beam

@@ -5,13 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from fixtures.zoo import (
-    TRANSFORMER,
-    VOCAB,
-    batch_of,
-    examples,
-    params_of,
-)
+from fixtures.zoo import TRANSFORMER, VOCAB, batch_of, examples, params_of
 from references.torch_transformer import named, reference
 
 from jaxlm.errors import UserError

@@ -7,18 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures.zoo import (
-    ZOO,
-    Example,
-    batch_of,
-    by_example,
-    examples,
-    extend,
-    logits,
-    params_of,
-    sharpened,
-    start,
-)
+from fixtures.zoo import ZOO, Example, batch_of, by_example, examples, extend, logits, params_of, sharpened, start
 
 from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search

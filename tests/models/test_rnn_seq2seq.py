@@ -6,16 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from fixtures.zoo import (
-    SEQ2SEQ,
-    VOCAB,
-    batch_of,
-    by_example,
-    examples,
-    logits,
-    params_of,
-    sharpened,
-)
+from fixtures.zoo import SEQ2SEQ, VOCAB, batch_of, by_example, examples, logits, params_of, sharpened
 from references.recurrent_oracle import Oracle, named_float64
 
 from jaxlm.config import from_json, to_json
@@ -235,10 +226,7 @@ def test_one_object_is_two_networks():
     "model, match",
     [
         (replace(SEQ2SEQ, context="first", input_feeding=True, coverage=True), "input_feeding, coverage"),
-        (
-            replace(SEQ2SEQ, context="every", attention_order="before"),
-            'attention_order: only context="attention"',
-        ),
+        (replace(SEQ2SEQ, context="every", attention_order="before"), 'attention_order: only context="attention"'),
         (replace(ELMAN, score="dot"), "width 10 with decoder states of width 7"),
         (replace(SEQ2SEQ, decoder=Recurrent(Elman(8), bidirectional=True)), "bidirectional decoder"),
     ],

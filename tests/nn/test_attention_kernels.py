@@ -37,10 +37,7 @@ def rows(case: str):
     return jnp.asarray(segment_BT > 0), jnp.asarray(segment_BT, jnp.int32)
 
 
-CASES = {
-    "shared keys, packed": ("packed", 2, None),
-    "window": ("padded", 1, 20),
-}
+CASES = {"shared keys, packed": ("packed", 2, None), "window": ("padded", 1, 20)}
 
 
 @pytest.fixture

@@ -7,12 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures.zoo import (
-    TRANSFORMER,
-    batch_of,
-    examples,
-    params_of,
-)
+from fixtures.zoo import TRANSFORMER, batch_of, examples, params_of
 
 from jaxlm.errors import UserError
 from jaxlm.nn.attention.multi_head import dot_product_attention

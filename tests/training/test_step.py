@@ -7,13 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fixtures.zoo import (
-    TRANSFORMER,
-    ZOO,
-    batch_of,
-    examples,
-    params_of,
-)
+from fixtures.zoo import TRANSFORMER, ZOO, batch_of, examples, params_of
 
 from jaxlm.distributed.sharding import data_mesh, replicated_sharding, shard_rows
 from jaxlm.losses import Loss

@@ -286,11 +286,7 @@ def test_the_verb(corpus, tmp_path, command):  # noqa: F811
     for argv, code, message in (
         ([*files, "--out", tmp_path / "out", "--vocab-size", 281], 1, "has a tokenizer of 280 ids, expected 281"),
         ([*files, "--out", tmp_path / "x", "--tokenizer", tmp_path / "none"], 1, "was not found"),
-        (
-            [*files, "--out", tmp_path / "x", "--tokenizer", "a", "--vocab-size", 300],
-            2,
-            "leave out --tokenizer",
-        ),
+        ([*files, "--out", tmp_path / "x", "--tokenizer", "a", "--vocab-size", 300], 2, "leave out --tokenizer"),
         ([tmp_path / "nowhere.txt", "--out", tmp_path / "x"], 1, "nowhere.txt was not found"),
         ([*files, "--out", tmp_path / "x", "--unit", "heading"], 2, "heading"),
         (files, 2, "--out"),
