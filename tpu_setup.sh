@@ -25,7 +25,7 @@ On your own machine, in a clone of jaxlm, with gcloud:
 
   --type TYPE        v4-8, v5litepod-16, v5p-8, v6e-8, ...
   --zone ZONE, --project PROJECT           (default: those of `gcloud config`)
-  --runtime VERSION  software version of the machines (default: by the type)
+  --runtime VERSION  software version of the machines (default: depends on --type)
   --spot             use a spot slice: cheaper, but it may be preempted
   --network NET, --subnetwork NET          (default: those of gcloud)
   --internal-ips     hosts without external addresses, reached inside the network

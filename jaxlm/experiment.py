@@ -34,18 +34,18 @@ class Experiment:
     Attributes:
       task, tokenizer, model, batching, optimizer, objective: the parts, each a config of its own.
       finetuning: initial parameters, trainable parameters, LoRA and adapters.
-      steps: the number of optimizer updates.
+      steps: number of optimizer updates.
       seed: seed of initialization, dropout and the order of the data.
-      grad_accum: micro-batches per update; the update is the same for any number.
-      ema_decay: decay of the moving average of the parameters; 0: none. Evaluation uses the average.
-      nt_asgd_patience: number of evaluations without improvement after which the parameters of all later steps are
-        averaged, and the average is evaluated (NT-ASGD, Merity et al. 2018, section 4); 0: never.
-      log_every, evaluate_every, checkpoint_every: steps between two lines of metrics.jsonl, two evaluations on the
-        validation split, two checkpoints.
+      grad_accum: number of micro-batches per update; any number gives the same update.
+      ema_decay: decay of the exponential moving average of the parameters, which evaluation uses; 0: no average.
+      nt_asgd_patience: number of evaluations without improvement after which training starts to average the parameters
+        of all later steps and to evaluate the average (NT-ASGD, Merity et al. 2018, section 4); 0: never.
+      log_every: steps between two lines of metrics.jsonl.
+      evaluate_every, checkpoint_every: steps between two evaluations on the validation split, or two checkpoints.
       keep_checkpoints: number of newest checkpoints to keep, in addition to the best one.
       average_last: number of checkpoints whose mean `evaluate` and `predict` use; 1: the best one.
-      best_metric: the validation metric of the best checkpoint and of `patience` (lower is better for a loss or a
-        perplexity, higher for all others).
+      best_metric: the validation metric that selects the best checkpoint and that `patience` watches (lower is better
+        for a loss or a perplexity, higher for all others).
       patience: number of evaluations without improvement after which training stops; 0: never.
     """
 

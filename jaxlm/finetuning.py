@@ -23,7 +23,7 @@ class LoRA:
 
     Attributes:
       targets: patterns of the linear layers to adapt.
-      rank, alpha: the rank of A B, and its scale.
+      rank, alpha: the rank of A B, and the numerator of its scale alpha / rank.
       dropout: dropout probability of the input of A.
     """
 
@@ -57,15 +57,15 @@ class Adapters:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """The start of a run and its trainable parameters. The default: random initialization, all parameters.
+    """The initial and the trainable parameters of a run. The default: random initialization, all trainable.
 
     Attributes:
-      init: the workdir of the initial parameters and the tokenizer; "": none. A head without a model takes the model
-        of this workdir; a published model (`jaxlm import-hf`) replaces that of the experiment, except for heads and
-        dropout.
+      init: workdir of the initial parameters and the tokenizer; "": none. If its model is a published one (`jaxlm
+        import-hf`), it replaces the experiment's model, except for heads and dropout. A head without a model also
+        takes the model of this workdir.
       trainable: patterns of the parameters that are trained in addition to LoRA and adapters. None: all parameters, or
         only LoRA and adapters if there are any. The others get neither gradients nor optimizer state.
-      lora, adapters: parameters to add.
+      lora, adapters: LoRA or adapters to add to the model; None: none.
     """
 
     init: str = ""

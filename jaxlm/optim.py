@@ -108,9 +108,9 @@ class AdamW:
 
     Attributes:
       schedule: the learning rate.
-      b1, b2, eps: of Adam.
-      weight_decay: of matrices only (no biases, no norms).
-      clip: largest global norm of the gradient; 0: no clipping.
+      b1, b2, eps: decay rates of the first and second moments of the gradient, and epsilon, of Adam.
+      weight_decay: coefficient of weight decay, for matrices only (not for biases and norms).
+      clip: maximum global norm of the gradient; larger gradients are scaled down to it; 0: no clipping.
     """
 
     schedule: Schedule = Constant()
@@ -133,9 +133,9 @@ class SGD:
 
     Attributes:
       schedule: the learning rate, for gradients of the mean loss per token.
-      momentum: of the update.
-      weight_decay: added to the gradient, of matrices only.
-      clip: largest global norm of the gradient; 0: no clipping.
+      momentum: momentum coefficient of the update.
+      weight_decay: coefficient of L2 regularization, added to the gradient, for matrices only.
+      clip: maximum global norm of the gradient; larger gradients are scaled down to it; 0: no clipping.
     """
 
     schedule: Schedule = Constant(1.0)

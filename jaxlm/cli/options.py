@@ -78,9 +78,9 @@ def add_run_options(parser: CommandParser) -> None:
 
 def add_memory_options(parser: CommandParser) -> None:
     """`--shard-optimizer` and `--remat`."""
-    text = "shard the optimizer state over data too: less memory, slightly more communication"
+    text = "shard the optimizer state over the data axis too: less memory, slightly more communication"
     parser.add_flag("--shard-optimizer", text)
-    text = "recompute in the backward pass: none, all activations but matrix products (dots), or all (full)"
+    text = "activations to recompute in the backward pass: none, all but matrix products (dots), or all (full)"
     parser.add_argument("--remat", choices=("none", "dots", "full"), help=text)
 
 
@@ -93,7 +93,7 @@ def add_loader_options(parser: CommandParser) -> None:
 def add_mesh_option(parser: CommandParser) -> None:
     """`--mesh`."""
     text = (
-        "devices along each axis, such as data=2,fsdp=4 (axes: data, fsdp, sequence, tensor; -1: all remaining devices)"
+        "devices per mesh axis, such as data=2,fsdp=4 (axes: data, fsdp, sequence, tensor; -1: all remaining devices)"
     )
     parser.add_argument("--mesh", type=_parse_mesh, metavar="AXES", help=text)
 
@@ -140,10 +140,10 @@ def workdir_parser(command: str, summary: str, **options: Any) -> CommandParser:
     parser = CommandParser(command, summary, **options)
     parser.add_argument("workdir", metavar="WORKDIR", type=Path, help="the folder of a training run")
     checkpoint = parser.add_mutually_exclusive_group()
-    text = "average the last N checkpoints (1: use the best one; default: as the experiment is configured)"
+    text = "average the last N checkpoints (1: use the best one; default: as in the experiment)"
     checkpoint.add_argument("--average-last", type=int_at_least(1), metavar="N", help=text)
     checkpoint.add_argument("--step", type=int_at_least(0), metavar="K", help="use the checkpoint of step K")
-    parser.add_int("--batch-tokens", "source positions per batch (default: as the experiment is configured)")
+    parser.add_int("--batch-tokens", "source positions per batch (default: as in the experiment)")
     add_mesh_option(parser)
     return parser
 
@@ -158,14 +158,14 @@ def add_model_options(parser: CommandParser) -> None:
     parser.add_argument("--precision", type=precision, default="float32", metavar="P", help=text)
     text = "ensemble with the model of this run, which must have the same tokenizer"
     parser.add_list("--ensemble", text, Path, metavar="WORKDIR")
-    text = "what an ensemble averages (default: probabilities)"
+    text = "the quantity that an ensemble averages (default: probabilities)"
     parser.add_argument("--ensemble-mean", choices=("probabilities", "logarithms"), default="probabilities", help=text)
 
 
 def add_search_options(parser: CommandParser) -> None:
     """Options of beam search; the defaults are those of the experiment."""
-    parser.add_int("--num-beams", "beam size (1: greedy search; default: as the experiment is configured)", metavar="K")
-    text = "exponent of the length penalty: rank by log-probability / length^A, or the experiment's formula with A"
+    parser.add_int("--num-beams", "beam size (1: greedy search; default: as in the experiment)", metavar="K")
+    text = "length penalty: rank by log-probability / length^A, or by the experiment's formula with exponent A"
     parser.add_argument("--length-penalty", type=float, metavar="A", help=text)
 
 

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import re
 import textwrap
 import types
@@ -38,7 +39,7 @@ class ExperimentParser(CommandParser):
         usage = f"jaxlm {command} EXPERIMENT [options] [overrides]"
         super().__init__(command, summary, usage=usage, add_help=False, **options)
         self.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help="module or file.py, optionally :VARIANT")
-        text = "show this help; after EXPERIMENT also its overrides"
+        text = "show this help; with EXPERIMENT, also the overrides: options that set its fields"
         self.add_argument("-h", "--help", action="store_true", help=text)
 
     def parse_experiment(
@@ -63,7 +64,7 @@ class ExperimentParser(CommandParser):
             experiment = adjust(experiment, options)
         if options.help:
             self.print_help()
-            print("\noverrides ([the value in this experiment]):")
+            print("\noverrides, with the value of this experiment in [ ]:")
             print("\n".join(_help_lines(experiment)))
             raise SystemExit(0)
         return apply_overrides(experiment, overrides, self), options
@@ -203,21 +204,25 @@ def _replace_fields(value: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
 
 
 def _help_lines(experiment: Any) -> Iterator[str]:
-    """The overrides with the types, present values and meanings of their fields; a heading for each config."""
+    """The overrides with the types, values and meanings of their fields; a heading for each config."""
     heading: tuple[str, ...] | None = None
-    for field in option_fields(experiment):
-        if field.path[:-1] != heading:
-            heading = field.path[:-1]
-            summary = (field.owner.__doc__ or "").partition("\n")[0]
-            yield f"\n{'.'.join(heading) or 'experiment'}: {field.owner.__name__}. {summary}"
-        kind = "" if field.annotation is bool else f" {type_text(field.annotation)}"
-        value = " ".join(map(str, field.value)) if isinstance(field.value, tuple) else field.value
-        yield f"  {', '.join(field.options)}{kind}  [{value}]"
-        yield from textwrap.wrap(_field_summary(field), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    for text, fields in itertools.groupby(option_fields(experiment), _field_summary):
+        for field in fields:
+            if field.path[:-1] != heading:
+                heading = field.path[:-1]
+                summary = (field.owner.__doc__ or "").partition("\n")[0]
+                yield f"\n{'.'.join(heading) or 'experiment'}: {field.owner.__name__}. {summary}"
+            kind = "" if field.annotation is bool else f" {type_text(field.annotation)}"
+            value = " ".join(map(str, field.value)) if isinstance(field.value, tuple) else field.value
+            yield f"  {', '.join(field.options)}{kind}  [{value}]"
+        yield from textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
 def _field_summary(field: OptionField) -> str:
-    """The entry of a field in the section `Attributes:` of its class's docstring: `name, other: text`."""
-    section = inspect.cleandoc(field.owner.__doc__ or "").partition("Attributes:\n")[2]
-    entries = re.findall(r"^  (\w+(?:, \w+)*): (.+(?:\n {3,}.+)*)", section, re.MULTILINE)
-    return " ".join(next((text.split() for names, text in entries if field.path[-1] in names.split(", ")), ()))
+    """The text of a field in the `Attributes:` of its class or of a base; `name, other: text` if they share it."""
+    for owner in field.owner.__mro__:
+        section = inspect.cleandoc(owner.__doc__ or "").partition("Attributes:\n")[2]
+        for names, text in re.findall(r"^  (\w+(?:, \w+)*): (.+(?:\n {3,}.+)*)", section, re.MULTILINE):
+            if field.path[-1] in names.split(", "):
+                return " ".join((f"{names}: {text}" if "," in names else text).split())
+    return ""

@@ -10,8 +10,8 @@ from jaxlm.errors import UserError
 
 COMMANDS = {
     "list": "list the experiments, one per line",
-    "show": "show an experiment: its configuration, parameters, batch and FLOPs per step",
-    "plan": "estimate memory, time and cost of a run on given hardware, which need not be present",
+    "show": "show an experiment: its configuration, parameters, batch size and FLOPs per step",
+    "plan": "estimate memory, time and cost of a run on given hardware, which this machine need not have",
     "bench": "measure tokens/s, step times, compile time, memory and MFU on this machine",
     "prepare": "tokenize a corpus into shards with several processes",
     "train": "train an experiment, or resume a stopped run",
@@ -24,7 +24,7 @@ COMMANDS = {
     "report": "write one HTML page that shows or compares runs",
     "import-hf": "convert a Hugging Face model (config.json, safetensors, tokenizer) to a workdir",
     "export-hf": "convert a workdir to a Hugging Face Transformers model",
-    "merge": "merge the LoRA weights of a run into a plain workdir",
+    "merge": "merge the LoRA weights of a run into the model's weights, in a new workdir",
     "doctor": "check this machine: what works, what is missing, and the command that fixes it",
 }
 """Verb -> summary. Each verb is a module with `main(arguments) -> exit code` in one of `COMMAND_PACKAGES`."""
@@ -149,6 +149,6 @@ def choice_of(module: str, name: str, default: str) -> Callable[[str], str]:
 
 def add_bad_line_option(parser: argparse.ArgumentParser, choices: tuple[str, ...], default: str | None) -> None:
     """`--on-bad-line`."""
-    skip = "; skip it" if "skip" in choices else ""
-    text = f"a line that is not UTF-8: stop with an error (the default); replace the bad bytes by U+FFFD{skip}"
+    skip = ", or skip the line" if "skip" in choices else ""
+    text = f"if a line is not UTF-8: stop with an error (the default), replace the invalid bytes by U+FFFD{skip}"
     parser.add_argument("--on-bad-line", choices=choices, default=default, help=text)

@@ -22,26 +22,28 @@ class Beam:
     """Options of beam search.
 
     Attributes:
-        num_beams: k, the slots of the beam. With 1 the search is greedy: a row ends with its first finished hypothesis
-            under every stopping rule.
-        num_return_sequences: n <= k, the hypotheses returned.
-        length_penalty_kind, length_penalty, length_reward: S = s / lp(L) + length_reward * L with lp = 1 ("none"),
-            L^alpha ("power") or ((5 + L) / 6)^alpha ("gnmt"), where alpha is the length penalty.
-        coverage_penalty: beta of S + beta * sum_j log min(c_j, 1), where c_j is the attention that source position j
-            received from all tokens (Wu et al. 2016, equation 14). The model needs a field `track_coverage`.
-        count_eos: the stop id counts in the L of lp.
-        renormalize_logits: step scores are normalized after the masks.
-        finish_rule: the candidates that finish if they end in a stop id: those of rank < k, the best
-            k * (1 + number of stop ids), or all.
-        keep_first_finished: the finished set keeps the first k hypotheses instead of the best k.
-        at_max_length: at its limit a live hypothesis is kept with reason `length` ("keep"), is kept if its rank is < k
-            ("keep_top_k"), must end in a stop id ("force_eos"), or is dropped ("drop").
-        stopping_rule: a row is done once no live hypothesis can change the n results ("exact"; only at the limit if
-            length_reward > 0, which invalidates the bound), once k are finished ("full"), once k are finished and no
-            live hypothesis has a better S now ("heuristic"), once n are finished with the best candidate of some step
-            among them ("first"), or only at the limit ("never").
-        temperature: divides the logits.
-        min_length, suppress_tokens, no_repeat_ngram_size: see `jaxlm.decode.logit_masks.LogitMasks`.
+      num_beams: k, the size of the beam. With 1 the search is greedy: a row ends with its first finished hypothesis
+        under every stopping rule.
+      num_return_sequences: number n <= k of hypotheses to return.
+      length_penalty_kind, length_penalty, length_reward: the score of a hypothesis of L tokens with log-probability s
+        is S = s / lp(L) + length_reward * L with lp = 1 ("none"), L^alpha ("power") or ((5 + L) / 6)^alpha ("gnmt"),
+        where alpha is the length penalty.
+      coverage_penalty: beta of S + beta * sum_j log min(c_j, 1), where c_j is the attention that source position j
+        received from all tokens (Wu et al. 2016, equation 14). The model needs a field `track_coverage`.
+      count_eos: whether the length L in lp includes the stop id.
+      renormalize_logits: whether step scores are normalized after the masks instead of before them.
+      finish_rule: the candidates that finish if they end in a stop id: those of rank < k ("top_k"), the best
+        k * (1 + number of stop ids) ("top_2k"), or all ("all").
+      keep_first_finished: whether the finished set keeps the first k hypotheses instead of the best k.
+      at_max_length: at its limit a live hypothesis is kept with reason `length` ("keep"), is kept if its rank is < k
+        ("keep_top_k"), must end in a stop id ("force_eos"), or is dropped ("drop").
+      stopping_rule: a row is done once no live hypothesis can change the n results ("exact"; only at the limit if
+        length_reward > 0, which invalidates the bound), once k are finished ("full"), once k are finished and no live
+        hypothesis has a better S now ("heuristic"), once n are finished with the best candidate of some step among
+        them ("first"), or only at the limit ("never").
+      temperature: number that divides the logits.
+      min_length, suppress_tokens, no_repeat_ngram_size: minimum length, ids never generated, and the n of n-grams
+        never repeated, see `jaxlm.decode.logit_masks.LogitMasks`.
     """
 
     num_beams: int = 5

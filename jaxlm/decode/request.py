@@ -15,15 +15,15 @@ class DecodeRequest:
     """The inputs of a search, as arrays with one row a prompt.
 
     Attributes:
-        batch: the input of the model's `start`, such as the source.
-        prompt_BP, prompt_valid_BP: the tokens before the continuation, at least BOS, padded on either side. They are
-            not part of the result.
-        limit_B: the maximum number of generated tokens of each row, the stop id included. Limits above
-            `DecodeConfig.length` are cut to it; a row with limit 0 stays empty.
-        forced_prefix: the first tokens of each continuation.
-        grammar: a constraint, from `jaxlm.decode.grammar` or `jaxlm.decode.copy_constraint`.
-        seed, line_B: the address of the sampling noise, a seed and one line number a row (default: the row number).
-            Beam search ignores them.
+      batch: the input of the model's `start`, such as the source.
+      prompt_BP, prompt_valid_BP: the tokens before the continuation, at least BOS, padded on either side. They are not
+        part of the result.
+      limit_B: the maximum number of generated tokens of each row, the stop id included. Limits above
+        `DecodeConfig.length` are cut to it; a row with limit 0 stays empty.
+      forced_prefix: the first tokens of each continuation.
+      grammar: a constraint, from `jaxlm.decode.grammar` or `jaxlm.decode.copy_constraint`.
+      seed, line_B: the address of the sampling noise, a seed and one line number a row (default: the row number). Beam
+        search ignores them.
     """
 
     batch: Batch

@@ -24,12 +24,12 @@ from jaxlm.types import Array, Batch, Params
 
 @dataclass(frozen=True)
 class Search:
-    """The options of decoding a line.
+    """Options of decoding one line.
 
     Attributes:
-      max_len_ratio, max_len_extra: an answer has at most ratio x source tokens + extra tokens.
-      batch_tokens: source positions of a batch (the decoder has as many rows per source as the beam).
-      max_source_len: source tokens that are read of a longer line, EOS included.
+      max_len_ratio, max_len_extra: an answer has at most max_len_ratio x source tokens + max_len_extra tokens.
+      batch_tokens: source positions per batch (the decoder has `beam.num_beams` rows per source).
+      max_source_len: maximum number of source tokens, EOS included; longer lines are cut.
       attention: whether `predict` also gives the attention weights of each token of the best answer.
     """
 

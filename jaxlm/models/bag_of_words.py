@@ -20,11 +20,11 @@ class BagOfWords(nn.Module):
     """p(class | the words of the source in any order).
 
     Attributes:
-      vocab, num_labels: number of word ids and of classes.
-      width: of a word embedding.
+      vocab, num_labels: number of word ids, and of classes.
+      width: width of a word embedding.
       hidden: widths of the hidden layers; none: logistic regression on the mean embedding.
       characters: character CNN for the spelling of words; None: no characters.
-      dropout: of the mean and the hidden layers.
+      dropout: dropout rate of the mean embedding and the hidden layers.
       word_dropout: rate at which words and bigrams are left out of the mean (Iyyer et al. 2015, section 3.1).
       bigram_buckets: embeddings shared by all hashed bigrams; 0: no bigrams.
     """

@@ -56,24 +56,24 @@ class Decoder(SequenceModel):
 
     Attributes:
       vocab: size of the vocabulary, V.
-      width, heads, hidden, layers: D (`d_model`), N, F (`d_ff`) and L.
-      kv_heads: heads of keys and values, G, each shared by N / G query heads; None: N.
-      head_dim: H; None: D / N.
-      position: "learned" (up to `max_length` tokens), "sinusoidal", "rotary" (with the options `rotary`) or "none".
-      norm, norm_kind, norm_epsilon: see `jaxlm.nn.layers.norm.Norm`.
-      activation: of the feed-forward layer; "swiglu" and "geglu" are gated.
-      qkv_bias, out_bias, ffn_bias: biases of the projections into attention, out of it, and of the feed-forward layer.
-      qk_norm: RMS norm of every query and key head.
+      width, heads, hidden, layers: model width D (`d_model`), heads N, feed-forward width F (`d_ff`), layers L.
+      kv_heads: number G of key and value heads, each shared by N / G query heads; None: N.
+      head_dim: width H of an attention head; None: D / N.
+      position, max_length: "learned" (up to `max_length` tokens), "sinusoidal", "rotary" (options: `rotary`) or "none".
+      norm, norm_kind, norm_epsilon: position, kind and epsilon of the norm, see `jaxlm.nn.layers.norm.Norm`.
+      activation: activation function of the feed-forward layer; "swiglu" and "geglu" are gated.
+      qkv_bias, out_bias, ffn_bias: whether the projections into attention, out of it, and in the FFN have biases.
+      qk_norm: whether every query and key head has an RMS norm.
       window: sliding window attention to the last `window` tokens in every layer (Beltagy et al. 2020); None: all.
-      tie_embeddings: the output table is the embedding table.
-      embedding_scale: factor of the embeddings (sqrt(D) in Gemma).
+      tie_embeddings: whether the embedding table is also the output table.
+      embedding_scale: factor that multiplies the embeddings (sqrt(D) in Gemma).
       logit_soft_cap: logits become cap tanh(logits / cap) (Gemma 2); None: no cap.
-      dropout: of the embeddings and of the output of every sub-layer.
-      attention_dropout, activation_dropout: of the attention weights, and inside the feed-forward layer.
-      init_std: of the normal initialization; divided by sqrt(2 L) for projections into the residual stream
-        (Radford et al. 2019).
-      dtype: of activations and products; parameters, scores, softmax and logits are always float32.
-      scan, remat: see `jaxlm.nn.transformer.layer_stack.Stack`.
+      dropout: dropout rate of the embeddings and of each sub-layer's output.
+      attention_dropout, activation_dropout: dropout rate of the attention weights, and inside the feed-forward layer.
+      init_std: standard deviation of the normal initialization; divided by sqrt(2 L) for projections into the residual
+        stream (Radford et al. 2019).
+      dtype: dtype of activations and matrix products; parameters, scores, softmax and logits are always float32.
+      scan, remat: compile one layer and scan over all; recompute activations in the backward pass, see `Stack`.
     """
 
     vocab: int

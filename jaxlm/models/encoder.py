@@ -30,20 +30,20 @@ class Encoder(nn.Module):
 
     Attributes:
       vocab: size of the vocabulary, V.
-      width, heads, hidden, layers: D (`d_model`), N, F (`d_ff`) and L.
-      max_length: rows of the position table.
-      position_offset: the row of the first token (RoBERTa's is 2, so that 514 rows serve 512 tokens).
-      num_token_types: parts of a row that have an embedding of their own (BERT: first and second sentence).
+      width, heads, hidden, layers: model width D (`d_model`), heads N, feed-forward width F (`d_ff`), layers L.
+      max_length: number of rows of the position table.
+      position_offset: row of the position table for the first token (RoBERTa: 2, so that 514 rows serve 512 tokens).
+      num_token_types: number of token types, each with an embedding (BERT: 2, the first and the second sentence).
       nsp_head: whether there is a next sentence prediction head; only with `mlm_head`.
-      norm, norm_epsilon: "post" or "pre", see `jaxlm.nn.layers.norm.Norm`.
-      activation: of the feed-forward layers and of the masked language model head.
-      dropout, attention_dropout: of embeddings and sub-layers, and of the attention weights.
-      init_std: of the normal initialization.
-      dtype: of activations and products; parameters, scores, softmax and logits are always float32.
-      scan, remat: see `jaxlm.nn.transformer.layer_stack.Stack`.
+      norm, norm_epsilon: layer norm "post" or "pre", and its epsilon, see `jaxlm.nn.layers.norm.Norm`.
+      activation: activation function of the feed-forward layers and of the masked language model head.
+      dropout, attention_dropout: dropout rate of embeddings and sub-layers, and of the attention weights.
+      init_std: standard deviation of the normal initialization.
+      dtype: dtype of activations and matrix products; parameters, scores, softmax and logits are always float32.
+      scan, remat: compile one layer and scan over all; recompute activations in the backward pass, see `Stack`.
       mlm_head: whether there is a masked language model head; without it the model has features only.
-      add_pooling_layer: whether U and d exist without `nsp_head`: published checkpoints contain them, and
-        classification heads start from them (`jaxlm.models.finetune_heads`).
+      add_pooling_layer: whether the pooling layer tanh(U x + d) exists without `nsp_head`: published checkpoints
+        contain it, and classification heads start from it (`jaxlm.models.finetune_heads`).
     """
 
     vocab: int

@@ -61,29 +61,29 @@ class EncoderDecoder(SequenceModel):
 
     Attributes:
       vocab: size of the vocabulary V of the target, and of the source unless `source_vocab` is given.
-      width, heads, hidden: D (`d_model`), N and F (`d_ff`).
-      encoder_layers, decoder_layers: depth of each stack.
-      norm: "post" (the paper) or "pre" (with a last norm on each stack).
-      activation: of the feed-forward layer; "swiglu" and "geglu" are gated.
-      position: "sinusoidal", "sinusoidal_halves", "learned" (up to `max_length` tokens), "relative" (T5) or "none",
-        see `jaxlm.nn.layers.positions`.
-      dropout: of the sum of embeddings and positions and of the output of every sub-layer (section 5.4).
-      attention_dropout, activation_dropout: of the attention weights, and inside the feed-forward layer (paper: 0).
-      tie_embeddings: which tables are one: "all" (source embedding, target embedding, output), "target" (the last
-        two), "input" (the first two) or "none".
-      dtype: of activations and products; parameters, scores, softmax and logits are always float32.
-      scan, remat: see `jaxlm.nn.transformer.layer_stack.Stack`.
-      source_vocab: size of the source vocabulary, with `tie_embeddings` "target" or "none".
-      head_dim: H; None: D / N.
-      norm_kind, norm_epsilon: see `jaxlm.nn.layers.norm.Norm`.
-      bias: biases of all projections in attention and the feed-forward layer.
-      scale_scores: divide attention scores by sqrt(H).
-      num_buckets, max_distance: of relative positions.
-      embedding_scale: factor of the embeddings; None: sqrt(D).
-      logit_scale: factor of the features before the output.
-      logit_bias: whether the output has a bias.
-      track_coverage: accumulate the cross-attention of the last layer, mean over heads, for a coverage penalty
-        (decoding only).
+      width, heads, hidden: model width D (`d_model`), heads N, feed-forward width F (`d_ff`).
+      encoder_layers, decoder_layers: number of layers of each stack.
+      norm: "post" (as in the paper) or "pre" (with one more norm after each stack).
+      activation: activation function of the feed-forward layer; "swiglu" and "geglu" are gated.
+      position, max_length: "sinusoidal", "sinusoidal_halves", "learned" (up to `max_length` tokens), "relative" (T5)
+        or "none", see `jaxlm.nn.layers.positions`.
+      dropout: dropout rate of the sum of embeddings and positions and of each sub-layer's output (section 5.4).
+      attention_dropout, activation_dropout: dropout rate of attention weights, and inside the FFN (paper: 0).
+      tie_embeddings: the tables that are shared: "all" (source embedding, target embedding, output), "target" (the
+        last two), "input" (the first two) or "none".
+      dtype: dtype of activations and matrix products; parameters, scores, softmax and logits are always float32.
+      scan, remat: compile one layer and scan over all; recompute activations in the backward pass, see `Stack`.
+      source_vocab: size of the source vocabulary, if it differs (`tie_embeddings` "target" or "none").
+      head_dim: width H of an attention head; None: D / N.
+      norm_kind, norm_epsilon: layer norm or RMS norm, and its epsilon, see `jaxlm.nn.layers.norm.Norm`.
+      bias: whether all projections in attention and the feed-forward layer have biases.
+      scale_scores: whether attention scores are divided by sqrt(H).
+      num_buckets, max_distance: buckets of relative positions; all distances from `max_distance` share the last one.
+      embedding_scale: factor that multiplies the embeddings; None: sqrt(D).
+      logit_scale: factor that multiplies the features before the output layer.
+      logit_bias: whether the output layer has a bias.
+      track_coverage: sum up the last layer's cross-attention, averaged over heads, for a coverage penalty (decoding
+        only).
     """
 
     vocab: int

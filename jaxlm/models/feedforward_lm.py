@@ -26,12 +26,12 @@ class FeedForwardLM(SequenceModel):
     Attributes:
       vocab: size of the vocabulary, V.
       order: n; the state is the last n - 1 ids, `<s>` before the first one.
-      width, hidden: of an embedding, and of the hidden layer.
-      direct_connections: W, from the embeddings to the logits.
-      tie_embeddings: U is C (Press and Wolf 2017); needs hidden == width.
-      dropout: of x and of the hidden layer.
+      width, hidden: width of an embedding, and of the hidden layer.
+      direct_connections: whether the matrix W connects the embeddings to the logits.
+      tie_embeddings: whether the output matrix U is the embedding table C (Press and Wolf 2017); needs hidden == width.
+      dropout: dropout rate of the concatenated embeddings x and of the hidden layer.
       embedding_scale: factor of the embeddings in x, see `jaxlm.models.rnn_lm.RecurrentLM`.
-      dtype: of activations and products; parameters and logits are always float32.
+      dtype: dtype of activations and matrix products; parameters and logits are always float32.
     """
 
     vocab: int

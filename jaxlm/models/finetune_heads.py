@@ -102,11 +102,11 @@ class SequenceHead(FineTunable):
     """Base of the heads that read one vector per sequence.
 
     Attributes:
-      num_labels: classes, or choices.
+      num_labels: number of classes or choices.
       pooling: "first", "last", "mean" or "max" of the positions of a sequence; for a language model "last".
       use_pooler: whether the vector goes through tanh(W x + b), as in BERT.
-      dropout: of the vector.
-      init_std: of the normal initialization of the head.
+      dropout: dropout rate of the vector.
+      init_std: standard deviation of the normal initialization of the head.
     """
 
     num_labels: int = 2
@@ -215,9 +215,9 @@ class TokenClassifier(FineTunable):
     """p(label | text) of each source position; a word has its label at its first piece.
 
     Attributes:
-      num_labels: classes.
-      dropout: of the features.
-      init_std: of the normal initialization of the head.
+      num_labels: number of classes.
+      dropout: dropout rate of the features.
+      init_std: standard deviation of the normal initialization of the head.
     """
 
     num_labels: int = 2

@@ -67,9 +67,9 @@ class RecurrentReader(nn.Module):
     Attributes:
       vocab, num_labels: number of word ids and of labels.
       recurrent: the network that reads the text.
-      word_width: of a word embedding.
+      word_width: width of a word embedding.
       characters: character CNN for the spelling of words; None: no characters.
-      dropout: before and after the recurrent network.
+      dropout: dropout rate before and after the recurrent network.
       word_dropout: rate at which words are read as UNK in training.
       special: the special ids of the tokenizer.
     """

@@ -37,15 +37,16 @@ class RecurrentLM(SequenceModel):
 
     Attributes:
       vocab: size of the vocabulary, V.
-      width: of the embeddings.
+      width: width of the embeddings.
       recurrent: the network, as in `Recurrent(LSTM(650), layers=2, dropout=0.5)`; its `variational` applies here too.
-      dropout: of the network's output, and of its input unless `input_dropout` is given.
-      input_dropout: of the embeddings.
+      dropout: dropout rate of the network's output, and of its input unless `input_dropout` is given.
+      input_dropout: dropout rate of the embeddings; None: `dropout`.
       embedding_dropout: rate at which word types are dropped (Gal and Ghahramani 2016).
-      tie_embeddings: V is E (Press and Wolf 2017); if the widths differ, h is first projected to the width of E.
-      init_scale: tables are initialized uniformly in +- this.
-      embedding_scale: factor of the input embeddings. Use more than 1 with tied embeddings (Vaswani et al. 2017,
-        section 3.4: sqrt(width)): a table small enough for the output is a weak input in the first hundreds of steps.
+      tie_embeddings: whether the output table V is the embedding table E (Press and Wolf 2017); if the widths differ, h
+        is first projected to the width of E.
+      init_scale: tables are initialized uniformly between -init_scale and +init_scale.
+      embedding_scale: factor of the input embeddings. Tied embeddings need more than 1, such as sqrt(width) (Vaswani et
+        al. 2017, section 3.4): values that suit the output are a weak input in the first hundreds of steps.
     """
 
     vocab: int

@@ -73,18 +73,18 @@ class Seq2Seq(SequenceModel):
 
     Attributes:
       vocab: size of the vocabulary of source and target, V.
-      width: of the embeddings, of o_t and of the context c of "every" step.
+      width: width of the embeddings, of o_t and of the context c of "every" step.
       encoder, decoder: the recurrent networks; the encoder may be bidirectional.
-      context: how the decoder sees the source: `final` at the "first" step or at "every" step, or "attention".
-      score: see `jaxlm.nn.rnn.attention`.
+      context: the decoder reads the encoder's `final` state at the "first" step or "every" step, or uses "attention".
+      score: attention score function, see `jaxlm.nn.rnn.attention`.
       attention_order: attend "after" the cell has read the token (Luong) or "before" (Bahdanau), so that it reads c_t.
-      input_feeding, coverage: see the module. Without them, attending "after", all target positions are parallel.
-      dropout: of the embeddings and of o_t; dropout between layers belongs to the recurrent networks.
+      input_feeding, coverage: see `jaxlm.models.rnn_seq2seq`. Without both, "after" computes all positions in parallel.
+      dropout: dropout rate of the embeddings and of o_t; dropout between layers is set in the recurrent networks.
       scheduled_sampling: in training, the probability that the decoder reads its own most likely token instead of
         the true one (Bengio et al. 2015). A first pass over the true tokens, without a gradient, predicts; a second
         one reads the mixture (Mihaylova and Martins 2019).
-      tie_embeddings: which tables are one: "all" (source embedding, target embedding, output), "target" (the last
-        two) or "none".
+      tie_embeddings: the tables that are shared: "all" (source embedding, target embedding, output), "target" (the
+        last two) or "none".
       track_coverage: accumulate the attention weights of each source position for a coverage penalty (decoding only).
     """
 

@@ -32,7 +32,7 @@ class SequenceClassification:
     """Cross-entropy -log p(class_B) of every labeled row.
 
     Attributes:
-      label_smoothing: share of the target distribution that is uniform.
+      label_smoothing: weight of the uniform distribution in the target distribution.
       lm_weight: weight of the auxiliary language model loss, the mean -log p(next token) of each labeled row
         (Radford et al. 2018, equation 5: 0.5).
     """

@@ -20,8 +20,8 @@ class NextToken:
     gradient crosses a batch boundary.
 
     Attributes:
-      label_smoothing: share of the target distribution that is uniform.
-      activation_reg, temporal_reg: alpha and beta of `jaxlm.models.rnn_lm.activation_penalty`, in training only.
+      label_smoothing: weight of the uniform distribution in the target distribution.
+      activation_reg, temporal_reg: alpha and beta of `activation_penalty` (RNN language models), in training only.
     """
 
     label_smoothing: float = 0.0

@@ -129,7 +129,7 @@ class CorruptedTextTask(TextTask):
 
     Attributes:
       eval_batching: the batches of evaluation.
-      valid_batches: batches of the validation split that are judged during training; 0: all.
+      valid_batches: number of batches of the validation split to evaluate during training; 0: all.
       eval_objective: the objective of `evaluate`.
     """
 

@@ -27,9 +27,9 @@ class LanguageModeling(TextTask):
     """Texts, each one by itself or all of them as one stream.
 
     Attributes:
-      windows: how a stream of texts is cut into rows in evaluation, with the state carried over. None: each text is
-        a row of its own, between BOS and EOS.
-      batch_tokens: positions of a batch of texts.
+      windows: evaluation cuts the stream of texts into these windows and carries the state over. None: each text is a
+        row, between BOS and EOS.
+      batch_tokens: positions per batch of texts.
       sample_tokens: tokens of the samples that are shown after training.
     """
 

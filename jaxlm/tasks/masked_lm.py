@@ -32,8 +32,7 @@ class MaskedLanguageModeling(CorruptedTextTask):
     Attributes:
       eval_batching: how a split is read and masked in evaluation, always in the same way.
       mask_token: the mask, a symbol of the tokenizer; "" is its unknown id.
-      valid_batches: batches of the validation split that are judged during training; 0: all.
-      batch_tokens: positions of a batch of lines.
+      batch_tokens: positions per batch of lines.
     """
 
     eval_batching: MaskedLMRows = MaskedLMRows()

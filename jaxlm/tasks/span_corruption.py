@@ -28,7 +28,6 @@ class Denoising(CorruptedTextTask):
       eval_batching: how a split is corrupted in evaluation, always in the same way.
       sentinels: the symbols of the tokenizer that replace the spans.
       search: how `predict` decodes.
-      valid_batches: batches of the validation split that are judged during training; 0: all.
     """
 
     eval_batching: SpanCorruption | PrefixLMWindows = SpanCorruption()

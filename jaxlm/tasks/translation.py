@@ -29,7 +29,7 @@ class Translation(Task):
       moses_language: language code of the target; if given, `evaluate` adds the lower-cased Moses-tokenized BLEU of
         papers.
       valid_search: how the validation set is decoded during training (None: as `search`).
-      valid_examples: validation pairs that are decoded during training.
+      valid_examples: number of validation pairs that are decoded during training, for BLEU.
     """
 
     train: PairSource

@@ -71,6 +71,8 @@ def test_help_with_an_experiment_lists_its_overrides(command):
     shown = command("train", TINY, "--help").out.decode()
     assert "--workdir" in shown and "--model.width" in shown and "--optimizer.schedule.peak" in shown
     assert "--model.parent" not in shown and "--model.name" not in shown
+    assert "k, the size of the beam" in shown  # a field of a config inside a config
+    assert shown.count("b1, b2, eps: decay rates") == 1  # fields that share an entry
 
 
 def test_a_closed_stdout_is_not_an_error():

@@ -71,15 +71,15 @@ def _parser() -> CommandParser:
     parser.add_float("--top-p", text, default=1.0, metavar="P")
     text = "sample from the tokens with at least P times the highest probability (default: 0, all)"
     parser.add_float("--min-p", text, default=0.0, metavar="P")
-    text = "divide the scores of tokens that occurred before by R (default: 1, off; 1.1 to 1.3 is usual)"
+    text = "lower the logits of tokens that occurred before, by the factor R (default: 1, off; 1.1 to 1.3 is usual)"
     parser.add_float("--repetition-penalty", text, default=1.0, metavar="R")
-    parser.add_list("--stop", "end a text before this string")
+    parser.add_list("--stop", "end a text before the first occurrence of this string")
     text = "print each token as it is generated, also if stdout is not a terminal (one sample per prompt, no --jsonl)"
     parser.add_flag("--stream", text)
     parser.add_int("--seed", "random seed", minimum=0, default=0)
     parser.add_int("--max-tokens", "maximum number of tokens of a text (default: the limit of the experiment's search)")
     parser.add_int("--num-samples", "samples per prompt", default=1)
-    text = "print one JSON object per sample: prompt, text, logprob (at this temperature), tokens, reason"
+    text = "print one JSON object per sample: prompt, text, logprob (at this temperature), tokens, reason (of its end)"
     parser.add_flag("--jsonl", text)
     add_constraint_options(parser)
     add_model_options(parser)

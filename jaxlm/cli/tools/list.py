@@ -6,7 +6,7 @@ from jaxlm.cli.parser import COMMANDS, CommandParser
 
 def main(argv: list[str]) -> int:
     """Print the name and the first docstring line of every variant."""
-    summary = COMMANDS["list"] + ": those of the folder experiments/ here and of the library"
+    summary = COMMANDS["list"] + ": those in ./experiments and those of the library"
     CommandParser("list", summary).parse(argv)
     entries = list_experiments()
     width = max((len(entry.name) for entry in entries), default=0)

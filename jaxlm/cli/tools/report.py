@@ -39,8 +39,8 @@ def _parser() -> CommandParser:
     parser.add_argument("other_workdirs", nargs="*", type=Path, metavar="WORKDIR", help="further runs to compare")
     text = "the page to write (default: report.html in the first workdir)"
     parser.add_argument("--out", type=Path, metavar="FILE", help=text)
-    parser.add_int("--num-examples", "example answers of each run", minimum=0, default=5)
-    text = "plot the norm of d loss at T / d hidden state at t against T - t (vanishing gradients)"
+    parser.add_int("--num-examples", "number of example answers per run", minimum=0, default=5)
+    text = "plot the norm of the gradient d loss_T / d hidden state_t against T - t (vanishing gradients)"
     parser.add_flag("--gradient-flow", text)
     parser.add_list("--attention", "plot the attention weights for this text")
     text = "for an encoder: the layer whose attention is plotted, from 1 (default: the last)"

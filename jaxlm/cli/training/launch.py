@@ -46,9 +46,9 @@ def _parser(platform: str, summary: str) -> CommandParser:
     usage = f"jaxlm launch {platform} EXPERIMENT --workdir D [options] [-- options of jaxlm train]"
     parser = CommandParser(f"launch {platform}", summary, usage=usage)
     parser.add_argument("experiment", metavar="EXPERIMENT", help="module or file.py, optionally :VARIANT")
-    parser.add_argument("--workdir", metavar="D", required=True, help="folder of the run on the target")
+    parser.add_argument("--workdir", metavar="D", required=True, help="folder of the run, on the slice or cluster")
     parser.add_argument("--name", metavar="NAME", help="name of the slice or job (default: last part of the workdir)")
-    parser.add_int("--max-restarts", "restarts of a run that the machine ended", minimum=0, default=50)
+    parser.add_int("--max-restarts", "maximum number of restarts after a machine ended the run", minimum=0, default=50)
     parser.add_flag("--dry-run", "print the commands or the manifest, run nothing")
     return parser
 
@@ -89,14 +89,14 @@ def _run_command(command: Sequence[str], stdin: str | None = None) -> int:
 
 
 LOCATION_OPTIONS = {
-    "--zone": "zone of Google Cloud (default: that of `gcloud config`)",
-    "--project": "project of Google Cloud (default: that of `gcloud config`)",
+    "--zone": "Google Cloud zone (default: that of `gcloud config`)",
+    "--project": "Google Cloud project (default: that of `gcloud config`)",
 }
 
 MACHINE_OPTIONS = {
-    "--runtime": "software version of the TPU machines (default: by the type)",
-    "--network": "network (default: that of gcloud)",
-    "--subnetwork": "subnetwork (default: that of gcloud)",
+    "--runtime": "software version of the TPU machines (default: depends on --type)",
+    "--network": "Google Cloud network (default: that of gcloud)",
+    "--subnetwork": "Google Cloud subnetwork (default: that of gcloud)",
     "--valid-until": "give up if no slice is granted within this time (6h, 2d)",
 }
 
@@ -113,7 +113,7 @@ def _launch_tpu(args: list[str], train_args: list[str]) -> int:
     text = "Cloud Storage bucket for the run: a relative workdir is then a folder of the bucket"
     parser.add_argument("--bucket", metavar="BUCKET", help=text)
     parser.add_argument(
-        "--detach", action="store_true", help="do not wait for the end, and do not replace a lost slice"
+        "--detach", action="store_true", help="do not wait for the end of the run, and do not replace a lost slice"
     )
     options = _parse(parser, args, train_args)
     _check_slice(options)
@@ -165,7 +165,7 @@ def _check_slice(options: argparse.Namespace) -> None:
 
 def _launch_slurm(args: list[str], train_args: list[str]) -> int:
     parser = _parser("slurm", "submit a job that trains, and that resumes after preemption or the time limit")
-    parser.add_int("--nodes", "nodes", default=1)
+    parser.add_int("--nodes", "number of nodes", default=1)
     parser.add_int("--gpus-per-node", "GPUs per node, with one task for each", minimum=0, default=0)
     parser.add_argument(
         "--cpus-per-task", type=int_at_least(1), metavar="N", help="CPUs per task (default: that of the cluster)"
@@ -193,13 +193,13 @@ def _launch_slurm(args: list[str], train_args: list[str]) -> int:
 
 def _launch_gke(args: list[str], train_args: list[str]) -> int:
     parser = _parser(
-        "gke", "train on TPU slices of a Kubernetes cluster with JobSet; relative paths are on the volume claim"
+        "gke", "train on TPU slices of a Kubernetes cluster with JobSet; relative paths are on the volume of --claim"
     )
     parser.add_argument("--type", required=True, help="accelerator type: v4-8, v5litepod-16, v5p-8, v6e-8, ...")
     parser.add_argument("--image", required=True, help="container image with jaxlm (built from launch/Dockerfile)")
-    parser.add_argument("--claim", required=True, help="persistent volume claim that every host can write to")
-    parser.add_argument("--topology", default="", metavar="AxB", help="topology (default: that of the type)")
-    parser.add_int("--num-slices", "slices", default=1)
+    parser.add_argument("--claim", required=True, help="name of a persistent volume claim that every host can write to")
+    parser.add_argument("--topology", default="", metavar="AxB", help="topology of a slice (default: that of --type)")
+    parser.add_int("--num-slices", "number of slices", default=1)
     parser.add_argument("--namespace", default="default", help="Kubernetes namespace (default: default)")
     parser.add_flag("--spot", "use spot machines")
     options = _parse(parser, args, train_args)

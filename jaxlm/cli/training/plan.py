@@ -100,16 +100,16 @@ def _parser() -> ExperimentParser:
     parser = ExperimentParser("plan", COMMANDS["plan"])
     text = "`v5e:4x4`, `v5p:2x2x4`, `h100:8`, `h100:2x8` (nodes x GPUs), or `here` for this machine (the default)"
     parser.add_argument("--topology", default="here", metavar="T", help=text)
-    parser.add_int("--num-slices", "number of such slices, connected by a slow network", default=1)
+    parser.add_int("--num-slices", "number of slices of this topology, connected by a slower network", default=1)
     add_mesh_option(parser)
     add_memory_options(parser)
-    text = "price of a chip per hour; the plan then includes the cost"
+    text = "price per chip and hour; the plan then includes the cost"
     parser.add_argument("--price", type=positive_number, metavar="P", help=text)
-    parser.add_int("--decode-batch-size", "also plan a decoding step of ROWS rows", metavar="ROWS")
-    parser.add_flag("--sweep", "rank all meshes and micro-batches by analytic estimates instead")
+    parser.add_int("--decode-batch-size", "also plan a decoding step with a batch of ROWS rows", metavar="ROWS")
+    parser.add_flag("--sweep", "rank all meshes and numbers of micro-batches by analytic estimates")
     text = "with --sweep: compile the N best and rank them by the compiler's figures"
     parser.add_int("--compile-best", text, default=0)
-    parser.add_flag("--analytic", "do not compile: an estimate in seconds, accurate to a third")
+    parser.add_flag("--analytic", "do not compile: compute a quick estimate from formulas, accurate to a third")
     parser.add_flag("--json", "print one JSON object")
     return parser
 

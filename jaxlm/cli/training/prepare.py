@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser("prepare", COMMANDS["prepare"])
-    text = "UTF-8 text or JSON lines, plain or gzipped; relative paths are searched as in experiments"
+    text = "UTF-8 text or JSON lines, plain or gzipped; a relative path is looked for in $JAXLM_DATA, data/ and ."
     parser.add_argument("files", metavar="FILE", nargs="+", help=text)
     parser.add_argument("--out", type=Path, metavar="D", required=True, help="the folder of shards to create or resume")
     text = (
@@ -73,14 +73,14 @@ def _parser() -> CommandParser:
     parser.add_argument("--json-key", default="text", metavar="KEY", help=text)
     text = r"string that joins the lines of a document (default: \n)"
     parser.add_argument("--line-separator", default=r"\n", metavar="TEXT", help=text)
-    text = "use the tokenizer of this workdir or of these shards (default: train one on the corpus)"
+    text = "workdir or folder of shards whose tokenizer to use (default: train one on the corpus)"
     parser.add_argument("--tokenizer", metavar="D", help=text)
     parser.add_int("--vocab-size", f"vocabulary size of a new tokenizer (default: {DEFAULT_VOCAB_SIZE})", minimum=5)
     text = "SentencePiece model of a new tokenizer (default: unigram)"
     parser.add_argument("--model-type", choices=("unigram", "bpe"), default="unigram", help=text)
     parser.add_list("--user-defined-symbol", "a symbol with an id of its own, such as [MASK]")
-    parser.add_int("--sample-size", "random documents to train a new tokenizer on", default=300_000)
-    parser.add_int("--num-workers", "processes (default: one per core)")
+    parser.add_int("--sample-size", "number of random documents to train a new tokenizer on", default=300_000)
+    parser.add_int("--num-workers", "number of processes (default: one per core)")
     parser.add_int("--shard-mb", "megabytes of text per shard", default=64)
     add_bad_line_option(parser, ("error", "replace", "skip"), "error")
     return parser

@@ -68,7 +68,11 @@ class RunningTextBatches(Batches):
 
 @dataclass(frozen=True)
 class RunningText:
-    """Base of the batchings that cut running text into `rows` rows of `length` positions."""
+    """Base of the batchings that cut running text into rows.
+
+    Attributes:
+      rows, length: a batch has `rows` rows of `length` positions.
+    """
 
     length: int
     rows: int

@@ -16,10 +16,12 @@ from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 class Buckets:
     """Every example goes into the smallest bucket that holds its source and its target.
 
-    A batch has `tokens // target length` rows, rounded down to a multiple of `row_multiple`, but at most
-    `2 * tokens` source positions. Without targets the source length counts. Without `lengths`, at most
-    `max_shapes` shapes (source length, target length) are fitted to the data; with them, both sides get
-    the same length.
+    Attributes:
+      tokens, row_multiple: a batch has `tokens // target length` rows, rounded down to a multiple of `row_multiple`,
+        but at most `2 * tokens` source positions. Without targets the source length counts.
+      max_shapes, lengths: `lengths` of the buckets, the same for source and target; None: at most `max_shapes` shapes
+        (source length, target length), fitted to the data.
+      max_length, too_long: "drop" or "truncate" the examples that are longer than `max_length`.
     """
 
     tokens: int = 8192

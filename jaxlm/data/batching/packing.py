@@ -14,10 +14,14 @@ from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 
 @dataclass(frozen=True)
 class Packing:
-    """Rows of `length` positions that hold several examples each.
+    """Rows that hold several examples each, with source and target in the same row.
 
-    Source and target of an example share a row. The seed decides once which examples share a row; every epoch
-    shuffles the rows. `source_length` (default: `length`) suits sources much longer than targets.
+    The seed decides once which examples share a row; every epoch shuffles the rows.
+
+    Attributes:
+      length, source_length: positions of a row, and of its sources if they are much longer; None: `length`.
+      tokens, row_multiple: a batch has `tokens // length` rows, rounded down to a multiple of `row_multiple`.
+      too_long: "drop" or "truncate" the examples that are longer than a row.
     """
 
     length: int = 256

@@ -60,8 +60,8 @@ class MiniLang(PairSource):
 
     Attributes:
       count: number of pairs.
-      seed: of the sample.
-      source: the language to translate from.
+      seed: seed of the sample.
+      source: source language.
     """
 
     split: Literal["train", "valid", "test"] = "train"

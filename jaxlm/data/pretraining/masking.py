@@ -13,9 +13,9 @@ class Masking:
     """The tokens to predict, and their replacements.
 
     Attributes:
-      mlm_probability: the fraction of the text tokens of a row to predict: their rounded number, but at least one.
-      mask_replace_prob, random_replace_prob: the fractions of these that are replaced by the mask and by a random
-        text token; the others stay.
+      mlm_probability: fraction of the text tokens of a row to predict; their number is rounded, and at least one.
+      mask_replace_prob, random_replace_prob: fractions of the tokens to predict that the mask replaces, and that a
+        random text token replaces; the others stay.
       whole_word_mask: a word is masked with all of its tokens or not at all. The number of masked tokens is then
         bounded by the fraction, except that one word is always masked.
     """

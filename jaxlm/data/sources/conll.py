@@ -127,7 +127,7 @@ class ColumnFile(TaggedFile):
     """Column files with a word a line, as for named entity recognition: CoNLL-2003, WNUT-17, WikiANN, ...
 
     Attributes:
-      word_column, tag_column: numbers from 0; negative ones count from the end.
+      word_column, tag_column: column numbers from 0; negative ones count from the end.
       separator: the text between columns; None is any white space.
       comment_prefix: lines that begin with it are skipped ("" skips none, as "#" begins many words).
       on_bad_tag: the treatment of a span that begins with I-, where IOB2 has B-.

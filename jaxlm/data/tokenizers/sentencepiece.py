@@ -33,12 +33,12 @@ class SentencePiece:
     """The configuration of a SentencePiece model. Training uses one thread, so that it gives the same bytes each time.
 
     Attributes:
-      vocab_size: all ids: pieces, 4 special ids and, with `byte_fallback`, 256 bytes.
+      vocab_size: number of ids: pieces, 4 special ids and, with `byte_fallback`, 256 bytes.
       character_coverage: the fraction of the characters of the corpus that are pieces.
       normalization: a SentencePiece rule such as "nmt_nfkc". All but "identity" change the text, as does
         `remove_extra_whitespaces`.
       user_defined_symbols: pieces that must exist, such as ("\\n",).
-      sample_size: texts to train on; of a larger corpus that many are drawn by `seed`.
+      sample_size: maximum number of texts to train on; `seed` draws them from a larger corpus.
     """
 
     vocab_size: int = 8000

@@ -130,7 +130,7 @@ class CharacterTokenizer(SymbolTokenizer):
 
 @dataclass(frozen=True)
 class Words:
-    """The configuration of words between white space: the most frequent `vocab_size` - 4, or all of a small corpus."""
+    """The configuration of words between white space: ids for the most frequent `vocab_size` - 4 words at most."""
 
     vocab_size: int = 30000
 

@@ -68,12 +68,12 @@ class Recurrent(nn.Module):
       bidirectional: a second cell reads the input of each layer from the end, and both outputs are concatenated
         (Schuster and Paliwal 1997). Padding is skipped anywhere in a row.
       residual: each layer above the first adds its input to its output (Wu et al. 2016, equation 5).
-      layer_norm: of W x and U h, and of the LSTM's memory (Ba et al. 2016, section 3.1).
-      dropout: of the input of each layer above the first, so never of a carry (Zaremba et al. 2014).
-      variational: one dropout mask for the whole sequence (Gal and Ghahramani 2016).
-      weight_drop: rate of DropConnect on U, one mask per call (Merity et al. 2018).
-      init_scale: matrices are initialized uniformly in +- this; None: (width of the cell)^-0.5, as in PyTorch.
-      dtype: of the products; gates, carries and outputs are always float32.
+      layer_norm: whether W x, U h and the LSTM's memory have a layer norm (Ba et al. 2016, section 3.1).
+      dropout: dropout rate of the input of each layer above the first, never of a carry (Zaremba et al. 2014).
+      variational: whether one dropout mask serves the whole sequence (Gal and Ghahramani 2016).
+      weight_drop: DropConnect rate of the recurrent matrix U, one mask per call (Merity et al. 2018).
+      init_scale: matrices are initialized uniformly in +- init_scale; None: (width of the cell)^-0.5, as in PyTorch.
+      dtype: dtype of the matrix products; gates, carries and outputs are always float32.
     """
 
     cell: Elman | LSTM | GRU
