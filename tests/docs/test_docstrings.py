@@ -63,7 +63,8 @@ def test_sections_explain_fields_and_parameters_that_exist():
         if isinstance(node, ast.ClassDef):
             named, known = _section(ast.get_docstring(node) or "", "Attributes"), _members(node)
         elif isinstance(node, ast.FunctionDef):
-            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            variadic = [argument for argument in (node.args.vararg, node.args.kwarg) if argument]
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, *variadic]
             named, known = _section(ast.get_docstring(node) or "", "Args"), {argument.arg for argument in arguments}
         else:
             continue
