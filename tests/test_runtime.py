@@ -35,7 +35,7 @@ def faults(how: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator of glibc")
 def test_freed_memory_is_kept():
     """More than 64 MiB in one piece, which XLA allocates in a thread of its own."""
-    # The median of three processes: the system lays out the memory of each differently, and once in about forty processes a
-    # step of one faulted in all of its pages.
+    # The median of three processes: the system lays out the memory of each differently, and in about one process of
+    # forty every step faulted in all of its pages.
     kept = sorted(faults("keep") for _ in range(3))[1]
     assert kept < 2000 < 10_000 < faults("leave")
