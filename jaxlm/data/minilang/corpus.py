@@ -13,7 +13,7 @@ from random import Random
 from typing import Literal
 
 from jaxlm.data.files import ReadStats
-from jaxlm.data.minilang.derivation import ENGLISH, SPANISH, Derivation
+from jaxlm.data.minilang.grammar import ENGLISH, SPANISH, Derivation
 from jaxlm.data.minilang.lexicon import LEMMAS
 from jaxlm.data.minilang.rules import UPOS_ENGLISH, UPOS_SPANISH, minilang_grammar
 from jaxlm.data.sources.base import Pair, PairSource
@@ -21,8 +21,8 @@ from jaxlm.errors import UserError
 
 SPLIT_PERCENT = {"train": 80, "valid": 10, "test": 10}
 
-# The smallest number that puts EXAMPLE_SENTENCES into the test split.
 SPLIT_SALT = 108
+"""The smallest number that puts EXAMPLE_SENTENCES into the test split."""
 
 # The sentences of a course on sequence models, the first ones of the test split.
 EXAMPLE_SENTENCES = (
@@ -30,8 +30,6 @@ EXAMPLE_SENTENCES = (
     "John did not see the film that I liked",
     "John saw the film that I did not like",
 )
-
-_TREE_LEAF = re.compile(r"\(([A-Z]+) ([^()]+)\)")
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,6 @@ class MiniLang(PairSource):
 
     The first `k` pairs are the same for every `count >= k`. Each sentence has one translation, in both directions.
     Raises UserError for an unknown split or source, and for a count that the split does not hold.
-
-    Attributes:
-      count: number of pairs.
-      seed: seed of the sample.
-      source: source language.
     """
 
     split: Literal["train", "valid", "test"] = "train"
@@ -73,11 +66,8 @@ class MiniLang(PairSource):
         if self.source not in ("en", "es"):
             raise UserError(f"MiniLang(source={self.source!r}): the language has 'en' and 'es', choose one of them")
         if self.count < 0 or self.count > split_size(self.split):
-            size = split_size(self.split)
-            raise UserError(
-                f"MiniLang(split={self.split!r}, count={self.count}): the split holds {size} pairs, set count between "
-                f"0 and {size}"
-            )
+            raise UserError(f"MiniLang(split={self.split!r}, count={self.count}): the split holds "
+                            f"{split_size(self.split)} pairs, set a count from 0 to this number")  # fmt: skip
 
     def __len__(self) -> int:
         return self.count
@@ -85,7 +75,8 @@ class MiniLang(PairSource):
     def read(self, stats: ReadStats) -> Iterator[Pair]:
         for derivation, english in self._sample_distinct():
             stats.kept += 1
-            spanish = _format_spanish(derivation.words[SPANISH])
+            words = f" {' '.join(derivation.words[SPANISH].split())} "
+            spanish = words.replace(" a el ", " al ").replace(" de el ", " del ")[1:-1]  # contractions
             yield (english, spanish) if self.source == "en" else (spanish, english)
 
     def sentences(self) -> Iterator[Sentence]:
@@ -141,13 +132,9 @@ def minimal_pairs(
 ) -> Iterator[tuple[Sentence, Sentence]]:
     """Pairs of sentences with the same words and opposite sentiment, (positive, negative), no sentence twice.
 
-    They differ only in the place of the negation, so that a bag of words cannot distinguish them.
-
-    Args:
-      split: the split of both sentences.
-      count: number of pairs.
-      language: the language in which the words must be the same. In English a negation mostly moves together with "do"
-        and changes the form of the verb ("saw", "did not see"), so that fewer pairs qualify.
+    They differ only in the place of the negation, so that a bag of words cannot distinguish them. `language` is that
+    in which the words must be the same: in English a negation mostly moves together with "do" and changes the form of
+    the verb ("saw", "did not see"), so that fewer pairs qualify.
     """
     sides = {"en": (ENGLISH,), "es": (SPANISH,), "both": (ENGLISH, SPANISH)}
     if language not in sides:
@@ -162,7 +149,7 @@ def minimal_pairs(
             other_english = _format_english(other.words[ENGLISH])
             if pair[0].sentiment() <= 0 or pair[1].sentiment() >= 0 or {english, other_english} & seen:
                 continue
-            if all(_bag_of_words(derivation, side) == _bag_of_words(other, side) for side in sides[language]):
+            if all(sorted(derivation.words[s].split()) == sorted(other.words[s].split()) for s in sides[language]):
                 seen |= {english, other_english}
                 yield _to_sentence(pair[0]), _to_sentence(pair[1])
                 break
@@ -182,26 +169,18 @@ def _sample_derivations(split: str, seed: int) -> Iterator[tuple[Derivation, str
             yield derivation, english
 
 
-def _bag_of_words(derivation: Derivation, side: int) -> list[str]:
-    return sorted(derivation.words[side].split())
-
-
 def _format_english(text: str) -> str:
     """Single spaces, and "an" before a vowel."""
     text = " ".join(text.split())
     return re.sub(r"\ba (?=[aeiou])", "an ", text) if "a " in text else text
 
 
-def _format_spanish(text: str) -> str:
-    """Single spaces, and the contractions `al` of `a el` and `del` of `de el`."""
-    text = f" {' '.join(text.split())} "
-    return text.replace(" a el ", " al ").replace(" de el ", " del ")[1:-1]
-
-
 def _to_sentence(derivation: Derivation) -> Sentence:
-    tree_english = re.sub(r"\(D a\)(?= \([A-Z]+ [aeiou])", "(D an)", _clean_tree(derivation.tree(ENGLISH)))
-    tree_spanish = re.sub(r"\(P (a|de)\) ((?:\(NP )+)\(D el\) ", r"(P \1l) \2", _clean_tree(derivation.tree(SPANISH)))
-    english, spanish = _TREE_LEAF.findall(tree_english), _TREE_LEAF.findall(tree_spanish)
+    # without the spaces of dropped words
+    tree_english, tree_spanish = (re.sub(r" +(?=[ )])", "", derivation.tree(side)).strip() for side in (0, 1))
+    tree_english = re.sub(r"\(D a\)(?= \([A-Z]+ [aeiou])", "(D an)", tree_english)
+    tree_spanish = re.sub(r"\(P (a|de)\) ((?:\(NP )+)\(D el\) ", r"(P \1l) \2", tree_spanish)
+    english, spanish = (re.findall(r"\(([A-Z]+) ([^()]+)\)", tree) for tree in (tree_english, tree_spanish))
     value = derivation.sentiment()
     return Sentence(
         english=" ".join(word for _, word in english),
@@ -212,8 +191,3 @@ def _to_sentence(derivation: Derivation) -> Sentence:
         tags_spanish=tuple(UPOS_SPANISH[label] for label, _ in spanish),
         sentiment="P" if value > 0 else "N" if value < 0 else "NEU",
     )
-
-
-def _clean_tree(tree: str) -> str:
-    """A tree without the spaces of dropped words."""
-    return re.sub(r" +(?=[ )])", "", tree).strip()

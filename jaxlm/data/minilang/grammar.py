@@ -1,9 +1,14 @@
 """A synchronous grammar with features: one derivation gives two sentences and two trees.
 
-A rule rewrites one symbol on both sides at once; the slots of both sides have the same names (Aho and Ullman 1969; with
-tree fragments, Eisner 2003). So an adjective can follow its noun on one side only:
+A rule rewrites one symbol on both sides at once (Aho and Ullman 1969; with tree fragments, Eisner 2003). It is a line
+of its weight among the rules for the same symbol, the symbol, and English ~ Spanish:
 
-    rule("Nbar.G.N", "{adjective} {noun}", "{noun} {adjective}", {"adjective": "Adjective.G.N", "noun": "Noun.G.N"})
+    4  Nbar.G.N    {Adjective.G.N} {Noun.G.N} ~ {Noun} {Adjective}
+    1  Place       (PP (P in|en) {NP.G.N})
+
+A side has brackets, words, and slots in braces: a symbol, which later mentions abbreviate. A side that is left out is
+the same, with the words behind the bars. Slots are drawn from left to right; `[Noun.G.N]` only is drawn. The sentiment
+of a slot `{!X}` is not the speaker's. A weight with "+" marks a phrase that the rule with "-" in its place negates.
 
 A symbol is a name and its features, separated by dots. A capital letter is a variable with one value in all of a rule,
 which makes agreement. A slot that one side does not mention is deleted there (English "do", a Spanish clitic) and must
@@ -12,102 +17,139 @@ have a single expansion. The grammar has no recursion, so its language is finite
 
 import itertools
 import math
+import re
 from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from jaxlm.data.minilang.derivation import ENGLISH, Derivation, Rule
+ENGLISH, SPANISH = 0, 1
 
 MAX_POOLED_DERIVATIONS = 500
 """A symbol with at most as many derivations has all of them enumerated, and sampling one is a bisection."""
 
 
-@dataclass(frozen=True)
-class Template:
-    """A rule as written, with variables for features. Sentiments as in `Rule`; the sign is 0 for `muted_slot`."""
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A rule without variables."""
 
-    lhs: tuple[str, ...]
-    fragments: tuple[str, str]
-    slots: Mapping[str, tuple[str, ...]]
-    weight: int
-    sentiment: int = 0
-    sentiment_sign: int = 1
-    muted_slot: str = ""
-    polarity: int = 0
+    symbol: str
+    fragments: tuple[str, ...]  # of each side: brackets, words and slots, as in "(NP {0} {1})"
+    children: tuple[str, ...]  # the symbols of the slots
+    sentiment_signs: tuple[int, ...]  # factors of the slots' sentiments: 1, -1 under negation, 0 if not the speaker's
+    sentiment: int  # of the rule itself
+    polarity: int  # -1 negated, 1 the affirmative counterpart of a negated rule, 0 neither
 
-    def instantiate(self, features: Sequence[str], domains: Mapping[str, Sequence[str]]) -> Iterator[Rule]:
-        """All rules that rewrite the symbol with these features: its free variables take every value."""
-        bound: dict[str, str] = {}
-        if len(features) != len(self.lhs):
-            raise ValueError(f"{'.'.join(features)} has {len(features)} parts, the rule for {self.lhs} {len(self.lhs)}")
-        for name, value in zip(self.lhs, features, strict=True):
-            if name not in domains and name != value:
-                return
-            if name in domains and (value not in domains[name] or bound.setdefault(name, value) != value):
-                return
-        free = sorted({part for slot in self.slots.values() for part in slot if part in domains} - set(bound))
-        for values in itertools.product(*(domains[name] for name in free)):
-            yield self._instantiate_rule(".".join(features), bound | dict(zip(free, values, strict=True)))
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """The fragments without the brackets, as in "{0} {1}"."""
+        return tuple(" ".join(re.sub(r"\([A-Z]+ |\)", " ", side).split()) for side in self.fragments)
 
-    def _instantiate_rule(self, symbol: str, bound: Mapping[str, str]) -> Rule:
-        numbers = {name: f"{{{number}}}" for number, name in enumerate(self.slots)}
-        english, spanish = (side.format(**numbers) for side in self.fragments)
-        children = tuple(".".join(bound.get(part, part) for part in slot) for slot in self.slots.values())
-        signs = tuple(0 if name == self.muted_slot else self.sentiment_sign for name in self.slots)
-        return Rule(symbol, (english, spanish), tuple(self.slots), children, signs, self.sentiment, self.polarity)
+    @cached_property
+    def tokens(self) -> tuple[tuple[str | int, ...], ...]:
+        """Each side as a sequence of words and numbers of slots."""
+        return tuple(tuple(int(item[1:-1]) if item[0] == "{" else item for item in side.split()) for side in self.words)
+
+
+class Derivation:
+    """A rule and the derivations of its slots. `words` are the two sentences before contraction, with extra spaces."""
+
+    __slots__ = ("rule", "children", "words")
+
+    def __init__(self, rule: Rule, children: tuple["Derivation", ...] = ()):
+        self.rule = rule
+        self.children = children
+        self.words = rule.words
+        if children:
+            english, spanish = rule.words
+            self.words = (
+                english.format(*[child.words[ENGLISH] for child in children]),
+                spanish.format(*[child.words[SPANISH] for child in children]),
+            )
+
+    def tree(self, side: int) -> str:
+        """The bracketed tree of one side, with extra spaces as in `words`."""
+        return self.rule.fragments[side].format(*[child.tree(side) for child in self.children])
+
+    def sentiment(self) -> int:
+        """The sum of the sentiments in the derivation, each times the signs of the rules above it."""
+        counted = zip(self.rule.sentiment_signs, self.children, strict=True)
+        return self.rule.sentiment + sum(sign * child.sentiment() for sign, child in counted if sign)
+
+    def polar_phrases(self, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], "Derivation"]]:
+        """All phrases that are or can be negated, each with its path, the numbers of the slots that lead to it."""
+        if self.rule.polarity:
+            yield path, self
+        for number, child in enumerate(self.children):
+            yield from child.polar_phrases((*path, number))
+
+    def replace(self, path: tuple[int, ...], new: "Derivation") -> "Derivation":
+        """The derivation with the phrase `new` at the end of the path."""
+        if not path:
+            return new
+        children = list(self.children)
+        children[path[0]] = children[path[0]].replace(path[1:], new)
+        return Derivation(self.rule, tuple(children))
 
 
 class SynchronousGrammar:
-    """Templates, and the rules that are instantiated from them on demand.
+    """Rules with variables, and those without that are instantiated from them on demand.
 
-    Args:
-      start: the start symbol.
-      domains: the values of each variable.
+    `start` is the start symbol; `domains` has the values of each variable.
     """
 
     def __init__(self, start: str, domains: Mapping[str, Sequence[str]]):
         self.start = start
         self.domains = domains
-        self._templates: dict[str, list[Template]] = defaultdict(list)  # by symbol, or by "name.*" if with variables
+        self._templates: dict[str, list[tuple[int, Rule]]] = defaultdict(list)  # weighted; variables: at "name.*"
         self._options: dict[str, tuple[tuple[Rule, ...], ...]] = {}
         self._counts: dict[str, int] = {}
         self._pools: dict[str, tuple[list[Derivation], list[float]]] = {}
 
-    def add_rule(
-        self,
-        lhs: str,
-        english: str,
-        spanish: str,
-        slots: Mapping[str, str] | None = None,
-        *,
-        weight: int = 1,
-        **sentiment: Any,
-    ) -> None:
-        """Add a rule.
+    def add_rules(self, rules: str) -> None:
+        """Add rules, a line each; a line that begins with a space continues the one before it."""
+        for weight, mark, lhs, text in re.findall(r"^(\d+)([+-]?) +(\S+) +(.*)", re.sub(r"\n +", " ", rules), re.M):
+            self.add_rule(lhs, text, weight=int(weight), polarity=int(f"{mark}1") if mark else 0)
 
-        Args:
-          lhs: the symbol that it rewrites.
-          english, spanish: brackets, words and slots in braces.
-          slots: the symbol of each slot.
-          weight: its relative frequency among the rules for the same symbol.
-          sentiment: the fields `sentiment`, `sentiment_sign`, `muted_slot` and `polarity` of `Template`.
-        """
-        parts = {name: tuple(symbol.split(".")) for name, symbol in (slots or {}).items()}
-        head = tuple(lhs.split("."))
-        template = Template(head, (english, spanish), parts, weight, **sentiment)
-        self._templates[f"{head[0]}.*" if self.domains.keys() & set(head) else lhs].append(template)
+    def add_rule(self, lhs: str, text: str, *, weight: int = 1, sentiment: int = 0, polarity: int = 0) -> None:
+        """Add a rule in the notation of this module; the other arguments as in `Rule`."""
+        slots: dict[str, int] = {}
+
+        def number_slot(match: re.Match[str]) -> str:
+            bracket, mark, name = match.groups()
+            known = [number for number, slot in enumerate(slots) if slot.startswith(name)]
+            if not known:
+                slots[name] = 0 if mark else -1 if polarity < 0 else 1
+            return f"{{{known[0] if known else len(slots) - 1}}}" if bracket == "{" else ""
+
+        sides = re.split(" *~ *", re.sub(r"([{[])(!?)([\w.]+)[]}]", number_slot, text))
+        fragments = tuple(re.sub(r"([^ ]+)\|([^ )]+)", rf"\{side + 1}", sides[side - len(sides)]) for side in (0, 1))
+        template = Rule(lhs, fragments, tuple(slots), tuple(slots.values()), sentiment, polarity)
+        name, *features = lhs.split(".")
+        self._templates[f"{name}.*" if self.domains.keys() & set(features) else lhs].append((weight, template))
+
+    def _instantiate(self, template: Rule, symbol: str) -> Iterator[Rule]:
+        """All rules of a template that rewrite the symbol: its free variables take every value."""
+        bound: dict[str, str] = {}
+        for name, value in zip(template.symbol.split("."), symbol.split("."), strict=True):
+            if value not in self.domains.get(name, (name,)) or bound.setdefault(name, value) != value:
+                return
+        slots = [slot.split(".") for slot in template.children]
+        free = sorted({part for slot in slots for part in slot} & self.domains.keys() - bound.keys())
+        for values in itertools.product(*(self.domains[name] for name in free)):
+            value_of = bound | dict(zip(free, values, strict=True))
+            children = tuple(".".join(value_of.get(part, part) for part in slot) for slot in slots)
+            yield replace(template, symbol=symbol, children=children)
 
     def weighted_rules(self, symbol: str) -> tuple[tuple[Rule, ...], ...]:
         """The rules for a symbol with derivations, in a group for each template, repeated by its weight."""
         if symbol not in self._options:
-            features = symbol.split(".")
             groups: list[tuple[Rule, ...]] = []
-            for template in self._templates[f"{features[0]}.*"] + self._templates[symbol]:
-                bound = template.instantiate(features, self.domains)
-                productive = tuple(rule for rule in bound if all(map(self.count_derivations, rule.children)))
-                groups += [productive] * template.weight if productive else []
+            for weight, template in self._templates[f"{symbol.split('.')[0]}.*"] + self._templates[symbol]:
+                rules = self._instantiate(template, symbol)
+                productive = tuple(rule for rule in rules if all(map(self.count_derivations, rule.children)))
+                groups += [productive] * weight if productive else []
             self._options[symbol] = tuple(groups)
         return self._options[symbol]
 
@@ -198,15 +240,13 @@ class SynchronousGrammar:
         rule = derivation.rule
         same, twins = ([r for r in self.rules(rule.symbol) if r.polarity == p] for p in (rule.polarity, -rule.polarity))
         twin = twins[same.index(rule)]
-        old = dict(zip(rule.slots, derivation.children, strict=True))
-        slots = zip(twin.slots, twin.children, strict=True)
-        children = (
-            self._inflect(old[name], symbol) if name in old else self.unique_derivation(symbol)
-            for name, symbol in slots
-        )
+        old = {child.rule.symbol.split(".")[0]: child for child in derivation.children}
+        children = []
+        for symbol in twin.children:
+            word = old.get(symbol.split(".")[0])
+            if word:  # with other features, its rule has the same index among the rules of the other symbol
+                other = self.rules(symbol)[self.rules(word.rule.symbol).index(word.rule)]
+                children.append(Derivation(other, word.children))
+            else:
+                children.append(self.unique_derivation(symbol))
         return Derivation(twin, tuple(children))
-
-    def _inflect(self, word: Derivation, symbol: str) -> Derivation:
-        """The word with other features: its rule has the same index among the rules of the other symbol."""
-        place = self.rules(word.rule.symbol).index(word.rule)
-        return Derivation(self.rules(symbol)[place], word.children)

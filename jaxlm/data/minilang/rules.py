@@ -16,38 +16,27 @@ Sentiment is the speaker's: "I liked the film" and "the film was not bad" are po
 negative, "Mary liked the film" is neutral. Negation reverses only the sentiment of its own verb or adjective.
 """
 
+import itertools
 from functools import cache
 
 from jaxlm.data.minilang import lexicon
 from jaxlm.data.minilang.grammar import SynchronousGrammar
 
-FEATURE_VALUES = {
-    "G": ("m", "f"),  # gender, and that of a second noun
-    "H": ("m", "f"),
-    "N": ("sg", "pl"),  # number, and that of a second noun
-    "M": ("sg", "pl"),
-    "A": ("first", "sg", "pl"),  # agreement of the English verb, and of the Spanish one
-    "B": ("first", "sg", "pl"),
-    "C": ("none", "first", "sg", "pl"),  # clitic
-    "S": lexicon.NOUN_SORTS,
-    "R": lexicon.NOUN_SORTS,  # sort of a second noun
+PERSONS = ("first", "sg", "pl")
+
+FEATURE_VALUES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys("GH", ("m", "f")),  # gender, and that of a second noun
+    **dict.fromkeys("NM", ("sg", "pl")),  # number, and that of a second noun
+    **dict.fromkeys("AB", PERSONS),  # agreement of the English verb, and of the Spanish one
+    "C": ("none", *PERSONS),  # clitic
+    **dict.fromkeys("SR", lexicon.NOUN_SORTS),  # sort, and that of a second noun
     "O": lexicon.INANIMATE_SORTS,
-    "T": ("past", "present"),  # tense, and that of a second clause
-    "U": ("past", "present"),
+    **dict.fromkeys("TU", ("past", "present")),  # tense, and that of a second clause
     "K": ("arrival", "activity", "transitive", "dative", "psych", "gustar"),
     "Q": ("outer", "inner"),
+    "W": ("short", "plain", "rel"),  # width
+    "V": ("short", "plain"),  # width without a relative clause
 }
-
-# The width of a clause with two noun phrases, and of each of the two.
-CLAUSE_WIDTHS = (
-    ("short", "short", "short"),
-    ("plain", "plain", "plain"),
-    ("rel", "short", "rel"),
-    ("rel", "rel", "short"),
-)
-
-# The order of the four forms of an adjective or a determiner.
-AGREEMENT_FORMS = (("m", "sg"), ("f", "sg"), ("m", "pl"), ("f", "pl"))
 
 # The universal part of speech of each label: those that both languages share, and those of one language.
 SHARED_UPOS = {"N": "NOUN", "NAME": "PROPN", "ADJ": "ADJ", "ADV": "ADV", "V": "VERB", "AUX": "AUX", "D": "DET"}
@@ -57,214 +46,148 @@ UPOS_ENGLISH = SHARED_UPOS | {"NEG": "PART", "POSS": "PRON"}
 
 UPOS_SPANISH = SHARED_UPOS | {"NEG": "ADV", "POSS": "DET"}
 
+# The width of a clause with two noun phrases, and of each of the two.
+CLAUSE_WIDTHS = ("short short short", "plain plain plain", "rel short rel", "rel rel short")
+
+# "I hated the book" is the speaker's sentiment; "Mary hated the book" ~ "María odió el libro" is not.
+# "Mary liked the books" ~ "a María le gustaron los libros": the subject in Spanish is the object in English.
+CLAUSES_WITH_AN_OBJECT = """
+4  Clause.T.W0          (S {Subject.person.A.W1} (VP {Group.transitive.S.T.A.A.none} {Object.S.W2}))
+1  Clause.T.W0          (S {Subject.person.N.W1} (VP {!Group.psych.S.T.N.N.none} {Object.S.W2}))
+1  Clause.T.W0          (S {Experiencer.N.W1} (VP {!Group.gustar.S.T.N.M.N} {NP.G.M.S.W2}))
+                      ~ (S {Experiencer} (VP {Group}) {NP})
+2  Clause.T.W0          (S {Subject.person.first.W1} (VP {Group.psych.S.T.first.first.none} {Object.S.W2}))
+2  Clause.T.W0          (S {Experiencer.first.W1} (VP {Group.gustar.S.T.first.M.first} {NP.G.M.S.W2}))
+                      ~ (S {Experiencer} (VP {Group}) {NP})
+"""
+
+# big green house ~ casa verde grande: the inner adjective is nearer to the noun in both languages.
+RULES = """
+5  Sentence             {Clause.T.plain}
+8  Sentence             {Clause.T.rel}
+1  Sentence             (S {Clause.T.plain} {When.T}) ~ (S {When} {Clause})
+1  Sentence             (S {Clause.T.short} (CONJ and|y) {Clause.U.short})
+1  Sentence             (S {Clause.T.short} (CONJ but|pero) {Clause.U.short})
+1  When.past            (ADVP (ADV yesterday|ayer))
+1  When.past            (ADVP (ADJ last) (N night)) ~ (ADVP (ADV anoche))
+1  When.present         (ADVP (ADV now|ahora))
+1  When.T               (ADVP (ADV today|hoy))
+
+2  Clause.T.W           (S {Subject.S.A.W} (VP {Group.arrival.S.T.A.A.none})) ~ (S (VP {Group}) {Subject})
+1  Clause.T.W           (S {Subject.person.A.W} (VP {Group.activity.person.T.A.A.none}))
+4  Clause.T.W           (S {NP.G.N.S.W} {Predicate.G.N.S.T})
+2  Clause.T.plain       (S {Subject.S.A.plain} (VP {Group.arrival.S.T.A.A.none} {Place.arrival}))
+                      ~ (S (VP {Group}) {Subject} {Place})
+1  Clause.T.plain       (S {Subject.person.A.plain} (VP {Group.activity.person.T.A.A.none} {Place.activity}))
+1  Place.K              (PP (P in|en) {NP.G.N.place.short})
+1  Place.K              (PP (P near) {NP.G.N.place.short}) ~ (PP (ADV cerca) (PP (P de) {NP}))
+1  Place.K              (PP (P with|con) {NP.G.N.person.short})
+1  Place.arrival        (PP (P from|de) {NP.G.N.place.short})
+CLAUSES
+4  Clause.T.plain       (S {Subject.person.A.short} (VP {Group.dative.O.T.A.A.M} {Object.O.plain}
+                        (PP (P to|a) {NP.H.M.person.short})))
+
+2  Rel.G.N.S            (SBAR (WH that|que) (S (VP {Group.arrival.S.T.N.N.none})))
+1  Rel.G.N.person       (SBAR (WH that|que) (S (VP {Group.activity.person.T.N.N.none})))
+3  Rel.G.N.person       (SBAR (WH that|que) (S (VP {Group.transitive.R.T.N.N.none} {Object.R.short})))
+4  Rel.G.N.S            (SBAR (WH that|que) (S {Predicate.G.N.S.T}))
+4  Rel.G.N.S            (SBAR (WH that|que) (S {Subject.person.A.short} (VP {Group.transitive.S.T.A.A.none})))
+5  Rel.G.N.S            (SBAR (WH that|que) (S {Subject.person.first.short} (VP {Group.psych.S.T.first.first.none})))
+2  Rel.G.N.S            (SBAR (WH that|que) (S {Subject.person.M.short} (VP {!Group.psych.S.T.M.M.none})))
+6  Rel.G.N.S            (SBAR (WH that|que) (S {Experiencer.first.short} (VP {Group.gustar.S.T.first.N.first})))
+2  Rel.G.N.S            (SBAR (WH that|que) (S {Experiencer.M.short} (VP {!Group.gustar.S.T.M.N.M})))
+
+3+ Group.K.S.T.A.B.C    {Verb.K.S.T.A.B.finite} ~ {Clitic.C} {Verb}
+2- Group.K.S.T.A.B.C    {Do.T.A} (NEG not) {Verb.K.S.T.A.B.base} ~ (NEG no) {Clitic.C} {Verb}
+1  Clitic.none          ~
+1  Clitic.first         ~ (CL me)
+1  Clitic.sg            ~ (CL le)
+1  Clitic.pl            ~ (CL les)
+1  Do.present.first     (AUX do) ~
+1  Do.present.sg        (AUX does) ~
+1  Do.present.pl        (AUX do) ~
+1  Do.past.A            (AUX did) ~
+3+ Predicate.G.N.S.T    (VP {Be.T.N} (ADJP {Adjective.Q.G.N.S}))
+2- Predicate.G.N.S.T    (VP {Be.T.N} (NEG not) (ADJP {Adjective.Q.G.N.S})) ~ (VP (NEG no) {Be} (ADJP {Adjective}))
+1  Be.present.sg        (AUX is|es)
+1  Be.present.pl        (AUX are|son)
+1  Be.past.sg           (AUX was|era)
+1  Be.past.pl           (AUX were|eran)
+
+4  Subject.S.N.V        {NP.G.N.S.V}
+1  Subject.S.N.rel      {NP.G.N.S.rel}
+1  Subject.person.sg.V  (NP (PRON he|él))
+1  Subject.person.sg.V  (NP (PRON she|ella))
+1  Subject.person.first.V  (NP (PRON I)) ~
+1  Subject.person.pl.V  (NP (PRON they)) ~
+4  Experiencer.N.V      {NP.G.N.person.V} ~ (PP (P a) {NP})
+1  Experiencer.N.rel    {NP.G.N.person.rel} ~ (PP (P a) {NP})
+1  Experiencer.sg.V     (NP (PRON he)) ~ (PP (P a) (NP (PRON él)))
+1  Experiencer.sg.V     (NP (PRON she)) ~ (PP (P a) (NP (PRON ella)))
+1  Experiencer.first.V  (NP (PRON I)) ~
+1  Experiencer.pl.V     (NP (PRON they)) ~
+1  Object.person.W      {NP.G.N.person.W} ~ (PP (P a) {NP})
+1  Object.O.W           {NP.G.N.O.W}
+
+3  NP.G.N.S.short       (NP {Det.G.N} {Noun.G.N.S})
+5  NP.G.N.S.plain       (NP {Det.G.N} {Nbar.G.N.S})
+1  NP.G.N.S.rel         (NP (NP {Det.G.N} {Nbar.G.N.S}) {Rel.G.N.S})
+1  NP.G.N.O.plain       (NP (NP {Det.G.N} {Nbar.G.N.O}) (PP (P of|de) {NP.H.M.person.short}))
+2  NP.G.sg.person.V     (NP {Name.G})
+4  Nbar.G.N.S           {Noun.G.N.S}
+4  Nbar.G.N.S           [Noun.G.N.S] {Adjective.Q.G.N.S} {Noun} ~ {Noun} {Adjective}
+1  Nbar.G.N.S           [Noun.G.N.S] {Adjective.outer.G.N.S} {Adjective.inner.G.N.S} {Noun}
+                      ~ {Noun} {Adjective.inner} {Adjective.outer}
+1  Name.m               (NAME John|Juan)
+1  Name.f               (NAME Mary|María)
+1  Name.m               (NAME Peter|Pedro)
+1  Name.f               (NAME Anne|Ana)
+1  Det.G.pl             {Numeral}
+1  Det.m.pl             (D the|los) {Numeral}
+1  Det.f.pl             (D the|las) {Numeral}
+1  Numeral              (NUM two|dos)
+1  Numeral              (NUM three|tres)
+1  Numeral              (NUM four|cuatro)
+"""
+
 
 @cache
 def minilang_grammar() -> SynchronousGrammar:
     """The grammar, built once."""
     grammar = SynchronousGrammar("Sentence", FEATURE_VALUES)
-    _add_sentence_rules(grammar)
-    _add_intransitive_clauses(grammar)
+    _add_lexicon(grammar)
+    clauses = ""
     for widths in CLAUSE_WIDTHS:
-        _add_transitive_clauses(grammar, *widths)
-    _add_relative_clauses(grammar)
-    _add_verb_phrases(grammar)
-    _add_arguments(grammar)
-    _add_noun_phrases(grammar)
-    _add_nouns_and_adjectives(grammar)
-    _add_determiners(grammar)
-    _add_verbs(grammar)
+        rules = CLAUSES_WITH_AN_OBJECT
+        for number, width in enumerate(widths.split()):
+            rules = rules.replace(f"W{number}", width)
+        clauses += rules
+    grammar.add_rules(RULES.replace("CLAUSES", clauses))
     return grammar
 
 
-def _add_sentence_rules(g: SynchronousGrammar) -> None:
-    g.add_rule("Sentence", "{clause}", "{clause}", {"clause": "Clause.T.plain"}, weight=5)
-    g.add_rule("Sentence", "{clause}", "{clause}", {"clause": "Clause.T.rel"}, weight=8)
-    g.add_rule("Sentence", "(S {clause} {when})", "(S {when} {clause})", {"clause": "Clause.T.plain", "when": "When.T"})
-    both = {"first": "Clause.T.short", "second": "Clause.U.short"}
-    g.add_rule("Sentence", "(S {first} (CONJ and) {second})", "(S {first} (CONJ y) {second})", both)
-    g.add_rule("Sentence", "(S {first} (CONJ but) {second})", "(S {first} (CONJ pero) {second})", both)
-    g.add_rule("When.past", "(ADVP (ADV yesterday))", "(ADVP (ADV ayer))")
-    g.add_rule("When.past", "(ADVP (ADJ last) (N night))", "(ADVP (ADV anoche))")
-    g.add_rule("When.present", "(ADVP (ADV now))", "(ADVP (ADV ahora))")
-    g.add_rule("When.T", "(ADVP (ADV today))", "(ADVP (ADV hoy))")
-
-
-def _add_intransitive_clauses(g: SynchronousGrammar) -> None:
-    for width in ("short", "plain", "rel"):
-        left, straight = f"Clause.T.{width}", "(S {subject} (VP {group}))"
-        arrival = {"subject": f"Subject.S.A.{width}", "group": "Group.arrival.S.T.A.A.none"}
-        activity = {"subject": f"Subject.person.A.{width}", "group": "Group.activity.person.T.A.A.none"}
-        g.add_rule(left, straight, "(S (VP {group}) {subject})", arrival, weight=2)
-        g.add_rule(left, straight, straight, activity)
-        copula = {"subject": f"NP.G.N.S.{width}", "predicate": "Predicate.G.N.S.T"}
-        g.add_rule(left, "(S {subject} {predicate})", "(S {subject} {predicate})", copula, weight=4)
-        if width == "plain":
-            straight, inverted = "(S {subject} (VP {group} {place}))", "(S (VP {group}) {subject} {place})"
-            g.add_rule(left, straight, inverted, arrival | {"place": "Place.arrival"}, weight=2)
-            g.add_rule(left, straight, straight, activity | {"place": "Place.activity"})
-    g.add_rule("Place.K", "(PP (P in) {np})", "(PP (P en) {np})", {"np": "NP.G.N.place.short"})
-    g.add_rule("Place.K", "(PP (P near) {np})", "(PP (ADV cerca) (PP (P de) {np}))", {"np": "NP.G.N.place.short"})
-    g.add_rule("Place.K", "(PP (P with) {np})", "(PP (P con) {np})", {"np": "NP.G.N.person.short"})
-    g.add_rule("Place.arrival", "(PP (P from) {np})", "(PP (P de) {np})", {"np": "NP.G.N.place.short"})
-
-
-def _add_transitive_clauses(g: SynchronousGrammar, clause_width: str, first_width: str, second_width: str) -> None:
-    left, straight = f"Clause.T.{clause_width}", "(S {subject} (VP {group} {object}))"
-    subject, thing = f"Subject.person.A.{first_width}", f"Object.S.{second_width}"
-    group = "Group.transitive.S.T.A.A.none"
-    g.add_rule(left, straight, straight, {"subject": subject, "group": group, "object": thing}, weight=4)
-
-    # "I hated the book" is the speaker's sentiment; "Mary hated the book" ~ "María odió el libro" is not.
-    group, others = "Group.psych.S.T.N.N.none", f"Subject.person.N.{first_width}"
-    g.add_rule(left, straight, straight, {"subject": others, "group": group, "object": thing}, muted_slot="group")
-    # "Mary liked the books" ~ "a María le gustaron los libros": the subject in Spanish is the object in English.
-    english, spanish = "(S {who} (VP {group} {liked}))", "(S {who} (VP {group}) {liked})"
-    who, liked = f"Experiencer.N.{first_width}", f"NP.G.M.S.{second_width}"
-    slots = {"who": who, "group": "Group.gustar.S.T.N.M.N", "liked": liked}
-    g.add_rule(left, english, spanish, slots, muted_slot="group")
-    if first_width != "rel":
-        subject, group = f"Subject.person.first.{first_width}", "Group.psych.S.T.first.first.none"
-        g.add_rule(left, straight, straight, {"subject": subject, "group": group, "object": thing}, weight=2)
-        who, group = f"Experiencer.first.{first_width}", "Group.gustar.S.T.first.M.first"
-        g.add_rule(left, english, spanish, {"who": who, "group": group, "liked": liked}, weight=2)
-    if clause_width == "plain":
-        english = "(S {subject} (VP {group} {gift} (PP (P to) {whom})))"
-        spanish = "(S {subject} (VP {group} {gift} (PP (P a) {whom})))"
-        subject, gift, whom = "Subject.person.A.short", "Object.O.plain", "NP.H.M.person.short"
-        slots = {"subject": subject, "group": "Group.dative.O.T.A.A.M", "gift": gift, "whom": whom}
-        g.add_rule(left, english, spanish, slots, weight=4)
-
-
-def _add_relative_clauses(g: SynchronousGrammar) -> None:
-    left, group = "Rel.G.N.S", "Group.transitive.R.T.N.N.none"
-    english, spanish = "(SBAR (WH that) (S (VP {group})))", "(SBAR (WH que) (S (VP {group})))"
-    g.add_rule(left, english, spanish, {"group": "Group.arrival.S.T.N.N.none"}, weight=2)
-    g.add_rule("Rel.G.N.person", english, spanish, {"group": "Group.activity.person.T.N.N.none"})
-    english, spanish = english.replace("group}", "group} {object}"), spanish.replace("group}", "group} {object}")
-    g.add_rule("Rel.G.N.person", english, spanish, {"group": group, "object": "Object.R.short"}, weight=3)
-    english, spanish = "(SBAR (WH that) (S {predicate}))", "(SBAR (WH que) (S {predicate}))"
-    g.add_rule(left, english, spanish, {"predicate": "Predicate.G.N.S.T"}, weight=4)
-
-    english, spanish = "(SBAR (WH that) (S {who} (VP {group})))", "(SBAR (WH que) (S {who} (VP {group})))"
-    who, group = "Subject.person.A.short", "Group.transitive.S.T.A.A.none"
-    g.add_rule(left, english, spanish, {"who": who, "group": group}, weight=4)
-    who, group = "Subject.person.first.short", "Group.psych.S.T.first.first.none"
-    g.add_rule(left, english, spanish, {"who": who, "group": group}, weight=5)
-    who, group = "Subject.person.M.short", "Group.psych.S.T.M.M.none"
-    g.add_rule(left, english, spanish, {"who": who, "group": group}, muted_slot="group", weight=2)
-    who, group = "Experiencer.first.short", "Group.gustar.S.T.first.N.first"
-    g.add_rule(left, english, spanish, {"who": who, "group": group}, weight=6)
-    who, group = "Experiencer.M.short", "Group.gustar.S.T.M.N.M"
-    g.add_rule(left, english, spanish, {"who": who, "group": group}, muted_slot="group", weight=2)
-
-
-def _add_verb_phrases(g: SynchronousGrammar) -> None:
-    left, verb, base = "Group.K.S.T.A.B.C", "Verb.K.S.T.A.B.finite", "Verb.K.S.T.A.B.base"
-    g.add_rule(left, "{verb}", "{clitic} {verb}", {"verb": verb, "clitic": "Clitic.C"}, weight=3, polarity=1)
-    english, spanish = "{do} (NEG not) {verb}", "(NEG no) {clitic} {verb}"
-    slots = {"do": "Do.T.A", "verb": base, "clitic": "Clitic.C"}
-    g.add_rule(left, english, spanish, slots, weight=2, sentiment_sign=-1, polarity=-1)
-    for who, spanish in (("none", ""), ("first", "(CL me)"), ("sg", "(CL le)"), ("pl", "(CL les)")):
-        g.add_rule(f"Clitic.{who}", "", spanish)
-
-    left, slots = "Predicate.G.N.S.T", {"be": "Be.T.N", "adjective": "Adjective.Q.G.N.S"}
-    straight = "(VP {be} (ADJP {adjective}))"
-    g.add_rule(left, straight, straight, slots, weight=3, polarity=1)
-    english, spanish = "(VP {be} (NEG not) (ADJP {adjective}))", "(VP (NEG no) {be} (ADJP {adjective}))"
-    g.add_rule(left, english, spanish, slots, weight=2, sentiment_sign=-1, polarity=-1)
-
-
-def _add_arguments(g: SynchronousGrammar) -> None:
-    g.add_rule("Subject.S.N.short", "{np}", "{np}", {"np": "NP.G.N.S.short"}, weight=4)
-    g.add_rule("Subject.S.N.plain", "{np}", "{np}", {"np": "NP.G.N.S.plain"}, weight=4)
-    g.add_rule("Subject.S.N.rel", "{np}", "{np}", {"np": "NP.G.N.S.rel"})
-    a = "(PP (P a) {np})"
-    g.add_rule("Experiencer.N.short", "{np}", a, {"np": "NP.G.N.person.short"}, weight=4)
-    g.add_rule("Experiencer.N.plain", "{np}", a, {"np": "NP.G.N.person.plain"}, weight=4)
-    g.add_rule("Experiencer.N.rel", "{np}", a, {"np": "NP.G.N.person.rel"})
-    for width in ("short", "plain"):
-        for english, spanish, who in (
-            ("he", "él", "sg"),
-            ("she", "ella", "sg"),
-            ("I", "", "first"),
-            ("they", "", "pl"),
-        ):
-            english, spanish = f"(NP (PRON {english}))", spanish and f"(NP (PRON {spanish}))"
-            g.add_rule(f"Subject.person.{who}.{width}", english, spanish)
-            g.add_rule(f"Experiencer.{who}.{width}", english, spanish and f"(PP (P a) {spanish})")
-    for width in ("short", "plain", "rel"):
-        g.add_rule(f"Object.person.{width}", "{np}", a, {"np": f"NP.G.N.person.{width}"})
-        g.add_rule(f"Object.O.{width}", "{np}", "{np}", {"np": f"NP.G.N.O.{width}"})
-
-
-def _add_noun_phrases(g: SynchronousGrammar) -> None:
-    short = {"det": "Det.G.N", "noun": "Noun.G.N.S"}
-    g.add_rule("NP.G.N.S.short", "(NP {det} {noun})", "(NP {det} {noun})", short, weight=3)
-    np, det, nbar = "(NP {det} {nbar})", "Det.G.N", "Nbar.G.N.S"
-    g.add_rule("NP.G.N.S.plain", np, np, {"det": det, "nbar": nbar}, weight=5)
-    relative = f"(NP {np} {{rel}})"
-    g.add_rule("NP.G.N.S.rel", relative, relative, {"det": det, "nbar": nbar, "rel": "Rel.G.N.S"})
-    of, de = f"(NP {np} (PP (P of) {{owner}}))", f"(NP {np} (PP (P de) {{owner}}))"
-    g.add_rule("NP.G.N.O.plain", of, de, {"det": det, "nbar": "Nbar.G.N.O", "owner": "NP.H.M.person.short"})
-    for width in ("short", "plain"):
-        g.add_rule(f"NP.G.sg.person.{width}", "(NP {name})", "(NP {name})", {"name": "Name.G"}, weight=2)
-
-    noun, outer, inner = "Noun.G.N.S", "Adjective.outer.G.N.S", "Adjective.inner.G.N.S"
-    g.add_rule("Nbar.G.N.S", "{noun}", "{noun}", {"noun": noun}, weight=4)
-    slots = {"noun": noun, "adjective": "Adjective.Q.G.N.S"}
-    g.add_rule("Nbar.G.N.S", "{adjective} {noun}", "{noun} {adjective}", slots, weight=4)
-    # big green house ~ casa verde grande: the inner adjective is nearer to the noun in both languages.
-    slots = {"noun": noun, "outer": outer, "inner": inner}
-    g.add_rule("Nbar.G.N.S", "{outer} {inner} {noun}", "{noun} {inner} {outer}", slots)
-
-
-def _add_nouns_and_adjectives(g: SynchronousGrammar) -> None:
+def _add_lexicon(g: SynchronousGrammar) -> None:
     for noun in lexicon.NOUNS:
         for number, english, spanish in zip(("sg", "pl"), noun.english, noun.spanish, strict=True):
-            g.add_rule(f"Noun.{noun.gender}.{number}.{noun.sort}", f"(N {english})", f"(N {spanish})")
-    for english, spanish, gender in lexicon.PERSON_NAMES:
-        g.add_rule(f"Name.{gender}", f"(NAME {english})", f"(NAME {spanish})")
+            g.add_rule(f"Noun.{noun.gender}.{number}.{noun.sort}", f"(N {english}|{spanish})")
+    agreement = list(itertools.product(("sg", "pl"), ("m", "f")))  # of the forms of an adjective or a determiner
     for adjective in lexicon.ADJECTIVES:
-        english, opinion = f"(ADJ {adjective.english})", adjective.sentiment
-        for (gender, number), spanish in zip(AGREEMENT_FORMS, adjective.spanish, strict=True):
+        for (number, gender), form in zip(agreement, adjective.spanish, strict=True):
             for sort in adjective.sorts:
-                left = f"Adjective.{adjective.order}.{gender}.{number}.{sort}"
-                g.add_rule(left, english, f"(ADJ {spanish})", sentiment=opinion)
-
-
-def _add_determiners(g: SynchronousGrammar) -> None:
-    rows = [("D", *row) for row in lexicon.DETERMINERS] + [("POSS", *lexicon.POSSESSIVE)]
-    for label, words, forms in rows:
-        for (gender, number), form in zip(AGREEMENT_FORMS, forms, strict=True):
-            word = words[number == "pl"]
-            if form:
-                weight = 4 if word == "the" else 1
-                g.add_rule(f"Det.{gender}.{number}", f"({label} {word})", f"({label} {form})", weight=weight)
-    for english, spanish in lexicon.NUMERALS:
-        g.add_rule("Numeral", f"(NUM {english})", f"(NUM {spanish})")
-    g.add_rule("Det.G.pl", "{numeral}", "{numeral}", {"numeral": "Numeral"})
-    g.add_rule("Det.m.pl", "(D the) {numeral}", "(D los) {numeral}", {"numeral": "Numeral"})
-    g.add_rule("Det.f.pl", "(D the) {numeral}", "(D las) {numeral}", {"numeral": "Numeral"})
-
-
-def _add_verbs(g: SynchronousGrammar) -> None:
-    persons = ("first", "sg", "pl")
+                lhs = f"Adjective.{adjective.order}.{gender}.{number}.{sort}"
+                g.add_rule(lhs, f"(ADJ {adjective.english}|{form})", sentiment=adjective.sentiment)
+    for weight, label, singular, plural, *forms in lexicon.DETERMINERS:
+        for (number, gender), form in zip(agreement, forms, strict=True):
+            if form != "-":
+                word = plural if number == "pl" else singular
+                g.add_rule(f"Det.{gender}.{number}", f"({label} {word}|{form})", weight=int(weight))
     for verb in lexicon.VERB_LEXICON:
         base, third, past = verb.english
-        for tense, offset in (("present", 0), ("past", 3)):
-            for agreement in persons:
-                finite = past if tense == "past" else third if agreement == "sg" else base
-                for number, other in enumerate(persons):
-                    if verb.verb_class != "gustar" and other != agreement:
-                        continue  # the two languages agree with the same noun phrase
-                    spanish = f"(V {verb.spanish[offset + number]})"
-                    for sort in verb.sorts:
-                        left = f"Verb.{verb.verb_class}.{sort}.{tense}.{agreement}.{other}"
-                        g.add_rule(f"{left}.finite", f"(V {finite})", spanish, sentiment=verb.sentiment)
-                        g.add_rule(f"{left}.base", f"(V {base})", spanish, sentiment=verb.sentiment)
-    for tense, forms in lexicon.DO.items():
-        for agreement, english in forms.items():
-            g.add_rule(f"Do.{tense}.{agreement}", f"(AUX {english})", "")
-    for tense, (is_are, es_son) in lexicon.BE.items():
-        for plurality, english, spanish in zip(("sg", "pl"), is_are, es_son, strict=True):
-            g.add_rule(f"Be.{tense}.{plurality}", f"(AUX {english})", f"(AUX {spanish})")
+        places = zip(itertools.product(("present", "past"), PERSONS), verb.spanish, strict=True)
+        for ((tense, other), form), person in itertools.product(places, PERSONS):
+            if verb.verb_class != "gustar" and other != person:
+                continue  # the two languages agree with the same noun phrase
+            finite = past if tense == "past" else third if person == "sg" else base
+            for sort, (name, english) in itertools.product(verb.sorts, (("finite", finite), ("base", base))):
+                lhs = f"Verb.{verb.verb_class}.{sort}.{tense}.{person}.{other}.{name}"
+                g.add_rule(lhs, f"(V {english}|{form})", sentiment=verb.sentiment)

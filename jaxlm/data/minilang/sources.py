@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxlm.data.files import ReadStats
 from jaxlm.data.minilang.corpus import MiniLang, Sentence, minimal_pairs
@@ -19,11 +19,7 @@ class _LabeledSentences(PairSource):
     seed: int = 0
     language: Literal["en", "es"] = "es"
 
-    @property
-    def _language_name(self) -> str:
-        if self.language not in ("en", "es"):
-            raise UserError(f"language {self.language!r}: minilang has 'en' and 'es', choose one of them")
-        return {"en": "English", "es": "Spanish"}[self.language]
+    KIND: ClassVar[str] = "opinions"
 
     def _sentences(self) -> Iterator[Sentence]:
         return MiniLang(self.split, self.count, self.seed).sentences()
@@ -36,14 +32,20 @@ class _LabeledSentences(PairSource):
             stats.kept += 1
             yield sentence.english if self.language == "en" else sentence.spanish, self._label(sentence)
 
+    def describe(self) -> str:
+        corpus = MiniLang(self.split, self.count, self.seed)
+        return f"{self.KIND} of {corpus.describe()}, of the {self._language_name}"
+
+    @property
+    def _language_name(self) -> str:
+        if self.language not in ("en", "es"):
+            raise UserError(f"language {self.language!r}: minilang has 'en' and 'es', choose one of them")
+        return {"en": "English", "es": "Spanish"}[self.language]
+
 
 @dataclass(frozen=True)
 class MiniLangSentiment(_LabeledSentences):
     """Sentences with the speaker's sentiment, one of `SENTIMENT_LABELS`."""
-
-    def describe(self) -> str:
-        corpus = MiniLang(self.split, self.count, self.seed)
-        return f"opinions of {corpus.describe()}, of the {self._language_name}"
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ class MiniLangMinimalPairs(_LabeledSentences):
 class MiniLangTags(_LabeledSentences):
     """Sentences with the universal part of speech of each word."""
 
-    def describe(self) -> str:
-        return f"tags of {MiniLang(self.split, self.count, self.seed).describe()}, of the {self._language_name}"
+    KIND = "tags"
 
     def _label(self, sentence: Sentence) -> str:
         return " ".join(sentence.tags_english if self.language == "en" else sentence.tags_spanish)
