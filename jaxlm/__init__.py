@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from jaxlm.cli.training.train import run_this_experiment as run_this_experiment
     from jaxlm.errors import UserError as UserError
     from jaxlm.experiment import Experiment as Experiment, load_experiment as load_experiment
-    from jaxlm.pipeline.loading import load as load
-    from jaxlm.pipeline.pipeline import Pipeline as Pipeline
+    from jaxlm.pipeline.pipeline import Pipeline as Pipeline, load as load
     from jaxlm.runtime import configure_process as configure_process
     from jaxlm.training.loop import train as train
     from jaxlm.training.run_options import RunOptions as RunOptions

@@ -183,7 +183,7 @@ def experiment_with_options(options: argparse.Namespace) -> "Experiment":
 def load_pipeline(options: argparse.Namespace, experiment: "Experiment | None" = None) -> "Pipeline":
     """The trained model that the options select, with their search."""
     experiment = experiment or experiment_with_options(options)
-    from jaxlm.pipeline.loading import load
+    from jaxlm.pipeline.pipeline import load
 
     names = ("average_last", "step", "mesh", "precision", "ensemble", "ensemble_mean")
     pipeline = load(options.workdir, **{name: getattr(options, name) for name in names if hasattr(options, name)})

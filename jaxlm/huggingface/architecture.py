@@ -1,6 +1,6 @@
 """The description of a family of published models: its config to our model and back, and its table of weights."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +9,13 @@ from jaxlm.huggingface.weight_map import WeightMap
 
 HFConfig = Mapping[str, Any]
 
-HF_ACTIVATIONS = {
+ConfigTable = Mapping[str, str | tuple[str, Any]]
+"""Entry of config.json -> field of our model: of a required entry, or with the value of Transformers if it is missing.
+"""
+
+HF_ACTIVATIONS: dict[str, Any] = {
     "relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu",
-    "swish": "silu",
+    "swish": "silu", "gated-gelu": "geglu", "gated-gelu_new": "geglu", "gated-silu": "swiglu",
 }  # fmt: skip
 """Name in config.json -> ours. Of several names for one activation the first is written."""
 
@@ -44,13 +48,6 @@ class Architecture:
     trunk_only: bool = False
 
 
-def require_entry(config: HFConfig, name: str) -> Any:
-    """The entry of a config. Raises UserError if it is missing."""
-    if config.get(name) is None:
-        raise UserError(f"config.json has no {name}: fetch it again, or add the entry")
-    return config[name]
-
-
 def require_value(config: HFConfig, **known: Any) -> None:
     """Raise UserError if an entry has another value than the one that our model supports."""
     for name, value in known.items():
@@ -58,34 +55,24 @@ def require_value(config: HFConfig, **known: Any) -> None:
             raise UserError(f"config.json has {name} = {config[name]!r}; jaxlm supports only {value!r}")
 
 
-def from_hf_activation(name: str) -> Any:
-    """Our name of an activation. Raises UserError for an unknown one."""
-    if name not in HF_ACTIVATIONS:
-        raise UserError(f"config.json has the activation {name!r}; jaxlm knows {', '.join(HF_ACTIVATIONS)}")
-    return HF_ACTIVATIONS[name]
+def read_fields(config: HFConfig, table: ConfigTable) -> dict[str, Any]:
+    """The fields of our model from the entries of a table. Raises UserError for an unknown activation."""
+    fields: dict[str, Any] = {}
+    for name, place in table.items():
+        field, default = (place, None) if isinstance(place, str) else place
+        value = config.get(name, default)
+        if value is None and field == place:
+            raise UserError(f"config.json has no {name}: fetch it again, or add the entry")
+        if field == "activation":
+            if value not in HF_ACTIVATIONS:
+                raise UserError(f"config.json has {name} = {value!r}; jaxlm knows {', '.join(HF_ACTIVATIONS)}")
+            value = HF_ACTIVATIONS[value]
+        fields[field] = value
+    return fields
 
 
-def to_hf_activation(name: str) -> str:
-    """The name of our activation in config.json, or ours if it has none."""
-    return next((hf_name for hf_name, own_name in HF_ACTIVATIONS.items() if own_name == name), name)
-
-
-def map_linear(hf_prefix: str, path: str, bias: bool = True) -> list[WeightMap]:
-    """A linear layer, whose kernel is (out, in) in the file."""
-    kernel = WeightMap(f"{hf_prefix}.weight", (f"{path}/kernel",), transpose=True)
-    return [kernel, WeightMap(f"{hf_prefix}.bias", (f"{path}/bias",))] if bias else [kernel]
-
-
-def map_norm(hf_prefix: str, path: str, bias: bool = True) -> list[WeightMap]:
-    """A layer norm, or an RMS norm, which has no bias."""
-    scale = WeightMap(f"{hf_prefix}.weight", (f"{path}/scale",))
-    return [scale, WeightMap(f"{hf_prefix}.bias", (f"{path}/bias",))] if bias else [scale]
-
-
-def map_attention(
-    hf_prefix: str, path: str, hf_projections: Sequence[str], qkv_bias: bool = True, out_bias: bool = True
-):
-    """The four linear layers of attention: `hf_projections` names query, key, value and out."""
-    entries = [map_linear(f"{hf_prefix}.{name}", f"{path}/{part}", qkv_bias)
-               for name, part in zip(hf_projections[:3], ("query", "key", "value"), strict=True)]  # fmt: skip
-    return [*sum(entries, []), *map_linear(f"{hf_prefix}.{hf_projections[3]}", f"{path}/out", out_bias)]
+def to_entries(model: Any, table: ConfigTable) -> dict[str, Any]:
+    """The entries of a table from the fields of our model."""
+    entries = {name: getattr(model, place if isinstance(place, str) else place[0]) for name, place in table.items()}
+    hf_names = {own_name: hf_name for hf_name, own_name in reversed(HF_ACTIVATIONS.items())}
+    return {name: hf_names.get(value, value) if isinstance(value, str) else value for name, value in entries.items()}

@@ -21,11 +21,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All arrays of the folder by name, mapped into memory.
-
-    Pickled weights are never loaded, because unpickling a file executes it. Raises UserError if there are no others,
-    if a shard is missing or outside the folder, and if the index and the files disagree.
-    """
+    """All arrays of the folder by name, mapped into memory. Raises UserError if they are missing or only pickled."""
     if (folder / WEIGHTS_FILE).is_file():
         return safetensors.read_file(folder / WEIGHTS_FILE)
     if not (folder / WEIGHTS_INDEX_FILE).is_file():

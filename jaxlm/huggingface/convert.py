@@ -85,10 +85,7 @@ def save_pretrained(
 
 
 def find_architecture(model: Any, model_type: str | None = None) -> Architecture:
-    """The architecture whose config describes exactly this model; those of `model_type` are tried first.
-
-    Raises UserError if there is none, with the nearest one and the fields in which it differs.
-    """
+    """The architecture, of `model_type` first, that describes exactly this model. Raises UserError with the nearest."""
     nearest: tuple[str, list[str]] | None = None
     for architecture in sorted(ARCHITECTURES, key=lambda architecture: architecture.model_type != model_type):
         try:

@@ -8,18 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxlm.errors import UserError
-from jaxlm.huggingface.architecture import (
-    Architecture,
-    HFConfig,
-    from_hf_activation,
-    map_attention,
-    map_linear,
-    map_norm,
-    require_entry,
-    require_value,
-    to_hf_activation,
-)  # fmt: skip
-from jaxlm.huggingface.weight_map import WeightMap
+from jaxlm.huggingface.architecture import Architecture, ConfigTable, HFConfig, read_fields, require_value, to_entries
+from jaxlm.huggingface.weight_map import WeightMap, map_attention, map_linear, map_norm
 from jaxlm.models.decoder import Decoder
 from jaxlm.nn.layers.positions import LinearScaling, Llama3Scaling, Rotary, Yarn
 
@@ -32,10 +22,7 @@ ROPE_TYPES = ("default", *SCALING_TYPES.values())
 
 
 def rotary_from_config(config: HFConfig, max_length: int) -> Rotary:
-    """The rotary positions of a config; `max_length` is its max_position_embeddings.
-
-    Raises UserError for a scaling rule that `jaxlm.nn.layers.positions` lacks.
-    """
+    """The rotary positions of a config. Raises UserError for a scaling rule that `jaxlm.nn.layers.positions` lacks."""
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(given.get("rope_theta") or config.get("rope_theta") or 10000.0)
     kind = given.get("rope_type", given.get("type", "default"))
@@ -81,26 +68,22 @@ DECODER_STACK = "stack/layers"
 LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
+GPT2_TABLE: ConfigTable = {
+    "vocab_size": "vocab", "n_embd": "width", "n_head": "heads", "n_layer": "layers",
+    "n_positions": ("max_length", 1024), "layer_norm_epsilon": ("norm_epsilon", 1e-5),
+    "activation_function": ("activation", "gelu_new"), "resid_pdrop": ("dropout", 0.1),
+    "attn_pdrop": ("attention_dropout", 0.1), "tie_word_embeddings": ("tie_embeddings", True),
+}  # fmt: skip
+
+
 def _gpt2_model(config: HFConfig) -> Decoder:
     require_value(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    width = require_entry(config, "n_embd")
-    return Decoder(
-        require_entry(config, "vocab_size"), width, require_entry(config, "n_head"), config.get("n_inner") or 4 * width,
-        require_entry(config, "n_layer"), max_length=config.get("n_positions", 1024),
-        norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
-        activation=from_hf_activation(config.get("activation_function", "gelu_new")),
-        dropout=config.get("resid_pdrop", 0.1), attention_dropout=config.get("attn_pdrop", 0.1),
-        tie_embeddings=config.get("tie_word_embeddings", True),
-    )  # fmt: skip
+    fields = read_fields(config, GPT2_TABLE)
+    return Decoder(hidden=config.get("n_inner") or 4 * fields["width"], **fields)
 
 
 def _gpt2_config(model: Decoder) -> dict[str, Any]:
-    return {
-        "vocab_size": model.vocab, "n_embd": model.width, "n_head": model.heads, "n_inner": model.hidden,
-        "n_layer": model.layers, "n_positions": model.max_length, "layer_norm_epsilon": model.norm_epsilon,
-        "activation_function": to_hf_activation(model.activation), "resid_pdrop": model.dropout,
-        "embd_pdrop": model.dropout, "attn_pdrop": model.attention_dropout, "tie_word_embeddings": model.tie_embeddings,
-    }  # fmt: skip
+    return {**to_entries(model, GPT2_TABLE), "n_inner": model.hidden, "embd_pdrop": model.dropout}
 
 
 def _gpt2_weight_maps(model: Decoder) -> list[WeightMap]:
@@ -127,31 +110,13 @@ def _lm_head(model: Decoder) -> list[WeightMap]:
     return [] if model.tie_embeddings else [WeightMap("lm_head.weight", ("output",))]
 
 
-def _llama_style_model(config: HFConfig, **options: Any) -> Decoder:
-    """The common part of Llama, Mistral and Qwen."""
-    if from_hf_activation(config.get("hidden_act", "silu")) != "silu":
-        raise UserError(f"config.json has hidden_act = {config['hidden_act']!r}; jaxlm supports only 'silu'")
-    width, heads = require_entry(config, "hidden_size"), require_entry(config, "num_attention_heads")
-    groups, length = config.get("num_key_value_heads") or heads, config.get("max_position_embeddings", 2048)
-    return Decoder(
-        require_entry(config, "vocab_size"), width, heads, require_entry(config, "intermediate_size"),
-        require_entry(config, "num_hidden_layers"), kv_heads=groups, head_dim=config.get("head_dim") or width // heads,
-        position="rotary", max_length=length, rotary=rotary_from_config(config, length), norm_kind="rms",
-        norm_epsilon=config.get("rms_norm_eps", 1e-6), activation="swiglu",
-        attention_dropout=config.get("attention_dropout", 0.0), tie_embeddings=config.get("tie_word_embeddings", False),
-        **options,
-    )  # fmt: skip
-
-
-def _llama_style_config(model: Decoder) -> dict[str, Any]:
-    return {
-        "vocab_size": model.vocab, "hidden_size": model.width, "num_attention_heads": model.heads,
-        "intermediate_size": model.hidden, "num_hidden_layers": model.layers,
-        "num_key_value_heads": model.kv_heads or model.heads,
-        "head_dim": model.head_dim or model.width // model.heads, "max_position_embeddings": model.max_length,
-        "hidden_act": "silu", "rms_norm_eps": model.norm_epsilon, "attention_dropout": model.attention_dropout,
-        "tie_word_embeddings": model.tie_embeddings, **rotary_to_config(model.rotary),
-    }  # fmt: skip
+LLAMA_STYLE_TABLE: ConfigTable = {
+    "vocab_size": "vocab", "hidden_size": "width", "num_attention_heads": "heads", "intermediate_size": "hidden",
+    "num_hidden_layers": "layers", "num_key_value_heads": ("kv_heads", None), "head_dim": ("head_dim", None),
+    "max_position_embeddings": ("max_length", 2048), "rms_norm_eps": ("norm_epsilon", 1e-6),
+    "attention_dropout": ("attention_dropout", 0.0), "tie_word_embeddings": ("tie_embeddings", False),
+}  # fmt: skip
+"""The common entries of Llama, Mistral and Qwen."""
 
 
 def _llama_style_weight_maps(model: Decoder) -> list[WeightMap]:
@@ -174,29 +139,11 @@ def _llama_style_weight_maps(model: Decoder) -> list[WeightMap]:
     ]
 
 
-def _llama_model(config: HFConfig) -> Decoder:
-    in_attention, in_ffn = config.get("attention_bias", False), config.get("mlp_bias", False)
-    return _llama_style_model(config, qkv_bias=in_attention, out_bias=in_attention, ffn_bias=in_ffn)
-
-
-def _llama_config(model: Decoder) -> dict[str, Any]:
-    return {**_llama_style_config(model), "attention_bias": model.qkv_bias, "mlp_bias": model.ffn_bias}
-
-
-def _mistral_model(config: HFConfig) -> Decoder:
-    window = config.get("sliding_window", 4096)
-    return _llama_style_model(config, qkv_bias=False, out_bias=False, ffn_bias=False, window=window)
-
-
-def _mistral_config(model: Decoder) -> dict[str, Any]:
-    return {**_llama_style_config(model), "sliding_window": model.window}
-
-
-def _qwen_sliding_window(config: HFConfig) -> int | None:
+def _qwen_sliding_window(config: HFConfig, layers: int) -> int | None:
     """The window, if all layers have it. Raises UserError if only some do."""
     if not config.get("use_sliding_window", False) or config.get("sliding_window", 4096) is None:
         return None
-    layers, first = require_entry(config, "num_hidden_layers"), config.get("max_window_layers", 28)
+    first = config.get("max_window_layers", 28)
     kinds = config.get("layer_types") or ["full_attention"] * first + ["sliding_attention"] * (layers - first)
     windowed = {kind == "sliding_attention" for kind in kinds[:layers]}
     if len(windowed) > 1:
@@ -212,29 +159,28 @@ def _qwen_sliding_window_config(model: Decoder) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _qwen2_model(config: HFConfig) -> Decoder:
-    return _llama_style_model(
-        config, qkv_bias=True, out_bias=False, ffn_bias=False, window=_qwen_sliding_window(config)
-    )
+def _llama_style(hf_class: str, model_type: str, table: ConfigTable, **fixed: Any) -> Architecture:
+    """Llama, or a family that differs from it by the entries of `table` and the `fixed` fields of our model."""
+    table = {**LLAMA_STYLE_TABLE, **table}
 
+    def to_model(config: HFConfig) -> Decoder:
+        if config.get("hidden_act", "silu") not in ("silu", "swish"):
+            raise UserError(f"config.json has hidden_act = {config['hidden_act']!r}; jaxlm supports only 'silu'")
+        fields = read_fields(config, table) | fixed
+        fields["kv_heads"] = fields["kv_heads"] or fields["heads"]
+        fields["head_dim"] = fields["head_dim"] or fields["width"] // fields["heads"]
+        if model_type.startswith("qwen"):
+            fields["window"] = _qwen_sliding_window(config, fields["layers"])
+        rotary = rotary_from_config(config, fields["max_length"])
+        fields |= {"out_bias": fields["qkv_bias"] and model_type != "qwen2", "norm_kind": "rms", "activation": "swiglu"}
+        return Decoder(position="rotary", rotary=rotary, **fields)
 
-def _qwen2_config(model: Decoder) -> dict[str, Any]:
-    return {**_llama_style_config(model), **_qwen_sliding_window_config(model)}
+    def to_config(model: Decoder) -> dict[str, Any]:
+        entries = {**to_entries(model, table), "hidden_act": "silu", **rotary_to_config(model.rotary)}
+        entries["num_key_value_heads"] = model.kv_heads or model.heads
+        entries["head_dim"] = model.head_dim or model.width // model.heads
+        return entries | (_qwen_sliding_window_config(model) if model_type.startswith("qwen") else {})
 
-
-def _qwen3_model(config: HFConfig) -> Decoder:
-    bias = config.get("attention_bias", False)
-    return _llama_style_model(
-        {"head_dim": 128, **config}, qkv_bias=bias, out_bias=bias, ffn_bias=False, qk_norm=True,
-        window=_qwen_sliding_window(config),
-    )  # fmt: skip
-
-
-def _qwen3_config(model: Decoder) -> dict[str, Any]:
-    return {**_llama_style_config(model), **_qwen_sliding_window_config(model), "attention_bias": model.qkv_bias}
-
-
-def _llama_style(hf_class: str, model_type: str, to_model: Any, to_config: Any) -> Architecture:
     aliases = _tied_head("model.embed_tokens.weight")
     return Architecture(
         hf_class, model_type, to_model, to_config, _llama_style_weight_maps, "model.", COMPUTED_BUFFERS, aliases
@@ -252,8 +198,11 @@ DECODER_ARCHITECTURES = (
         "GPT2LMHeadModel", "gpt2", _gpt2_model, _gpt2_config, _gpt2_weight_maps, "transformer.",
         (r".*\.attn\.(masked_)?bias",), _tied_head("transformer.wte.weight"),
     ),
-    _llama_style("LlamaForCausalLM", "llama", _llama_model, _llama_config),
-    _llama_style("MistralForCausalLM", "mistral", _mistral_model, _mistral_config),
-    _llama_style("Qwen2ForCausalLM", "qwen2", _qwen2_model, _qwen2_config),
-    _llama_style("Qwen3ForCausalLM", "qwen3", _qwen3_model, _qwen3_config),
+    _llama_style("LlamaForCausalLM", "llama", {"attention_bias": ("qkv_bias", False), "mlp_bias": ("ffn_bias", False)}),
+    _llama_style("MistralForCausalLM", "mistral", {"sliding_window": ("window", 4096)}, qkv_bias=False, ffn_bias=False),
+    _llama_style("Qwen2ForCausalLM", "qwen2", {}, qkv_bias=True, ffn_bias=False),
+    _llama_style(
+        "Qwen3ForCausalLM", "qwen3", {"attention_bias": ("qkv_bias", False), "head_dim": ("head_dim", 128)},
+        ffn_bias=False, qk_norm=True,
+    ),
 )  # fmt: skip

@@ -3,19 +3,8 @@
 from typing import Any
 
 from jaxlm.errors import UserError
-from jaxlm.huggingface.architecture import (
-    HF_ACTIVATIONS,
-    Architecture,
-    HFConfig,
-    from_hf_activation,
-    map_attention,
-    map_linear,
-    map_norm,
-    require_entry,
-    require_value,
-    to_hf_activation,
-)  # fmt: skip
-from jaxlm.huggingface.weight_map import WeightMap
+from jaxlm.huggingface.architecture import Architecture, ConfigTable, HFConfig, read_fields, require_value, to_entries
+from jaxlm.huggingface.weight_map import WeightMap, map_attention, map_linear, map_norm
 from jaxlm.models.encoder_decoder import EncoderDecoder
 
 ENCODER_LAYERS, DECODER_LAYERS = "encoder/layers", "decoder/layers"
@@ -25,45 +14,40 @@ TIE_MODES: dict[tuple[bool, bool], Any] = {
 }  # fmt: skip
 """(source and target share embeddings, the output layer is the target's embedding) -> `tie_embeddings`."""
 
-HF_GATED_ACTIVATIONS = {"gelu": "geglu", "gelu_new": "geglu", "silu": "swiglu"}
-
 MARIAN_PROJECTIONS, T5_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj"), ("q", "k", "v", "o")
+
+
+MARIAN_TABLE: ConfigTable = {
+    "vocab_size": "vocab", "d_model": "width", "encoder_attention_heads": "heads", "encoder_ffn_dim": "hidden",
+    "encoder_layers": "encoder_layers", "decoder_layers": "decoder_layers",
+    "activation_function": ("activation", "gelu"), "max_position_embeddings": ("max_length", 1024),
+    "dropout": ("dropout", 0.1), "attention_dropout": ("attention_dropout", 0.0),
+    "activation_dropout": ("activation_dropout", 0.0),
+}  # fmt: skip
 
 
 def _marian_model(config: HFConfig) -> EncoderDecoder:
     require_value(config, normalize_before=False, normalize_embedding=False, add_final_layer_norm=False)
-    for name in ("attention_heads", "ffn_dim"):
-        sides = [require_entry(config, f"{side}_{name}") for side in ("encoder", "decoder")]
-        if sides[0] != sides[1]:
+    fields, share = read_fields(config, MARIAN_TABLE), config.get("share_encoder_decoder_embeddings", True)
+    for name, field in (("attention_heads", "heads"), ("ffn_dim", "hidden")):
+        if (decoder_value := config.get(f"decoder_{name}")) != fields[field]:
             raise UserError(
-                f"config.json has encoder_{name} {sides[0]} and decoder_{name} {sides[1]}; jaxlm needs equal ones"
+                f"config.json has encoder_{name} {fields[field]} and decoder_{name} {decoder_value}; jaxlm needs equal "
+                "ones"
             )
-    vocab, share = require_entry(config, "vocab_size"), config.get("share_encoder_decoder_embeddings", True)
-    target = config.get("decoder_vocab_size") or vocab
+    if not share:
+        fields["source_vocab"] = fields["vocab"]
+    fields["vocab"] = config.get("decoder_vocab_size") or fields["vocab"]
     return EncoderDecoder(
-        target, require_entry(config, "d_model"), config["encoder_attention_heads"], config["encoder_ffn_dim"],
-        require_entry(config, "encoder_layers"), require_entry(config, "decoder_layers"),
-        activation=from_hf_activation(config.get("activation_function", "gelu")), position="sinusoidal_halves",
-        max_length=config.get("max_position_embeddings", 1024), dropout=config.get("dropout", 0.1),
-        attention_dropout=config.get("attention_dropout", 0.0),
-        activation_dropout=config.get("activation_dropout", 0.0),
-        tie_embeddings=TIE_MODES[share, config.get("tie_word_embeddings", True)], source_vocab=None if share else vocab,
-        embedding_scale=None if config.get("scale_embedding", False) else 1.0, logit_bias=True,
+        position="sinusoidal_halves", tie_embeddings=TIE_MODES[share, config.get("tie_word_embeddings", True)],
+        embedding_scale=None if config.get("scale_embedding", False) else 1.0, logit_bias=True, **fields,
     )  # fmt: skip
 
 
 def _marian_config(model: EncoderDecoder) -> dict[str, Any]:
-    sides = {
-        f"{side}_{name}": value
-        for side in ("encoder", "decoder")
-        for name, value in (("attention_heads", model.heads), ("ffn_dim", model.hidden))
-    }
     return {
-        "vocab_size": model.vocab if model.source_vocab is None else model.source_vocab,
-        "decoder_vocab_size": model.vocab, "d_model": model.width, **sides, "encoder_layers": model.encoder_layers,
-        "decoder_layers": model.decoder_layers, "activation_function": to_hf_activation(model.activation),
-        "max_position_embeddings": model.max_length, "dropout": model.dropout,
-        "attention_dropout": model.attention_dropout, "activation_dropout": model.activation_dropout,
+        **to_entries(model, MARIAN_TABLE), "decoder_attention_heads": model.heads, "decoder_ffn_dim": model.hidden,
+        "vocab_size": model.source_vocab or model.vocab, "decoder_vocab_size": model.vocab,
         "share_encoder_decoder_embeddings": model.tie_embeddings in ("all", "input"),
         "tie_word_embeddings": model.tie_embeddings in ("all", "target"),
         "scale_embedding": model.embedding_scale is None,
@@ -100,42 +84,27 @@ def _marian_aliases(model: EncoderDecoder) -> dict[str, str]:
     return dict.fromkeys((*sides, *tied), target)
 
 
+T5_TABLE: ConfigTable = {
+    "vocab_size": "vocab", "d_model": "width", "num_heads": "heads", "d_ff": "hidden", "d_kv": "head_dim",
+    "num_layers": "encoder_layers", "feed_forward_proj": ("activation", "relu"), "dropout_rate": ("dropout", 0.1),
+    "layer_norm_epsilon": ("norm_epsilon", 1e-6), "relative_attention_num_buckets": ("num_buckets", 32),
+    "relative_attention_max_distance": ("max_distance", 128),
+}  # fmt: skip
+
+
 def _t5_model(config: HFConfig) -> EncoderDecoder:
-    width, layers = require_entry(config, "d_model"), require_entry(config, "num_layers")
-    tie, dropout = config.get("tie_word_embeddings", True), config.get("dropout_rate", 0.1)
+    fields, tie = read_fields(config, T5_TABLE), config.get("tie_word_embeddings", True)
+    fields["attention_dropout"] = fields["activation_dropout"] = fields["dropout"]
     return EncoderDecoder(
-        require_entry(config, "vocab_size"), width, require_entry(config, "num_heads"), require_entry(config, "d_ff"),
-        layers, config.get("num_decoder_layers") or layers, norm="pre", activation=_t5_activation(config),
-        position="relative", dropout=dropout, attention_dropout=dropout, activation_dropout=dropout,
-        tie_embeddings="all" if tie else "input",
-        head_dim=require_entry(config, "d_kv"), norm_kind="rms", norm_epsilon=config.get("layer_norm_epsilon", 1e-6),
-        bias=False, scale_scores=False, num_buckets=config.get("relative_attention_num_buckets", 32),
-        max_distance=config.get("relative_attention_max_distance", 128), embedding_scale=1.0,
-        logit_scale=width**-0.5 if config.get("scale_decoder_outputs", tie) else 1.0,
+        decoder_layers=config.get("num_decoder_layers") or fields["encoder_layers"], norm="pre", position="relative",
+        tie_embeddings="all" if tie else "input", norm_kind="rms", bias=False, scale_scores=False, embedding_scale=1.0,
+        logit_scale=fields["width"] ** -0.5 if config.get("scale_decoder_outputs", tie) else 1.0, **fields,
     )  # fmt: skip
 
 
-def _t5_activation(config: HFConfig) -> Any:
-    name = config.get("feed_forward_proj", "relu")
-    if not name.startswith("gated-"):
-        return from_hf_activation(name)
-    gate = name.removeprefix("gated-")
-    if gate not in HF_GATED_ACTIVATIONS:
-        raise UserError(
-            f"config.json has feed_forward_proj {name!r}; jaxlm knows "
-            f"{', '.join((*HF_ACTIVATIONS, *HF_GATED_ACTIVATIONS))}"
-        )
-    return HF_GATED_ACTIVATIONS[gate]
-
-
 def _t5_config(model: EncoderDecoder) -> dict[str, Any]:
-    gates = {"geglu": "gated-gelu", "swiglu": "gated-silu"}
     return {
-        "vocab_size": model.vocab, "d_model": model.width, "num_heads": model.heads, "d_kv": model.head_dim,
-        "d_ff": model.hidden, "num_layers": model.encoder_layers, "num_decoder_layers": model.decoder_layers,
-        "feed_forward_proj": gates.get(model.activation) or to_hf_activation(model.activation),
-        "dropout_rate": model.dropout, "layer_norm_epsilon": model.norm_epsilon,
-        "relative_attention_num_buckets": model.num_buckets, "relative_attention_max_distance": model.max_distance,
+        **to_entries(model, T5_TABLE), "num_decoder_layers": model.decoder_layers,
         "tie_word_embeddings": model.tie_embeddings == "all", "scale_decoder_outputs": model.logit_scale != 1.0,
     }  # fmt: skip
 

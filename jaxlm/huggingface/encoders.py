@@ -16,18 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 from jaxlm.errors import UserError
-from jaxlm.huggingface.architecture import (
-    Architecture,
-    HFConfig,
-    from_hf_activation,
-    map_attention,
-    map_linear,
-    map_norm,
-    require_entry,
-    require_value,
-    to_hf_activation,
-)  # fmt: skip
-from jaxlm.huggingface.weight_map import WeightMap
+from jaxlm.huggingface.architecture import Architecture, ConfigTable, HFConfig, read_fields, require_value, to_entries
+from jaxlm.huggingface.weight_map import WeightMap, map_attention, map_linear, map_norm
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.finetune_heads import TextClassifier, TokenClassifier
 
@@ -45,40 +35,27 @@ OTHER_HEADS = (*UNUSED_WEIGHTS, r"cls\..*", r"lm_head\..*")
 HeadClass = type[TextClassifier] | type[TokenClassifier]
 
 
-def _encoder_from_config(config: HFConfig, position_offset: int, mlm_head: bool, nsp_head: bool) -> Encoder:
+ENCODER_TABLE: ConfigTable = {
+    "vocab_size": "vocab", "hidden_size": "width", "num_attention_heads": "heads", "intermediate_size": "hidden",
+    "num_hidden_layers": "layers", "type_vocab_size": ("num_token_types", 2),
+    "max_position_embeddings": ("max_length", 512), "layer_norm_eps": ("norm_epsilon", 1e-12),
+    "hidden_act": ("activation", "gelu"), "hidden_dropout_prob": ("dropout", 0.1),
+    "attention_probs_dropout_prob": ("attention_dropout", 0.1),
+}  # fmt: skip
+
+
+def _trunk_model(config: HFConfig, model_type: str, **heads: Any) -> Encoder:
     require_value(config, position_embedding_type="absolute", is_decoder=False, tie_word_embeddings=True)
-    return Encoder(
-        require_entry(config, "vocab_size"), require_entry(config, "hidden_size"),
-        require_entry(config, "num_attention_heads"), require_entry(config, "intermediate_size"),
-        require_entry(config, "num_hidden_layers"),
-        max_length=config.get("max_position_embeddings", 512), position_offset=position_offset,
-        num_token_types=config.get("type_vocab_size", 2), norm_epsilon=config.get("layer_norm_eps", 1e-12),
-        activation=from_hf_activation(config.get("hidden_act", "gelu")), dropout=config.get("hidden_dropout_prob", 0.1),
-        attention_dropout=config.get("attention_probs_dropout_prob", 0.1), mlm_head=mlm_head, nsp_head=nsp_head,
-    )  # fmt: skip
+    fields = read_fields(config, ENCODER_TABLE) | {"mlm_head": False} | heads
+    if model_type == "roberta":
+        require_value(config, hidden_act="gelu")  # their masked-LM head uses it with every config
+        fields["position_offset"] = config.get("pad_token_id", 1) + 1
+    return Encoder(**fields)
 
 
-def _bert_model(config: HFConfig, mlm_head: bool = False, nsp_head: bool = False) -> Encoder:
-    return _encoder_from_config(config, 0, mlm_head, nsp_head)
-
-
-def _roberta_model(config: HFConfig, mlm_head: bool = False) -> Encoder:
-    require_value(config, hidden_act="gelu")  # their masked-LM head uses it with every config
-    return _encoder_from_config(config, config.get("pad_token_id", 1) + 1, mlm_head, False)
-
-
-def _bert_config(model: Encoder) -> dict[str, Any]:
-    return {
-        "vocab_size": model.vocab, "hidden_size": model.width, "num_attention_heads": model.heads,
-        "intermediate_size": model.hidden, "num_hidden_layers": model.layers, "type_vocab_size": model.num_token_types,
-        "max_position_embeddings": model.max_length, "layer_norm_eps": model.norm_epsilon,
-        "hidden_act": to_hf_activation(model.activation), "hidden_dropout_prob": model.dropout,
-        "attention_probs_dropout_prob": model.attention_dropout,
-    }  # fmt: skip
-
-
-def _roberta_config(model: Encoder) -> dict[str, Any]:
-    return {**_bert_config(model), "pad_token_id": model.position_offset - 1}
+def _trunk_config(model: Encoder, model_type: str) -> dict[str, Any]:
+    position = {"pad_token_id": model.position_offset - 1} if model_type == "roberta" else {}
+    return to_entries(model, ENCODER_TABLE) | position
 
 
 def trunk_weight_maps(model_type: str) -> list[WeightMap]:
@@ -108,8 +85,6 @@ def _adjust_to_weights(model: Encoder, names: Collection[str]) -> Encoder:
     return replace(model, nsp_head=nsp_head, add_pooling_layer=pooler and not nsp_head)
 
 
-TRUNKS: dict[str, Any] = {"bert": (_bert_model, _bert_config), "roberta": (_roberta_model, _roberta_config)}
-
 MLM_HEADS = {"bert": ("cls.predictions", "transform.dense", "transform.LayerNorm"),
              "roberta": ("lm_head", "dense", "layer_norm")}  # fmt: skip
 """The name of the masked-LM head, and those of its linear layer and layer norm below it."""
@@ -117,7 +92,6 @@ MLM_HEADS = {"bert": ("cls.predictions", "transform.dense", "transform.LayerNorm
 
 def _encoder(hf_class: str, model_type: str, trunk_only: bool = False, **heads: bool) -> Architecture:
     """The architecture of BERT or RoBERTa with these heads."""
-    to_model, to_config = TRUNKS[model_type]
     mlm_head, dense, layer_norm = MLM_HEADS[model_type]
 
     def weight_maps(model: Encoder) -> list[WeightMap]:
@@ -137,7 +111,8 @@ def _encoder(hf_class: str, model_type: str, trunk_only: bool = False, **heads: 
         }
 
     return Architecture(
-        hf_class, model_type, lambda config: to_model(config, **heads), to_config, weight_maps, f"{model_type}.",
+        hf_class, model_type, lambda config: _trunk_model(config, model_type, **heads),
+        lambda model: _trunk_config(model, model_type), weight_maps, f"{model_type}.",
         OTHER_HEADS if trunk_only else UNUSED_WEIGHTS, aliases, _adjust_to_weights, trunk_only,
     )  # fmt: skip
 
@@ -161,18 +136,17 @@ def label_names(config: HFConfig) -> tuple[str, ...]:
 
 def _head_architecture(hf_class: str, model_type: str, head: HeadClass, *linears: tuple[str, str]) -> Architecture:
     """A head on a trunk; `linears` are its linear layers: (name in the file, path of ours)."""
-    to_trunk, trunk_config = TRUNKS[model_type]
 
     def to_model(config: HFConfig) -> Any:
         if config.get("problem_type") == "multi_label_classification":
             raise UserError("config.json gives a text any number of labels (problem_type); jaxlm gives it one")
         dropout = config.get("classifier_dropout")
         dropout = config.get("hidden_dropout_prob", 0.1) if dropout is None else dropout
-        return head(to_trunk(config), num_labels=len(label_names(config)), dropout=dropout)
+        return head(_trunk_model(config, model_type), num_labels=len(label_names(config)), dropout=dropout)
 
     def to_config(model: Any) -> dict[str, Any]:
-        sizes = {"num_labels": model.num_labels, "classifier_dropout": model.dropout}
-        return {**trunk_config(model.model), **sizes}
+        head_entries = {"num_labels": model.num_labels, "classifier_dropout": model.dropout}
+        return _trunk_config(model.model, model_type) | head_entries
 
     def weight_maps(model: Any) -> list[WeightMap]:
         trunk = trunk_weight_maps(model_type)

@@ -47,7 +47,13 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         places = {name: _parse_entry(entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its header is damaged ({error}): fetch the file again") from None
-    _check_offsets(path, size - 8 - length, places)
+    at = 0
+    for begin, end in sorted(place[2:] for place in places.values()):
+        if begin != at:
+            raise UserError(f"{path}: its arrays overlap or leave gaps (byte {begin}, expected {at}): fetch it again")
+        at = end
+    if at != size - 8 - length:
+        raise UserError(f"{path} holds {size - 8 - length} bytes of arrays, its header names {at}: fetch it again")
     data = np.memmap(path, np.uint8, "r", 8 + length) if size > 8 + length else np.zeros(0, np.uint8)
     return {
         name: data[begin:end].view(dtype).reshape(shape) for name, (dtype, shape, begin, end) in places.items()
@@ -81,13 +87,3 @@ def _parse_entry(entry: dict[str, Any]) -> tuple[np.dtype, tuple[int, ...], int,
     if min((*shape, begin), default=begin) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{end - begin} bytes for the shape {shape} of {dtype}")
     return dtype, shape, begin, end
-
-
-def _check_offsets(path: Path, size: int, places: Mapping[str, tuple[np.dtype, tuple[int, ...], int, int]]) -> None:
-    at = 0
-    for begin, end in sorted(place[2:] for place in places.values()):
-        if begin != at:
-            raise UserError(f"{path}: its arrays overlap or leave gaps (byte {begin}, expected {at}): fetch it again")
-        at = end
-    if at != size:
-        raise UserError(f"{path} holds {size} bytes of arrays, its header names {at}: fetch the file again")

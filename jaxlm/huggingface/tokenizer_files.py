@@ -30,8 +30,7 @@ def read_tokenizer(
 ) -> FastTokenizer | PretrainedSentencePiece:
     """The tokenizer of a folder: Marian's two SentencePiece models, `tokenizer.json`, or one SentencePiece model.
 
-    The model may embed more ids than there are pieces. Raises UserError if it embeds fewer, if there is no tokenizer,
-    and if the folder does not name the tokens that begin and end a text.
+    Raises UserError if there is none, if it has more pieces than the model embeds, or lacks special tokens.
     """
     if (folder / "source.spm").is_file() and (folder / "vocab.json").is_file():
         return _read_marian(folder, config, vocab_size, kind)
@@ -83,9 +82,11 @@ def _check_num_pieces(folder: Path, num_pieces: int, vocab_size: int) -> None:
 def _special_ids(folder: Path, config: Mapping[str, Any], kind: ModelKind, piece_to_id: PieceToId) -> SpecialIds:
     """The special ids: of an encoder by its special tokens, of a model that generates by its config.json."""
     if kind == "encoder":
-        cls_id, sep_id, unk_id = (
-            _require_special_id(folder, role, piece_to_id) for role in ("cls_token", "sep_token", "unk_token")
-        )
+        ids = {role: _find_id(folder, role, piece_to_id) for role in ("cls_token", "sep_token", "unk_token")}
+        for role in (role for role, token_id in ids.items() if token_id is None):
+            token = _tokens_of_role(folder, role)[0]
+            raise UserError(f"{folder} has no tokenizer.json with the {role} {token!r}: `save_pretrained` writes one")
+        cls_id, sep_id, unk_id = ids.values()
         pad_id = config.get("pad_token_id")
         return SpecialIds(pad_id, unk_id, bos=cls_id, eos=sep_id, start=cls_id, end_ids=(sep_id,))
     eos, bos = config.get("eos_token_id"), config.get("bos_token_id")
@@ -104,14 +105,6 @@ def _special_ids(folder: Path, config: Mapping[str, Any], kind: ModelKind, piece
         pad=config.get("pad_token_id"), unk=_find_id(folder, "unk_token", piece_to_id) if unk is None else unk,
         bos=bos, eos=end_ids[0], start=start, end_ids=end_ids, suppress=tuple(sorted(suppress)),
     )  # fmt: skip
-
-
-def _require_special_id(folder: Path, role: str, piece_to_id: PieceToId) -> int:
-    token_id = _find_id(folder, role, piece_to_id)
-    if token_id is None:
-        token = _tokens_of_role(folder, role)[0]
-        raise UserError(f"{folder} has no tokenizer.json with the {role} {token!r}: `save_pretrained` writes one")
-    return token_id
 
 
 def _find_id(folder: Path, role: str, piece_to_id: PieceToId) -> int | None:

@@ -38,6 +38,27 @@ class WeightMap:
         return (1, *shape) if self.leading_axis else shape[::-1] if self.transpose else shape
 
 
+def map_linear(hf_prefix: str, path: str, bias: bool = True) -> list[WeightMap]:
+    """A linear layer, whose kernel is (out, in) in the file."""
+    kernel = WeightMap(f"{hf_prefix}.weight", (f"{path}/kernel",), transpose=True)
+    return [kernel, WeightMap(f"{hf_prefix}.bias", (f"{path}/bias",))] if bias else [kernel]
+
+
+def map_norm(hf_prefix: str, path: str, bias: bool = True) -> list[WeightMap]:
+    """A layer norm, or an RMS norm, which has no bias."""
+    scale = WeightMap(f"{hf_prefix}.weight", (f"{path}/scale",))
+    return [scale, WeightMap(f"{hf_prefix}.bias", (f"{path}/bias",))] if bias else [scale]
+
+
+def map_attention(
+    hf_prefix: str, path: str, hf_projections: Sequence[str], qkv_bias: bool = True, out_bias: bool = True
+) -> list[WeightMap]:
+    """The four linear layers of attention: `hf_projections` names query, key, value and out."""
+    entries = [map_linear(f"{hf_prefix}.{name}", f"{path}/{part}", qkv_bias)
+               for name, part in zip(hf_projections[:3], ("query", "key", "value"), strict=True)]  # fmt: skip
+    return [*sum(entries, []), *map_linear(f"{hf_prefix}.{hf_projections[3]}", f"{path}/out", out_bias)]
+
+
 @dataclass(frozen=True)
 class WeightSlot:
     """One array of a file: its name and shape, and the slices of our parameters that it holds."""
@@ -65,10 +86,7 @@ class WeightSlot:
 def params_from_tensors(
     weight_maps: Sequence[WeightMap], abstract: Params, tensors: Mapping[str, np.ndarray], location: str
 ) -> Params:
-    """Parameters of the shapes and dtypes of `abstract`, from the arrays of a file.
-
-    Raises UserError with the names and shapes of all arrays that are missing, unused or of another shape.
-    """
+    """Parameters like `abstract` from the arrays of a file. Raises UserError with all arrays that do not fit."""
     params = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
     slots = {slot.name: slot for slot in _weight_slots(weight_maps, params)}
     wrong = [f"{name} {slot.shape} is missing" for name, slot in slots.items() if name not in tensors]

@@ -23,11 +23,10 @@ from jaxlm.huggingface.tokenizer_files import ModelKind, find_mask_token, read_t
 from jaxlm.metrics.spans import forbidden_transitions
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
-from jaxlm.models.finetune_heads import FineTunable, TextClassifier, TokenClassifier, is_encoder
+from jaxlm.models.finetune_heads import FineTunable, TokenClassifier, is_encoder
 from jaxlm.models.properties import max_input_positions
-from jaxlm.tasks.base import Task
+from jaxlm.tasks.base import NoTask, Task
 from jaxlm.tasks.classification import Classification
-from jaxlm.tasks.embedding_only import NoTask
 from jaxlm.tasks.language_modeling import LanguageModeling
 from jaxlm.tasks.masked_lm import MaskedLanguageModeling
 from jaxlm.tasks.regression import TextRegression
@@ -43,20 +42,23 @@ DEFAULT_ROW_LENGTH = 128
 
 
 def task_for_model(model: Any, config: Mapping[str, Any], mask_token: str) -> Task:
-    """The task of an imported model. Raises UserError if the labels of the config are not those of a task.
-
-    Args:
-      mask_token: the mask token, such as "[MASK]"; "" if the tokenizer has none.
-    """
+    """The task of an imported model; `mask_token` is "" if the tokenizer has none. Raises UserError for odd labels."""
     texts: dict[str, Any] = {split: TextFile(f"{split}.txt") for split in SPLITS}
     pairs: dict[str, Any] = {split: ParallelFiles(f"{split}.source", f"{split}.target") for split in SPLITS}
-    if isinstance(model, TextClassifier | TokenClassifier):
-        return _supervised_task(model, config, pairs)
+    if isinstance(model, FineTunable):
+        separators = 2 if config.get("model_type") == "roberta" else 1  # RoBERTa puts two between the texts of a pair
+        rows = SequenceFormat(num_separators=separators, max_length=max_input_positions(model) or DEFAULT_ROW_LENGTH)
+        labels = label_names(config)
+        if isinstance(model, TokenClassifier):
+            return Tagging(**pairs, sequence_format=rows, labels=labels, iob2_spans=_are_span_labels(labels))
+        if model.num_labels == 1:
+            return TextRegression(**pairs, sequence_format=rows, min_value=0.0, max_value=1.0)
+        return Classification(**pairs, sequence_format=rows, labels=labels)
+    if isinstance(model, Encoder) and not (model.mlm_head and mask_token):
+        return NoTask()
     if isinstance(model, Encoder):
-        if not (model.mlm_head and mask_token):
-            return NoTask()
-        rows = MaskedLMRows(length=min(DEFAULT_ROW_LENGTH, max_input_positions(model) or DEFAULT_ROW_LENGTH))
-        return MaskedLanguageModeling(**texts, eval_batching=rows, mask_token=mask_token)
+        length = min(DEFAULT_ROW_LENGTH, max_input_positions(model) or DEFAULT_ROW_LENGTH)
+        return MaskedLanguageModeling(**texts, eval_batching=MaskedLMRows(length=length), mask_token=mask_token)
     if isinstance(model, EncoderDecoder):
         return Translation(**pairs)
     return LanguageModeling(**texts, windows=None)
@@ -73,17 +75,6 @@ def label_config(task: Task) -> dict[str, Any]:
     ids = dict(enumerate(names))
     return {"id2label": {str(i): name for i, name in ids.items()}, "label2id": {name: i for i, name in ids.items()},
             "problem_type": kind}  # fmt: skip
-
-
-def _supervised_task(model: Any, config: Mapping[str, Any], pairs: dict[str, Any]) -> Task:
-    separators = 2 if config.get("model_type") == "roberta" else 1  # RoBERTa puts two between the texts of a pair
-    rows = SequenceFormat(num_separators=separators, max_length=max_input_positions(model) or DEFAULT_ROW_LENGTH)
-    names = label_names(config)
-    if isinstance(model, TokenClassifier):
-        return Tagging(**pairs, sequence_format=rows, labels=names, iob2_spans=_are_span_labels(names))
-    if model.num_labels == 1:
-        return TextRegression(**pairs, sequence_format=rows, min_value=0.0, max_value=1.0)
-    return Classification(**pairs, sequence_format=rows, labels=names)
 
 
 def _are_span_labels(names: tuple[str, ...]) -> bool:

@@ -18,11 +18,7 @@ ProgressCallback = Callable[[int], None] | None
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A model, its parameters, and the tokenizer that its ids belong to: all that inference needs.
-
-    Attributes:
-      model: a Linen module under the contract of `jaxlm.types`.
-    """
+    """A model (a Linen module under the contract of `jaxlm.types`), its parameters, and its tokenizer."""
 
     model: Any
     params: Params
@@ -65,3 +61,13 @@ def batches_for_model(
         yield row_B, batch
         if progress:
             progress(int((row_B >= 0).sum()))
+
+
+def apply_to_rows(
+    function: Callable, trained: TrainedModel, columns: Columns, batch_tokens: int, progress: ProgressCallback = None
+) -> list[np.ndarray]:
+    """The output of a function of batches for every row."""
+    outputs: dict[int, np.ndarray] = {}
+    for row_B, batch in batches_for_model(trained, columns, batch_tokens, progress):
+        outputs |= dict(zip(row_B.tolist(), np.asarray(function(batch)), strict=True))
+    return [outputs[row] for row in range(len(columns["source"]))]

@@ -46,16 +46,9 @@ class ConstrainedSearch(Search):
 
     constraint: TokenConstraint = TokenConstraint()
 
-    @property
-    def is_constrained(self) -> bool:
-        return True
-
     def max_answer_tokens(self, source_tokens: Any) -> np.ndarray:
         """As in `Search`, but always enough tokens for the shortest allowed text."""
         return np.maximum(super().max_answer_tokens(source_tokens), self.constraint.shortest_length)
-
-    def grammar(self, source_BS: Any, valid_BS: Any, limit_B: Any) -> TokenGrammar:
-        return self.constraint.grammar(source_BS, valid_BS, limit_B)
 
 
 def constrain_search(search: Search, constraint: Constraint, tokenizer: Tokenizer) -> ConstrainedSearch:

@@ -13,7 +13,7 @@ from jaxlm.data.batching.sequence_format import SequenceFormat
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.base import SpecialIds
 from jaxlm.errors import UserError
-from jaxlm.inference.base import EVAL_BATCH_TOKENS, ProgressCallback, TrainedModel, batches_for_model
+from jaxlm.inference.base import EVAL_BATCH_TOKENS, ProgressCallback, TrainedModel, apply_to_rows, batches_for_model
 from jaxlm.models.finetune_heads import FineTunable, is_encoder, sequence_markers
 from jaxlm.models.properties import max_input_positions
 from jaxlm.models.rnn_classifier import Pooling
@@ -51,13 +51,15 @@ class TextEmbedder:
         trunk = truncate_layers(unwrap_trunk(trained), self.layer)
         column = encode_rows(trunk, texts)
         pool = _jitted_pooling(trunk.model, self.pooling, trunk.tokenizer.special)
-        vectors: list[np.ndarray] = [np.zeros(0)] * len(texts)
-        for row_B, batch in batches_for_model(trunk, {"source": column}, self.batch_tokens, progress):
-            pooled = np.asarray(pool(trunk.params, _drop_final_eos(trunk.model, batch)))
-            for row in np.flatnonzero(row_B >= 0):
-                length = int(column.lengths[row_B[row]]) + is_encoder(trunk.model)
-                vectors[row_B[row]] = pooled[row, :length] if self.pooling == "token" else pooled[row]
-        return vectors
+
+        def pooled(batch: Batch) -> Array:
+            return pool(trunk.params, _drop_final_eos(trunk.model, batch))
+
+        vectors = apply_to_rows(pooled, trunk, {"source": column}, self.batch_tokens, progress)
+        if self.pooling != "token":
+            return vectors
+        lengths = column.lengths + is_encoder(trunk.model)
+        return [vector[:length] for vector, length in zip(vectors, lengths.tolist(), strict=True)]
 
 
 def token_strings(trained: TrainedModel, text: str) -> list[str]:
@@ -79,10 +81,7 @@ def unwrap_trunk(trained: TrainedModel) -> TrainedModel:
 
 
 def truncate_layers(trained: TrainedModel, num_layers: int | None) -> TrainedModel:
-    """The first layers of a model of `jaxlm.nn.transformer.layer_stack.Stack` as a model (None: all of them).
-
-    Raises UserError if the model has fewer layers.
-    """
+    """The first layers of a model with a `Stack` as a model (None: all). Raises UserError if it has fewer."""
     if num_layers is None:
         return trained
     model, params = trained.model, trained.params
@@ -96,10 +95,7 @@ def truncate_layers(trained: TrainedModel, num_layers: int | None) -> TrainedMod
 
 
 def encode_rows(trained: TrainedModel, texts: Sequence[str]) -> Ragged:
-    """The start id and the ids of each text; an encoder reads the parts of a text between TABs as separate segments.
-
-    A text is cut at the model's positions, the EOS of every row included.
-    """
+    """The start id and the ids of each text, cut at the model's positions; for an encoder, TABs separate segments."""
     max_length, tokenizer = max_input_positions(trained.model), trained.tokenizer
     if is_encoder(trained.model):
         return Ragged.from_rows(SequenceFormat(max_length=max_length or UNLIMITED).encode_rows(tokenizer, texts))

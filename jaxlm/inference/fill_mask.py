@@ -30,10 +30,7 @@ def mask_positions(is_masked_BS: np.ndarray) -> np.ndarray:
 def fill_masks(
     trained: TrainedModel, mask_token: str, lines: Sequence[str], batch_tokens: int, progress: ProgressCallback
 ) -> list[Answer]:
-    """Each line with every mask filled, and under "masks" the most probable tokens of each with probabilities.
-
-    A line that is longer than the model's positions is cut there.
-    """
+    """Each line, cut at the model's positions, with its masks filled; "masks": the most probable tokens of each."""
     tokenizer, fill = trained.tokenizer, _jitted_fill(trained.model)
     rows, mask_id = _encode_masked(tokenizer, mask_token, lines), mask_token_id(tokenizer, mask_token)
     answers = [_to_answer(line, to_single_line(line), []) for line in lines]

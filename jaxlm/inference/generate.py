@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.data.tokenizers.base import REPLACEMENT_CHAR, Tokenizer
 from jaxlm.decode.generate import GenerationConfig, generate, generate_stream
 from jaxlm.decode.grammar import TokenGrammar
 from jaxlm.decode.logit_masks import LogitMasks
@@ -26,7 +26,6 @@ from jaxlm.decode.sampling import Sampler
 from jaxlm.grammar.constraint import Constraint
 from jaxlm.inference.base import TrainedModel
 from jaxlm.inference.constraints import TokenConstraint, compile_constraint
-from jaxlm.inference.text_stream import TextStream
 from jaxlm.inference.translate import Search
 from jaxlm.types import Batch
 
@@ -72,21 +71,48 @@ class Sample:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    """A prompt as a batch of one row, which is read once for all of its samples.
+MAX_PARTIAL_BYTES = 3
+"""Bytes of an incomplete UTF-8 character."""
+
+
+class TextStream:
+    """Streaming detokenization of a growing row of ids: its text after each token, up to the first stop string.
+
+    A token may be a part of a character, and the next token may change the text of a word. So a piece of text is shown
+    when its characters are complete, and only while the text still begins with all that has been shown.
 
     Attributes:
-      max_tokens: the most tokens of its texts.
-      max_length: the length of the arrays that hold them: the same for all prompts of one padded length.
+      text: all that has been shown.
+      ended: whether a stop string has been generated.
     """
 
-    text: str
-    batch: Batch
-    prompt_BP: np.ndarray
-    valid_BP: np.ndarray
-    max_tokens: int
-    max_length: int
+    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()):
+        self.tokenizer = tokenizer
+        self.stop_strings = [stop for stop in stop_strings if stop]
+        self.text = ""
+        self.ended = False
+
+    def push(self, ids: Sequence[int], last: bool = False) -> str:
+        """The text of `ids` that has not been shown yet; after the `last` id nothing is held back."""
+        if self.ended:
+            return ""
+        whole = self.tokenizer.decode([list(ids)])[0]
+        stops = [begin for begin in map(whole.find, self.stop_strings) if begin >= 0]
+        if stops:
+            whole = whole[: min(stops)]
+            self.ended = True
+        elif not last:
+            whole = whole[: len(whole) - self._incomplete_suffix(whole)]
+        if not whole.startswith(self.text):
+            return ""
+        piece, self.text = whole[len(self.text) :], whole
+        return piece
+
+    def _incomplete_suffix(self, whole: str) -> int:
+        """The number of final characters that may still change: of partial characters, or of a partial stop string."""
+        parts = min(len(whole) - len(whole.rstrip(REPLACEMENT_CHAR)), MAX_PARTIAL_BYTES)
+        starts = [size for stop in self.stop_strings for size in range(1, len(stop)) if whole.endswith(stop[:size])]
+        return max([parts, *starts])
 
 
 def draw_samples(
@@ -106,71 +132,74 @@ def draw_samples(
     constraint = compile_constraint(request.constraint, trained.tokenizer) if request.constraint else None
     for text in prompts:
         if search is None:
-            prompt = _encode_prefix(trained.tokenizer, text, request)
+            prompt, max_length = _encode_prefix(trained.tokenizer, text, request)
         else:
-            prompt = _encode_source(trained.tokenizer, text, request, search)
-        yield from _sample_prompt(trained, prompt, request, constraint, on_text)
+            prompt, max_length = _encode_source(trained.tokenizer, text, request, search)
+        yield from _sample_prompt(trained, text, prompt, max_length, request, constraint, on_text)
 
 
-def _encode_source(tokenizer: Tokenizer, text: str, request: GenerationRequest, search: Search) -> _Prompt:
+def _encode_source(
+    tokenizer: Tokenizer, text: str, request: GenerationRequest, search: Search
+) -> tuple[DecodeRequest, int]:
+    """A request of one row, which is read once for all samples, and the room for tokens: one for a padded length."""
     special, max_length = tokenizer.special, search.max_source_len
     column = Ragged.from_rows(tokenizer.encode([text]))
     ((_, batch),) = eval_batches({"source": column}, 1, row_multiple=1, max_length=max_length, special=special)
     source_tokens = int(batch.source_valid_BS[0].sum())
-    limits = [
+    limit, room = (
         request.max_tokens or int(search.max_answer_tokens(np.asarray(tokens)))
         for tokens in (source_tokens, batch.source_BS.shape[1])
-    ]
-    return _Prompt(text, batch, np.full((1, 1), special.start, np.int32), np.ones((1, 1), bool), *limits)
+    )
+    prompt_BP = np.full((1, 1), special.start, np.int32)
+    return DecodeRequest(batch, prompt_BP, np.ones((1, 1), bool), np.array([limit])), room
 
 
-def _encode_prefix(tokenizer: Tokenizer, text: str, request: GenerationRequest) -> _Prompt:
+def _encode_prefix(tokenizer: Tokenizer, text: str, request: GenerationRequest) -> tuple[DecodeRequest, int]:
     ids = np.concatenate([[tokenizer.special.start], tokenizer.encode([text])[0]])
     width = 8 << max(0, math.ceil(math.log2(len(ids) / 8)))  # few shapes to compile: 8, 16, 32, ...
     prompt_BP = np.pad(ids.astype(np.int32), (width - len(ids), 0))[None]
     valid_BP = np.arange(width)[None] >= width - len(ids)
     limit = request.max_tokens or DEFAULT_MAX_TOKENS
-    return _Prompt(text, Batch(target_BT=prompt_BP, target_valid_BT=valid_BP), prompt_BP, valid_BP, limit, limit)
+    batch = Batch(target_BT=prompt_BP, target_valid_BT=valid_BP)
+    return DecodeRequest(batch, prompt_BP, valid_BP, np.array([limit])), limit
 
 
 def _sample_prompt(
     trained: TrainedModel,
-    prompt: _Prompt,
+    text: str,
+    prompt: DecodeRequest,
+    max_length: int,
     request: GenerationRequest,
     constraint: TokenConstraint | None,
     on_text: TextCallback,
 ) -> Iterator[Sample]:
     """The samples of one prompt, SAMPLE_BATCH at a time."""
     special = trained.tokenizer.special
+    config = GenerationConfig(max_length, special.end_ids, request.sampler, LogitMasks(special.suppress))
     for first in range(0, request.num_samples, SAMPLE_BATCH):
         count = min(SAMPLE_BATCH, request.num_samples - first)
         line_B = np.zeros(SAMPLE_BATCH, np.uint32)
-        line_B[:count] = [crc32(f"{first + row} {prompt.text}".encode(errors="replace")) for row in range(count)]
-        limit_B = np.where(np.arange(SAMPLE_BATCH) < count, prompt.max_tokens, 0).astype(np.int32)
-        decode_request = DecodeRequest(
-            prompt.batch, prompt.prompt_BP, prompt.valid_BP, limit_B, grammar=_grammar(constraint, prompt, limit_B),
-            seed=request.seed, line_B=line_B
-        )  # fmt: skip
-        masks = LogitMasks(special.suppress)
-        config = GenerationConfig(prompt.max_length, special.end_ids, request.sampler, masks)
+        line_B[:count] = [crc32(f"{first + row} {text}".encode(errors="replace")) for row in range(count)]
+        limit_B = np.where(np.arange(SAMPLE_BATCH) < count, prompt.limit_B, 0).astype(np.int32)
+        grammar = _grammar(constraint, prompt, limit_B)
+        decode_request = replace(prompt, limit_B=limit_B, grammar=grammar, seed=request.seed, line_B=line_B)
         if request.stop_strings or on_text:
             stream = generate_stream(trained.model, trained.params, decode_request, config)
             texts = [TextStream(trained.tokenizer, request.stop_strings) for _ in range(count)]
-            yield from _stream_samples(stream, prompt.text, texts, on_text)
+            yield from _stream_samples(stream, text, texts, on_text)
             on_text = None  # only the first sample is shown
         else:
             output = generate(trained.model, trained.params, decode_request, config)
-            yield from (_to_sample(output, row, prompt.text, trained.tokenizer) for row in range(count))
+            yield from (_to_sample(output, row, text, trained.tokenizer) for row in range(count))
 
 
-def _grammar(constraint: TokenConstraint | None, prompt: _Prompt, limit_B: np.ndarray) -> TokenGrammar | None:
+def _grammar(constraint: TokenConstraint | None, prompt: DecodeRequest, limit_B: np.ndarray) -> TokenGrammar | None:
     """The grammar of a batch of samples, which share the one row of the source, or of the prompt without a source."""
     if constraint is None:
         return None
-    batch = prompt.batch
-    source_1S, valid_1S = batch.source_BS, batch.source_valid_BS
+    source_1S, valid_1S = prompt.batch.source_BS, prompt.batch.source_valid_BS
     if source_1S is None:
-        source_1S, valid_1S = prompt.prompt_BP, prompt.valid_BP
+        source_1S, valid_1S = prompt.prompt_BP, prompt.prompt_valid_BP
     source_BS, valid_BS = (np.asarray(row_1S).repeat(len(limit_B), axis=0) for row_1S in (source_1S, valid_1S))
     return constraint.grammar(source_BS, valid_BS, limit_B)
 

@@ -13,11 +13,7 @@ from jaxlm.inference.base import TrainedModel, token_texts
 
 @dataclass(frozen=True)
 class TextScore:
-    """log p(text, EOS | source): natural log, summed; `tokens` counts EOS; the two tuples have an entry per token.
-
-    Attributes:
-      truncated: a side was longer than the limit, and only its beginning was scored.
-    """
+    """log p(text, EOS | source): natural log, summed, and per token (EOS counted); `truncated`: a side was too long."""
 
     source: str | None
     text: str
@@ -56,14 +52,8 @@ def score_pairs(
             index = int(row_B[row])
             size = int(scored.count_B[row]) - (not score_eos)
             logprob_T = token_logprob_BT[row, :size]
-            source, text = pairs[index]
-            scores[index] = TextScore(
-                source=source,
-                text=text,
-                logprob=float(logprob_T.sum(dtype=np.float64)),
-                tokens=size,
-                token_logprobs=tuple(map(float, logprob_T)),
-                pieces=tuple(token_texts(tokenizer, label_BT[row, :size].tolist())),
-                truncated=any(len(column[index]) >= max_length for column in columns.values()),
-            )
+            total, token_logprobs = float(logprob_T.sum(dtype=np.float64)), tuple(map(float, logprob_T))
+            pieces = tuple(token_texts(tokenizer, label_BT[row, :size].tolist()))
+            truncated = any(len(column[index]) >= max_length for column in columns.values())
+            scores[index] = TextScore(*pairs[index], total, size, token_logprobs, pieces, truncated)
     return scores

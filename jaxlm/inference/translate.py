@@ -45,12 +45,8 @@ class Search:
         return np.asarray(source_tokens * self.max_len_ratio + self.max_len_extra, np.int32)
 
     @property
-    def is_constrained(self) -> bool:
-        """True if `grammar` gives a constraint."""
-        return False
-
-    def grammar(self, source_BS: Any, valid_BS: Any, limit_B: Any) -> Any:
-        """The constraint on the answers of a batch (`jaxlm.decode.grammar.Grammar`), here none."""
+    def constraint(self) -> Any:
+        """The constraint on the answers (`jaxlm.inference.constraints.TokenConstraint`), here none."""
         return None
 
 
@@ -83,8 +79,11 @@ def translate(
         best_first = _translate_local(local, lines, search, progress)
         return [[vars(hypothesis) for hypothesis in hypotheses] for hypotheses in best_first]
 
-    records = multihost.map_over_hosts(lines, translate_share)  # as JSON, which has no tuples
-    return [[Hypothesis(**_with_tuples(record)) for record in hypotheses] for hypotheses in records]
+    def from_json(record: dict[str, Any]) -> Hypothesis:
+        tuples = {name: tuple(value) for name, value in record.items() if isinstance(value, list)}  # JSON has none
+        return Hypothesis(**(record | tuples))
+
+    return [list(map(from_json, hypotheses)) for hypotheses in multihost.map_over_hosts(lines, translate_share)]
 
 
 def _translate_local(
@@ -103,13 +102,9 @@ def _translate_local(
     return answers
 
 
-def _with_tuples(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
-
-
 def _decode_queue(trained: TrainedModel, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
     """(rows, hypotheses as NumPy) for some rows at a time, the longest sources first."""
-    if search.is_constrained:
+    if search.constraint:
         yield from _decode_in_batches(trained, column, search)
         return
     special = trained.tokenizer.special
@@ -139,15 +134,14 @@ def _search_config(search: Search, source_length: int, special: SpecialIds) -> B
 
 def _decode_in_batches(trained: TrainedModel, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
     """The same under a grammar; one batch is on the device while the one before it is turned into text."""
-    previous, special, max_length = None, trained.tokenizer.special, search.max_source_len
-    columns = {"source": column}
+    previous, special = None, trained.tokenizer.special
     for row_B, batch in eval_batches(
-        columns, search.batch_tokens, row_multiple=1, max_length=max_length, special=special
+        {"source": column}, search.batch_tokens, row_multiple=1, max_length=search.max_source_len, special=special
     ):
         request = _request(search, row_B, batch, special)
-        request = replace(request, grammar=search.grammar(batch.source_BS, batch.source_valid_BS, request.limit_B))
+        grammar = search.constraint.grammar(batch.source_BS, batch.source_valid_BS, request.limit_B)
         config = _search_config(search, batch.source_BS.shape[1], special)
-        hypotheses = beam_search(trained.model, trained.params, request, config)
+        hypotheses = beam_search(trained.model, trained.params, replace(request, grammar=grammar), config)
         if previous is not None:
             yield previous[0], _to_host(previous[1])
         previous = row_B, hypotheses
@@ -165,26 +159,17 @@ def _to_hypotheses(arrays: dict[str, np.ndarray], row: int, tokenizer: Tokenizer
     for slot in range(arrays["length_BN"].shape[1]):
         size = int(arrays["length_BN"][row, slot])
         ids = arrays["tokens_BNT"][row, slot, :size].tolist()
-        hypotheses.append(
-            Hypothesis(
-                text=to_single_line(tokenizer.decode([ids])[0]),
-                logprob=float(arrays["logprob_BN"][row, slot]),
-                score=float(arrays["score_BN"][row, slot]),
-                tokens=size,
-                reason=FINISH_REASONS[int(arrays["reason_BN"][row, slot])],
-                token_logprobs=tuple(map(float, arrays["token_logprob_BNT"][row, slot, :size])),
-                ids=tuple(ids),
-            )
-        )
+        text, reason = to_single_line(tokenizer.decode([ids])[0]), FINISH_REASONS[int(arrays["reason_BN"][row, slot])]
+        logprob, score = (float(arrays[name][row, slot]) for name in ("logprob_BN", "score_BN"))
+        token_logprobs = tuple(map(float, arrays["token_logprob_BNT"][row, slot, :size]))
+        hypotheses.append(Hypothesis(text, logprob, score, size, reason, token_logprobs, tuple(ids)))
     return hypotheses
 
 
 def to_answer(line: str, hypotheses: Sequence[Hypothesis]) -> Answer:
     """The texts with TABs between them (a single text keeps its own TABs), and the record of all hypotheses."""
-    best = hypotheses[0]
-    text = best.text
-    if len(hypotheses) > 1:
-        text = "\t".join(hypothesis.text.replace("\t", " ") for hypothesis in hypotheses)
+    best, *others = hypotheses
+    text = "\t".join(item.text.replace("\t", " ") for item in hypotheses) if others else best.text
     names = ("text", "score", "logprob", "tokens", "reason")
     records = [{name: getattr(item, name) for name in names} for item in hypotheses if item.reason != "none"]
     record = {"source": line, "prediction": best.text, "score": best.score, "logprob": best.logprob}

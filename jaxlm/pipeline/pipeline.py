@@ -1,12 +1,15 @@
 """A trained model with strings in and strings, scores or vectors out: the methods behind the commands."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from jaxlm.decode.sampling import Sampler
+from jaxlm.distributed.sharding import make_mesh, train_state_shardings
 from jaxlm.errors import UserError
 from jaxlm.experiment import TrainedRun
 from jaxlm.grammar.constraint import Constraint
@@ -16,6 +19,10 @@ from jaxlm.inference.embed import EVAL_BATCH_TOKENS, PoolingMode, TextEmbedder
 from jaxlm.inference.generate import GenerationRequest, Sample, TextCallback, draw_samples
 from jaxlm.inference.score import TextScore, score_pairs
 from jaxlm.inference.translate import Search, translate
+from jaxlm.models.ensemble import Ensemble, ensemble_params
+from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
+from jaxlm.nn.weights.quantization import cast_for_inference
+from jaxlm.workdir import Workdir
 
 MAX_TEXT_TOKENS = 4096
 """Tokens of a text that a language model scores; the rest of a longer text is left out."""
@@ -45,10 +52,7 @@ class Pipeline(TrainedRun):
     def translate(
         self, lines: Sequence[str], search: Search | None = None, progress: ProgressCallback = None
     ) -> list[str]:
-        """The best translation of each line, by the task's search or another one.
-
-        Raises UserError if the task has no search.
-        """
+        """The best translation of each line, by the task's search or another one. Raises UserError without one."""
         hypotheses = translate(self, lines, search or self._search(), progress)
         return [best_first[0].text for best_first in hypotheses]
 
@@ -70,20 +74,14 @@ class Pipeline(TrainedRun):
     def generate_stream(
         self, prompts: Sequence[str], request: GenerationRequest, on_text: TextCallback = None
     ) -> Iterator[Sample]:
-        """The same, each sample as soon as it is complete; `on_text` gets the pieces of the first one of a prompt.
-
-        Raises UserError if the model of the task writes no text.
-        """
+        """The same, one by one; `on_text` gets the pieces of a prompt's first one. Raises UserError without text."""
         task = self.experiment.task
         if not task.input_kind:
             raise UserError(f"the task {type(task).__name__} writes no text: `predict` answers lines")
         return draw_samples(self, prompts, request, task.search if task.input_kind == "source" else None, on_text)
 
     def score(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[TextScore]:
-        """The log-probability of each text (a language model), or of each (source, target) pair's target.
-
-        Raises UserError if the model of the task gives no text a probability.
-        """
+        """log p of each text, or of each (source, target) pair's target. Raises UserError if the task has none."""
         task: Any = self.experiment.task
         if not task.input_kind:
             raise UserError(f"the task {type(task).__name__} gives no text a probability")
@@ -117,10 +115,7 @@ class Pipeline(TrainedRun):
         return self.experiment.task.evaluate(self, split, progress)
 
     def constrain(self, constraint: Constraint) -> "Pipeline":
-        """A pipeline whose `predict`, `answers` and `translate` give only texts that keep to a constraint.
-
-        Raises UserError if the task has no search, or if the tokenizer cannot write any such text.
-        """
+        """A pipeline whose answers keep to a constraint. Raises UserError if the tokenizer cannot write any such."""
         search = constrain_search(self._search(), constraint, self.tokenizer)
         task: Any = dataclasses.replace(self.experiment.task, search=search)  # type: ignore[type-var]
         return dataclasses.replace(self, experiment=dataclasses.replace(self.experiment, task=task))
@@ -130,3 +125,51 @@ class Pipeline(TrainedRun):
         if task.search is None:
             raise UserError(f"the task {type(task).__name__} does not search: `predict` answers lines")
         return task.search
+
+
+def load(
+    folder: str | Path,
+    *,
+    average_last: int | None = None,
+    step: int | None = None,
+    precision: str = "float32",
+    mesh: Mapping[str, int] | None = None,
+    ensemble: Sequence[str | Path] = (),
+    ensemble_mean: Literal["probabilities", "logarithms"] = "probabilities",
+) -> Pipeline:
+    """The trained model of a workdir, as `predict`, `generate` and the other commands use it.
+
+    Args:
+      average_last: checkpoints whose mean the parameters are (1: the best one); None: as the experiment has it.
+      step: the checkpoint of this step instead.
+      precision: of the weights: "float32", "bfloat16", "int8" or "int8_dynamic".
+      mesh: devices along each axis, such as {"data": 2, "tensor": 2}; None: one device.
+      ensemble: workdirs of further models with the same tokenizer; all predict each token together.
+      ensemble_mean: the mean of their "probabilities" or of the "logarithms".
+
+    Raises UserError if the folder is not a workdir, has no checkpoint, or if an option does not fit.
+    """
+    workdir = Workdir(folder)
+    run = workdir.load(average_last, step)
+    members = [_load_member(workdir, Workdir(other)) for other in ensemble]
+    parts = [cast_for_inference(member.model, member.params, precision) for member in (run, *members)]
+    model, params = parts[0]
+    if members:
+        model = Ensemble(tuple(model for model, _ in parts), ensemble_mean)
+        params = ensemble_params([params for _, params in parts])
+    if mesh:
+        params = jax.device_put(params, train_state_shardings(params, make_mesh(dict(mesh))))
+    return Pipeline(model, unstack_layers_jit(params), run.tokenizer, run.experiment, run.steps)
+
+
+def _load_member(first: Workdir, other: Workdir) -> TrainedRun:
+    """Another run of an ensemble. Raises UserError if its tokenizer is not that of the first."""
+    first_files, files = (
+        {path.name: path.read_bytes() for path in workdir.tokenizer_folder.iterdir()} for workdir in (first, other)
+    )
+    if files != first_files:
+        raise UserError(
+            f"{other} has another tokenizer than {first}: an ensemble needs one; before training, copy "
+            f"{first.tokenizer_folder} into the new workdir"
+        )
+    return other.load()

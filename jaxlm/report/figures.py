@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxlm.errors import UserError
 
-Curve = tuple[Sequence[float], Sequence[float]]
+Curve = tuple[Any, Any]
 
 
 def new_figure(width: float = 6.4, height: float = 3.6) -> Any:
@@ -20,9 +20,9 @@ def new_figure(width: float = 6.4, height: float = 3.6) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def curves_figure(title: str, lines: Mapping[str, Curve], log: bool = False) -> Any:
+def curves_figure(title: str, lines: Mapping[str, Curve], log: bool = False, height: float = 3.6) -> Any:
     """A curve over the training steps for each run."""
-    figure = new_figure()
+    figure = new_figure(height=height)
     axes = figure.subplots()
     for name, (steps, values) in lines.items():
         axes.plot(steps, values, marker="." if len(values) < 40 else None, linewidth=1.3, label=name)
@@ -31,7 +31,8 @@ def curves_figure(title: str, lines: Mapping[str, Curve], log: bool = False) -> 
     axes.set_xlabel("step")
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(True, alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    if lines:
+        axes.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -58,21 +59,13 @@ def figure_to_svg(figure: Any) -> str:
 
 
 def gradient_flow_figure(gradient_flows: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
-    """The norm of d loss_T / d h_t against T - t on a log axis: `{"Elman": gradient_flow(...), ...}`.
-
-    A norm of exactly 0 leaves a gap in its curve. Raises UserError if matplotlib is not installed.
-    """
-    figure = new_figure(height=4.0)
+    """The norm of d loss_T / d h_t against T - t on a log axis, with gaps at 0: `{"Elman": gradient_flow(...)}`."""
+    curves = {name: (distance, np.where(norm > 0, norm, np.nan)) for name, (distance, norm) in gradient_flows.items()}
+    figure = curves_figure("", curves, log=True, height=4.0)
     from matplotlib.ticker import MaxNLocator
 
-    axes = figure.subplots()
-    for name, (distance, norm) in gradient_flows.items():
-        axes.plot(distance, np.where(norm > 0, norm, np.nan), marker=".", markersize=4, linewidth=1.2, label=name)
-    axes.set_yscale("log")
+    (axes,) = figure.axes
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("distance T − t (tokens)")
     axes.set_ylabel("‖∂ loss at T / ∂ hidden state at t‖")
-    axes.grid(True, which="major", alpha=0.3)
-    if gradient_flows:
-        axes.legend(frameon=False)
     return figure

@@ -33,7 +33,11 @@ def render_html(runs: Sequence[RunSummary]) -> str:
     if any(run.show_gradient_flow for run in runs):
         parts += ["<h2>Gradient flow</h2>", _gradient_flow_section(runs)]
     for run in runs:
-        parts += [f"<h2>{html.escape(run.name)}</h2>", *_test_results(run), *_attention_figures(run)]
+        parts.append(f"<h2>{html.escape(run.name)}</h2>")
+        if run.workdir.test_file.is_file():
+            scores = html.escape(run.workdir.test_file.read_text(encoding="utf-8"))
+            parts.append(f"<details><summary>test</summary><pre>{scores}</pre></details>")
+        parts += _attention_figures(run)
         parts += _example_list(run)
         shown = config.format_config(run.trained.experiment)
         parts.append(f"<details><summary>configuration</summary><pre>{html.escape(shown)}</pre></details>")
@@ -99,13 +103,6 @@ def _attention_figures(run: RunSummary) -> Iterator[str]:
             title = attention.get("title", "")
             figure = attention_figure(attention["source"], attention["target"], attention["weights"], title)
             yield f"<figure>{figure_to_svg(figure)}</figure>"
-
-
-def _test_results(run: RunSummary) -> Iterator[str]:
-    """The test scores that `train` wrote."""
-    file = run.workdir.test_file
-    if file.is_file():
-        yield f"<details><summary>test</summary><pre>{html.escape(file.read_text(encoding='utf-8'))}</pre></details>"
 
 
 def _example_list(run: RunSummary) -> Iterator[str]:

@@ -70,11 +70,8 @@ class RunSummary:
         batches = run.experiment.batching.batches(columns, run.experiment.seed, special=special)
         for batch in map(batches.__getitem__, range(GRADIENT_FLOW_BATCHES)):
             curves.append(gradient_flow(run.model, run.params, dataclasses.replace(batch, reset_B=None)))
-        longest = max(int(distance.max()) for distance, _ in curves) + 1
-        total, count = np.zeros(longest), np.zeros(longest)
-        for distance, norm in curves:
-            total[distance] += norm
-            count[distance] += 1
+        distances, norms = (np.concatenate(parts) for parts in zip(*curves, strict=True))
+        total, count = np.bincount(distances, norms), np.bincount(distances)
         distance = np.flatnonzero(count)
         return distance, total[distance] / count[distance]
 

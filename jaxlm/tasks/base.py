@@ -84,9 +84,7 @@ class Task:
         """The training split as columns of ids, cached in `folder`; `read_stats` counts the lines left out."""
         raise NotImplementedError
 
-    def validate(
-        self, trained: TrainedModel, objective: Any, batch_tokens: int, progress: ProgressCallback = None
-    ) -> dict[str, float]:
+    def validate(self, trained: TrainedModel, objective: Any, batch_tokens: int) -> dict[str, float]:
         """Figures of the validation split during training, named "valid/...", in batches of `batch_tokens`."""
         raise NotImplementedError
 
@@ -105,11 +103,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TextTask(Task):
-    """Base of the tasks whose data are texts.
-
-    Attributes:
-      extra_tests: further test sets by name.
-    """
+    """Base of the tasks whose data are texts; `extra_tests` are further test sets by name."""
 
     train: TextSource
     valid: TextSource
@@ -137,9 +131,7 @@ class CorruptedTextTask(TextTask):
     valid_batches: int
     eval_objective: ClassVar[Any]
 
-    def validate(
-        self, trained: TrainedModel, objective: Any, batch_tokens: int, progress: ProgressCallback = None
-    ) -> dict[str, float]:
+    def validate(self, trained: TrainedModel, objective: Any, batch_tokens: int) -> dict[str, float]:
         """The figures `metric_names`, each per predicted token, accuracies in percent."""
         figures = self._metrics(trained, objective, "valid", self.valid_batches)
         return {f"valid/{name}": figures[name] for name in self.metric_names if name in figures}
@@ -155,19 +147,35 @@ class CorruptedTextTask(TextTask):
         batches = self.eval_batching.batches(self._encode_split(split, tokenizer), special=tokenizer.special)
         return islice(map(batches.__getitem__, range(batches.batches_per_epoch)), max_batches or None)
 
-    def _encode_split(self, split: str, tokenizer: Tokenizer) -> Columns:
+    def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
+        return self._encode_split("train", tokenizer, read_stats, folder)
+
+    def _encode_split(
+        self, split: str, tokenizer: Tokenizer, read_stats: ReadStats | None = None, folder: Path | None = None
+    ) -> Columns:
+        """The column "target" of a split, and flags of the tokenizer's ids."""
         raise NotImplementedError
 
     def _metrics(self, trained: TrainedModel, objective: Any, split: str, max_batches: int | None) -> dict[str, Any]:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class NoTask(Task):
+    """The task of an imported encoder before fine-tuning: for `embed`, `report` and `train --finetuning.init`."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise UserError(
+            "this workdir holds an encoder without a task: `jaxlm embed` gives its vectors, and "
+            "`jaxlm train EXPERIMENT --finetuning.init` starts from it"
+        )
+
+    check = texts = split = encode_train = validate = evaluate = show_examples = predict = _refuse
+
+
 @lru_cache(maxsize=8)
 def make_eval_step(model: Any, objective: Any) -> Any:
-    """The jitted evaluation of a model under an objective: (parameters, batch) -> `jaxlm.losses.Loss`.
-
-    If the parameters lie on a mesh, the rows of the batch are split over it.
-    """
+    """The jitted evaluation of a model, on the mesh of its parameters: (parameters, batch) -> `jaxlm.losses.Loss`."""
     loss = jax.jit(lambda params, batch: objective(model, all_gather_params(params), batch, None))
     return lambda params, batch: serialize_on_cpu(loss(params, put_like_params(params, batch)))
 

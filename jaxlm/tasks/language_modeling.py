@@ -51,9 +51,7 @@ class LanguageModeling(TextTask):
         """The column "target"."""
         return {"target": self.train.encode(tokenizer, read_stats, folder)}
 
-    def validate(
-        self, trained: TrainedModel, objective: Any, batch_tokens: int, progress: ProgressCallback = None
-    ) -> dict[str, float]:
+    def validate(self, trained: TrainedModel, objective: Any, batch_tokens: int) -> dict[str, float]:
         """Loss per token (the value that training minimizes), negative log-likelihood per token, perplexity."""
         figures = mean_losses(self._losses(trained, {"target": self.valid.encode(trained.tokenizer)}, objective))
         return prefix_valid(figures | {"perplexity": perplexity(figures["nll"])})
@@ -67,15 +65,11 @@ class LanguageModeling(TextTask):
         characters = sum(len(text) + self.append_eos for text in self.split(split))
         if progress:
             progress(self.count(split))
-        return {
-            "split": split,
-            "lines": len(columns["target"]),
-            "tokens": int(count),
-            "nll": nll / count,
-            "perplexity": perplexity(nll / count),
-            "bits_per_character": nll / math.log(2) / characters,
-            "unknown_tokens": float(trained.tokenizer.special.is_unknown(columns["target"].flat).mean()),
-        }
+        figures: dict[str, Any] = {"split": split, "lines": len(columns["target"]), "tokens": int(count)}
+        figures |= {"nll": nll / count, "perplexity": perplexity(nll / count)}
+        figures["bits_per_character"] = nll / math.log(2) / characters
+        unknown = trained.tokenizer.special.is_unknown(columns["target"].flat)
+        return figures | {"unknown_tokens": float(unknown.mean())}
 
     def _losses(self, trained: TrainedModel, columns: Columns, objective: Any) -> list[Loss]:
         """The loss of each batch of texts, or of each window with the state carried over from the one before it."""

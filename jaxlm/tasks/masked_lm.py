@@ -55,10 +55,6 @@ class MaskedLanguageModeling(CorruptedTextTask):
                 "--task.eval-batching.no-next-sentence --batching.no-next-sentence"
             )
 
-    def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
-        """Columns "target", "piece" and "symbol"."""
-        return self._encode_split("train", tokenizer, read_stats, folder)
-
     def _encode_split(
         self, split: str, tokenizer: Tokenizer, read_stats: ReadStats | None = None, folder: Path | None = None
     ) -> Columns:

@@ -5,21 +5,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from jaxlm.data.ragged import Columns
 from jaxlm.data.sources.base import Pairs
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.errors import UserError
-from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel
+from jaxlm.inference.base import Answer
 from jaxlm.metrics.classification import pearson, spearman
 from jaxlm.tasks.supervised import SupervisedTask
 
 
 @dataclass(frozen=True)
 class TextRegression(SupervisedTask):
-    """A text, or a pair of texts with a TAB between them, to a number; the sources give pairs (text, number).
-
-    Attributes:
-      min_value, max_value: the range of the numbers, which the model sees scaled to 0..1.
-    """
+    """A text, or two with a TAB between them, to a number from `min_value` to `max_value`, scaled to 0..1."""
 
     min_value: float = 0.0
     max_value: float = 5.0
@@ -38,13 +35,12 @@ class TextRegression(SupervisedTask):
         if model.num_labels != 1:
             raise UserError(f"the model has {model.num_labels} outputs, the task needs one: set its num_labels = 1")
 
-    def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
+    def _test_metrics(
+        self, tokenizer: Tokenizer, columns: Columns, gold: np.ndarray, predicted: np.ndarray
+    ) -> dict[str, Any]:
         """Correlations, -100 to 100, and the mean squared error in the units of the data."""
-        self.check_model(trained.model, trained.tokenizer)
-        _, gold, predicted = self._predict_pairs(trained, self.split(split), EVAL_BATCH_TOKENS, progress)
         error = float(((gold - predicted) ** 2).mean()) * (self.max_value - self.min_value) ** 2
-        figures = {"split": split, "lines": len(predicted)} | self._valid_metrics(gold, predicted)
-        return figures | {"mean_squared_error": error}
+        return {**self._valid_metrics(gold, predicted), "mean_squared_error": error}
 
     def _decide(self, output_NC: np.ndarray) -> np.ndarray:
         return output_NC[:, 0]

@@ -40,10 +40,6 @@ class Denoising(CorruptedTextTask):
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity")
     eval_objective: ClassVar[Any] = NextToken()
 
-    def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
-        """Columns "target" and "symbol"."""
-        return self._encode_split("train", tokenizer, read_stats, folder)
-
     def _encode_split(
         self, split: str, tokenizer: Tokenizer, read_stats: ReadStats | None = None, folder: Path | None = None
     ) -> Columns:

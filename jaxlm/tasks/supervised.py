@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,15 @@ from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.word_char import WordCharTokenizer
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
-from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel, batches_for_model, non_blank
+from jaxlm.inference.base import (
+    EVAL_BATCH_TOKENS,
+    Answer,
+    ProgressCallback,
+    TrainedModel,
+    apply_to_rows,
+    batches_for_model,
+    non_blank,
+)
 from jaxlm.models.properties import max_input_positions
 from jaxlm.tasks.base import EVAL_SPLITS, Task, make_eval_step, mean_losses, prefix_valid
 from jaxlm.types import Array
@@ -85,14 +93,18 @@ class SupervisedTask(Task):
             block_size=sys.maxsize,  # at once: messages count the pairs from the first one
         )
 
-    def validate(
-        self, trained: TrainedModel, objective: Any, batch_tokens: int, progress: ProgressCallback = None
-    ) -> dict[str, float]:
+    def validate(self, trained: TrainedModel, objective: Any, batch_tokens: int) -> dict[str, float]:
         self.check_model(trained.model, trained.tokenizer)
-        columns, gold, predicted = self._predict_pairs(trained, self.valid, batch_tokens, progress)
+        columns, gold, predicted = self._predict_pairs(trained, self.valid, batch_tokens)
         evaluate = make_eval_step(trained.model, objective)
         losses = [evaluate(trained.params, batch) for _, batch in batches_for_model(trained, columns, batch_tokens)]
         return prefix_valid(mean_losses(losses) | self._valid_metrics(gold, predicted))
+
+    def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
+        self.check_model(trained.model, trained.tokenizer)
+        columns, gold, predicted = self._predict_pairs(trained, self.split(split), EVAL_BATCH_TOKENS, progress)
+        figures = self._test_metrics(trained.tokenizer, columns, gold, predicted)
+        return {"split": split, "lines": len(predicted)} | figures
 
     def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
         self.check_model(trained.model, trained.tokenizer)
@@ -109,7 +121,10 @@ class SupervisedTask(Task):
         pairs = list(islice(self.test, count))
         answers = self.predict(trained, [text for text, _ in pairs])
         for (text, label), answer in zip(pairs, answers, strict=True):
-            yield f"{text} -> {answer.text} (right: {label})"
+            yield self._example(text, answer.text, label)
+
+    def _example(self, text: str, predicted: str, label: str) -> str:
+        return f"{text} -> {predicted} (right: {label})"
 
     def _encode_pairs(self, source: Pairs, pairs: list[Pair], tokenizer: Tokenizer, model: Any = None) -> Columns:
         """Columns with labels. With a model the rows are cut to its positions; in training, long rows are left out."""
@@ -127,7 +142,7 @@ class SupervisedTask(Task):
         return self._predict_rows(trained, columns, EVAL_BATCH_TOKENS, progress)
 
     def _predict_pairs(
-        self, trained: TrainedModel, source: Pairs, batch_tokens: int, progress: ProgressCallback
+        self, trained: TrainedModel, source: Pairs, batch_tokens: int, progress: ProgressCallback = None
     ) -> tuple[Columns, Any, Any]:
         """The columns of pairs, their labels or numbers, and the predicted ones."""
         columns = self._encode_pairs(source, list(source), trained.tokenizer, trained.model)
@@ -140,12 +155,7 @@ class SupervisedTask(Task):
         """The output of the model for each row of column "source": (rows, C)."""
         inputs = {name: columns[name] for name in columns if name != "class"}
         apply, params = _jitted_apply(trained.model, self.output_activation), multihost.to_local(trained.params)
-        outputs: list[Any] = [None] * len(columns["source"])
-        for row_B, batch in batches_for_model(trained, inputs, batch_tokens, progress):
-            output_BC = np.asarray(apply(params, batch))
-            for row in np.flatnonzero(row_B >= 0):
-                outputs[row_B[row]] = output_BC[row]
-        return np.stack(outputs)
+        return np.stack(apply_to_rows(partial(apply, params), trained, inputs, batch_tokens, progress))
 
     def _decide(self, output_NC: np.ndarray) -> np.ndarray:
         """The label or number of each row of outputs."""
@@ -158,14 +168,13 @@ class SupervisedTask(Task):
     def _valid_metrics(self, gold: Any, predicted: Any) -> dict[str, float]:
         raise NotImplementedError
 
+    def _test_metrics(self, tokenizer: Tokenizer, columns: Columns, gold: Any, predicted: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class LabelTask(SupervisedTask):
-    """Base of the tasks that predict labels.
-
-    Attributes:
-      labels: the names of all labels; the id of a label is its index.
-    """
+    """Base of the tasks that predict labels; the id of a label is its index in `labels`."""
 
     labels: tuple[str, ...] = ()
 
@@ -202,6 +211,15 @@ class LabelTask(SupervisedTask):
                 f"the tokenizer has {size} characters, the model's CharacterCNN embeds {network.vocab}: set its "
                 f"vocab = {size}, or the tokenizer's char_vocab_size = {network.vocab}"
             )
+
+    def _label_id(self, label: str, kind: str, place: str) -> int:
+        """The id of a class or tag. Raises UserError if it is unknown."""
+        if label not in self.labels:
+            raise UserError(
+                f"{place} has the {kind} {label!r}, which is not among the task's labels {', '.join(self.labels)}. "
+                f"Correct the file, or add the {kind} to the labels and train again."
+            )
+        return self.labels.index(label)
 
 
 def source_columns(

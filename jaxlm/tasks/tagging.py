@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import jax
@@ -15,7 +15,7 @@ from jaxlm.data.sources.conll import locate_word
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
-from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel, batches_for_model
+from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel, apply_to_rows
 from jaxlm.metrics.classification import accuracy, confusion_matrix, macro_f1, per_class_counts
 from jaxlm.metrics.spans import extract_spans, forbidden_transitions, score_spans
 from jaxlm.models.properties import max_input_positions
@@ -45,17 +45,12 @@ class Tagging(LabelTask):
         if self.iob2_spans:
             forbidden_transitions(self.labels)  # refuses labels that are not IOB2
 
-    def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
+    def _test_metrics(self, tokenizer: Tokenizer, columns: Columns, gold: Ragged, predicted: Ragged) -> dict[str, Any]:
         """Accuracy, also of the words that the tokenizer does not know; the figures of each tag, and of the spans."""
-        self.check_model(trained.model, trained.tokenizer)
-        source = self.split(split)
-        columns, positions = self._encode_tagged(source, list(source), trained.tokenizer, trained.model)
-        gold = _select(columns["label"].flat, positions)
-        predicted = self._predict_labels(trained, columns, positions, EVAL_BATCH_TOKENS, progress)
         counts_CC = confusion_matrix(gold.flat, predicted.flat, len(self.labels))
-        unknown = trained.tokenizer.special.is_unknown(columns["source"].flat[positions.flat])
+        unknown = tokenizer.special.is_unknown(columns["source"].flat[columns["label"].flat >= 0])
         unknown_counts_CC = confusion_matrix(gold.flat[unknown], predicted.flat[unknown], len(self.labels))
-        figures: dict[str, Any] = {"split": split, "lines": len(gold), "words": len(gold.flat)}
+        figures: dict[str, Any] = {"words": len(gold.flat)}
         figures |= {"accuracy": accuracy(counts_CC), "macro_f1": macro_f1(counts_CC)}
         figures["unknown"] = {"words": int(unknown.sum()), "accuracy": accuracy(unknown_counts_CC)}
         if self.iob2_spans:
@@ -68,13 +63,10 @@ class Tagging(LabelTask):
     def max_input_tokens(self, model: Any) -> int:
         return 0  # a longer text is read in several parts
 
-    def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
-        """The first `count` test sentences: word/tag, and word/tag(true tag) if the predicted tag is wrong."""
-        pairs = list(itertools.islice(self.test, count))
-        answers = self.predict(trained, [words for words, _ in pairs])
-        for (words, tags), answer in zip(pairs, answers, strict=True):
-            triples = zip(words.split(), answer.text.split(), tags.split(), strict=True)
-            yield " ".join(f"{word}/{tag}" + (f"({gold})" if tag != gold else "") for word, tag, gold in triples)
+    def _example(self, text: str, predicted: str, label: str) -> str:
+        """Word/tag, and word/tag(true tag) if the predicted tag is wrong."""
+        triples = zip(text.split(), predicted.split(), label.split(), strict=True)
+        return " ".join(f"{word}/{tag}" + (f"({gold})" if tag != gold else "") for word, tag, gold in triples)
 
     def _valid_metrics(self, gold: Ragged, predicted: Ragged) -> dict[str, float]:
         counts_CC = confusion_matrix(gold.flat, predicted.flat, len(self.labels))
@@ -82,7 +74,7 @@ class Tagging(LabelTask):
         return {"accuracy": accuracy(counts_CC), "f1": f1}
 
     def _predict_pairs(
-        self, trained: TrainedModel, source: Pairs, batch_tokens: int, progress: ProgressCallback
+        self, trained: TrainedModel, source: Pairs, batch_tokens: int, progress: ProgressCallback = None
     ) -> tuple[Columns, Ragged, Ragged]:
         columns, positions = self._encode_tagged(source, list(source), trained.tokenizer, trained.model)
         predicted = self._predict_labels(trained, columns, positions, batch_tokens, progress)
@@ -128,10 +120,7 @@ class Tagging(LabelTask):
         return columns, positions
 
     def _encode_words(self, tokenizer: Tokenizer, texts: Sequence[str], model: Any) -> tuple[dict[str, Ragged], Ragged]:
-        """Column "source", and the positions of each text's words in its `flat`: of their first pieces.
-
-        With a sequence format, a text that is longer than the positions of the model becomes several rows.
-        """
+        """Column "source", and the positions of each text's words in its `flat`; a long text becomes several rows."""
         if self.sequence_format is None:
             columns = source_columns(tokenizer, texts)
             return columns, Ragged(np.arange(len(columns["source"].flat)), columns["source"].offsets)
@@ -161,15 +150,10 @@ class Tagging(LabelTask):
             raise UserError(
                 f"{locate_word(pairs, index, 0)}: {len(words)} words and {len(tags)} tags, expected one tag per word"
             )
-        ids = {name: number for number, name in enumerate(self.labels)}
-        for place, tag in enumerate(tags):
-            if tag not in ids:
-                raise UserError(
-                    f"{locate_word(pairs, index, place)}: {words[place]!r} has the tag {tag!r}, which is not among the "
-                    f"task's labels {', '.join(self.labels)}. Correct the file, or add the tag to the labels and train "
-                    "again."
-                )
-        return [ids[tag] for tag in tags]
+        return [
+            self._label_id(tag, "tag", f"{locate_word(pairs, index, place)}: {words[place]!r}")
+            for place, tag in enumerate(tags)
+        ]
 
     def _predict_labels(
         self, trained: TrainedModel, columns: Columns, positions: Ragged, batch_tokens: int, progress: ProgressCallback
@@ -183,19 +167,14 @@ class Tagging(LabelTask):
             )
         predict_labels, params = _jitted_labels(trained.model), multihost.to_local(trained.params)
         inputs = {name: columns[name] for name in columns if name != "label"}
-        flat = np.zeros(len(source.flat), np.int32)
-        for row_B, batch in batches_for_model(trained, inputs, batch_tokens, progress):
-            label_BS = np.asarray(predict_labels(params, batch))
-            for index in np.flatnonzero(row_B >= 0):
-                begin, end = source.offsets[row_B[index]], source.offsets[row_B[index] + 1]
-                flat[begin:end] = label_BS[index, : end - begin]
-        return _select(flat, positions)
+        rows = apply_to_rows(partial(predict_labels, params), trained, inputs, batch_tokens, progress)
+        parts = [row[:length] for row, length in zip(rows, source.lengths.tolist(), strict=True)]
+        return _select(np.concatenate([np.zeros(0, np.int32), *parts]), positions)
 
     def _span_scores(self, gold: Ragged, predicted: Ragged) -> Any:
-        return score_spans(self._label_names(gold), self._label_names(predicted))
-
-    def _label_names(self, column: Ragged) -> list[list[str]]:
-        return [[self.labels[label] for label in column[row]] for row in range(len(column))]
+        names = [[[self.labels[label] for label in row] for row in map(side.__getitem__, range(len(side)))]
+                 for side in (gold, predicted)]  # fmt: skip
+        return score_spans(*names)
 
 
 def _split_words(words: list[np.ndarray], max_ids: int | None) -> Iterator[list[np.ndarray]]:

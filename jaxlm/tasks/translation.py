@@ -52,9 +52,7 @@ class Translation(Task):
         for pair in self.train:
             yield from pair
 
-    def validate(
-        self, trained: TrainedModel, objective: Any, batch_tokens: int, progress: ProgressCallback = None
-    ) -> dict[str, float]:
+    def validate(self, trained: TrainedModel, objective: Any, batch_tokens: int) -> dict[str, float]:
         """Loss and perplexity of all validation pairs, BLEU of the first `valid_examples`."""
         pairs = list(self.valid)
         columns, evaluate = encode_pairs(pairs, trained.tokenizer), make_eval_step(trained.model, objective)
@@ -62,7 +60,7 @@ class Translation(Task):
         figures = mean_losses([evaluate(trained.params, batch) for _, batch in batches])
         figures["perplexity"] = perplexity(figures["nll"])
         decoded = pairs[: self.valid_examples]
-        answers = _translate_pairs(trained, decoded, self.valid_search or self.search, progress)
+        answers = _translate_pairs(trained, decoded, self.valid_search or self.search)
         return prefix_valid(figures | {"bleu": bleu(answers, [target for _, target in decoded]).value})
 
     def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
