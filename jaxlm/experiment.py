@@ -107,13 +107,11 @@ class TrainedRun(TrainedModel):
 
 INTERVALS = ("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "average_last")
 
-RESUMABLE_FIELDS = (*INTERVALS, "best_metric", "patience")
-"""Fields that a resumed run may change: the steps done so far do not depend on them."""
-
 
 def identity_differences(new: Experiment, stored: Experiment, stored_name: str) -> list[str]:
     """Lines about the fields of `stored`, the experiment of a run, that differ from `new` and forbid to resume it."""
-    resumable = {name: getattr(new, name) for name in RESUMABLE_FIELDS}
+    # A resumed run may change these fields: the steps done so far do not depend on them.
+    resumable = {name: getattr(new, name) for name in (*INTERVALS, "best_metric", "patience")}
     if getattr(new.optimizer.schedule, "needs_total_steps", False):
         del resumable["steps"]  # another number of steps is another learning rate from the first step on
     aligned: Any = replace(stored, **resumable)
@@ -150,11 +148,11 @@ def load_experiment(name: str) -> Experiment:
 
 def variants(module: ModuleType) -> dict:
     """The public functions of a module that are annotated to return an Experiment, in the order of the file."""
-    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     return {
         name: value
-        for name, value in public.items()
-        if getattr(value, "__annotations__", {}).get("return") in (Experiment, "Experiment")
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and getattr(value, "__annotations__", {}).get("return") in (Experiment, "Experiment")
     }
 
 

@@ -79,7 +79,7 @@ class FineTuning:
             return True
         if self.trainable is None:
             return not (self.lora or self.adapters)
-        return any(re.search(pattern, path) for pattern in self.trainable)
+        return _matches_any(path, self.trainable)
 
     def add_adapters(self, params: Params, key: Array) -> Params:
         """The parameters with initial LoRA and adapters. Raises UserError for a pattern that matches nothing."""
@@ -88,7 +88,7 @@ class FineTuning:
             for pattern in part.targets if part else ():
                 _check_pattern(pattern, paths, f"finetuning.{name}.targets", "linear layer")
         for pattern in self.trainable or ():
-            _check_pattern(pattern, named_leaves(params), "finetuning.trainable", "parameter")
+            _check_pattern(pattern, list(named_leaves(params)), "finetuning.trainable", "parameter")
 
         def change(path: str, own: dict) -> dict:
             layer_key = jax.random.fold_in(key, paths.index(path))
@@ -105,9 +105,8 @@ def _matches_any(path: str, patterns: Iterable[str]) -> bool:
     return any(re.search(pattern, path) for pattern in patterns)
 
 
-def _check_pattern(pattern: str, paths: Iterable[str], option: str, kind: str) -> None:
+def _check_pattern(pattern: str, paths: list[str], option: str, kind: str) -> None:
     """Raise UserError, which shows similar paths, if a pattern is not a regular expression or matches no path."""
-    paths = list(paths)
     try:
         if any(re.search(pattern, path) for path in paths):
             return

@@ -41,18 +41,13 @@ class Loss:
 
 
 def cross_entropy(
-    readout: Callable[[Array], Array],
-    features_BTD: Array,
-    label_BT: Array,
-    valid_BT: Array,
+    readout: Callable[[Array], Array], features_BTD: Array, label_BT: Array, valid_BT: Array,
     label_smoothing: float = 0.0,
-) -> Loss:
+) -> Loss:  # fmt: skip
     """Return the cross-entropy of the labels against (1 - e) one-hot + e uniform (Szegedy et al. 2016, section 7).
 
     The logits of all B x T positions never exist together: a loop over chunks of the valid positions computes the
-    loss and, in the same pass, the gradients of the features and of the parameters of `readout`. Nothing is
-    recomputed, nothing of size B x T x V is stored for any readout, and padding costs nothing.
-
+    loss and, in the same pass, the gradients of the features and of the parameters of `readout`; padding costs nothing.
     If tokens are sharded, positions form G groups that do not cross devices. All groups are processed in parallel, in
     as many steps as the group with the most valid positions needs, and gradients are summed over groups at the end.
     """
@@ -83,11 +78,9 @@ def _constrain_groups(x: Array) -> Array:
 
 
 def _chunk_size(positions: int, vocab: int, width: int) -> int:
-    """Positions per chunk, R: as `MAX_CHUNK_LOGITS` allows, but not far below the width D of the features.
-
-    Every chunk reads the output table and adds to its gradient, V x D numbers each, against R x V logits: with R far
-    below D the tables would cost more than the logits (a third of the loss at V = 10,000, D = 650).
-    """
+    """Positions per chunk, R: as `MAX_CHUNK_LOGITS` allows, but not far below the width D of the features."""
+    # Every chunk reads the output table and adds to its gradient, V x D numbers each, against R x V logits: with R far
+    # below D the tables would cost more than the logits (a third of the loss at V = 10,000, D = 650).
     size = max(MAX_CHUNK_LOGITS // vocab, min(width, MAX_CHUNK_LOGITS_WIDE // vocab), 1)
     return -(-positions // max(round(positions / size), 1))  # chunks of equal size, rounded up
 
@@ -127,9 +120,7 @@ def _valid_first(valid_GM: Array) -> Array:
 _gather_positions = jax.vmap(lambda x, index_M: jnp.take(x, index_M, axis=0, mode="clip"))
 
 
-def _chunk_sums(
-    logits_GRV: Array, label_GR: Array, valid_GR: Array, smoothing: float
-) -> tuple[Array, Array, Array, Array]:
+def _chunk_sums(logits_GRV: Array, label_GR: Array, valid_GR: Array, smoothing: float) -> tuple[Array, ...]:
     """Smoothed and plain sums of a chunk (G,); exp(logits - max) and its sum over V, for the gradient."""
     max_GR1 = logits_GRV.max(-1, keepdims=True)
     exp_GRV = jnp.exp(logits_GRV - max_GR1)

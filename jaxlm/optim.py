@@ -1,20 +1,21 @@
 """Optimizers and learning rate schedules as frozen configs: `build` returns the optax transformation, or the schedule.
 
-A schedule is a function of the step (0 at the first update). Schedules with `needs_total_steps` depend on the length
-of the run; the others do not, so that a run can be extended.
+A schedule is a function of the step (0 at the first update). Those that depend on the length of the run, which then
+cannot be extended, have `needs_total_steps`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
+from jaxlm.pytree import map_named
 from jaxlm.types import Array
 
 if TYPE_CHECKING:
     import optax
-
 
 ScheduleFn = Callable[[Array], Array]
 
@@ -25,8 +26,6 @@ class Constant:
 
     peak: float = 1e-3
     warmup: int = 0
-
-    needs_total_steps = False
 
     def build(self, steps: int) -> ScheduleFn:
         return lambda step: self.peak * _warmup_factor(step, self.warmup)
@@ -41,8 +40,6 @@ class InverseSqrt:
 
     peak: float = 1e-3
     warmup: int = 4000
-
-    needs_total_steps = False
 
     def build(self, steps: int) -> ScheduleFn:
         first = max(self.warmup, 1)
@@ -88,8 +85,6 @@ class StepDecay:
     hold_steps: int = 1000
     decay_every: int = 1000
     decay_factor: float = 0.5
-
-    needs_total_steps = False
 
     def build(self, steps: int) -> ScheduleFn:
         def rate(step: Array) -> Array:
@@ -159,18 +154,13 @@ def _chain(config: AdamW | SGD, steps: int, *transformations: Any) -> "optax.Gra
 
 
 def _weight_decay(weight_decay: float) -> list:
-    import jax
+    """Weight decay of matrices; those of a stack of layers have one axis more."""
     import optax
 
-    def mask(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(_has_weight_decay, params)
+    def is_matrix(path: str, leaf: Array) -> bool:
+        return leaf.ndim - ("layers" in path.split("/")) >= 2
 
-    return [optax.add_decayed_weights(weight_decay, mask)] if weight_decay else []
-
-
-def _has_weight_decay(path: tuple, leaf: Array) -> bool:
-    """True for matrices; a stack of layers has one axis more."""
-    return leaf.ndim - any(getattr(key, "key", None) == "layers" for key in path) >= 2
+    return [optax.add_decayed_weights(weight_decay, partial(map_named, is_matrix))] if weight_decay else []
 
 
 def _warmup_factor(step: Array, warmup: int) -> Array:

@@ -56,12 +56,9 @@ def tree_bytes(tree: Any) -> int:
 
 
 def diff_leaves(expected: Mapping[str, Any], stored: Mapping[str, Any], prefix: str) -> list[str]:
-    """A line for each leaf that is missing, superfluous, or of another shape or dtype.
+    """A line for each (abstract) leaf that is missing, superfluous, or not as `describe_leaf` described it.
 
-    Args:
-      expected: (abstract) leaves by path.
-      stored: descriptions of leaves (see `describe_leaf`) by path.
-      prefix: shown before the paths.
+    `prefix` is shown before the paths.
     """
     lines = [f"{prefix}/{name} is expected and not stored" for name in expected if name not in stored]
     lines += [f"{prefix}/{name} is stored and not expected" for name in stored if name not in expected]
@@ -78,10 +75,8 @@ def _format_leaf(description: Mapping[str, Any]) -> str:
 
 def partition(tree: Any, predicate: Callable[[str], bool]) -> tuple[Any, Any]:
     """(leaves whose path fulfills the predicate, the other leaves): two trees with None in place of missing leaves."""
-    names = iter(named_leaves(tree))
-    chosen = jax.tree.map(lambda leaf: predicate(next(names)), tree)
-    first = jax.tree.map(lambda is_first, leaf: leaf if is_first else None, chosen, tree)
-    return first, jax.tree.map(lambda is_first, leaf: None if is_first else leaf, chosen, tree)
+    first = map_named(lambda path, leaf: leaf if predicate(path) else None, tree)
+    return first, map_named(lambda path, leaf: None if predicate(path) else leaf, tree)
 
 
 def combine(first: Any, second: Any) -> Any:

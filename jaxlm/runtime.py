@@ -39,12 +39,11 @@ def cache_folder() -> Path | None:
 
 
 def configure_malloc() -> None:
-    """Make glibc keep big freed blocks instead of returning them to the system after every step.
+    """Make glibc, unless MALLOC_ variables are set, keep big freed blocks instead of returning them to the system.
 
     On a CPU, XLA frees its temporaries after each step; faulting their pages in again costs up to a third of a step.
     XLA allocates them in its own threads, whose arenas hold at most 64 MiB in one piece and otherwise ask the system
-    each time; hence a single arena. This costs resident memory. Does nothing without glibc, or if MALLOC_ variables
-    are set.
+    each time; hence a single arena. This costs resident memory.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -70,12 +69,8 @@ def seconds_since_start() -> float:
 def library_versions() -> dict[str, str]:
     """Name -> version of jaxlm, Python and LIBRARIES ("absent" if not installed)."""
     versions = {"jaxlm": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
+    installed = {name: next(iter(metadata.distributions(name=name)), None) for name in LIBRARIES}
+    return versions | {name: package.version if package else "absent" for name, package in installed.items()}
 
 
 def git_state() -> dict[str, Any] | None:

@@ -6,10 +6,9 @@ A sequence model, from the n-gram model to Llama, is a Flax Linen module with th
     features_BTD, state = extend(tokens_BT, state, valid_BT)    after T more target tokens
     logits_BTV = readout(features_BTD)                          unnormalized log p(next token)
 
-`start` encodes the source, if there is one, and allocates room for `capacity` tokens (the KV cache
-of a Transformer). `extend` reads any number of tokens at once, and the state after it is the same
-as after reading them one by one. `readout` is the language model head. The library uses a model
-only through these methods:
+`start` encodes the source, if there is one, and allocates room for `capacity` tokens (the KV cache of a Transformer).
+`extend` reads any number of tokens at once, and the state after it is the same as after reading them one by one.
+`readout` is the language model head. The library uses a model only through these methods:
 
 | use                | calls                                                                       |
 |--------------------|-----------------------------------------------------------------------------|
@@ -18,17 +17,14 @@ only through these methods:
 | a step of decoding | `readout` of the last position, choice of a token, `extend` with T = 1      |
 | beam search        | the same with K states per row, which are reordered on axis 0 between steps |
 
-For readers of Hugging Face: `extend` is `forward(input_ids, past_key_values)` without the head,
-`readout` is `lm_head`. For readers of Flax: the state is an argument and a result instead of a
-mutable collection, so every method is a pure function, called as
-`model.apply({"params": params}, batch, 0, method="start")`. Features are separate from logits
-because logits are large: the loss computes them in chunks (`jaxlm.losses`), and decoding computes
-them for the last position only.
+For readers of Hugging Face: `extend` is `forward(input_ids, past_key_values)` without the head, `readout` is `lm_head`.
+For readers of Flax: the state is an argument and a result instead of a mutable collection, so every method is a pure
+function, called as `model.apply({"params": params}, batch, 0, method="start")`. Features are separate from logits
+because logits are large: the loss computes them in chunks (`jaxlm.losses`), decoding for the last position only.
 
-`tests/test_laws.py` holds every model to the laws of the contract: reading in pieces equals reading
-at once, and padding, batch mates, packing and sharding leave no trace in the result. A new model is
-a subclass of `SequenceModel` that obeys them; training, decoding, scoring and ensembles then work
-without further code.
+`tests/test_laws.py` holds every model to the laws of the contract: reading in pieces equals reading at once, and
+padding, batch mates, packing and sharding leave no trace in the result. A new model is a subclass of `SequenceModel`
+that obeys them; training, decoding, scoring and ensembles then work without further code.
 
 Arrays carry their axes in their names: `score_BNTS` has rank 4, with these axes in this order.
 
@@ -68,8 +64,8 @@ class Batch:
     Attributes:
       source_BS: ids of the source, int32. Read as a whole, by an encoder or before the target.
       source_valid_BS: True on tokens, False on padding, which may stand anywhere in a row.
-      source_segment_BS: with packing, the number of the example that a token belongs to, from 1; 0
-        on padding. Tokens attend to their own segment only.
+      source_segment_BS: with packing, the number of the example that a token belongs to, from 1; 0 on padding. Tokens
+        attend to their own segment only.
       target_BT: ids that the model reads, int32: BOS and the target.
       target_valid_BT, target_segment_BT: as of the source.
       label_BT: ids that the model predicts, int32: the target and EOS, `target_BT` shifted by one.
@@ -79,8 +75,7 @@ class Batch:
       character_BSW: the characters of each source token, int32, 0 after the last one.
       token_type_BS: the part of the input of each source token, from 0, int32 (sentence pairs).
       reset_B: if rows are windows of continuous streams, True where a new stream begins.
-      state: if rows are such windows, the model's state after the previous batch, which the train
-        step puts here.
+      state: if rows are such windows, the model's state after the previous batch, which the train step puts here.
     """
 
     source_BS: ArrayOrNone = None
@@ -115,16 +110,12 @@ class SequenceModel(nn.Module):
     def start(self, batch: Batch, capacity: int) -> State:
         """Return the state before the first target token, with room for `capacity` tokens.
 
-        Capacity 0 promises a single `extend`, over the whole target: nothing has to be kept, and
-        `batch` may then be packed.
+        Capacity 0 promises a single `extend`, over the whole target: nothing is kept, and `batch` may be packed.
         """
         raise NotImplementedError
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
-        """Read T more tokens: return their features (B, T, D) and the state after them.
-
-        A token that is not valid changes neither the state nor the features of other tokens.
-        """
+        """Read T more tokens, of which invalid ones leave no trace: return their features (B, T, D) and the state."""
         raise NotImplementedError
 
     def readout(self, features: Array) -> Array:

@@ -57,10 +57,10 @@ class Workdir:
         self.write_experiment(experiment)
 
     def open_or_create(self, experiment: "Experiment") -> bool:
-        """Take the folder for this experiment; True if it already holds the same run, which is to be resumed.
+        """Take the folder for this experiment; True if it holds a run already. One without a checkpoint is replaced.
 
-        A run without a checkpoint is replaced. Raises UserError if the folder holds the checkpoints of a run with
-        another identity (the message names the fields), or checkpoints without an experiment.
+        Raises UserError if it has checkpoints of a run with another identity (the message names the fields), or without
+        an experiment.
         """
         from jaxlm.experiment import identity_differences
 
@@ -120,8 +120,7 @@ class Workdir:
     def check_data_unchanged(self, fingerprints: dict[str, Any]) -> None:
         """Write the fingerprints of the training data (see `jaxlm.data.storage.columns`) to data.json.
 
-        Raises UserError if a run with checkpoints was started on different data, because its order of batches would
-        no longer be reproducible.
+        Raises UserError if a run with checkpoints began with other data: its batches could not be reproduced.
         """
         from jaxlm.distributed import multihost
 

@@ -21,7 +21,7 @@ from fixtures.zoo import (
 
 from jaxlm.decode.generate import GenerationConfig, generate
 from jaxlm.decode.request import DecodeRequest
-from jaxlm.distributed.sharding import data_mesh, replicated_sharding, shard_rows
+from jaxlm.distributed.sharding import data_mesh, replicated_sharding, row_sharding
 from jaxlm.objectives.next_token import NextToken
 
 TIGHT, WIDE = 5, 8
@@ -142,7 +142,9 @@ def test_sharded_equals_unsharded(name):
     counted = hasattr(animal.model, "fit")  # fitted by counting: tables of integers, no gradients
     gradients = jax.jit((lambda *given: (total(*given), ())) if counted else jax.value_and_grad(total))
     expected, expected_grads = gradients(params, batch)
-    actual, grads = gradients(jax.device_put(params, replicated_sharding(mesh)), shard_rows(batch, mesh))
+    actual, grads = gradients(
+        jax.device_put(params, replicated_sharding(mesh)), jax.device_put(batch, row_sharding(mesh))
+    )
     np.testing.assert_allclose(actual, expected, rtol=animal.tolerance)
     for (path, grad), like in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(grad, like, animal.tolerance, animal.tolerance, err_msg=jax.tree_util.keystr(path))

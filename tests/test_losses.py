@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm import losses
-from jaxlm.distributed.sharding import data_mesh, replicated_sharding, shard_rows
+from jaxlm.distributed.sharding import data_mesh, replicated_sharding, row_sharding
 from jaxlm.losses import Loss, cross_entropy
 
 B, T, D, V = 3, 6, 5, 11
@@ -201,7 +201,10 @@ def test_tokens_stay_on_their_device(monkeypatch):
     features, label = rng.normal(size=(16, T, D)).astype(np.float32), rng.integers(0, V, (16, T)).astype(np.int32)
     valid = np.arange(T)[None] < rng.integers(0, T + 1, (16, 1))
     gradient = jax.jit(jax.value_and_grad(lambda w, *batch: chunked(w, *batch, 0.1).total, (0, 1)))
-    arguments = jax.device_put(WEIGHTS, replicated_sharding(mesh)), *shard_rows((features, label, valid), mesh)
+    arguments = (
+        jax.device_put(WEIGHTS, replicated_sharding(mesh)),
+        *jax.device_put((features, label, valid), row_sharding(mesh)),
+    )
     close(gradient(*arguments), gradient(WEIGHTS, features, label, valid))
     program = gradient.lower(*arguments).compile().as_text()
     assert "all-reduce(" in program

@@ -46,7 +46,7 @@ def test_needs_total_steps():
     """True if and only if another number of steps changes the rates of the first steps."""
     for schedule in FORMULAS:
         same = np.allclose(schedule.build(STEPS)(N), schedule.build(2 * STEPS)(N))
-        assert schedule.needs_total_steps != same
+        assert getattr(schedule, "needs_total_steps", False) != same
 
 
 def gradients(count: int, scale: float = 1.0):

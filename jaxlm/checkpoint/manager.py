@@ -56,8 +56,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: dict, metric: float | None = None) -> bool:
         """Start to write `state` and `meta` (JSON) as `step`; the state may be donated as soon as this returns.
 
-        `metric` is the value of `keep_best` at this step. False if this step is the one last saved or restored. Raises
-        UserError if the previous save failed, or if this step or later ones exist.
+        `metric`: the value of `keep_best`. False: this step is the one last saved or restored. Raises UserError if the
+        previous save failed, or if this step or later ones exist.
         """
         if self.read_only:
             raise ValueError(f"{self.folder} was opened to be read only")
@@ -74,14 +74,13 @@ class Checkpoints:
                 f"{self.folder} holds step {newest}, and step {step} was to be saved: "
                 "continue from the newest step, or train into another --workdir"
             )
-        params, rest = _split_params(state)
         named = None if metric is None else {"name": self.keep_best, "value": float(metric)}
         if self.keep_best is not None:
             self._read_metrics(self.steps())
         self._metrics[step] = _metric_value(named, self.keep_best)
         self._current_step = step
         with self._save_errors():
-            step_io.write_step(self._open_manager(), step, {"params": params, "rest": rest}, meta, named)
+            step_io.write_step(self._open_manager(), step, _split_params(state), meta, named)
         return True
 
     def wait(self) -> None:
@@ -93,9 +92,9 @@ class Checkpoints:
     def close(self) -> None:
         """Wait, and end Orbax's threads. Raises UserError if the last save failed."""
         self.wait()
-        manager, self._manager = self._manager, None
-        if manager is not None:
-            manager.close()
+        if self._manager is not None:
+            self._manager.close()
+        self._manager = None
 
     def steps(self) -> list[int]:
         """The steps in the folder, oldest first. A damaged step is noticed only when it is read."""
@@ -114,10 +113,10 @@ class Checkpoints:
         `abstract_state` is a state of arrays or ShapeDtypeStructs, with the shardings of the result (None: the first
         device). Raises UserError if leaves, shapes or dtypes differ, if a newer jaxlm wrote it, or if no step is whole.
         """
-        params, rest = _split_params(abstract_state)
-        trees, meta, step = self._read_newest({"params": params, "rest": rest}, step)
-        self._current_step = step
-        return _join_params(abstract_state, trees["params"], trees["rest"]), meta, step
+        trees, meta, self._current_step = self._read_newest(_split_params(abstract_state), step)
+        params, rest = trees["params"], trees["rest"]
+        state = {**rest, "params": params} if isinstance(rest, Mapping) else rest.replace(params=params)
+        return state, meta, self._current_step
 
     def restore_params(self, abstract_params: Any, step: int | None = None) -> tuple[Any, dict, int]:
         """(params, meta, step) like `restore`, without reading the rest of the state."""
@@ -130,10 +129,10 @@ class Checkpoints:
         return unflatten(step_io.read_metadata(self._open_manager(), self.folder, step)["leaves"]["params"])
 
     def average(self, abstract_params: Any, last: int, up_to: int | None = None) -> tuple[Any, list[int]]:
-        """(mean of the parameters of the `last` newest whole steps, those steps).
+        """(mean of the parameters of the `last` newest whole steps up to `up_to`, those steps).
 
         The sum is in float32, and one step is in memory at a time. Leaves that are not floating point are those of the
-        newest step. `up_to`: the newest step to use.
+        newest step.
         """
         self.wait()
         total: Any = None
@@ -185,9 +184,9 @@ class Checkpoints:
         """Turn an error of a save, in the call or in the background, into a UserError, and discard the manager."""
         try:
             yield
-        except UserError:
-            raise
         except Exception as error:
+            if isinstance(error, UserError):
+                raise
             step, manager = self._current_step, self._manager
             self._current_step = self._manager = None
             with contextlib.suppress(Exception):
@@ -269,15 +268,11 @@ def _step_of_best(metrics: dict[int, float | None]) -> int | None:
     return max(values, key=values.__getitem__) if values else None
 
 
-def _split_params(state: Any) -> tuple[Any, Any]:
-    """(params, the state without them)."""
+def _split_params(state: Any) -> dict[str, Any]:
+    """The items of a checkpoint: the parameters, and the state without them."""
     if isinstance(state, Mapping):
-        return state["params"], {key: value for key, value in state.items() if key != "params"}
-    return state.params, state.replace(params=None)
-
-
-def _join_params(state: Any, params: Any, other_state: Any) -> Any:
-    return {**other_state, "params": params} if isinstance(state, Mapping) else other_state.replace(params=params)
+        return {"params": state["params"], "rest": {key: state[key] for key in state if key != "params"}}
+    return {"params": state.params, "rest": state.replace(params=None)}
 
 
 def _widen(leaf: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One step of a checkpoint folder: what is written, and how it is checked when it is read.
+"""One step of a checkpoint folder: what is written, and how it is checked, since Orbax returns flipped bits unnoticed.
 
     <step>/params/   the parameters, a flat dict of leaves by path ("encoder/layers/kernel")
     <step>/rest/     all other state (optimizer, step, keys), in the same form
@@ -6,9 +6,6 @@
 
 Parameters are an item of their own, so that they can be read alone, without the optimizer. Leaves are stored by path,
 so a checkpoint does not depend on the classes that held them, nor on devices or sharding.
-
-Everything that is read is compared with what was written, because Orbax casts to another dtype and returns flipped
-bits without an error.
 """
 
 import gc
@@ -54,9 +51,18 @@ def import_orbax() -> Any:
 
 def write_step(manager: Any, step: int, trees: dict[str, Any], meta: dict, metric: dict | None) -> None:
     """Start to write the trees (by item) and their metadata. Returns when the arrays may be donated."""
-    metadata = _build_metadata(step, trees, meta, metric)
-    args = import_orbax().args
-    items = {item: args.StandardSave(leaves) for item, tree in trees.items() if (leaves := _storable_leaves(tree))}
+    args, items, leaves = import_orbax().args, {}, {}
+    for item, tree in trees.items():
+        named = named_leaves(tree)
+        sums = checksums(named)
+        leaves[item] = {name: describe_leaf(leaf) | {"checksum": sums[name]} for name, leaf in named.items()}
+        # Orbax accepts neither numbers nor empty arrays.
+        arrays = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in named.items()}
+        if stored := {name: array for name, array in arrays.items() if array.size}:
+            items[item] = args.StandardSave(stored)
+    metadata = {"format": FORMAT_VERSION, "step": step, "meta": meta, "metric": metric, "leaves": leaves}
+    metadata = json.loads(json.dumps(metadata))  # as it will be read back: tuples are lists
+    metadata["digest"] = _digest(metadata)
     manager.save(step, args=args.Composite(**items, meta=args.JsonSave(metadata)), force=True)
 
 
@@ -64,14 +70,13 @@ def read_metadata(manager: Any, folder: Path, step: int) -> dict:
     """The metadata of a step. Raises CorruptCheckpoint, and UserError if a newer jaxlm wrote it."""
     metadata = _restore_items(manager, step, meta=import_orbax().args.JsonRestore())["meta"]
     try:
-        newer = metadata["format"] > FORMAT_VERSION
+        if metadata["format"] > FORMAT_VERSION:
+            raise UserError(
+                f"{folder / str(step)} has checkpoint format {metadata['format']}, this jaxlm reads up to "
+                f"{FORMAT_VERSION}: update jaxlm (pip install -U jaxlm) to use it"
+            )
     except (KeyError, TypeError) as error:
         raise CorruptCheckpoint(f"its meta is not that of a checkpoint: {error_summary(error)}") from error
-    if newer:
-        raise UserError(
-            f"{folder / str(step)} has checkpoint format {metadata['format']}, this jaxlm reads up to "
-            f"{FORMAT_VERSION}: update jaxlm (pip install -U jaxlm) to use it"
-        )
     if metadata.get("digest") != _digest(metadata):
         raise CorruptCheckpoint("its meta does not match its digest")
     return metadata
@@ -104,44 +109,26 @@ def error_summary(error: BaseException) -> str:
     return f"{type(error).__name__}: {text:.200}"
 
 
-def _build_metadata(step: int, trees: dict[str, Any], meta: dict, metric: dict | None) -> dict:
-    leaves = {}
-    for item, tree in trees.items():
-        named = named_leaves(tree)
-        sums = checksums(named)
-        leaves[item] = {name: describe_leaf(leaf) | {"checksum": sums[name]} for name, leaf in named.items()}
-    metadata = {"format": FORMAT_VERSION, "step": step, "meta": meta, "metric": metric, "leaves": leaves}
-    metadata = json.loads(json.dumps(metadata))  # as it will be read back: tuples are lists
-    return metadata | {"digest": _digest(metadata)}
-
-
 def _digest(metadata: dict) -> str:
     content = {key: value for key, value in metadata.items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _storable_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves that Orbax accepts: numbers as NumPy arrays, and no empty arrays."""
-    named = named_leaves(tree).items()
-    leaves = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in named}
-    return {name: leaf for name, leaf in leaves.items() if leaf.size}
-
-
 def _read_arrays(manager: Any, step: int, requested: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The leaves by item and path, each of the type of the requested leaf."""
-    args, targets, items = import_orbax().args, {}, {}
-    for item, leaves in requested.items():
-        targets[item] = {name: _restore_target(leaf) for name, leaf in leaves.items()}
-        stored = {name: target for name, target in targets[item].items() if math.prod(target.shape)}
-        if stored:
-            items[item] = args.StandardRestore(stored)
+    targets = {item: {name: _restore_target(leaf) for name, leaf in of.items()} for item, of in requested.items()}
+    stored = {
+        item: {name: target for name, target in of.items() if math.prod(target.shape)} for item, of in targets.items()
+    }
+    items = {item: import_orbax().args.StandardRestore(of) for item, of in stored.items() if of}
     read = _restore_items(manager, step, **items) if items else {}
-    result: dict[str, dict[str, Any]] = {}
-    for item, leaves in requested.items():
-        arrays = read[item] if item in items else {}
-        types = {name: (leaf, targets[item][name]) for name, leaf in leaves.items()}
-        result[item] = {name: _to_requested_type(arrays.get(name), *types[name]) for name in leaves}
-    return result
+    return {
+        item: {
+            name: _to_requested_type(read[item].get(name) if item in items else None, leaf, targets[item][name])
+            for name, leaf in leaves.items()
+        }
+        for item, leaves in requested.items()
+    }
 
 
 def _restore_items(manager: Any, step: int, **items: Any) -> Any:
@@ -177,14 +164,12 @@ def _restore_target(leaf: Any) -> Any:
     """The argument for Orbax: an abstract array with a sharding, or a NumPy array for a number."""
     if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return np.asarray(leaf)
-    sharding = leaf.sharding if leaf.sharding is not None else _default_sharding()
+    sharding: Any = leaf.sharding
+    if sharding is None and jax.process_count() == 1:
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    elif sharding is None:
+        sharding = jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices(), "all"), jax.sharding.PartitionSpec())
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _default_sharding() -> jax.sharding.Sharding:
-    if jax.process_count() == 1:
-        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices(), "all"), jax.sharding.PartitionSpec())
 
 
 def _to_requested_type(array: Any, leaf: Any, target: Any) -> Any:

@@ -60,9 +60,9 @@ class CoordinatorConfig:
 
 
 def connect(coordinator_config: CoordinatorConfig | None = None) -> None:
-    """Join the other processes: those of the options, or those started by Slurm, Open MPI or a TPU pod.
+    """Join the other processes, if any: those of the options, or those started by Slurm, Open MPI or a TPU pod.
 
-    Does nothing for a single process. Call it before the first array is made. Raises UserError if the connection fails.
+    Call it before the first array is made. Raises UserError if the connection fails.
     """
     launcher = "--coordinator-address" if coordinator_config else detect_launcher()
     if jax.distributed.is_initialized() or not launcher:
@@ -109,10 +109,7 @@ def host_name() -> str:
 
 
 def all_gather_json(value: Any) -> list[Any]:
-    """The values (JSON) of all hosts, in the order of the hosts. All hosts must call it.
-
-    Raises UserError with the name of a host that does not answer.
-    """
+    """The values (JSON) of all hosts, in their order; UserError names a host that is silent. All hosts must call it."""
     if num_hosts() == 1:
         return [value]
     from jax._src.distributed import global_state
@@ -136,10 +133,7 @@ def all_gather_json(value: Any) -> list[Any]:
 
 
 def all_or_none(function: Callable[[], Result]) -> Result:
-    """The result of the function, once every host has one.
-
-    If the function fails on one host, every host raises AgreedError with the name of that host.
-    """
+    """The result of the function, once every host has one; if it fails on one, all raise AgreedError with its name."""
     if num_hosts() == 1:
         return function()
     result, fault = None, ""
@@ -157,10 +151,7 @@ def all_or_none(function: Callable[[], Result]) -> Result:
 
 
 def first_host_first(function: Callable[[], Result]) -> Result:
-    """The result of the function, which runs on the first host and then on the others.
-
-    The others find the files that the first host has written to the shared disk.
-    """
+    """The result of the function, which runs on the first host, and then on the others, which find its files."""
     if num_hosts() == 1:
         return function()
     result = all_or_none(function if is_first() else lambda: None)
@@ -174,10 +165,7 @@ def broadcast_from_first(value: Result) -> Result:
 
 
 def map_over_hosts(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[Result]]) -> list[Result]:
-    """`function(items)`, of which each host computes a part.
-
-    The result of an item (JSON) must not depend on the other items.
-    """
+    """`function(items)`, of which each host computes a part; results are JSON and depend on their own item alone."""
     results: list[Any] = [None] * len(items)
     own = all_or_none(lambda: list(function(items[jax.process_index() :: num_hosts()])))
     for host, host_results in enumerate(all_gather_json(own)):
@@ -228,10 +216,7 @@ def check_hosts(config: str, versions: dict[str, str]) -> str:
 
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
-    """Exit immediately if this host alone fails or loses another host: the others would block in a collective.
-
-    An error that all hosts agree on (see `all_or_none`) is raised as usual.
-    """
+    """Exit at once if this host alone fails, or loses another one: the others would block in a collective."""
     try:
         yield
     except AgreedError:
@@ -251,27 +236,24 @@ def watchdog(seconds: float) -> Iterator[Callable[[], None]]:
 
     Then this host or another one hangs. The clock starts with the first call, since compilation may take long.
     """
-    timers: list[threading.Timer] = []
+    timer = threading.Timer(0, lambda: None)
 
     def on_timeout() -> None:
         faulthandler.dump_traceback()
         abort(f"no step for {seconds:g} s; the stack of each thread is above", RESTART_EXIT_CODE)
 
-    def stop() -> None:
-        while timers:
-            timers.pop().cancel()
-
     def reset() -> None:
-        stop()
+        nonlocal timer
+        timer.cancel()
+        timer = threading.Timer(seconds, on_timeout)
+        timer.daemon = True
         if seconds:
-            timers.append(threading.Timer(seconds, on_timeout))
-            timers[0].daemon = True
-            timers[0].start()
+            timer.start()
 
     try:
         yield reset
     finally:
-        stop()
+        timer.cancel()
 
 
 def abort(reason: str, code: int) -> None:

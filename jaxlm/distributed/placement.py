@@ -12,19 +12,12 @@ from jaxlm.types import Array
 
 def batch_shardings(batch: Any, mesh: AnyMesh) -> Any:
     """The sharding of each field of a batch: rows over `data` and `fsdp`, positions over `sequence`."""
-
-    def place(leaf: Any) -> NamedSharding:
-        names = ("batch", "sequence", *(None,) * leaf.ndim)[: leaf.ndim]
-        return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh))
-
-    return jax.tree.map(place, batch)
+    names = ("batch", "sequence", *(None,) * 8)
+    return jax.tree.map(lambda x: NamedSharding(mesh, partition_spec(names[: x.ndim], x.shape, mesh)), batch)
 
 
 def host_rows(mesh: Mesh) -> tuple[int, int]:
-    """(index, parts): the devices of this host hold the index-th of `parts` equal parts of the rows of a batch.
-
-    (0, 1), all rows, for a single host, or if the rows of its devices are not such a part.
-    """
+    """(index, parts): this host's devices hold the index-th of `parts` equal parts of a batch's rows; else (0, 1)."""
     shards = num_batch_shards(mesh)
     devices = mesh.devices.reshape(shards, -1)  # (data * fsdp, sequence * tensor): rows are split over the first axis
     own = [row for row in range(shards) if any(d.process_index == jax.process_index() for d in devices[row])]
@@ -72,10 +65,8 @@ def replicate(x: Any, mesh: Mesh) -> Array:
 
 
 def serialize_on_cpu(result: Any) -> Any:
-    """Wait for the result of a program if a CPU simulates several devices.
-
-    There, programs with collectives that run at the same time deadlock: each holds threads while it waits for the
-    others. A program that reads the result of the one before it needs no barrier.
-    """
+    """Wait for the result of a program if a CPU simulates several devices."""
+    # There, programs with collectives that run at the same time deadlock: each holds threads while it waits for the
+    # others. A program that reads the result of the one before it needs no barrier.
     devices = jax.tree.leaves(result)[0].devices()
     return jax.block_until_ready(result) if len(devices) > 1 and jax.default_backend() == "cpu" else result

@@ -61,10 +61,7 @@ AnyMesh = Mesh | AbstractMesh
 
 
 def make_mesh(axis_sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with all of AXES over the devices (default: all), or over as many as the product of the sizes.
-
-    Raises UserError if the devices cannot be arranged in this way.
-    """
+    """A mesh with all of AXES over the devices (default: all), or over as many as the product of the sizes."""
     devices = jax.devices() if devices is None else devices
     shape = resolve_mesh_shape(axis_sizes, len(devices))
     size = math.prod(shape.values())
@@ -77,10 +74,9 @@ def make_mesh(axis_sizes: Mapping[str, int], devices: Sequence[Any] | None = Non
 
 
 def arrange_devices(devices: Sequence[Any], shape: dict[str, int]) -> np.ndarray:
-    """The devices as an array of this shape.
+    """The devices as an array of this shape; only `data`, or else `fsdp`, may cross the slow network between slices.
 
-    The network between TPU slices is slow, so only `data`, or else `fsdp`, may cross it. Raises UserError if neither is
-    a multiple of the number of slices.
+    Raises UserError if neither is a multiple of the number of slices.
     """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
@@ -119,9 +115,8 @@ def partition_spec(
     def axes_of(name: str | None, size: int) -> Any:
         if name == UNCONSTRAINED:
             return PartitionSpec.UNCONSTRAINED
-        axes = tuple(
-            a for a in LOGICAL_AXIS_RULES.get(name or "", ()) if a != excluded_axis and mesh.shape.get(a, 1) > 1
-        )
+        allowed = (axis for axis in LOGICAL_AXIS_RULES.get(name or "", ()) if axis != excluded_axis)
+        axes = tuple(axis for axis in allowed if mesh.shape.get(axis, 1) > 1)
         while axes and size % math.prod(mesh.shape[axis] for axis in axes):
             axes = axes[:-1]
         return axes or None
@@ -135,10 +130,9 @@ def partition_spec(
 def logical_axes(path: str, rank: int) -> tuple[str | None, ...]:
     """The names of the dimensions of a leaf, from the end of its path: `opt_state/0/mu/stack/layers/ffn/up/kernel`."""
     rank -= (stacked := "layers" in path.split("/") and rank > 0)  # (layers, ...): one dimension without a name
-    for pattern, names in PARAM_AXES:
-        if len(names) == rank and re.search(rf"(^|/){pattern}$", path):
-            return (None,) * stacked + names
-    return (None,) * stacked + ((None,) * (rank - 1) + ("embed",) if rank > 1 else (None,) * rank)
+    matching = (of for pattern, of in PARAM_AXES if len(of) == rank and re.search(rf"(^|/){pattern}$", path))
+    names = next(matching, (*(None,) * (rank - 1), "embed") if rank > 1 else (None,) * rank)
+    return (None,) * stacked + names
 
 
 def constrain(x: Array, *names: str | None) -> Array:
@@ -189,10 +183,9 @@ def num_shards(x: Any, name: str) -> int:
 
 
 def all_gather_params(params: Any, dtype: Any = None) -> Any:
-    """All-gather the parameters along `fsdp`; their gradients come back sharded like the parameters.
+    """All-gather the parameters along `fsdp`, kernels in `dtype`, that of their products; gradients come back sharded.
 
-    Kernels are sent in `dtype`, that of their products. The layers of a stack stay sharded: the stack gathers one layer
-    at a time.
+    The layers of a stack stay sharded: the stack gathers one layer at a time.
     """
 
     def gather(name: str, leaf: Any) -> Any:
@@ -266,11 +259,6 @@ def unsharded_params(params: Any, mesh: AnyMesh) -> list[str]:
                 sizes = ", ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
                 lines.append(f"{path} ({size} by {sizes})")
     return lines
-
-
-def shard_rows(tree: Any, mesh: Mesh) -> Any:
-    """Put a tree on the mesh with axis 0 of every leaf split as rows, which the devices must divide."""
-    return jax.device_put(tree, row_sharding(mesh))
 
 
 def row_sharding(mesh: AnyMesh) -> NamedSharding:

@@ -4,6 +4,7 @@ Parameters are matched by path without the names of wrappers: a wrapped model is
 an imported BERT and "model/model/stack/..." of a classifier around it are the same parameter.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,31 +34,29 @@ def resolve_init(experiment: Experiment, workdir: Workdir | None = None) -> Expe
     init, model = experiment.finetuning.init, experiment.model
     has_head = isinstance(model, FineTunable)
     needs_trunk = has_head and model.model is None
-    if not init and not needs_trunk:
-        return experiment
-    if not init:
+    if needs_trunk and not init:
         raise UserError(
             f"{type(model).__name__} is a head without a model: --finetuning.init WORKDIR takes the model of a run or "
             "of `import-hf`"
         )
-    source = (workdir if workdir and _resumes(experiment, workdir) else Workdir(init)).read_experiment()
-    trunk = source.model.model if isinstance(source.model, FineTunable) else source.model
+    if not init:
+        return experiment
+    source = Workdir(init)
+    if workdir and workdir.experiment_file.is_file() and workdir.has_checkpoint():
+        source = workdir if workdir.read_experiment().finetuning.init == init else source
+    initial = source.read_experiment()
+    trunk = initial.model.model if isinstance(initial.model, FineTunable) else initial.model
     if needs_trunk:
         model = model.with_trunk(trunk)
-    elif isinstance(source.tokenizer, PretrainedTokenizer) and not has_head:
-        model = _published_trunk(trunk, model)
-    return replace(experiment, model=model, tokenizer=source.tokenizer)
-
-
-def _published_trunk(trunk: Any, model: Any) -> Any:
-    """The published model, with the heads of the experiment's model, and trained and run as that model is."""
-    if type(model) is not type(trunk):
-        raise UserError(
-            f"a published {type(trunk).__name__} cannot stand in the place of the experiment's "
-            f"{type(model).__name__}: choose an experiment of that kind"
-        )
-    fields = {name: getattr(model, name) for name in (*RUN_FIELDS, *HEAD_FIELDS) if hasattr(model, name)}
-    return trunk.clone(**fields, parent=None)
+    elif isinstance(initial.tokenizer, PretrainedTokenizer) and not has_head:
+        if type(model) is not type(trunk):
+            raise UserError(
+                f"a published {type(trunk).__name__} cannot stand in the place of the experiment's "
+                f"{type(model).__name__}: choose an experiment of that kind"
+            )
+        fields = {name: getattr(model, name) for name in (*RUN_FIELDS, *HEAD_FIELDS) if hasattr(model, name)}
+        model = trunk.clone(**fields, parent=None)
+    return replace(experiment, model=model, tokenizer=initial.tokenizer)
 
 
 def load_init_params(state: TrainState, experiment: Experiment, notify: Callable[[str], None]) -> TrainState:
@@ -91,13 +90,7 @@ def load_init_params(state: TrainState, experiment: Experiment, notify: Callable
 
 @dataclass(frozen=True)
 class ParamMatch:
-    """The result of matching two trees.
-
-    Attributes:
-      loaded: the arrays that were found, by path in the model.
-      initialized: paths of the model without a match.
-      unused: paths of the source without a match.
-    """
+    """The arrays that were found, by path in the model; the paths of the model and of the source without a match."""
 
     loaded: Mapping[str, Any]
     initialized: list[str]
@@ -111,7 +104,8 @@ def match_params(params: Params, source: Params, extra_ids: int, source_name: st
     shapes differ otherwise, or if nothing matches.
     """
     ours, theirs = (
-        {_strip_wrappers(name): (name, leaf) for name, leaf in named_leaves(tree).items()} for tree in (params, source)
+        {re.sub("^(model/)+", "", name): (name, leaf) for name, leaf in named_leaves(tree).items()}
+        for tree in (params, source)
     )
     loaded, mismatches = {}, []
     for bare_name in ours.keys() & theirs.keys():
@@ -133,16 +127,3 @@ def match_params(params: Params, source: Params, extra_ids: int, source_name: st
         )
     initialized = [name for bare_name, (name, _) in ours.items() if bare_name not in theirs]
     return ParamMatch(loaded, initialized, [name for bare, (name, _) in theirs.items() if bare not in ours])
-
-
-def _resumes(experiment: Experiment, workdir: Workdir) -> bool:
-    """True if the workdir holds a checkpoint of a run with the same initial workdir."""
-    if not workdir.experiment_file.is_file() or not workdir.has_checkpoint():
-        return False
-    return workdir.read_experiment().finetuning.init == experiment.finetuning.init
-
-
-def _strip_wrappers(path: str) -> str:
-    while path.startswith("model/"):
-        path = path.removeprefix("model/")
-    return path

@@ -1,4 +1,4 @@
-"""The training loop: set up or resume a run, dispatch its steps, log, evaluate, save, stop."""
+"""Training: set up or resume a run, dispatch its steps, log, evaluate, save, stop; or fit a model in closed form."""
 
 import json
 import math
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import config, runtime
@@ -25,11 +26,10 @@ from jaxlm.filesystem import lock_folder
 from jaxlm.inference.base import TrainedModel
 from jaxlm.perf.flops import make_mfu_fn
 from jaxlm.pytree import swap_leaves
-from jaxlm.training.fit import fit_closed_form
 from jaxlm.training.initialize import load_init_params, resolve_init
 from jaxlm.training.metrics_log import MetricsLog, metric_sign
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
-from jaxlm.training.setup import VALID_BATCH_TOKENS, TrainSetup, setup_training
+from jaxlm.training.setup import VALID_BATCH_TOKENS, TrainSetup, load_data, open_run, setup_training
 from jaxlm.training.state import TrainState
 from jaxlm.training.stopping import EarlyStopping, stop_reason, stop_signals
 from jaxlm.training.throughput import ThroughputMeter
@@ -64,16 +64,40 @@ def train(
         if hasattr(experiment.model, "fit"):
             if multihost.num_hosts() > 1:
                 raise UserError("a model that is fitted in closed form needs one process only: start one")
-            return fit_closed_form(experiment, workdir, print_status)
+            return fit_closed_form(experiment, workdir)
         setup = setup_training(experiment, workdir, print_status, run_options)
         checkpoints = stack.enter_context(workdir.open_checkpoints(experiment))
         state, meta, step = _init_or_resume(setup, checkpoints)
-        total, best_metric, is_main = experiment.steps, experiment.best_metric, multihost.is_first()
-        log = stack.enter_context(MetricsLog(workdir, total, step, best_metric, is_main=is_main))
+        is_main = multihost.is_first()
+        log = MetricsLog(workdir, experiment.steps, step, experiment.best_metric, is_main=is_main)
+        stack.enter_context(log)
         batches = stack.enter_context(DataLoader(setup.batches, step or 0, run_options.threads, run_options.workers))
         stopped = stack.enter_context(stop_signals())
         on_step = stack.enter_context(multihost.watchdog(run_options.step_timeout))
         return TrainLoop(setup, checkpoints, log, meta, minutes, on_step).run_steps(state, batches, stopped)
+
+
+def fit_closed_form(experiment: Experiment, workdir: Workdir) -> dict[str, Any]:
+    """Fit `experiment.model` by its method `fit(columns) -> params`, evaluate it, and save it as step 1, unless the
+    workdir holds it already. Returns the metrics.
+    """
+    run = open_run(experiment, workdir, print_status)
+    columns = load_data(run)
+    with workdir.open_checkpoints(experiment, read_only=True) as checkpoints:
+        if checkpoints.steps():
+            print_status("already fitted: nothing to do")
+            return {"step": 1}
+    began = time.perf_counter()
+    params = jax.tree.map(jnp.asarray, run.experiment.model.fit(columns))
+    seconds = time.perf_counter() - began
+    print_status(f"fitted in {seconds:.1f} s: {sum(leaf.size for leaf in jax.tree.leaves(params)):,} numbers")
+    trained, name = TrainedModel(run.experiment.model, params, run.tokenizer), experiment.best_metric
+    metrics = experiment.task.validate(trained, experiment.objective, VALID_BATCH_TOKENS)
+    with MetricsLog(workdir, total_steps=1, best_metric=name) as log:
+        log.write(1, metrics | {"time/fit_seconds": seconds})
+    workdir.save_once(experiment, params, metric=metric_sign(name) * metrics[name] if name in metrics else None)
+    times = {"fit_seconds": round(seconds, 3), "seconds_to_first_step": runtime.seconds_since_start()}
+    return {"step": 1, **metrics, **times}
 
 
 class TrainLoop:
@@ -179,13 +203,11 @@ class TrainLoop:
 
     def _summary(self, step: int, reason: str | None) -> dict[str, Any]:
         self.checkpoints.wait()
-        summary: dict[str, Any] = {"step": step, **self.last_metrics, "seconds_to_first_step": self.first_step_seconds}
         name, best = self.experiment.best_metric, self.early_stopping.best
-        summary["best_step"] = self.early_stopping.best_step
-        summary[f"best/{name}"] = None if best is None else metric_sign(name) * best
-        if reason:
-            summary["stopped"] = reason
-        return summary
+        best_metric = None if best is None else metric_sign(name) * best
+        summary = {"step": step, **self.last_metrics, "seconds_to_first_step": self.first_step_seconds}
+        summary |= {"best_step": self.early_stopping.best_step, f"best/{name}": best_metric}
+        return summary | ({"stopped": reason} if reason else {})
 
 
 def print_status(text: str) -> None:

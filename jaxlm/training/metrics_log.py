@@ -5,8 +5,8 @@ Metrics under `train/`, `valid/` and `test/` belong to the model and are the sam
 those under `time/` belong to the machine. Numbers that JSON lacks are the strings "nan", "inf" and "-inf", which
 `float` reads.
 
-A run that resumes from step k cuts the lines after k, so that it leaves the lines (`time/` aside) that an
-uninterrupted run leaves. For this, log the metrics of a step before saving its checkpoint.
+A run that resumes from step k cuts the lines after k: it leaves the lines (`time/` aside) of an uninterrupted run, if
+the metrics of a step are logged before its checkpoint is saved.
 """
 
 import json
@@ -88,11 +88,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """End the bar and close the files."""
-        self._display.close()
-        if self._file is not None:
-            self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        for part in (self._display, self._file, self._writer):
+            if part is not None:
+                part.close()
 
     def _update_best(self, step: int, values: Mapping[str, Any]) -> None:
         value = float(values.get(self.best_metric or "", math.nan))
@@ -129,41 +127,31 @@ def _summary_writer() -> Any:
 
 
 def truncate_metrics(path: Path, step: int | None) -> None:
-    """Remove the lines after `step` (None: all lines) and incomplete lines from a metrics file.
-
-    The file is replaced in one move: a process that dies here leaves the old file or the new one.
-    """
-    if not path.exists():
-        return
-    old = path.read_bytes().splitlines(keepends=True)
+    """Remove the lines after `step` (None: all lines) and incomplete lines from a metrics file, in one move."""
+    old = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     last = -1 if step is None else step
-    new = [line for line in old if (line_step := _step_of(line)) is not None and line_step <= last]
-    if new == old:
-        return
-    write_atomic(path, b"".join(new))
+    new = [line for line in old if (record := _parse_line(line)) is not None and record["step"] <= last]
+    if new != old:
+        write_atomic(path, b"".join(new))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl` as dicts, without an incomplete last line; [] if the file does not exist."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) is not None]
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [record for line in lines if (record := _parse_line(line)) is not None]
 
 
-def _step_of(line: bytes) -> int | None:
-    """The step of a line; None if the line is incomplete."""
-    if not line.endswith(b"\n"):
-        return None
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None if the line is incomplete."""
     try:
-        step = json.loads(line)["step"]
+        record = json.loads(line)
+        return record if line.endswith(b"\n") and type(record["step"]) is int else None
     except (ValueError, KeyError, TypeError):
         return None
-    return step if type(step) is int else None
 
 
 def _json_number(value: float | str) -> float | str:
     """A number that JSON can hold."""
     if isinstance(value, str | bool | int):
         return value
-    value = float(value)
-    return value if math.isfinite(value) else str(value)
+    return float(value) if math.isfinite(value) else str(float(value))

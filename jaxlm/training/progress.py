@@ -11,8 +11,6 @@ from typing import Any, TextIO
 
 MetricValues = Mapping[str, float | str]
 
-SECONDS_BETWEEN_LINES = 10.0
-
 
 class Display:
     """The base of displays. It shows nothing: for the processes that are not the first."""
@@ -30,9 +28,7 @@ class Display:
         """End the display; its last state stays on the screen."""
 
 
-def make_display(
-    total: int | None, start: int, every_seconds: float = SECONDS_BETWEEN_LINES, stream: TextIO | None = None
-) -> Display:
+def make_display(total: int | None, start: int, every_seconds: float = 10.0, stream: TextIO | None = None) -> Display:
     """A bar if `stream` (default: stderr) is a terminal, else plain lines, at most one per `every_seconds`."""
     stream = stream or sys.stderr
     return BarDisplay(total, start, stream) if stream.isatty() else LineDisplay(total, start, every_seconds, stream)
@@ -107,21 +103,17 @@ class BarDisplay(Display):
 
 def format_metrics(values: MetricValues) -> list[str]:
     """The metrics of training in `values` as short texts."""
-    texts = []
-    if "train/loss" in values:
-        texts.append(f"loss {format_number(values['train/loss'])}")
-    if "time/tokens_per_second" in values:
-        texts.append(f"{format_thousands(float(values['time/tokens_per_second']))} tokens/s")
-    if "time/mfu" in values:
-        texts.append(f"MFU {float(values['time/mfu']):.0%}")
-    if "time/waiting" in values:
-        texts.append(f"waiting {100 * float(values['time/waiting']):.0f}%")
-    return texts
+    forms: dict[str, Callable[[Any], str]] = {
+        "train/loss": lambda value: f"loss {format_number(value)}",
+        "time/tokens_per_second": lambda value: f"{format_thousands(float(value))} tokens/s",
+        "time/mfu": lambda value: f"MFU {float(value):.0%}",
+        "time/waiting": lambda value: f"waiting {100 * float(value):.0f}%",
+    }
+    return [form(values[name]) for name, form in forms.items() if name in values]
 
 
 def _format_evaluation(values: MetricValues) -> list[str]:
-    named = (item for item in values.items() if not item[0].startswith(("train/", "time/")))
-    return [f"{name} {format_number(value)}" for name, value in named]
+    return [f"{name} {format_number(values[name])}" for name in values if not name.startswith(("train/", "time/"))]
 
 
 def format_number(value: float | str) -> str:

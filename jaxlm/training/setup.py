@@ -18,11 +18,9 @@ from jaxlm.distributed.sharding import data_mesh, make_mesh, num_batch_shards, u
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.filesystem import check_writable
-from jaxlm.finetuning import FineTuning
 from jaxlm.models.properties import with_special_ids
 from jaxlm.pytree import partition, tree_bytes
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
-from jaxlm.training.state import TrainState
 from jaxlm.training.step import CompiledStep, build_compiled_step, make_init_fn
 from jaxlm.workdir import Workdir
 
@@ -32,10 +30,7 @@ VALID_BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class OpenRun:
-    """Phase 1: an experiment in its workdir, with its tokenizer. `notify(text)` shows a line to the user.
-
-    The model of the experiment has the special ids of the tokenizer.
-    """
+    """Phase 1: an experiment, whose model has the special ids of `tokenizer`; `notify(text)` shows a line to users."""
 
     experiment: Experiment
     workdir: Workdir
@@ -68,19 +63,29 @@ def setup_training(
     check_batch_divisible(batches.row_multiple, experiment.grad_accum, num_batch_shards(mesh))
     notify(_batch_summary(batches.statistics()))
     if mesh.size > 1:
-        notify(_mesh_summary(mesh, [*unsharded_params(abstract.params, mesh), *_indivisible_lengths(batches, mesh)]))
+        unsharded = [*unsharded_params(abstract.params, mesh), *_indivisible_lengths(batches, mesh)]
+        sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+        not_split = f"; not split, since the sizes do not divide: {'; '.join(unsharded)}" if unsharded else ""
+        notify(f"mesh: {sizes} on {mesh.size} devices{not_split}")
     compiled = build_compiled_step(run.experiment, init_fn, mesh, run_options)
-    notify(_parameter_summary(compiled.abstract_state, experiment.finetuning))
+    trainable, _ = partition(compiled.abstract_state.params, experiment.finetuning.is_trainable)
+    trained, total = (
+        sum(leaf.size for leaf in jax.tree.leaves(x)) for x in (trainable, compiled.abstract_state.params)
+    )
+    optimizer_bytes = tree_bytes(compiled.abstract_state.opt_state)
+    notify(
+        f"parameters: {trained:,} of {total:,} are trained ({trained / total:.1%}); the optimizer keeps "
+        f"{optimizer_bytes / 1e6:,.1f} MB"
+    )
     return TrainSetup(run, HostShard(batches, *host_rows(mesh)), mesh, compiled)
 
 
 def open_run(
     experiment: Experiment, workdir: Workdir, notify: Callable[[str], None], checkpoint_bytes: int = 0
 ) -> OpenRun:
-    """Open or create the workdir, load or fit the tokenizer, and check that the parts fit together.
+    """Open or create the workdir, load or fit the tokenizer, and check that the parts fit, also the disk.
 
-    Args:
-      checkpoint_bytes: bytes of one checkpoint; the disk must have room for all that are kept and for the next one.
+    `checkpoint_bytes`: the size of one checkpoint.
     """
     check_writable(workdir.folder, checkpoint_bytes * (experiment.keep_checkpoints + 1))
     workdir.open_or_create(experiment)
@@ -129,26 +134,11 @@ def check_batch_divisible(multiple: int, grad_accum: int, devices: int) -> None:
         )
 
 
-def _parameter_summary(state: TrainState, finetuning: FineTuning) -> str:
-    trainable, _ = partition(state.params, finetuning.is_trainable)
-    trained, total = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (trainable, state.params))
-    return (
-        f"parameters: {trained:,} of {total:,} are trained ({trained / total:.1%}); the optimizer keeps "
-        f"{tree_bytes(state.opt_state) / 1e6:,.1f} MB"
-    )
-
-
 def _indivisible_lengths(batches: Batches, mesh: Mesh) -> list[str]:
     """A line about the lengths of batches that the axis `sequence` does not divide."""
     lengths = {length for bucket in getattr(batches, "buckets", ()) for length in (bucket.source, bucket.target)}
     odd = sorted(length for length in lengths if length % mesh.shape["sequence"])
     return [f"batches of {', '.join(map(str, odd))} positions (by sequence={mesh.shape['sequence']})"] if odd else []
-
-
-def _mesh_summary(mesh: Mesh, unsharded: list[str]) -> str:
-    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
-    not_split = f"; not split, since the sizes do not divide: {'; '.join(unsharded)}" if unsharded else ""
-    return f"mesh: {sizes} on {mesh.size} devices{not_split}"
 
 
 def _batch_summary(statistics: dict[str, float]) -> str:

@@ -1,7 +1,4 @@
-"""The training state, all that a run must remember between two steps; and its random keys.
-
-A random key is derived from its purpose and the step, never from the number of keys that were drawn before.
-"""
+"""The training state, all that a run must remember between two steps; and its random keys, by purpose and step."""
 
 from typing import Any
 from zlib import crc32
@@ -16,14 +13,13 @@ from jaxlm.models.properties import zero_model_state
 from jaxlm.pytree import partition
 from jaxlm.types import Array, Batch, Params, State
 
+TRAIN_ALL = FineTuning()
+"""Random initialization, all parameters trained."""
+
 
 def rng_key(seed: int, purpose: str, step: int | Array = 0) -> Array:
     """The random key of one purpose at one step. A new purpose never changes the numbers of an old one."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), crc32(purpose.encode())), step)
-
-
-TRAIN_ALL = FineTuning()
-"""Random initialization, all parameters trained."""
 
 
 @struct.dataclass

@@ -1,25 +1,15 @@
-"""The train step: gradient of a (sum, count) loss, accumulated over micro-batches, then one optimizer update.
-
-`build_compiled_step` makes the two programs of an experiment for a mesh, which may be of absent devices: the initial
-state and the train step.
-"""
+"""The train step: gradient of a (sum, count) loss, accumulated over micro-batches, then one optimizer update."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxlm.distributed.sharding import (
-    AnyMesh,
-    all_gather_params,
-    replicated_sharding,
-    train_state_shardings,
-    with_shardings,
-)
+from jaxlm.distributed import sharding
 from jaxlm.experiment import Experiment
 from jaxlm.losses import Loss
 from jaxlm.models.properties import dummy_batch
@@ -28,16 +18,8 @@ from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.state import TrainState, create_train_state, rng_key
 from jaxlm.types import Array, Batch, Params
 
-
-class Objective(Protocol):
-    """The loss to minimize: a pure function of the parameters, a batch and (in training) a dropout key."""
-
-    def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
-        """The sums over the batch; `key` None: evaluation, without dropout."""
-        ...
-
-
-GradientFn = Callable[[Params, Params, Batch, Array], tuple[Params, Loss]]
+Objective = Callable[[Any, Params, Batch, Array | None], Loss]
+"""The loss to minimize: a pure function of model, parameters, batch and dropout key (None: evaluation) to its sums."""
 
 
 @struct.dataclass
@@ -69,7 +51,7 @@ class StepConfig:
     seed: int = 0
     grad_accum: int = 1
     ema_decay: float = 0.0
-    mesh: AnyMesh | None = None
+    mesh: sharding.AnyMesh | None = None
     is_trainable: Callable[[str], bool] | None = None
     shard_optimizer_state: bool = False
 
@@ -99,8 +81,8 @@ def make_train_step(
         if config.mesh is None:
             return new, metrics
         # Without the constraint XLA may choose other shardings for its results, and the next step would recompile.
-        replicated = jax.tree.map(lambda _: replicated_sharding(config.mesh), metrics)
-        shardings = train_state_shardings(new, config.mesh, config.shard_optimizer_state)
+        replicated = jax.tree.map(lambda _: sharding.replicated_sharding(config.mesh), metrics)
+        shardings = sharding.train_state_shardings(new, config.mesh, config.shard_optimizer_state)
         return jax.lax.with_sharding_constraint((new, metrics), (shardings, replicated))
 
     # The old state is donated: its buffers become those of the new one, so only one copy is in memory.
@@ -119,12 +101,12 @@ def _update_average(state: TrainState, params: Params, ema_decay: float) -> tupl
     return optax.incremental_update(params, state.ema, weight), averaged_updates
 
 
-def _make_gradient_fn(model: Any, objective: Objective, grad_accum: int) -> GradientFn:
+def _make_gradient_fn(model: Any, objective: Objective, grad_accum: int) -> Callable:
     """(trained, frozen, batch, key) -> (gradient of the summed loss for `trained`, sums)."""
 
     def batch_gradients(trained: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Params, Loss]:
         def total(trained: Params) -> tuple[Array, Loss]:
-            loss = objective(model, all_gather_params(combine(trained, frozen)), batch, key)
+            loss = objective(model, sharding.all_gather_params(combine(trained, frozen)), batch, key)
             return loss.total, loss
 
         return jax.grad(total, has_aux=True)(trained)
@@ -153,17 +135,11 @@ def _make_gradient_fn(model: Any, objective: Objective, grad_accum: int) -> Grad
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """The programs of an experiment.
+    """The programs of an experiment, jitted, and the shapes, dtypes and shardings of its state."""
 
-    Attributes:
-      train_step: (state, batch) -> (state, metrics), jitted.
-      abstract_state: shapes, dtypes and shardings of the state.
-      init_state: () -> the state before the first step, jitted.
-    """
-
-    train_step: Any
+    train_step: Any  # (state, batch) -> (state, metrics)
     abstract_state: TrainState
-    init_state: Any
+    init_state: Any  # () -> the state before the first step
 
 
 def make_init_fn(experiment: Experiment) -> Callable[[], TrainState]:
@@ -174,10 +150,10 @@ def make_init_fn(experiment: Experiment) -> Callable[[], TrainState]:
 
 
 def build_compiled_step(
-    experiment: Experiment, init_fn: Callable[[], TrainState], mesh: AnyMesh | None,
+    experiment: Experiment, init_fn: Callable[[], TrainState], mesh: sharding.AnyMesh | None,
     run_options: RunOptions = DEFAULT_RUN_OPTIONS,
 ) -> CompiledStep:  # fmt: skip
-    """The programs of an experiment; `init_fn`: the result of `make_init_fn`."""
+    """The programs of an experiment for a mesh, which may be of absent devices; `init_fn` is by `make_init_fn`."""
     schedule = experiment.optimizer.schedule.build(experiment.steps)
     config = StepConfig(
         experiment.seed, experiment.grad_accum, experiment.ema_decay, mesh,
@@ -188,5 +164,5 @@ def build_compiled_step(
     abstract = jax.eval_shape(init_fn)
     if mesh is None:
         return CompiledStep(step, abstract, jax.jit(init_fn))
-    shardings = train_state_shardings(abstract, mesh, run_options.shard_optimizer_state)
-    return CompiledStep(step, with_shardings(abstract, shardings), jax.jit(init_fn, out_shardings=shardings))
+    shardings = sharding.train_state_shardings(abstract, mesh, run_options.shard_optimizer_state)
+    return CompiledStep(step, sharding.with_shardings(abstract, shardings), jax.jit(init_fn, out_shardings=shardings))

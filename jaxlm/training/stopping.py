@@ -18,8 +18,7 @@ from jaxlm.distributed import multihost
 def stop_signals() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C or SIGTERM sets; the second signal ends the process as usual.
 
-    With several hosts JAX handles SIGTERM and makes it known to all of them (see `stop_reason`); Ctrl-C is turned into
-    SIGTERM.
+    With several hosts Ctrl-C becomes SIGTERM, which JAX handles and makes known to all of them (see `stop_reason`).
     """
     stopped, old = threading.Event(), dict[int, Any]()
 
@@ -40,10 +39,7 @@ def stop_signals() -> Iterator[threading.Event]:
 
 
 def stop_reason(stopped: threading.Event, step: int, timed_out: bool) -> str | None:
-    """The reason to stop after this step, "interrupted" or "time", or None: the same on every host.
-
-    `timed_out`: whether the time is over by this host's clock.
-    """
+    """Why to stop after this step, "interrupted" or "time" (if this host's clock has `timed_out`); the same on all."""
     if multihost.num_hosts() == 1:
         return "interrupted" if stopped.is_set() else "time" if timed_out else None
     if timed_out and multihost.is_first() and not stopped.is_set():

@@ -14,12 +14,10 @@ LOSS_SUMS = ("total", "nll", "count")
 
 
 class ThroughputMeter:
-    """Collects metrics that are still being computed, and the seconds spent waiting for data.
-
-    `sums`: those of a run that was interrupted between two lines; its next line is that of an uninterrupted run.
-    """
+    """Collects metrics that are still being computed, and the seconds spent waiting for data."""
 
     def __init__(self, sums: dict[str, float] | None = None) -> None:
+        """`sums`: `pending_sums` of a run that is resumed; its next line is that of an uninterrupted run."""
         self._sums = dict(sums or dict.fromkeys(LOSS_SUMS, 0.0))
         self._pending: deque[StepMetrics] = deque()
         self._last: StepMetrics | None = None
@@ -46,19 +44,19 @@ class ThroughputMeter:
         """The metrics since the last call: means per token, the last learning rate, tokens/s, share of waiting."""
         self._collect_pending()
         seconds = max(time.perf_counter() - self._since, 1e-9)
-        count, last = self._sums["count"], self._last
+        sums, last = self._sums, self._last
         assert last is not None, "a line of the log is due after a step"
+        self._sums = dict.fromkeys(LOSS_SUMS, 0.0)
         metrics = {
-            "train/loss": self._sums["total"] / max(count, 1.0),
-            "train/nll": self._sums["nll"] / max(count, 1.0),
+            "train/loss": sums["total"] / max(sums["count"], 1.0),
+            "train/nll": sums["nll"] / max(sums["count"], 1.0),
             "train/gradient_norm": float(last.gradient_norm),
             "train/learning_rate": float(last.learning_rate),
-            "train/tokens": count,
+            "train/tokens": sums["count"],
             "time/tokens_per_second": self._tokens / seconds,
             "time/steps_per_second": self._steps / seconds,
             "time/waiting": min(self._waited / seconds, 1.0),
         }
-        self._sums = dict.fromkeys(LOSS_SUMS, 0.0)
         self.reset_clock()
         return metrics
 

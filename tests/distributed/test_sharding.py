@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.request import DecodeRequest
-from jaxlm.distributed.sharding import data_mesh, replicated_sharding, shard_rows, with_shardings
+from jaxlm.distributed.sharding import data_mesh, replicated_sharding, row_sharding, with_shardings
 from jaxlm.nn.layers.dropout import keep_mask
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import Constant
@@ -36,7 +36,7 @@ def trained(model, accumulate=1, mesh=None):
         state = jax.device_put(state, replicated_sharding(mesh))
     step = make_train_step(model, NextToken(0.1), SGD, Constant(0.1).build(1), StepConfig(0, accumulate, mesh=mesh))
     for batch in BATCHES:
-        state, metrics = step(state, shard_rows(batch, mesh) if mesh else batch)
+        state, metrics = step(state, jax.device_put(batch, row_sharding(mesh)) if mesh else batch)
     return state, metrics
 
 
@@ -83,7 +83,7 @@ def test_beam_search_of_split_rows():
     prompt_BP, limit_B = np.full((16, 1), 2, np.int32), np.full(16, 5, np.int32)
     arguments, config = (batch, prompt_BP, prompt_BP > 0, limit_B), BeamSearchConfig(5, beam=Beam(2))
     expected = beam_search(TRANSFORMER, params, DecodeRequest(*arguments), config)
-    sharded = DecodeRequest(*shard_rows(arguments, MESH))
+    sharded = DecodeRequest(*jax.device_put(arguments, row_sharding(MESH)))
     found = beam_search(TRANSFORMER, jax.device_put(params, replicated_sharding(MESH)), sharded, config)
     np.testing.assert_array_equal(found.tokens_BNT, expected.tokens_BNT)
     np.testing.assert_allclose(found.score_BN, expected.score_BN, rtol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 from fixtures.zoo_labels import CLASSIFIERS, LABELS, TAGGERS, ZOO, batch_of, params_of, texts
 
 from jaxlm.data.tokenizers.base import UNK
-from jaxlm.distributed.sharding import data_mesh, replicated_sharding, shard_rows
+from jaxlm.distributed.sharding import data_mesh, replicated_sharding, row_sharding
 from jaxlm.errors import UserError
 from jaxlm.losses import Loss
 from jaxlm.objectives.labels import SequenceClassification, TokenClassification
@@ -94,7 +94,7 @@ def test_sharded_is_unsharded(name):
     """Eight rows on eight devices: the same sums and the same gradients."""
     model, params, mesh = ZOO[name], params_of(ZOO[name]), data_mesh(8)
     expected, expected_grads = loss_and_gradient(model, objective_of(name), params, batch_of(ROWS))
-    placed = jax.device_put(params, replicated_sharding(mesh)), shard_rows(batch_of(ROWS), mesh)
+    placed = jax.device_put(params, replicated_sharding(mesh)), jax.device_put(batch_of(ROWS), row_sharding(mesh))
     actual, grads = loss_and_gradient(model, objective_of(name), *placed)
     np.testing.assert_allclose(jax.tree.leaves(actual), jax.tree.leaves(expected), 1e-5)
     for grad, like in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):

@@ -13,6 +13,7 @@ from fixtures import cli_runs
 from fixtures.tiny_run import EXPERIMENT, MODEL, Backwards
 from fixtures.zoo import ZOO, batch_of, examples, logits
 
+from jaxlm.cli.training.merge import merge_lora_workdir
 from jaxlm.distributed.sharding import data_mesh
 from jaxlm.errors import UserError
 from jaxlm.finetuning import Adapters, FineTuning, LoRA
@@ -21,7 +22,6 @@ from jaxlm.optim import AdamW, Constant
 from jaxlm.pytree import combine, named_leaves, partition, swap_leaves, tree_bytes
 from jaxlm.training.initialize import match_params
 from jaxlm.training.loop import train
-from jaxlm.training.merge_lora import merge_lora_workdir
 from jaxlm.training.state import TrainState, create_train_state
 from jaxlm.training.step import StepConfig, make_train_step
 from jaxlm.workdir import Workdir

@@ -9,7 +9,7 @@ import optax
 import pytest
 from fixtures.zoo import TRANSFORMER, ZOO, batch_of, examples, params_of
 
-from jaxlm.distributed.sharding import data_mesh, replicated_sharding, shard_rows
+from jaxlm.distributed.sharding import data_mesh, replicated_sharding, row_sharding
 from jaxlm.losses import Loss
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import AdamW, Constant, CosineDecay
@@ -84,7 +84,7 @@ def test_a_shape_is_compiled_once():
     step = make_train_step(model, objective, optimizer, CosineDecay().build(9), StepConfig(ema_decay=0.9, mesh=mesh))
     state, longer = new(), batch_of(examples(8), 6, 7)
     for batch in (*BATCHES, longer, *BATCHES, longer):
-        state, _ = step(state, shard_rows(batch, mesh))
+        state, _ = step(state, jax.device_put(batch, row_sharding(mesh)))
     assert objective.traces == [6, 7]
     assert step._cache_size() == 2
 
