@@ -16,11 +16,8 @@ from flax import struct
 from jaxlm.distributed.sharding import UNCONSTRAINED, constrain, num_shards
 from jaxlm.types import Array, State
 
-MAX_CHUNK_LOGITS = 2**21
-"""Logits per chunk and device: 8 MiB of float32, about a core's share of the cache."""
-
-MAX_CHUNK_LOGITS_WIDE = 2**25
-"""Logits per chunk and device if the features are wide: 128 MiB."""
+MAX_CHUNK_LOGITS = 2**21  # per chunk and device: 8 MiB of float32, about a core's share of the cache
+MAX_CHUNK_LOGITS_WIDE = 2**25  # if the features are wide: 128 MiB
 
 
 @struct.dataclass

@@ -1,7 +1,4 @@
-"""The folder of a run, the workdir: where each file lies, and the only place that makes, opens or refuses one.
-
-It holds all that `evaluate`, `predict` and the other commands need, and it may be moved.
-"""
+"""The folder of a run, the workdir, which may be moved: where each file lies; makes, opens and refuses workdirs."""
 
 import json
 import shutil

@@ -1,7 +1,6 @@
 """The checkpoints of a run: written in the background, the newest and the best one kept, checked when they are read.
 
-A step that cannot be read, or whose bits are not those that were saved, is skipped for the step before it, with a line
-on stderr. `step_io` has the layout and the checks of one step.
+A step that is damaged is skipped for the one before it, with a line on stderr. `step_io` has the layout of a step.
 """
 
 import contextlib

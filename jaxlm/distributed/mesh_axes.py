@@ -16,9 +16,7 @@ from collections.abc import Mapping
 from jaxlm.errors import UserError
 
 AXES = DATA, FSDP, SEQUENCE, TENSOR = "data", "fsdp", "sequence", "tensor"
-
-REMAINING = -1
-"""The size of an axis that takes the remaining devices."""
+REMAINING = -1  # the size of an axis that takes the remaining devices
 
 
 def parse_mesh_axes(text: str) -> dict[str, int]:

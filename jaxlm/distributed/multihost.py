@@ -38,9 +38,7 @@ CONNECTION_ERRORS = ("UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "
 EXCHANGE_TIMEOUT = 3600
 """Seconds to wait for a message of another host, which may be encoding the data."""
 
-MAX_VALUE_CHARS = 2**20
-"""Characters of one value in the store, whose messages are limited to 4 MiB."""
-
+MAX_VALUE_CHARS = 2**20  # characters of one value in the store, whose messages are limited to 4 MiB
 TPU_POD = "a TPU pod"
 
 _call_counter = itertools.count()

@@ -51,11 +51,8 @@ All other parameters of two dimensions or more are split like a matrix (..., emb
 the gates of a cell are adjacent in one matrix, and splitting them would move them at every step.
 """
 
-STATE_AXES = {"G": "heads"}
-"""Shape letter in the name of a field of a decoding state, such as `key_BGHCK` -> the name of that dimension."""
-
-UNCONSTRAINED = "free"
-"""The name of a dimension whose sharding `constrain` leaves to XLA."""
+STATE_AXES = {"G": "heads"}  # shape letter in a field's name of a decoding state, as `key_BGHCK` -> that dimension
+UNCONSTRAINED = "free"  # the name of a dimension whose sharding `constrain` leaves to XLA
 
 AnyMesh = Mesh | AbstractMesh
 

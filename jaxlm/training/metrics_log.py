@@ -2,8 +2,7 @@
 
 Each line of `metrics.jsonl` is a JSON object, `step` first: {"step": 1200, "train/loss": 3.2, "time/waiting": 0.01}.
 Metrics under `train/`, `valid/` and `test/` belong to the model and are the same in every run of the same experiment;
-those under `time/` belong to the machine. Numbers that JSON lacks are the strings "nan", "inf" and "-inf", which
-`float` reads.
+those under `time/` belong to the machine. Numbers that JSON lacks are strings that `float` reads: "nan", "inf".
 
 A run that resumes from step k cuts the lines after k: it leaves the lines (`time/` aside) of an uninterrupted run, if
 the metrics of a step are logged before its checkpoint is saved.
@@ -47,8 +46,7 @@ class MetricsLog:
     ):  # fmt: skip
         self.workdir, self.best_metric, self.is_main = workdir, best_metric, is_main
         self._best: tuple[float, int] | None = None
-        self._tensorboard = tensorboard and is_main
-        self._resume_step = resume_step
+        self._resume_step, self._tensorboard = resume_step, tensorboard
         self._writer: Any = None
         self._file: Any = None
         self._display = Display()

@@ -1,7 +1,6 @@
 """Progress of a run on stderr: a live bar on a terminal, otherwise a plain line at intervals.
 
-Both show metrics of the log: `train/loss`, `time/tokens_per_second` (without padding), `time/mfu` (on chips whose peak
-is known) and `time/waiting` (the share of the time in which the step waited for data). stdout is left to results.
+Both show metrics of the log: loss, tokens/s (without padding), MFU and the share of the time spent waiting for data.
 """
 
 import sys

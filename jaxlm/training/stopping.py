@@ -53,12 +53,8 @@ def stop_reason(stopped: threading.Event, step: int, timed_out: bool) -> str | N
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """The state of early stopping, saved in the metadata of a checkpoint. Higher is better for its metric.
-
-    Attributes:
-      best, best_step: the best value and its step.
-      evals_since_best: number of evaluations since then.
-      history: all values; None for those that are not finite.
+    """The state of early stopping, saved with a checkpoint: the best (highest) metric, its step, the number of
+    evaluations since then, and all values (None: not finite).
     """
 
     best: float | None = None
