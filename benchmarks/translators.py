@@ -90,7 +90,7 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
     from jaxlm.decode.request import DecodeRequest
     from jaxlm.huggingface.convert import load_pretrained
     from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
-    from jaxlm.nn.weights.quantization import cast_for_inference
+    from jaxlm.nn.weights.weight_formats import cast_for_inference
     from jaxlm.types import Batch
 
     if variant == "lstm":

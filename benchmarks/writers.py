@@ -47,7 +47,7 @@ def _ours(folder: Path, prompt_BP: np.ndarray, new: int, variant: str) -> Any:
     from jaxlm.decode.sampling import Sampler
     from jaxlm.huggingface.convert import load_pretrained
     from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
-    from jaxlm.nn.weights.quantization import cast_for_inference
+    from jaxlm.nn.weights.weight_formats import cast_for_inference
     from jaxlm.types import Batch
 
     net, params, _ = load_pretrained(folder / "model")

@@ -154,7 +154,7 @@ def add_model_options(parser: CommandParser) -> None:
         "format of the weights: float32 (the default), bfloat16, int8 (one scale per channel), or int8_dynamic (int8 "
     )
     text += "activations too)"
-    precision = choice_of("jaxlm.nn.weights.quantization", "PRECISIONS", "float32")
+    precision = choice_of("jaxlm.nn.weights.weight_formats", "PRECISIONS", "float32")
     parser.add_argument("--precision", type=precision, default="float32", metavar="P", help=text)
     text = "ensemble with the model of this run, which must have the same tokenizer"
     parser.add_list("--ensemble", text, Path, metavar="WORKDIR")

@@ -26,7 +26,7 @@ from jax import lax
 
 from jaxlm.decode import beam_state
 from jaxlm.decode.beam_config import BeamSearchConfig
-from jaxlm.decode.beam_state import FinishedBeams, LiveBeams
+from jaxlm.decode.beam_state import LiveBeams
 from jaxlm.decode.grammar import TokenGrammar, advance_grammar, apply_grammar
 from jaxlm.decode.length_penalty import ScoreParams, can_stop, log_coverage, make_score_params
 from jaxlm.decode.logit_masks import ForcedPrefix, apply_logit_masks
@@ -48,8 +48,7 @@ MAX_SHARED_CACHE_BEAMS = 16
 class BeamState:
     """The carry of the search: a live hypothesis has `step_B` tokens, and `state` has not read the last, `token_BK`.
 
-    limit_B: the length limit of each row.
-    top_stopped_B: the best candidate of some step ended in a stop id.
+    limit_B: the length limit of each row. top_stopped_B: the best candidate of some step ended in a stop id.
     """
 
     step_B: Array
@@ -58,7 +57,7 @@ class BeamState:
     top_stopped_B: Array
     token_BK: Array
     live: LiveBeams
-    finished: FinishedBeams
+    finished: Hypotheses
     state: State
     grammar_state: Any = None
 
@@ -84,10 +83,7 @@ def beam_search(model: Any, params: Params, request: DecodeRequest, config: Beam
 
 
 def specialize(model: Any, config: BeamSearchConfig) -> tuple[Any, BeamSearchConfig, ScoreParams]:
-    """Split a configuration into the static part of the compiled search and the numbers that are its arguments.
-
-    The model is cloned to track coverage if the beam has a coverage penalty.
-    """
+    """Split a configuration into static options and numbers; with a coverage penalty the model tracks coverage."""
     beam, coverage = config.beam, float(config.beam.coverage_penalty > 0)
     if coverage and not hasattr(model, "track_coverage"):
         raise UserError(
@@ -112,16 +108,14 @@ def _beam_search(
     def step(beams: BeamState) -> BeamState:
         return beam_step(model, config, layers, beams, inputs)
 
-    def unfinished(beams: BeamState) -> Array:
-        return ~jnp.all(beams.done_B)
-
     # Attention reads the whole cache at each step, so the first half of the steps has a cache of half the size.
     capacity = half if half >= MIN_STEPS_TO_SPLIT else config.length
     beams = initial_beam_state(model, config, params, request, capacity)
     if capacity < config.length:
-        beams = lax.while_loop(lambda beams: unfinished(beams) & (beams.step_B.max() < capacity), step, beams)
+        beams = lax.while_loop(lambda beams: ~beams.done_B.all() & (beams.step_B.max() < capacity), step, beams)
         beams = dataclasses.replace(beams, state=enlarge_state(beams.state, config.length))
-    return best_hypotheses(lax.while_loop(unfinished, step, beams).finished, config.beam.num_return_sequences)
+    beams = lax.while_loop(lambda beams: ~beams.done_B.all(), step, beams)
+    return best_hypotheses(beams.finished, config.beam.num_return_sequences)
 
 
 def initial_beam_state(
@@ -130,6 +124,8 @@ def initial_beam_state(
     """The state before the first step: the prompts are read, and the caches have room for `capacity` tokens."""
     rows, slots = request.prompt_BP.shape[0], config.beam.num_beams
     token_B, state = prefill_prompt(model, params, request, config.length)
+    zero_BK, zero_BKT = jnp.zeros((rows, slots), jnp.int32), jnp.zeros((rows, slots, config.length))
+    none_BK, tokens_BKT = jnp.full((rows, slots), -jnp.inf), zero_BKT.astype(jnp.int32)
     limit_B = jnp.minimum(request.limit_B, config.length).astype(jnp.int32)
     return BeamState(
         step_B=jnp.zeros(rows, jnp.int32),
@@ -137,8 +133,8 @@ def initial_beam_state(
         limit_B=limit_B,
         top_stopped_B=jnp.zeros(rows, bool),
         token_BK=jnp.broadcast_to(token_B[:, None], (rows, slots)).astype(jnp.int32),
-        live=beam_state.initial_live_beams(rows, slots, config.length),
-        finished=beam_state.empty_finished_beams(rows, slots, config.length),
+        live=LiveBeams(none_BK.at[:, 0].set(0.0), tokens_BKT, zero_BKT),  # one hypothesis, the empty one
+        finished=Hypotheses(tokens_BKT, zero_BK, none_BK, none_BK, zero_BK + FINISH_NONE, zero_BKT),
         state=expand_beams(state, slots, request.prompt_BP.shape[1] - 1, capacity, slots <= MAX_SHARED_CACHE_BEAMS),
         grammar_state=None if request.grammar is None else request.grammar.initial_state(slots),
     )
@@ -164,7 +160,8 @@ def _select_beams(
     beam, stop, live = config.beam, config.stop, beams.live
     at_limit_B = beams.step_B + 1 >= beams.limit_B
     logits_BKV, allowed_BKV = _masked_logits(beams, logits_BKV, config, inputs, at_limit_B)
-    candidates, norm_BK1 = beam_state.top_candidates(live, logits_BKV, allowed_BKV, config.num_candidates)
+    num_candidates = beam.num_beams * (1 + len(stop))  # so that `num_beams` of them do not stop
+    candidates, norm_BK1 = beam_state.top_candidates(live, logits_BKV, allowed_BKV, num_candidates)
     ending = candidates
     if beam.finish_rule == "all" and stop:
         stopping = beam_state.stop_candidates(live, allowed_BKV, norm_BK1, stop)
@@ -180,11 +177,11 @@ def _select_beams(
     stops_early_B = can_stop(
         beam,
         inputs.score_params,
-        length_B=beams.step_B + 1,
-        limit_B=beams.limit_B,
-        live_BK=new_live.logprob_BK,
-        score_BK=finished.score_BK,
-        top_stopped_B=top_stopped_B,
+        beams.step_B + 1,
+        beams.limit_B,
+        new_live.logprob_BK,
+        finished.score_BN,
+        top_stopped_B,
     )
     no_live_B = jnp.isneginf(new_live.logprob_BK[:, 0])
     after = dataclasses.replace(
@@ -204,8 +201,7 @@ def _masked_logits(
     beams: BeamState, logits_BKV: Array, config: BeamSearchConfig, inputs: SearchInputs, at_limit_B: Array
 ) -> tuple[Array, Array]:
     """The logits whose log-sum-exp normalizes the step scores, and the allowed ones (-inf where a mask forbids)."""
-    beam = config.beam
-    logits_BKV = logits_BKV.astype(jnp.float32)
+    beam, logits_BKV = config.beam, logits_BKV.astype(jnp.float32)
     if beam.temperature != 1.0:
         logits_BKV = logits_BKV / beam.temperature
     must_stop_B = at_limit_B if beam.at_max_length == "force_eos" else None
@@ -215,14 +211,9 @@ def _masked_logits(
     return allowed_BKV if beam.renormalize_logits else logits_BKV, allowed_BKV
 
 
-def best_hypotheses(finished: FinishedBeams, count: int) -> Hypotheses:
+def best_hypotheses(finished: Hypotheses, count: int) -> Hypotheses:
     """Return the first `count` finished hypotheses of each row; empty slots get s = S = -inf."""
-    empty_BN = finished.reason_BK[:, :count] == FINISH_NONE
-    return Hypotheses(
-        tokens_BNT=finished.tokens_BKT[:, :count],
-        length_BN=finished.length_BK[:, :count],
-        logprob_BN=jnp.where(empty_BN, -jnp.inf, finished.logprob_BK[:, :count]),
-        score_BN=jnp.where(empty_BN, -jnp.inf, finished.score_BK[:, :count]),
-        reason_BN=finished.reason_BK[:, :count],
-        token_logprob_BNT=finished.token_logprob_BKT[:, :count],
-    )
+    best = jax.tree.map(lambda leaf: leaf[:, :count], finished)
+    logprob_BN = jnp.where(best.reason_BN == FINISH_NONE, -jnp.inf, best.logprob_BN)
+    score_BN = jnp.where(best.reason_BN == FINISH_NONE, -jnp.inf, best.score_BN)
+    return dataclasses.replace(best, logprob_BN=logprob_BN, score_BN=score_BN)

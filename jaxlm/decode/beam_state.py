@@ -13,7 +13,7 @@ from jax import lax
 from jaxlm.decode.beam_config import Beam
 from jaxlm.decode.length_penalty import ScoreParams, final_score
 from jaxlm.decode.logit_masks import is_in_ids
-from jaxlm.decode.results import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
+from jaxlm.decode.results import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Hypotheses
 from jaxlm.decode.top_k import chunk_size, chunked_top_k
 from jaxlm.types import Array
 
@@ -35,32 +35,6 @@ class LiveBeams:
     logprob_BK: Array
     tokens_BKT: Array
     token_logprob_BKT: Array
-
-
-@struct.dataclass
-class FinishedBeams:
-    """Finished hypotheses, best first: S (-inf: the slot is empty), s, lengths, reasons, tokens, log-probabilities."""
-
-    score_BK: Array
-    logprob_BK: Array
-    length_BK: Array
-    reason_BK: Array
-    tokens_BKT: Array
-    token_logprob_BKT: Array
-
-
-def initial_live_beams(batch: int, slots: int, length: int) -> LiveBeams:
-    """Return the hypotheses before the first step: an empty one with s = 0 in slot 0, none in the others."""
-    logprob_BK = jnp.where(jnp.arange(slots)[None, :] == 0, jnp.zeros((batch, slots)), -jnp.inf)
-    shape = (batch, slots, length)
-    return LiveBeams(logprob_BK, jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
-
-
-def empty_finished_beams(batch: int, slots: int, length: int) -> FinishedBeams:
-    """Return the finished set before the first step: all slots empty."""
-    score_BK, zero_BK = jnp.full((batch, slots), -jnp.inf), jnp.zeros((batch, slots), jnp.int32)
-    zero_BKT = jnp.zeros((batch, slots, length))
-    return FinishedBeams(score_BK, score_BK, zero_BK, zero_BK + FINISH_NONE, zero_BKT.astype(jnp.int32), zero_BKT)
 
 
 def top_candidates(live: LiveBeams, logits_BKV: Array, allowed_BKV: Array, count: int) -> tuple[Candidates, Array]:
@@ -169,7 +143,7 @@ def final_scores(
 
 
 def add_finished(
-    finished: FinishedBeams,
+    finished: Hypotheses,
     live: LiveBeams,
     candidates: Candidates,
     reason_BA: Array,
@@ -177,37 +151,34 @@ def add_finished(
     step_B: Array,
     *,
     keep_first: bool,
-) -> FinishedBeams:
-    """Return the best k of the finished set and of the candidates that end here; ties stay in order.
-
-    With `keep_first` the candidates fill the empty slots in order of rank, and none of them replaces an earlier one.
-    """
-    slots = finished.score_BK.shape[1]
+) -> Hypotheses:
+    """Return the best k of the finished set and of the candidates that end here; with `keep_first` the first k."""
+    slots = finished.score_BN.shape[1]
     if keep_first:
-        free_B1 = slots - (finished.reason_BK != FINISH_NONE).sum(1, keepdims=True)
+        free_B1 = slots - (finished.reason_BN != FINISH_NONE).sum(1, keepdims=True)
         score_BA = jnp.where(jnp.cumsum(reason_BA != FINISH_NONE, axis=1) <= free_B1, score_BA, -jnp.inf)
         reason_BA = jnp.where(jnp.isneginf(score_BA), FINISH_NONE, reason_BA)
     # Columns 0 .. K - 1 are the finished set, the others the candidates; top_k is stable, so earlier ones win ties.
-    score_BK, column_BK = lax.top_k(jnp.concatenate([finished.score_BK, score_BA], axis=1), slots)
+    score_BK, column_BK = lax.top_k(jnp.concatenate([finished.score_BN, score_BA], axis=1), slots)
 
     def pick(old_BK: Array, new_BA: Array) -> Array:
         return jnp.take_along_axis(jnp.concatenate([old_BK, new_BA], axis=1), column_BK, axis=1, mode="clip")
 
     # Only the K picked rows of T tokens are gathered: those of the finished set, or of a candidate's parent.
-    old_BK = jnp.arange(slots)[None, :] + jnp.zeros_like(finished.length_BK)
+    old_BK = jnp.arange(slots)[None, :] + jnp.zeros_like(finished.length_BN)
     row_BK = pick(old_BK, slots + candidates.parent_BA)
-    tokens_BKT = _take_slots(jnp.concatenate([finished.tokens_BKT, live.tokens_BKT], axis=1), row_BK)
-    logprob_BKT = _take_slots(jnp.concatenate([finished.token_logprob_BKT, live.token_logprob_BKT], axis=1), row_BK)
+    tokens_BKT = _take_slots(jnp.concatenate([finished.tokens_BNT, live.tokens_BKT], axis=1), row_BK)
+    logprob_BKT = _take_slots(jnp.concatenate([finished.token_logprob_BNT, live.token_logprob_BKT], axis=1), row_BK)
     new_BK = column_BK >= slots
     token_BK = pick(jnp.zeros_like(old_BK), candidates.token_BA)
-    step_BK = pick(jnp.zeros_like(finished.score_BK), candidates.step_logprob_BA)
-    return FinishedBeams(
-        score_BK=score_BK,
-        logprob_BK=pick(finished.logprob_BK, candidates.logprob_BA),
-        length_BK=pick(finished.length_BK, jnp.broadcast_to(step_B[:, None] + 1, score_BA.shape)),
-        reason_BK=pick(finished.reason_BK, reason_BA),
-        tokens_BKT=_write_step(tokens_BKT, jnp.where(new_BK, token_BK, 0), step_B),
-        token_logprob_BKT=_write_step(logprob_BKT, jnp.where(new_BK, step_BK, 0.0), step_B),
+    step_BK = pick(jnp.zeros_like(finished.score_BN), candidates.step_logprob_BA)
+    return Hypotheses(
+        tokens_BNT=_write_step(tokens_BKT, jnp.where(new_BK, token_BK, 0), step_B),
+        length_BN=pick(finished.length_BN, jnp.broadcast_to(step_B[:, None] + 1, score_BA.shape)),
+        logprob_BN=pick(finished.logprob_BN, candidates.logprob_BA),
+        score_BN=score_BK,
+        reason_BN=pick(finished.reason_BN, reason_BA),
+        token_logprob_BNT=_write_step(logprob_BKT, jnp.where(new_BK, step_BK, 0.0), step_B),
     )
 
 

@@ -68,13 +68,12 @@ def _run_steps(
 ) -> tuple[BeamState, Hypotheses]:
     """Up to STEPS_PER_CHECK steps, and the best finished hypotheses after them."""
 
-    def unfinished(carry: tuple[Array, BeamState]) -> Array:
-        return (carry[0] < STEPS_PER_CHECK) & ~jnp.all(carry[1].done_B)
-
     def step(carry: tuple[Array, BeamState]) -> tuple[Array, BeamState]:
         return carry[0] + 1, beam_step(model, config, params, carry[1], SearchInputs(score_params))
 
-    _, active = jax.lax.while_loop(unfinished, step, (jnp.int32(0), active))
+    _, active = jax.lax.while_loop(
+        lambda carry: (carry[0] < STEPS_PER_CHECK) & ~jnp.all(carry[1].done_B), step, (jnp.int32(0), active)
+    )
     return constrain_state(active), best_hypotheses(active.finished, config.beam.num_return_sequences)
 
 
@@ -97,13 +96,13 @@ def _empty_batch(
     model: Any, config: BeamSearchConfig, params: Params, request: DecodeRequest, active_rows: int
 ) -> BeamState:
     """A state of `active_rows` rows that are all done: zeros, in the shapes of a request's initial state."""
-    start = functools.partial(initial_beam_state, model, config, capacity=config.length)
-    shapes, group = jax.eval_shape(start, params, request), len(request.limit_B)
+    group = len(request.limit_B)
+    shapes = jax.eval_shape(lambda p, r: initial_beam_state(model, config, p, r, config.length), params, request)
     blank = jax.tree.map(lambda x: np.zeros((x.shape[0] // group * active_rows, *x.shape[1:]), x.dtype), shapes)
     active = blank.replace(done_B=np.ones(active_rows, bool))
     # Committed to devices if the parameters are: the jit returns committed arrays, and others would compile it again.
     leaf = jax.tree.leaves(params)[0]
     sharding = leaf.sharding if getattr(leaf, "committed", False) else None
-    return jax.device_put(
-        active, decode_state_shardings(active, sharding.mesh) if isinstance(sharding, NamedSharding) else sharding
-    )
+    if isinstance(sharding, NamedSharding):
+        sharding = decode_state_shardings(active, sharding.mesh)
+    return jax.device_put(active, sharding)

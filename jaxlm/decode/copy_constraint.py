@@ -46,10 +46,7 @@ class CopyConstraint:
         return CopyState(no_BK, no_BK, jnp.zeros((rows, slots, length), bool))
 
     def allowed_tokens(self, state: CopyState, remaining_B: Array, size: int) -> Array:
-        """True_BKV: between marks, the tokens that continue the copy, and after the first one the close mark.
-
-        The open mark is allowed only if a copy, the close mark and EOS still fit.
-        """
+        """True_BKV: between marks the tokens that continue or close the copy; the open mark only if a copy fits."""
         rows, slots = state.inside_BK.shape
         id_11V, remaining_B11 = jnp.arange(size)[None, None, :], remaining_B[:, None, None]
         row_B11, slot_1K1 = jnp.arange(rows)[:, None, None], jnp.arange(slots)[None, :, None]

@@ -158,10 +158,7 @@ _initial_state_jit = jax.jit(_initial_state, static_argnames=("model", "config")
 
 
 def _append_token(loop: LoopState, token_B: Array, logprob_BV: Array, stop: tuple[int, ...]) -> LoopState:
-    """Write the chosen tokens of the rows that are not done.
-
-    A row ends at a stop id, at its limit, or if no token has a finite score (the reason is then NONE).
-    """
+    """Write the chosen tokens; a row ends at a stop id, at its limit, or if no score is finite (reason NONE)."""
     before, step = loop.output, loop.step
     logprob_B = jnp.take_along_axis(logprob_BV, token_B[:, None], axis=1, mode="clip")[:, 0]
     stuck_B = jnp.isneginf(logprob_B)

@@ -46,10 +46,7 @@ class ForcedPrefix:
 
 
 def log_softmax_parts(logits_BKV: Array, temperature: float = 1.0) -> tuple[Array, Array]:
-    """Return float32 logits / temperature and their log-sum-exp_BK1; the difference is log_softmax.
-
-    They are separate so that XLA need not store the difference for a large vocabulary.
-    """
+    """Return float32 logits / temperature and their log-sum-exp_BK1; XLA need not store the difference, log_softmax."""
     logits_BKV = logits_BKV.astype(jnp.float32)
     if temperature != 1.0:
         logits_BKV = logits_BKV / temperature
@@ -97,11 +94,12 @@ def _off_prefix(forced_prefix: ForcedPrefix, step_B: Array, size: int) -> Array:
     """True_B1V on the ids that differ from the forced prefix."""
     columns = forced_prefix.token_BF.shape[1]
     column_B1 = jnp.minimum(step_B, columns - 1)[:, None]
-    token_B = jnp.take_along_axis(jnp.asarray(forced_prefix.token_BF), column_B1, axis=1, mode="clip")[:, 0]
-    valid_B = jnp.take_along_axis(jnp.asarray(forced_prefix.valid_BF), column_B1, axis=1, mode="clip")[:, 0]
-    binding_B = valid_B & (step_B < columns)
-    other_BV = token_B[:, None] != jnp.arange(size)[None, :]
-    return (binding_B[:, None] & other_BV)[:, None, :]
+    token_B1, valid_B1 = (
+        jnp.take_along_axis(jnp.asarray(x_BF), column_B1, axis=1, mode="clip")
+        for x_BF in (forced_prefix.token_BF, forced_prefix.valid_BF)
+    )
+    binding_B1 = valid_B1 & (step_B < columns)[:, None]
+    return (binding_B1 & (token_B1 != jnp.arange(size)[None, :]))[:, None, :]
 
 
 def _repeated_ngrams(history_BKT: Array, step_B: Array, order: int, size: int) -> Array:

@@ -49,10 +49,9 @@ class DecodeRequest:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """The static settings of every search; each new value compiles a new program.
+    """The static settings of every search: the room for generated tokens, and the ids that end a continuation.
 
-    length: the room for generated tokens; the limits of the rows (`DecodeRequest.limit_B`) may be smaller.
-    stop: the ids that end a continuation.
+    Each new value compiles a new program. The limits of the rows (`DecodeRequest.limit_B`) may be smaller.
     """
 
     length: int

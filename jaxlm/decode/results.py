@@ -4,14 +4,8 @@ from flax import struct
 
 from jaxlm.types import Array
 
-FINISH_NONE = 0
-"""No hypothesis: the row's limit is 0, or the masks allowed no token."""
-
-FINISH_STOP = 1
-"""The hypothesis ended in a stop id."""
-
-FINISH_LENGTH = 2
-"""The hypothesis reached the row's length limit."""
+FINISH_NONE, FINISH_STOP, FINISH_LENGTH = range(3)
+"""No hypothesis (the row's limit is 0, or the masks allowed no token); it ended in a stop id; it reached the limit."""
 
 FINISH_REASONS = ("none", "stop", "length")
 """The names of the codes, in order."""

@@ -18,8 +18,7 @@ from jaxlm.errors import UserError
 from jaxlm.nn.layers.dropout import random_uint32
 from jaxlm.types import Array
 
-BITS_OF_ONE = 0x3F800000
-"""The bits of 1.0 as a float32."""
+BITS_OF_ONE = 0x3F800000  # 1.0 as a float32
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,7 @@ def apply_repetition_penalty(logits_BV: Array, seen_BV: Array, repetition_penalt
 
 
 def filter_top_k(logprob_BV: Array, top_k: int) -> tuple[Array, Array]:
-    """Keep the `top_k` greatest and those equal to the last of them; -inf on the others.
-
-    Also returns the ids (B, A) of the A = `top_k` greatest, ties to the lower id; A = 1 if the filter is off.
-    """
+    """Keep the `top_k` greatest and their equals; also the ids (B, A) of the A = `top_k` (off: 1) greatest."""
     if not 0 < top_k < logprob_BV.shape[1]:
         return logprob_BV, chunked_top_k(logprob_BV, 1)[1]
     score_BA, id_BA = chunked_top_k(logprob_BV, top_k)

@@ -49,10 +49,7 @@ def _score_jit(model: Any, params: Params, batch: Batch) -> TargetScores:
 
 
 def label_logprob(model: Any, params: Params, features_BTD: Array, label_BT: Array) -> Array:
-    """Return log_softmax(readout(features))[label]_BT in float32, computed in chunks of the target axis.
-
-    A model with a method `logprob` looks up the labels without computing logits.
-    """
+    """Return log_softmax(readout(features))[label]_BT, float32, in chunks of T or by a model's own `logprob`."""
     if hasattr(model, "logprob"):
         return model.apply({"params": params}, features_BTD, label_BT, method="logprob")
 

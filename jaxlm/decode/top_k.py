@@ -22,12 +22,10 @@ def chunked_top_k(score_BX: Array, count: int) -> tuple[Array, Array]:
     index 0.
     """
     width = score_BX.shape[1]
-    take = min(count, width)
-    if width < MIN_CHUNKED_SIZE or 4 * take * SCORES_PER_CHUNK > width:
-        score_BA, index_BA = lax.top_k(score_BX, take)
-    else:
-        score_BA, index_BA = _top_k_by_chunks(score_BX, take)
-    padding = ((0, 0), (0, count - take))
+    if width >= MIN_CHUNKED_SIZE and 4 * count * SCORES_PER_CHUNK <= width:
+        return _top_k_by_chunks(score_BX, count)
+    score_BA, index_BA = lax.top_k(score_BX, min(count, width))
+    padding = ((0, 0), (0, max(0, count - width)))
     return jnp.pad(score_BA, padding, constant_values=-jnp.inf), jnp.pad(index_BA, padding)
 
 
@@ -38,11 +36,9 @@ def chunk_size(width: int) -> int:
 
 
 def _top_k_by_chunks(score_BX: Array, count: int) -> tuple[Array, Array]:
-    """Apply `lax.top_k` to the `count` chunks with the greatest maximum, and to the remainder after the last chunk.
-
-    No winner is lost: if another chunk had one, each of the `count` chosen chunks would hold a score that is greater,
-    or equal and earlier. The chosen chunks are sorted, so that ties still fall to the lower index.
-    """
+    """Apply `lax.top_k` to the `count` chunks with the greatest maximum, and to the remainder after the last chunk."""
+    # No winner is lost: if another chunk had one, each of the `count` chosen chunks would hold a score that is greater,
+    # or equal and earlier. The chosen chunks are sorted, so that ties still fall to the lower index.
     batch, width = score_BX.shape
     whole = width // SCORES_PER_CHUNK * SCORES_PER_CHUNK
     peak_BG = score_BX[:, :whole].reshape(batch, whole // SCORES_PER_CHUNK, SCORES_PER_CHUNK).max(axis=-1)

@@ -16,7 +16,7 @@ from jaxlm.nn.layers.context_window import Window, initial_window, slide_window
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.layers.linear import Linear
-from jaxlm.nn.weights.weight_formats import WEIGHT_FORMATS, param_or_quantized
+from jaxlm.nn.weights.weight_formats import WeightFormat, param_or_quantized
 from jaxlm.types import Array, Batch, SequenceModel
 
 
@@ -82,7 +82,7 @@ class FeedForwardLM(SequenceModel):
         table = self.embedding if self.tie_embeddings else self.output
         if not self.direct_connections:
             return vocab_logits(features, table, self.bias)
-        if not isinstance(table, WEIGHT_FORMATS):
+        if not isinstance(table, WeightFormat):
             return vocab_logits(features, jnp.concatenate([table, self.direct_output.T], axis=1), self.bias)
         # A quantized or packed table cannot be concatenated with W: two products, then the bias.
         logits = vocab_logits(features[..., : self.hidden], table)

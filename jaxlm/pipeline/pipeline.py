@@ -21,7 +21,7 @@ from jaxlm.inference.score import TextScore, score_pairs
 from jaxlm.inference.translate import Search, translate
 from jaxlm.models.ensemble import Ensemble, ensemble_params
 from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
-from jaxlm.nn.weights.quantization import cast_for_inference
+from jaxlm.nn.weights.weight_formats import cast_for_inference
 from jaxlm.workdir import Workdir
 
 MAX_TEXT_TOKENS = 4096

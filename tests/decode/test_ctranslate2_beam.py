@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.decode.beam_config import BeamSearchConfig, CTranslate2Options
+from jaxlm.decode.beam_config import BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_REASONS
@@ -20,6 +20,7 @@ from jaxlm.types import Batch
 program = pytest.importorskip("ctranslate2")
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
+from references.beam_options import CTranslate2Options  # noqa: E402
 from references.published_models import ENDS, MARIAN, VOCAB, Pair, searchable  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm.decode.beam_config import EARLY_STOPPING, BeamSearchConfig, HuggingFaceOptions
+from jaxlm.decode.beam_config import BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.logit_masks import ForcedPrefix
 from jaxlm.decode.request import DecodeRequest
@@ -22,6 +22,7 @@ from jaxlm.types import Batch
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+from references.beam_options import EARLY_STOPPING, HuggingFaceOptions  # noqa: E402
 from references.published_models import ENDS, GPT2, MARIAN, T5, Pair, searchable, tensors  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")

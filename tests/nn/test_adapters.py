@@ -11,7 +11,7 @@ from jaxlm.finetuning import Adapters, FineTuning, LoRA
 from jaxlm.nn.layers.adapters import merge_lora, unmerge_lora
 from jaxlm.nn.layers.linear import Linear, fused_projection
 from jaxlm.nn.transformer.layer_stack import unstack_layers
-from jaxlm.nn.weights.quantization import cast_for_inference
+from jaxlm.nn.weights.weight_formats import cast_for_inference
 from jaxlm.pytree import named_leaves
 
 BATCH = batch_of(examples(4), 6, 6)

@@ -18,8 +18,7 @@ from jaxlm.errors import UserError
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.ensemble import Ensemble, ensemble_params
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
-from jaxlm.nn.weights.quantization import cast_for_inference
-from jaxlm.nn.weights.weight_formats import Int8, kernel_matmul, quantize_rows
+from jaxlm.nn.weights.weight_formats import Int8, cast_for_inference, kernel_matmul, quantize_rows
 from jaxlm.training.loop import train
 
 BATCH = batch_of(examples(6), 6, 6)

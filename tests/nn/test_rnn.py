@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlm.errors import UserError
-from jaxlm.nn.rnn.cells import GRU, LSTM, Carry, Elman
+from jaxlm.nn.rnn.cells import GRU, LSTM, Carry, Elman, normalize_gates
 from jaxlm.nn.rnn.layers import Recurrent
 from jaxlm.nn.rnn.scan import StepInputs, unroll
 
@@ -75,7 +75,8 @@ def plain_loop(cell, reverse, U, vectors, carry, inputs):
     hidden = [None] * length
     for t in range(length)[:: -1 if reverse else 1]:
         start = jax.tree.map(lambda x_BD, t=t: jnp.where(inputs.reset[t][:, None], 0.0, x_BD), carry)
-        after = cell.step(inputs.x[t], start.hidden_BD @ U, start, vectors)
+        h_BG = normalize_gates(start.hidden_BD @ U, vectors.get("recurrent_scale"), cell.norm_groups)
+        after = cell.step(inputs.x[t], h_BG, start, vectors)
         after = after.replace(hidden_BD=after.hidden_BD + inputs.perturbation[t])
         carry = jax.tree.map(lambda a, b, t=t: jnp.where(inputs.valid[t][:, None], a, b), after, start)
         hidden[t] = carry.hidden_BD

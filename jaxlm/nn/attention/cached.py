@@ -44,14 +44,12 @@ def update_cache_and_attend(
 
 def _combine_partials(partials: list[cpu_kernels.PartialAttention], dtype: Any) -> Array:
     """The softmax over all sets of keys from the partial results of each: rescale to a common maximum, add, divide."""
-    mixed, total, highest = partials[0]
+    mixed, total, _ = partials[0]
     if len(partials) > 1:
-        highest = functools.reduce(jnp.maximum, (partial[2] for partial in partials))
-        factors = [jnp.exp(partial[2] - highest) for partial in partials]
-        mixed, total = (
-            functools.reduce(jnp.add, [f * partial[i] for f, partial in zip(factors, partials, strict=True)])
-            for i in (0, 1)
-        )
+        all_mixed, all_total, all_highest = zip(*partials, strict=True)
+        highest = functools.reduce(jnp.maximum, all_highest)
+        factors = [jnp.exp(part - highest) for part in all_highest]
+        mixed, total = (functools.reduce(jnp.add, map(jnp.multiply, factors, x)) for x in (all_mixed, all_total))
     return (mixed / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)).astype(dtype)
 
 

@@ -52,10 +52,7 @@ def _supports_splash(query_BTNH: Array, key_BSGH: Array) -> bool:
 def splash_attention(
     query_BTNH: Array, key_BSGH: Array, value_BSGH: Array, mask_rule: MaskRule, scale: float, interpret: bool = False
 ) -> Array:  # fmt: skip
-    """Return the attention output (B, T, N, H) of the TPU kernel, every device computing its rows and heads.
-
-    interpret: run the kernel in Python, on a CPU.
-    """
+    """Return the output (B, T, N, H) of the TPU kernel, a device its rows and heads; `interpret`: on any platform."""
     mesh = jax.typeof(query_BTNH).sharding.mesh
     sees_any_BT = mask_rule.mask().any(-1)  # fused with the comparisons: nothing of size T x S is stored
     query_BTNH = (query_BTNH * scale).astype(query_BTNH.dtype)

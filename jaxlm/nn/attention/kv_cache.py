@@ -30,21 +30,14 @@ class BeamInvariant:
 
     value: Any
 
-    def expand_beams(self, beams: int, prefix_length: int, capacity: int, share_cache: bool) -> "BeamInvariant":
+    def expand_beams(self, *_: Any) -> "BeamInvariant":
         return self
 
-    def reorder(self, parent_BK: Array) -> "BeamInvariant":
-        return self
-
-    def enlarge(self, capacity: int) -> "BeamInvariant":
-        return self
+    reorder = enlarge = expand_beams
 
 
 class KeysValues(NamedTuple):
-    """A set of keys and values, the mask of the queries Q = K * T (or 1) of a row, and a bias of the scores.
-
-    The bias may have 1 in place of B.
-    """
+    """Keys and values, the mask of the queries Q = K * T (or 1) of a row, and a bias of the scores (1 or B rows)."""
 
     key_BGHS: Array
     value_BGSH: Array
@@ -67,10 +60,7 @@ class LayerCache:
 
 @struct.dataclass
 class CacheView:
-    """The positions of T new tokens in the cache, and the masks of their queries, Q = K * T per row.
-
-    biases: of the scores of the cache and of the prefix (relative positions).
-    """
+    """The positions of T new tokens, the masks of their Q = K * T queries per row, and biases of cache and prefix."""
 
     position_BT: Array
     mask_BQC: Array
@@ -154,7 +144,7 @@ class KVCache:
         more = capacity - self.writer_BKC.shape[2]
 
         def pad(leaf: Array, axis: int, value: int = 0) -> Array:
-            return jnp.pad(leaf, [(0, more if i == axis else 0) for i in range(leaf.ndim)], constant_values=value)
+            return jnp.pad(leaf, [(0, more * (i == axis)) for i in range(leaf.ndim)], constant_values=value)
 
         layers = self._map_layers(lambda key_BGHCK: pad(key_BGHCK, 3), lambda value_BGCKH: pad(value_BGCKH, 2))
         return replace(self, writer_BKC=pad(self.writer_BKC, 2, -1), layers=layers)

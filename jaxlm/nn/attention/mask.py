@@ -43,7 +43,7 @@ class MaskRule:
 
 def attention_mask(
     segment_BT: Array | None, segment_BS: Array | None, valid_BT: Array, valid_BS: Array
-) -> Array | MaskRule:  # fmt: skip
+) -> Array | MaskRule:
     """Return the mask (B, T or 1, S) of the valid keys of a query's segment; on an accelerator, the rule."""
     if platform_of(valid_BT) in KERNEL_PLATFORMS:
         return MaskRule(*_segment_ids(segment_BT, segment_BS, valid_BT, valid_BS))

@@ -103,9 +103,7 @@ def _attend_backward(scale, residuals, d_mixed_BNTH):
 def _transpose_weights(x_BNTS: Array) -> Array:
     """(B, N, S, T). On a CPU a copy: a product with a transposed left side costs twice as much there."""
 
-    def transpose(x_BNTS):
-        return jnp.swapaxes(x_BNTS, 2, 3)
-
+    transpose = functools.partial(jnp.swapaxes, axis1=2, axis2=3)
     return jax.lax.platform_dependent(
         x_BNTS, cpu=lambda x: jax.lax.optimization_barrier(transpose(x)), default=transpose
     )
@@ -179,9 +177,8 @@ class Attention(nn.Module):
         dropout = None
         if self.dropout > 0.0 and self.has_rng("dropout"):
             dropout = self.make_rng("dropout"), self.dropout
-        return self._project_out(
-            dot_product_attention(query_BTNH, key_BSGH, value_BSGH, mask_BTS, self.scale, bias_BNTS, dropout)
-        )
+        mixed_BTNH = dot_product_attention(query_BTNH, key_BSGH, value_BSGH, mask_BTS, self.scale, bias_BNTS, dropout)
+        return self._project_out(mixed_BTNH)
 
     def self_attend_cached(
         self, x_RTD: Array, cache: LayerCache, view: CacheView, rotation: Rotation | None = None
@@ -197,9 +194,8 @@ class Attention(nn.Module):
 
     def cross_attend_cached(self, x_RTD: Array, key_BGHS: Array, value_BGSH: Array, mask_B1S: Array) -> Array:
         """Attend from x, K beams per row, to the source of the row -> (R, T, D)."""
-        query_RTNH = self._split_heads(self.query(x_RTD))
         source = KeysValues(key_BGHS, value_BGSH, mask_BQS=mask_B1S)
-        return self._project_out(cached_attention(query_RTNH, [source], self.scale))
+        return self._project_out(cached_attention(self._split_heads(self.query(x_RTD)), [source], self.scale))
 
     def self_weights(self, x_BTD: Array, mask_BTT: Array, rotation: Rotation | None = None) -> Array:
         """Return the self-attention weights of every head, (B, N, T, T)."""

@@ -8,18 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.nn.weights import cpu_kernels
-from jaxlm.nn.weights.weight_formats import Int8, PackedKernel, int8_matmul, matmul_by_rows, packed_kernel_matmul
+from jaxlm.nn.weights.weight_formats import WeightFormat, matmul_by_rows
 from jaxlm.types import Array
 
 
 def embed_ids(table: Any, ids: Array) -> Array:
     """Return the rows of a table (V, D) for ids of any shape: (..., D)."""
-    if isinstance(table, Int8):
-        return table.values[ids].astype(jnp.float32) * table.scale[ids][..., None]
-    if isinstance(table, PackedKernel):
-        return table.values_PDW[ids // cpu_kernels.panel_width(), :, ids % cpu_kernels.panel_width()]
-    return table[ids]
+    return table.embed(ids) if isinstance(table, WeightFormat) else table[ids]
 
 
 def vocab_logits(features: Array, table: Any, bias_V: Array | None = None) -> Array:
@@ -28,10 +23,8 @@ def vocab_logits(features: Array, table: Any, bias_V: Array | None = None) -> Ar
     The product is in the dtype of the features, unless the table is narrower.
     """
     x_RD = features.reshape(-1, features.shape[-1])
-    if isinstance(table, Int8):
-        logits_RV = int8_matmul(x_RD, table)
-    elif isinstance(table, PackedKernel):
-        logits_RV = packed_kernel_matmul(x_RD, table)
+    if isinstance(table, WeightFormat):
+        logits_RV = table.matmul(x_RD)
     elif jnp.bfloat16 in (x_RD.dtype, table.dtype):
         logits_RV = _bfloat16_logits(x_RD.astype(jnp.bfloat16), table)
     else:

@@ -59,10 +59,7 @@ class Cell:
         return Carry(jnp.zeros((rows, self.width)))
 
     def step(self, x_BG: Array, h_BG: Array, carry: Carry, vectors: CellVectors) -> Carry:
-        """Return the next carry from W x_t + b, U h_{t-1} and the carry; element-wise in B."""
-        return self._step(x_BG, normalize_gates(h_BG, vectors.get("recurrent_scale"), self.norm_groups), carry, vectors)
-
-    def _step(self, x_BG: Array, h_BG: Array, carry: Carry, vectors: CellVectors) -> Carry:
+        """Return the next carry from W x_t + b, U h_{t-1} (normalized before) and the carry; element-wise in B."""
         raise NotImplementedError
 
 
@@ -76,7 +73,7 @@ class Elman(Cell):
         if self.activation not in ("tanh", "relu"):
             raise UserError(f'an Elman cell with activation "{self.activation}": expected "tanh" or "relu"')
 
-    def _step(self, x_BG: Array, h_BG: Array, carry: Carry, vectors: CellVectors) -> Carry:
+    def step(self, x_BG: Array, h_BG: Array, carry: Carry, vectors: CellVectors) -> Carry:
         return Carry((jnp.tanh if self.activation == "tanh" else jax.nn.relu)(x_BG + h_BG))
 
 
@@ -106,7 +103,7 @@ class LSTM(Cell):
     def initial_carry(self, rows: int) -> Carry:
         return Carry(jnp.zeros((rows, self.width)), jnp.zeros((rows, self.width)))
 
-    def _step(self, x_BG: Array, h_BG: Array, carry: Carry, vectors: CellVectors) -> Carry:
+    def step(self, x_BG: Array, h_BG: Array, carry: Carry, vectors: CellVectors) -> Carry:
         i_BD, f_BD, g_BD, o_BD = jnp.split(x_BG + h_BG, 4, -1)
         memory_BD = jax.nn.sigmoid(f_BD) * carry.memory_BD + jax.nn.sigmoid(i_BD) * jnp.tanh(g_BD)
         normed_BD = memory_BD
@@ -130,7 +127,7 @@ class GRU(Cell):
     def vector_shapes(self, layer_norm: bool) -> dict[str, tuple[int, float]]:
         return {"recurrent_bias": (self.width, 0.0), **super().vector_shapes(layer_norm)}
 
-    def _step(self, x_BG: Array, h_BG: Array, carry: Carry, vectors: CellVectors) -> Carry:
+    def step(self, x_BG: Array, h_BG: Array, carry: Carry, vectors: CellVectors) -> Carry:
         (r_BD, z_BD, n_BD), (hr_BD, hz_BD, hn_BD) = jnp.split(x_BG, 3, -1), jnp.split(h_BG, 3, -1)
         reset_BD, keep_BD = jax.nn.sigmoid(r_BD + hr_BD), jax.nn.sigmoid(z_BD + hz_BD)
         new_BD = jnp.tanh(n_BD + reset_BD * (hn_BD + vectors["recurrent_bias"][None]))
@@ -138,10 +135,7 @@ class GRU(Cell):
 
 
 def normalize_gates(x: Array, scale_G: Array | None, groups: tuple[int, ...]) -> Array:
-    """Return scale * (x - mean) / sqrt(variance + epsilon) by group of gates (Ba et al. 2016); x if scale is None.
-
-    The last axis of x is that of the gates.
-    """
+    """Return scale * (x - mean) / sqrt(variance + epsilon) by group of gates, the last axis; x if scale is None."""
     if scale_G is None:
         return x
     width, parts, start = x.shape[-1] // sum(groups), [], 0

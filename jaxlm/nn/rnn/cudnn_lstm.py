@@ -28,10 +28,7 @@ def supports_padding(valid_BT: Array) -> Array:
 
 
 def pack_params(directions: Sequence[tuple[Array, Array, Array]]) -> Array:
-    """Return (W, U, b) of each direction as cuDNN's one vector: all matrices, transposed, then two biases each.
-
-    cuDNN has, like PyTorch, a bias of W x and one of U h; the second is zero here.
-    """
+    """Return (W, U, b) of each direction as one vector: all W^T and U^T, then the biases of W x and of U h (zero)."""
     matrices = [matrix.T.reshape(-1) for W, U, _ in directions for matrix in (W, U)]
     biases = [bias for _, _, b in directions for bias in (b, jnp.zeros_like(b))]
     return jnp.concatenate([*matrices, *biases])

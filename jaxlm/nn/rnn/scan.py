@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxlm.nn.rnn.cells import Carry, Cell, CellVectors
+from jaxlm.nn.rnn.cells import Carry, Cell, CellVectors, normalize_gates
 from jaxlm.types import Array
 
 
@@ -24,11 +24,8 @@ from jaxlm.types import Array
 class StepInputs:
     """The inputs of a layer at T positions, with leading axes (T, B), or at one position, (B,).
 
-    Attributes:
-      x: W x_t + b, (T, B, G); None in the residuals of an additive cell.
-      valid: False leaves the carry unchanged.
-      reset: True sets the carry to zero before the step; None: never.
-      perturbation: added to h_t before it is carried on, (T, B, D), or None.
+    x: W x_t + b, (T, B, G); None in the residuals of an additive cell. valid: False leaves the carry unchanged.
+    reset: True sets the carry to zero before the step. perturbation: added to h_t before it is carried on, (T, B, D).
     """
 
     x: Array | None
@@ -66,7 +63,11 @@ def _unroll_forward(cell, reverse, U, vectors, carry, inputs):
 def _unroll_backward(cell, reverse, residuals, cotangents):
     U, vectors, carry, inputs, product_TBG, after_T = residuals
     d_hidden_TBD, d_last = cotangents
-    before_T = jax.tree.map(partial(_carries_before, reverse=reverse), after_T, carry)
+
+    def carries_before(after_TBD: Array, first_BD: Array) -> Array:
+        return jnp.concatenate([after_TBD[1:], first_BD[None]] if reverse else [first_BD[None], after_TBD[:-1]])
+
+    before_T = jax.tree.map(carries_before, after_T, carry)
     UT = _transpose(U, product_TBG.shape[0])
 
     def step_back(d_carry: Any, saved: Any) -> tuple[Any, Any]:
@@ -105,7 +106,7 @@ unroll.defvjp(_unroll_forward, _unroll_backward)
 
 def _step_cell(cell, vectors, x_BG, h_BG, carry, valid_B, perturbation_BD):
     """The carry after one position; everything but the product with U."""
-    after = cell.step(x_BG, h_BG, carry, vectors)
+    after = cell.step(x_BG, normalize_gates(h_BG, vectors.get("recurrent_scale"), cell.norm_groups), carry, vectors)
     if perturbation_BD is not None:
         after = after.replace(hidden_BD=after.hidden_BD + perturbation_BD)
     return jax.tree.map(lambda new_BD, old_BD: jnp.where(valid_B[:, None], new_BD, old_BD), after, carry)
@@ -127,16 +128,7 @@ def _is_additive(cell: Cell, vectors: CellVectors) -> bool:
     return cell.additive and "recurrent_scale" not in vectors
 
 
-def _carries_before(after_TBD: Array, first_BD: Array, reverse: bool) -> Array:
-    """The carries before each position: those after the previous ones."""
-    if reverse:
-        return jnp.concatenate([after_TBD[1:], first_BD[None]])
-    return jnp.concatenate([first_BD[None], after_TBD[:-1]])
-
-
 def _transpose(U: Array, length: int) -> Array:
-    """U^T, copied to memory in that order: a CPU is twice as slow at reading U across at every position.
-
-    The barrier keeps XLA from folding the transpose back into the products. It does not pay for few positions.
-    """
+    """U^T, copied to memory in that order: a CPU is twice as slow at reading U across at every position."""
+    # The barrier keeps XLA from folding the transpose back into the products. It does not pay for few positions.
     return U.T if length < 4 else jax.lax.optimization_barrier(U.T)

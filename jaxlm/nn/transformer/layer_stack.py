@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.distributed.sharding import all_gather_params, constrain, num_shards, save_all_but_gathered
-from jaxlm.nn.weights.weight_formats import table_to_cpu_format, to_cpu_format
+from jaxlm.nn.weights.weight_formats import to_cpu_format
 from jaxlm.types import Array
 
 REMAT_POLICIES = {
@@ -103,19 +103,16 @@ def unstack_layers(params: Any) -> Any:
         return params
     # Of the tables only the one of the logits is multiplied with: the embedding, unless there is an output table.
     logits_table = "embedding" if isinstance(params.get("output", {}), dict) else "output"
-    unstacked = {name: _to_inference_format(name, value, logits_table) for name, value in params.items()}
+    unstacked = {
+        name: to_cpu_format(value, is_table=name == logits_table)
+        if name in ("kernel", logits_table) and not isinstance(value, dict)
+        else unstack_layers(value)
+        for name, value in params.items()
+    }
     if "layers" in params and not isinstance(params["layers"], tuple):
         depth = jax.tree.leaves(params["layers"])[0].shape[0]
         unstacked["layers"] = tuple(unstack_layers(layer_slice(params["layers"], index)) for index in range(depth))
     return unstacked
-
-
-def _to_inference_format(name: str, value: Any, logits_table: str) -> Any:
-    if isinstance(value, dict):
-        return unstack_layers(value)
-    if name == "kernel":
-        return to_cpu_format(value)
-    return table_to_cpu_format(value) if name == logits_table else value
 
 
 unstack_layers_jit = jax.jit(unstack_layers)

@@ -74,16 +74,12 @@ def packed_matmul(x_RD: Array, panels_PDW: Array, features: int) -> Array:
     return _ffi_call("jaxlm_matmul", [(x_RD.shape[0], features), x_RD.shape], x_RD, panels_PDW)[0]
 
 
-def _packed_matmul_forward(x_RD, panels_PDW, features):
-    return packed_matmul(x_RD, panels_PDW, features), (x_RD, panels_PDW)
-
-
 def _packed_matmul_backward(features, residuals, d_y_RF):
     x_RD, panels_PDW = residuals
     return d_y_RF @ unpack_panels(panels_PDW, features), pack_panels(jnp.einsum("rf,rd->fd", d_y_RF, x_RD))
 
 
-packed_matmul.defvjp(_packed_matmul_forward, _packed_matmul_backward)
+packed_matmul.defvjp(lambda x, w, features: (packed_matmul(x, w, features), (x, w)), _packed_matmul_backward)
 
 
 def partial_attention(query_BGRH: Array, key_BGHS: Array, value_BGSH: Array, mask_BQS: Array) -> PartialAttention:
@@ -135,17 +131,13 @@ def _load_library(compiler: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as build_folder:
         built = Path(build_folder) / name
         subprocess.run([*command, str(built)], check=True, capture_output=True, timeout=COMPILE_TIMEOUT)
-        if folder is not None:
-            with contextlib.suppress(OSError):
-                _install(built, folder / name)
+        with contextlib.suppress(OSError):
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                # Atomically: several processes may do this at once.
+                with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                    Path(shutil.copy(built, temporary)).replace(folder / name)
         return ctypes.CDLL(str(built))
-
-
-def _install(built: Path, target: Path) -> None:
-    """Copy atomically: several processes may do this at once."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        Path(shutil.copy(built, temporary)).replace(target)
 
 
 def _cpu_features() -> bytes:
