@@ -17,8 +17,7 @@ import gzip
 import math
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,10 @@ ARPA_LOG10_ZERO = -99.0
 
 SPECIAL_WORDS = {"<unk>": UNK, "<s>": BOS, "</s>": EOS}
 
-PAD_WORD = "<pad>"
+UNKNOWN_NAMES = ("<unk>", "<UNK>")
+
+MAX_ORDER = 64
+"""The longest n-grams that are read."""
 
 
 def write_arpa(path: str | Path, tables: Any, words: Sequence[str]) -> None:
@@ -83,9 +85,9 @@ def _check_words(words: Sequence[str], vocab: int) -> list[str]:
     names = list(words)
     for word, index in SPECIAL_WORDS.items():
         names[index] = word
-    seen: set[str] = set()
+    seen = {UNKNOWN_NAMES[1]}
     for index, word in enumerate(names[1:], start=1):
-        if not word or re.search(r"[ \t\r\n]", word) or word in seen:
+        if not word or re.search(r"[ \t\r\n\0]", word) or word in seen:
             raise UserError(
                 f"id {index} is the word {word!r}: words of an ARPA file are not empty, unique and without white "
                 "space. Give write_arpa names for such ids, as in '<space>'."
@@ -98,44 +100,43 @@ def read_arpa(path: str | Path) -> tuple[BackoffTables, tuple[str, ...]]:
     """Return the tables and the words, `words[i]` of id i: padding, `<unk>`, `<s>`, `</s>`, then the file's order.
 
     `NGram(len(words), len(tables))` takes the tables as its parameters, and `WordTokenizer(words[4:])` gives the ids.
-    Raises UserError, with file and line, if the file is not valid.
+    As KenLM, it takes `<UNK>` for `<unk>`, and a back-off weight of 0 in the highest order. Raises UserError, with file
+    and line, if the file is not valid.
     """
-    file = find_file(path)
-    return _ArpaReader(file, enumerate(read_lines(file), start=1)).read()
-
-
-@dataclass
-class _ArpaSection:
-    """The n-grams of one order in the order of the file: their ids in one array, natural logs, line numbers."""
-
-    ids: array = field(default_factory=lambda: array("i"))
-    logprob: array = field(default_factory=lambda: array("d"))
-    backoff: array = field(default_factory=lambda: array("d"))
-    line_numbers: array = field(default_factory=lambda: array("q"))
+    return _ArpaReader(find_file(path)).read()
 
 
 class _ArpaReader:
     """Reads the lines once; `number` and `line` are the current one."""
 
-    def __init__(self, file: Path, lines: Iterable[tuple[int, str]]):
-        self.file, self.lines = file, iter(lines)
+    def __init__(self, file: Path):
+        self.file, self.lines = file, enumerate(read_lines(file), start=1)
         self.number, self.line = 0, ""
-        self.words = [PAD_WORD, *SPECIAL_WORDS]
+        self.words = ["<pad>", *SPECIAL_WORDS]
         self.word_to_id: dict[str, int] = {}
+        self.keys: list[np.ndarray] = []  # of each order that was read: the n-grams as parent * vocab + word, sorted
 
     def read(self) -> tuple[BackoffTables, tuple[str, ...]]:
         """Read the whole file."""
         while self.next_line() != "\\data\\":
             pass
-        sizes = self._read_header()
-        sections = [self._read_section(n, size, n == len(sizes)) for n, size in enumerate(sizes, start=1)]
+        sizes: list[int] = []
+        while match := re.fullmatch(r"ngram[ \t]+([0-9]{1,9})[ \t]*=[ \t]*([0-9]{1,18})", self.next_line()):
+            if int(match[1]) != len(sizes) + 1:
+                raise self.error(f"{self.line!r}, expected the count of {len(sizes) + 1}-grams")
+            if len(sizes) == MAX_ORDER:
+                raise self.error(f"{self.line!r}, and n-grams of at most {MAX_ORDER} words are read", cure="")
+            sizes.append(int(match[2]))
+        if not sizes:
+            raise self.error(f"{self.line[:80]!r}, expected 'ngram 1=...'")
+        levels = [self._read_level(n, size, n == len(sizes)) for n, size in enumerate(sizes, start=1)]
         if self.line != "\\end\\":
-            raise self.error(f"{self.line!r}, expected \\end\\")
-        return to_tables(self._build_levels(sections, len(self.words))), tuple(self.words)
+            raise self.error(f"{self.line[:80]!r}, expected \\end\\")
+        return to_tables(levels), tuple(self.words)
 
-    def error(self, message: str, line: int | None = None) -> UserError:
+    def error(self, message: str, line: int | None = None, cure: str = " Write the file again.") -> UserError:
         """Return a UserError that names the line."""
-        return UserError(f"{self.file}, line {line or self.number}: {message}. Write the file again.")
+        return UserError(f"{self.file}, line {line or self.number}: {message}.{cure}")
 
     def next_line(self) -> str:
         """Read the next line that is not blank."""
@@ -145,40 +146,43 @@ class _ArpaReader:
                 return self.line
         raise self.error("the file ends before \\end\\: it was cut off, or is not an ARPA file")
 
-    def _read_header(self) -> list[int]:
-        sizes: list[int] = []
-        while match := re.fullmatch(r"ngram\s+(\d+)\s*=\s*(\d+)", self.next_line()):
-            if int(match[1]) != len(sizes) + 1:
-                raise self.error(f"{self.line!r}, expected the count of {len(sizes) + 1}-grams")
-            sizes.append(int(match[2]))
-        if not sizes:
-            raise self.error(f"{self.line!r}, expected 'ngram 1=...'")
-        return sizes
-
-    def _read_section(self, n: int, size: int, is_highest: bool) -> _ArpaSection:
+    def _read_level(self, n: int, size: int, is_highest: bool) -> BackoffLevel:
+        """Read the n-grams of one order, and sort them by (parent, word)."""
         if self.line != f"\\{n}-grams:":
-            raise self.error(f"{self.line!r}, expected \\{n}-grams:")
-        section, lengths = _ArpaSection(), (n + 1,) if is_highest else (n + 1, n + 2)
+            raise self.error(f"{self.line[:80]!r}, expected \\{n}-grams:")
+        ids, logprob, backoff, line_numbers = array("i"), array("d"), array("d"), array("q")
         while not self.next_line().startswith("\\"):
             fields = self.line.replace("\t", " ").split(" ")
             if "" in fields:
                 fields = [text for text in fields if text]
-            if len(fields) not in lengths:
+            if len(fields) not in (n + 1, n + 2):
                 raise self.error(
-                    f"{len(fields)} columns, expected {' or '.join(map(str, lengths))}: a log-probability, {n} "
-                    f"word{'s' * (n > 1)}{'' if is_highest else ', and perhaps a back-off weight'}"
+                    f"{len(fields)} columns, expected {n + 1} or {n + 2}: a log-probability, {n} word{'s' * (n > 1)}, "
+                    "and perhaps a back-off weight"
                 )
-            section.ids.extend(self._parse_ids(fields[1 : n + 1]))
-            section.logprob.append(self._parse_log10(fields[0], 0.0))
-            section.backoff.append(self._parse_log10(fields[-1], math.inf) if len(fields) == n + 2 else 0.0)
-            section.line_numbers.append(self.number)
-        if len(section.line_numbers) != size:
-            raise self.error(f"{len(section.line_numbers)} {n}-grams end here, but the header says {size}")
-        return section
+            ids.extend([self._add_word(fields[1])] if n == 1 else self._parse_ids(fields[1 : n + 1]))
+            logprob.append(self._parse_log10(fields[0], 0.0))
+            backoff.append(self._parse_log10(fields[-1], math.inf) if len(fields) == n + 2 else 0.0)
+            line_numbers.append(self.number)
+            if is_highest and backoff[-1]:
+                raise self.error(f"a back-off weight of {fields[-1]}: no n-gram of the highest order has one but 0")
+        if len(line_numbers) != size:
+            raise self.error(f"{len(line_numbers)} {n}-grams end here, but the header says {size}")
+        keys = self._find_keys(np.asarray(ids, np.int64).reshape(-1, n), line_numbers)
+        order = np.argsort(keys, kind="stable")
+        keys, vocab = keys[order], len(self.words)
+        twice = np.flatnonzero(keys[1:] == keys[:-1])
+        if len(twice):
+            first, second = (line_numbers[order[twice[0] + i]] for i in (0, 1))
+            raise self.error(f"the {n}-gram of line {first} once more", second)
+        row = keys if n == 1 else np.arange(len(keys))  # order 1 has a row for every id, also for those not in the file
+        self.keys.append(np.arange(vocab, dtype=np.int64) if n == 1 else keys)
+        logs, weights = np.full(len(self.keys[-1]), LOG_ZERO), np.zeros(len(self.keys[-1]))
+        logs[row], weights[row] = np.asarray(logprob)[order], np.asarray(backoff)[order]
+        parent, word = np.divmod(self.keys[-1], vocab)
+        return BackoffLevel(parent.astype(np.int32), word.astype(np.int32), logs, weights)
 
     def _parse_ids(self, words: Sequence[str]) -> list[int]:
-        if len(words) == 1:
-            return [self._add_word(words[0])]
         try:
             return [self.word_to_id[word] for word in words]
         except KeyError as error:
@@ -187,8 +191,9 @@ class _ArpaReader:
     def _add_word(self, word: str) -> int:
         if word in self.word_to_id:
             raise self.error(f"the 1-gram {word!r} once more")
-        index = SPECIAL_WORDS.get(word, len(self.words))
-        self.word_to_id[word] = index
+        names = UNKNOWN_NAMES if word in UNKNOWN_NAMES else (word,)
+        index = SPECIAL_WORDS.get(names[0], len(self.words))
+        self.word_to_id |= dict.fromkeys(names, index)
         if index == len(self.words):
             self.words.append(word)
         return index
@@ -196,46 +201,27 @@ class _ArpaReader:
     def _parse_log10(self, text: str, upper_bound: float) -> float:
         """Convert log10 to the natural log."""
         try:
-            value = float(text)
+            value = float(text) if "_" not in text else math.nan
         except ValueError:
             value = math.nan
         if not value <= upper_bound or value == math.inf:
             raise self.error(
-                f"{text!r}, expected a log10 of {'a probability: 0 or less' if upper_bound == 0 else 'a weight'}"
+                f"{text[:80]!r}, expected a log10 of {'a probability: 0 or less' if upper_bound == 0 else 'a weight'}"
             )
         return max(value, ARPA_LOG10_ZERO) * LN10
 
-    def _build_levels(self, sections: Sequence[_ArpaSection], vocab: int) -> list[BackoffLevel]:
-        """Sort each order by (parent, word); binary search finds the parents in the order below."""
-        levels, keys = [], [np.arange(vocab, dtype=np.int64)]
-        for n, section in enumerate(sections, start=1):
-            ids = np.asarray(section.ids, np.int64).reshape(-1, n)
-            parent = ids[:, 0] if n > 1 else np.zeros(len(ids), np.int64)
-            for k in range(1, n - 1):
-                parent = self._find_rows(keys[k], parent * vocab + ids[:, k], section, ids)
-            key = parent * vocab + ids[:, -1]
-            order = np.argsort(key, kind="stable")
-            key = key[order]
-            twice = np.flatnonzero(key[1:] == key[:-1])
-            if len(twice):
-                first, second = (section.line_numbers[order[twice[0] + i]] for i in (0, 1))
-                raise self.error(f"the {n}-gram of line {first} once more", second)
-            logprob, backoff = np.asarray(section.logprob)[order], np.asarray(section.backoff)[order]
-            if n == 1:  # a row for every id, also for those that the file lacks
-                logprob, seen = np.full(vocab, LOG_ZERO), logprob
-                backoff, weight = np.zeros(vocab), backoff
-                logprob[key], backoff[key], key = seen, weight, keys[0]
-            else:
-                keys.append(key)
-            parent, word = (key // vocab).astype(np.int32), (key % vocab).astype(np.int32)
-            levels.append(BackoffLevel(parent, word, logprob, backoff))
-        return levels
-
-    def _find_rows(self, keys: np.ndarray, queries: np.ndarray, section: _ArpaSection, ids: np.ndarray) -> np.ndarray:
-        row = np.searchsorted(keys, queries)
-        lost = np.flatnonzero(keys[np.minimum(row, len(keys) - 1)] != queries) if len(keys) else np.arange(len(queries))
-        if len(lost):
-            parent = " ".join(self.words[index] for index in ids[lost[0], :-1].tolist())
-            raise self.error(f"an n-gram that begins with {parent!r}, which is not among the shorter n-grams",
-                             section.line_numbers[lost[0]])  # fmt: skip
-        return row
+    def _find_keys(self, ids: np.ndarray, line_numbers: Sequence[int]) -> np.ndarray:
+        """Return parent * vocab + word of each n-gram; binary search finds its parent in the order below."""
+        key = ids[:, 0]
+        for k in range(1, ids.shape[1]):
+            if k > 1:
+                row = np.searchsorted(self.keys[k - 1], key)
+                known = np.append(self.keys[k - 1], -1)
+                lost = np.flatnonzero(known[row] != key)
+                if len(lost):
+                    parent = " ".join(self.words[index] for index in ids[lost[0], :-1].tolist())
+                    message = f"an n-gram that begins with {parent!r}, which is not among the shorter n-grams"
+                    raise self.error(message, line_numbers[lost[0]])
+                key = row
+            key = key * len(self.words) + ids[:, k]
+        return key

@@ -100,7 +100,7 @@ def test_a_slot_missing_on_one_side_has_one_expansion():
 
 def test_every_noun_phrase_of_two_or_three_words_agrees():
     grammar = minilang_grammar()
-    nouns = {form: (n.gender, number) for n in lexicon.NOUNS for number, form in enumerate(n.spanish)}
+    nouns = {form: (n.kind, number) for n in lexicon.NOUNS for number, form in enumerate(n.spanish)}
     forms = defaultdict(set)  # an adjective or determiner -> the (gender, number) it can have
     for row in [a.spanish for a in lexicon.ADJECTIVES] + [tuple(r[4:]) for r in lexicon.DETERMINERS]:
         for (number, gender), form in zip(itertools.product((0, 1), "mf"), row, strict=True):
@@ -126,20 +126,20 @@ SUBJECTS = (("I", "", "me"), ("she", "ella", "a ella le"), ("they", "", "les")) 
 @pytest.mark.parametrize("verb", lexicon.VERB_LEXICON, ids=lambda verb: f"{verb.spanish[1]}")
 def test_every_form_of_every_verb(verb):
     base, third, past = verb.english
-    objects = [next(n for n in lexicon.NOUNS if n.sort == sort) for sort in verb.sorts]
+    objects = [next(n for n in lexicon.NOUNS if n.sorts == (sort,)) for sort in verb.sorts]
     for (person, (english, spanish, experiencer)), (offset, noun) in itertools.product(
         enumerate(SUBJECTS), itertools.product((0, 3), objects)
     ):
         form = verb.spanish[offset + person]
-        thing = ("la " if noun.gender == "f" else "el ") + noun.spanish[0]
-        thing = f"a {thing}".replace("a el ", "al ") if noun.sort == "person" else thing
+        thing = ("la " if noun.kind == "f" else "el ") + noun.spanish[0]
+        thing = f"a {thing}".replace("a el ", "al ") if noun.sorts[0] == "person" else thing
         shown = (past if offset else third if person == 1 else base) + f" the {noun.english[0]}"
-        if verb.verb_class in ("arrival", "activity"):
+        if verb.kind in ("arrival", "activity"):
             shown = shown.split()[0]
-            expected = f"{form} {spanish}" if verb.verb_class == "arrival" else f"{spanish} {form}"
-        elif verb.verb_class == "gustar":
+            expected = f"{form} {spanish}" if verb.kind == "arrival" else f"{spanish} {form}"
+        elif verb.kind == "gustar":
             expected = f"{experiencer} {verb.spanish[offset + 1]} {thing.replace('al ', 'el ').removeprefix('a ')}"
-        elif verb.verb_class == "dative":
+        elif verb.kind == "dative":
             shown, expected = f"{shown} to the queens", f"{spanish} les {form} {thing} a las reinas"
         else:
             expected = f"{spanish} {form} {thing}"

@@ -145,7 +145,11 @@ def test_files_of_other_tools(tmp_path):
         ("\\2-grams:", "\\3-grams:", 14, "expected \\2-grams:"),
         ("-0.75\tb a", "-0.75\ta", 17, "2 columns, expected 3 or 4"),
         ("-0.75\tb a", "-0.75\tb a b -0.1", 17, "5 columns, expected 3 or 4"),
-        ("-0.1\t<s> a b", "-0.1\t<s> a b\t-0.5", 21, "5 columns, expected 4"),
+        ("-0.1\t<s> a b", "-0.1\t<s> a b\t-0.5", 21, "-0.5: no n-gram of the highest order has one but 0"),
+        ("ngram 2=4", "ngram 2=" + "9" * 5000, 4, "expected \\1-grams:"),
+        ("ngram 3=2", "ngram 3=2\n" + "\n".join(f"ngram {n}=0" for n in range(4, 70)), 67, "at most 64 words"),
+        ("-1.0\t<unk>", "-1.0\t<unk>\n-1.0\t<UNK>", 10, "the 1-gram '<UNK>' once more"),
+        ("-0.75\tb a", "-7_5\tb a", 17, "'-7_5', expected a log10"),
         ("\\end\\", "", 24, "the file ends before"),
         ("\\end\\", "\\4-grams:", 24, "expected \\end\\"),
         ("-0.75\tb a", "0.75\tb a", 17, "'0.75', expected a log10 of a probability"),
@@ -174,7 +178,17 @@ def test_a_file_that_is_not_arpa(tmp_path):
         read_arpa(tmp_path / "absent.arpa")
 
 
-@pytest.mark.parametrize("word", ["", "a b", "\t", "\n", "<s>", "w4"])
+def test_the_unknown_word_in_capitals_and_zeros_at_the_highest_order(tmp_path):
+    """Both as KenLM reads them, and white space that does not separate words."""
+    expected, words = read_arpa(write(tmp_path, BY_HAND))
+    text = BY_HAND.replace("<unk>", "<UNK>").replace("<s> a b\n", "<s> a b\t0\n").replace("b a b\n", "b a b\t-0.0\n")
+    tables, words_again = read_arpa(write(tmp_path, text.replace("b", "10\u00a0000")))
+    assert words_again == tuple(word.replace("b", "10\u00a0000") for word in words)
+    jax.tree.map(np.testing.assert_array_equal, tables, expected)
+    assert WordTokenizer(words_again[4:]).encode(["a 10\u00a0000 a"])[0].tolist() == [4, 5, 4]
+
+
+@pytest.mark.parametrize("word", ["", "a b", "\t", "\n", "<s>", "w4", "<UNK>", "\0"])
 def test_words_that_an_arpa_file_cannot_hold(tmp_path, word):
     tables, words = trained(WittenBell(), 2)
     with pytest.raises(UserError, match="id 9 is the word"):

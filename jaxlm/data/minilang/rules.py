@@ -169,25 +169,24 @@ def minilang_grammar() -> SynchronousGrammar:
 def _add_lexicon(g: SynchronousGrammar) -> None:
     for noun in lexicon.NOUNS:
         for number, english, spanish in zip(("sg", "pl"), noun.english, noun.spanish, strict=True):
-            g.add_rule(f"Noun.{noun.gender}.{number}.{noun.sort}", f"(N {english}|{spanish})")
-    agreement = list(itertools.product(("sg", "pl"), ("m", "f")))  # of the forms of an adjective or a determiner
+            g.add_rule(f"Noun.{noun.kind}.{number}.{noun.sorts[0]}", f"(N {english}|{spanish})")
     for adjective in lexicon.ADJECTIVES:
-        for (number, gender), form in zip(agreement, adjective.spanish, strict=True):
-            for sort in adjective.sorts:
-                lhs = f"Adjective.{adjective.order}.{gender}.{number}.{sort}"
-                g.add_rule(lhs, f"(ADJ {adjective.english}|{form})", sentiment=adjective.sentiment)
-    for weight, label, singular, plural, *forms in lexicon.DETERMINERS:
-        for (number, gender), form in zip(agreement, forms, strict=True):
+        forms = zip(lexicon.AGREEMENT, adjective.spanish, strict=True)
+        for ((number, gender), form), sort in itertools.product(forms, adjective.sorts):
+            lhs = f"Adjective.{adjective.kind}.{gender}.{number}.{sort}"
+            g.add_rule(lhs, f"(ADJ {adjective.english[0]}|{form})", sentiment=adjective.sentiment)
+    for weight, label, singular, plural, *words in lexicon.DETERMINERS:
+        for (number, gender), form in zip(lexicon.AGREEMENT, words, strict=True):
             if form != "-":
-                word = plural if number == "pl" else singular
-                g.add_rule(f"Det.{gender}.{number}", f"({label} {word}|{form})", weight=int(weight))
+                english = plural if number == "pl" else singular
+                g.add_rule(f"Det.{gender}.{number}", f"({label} {english}|{form})", weight=int(weight))
     for verb in lexicon.VERB_LEXICON:
         base, third, past = verb.english
         places = zip(itertools.product(("present", "past"), PERSONS), verb.spanish, strict=True)
         for ((tense, other), form), person in itertools.product(places, PERSONS):
-            if verb.verb_class != "gustar" and other != person:
+            if verb.kind != "gustar" and other != person:
                 continue  # the two languages agree with the same noun phrase
             finite = past if tense == "past" else third if person == "sg" else base
             for sort, (name, english) in itertools.product(verb.sorts, (("finite", finite), ("base", base))):
-                lhs = f"Verb.{verb.verb_class}.{sort}.{tense}.{person}.{other}.{name}"
+                lhs = f"Verb.{verb.kind}.{sort}.{tense}.{person}.{other}.{name}"
                 g.add_rule(lhs, f"(V {english}|{form})", sentiment=verb.sentiment)

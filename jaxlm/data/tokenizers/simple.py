@@ -2,8 +2,9 @@
 
 import functools
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -147,7 +148,8 @@ class Words:
 class WordTokenizer(SymbolTokenizer):
     """One id per word. UNK, also the id of the word `<unk>` itself, decodes to `<unk>`.
 
-    Decoding joins words by single spaces: other white space is lost.
+    Decoding joins words by single spaces: other white space is lost. White space inside a word of the vocabulary (a
+    no-break space in a word of an ARPA file) separates no words.
     """
 
     kind: ClassVar[str] = "words"
@@ -159,7 +161,10 @@ class WordTokenizer(SymbolTokenizer):
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         lookup = self._word_to_id.get
-        return [np.array([lookup(word, UNK) for word in text.split()], np.int32) for text in require_list(texts)]
+        split: Callable[[str], list[str]] = str.split
+        if inner := "".join({character for character in "".join(self.symbols) if character.isspace()}):
+            split = re.compile(rf"[\S{inner}]+").findall
+        return [np.array([lookup(word, UNK) for word in split(text)], np.int32) for text in require_list(texts)]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         words = ("", UNKNOWN_WORD, "", "", *self.symbols)
