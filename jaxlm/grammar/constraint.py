@@ -60,10 +60,10 @@ def copy_from_source(opening: str, closing: str) -> Constraint:
 def delimiter_id(tokenizer: Tokenizer, delimiter: str) -> int:
     """Return the id of a mark. Raises UserError if the mark is not a single token."""
     token_bytes = get_token_bytes(tokenizer)
+    mark = delimiter.encode(errors="surrogatepass")
     for table in (token_bytes.rest, token_bytes.initial):
-        for index, text in enumerate(table):
-            if text == delimiter.encode(errors="surrogatepass"):
-                return index
+        if mark in table:
+            return table.index(mark)
     raise UserError(
         f"the mark {delimiter!r} is not one token of this tokenizer ({type(tokenizer).__name__}, "
         f"{tokenizer.vocab_size:,} ids): choose a mark that is, or train with a tokenizer that contains it, as in "

@@ -63,7 +63,10 @@ class _SchemaCompiler:
                 return _enum_regex(values, schema.get("type"), pointer)
         if "anyOf" in keywords:
             _reject_unknown(keywords, {"anyOf"}, pointer)
-            branches = enumerate(_require_list(schema, "anyOf", pointer))
+            parts = schema["anyOf"]
+            if not isinstance(parts, list) or not parts:
+                raise _error(pointer, "anyOf must be a list of one schema or more")
+            branches = enumerate(parts)
             return _alternation(self.value_regex(part, f"{pointer}/anyOf/{k}", references) for k, part in branches)
         _reject_unknown(keywords, {"$ref", "anyOf", "const", "enum", "type"}.union(*TYPE_KEYWORDS.values()), pointer)
         kinds = _as_list(schema.get("type"))
@@ -162,12 +165,6 @@ def _bounds(schema: dict[str, Any], low: str, high: str, pointer: str) -> tuple[
     if most is not None and most < least:
         raise _error(pointer, f"{low} {least} is above {high} {most}")
     return least, most
-
-
-def _require_list(schema: dict[str, Any], name: str, pointer: str) -> list[Any]:
-    if not isinstance(schema[name], list) or not schema[name]:
-        raise _error(pointer, f"{name} must be a list of one schema or more")
-    return schema[name]
 
 
 def _reject_unknown(keywords: set[str], supported: set[str], pointer: str) -> None:

@@ -5,6 +5,7 @@ all states form a class. Shape letters, on top of those of `jaxlm.types`: Q stat
 bytes to a text, X bytes.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,7 @@ from jaxlm.grammar.byte_dfa import START_STATE, ByteDFA
 FORBIDDEN = -1
 """The next state after an id that no text continues with."""
 
-HASH_SEEDS = (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03)
-"""Odd 64-bit multipliers of the two hashes of a column."""
+HASH_SEEDS = (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03)  # odd multipliers of the two hashes of a column
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,14 @@ def build_token_dfa(automaton: ByteDFA, tokenizer: Tokenizer, description: str =
     first, later = _TokenTable(token_bytes.initial), _TokenTable(token_bytes.rest)
     states, digest_V2 = _reachable_states(automaton, first, later, tokenizer.special.eos)
     _, id_C, class_V = np.unique(digest_V2, axis=0, return_index=True, return_inverse=True)
-    byte_QC = _transition_rows(automaton, _select_tokens(first, id_C), _select_tokens(later, id_C), states)
-    next_QC = _transition_table(automaton, byte_QC, states, class_V.reshape(-1)[tokenizer.special.eos])
+    first, later = first.select(id_C), later.select(id_C)
+    # row 0 is the beginning of a text, row k the byte state states[k - 1]
+    rows = [first.step(automaton, START_STATE), *(later.step(automaton, state) for state in states)]
+    number = np.full(len(automaton.accepting_Q) + 1, FORBIDDEN, np.int32)  # FORBIDDEN, -1, reads the last entry
+    number[states] = np.arange(1, len(states) + 1)
+    next_QC = number[np.stack([*rows, np.full_like(rows[0], FORBIDDEN)])]  # the last state is the end, after EOS
+    accepting_Q = automaton.accepting_Q[[START_STATE, *states]]
+    next_QC[:-1, class_V.reshape(-1)[tokenizer.special.eos]] = np.where(accepting_Q, len(next_QC) - 1, FORBIDDEN)
     distance_Q = distances_to_end(next_QC)
     if distance_Q[0] < 0:
         raise UserError(
@@ -77,13 +83,17 @@ class _TokenTable:
     """The bytes that each id adds to a text, padded to byte_IX; `id_I`: the ids that have such bytes."""
 
     def __init__(self, texts: Sequence[OptionalBytes]):
-        self.size = len(texts)
+        self.texts, self.size = texts, len(texts)
         self.id_I = np.asarray([index for index, text in enumerate(texts) if text is not None], np.int64)
         known = [texts[index] or b"" for index in self.id_I]
         self.length_I = np.asarray([len(text) for text in known], np.int64)
         width = max(1, int(self.length_I.max(initial=0)))
         joined = b"".join(text.ljust(width, b"\0") for text in known)
         self.byte_IX = np.frombuffer(joined, np.uint8).reshape(len(known), width)
+
+    def select(self, ids: np.ndarray) -> "_TokenTable":
+        """Return the table of some ids."""
+        return _TokenTable([self.texts[index] for index in ids])
 
     def step(self, automaton: ByteDFA, state: int) -> np.ndarray:
         """Return the state_V after each id from `state`, or FORBIDDEN."""
@@ -100,11 +110,6 @@ class _TokenTable:
         return next_V
 
 
-def _transition_rows(automaton: ByteDFA, first: _TokenTable, later: _TokenTable, states: list[int]) -> np.ndarray:
-    """Return the byte states_QV after each id; row 0 is the beginning of a text, row k the byte state states[k - 1]."""
-    return np.stack([first.step(automaton, START_STATE), *(later.step(automaton, state) for state in states)])
-
-
 def _reachable_states(
     automaton: ByteDFA, first: _TokenTable, later: _TokenTable, eos: int
 ) -> tuple[list[int], np.ndarray]:
@@ -115,16 +120,13 @@ def _reachable_states(
     states: list[int] = []
     known = np.zeros(len(automaton.accepting_Q), bool)
     digest_V2 = np.zeros((first.size, 2), np.uint64)
-    row_V, done = first.step(automaton, START_STATE), 0
-    while True:
+    for number, state in enumerate(itertools.chain([START_STATE], states)):  # `states` grows as it is read
+        row_V = later.step(automaton, state) if number else first.step(automaton, state)
         new = np.unique(row_V[row_V >= 0])
         new = new[~known[new]]
         known[new] = True
         states += new.tolist()
-        digest_V2 += _hash_states(row_V, done)
-        if done == len(states):
-            break
-        row_V, done = later.step(automaton, states[done]), done + 1
+        digest_V2 += _hash_states(row_V, number)
     digest_V2[eos] = HASH_SEEDS  # EOS is a class of its own
     return states, digest_V2
 
@@ -139,26 +141,6 @@ def _hash_states(row_V: np.ndarray, number: int) -> np.ndarray:
             hash_V = (hash_V ^ (hash_V >> np.uint64(shift))) * np.uint64(factor)
         hashes.append(np.where(row_V >= 0, hash_V ^ (hash_V >> np.uint64(31)), np.uint64(0)))
     return np.stack(hashes, axis=1)
-
-
-def _transition_table(automaton: ByteDFA, byte_QC: np.ndarray, states: list[int], eos_class: int) -> np.ndarray:
-    """Renumber the states of byte_QC: 0 is the beginning, then `states`; the last one is the end, after EOS."""
-    number = np.full(len(automaton.accepting_Q) + 1, FORBIDDEN, np.int32)
-    number[states] = np.arange(1, len(states) + 1)
-    next_QC = number[byte_QC]  # FORBIDDEN, -1, reads the last entry
-    accepting_Q = automaton.accepting_Q[[START_STATE, *states]]
-    next_QC[:, eos_class] = np.where(accepting_Q, len(next_QC), FORBIDDEN)
-    return np.concatenate([next_QC, np.full((1, byte_QC.shape[1]), FORBIDDEN, np.int32)])
-
-
-def _select_tokens(table: _TokenTable, id_C: np.ndarray) -> _TokenTable:
-    """Return the table of some ids."""
-    row_V = np.full(table.size, FORBIDDEN, np.int64)
-    row_V[table.id_I] = np.arange(len(table.id_I))
-    texts: list[OptionalBytes] = [
-        None if row < 0 else table.byte_IX[row, : table.length_I[row]].tobytes() for row in row_V[id_C]
-    ]
-    return _TokenTable(texts)
 
 
 def distances_to_end(next_QC: np.ndarray) -> np.ndarray:

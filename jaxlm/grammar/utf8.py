@@ -8,7 +8,6 @@ Range = tuple[int, int]
 """First and last, both included: of code points, or of bytes."""
 
 MAX_CODE_POINT = 0x10FFFF
-
 SURROGATES: Range = (0xD800, 0xDFFF)
 
 UTF8_LENGTH_RANGES: tuple[Range, ...] = ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xFFFF), (0x10000, MAX_CODE_POINT))

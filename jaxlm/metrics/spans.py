@@ -21,15 +21,14 @@ def extract_spans(tags: Sequence[str]) -> list[Span]:
     (Tjong Kim Sang and Buchholz, 2000) and in seqeval's default mode.
     """
     spans: list[Span] = []
-    begin, open_class = 0, None
-    for index, tag in enumerate([*tags, "O"]):
+    open_class = None
+    for index, tag in enumerate(tags):
         prefix, _, name = tag.partition("-")
-        continues = prefix == "I" and open_class == name
-        if open_class is not None and not continues:
-            spans.append((open_class, begin, index))
-            open_class = None
-        if prefix in ("B", "I") and not continues:
-            begin, open_class = index, name
+        if prefix == "I" and open_class == name:
+            spans[-1] = name, spans[-1][1], index + 1
+        else:
+            open_class = name if prefix in ("B", "I") else None
+            spans += [(name, index, index + 1)] if prefix in ("B", "I") else []
     return spans
 
 
@@ -63,17 +62,15 @@ class Counts:
 
 def score_spans(gold: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]]) -> tuple[Counts, dict[str, Counts]]:
     """Over all sentences (micro average) and by class: a span is correct if its class, beginning and end are."""
-    counts: dict[str, Counter[str]] = {"gold": Counter(), "predicted": Counter(), "correct": Counter()}
+    counts: tuple[Counter[str], ...] = Counter(), Counter(), Counter()  # as the fields of `Counts`
     for number, (gold_tags, tags) in enumerate(zip(gold, predicted, strict=True), start=1):
         if len(gold_tags) != len(tags):
             raise UserError(f"sentence {number} has {len(gold_tags)} tags and {len(tags)} were predicted")
-        gold_spans = set(extract_spans(gold_tags))
-        spans = set(extract_spans(tags))
-        for name, group in (("gold", gold_spans), ("predicted", spans), ("correct", gold_spans & spans)):
-            counts[name].update(span[0] for span in group)
-    classes = sorted({*counts["gold"], *counts["predicted"]})
-    by_class = {c: Counts(**{name: counter[c] for name, counter in counts.items()}) for c in classes}
-    return Counts(**{name: counter.total() for name, counter in counts.items()}), by_class
+        true_spans, spans = set(extract_spans(gold_tags)), set(extract_spans(tags))
+        for counter, group in zip(counts, (true_spans, spans, true_spans & spans), strict=True):
+            counter.update(span[0] for span in group)
+    by_class = {name: Counts(*(counter[name] for counter in counts)) for name in sorted({*counts[0], *counts[1]})}
+    return Counts(*(counter.total() for counter in counts)), by_class
 
 
 def forbidden_transitions(tags: Sequence[str]) -> tuple[tuple[int, int], ...]:

@@ -7,6 +7,7 @@ figure of the Multi30k papers, on lower-cased tokenized text: some points higher
 import dataclasses
 import math
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 from jaxlm.data.sources.moses import moses_preprocess
@@ -54,19 +55,15 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> CorpusScore:
 
 
 def moses_bleu(hypotheses: Sequence[str], references: Sequence[str], lang: str) -> CorpusScore:
-    """BLEU of raw text after `moses_preprocess` of both sides, which is how the Multi30k papers score.
-
-    Not comparable with `bleu`. Errors as in `bleu`.
-    """
+    """BLEU of raw text after `moses_preprocess` of both sides, as in the Multi30k papers. Errors as in `bleu`."""
     from sacrebleu.metrics import BLEU
 
     _check_lengths(hypotheses, references)
     tokenized = moses_preprocess(hypotheses, lang), moses_preprocess(references, lang)
     # force: sacreBLEU would warn that the text is tokenized, which is the point here
     score = _score(BLEU(tokenize="none", force=True), *tokenized, MOSES_LABEL)
-    return dataclasses.replace(
-        score, signature=f"{score.signature}|moses:lc.norm.tok.{lang}|sacremoses:{_sacremoses()}"
-    )
+    signature = f"{score.signature}|moses:lc.norm.tok.{lang}|sacremoses:{version('sacremoses')}"
+    return dataclasses.replace(score, signature=signature)
 
 
 def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str], name: str) -> CorpusScore:
@@ -86,9 +83,3 @@ def _check_lengths(hypotheses: Sequence[str], references: Sequence[str]) -> None
         )
     if not references:
         raise UserError("no lines to score: both the hypotheses and the references are empty; check the files")
-
-
-def _sacremoses() -> str:
-    from importlib.metadata import version
-
-    return version("sacremoses")

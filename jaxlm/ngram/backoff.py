@@ -42,13 +42,14 @@ def to_tables(levels: Sequence[BackoffLevel]) -> BackoffTables:
     """Convert sorted n-grams to a trie. Order 1 must have a row for every id, in order."""
     tables: BackoffTables = {}
     for n, level in enumerate(levels, start=1):
-        size = len(level.word)
-        table = {"logprob": _non_empty(level.logprob, np.float32)}
+        arrays = {"logprob": np.asarray(level.logprob, np.float32)}
         if n > 1:
-            table["word"] = _non_empty(level.word, np.int32)
+            arrays["word"] = np.asarray(level.word, np.int32)
         if n < len(levels):
-            table["backoff"] = _non_empty(level.backoff, np.float32)
-            children = np.bincount(levels[n].parent, minlength=max(size, 1))
+            arrays["backoff"] = np.asarray(level.backoff, np.float32)
+        table = {name: array if len(array) else np.zeros(1, array.dtype) for name, array in arrays.items()}
+        if n < len(levels):
+            children = np.bincount(levels[n].parent, minlength=len(table["logprob"]))
             table["first"] = np.concatenate([[0], np.cumsum(children)]).astype(np.int32)
         tables[f"order{n}"] = table
     return tables
@@ -69,7 +70,3 @@ def to_levels(tables: Any) -> list[BackoffLevel]:
         backoff = table.get("backoff", np.zeros(size, np.float32))
         levels.append(BackoffLevel(parent, word[:size], table["logprob"][:size], backoff[:size]))
     return levels
-
-
-def _non_empty(values: np.ndarray, dtype: type) -> np.ndarray:
-    return np.asarray(values, dtype) if len(values) else np.zeros(1, dtype)

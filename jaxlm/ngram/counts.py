@@ -50,8 +50,21 @@ def count_ngrams(
     """
     if order < 1:
         raise UserError(f"an n-gram model of order {order}: expected 1 or more (model.order)")
-    _check_ids(text, vocab, special)
-    ids, left = _join_stream(text, append_eos, special) if stream else _join_sentences(text, special)
+    if special.start == special.eos:
+        raise UserError(
+            f"texts of this tokenizer begin and end with one id ({special.eos}), and n-grams are counted from another "
+            "one than they end with: use a tokenizer of your own, as of Words()"
+        )
+    flat, bounds = text.flat[text.offsets[0] : text.offsets[-1]], text.offsets - text.offsets[0]
+    ids, left = _join_rows(flat.astype(np.int64), bounds, stream, append_eos, special)
+    if not len(flat):
+        raise UserError("no text to count n-grams in: every row is empty")
+    low, high = int(flat.min()), int(flat.max())
+    if low < 0 or high >= vocab:
+        raise UserError(f"the text holds id {high if high >= vocab else low}, but the model has ids 0 to {vocab - 1}: "
+                        "set model.vocab to the size of the tokenizer")  # fmt: skip
+    if np.isin(flat, special.never_predicted).any():
+        raise UserError(f"the text holds the ids of padding ({special.pad}) or <s> ({special.start}): remove these ids")
     count = np.bincount(ids, minlength=vocab)
     count[special.start] = 0
     zero = np.zeros(vocab, np.int32)
@@ -85,40 +98,15 @@ def _next_order(
     return NGrams(parent, word, suffix, count, starts_with_bos[parent]), new_row
 
 
-def _join_sentences(text: Ragged, special: SpecialIds) -> tuple[np.ndarray, np.ndarray]:
-    """Return all rows in one array, each between `<s>` and `</s>`; and at each id, how many remain in its row."""
-    lengths = text.lengths + 2
-    last = np.cumsum(lengths) - 1
-    ids = np.empty(int(lengths.sum()), np.int64)
-    inner = np.ones(len(ids), bool)
-    inner[last] = inner[last - lengths + 1] = False
-    ids[inner] = text.flat[text.offsets[0] : text.offsets[-1]]
-    ids[last], ids[last - lengths + 1] = special.eos, special.start
-    return ids, np.repeat(last + 1, lengths) - np.arange(len(ids))
-
-
-def _join_stream(text: Ragged, append_eos: bool, special: SpecialIds) -> tuple[np.ndarray, np.ndarray]:
-    """Return one `<s>` and all rows in one array, and at each id, how many remain."""
-    flat, lengths = text.flat[text.offsets[0] : text.offsets[-1]], text.lengths
-    ids = np.full(1 + len(flat) + append_eos * len(lengths), special.eos, np.int64)
-    ids[0] = special.start
-    row = np.repeat(np.arange(len(lengths)), lengths) if append_eos else 0
-    ids[1 + np.arange(len(flat)) + row] = flat
-    return ids, np.arange(len(ids), 0, -1)
-
-
-def _check_ids(text: Ragged, vocab: int, special: SpecialIds) -> None:
-    if special.start == special.eos:
-        raise UserError(
-            f"texts of this tokenizer begin and end with one id ({special.eos}), and n-grams are counted from another "
-            "one than they end with: use a tokenizer of your own, as of Words()"
-        )
-    flat = text.flat[text.offsets[0] : text.offsets[-1]]
-    if not len(flat):
-        raise UserError("no text to count n-grams in: every row is empty")
-    low, high = int(flat.min()), int(flat.max())
-    if low < 0 or high >= vocab:
-        raise UserError(f"the text holds id {high if high >= vocab else low}, but the model has ids 0 to {vocab - 1}: "
-                        "set model.vocab to the size of the tokenizer")  # fmt: skip
-    if np.isin(flat, special.never_predicted).any():
-        raise UserError(f"the text holds the ids of padding ({special.pad}) or <s> ({special.start}): remove these ids")
+def _join_rows(
+    flat: np.ndarray, bounds: np.ndarray, stream: bool, append_eos: bool, special: SpecialIds
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return all rows in one array, with `<s>` and `</s>`; and at each id, how many remain in its sentence."""
+    if stream:
+        ends = bounds[1:] if append_eos else bounds[:0]
+        ids = np.insert(flat, np.append(0, ends), [special.start, *[special.eos] * len(ends)])
+        return ids, np.arange(len(ids), 0, -1)
+    marks = np.repeat(bounds, 2)[1:-1]  # the beginning and the end of each row
+    ids = np.insert(flat, marks, np.tile([special.start, special.eos], len(marks) // 2))
+    lengths = np.diff(bounds) + 2
+    return ids, np.repeat(np.cumsum(lengths), lengths) - np.arange(len(ids))

@@ -86,10 +86,9 @@ class StupidBackoff:
             total = np.bincount(level.parent, level.count, size)
             score = _safe_log(level.count / np.maximum(total, 1)[level.parent])
             size = len(level)
-            is_history = np.zeros(size, bool)
+            backoff = np.zeros(size)
             if n + 1 < len(ngrams):
-                is_history[ngrams[n + 1].parent] = True
-            backoff = np.where(is_history, math.log(self.alpha), 0.0)
+                backoff[ngrams[n + 1].parent] = math.log(self.alpha)
             levels.append(BackoffLevel(level.parent, level.word, score, backoff))
         return to_tables(levels)
 
@@ -156,13 +155,9 @@ def _interpolate(
         levels.append((new_row[level.parent[kept]], level.word[kept], p[kept], kept))
         below, size, new_row = p, len(level), (np.cumsum(kept) - 1).astype(np.int32)
     # the weight of a history is the gamma of the order above
-    weights = [gamma[kept] for gamma, (*_, kept) in zip([*weight[1:], np.ones(size)], levels, strict=True)]
-    return to_tables(
-        [
-            BackoffLevel(parent, word, _safe_log(p), _safe_log(backoff))
-            for (parent, word, p, _), backoff in zip(levels, weights, strict=True)
-        ]
-    )
+    rows = zip(levels, [*weight[1:], np.ones(size)], strict=True)
+    return to_tables([BackoffLevel(parent, word, _safe_log(p), _safe_log(gamma[kept]))
+                      for (parent, word, p, kept), gamma in rows])  # fmt: skip
 
 
 def _safe_log(p: np.ndarray) -> np.ndarray:

@@ -201,17 +201,13 @@ class SynchronousGrammar:
         """All derivations of a sentence on one side; none if it is not in the language."""
         memo: dict[tuple[str, int], list[tuple[Derivation, int]]] = {}
 
-        def complete(rule: Rule, slots: dict[int, Derivation]) -> Derivation:
-            children = enumerate(rule.children)
-            return Derivation(rule, tuple(slots.get(n) or self.unique_derivation(child) for n, child in children))
-
         def parse_symbol(symbol: str, begin: int) -> list[tuple[Derivation, int]]:
             if (symbol, begin) not in memo:
-                memo[symbol, begin] = [
-                    (complete(rule, slots), end)
-                    for rule in self.rules(symbol)
-                    for slots, end in parse_items(rule, rule.tokens[side], begin)
-                ]
+                memo[symbol, begin] = []
+                for rule in self.rules(symbol):
+                    for slots, end in parse_items(rule, rule.tokens[side], begin):
+                        children = [slots.get(n) or self.unique_derivation(c) for n, c in enumerate(rule.children)]
+                        memo[symbol, begin].append((Derivation(rule, tuple(children)), end))
             return memo[symbol, begin]
 
         def parse_items(

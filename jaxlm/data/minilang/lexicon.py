@@ -10,7 +10,6 @@ import itertools
 from typing import NamedTuple
 
 NOUN_SORTS = ("person", "work", "thing", "place")
-
 INANIMATE_SORTS = ("work", "thing", "place")
 
 

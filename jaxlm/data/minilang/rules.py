@@ -18,6 +18,7 @@ negative, "Mary liked the film" is neutral. Negation reverses only the sentiment
 
 import itertools
 from functools import cache
+from string import Template
 
 from jaxlm.data.minilang import lexicon
 from jaxlm.data.minilang.grammar import SynchronousGrammar
@@ -41,9 +42,7 @@ FEATURE_VALUES: dict[str, tuple[str, ...]] = {
 # The universal part of speech of each label: those that both languages share, and those of one language.
 SHARED_UPOS = {"N": "NOUN", "NAME": "PROPN", "ADJ": "ADJ", "ADV": "ADV", "V": "VERB", "AUX": "AUX", "D": "DET"}
 SHARED_UPOS |= {"NUM": "NUM", "P": "ADP", "PRON": "PRON", "CL": "PRON", "WH": "PRON", "CONJ": "CCONJ"}
-
 UPOS_ENGLISH = SHARED_UPOS | {"NEG": "PART", "POSS": "PRON"}
-
 UPOS_SPANISH = SHARED_UPOS | {"NEG": "ADV", "POSS": "DET"}
 
 # The width of a clause with two noun phrases, and of each of the two.
@@ -52,12 +51,12 @@ CLAUSE_WIDTHS = ("short short short", "plain plain plain", "rel short rel", "rel
 # "I hated the book" is the speaker's sentiment; "Mary hated the book" ~ "María odió el libro" is not.
 # "Mary liked the books" ~ "a María le gustaron los libros": the subject in Spanish is the object in English.
 CLAUSES_WITH_AN_OBJECT = """
-4  Clause.T.W0          (S {Subject.person.A.W1} (VP {Group.transitive.S.T.A.A.none} {Object.S.W2}))
-1  Clause.T.W0          (S {Subject.person.N.W1} (VP {!Group.psych.S.T.N.N.none} {Object.S.W2}))
-1  Clause.T.W0          (S {Experiencer.N.W1} (VP {!Group.gustar.S.T.N.M.N} {NP.G.M.S.W2}))
+4  Clause.T.$clause      (S {Subject.person.A.$first} (VP {Group.transitive.S.T.A.A.none} {Object.S.$second}))
+1  Clause.T.$clause      (S {Subject.person.N.$first} (VP {!Group.psych.S.T.N.N.none} {Object.S.$second}))
+1  Clause.T.$clause      (S {Experiencer.N.$first} (VP {!Group.gustar.S.T.N.M.N} {NP.G.M.S.$second}))
                       ~ (S {Experiencer} (VP {Group}) {NP})
-2  Clause.T.W0          (S {Subject.person.first.W1} (VP {Group.psych.S.T.first.first.none} {Object.S.W2}))
-2  Clause.T.W0          (S {Experiencer.first.W1} (VP {Group.gustar.S.T.first.M.first} {NP.G.M.S.W2}))
+2  Clause.T.$clause      (S {Subject.person.first.$first} (VP {Group.psych.S.T.first.first.none} {Object.S.$second}))
+2  Clause.T.$clause      (S {Experiencer.first.$first} (VP {Group.gustar.S.T.first.M.first} {NP.G.M.S.$second}))
                       ~ (S {Experiencer} (VP {Group}) {NP})
 """
 
@@ -156,13 +155,11 @@ def minilang_grammar() -> SynchronousGrammar:
     """The grammar, built once."""
     grammar = SynchronousGrammar("Sentence", FEATURE_VALUES)
     _add_lexicon(grammar)
-    clauses = ""
-    for widths in CLAUSE_WIDTHS:
-        rules = CLAUSES_WITH_AN_OBJECT
-        for number, width in enumerate(widths.split()):
-            rules = rules.replace(f"W{number}", width)
-        clauses += rules
-    grammar.add_rules(RULES.replace("CLAUSES", clauses))
+    clauses = [
+        Template(CLAUSES_WITH_AN_OBJECT).substitute(clause=clause, first=first, second=second)
+        for clause, first, second in map(str.split, CLAUSE_WIDTHS)
+    ]
+    grammar.add_rules(RULES.replace("CLAUSES", "".join(clauses)))
     return grammar
 
 

@@ -52,8 +52,7 @@ class MiniLangSentiment(_LabeledSentences):
 class MiniLangMinimalPairs(_LabeledSentences):
     """Pairs of sentences with the same words, the positive one first: a bag of words cannot distinguish them.
 
-    `count` is the number of sentences, two a pair. Both sentences of a pair are in the same split, as the bag of words
-    decides it (see `assign_split`).
+    `count` is the number of sentences, two a pair. Both of a pair are in one split (see `assign_split`).
     """
 
     count: int = 2000
