@@ -80,11 +80,11 @@ if TYPE_CHECKING:
     from jaxlm.data.sources.tfds import Tfds as Tfds
     from jaxlm.data.sources.transforms import Concat as Concat, HashSplit as HashSplit, RelabelTags as RelabelTags
     from jaxlm.data.sources.transforms import SplitName as SplitName
-    from jaxlm.data.sources.shards import Shards as Shards
+    from jaxlm.data.sources.text import Shards as Shards
     from jaxlm.data.tokenizers.loading import SavedTokenizer as SavedTokenizer
     from jaxlm.data.tokenizers.sentencepiece import SentencePiece as SentencePiece
     from jaxlm.data.tokenizers.simple import Bytes as Bytes, Characters as Characters, Words as Words
-    from jaxlm.data.tokenizers.word_char import WordsWithChars as WordsWithChars
+    from jaxlm.data.tokenizers.simple import WordsWithChars as WordsWithChars
     from jaxlm.metrics.spans import iob2_tags as iob2_tags
 
     # Decoding

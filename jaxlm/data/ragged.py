@@ -63,6 +63,13 @@ class Ragged:
         flat = np.concatenate([np.asarray(row, dtype) for row in rows]) if rows else np.zeros(0, dtype)
         return cls(flat, offsets)
 
+    @classmethod
+    def concat(cls, columns: Sequence["Ragged"]) -> "Ragged":
+        """The rows of several columns, whose ids stay where they are."""
+        lengths = [np.zeros(1, np.int64), *(column.lengths for column in columns)]
+        flat: Any = ConcatArray([column.flat for column in columns])
+        return cls(flat, np.cumsum(np.concatenate(lengths)))
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -110,12 +117,8 @@ def concat_columns(blocks: Iterable[Columns]) -> dict[str, Ragged]:
     for block in blocks:
         for name, column in block.items():
             parts.setdefault(name, []).append(column)
-    return {name: _concat(columns) for name, columns in parts.items()}
-
-
-def _concat(columns: Sequence[Ragged]) -> Ragged:
-    lengths = np.concatenate([np.zeros(1, np.int64), *(column.lengths for column in columns)])
-    return Ragged(np.concatenate([column.flat for column in columns]), np.cumsum(lengths))
+    joined = {name: Ragged.concat(columns) for name, columns in parts.items()}
+    return {name: Ragged(np.asarray(column.flat), column.offsets) for name, column in joined.items()}
 
 
 def concat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

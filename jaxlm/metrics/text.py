@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from jaxlm.data.sources.moses import moses_preprocess
+from jaxlm.data.sources.transforms import moses_preprocess
 from jaxlm.errors import UserError
 
 MOSES_LABEL = "lower-cased Moses-tokenized BLEU, not comparable with sacreBLEU"

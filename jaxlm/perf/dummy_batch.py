@@ -11,7 +11,7 @@ from jaxlm.data.batching.batches import RunningText
 from jaxlm.data.batching.bucketing import Buckets
 from jaxlm.data.pretraining.token_types import IS_TEXT, STARTS_WORD
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.word_char import WordsWithChars
+from jaxlm.data.tokenizers.simple import WordsWithChars
 from jaxlm.experiment import Experiment
 from jaxlm.types import Batch
 

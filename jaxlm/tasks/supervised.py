@@ -17,7 +17,7 @@ from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.data.sources.base import Pair, Pairs, PairSource, WithStats
 from jaxlm.data.storage.token_cache import cached_columns
 from jaxlm.data.tokenizers.base import Tokenizer
-from jaxlm.data.tokenizers.word_char import WordCharTokenizer
+from jaxlm.data.tokenizers.simple import WordCharTokenizer
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
 from jaxlm.inference.base import (

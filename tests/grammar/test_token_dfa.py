@@ -9,9 +9,8 @@ import pytest
 
 from jaxlm.data.tokenizers.base import EOS, NUM_SPECIALS
 from jaxlm.data.tokenizers.sentencepiece import SentencePiece
-from jaxlm.data.tokenizers.simple import Bytes, Characters, Words
+from jaxlm.data.tokenizers.simple import Bytes, Characters, Words, WordsWithChars
 from jaxlm.data.tokenizers.token_bytes import get_token_bytes
-from jaxlm.data.tokenizers.word_char import WordsWithChars
 from jaxlm.errors import UserError
 from jaxlm.grammar.byte_dfa import strings_to_dfa
 from jaxlm.grammar.regex import regex_to_dfa

@@ -7,7 +7,7 @@ import math
 import pytest
 import sacrebleu
 
-from jaxlm.data.sources.moses import moses_preprocess
+from jaxlm.data.sources.transforms import moses_preprocess
 from jaxlm.errors import UserError
 from jaxlm.metrics.text import CorpusScore, bleu, chrf, moses_bleu
 

@@ -9,7 +9,7 @@ from fixtures.rows import Rows
 from jaxlm.data.files import ReadStats
 from jaxlm.data.pretraining.span_corruption import PrefixLMWindows
 from jaxlm.data.sources.text import TextSource
-from jaxlm.data.tokenizers.word_char import WordsWithChars
+from jaxlm.data.tokenizers.simple import WordsWithChars
 from jaxlm.tasks.classification import Classification
 from jaxlm.tasks.language_modeling import LanguageModeling
 from jaxlm.tasks.masked_lm import MaskedLanguageModeling

@@ -13,8 +13,7 @@ from fixtures.rows import Rows
 from jaxlm.data.batching.collate import collate
 from jaxlm.data.files import ReadStats
 from jaxlm.data.sources.conll import ColumnFile, ConllU
-from jaxlm.data.tokenizers.simple import Characters, Words
-from jaxlm.data.tokenizers.word_char import WordsWithChars
+from jaxlm.data.tokenizers.simple import Characters, Words, WordsWithChars
 from jaxlm.errors import UserError
 from jaxlm.inference.base import TrainedModel
 from jaxlm.metrics.spans import iob2_tags

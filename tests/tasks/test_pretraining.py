@@ -17,8 +17,7 @@ from jaxlm.data.files import ReadStats
 from jaxlm.data.pretraining.masked_lm import MaskedLMRows
 from jaxlm.data.pretraining.span_corruption import PrefixLMWindows, SpanCorruption
 from jaxlm.data.pretraining.token_types import mask_token_column, token_flag_columns
-from jaxlm.data.sources.shards import Shards
-from jaxlm.data.sources.text import Documents
+from jaxlm.data.sources.text import Documents, Shards
 from jaxlm.data.storage.shards import build_shards as prepare_shards
 from jaxlm.data.tokenizers.loading import SavedTokenizer
 from jaxlm.data.tokenizers.sentencepiece import SentencePiece

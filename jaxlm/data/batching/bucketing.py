@@ -58,8 +58,7 @@ class Buckets:
                 rows = int(self._rows_per_batch(s, t, multiple))
                 check_row_count(rows, multiple, self.tokens, int(effective_length(s, t)))
                 buckets.append(Bucket(s, t, rows, Ragged(examples, np.arange(len(examples) + 1))))
-        counts = selected.token_counts, selected.dropped, selected.truncated
-        return PlannedBatches(columns, tuple(buckets), seed, False, *counts, special)
+        return PlannedBatches(columns, tuple(buckets), selected, seed, False, special)
 
     def _rows_per_batch(self, source: np.ndarray | int, target: np.ndarray | int, row_multiple: int) -> np.ndarray:
         return self.tokens // effective_length(source, target) // row_multiple * row_multiple

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from jaxlm.data.batching.batches import RunningText, RunningTextBatches, host_slice
-from jaxlm.data.batching.shuffle import permutation, uniform_draws
+from jaxlm.data.batching.shuffle import PermutationCache, permutation, uniform_draws
 from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.data.tokenizers.base import EOS, OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
@@ -149,20 +149,16 @@ class WindowBatches(RunningTextBatches):
             first_BT = (index_BT <= 0) | self.stream.is_eos(before_BT)  # the first token of a text
             input_BT = np.where(first_BT, self.special.start, input_BT)
             segment_BT = np.where(valid_BT, np.cumsum(first_BT, axis=1) + 1, 0).astype(np.int32)
+        reset_B = np.full(self.config.rows, window == 0)  # the rows that start from an empty state
+        if self.config.reset_prob:
+            reset_B |= uniform_draws(self.config.rows, self.seed, k, RESET_LANE) < self.config.reset_prob
         return Batch(
             target_BT=np.where(valid_BT, input_BT, 0).astype(np.int32),
             target_valid_BT=valid_BT,
             label_BT=label_BT.astype(np.int32),
-            reset_B=self._reset_mask(k)[rows] if self.config.carry_rows else None,
+            reset_B=reset_B[rows] if self.config.carry_rows else None,
             target_segment_BT=segment_BT,
         )
-
-    def _reset_mask(self, k: int) -> np.ndarray:
-        """The rows of batch k that start from an empty state."""
-        reset_B = np.full(self.config.rows, k % self.batches_per_epoch == 0)
-        if self.config.reset_prob:
-            reset_B |= uniform_draws(self.config.rows, self.seed, k, RESET_LANE) < self.config.reset_prob
-        return reset_B
 
     def window_spans(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(first token, number of tokens) of each row of batch k, if windows are drawn."""
@@ -174,18 +170,11 @@ class WindowBatches(RunningTextBatches):
         """(first token, end) of each row: every epoch has new cuts and a new order of its windows."""
         length = self.config.length
         shift = int(permutation(length, self.seed, epoch, rng_lane=1)[0])
-        order = self._window_order(epoch)
+        order = self._permutation(self._num_random_windows, epoch)
         items = np.arange(batch * self.config.rows, (batch + 1) * self.config.rows)
         first_B = order[items % len(order)] * length - shift
         return first_B, np.minimum(first_B + length, len(self.stream))
 
-    def _window_order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._order_cache:
-            while len(self._order_cache) > 2:
-                self._order_cache.pop(next(iter(self._order_cache)), None)
-            self._order_cache[epoch] = permutation(self._num_random_windows, self.seed, epoch)
-        return self._order_cache[epoch]
-
     @cached_property
-    def _order_cache(self) -> dict[int, np.ndarray]:
-        return {}
+    def _permutation(self) -> PermutationCache:
+        return PermutationCache(self.seed, 3)

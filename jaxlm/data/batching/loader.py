@@ -38,7 +38,11 @@ class DataLoader:
         if not self._iterators:
             raise ValueError("this pipeline is closed")
         batch = next(self._iterators[0])
-        return _copy_from_shared_memory(batch) if self._uses_processes else batch
+        if self._uses_processes:  # the shared memory of a worker may be freed before the arrays are
+            from jax import tree
+
+            return tree.map(np.array, batch)
+        return batch
 
     def close(self) -> None:
         """Stop threads and workers; may be called again."""
@@ -54,13 +58,6 @@ class DataLoader:
 def _close_all(iterators: list) -> None:
     while iterators:
         iterators.pop().close()
-
-
-def _copy_from_shared_memory(batch: Batch) -> Batch:
-    """Plain arrays: the shared memory of a worker may be freed before the arrays are."""
-    from jax import tree
-
-    return tree.map(np.array, batch)
 
 
 class _OffsetSource:

@@ -46,8 +46,7 @@ class Packing:
         bins = pack(selected.source, selected.target, capacity["source"], capacity["target"], seed)
         bins = Ragged(selected.examples[bins.flat], bins.offsets)
         source, target = (capacity[name] if name in columns else 0 for name in capacity)
-        counts = selected.token_counts, selected.dropped, selected.truncated
-        return PlannedBatches(columns, (Bucket(source, target, rows, bins),), seed, True, *counts, special)
+        return PlannedBatches(columns, (Bucket(source, target, rows, bins),), selected, seed, True, special)
 
 
 MAX_FAILED_FITS = 16

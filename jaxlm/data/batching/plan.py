@@ -30,22 +30,32 @@ class Bucket:
 
 
 @dataclass(frozen=True, eq=False)
+class SelectedExamples:
+    """The examples that batches are made of, and the numbers of those that were dropped or truncated as too long.
+
+    EOS is included in their lengths `source` and `target` (0 without such a column) and in `token_counts` by column.
+    """
+
+    examples: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+    token_counts: dict[str, int]
+    dropped: int
+    truncated: int
+
+
+@dataclass(frozen=True, eq=False)
 class PlannedBatches(Batches):
     """Batches of planned shapes: batch k takes the items `epoch_order[k]` of a bucket.
 
-    Attributes:
-      packed: rows hold several examples, with segment numbers.
-      token_counts: tokens of an epoch by column, EOS included.
-      dropped, truncated: examples that were too long.
+    `packed` rows hold several examples, with segment numbers.
     """
 
     columns: Columns
     buckets: tuple[Bucket, ...]
+    selected: SelectedExamples
     seed: int
     packed: bool
-    token_counts: dict[str, int]
-    dropped: int
-    truncated: int
     special: SpecialIds = OWN_SPECIAL_IDS
 
     @cached_property
@@ -53,18 +63,8 @@ class PlannedBatches(Batches):
         return EpochOrder([len(b.bins) for b in self.buckets], [b.rows for b in self.buckets], self.seed)
 
     @property
-    def num_examples(self) -> int:
-        """The examples of an epoch."""
-        return sum(len(b.bins.flat) for b in self.buckets)
-
-    @property
     def row_multiple(self) -> int:
         return math.gcd(*(bucket.rows for bucket in self.buckets))
-
-    def example_indices(self, k: int) -> Ragged:
-        """The examples (indices into the columns) of every row of batch k."""
-        bucket, items = self.epoch_order[k]
-        return Ragged.from_rows([self.buckets[bucket].bins[item] for item in items], np.int64)
 
     def host_part(self, k: int, host_index: int, num_hosts: int) -> Batch:
         bucket_index, items = self.epoch_order[k]
@@ -75,42 +75,22 @@ class PlannedBatches(Batches):
         shape = len(items), bucket.source, bucket.target
         return collate(self.columns, examples, row_index, shape, packed=self.packed, special=self.special)
 
-    @property
-    def position_counts(self) -> dict[str, int]:
-        """Positions of an epoch by column, padding included."""
-        return {name: sum(len(b.bins) * getattr(b, name) for b in self.buckets) for name in self.token_counts}
-
-    def padding_fractions(self) -> dict[str, float]:
-        """The fraction of positions that are padding: "source", "target" and "both"."""
-        positions = self.position_counts
-        share = {name: 1 - self.token_counts[name] / positions[name] for name in self.token_counts}
-        return share | {"both": 1 - sum(self.token_counts.values()) / sum(positions.values())}
-
     def statistics(self) -> dict[str, float]:
         """`tokens` and `positions` are those of a batch, of its targets if it has any."""
-        side = "target" if "target" in self.token_counts else "source"
-        per_epoch = self.epoch_order.batches_per_epoch
+        tokens, per_epoch = self.selected.token_counts, self.epoch_order.batches_per_epoch
+        positions = {name: sum(len(b.bins) * getattr(b, name) for b in self.buckets) for name in tokens}
+        side = "target" if "target" in tokens else "source"
         return {
-            "examples": self.num_examples,
-            "dropped": self.dropped,
-            "truncated": self.truncated,
+            "examples": sum(len(b.bins.flat) for b in self.buckets),
+            "dropped": self.selected.dropped,
+            "truncated": self.selected.truncated,
             "shapes": len({(b.source, b.target, b.rows) for b in self.buckets}),
             "batches_per_epoch": per_epoch,
-            "tokens": self.token_counts[side] / per_epoch,
-            "positions": self.position_counts[side] / per_epoch,
-        } | {f"padding_{name}": share for name, share in self.padding_fractions().items()}
-
-
-@dataclass(frozen=True, eq=False)
-class SelectedExamples:
-    """The examples that batches are made of, and their lengths (EOS included; 0 without such a column)."""
-
-    examples: np.ndarray
-    source: np.ndarray
-    target: np.ndarray
-    token_counts: dict[str, int]
-    dropped: int
-    truncated: int
+            "tokens": tokens[side] / per_epoch,
+            "positions": positions[side] / per_epoch,
+            **{f"padding_{name}": 1 - tokens[name] / positions[name] for name in tokens},
+            "padding_both": 1 - sum(tokens.values()) / sum(positions.values()),
+        }
 
 
 def select_examples(columns: Columns, max_lengths: dict[str, int], too_long: str) -> SelectedExamples:

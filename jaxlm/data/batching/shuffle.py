@@ -5,10 +5,10 @@ between two epochs. A bucket of n items, r a batch, gives floor(e n / r) batches
 gives the epoch of batch k, so seeking is a division and a short search.
 """
 
-import threading
+import functools
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +20,8 @@ FIRST_DRAW_LANE = 1 << 16
 
 
 def permutation(n: int, seed: int, epoch: int, rng_lane: int = 0) -> np.ndarray:
-    """A shuffled `arange(n)`, the same on every platform and with every NumPy.
-
-    NumPy keeps the streams of raw bits stable, not `Generator.permutation` (NEP 19), so raw bits are sorted here.
-    """
+    """A shuffled `arange(n)`, the same on every platform and with every NumPy."""
+    # NumPy keeps the streams of raw bits stable, not `Generator.permutation` (NEP 19).
     bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch, rng_lane))).random_raw(n)
     return np.argsort(bits, kind="stable")
 
@@ -35,11 +33,24 @@ def uniform_draws(count: int, seed: int, index: int, rng_lane: int) -> np.ndarra
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
+class PermutationCache:
+    """The permutations of a seed; the last `size` in use are kept. Threads may share it; it is pickled empty."""
+
+    def __init__(self, seed: int, size: int):
+        self._arguments = seed, size
+        self._cached = functools.lru_cache(size)(functools.partial(permutation, seed=seed))
+
+    def __call__(self, n: int, epoch: int, rng_lane: int = 0) -> np.ndarray:
+        return self._cached(n, epoch=epoch, rng_lane=rng_lane)
+
+    def __reduce__(self) -> tuple[Any, tuple[int, int]]:
+        return PermutationCache, self._arguments
+
+
 class EpochOrder:
     """`order[k]` is (bucket, items): the bucket of batch k and the indices of its items in the bucket.
 
-    `sizes[b]` is the number of items of bucket b, `rows[b]` the number in a batch. The permutations of the epochs in
-    use are cached. Objects can be shared between threads and pickled (without the cache).
+    `sizes[b]` is the number of items of bucket b, `rows[b]` the number in a batch. Threads may share it.
     """
 
     def __init__(self, sizes: Sequence[int], rows: Sequence[int], seed: int):
@@ -47,19 +58,8 @@ class EpochOrder:
             raise ValueError(f"every bucket needs items and rows, found sizes {list(sizes)} and rows {list(rows)}")
         self.sizes = tuple(map(int, sizes))
         self.rows = tuple(map(int, rows))
-        self.seed = seed
-        self._clear_cache()
-
-    def _clear_cache(self) -> None:
-        self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict:
-        return {"sizes": self.sizes, "rows": self.rows, "seed": self.seed}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._clear_cache()
+        # Threads may be on both sides of an epoch's end, and a batch may reach back one epoch.
+        self._permutation = PermutationCache(seed, 3 * (len(self.sizes) + 1))
 
     @property
     def batches_per_epoch(self) -> float:
@@ -100,17 +100,3 @@ class EpochOrder:
             parts.append(part)
             start, count = start + len(part), count - len(part)
         return np.concatenate(parts)
-
-    def _permutation(self, n: int, epoch: int, rng_lane: int) -> np.ndarray:
-        key = (epoch, rng_lane)
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-        shuffled = permutation(n, self.seed, epoch, rng_lane)
-        with self._lock:
-            self._cache[key] = shuffled
-            # Threads may be on both sides of an epoch's end, and a batch may reach back one epoch.
-            while len(self._cache) > 3 * (len(self.sizes) + 1):
-                self._cache.popitem(last=False)
-        return shuffled

@@ -1,10 +1,9 @@
-"""The interface of data sources: frozen dataclasses that stream texts, or pairs of texts.
+"""The interface of data sources: frozen dataclasses that stream texts, or pairs of texts, the same at each reading.
 
-A source can be read any number of times and gives the same rows each time. Of a pair, the first text is what the model
-reads.
+Of a pair, the first text is what the model reads.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -64,7 +63,17 @@ class FilteredPairs(PairSource):
         raise NotImplementedError
 
     def read(self, stats: ReadStats) -> Iterator[Pair]:
-        return filter_pairs(self._read_rows(stats), stats, self.keep_blank, self.describe())
+        before = stats.kept
+        for source, target in self._read_rows(stats):
+            if source is None or target is None:
+                stats.skipped += 1
+            elif self.keep_blank or (source.strip() and target.strip()):
+                stats.kept += 1
+                yield source, target
+            else:
+                stats.blank += 1
+        if stats.kept == before:
+            raise UserError(f"{self.describe()}: no pair is left ({stats}). Look into the files.")
 
 
 def iter_pairs(pairs: Any, stats: ReadStats) -> Iterator[Any]:
@@ -92,24 +101,3 @@ class WithStats:
     def describe(self) -> str:
         """The line of the source."""
         return self.source.describe()
-
-
-def filter_pairs(
-    pairs: Iterable[tuple[str | None, str | None]], stats: ReadStats, keep_blank: bool, source_name: str
-) -> Iterator[Pair]:
-    """Drop and count pairs that are unreadable (None) or have a blank side. Raises UserError if none is left."""
-    before = stats.kept
-    for source, target in pairs:
-        if source is None or target is None:
-            stats.skipped += 1
-        elif keep_blank or not (_is_blank(source) or _is_blank(target)):
-            stats.kept += 1
-            yield source, target
-        else:
-            stats.blank += 1
-    if stats.kept == before:
-        raise UserError(f"{source_name}: no pair is left ({stats}). Look into the files.")
-
-
-def _is_blank(text: str) -> bool:
-    return not text or text.isspace()

@@ -4,12 +4,14 @@ Each reader is a source of pairs (words, tags), both separated by single spaces,
 a word (some languages write numbers so) becomes "_", which keeps the two sides aligned.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, get_args
 
 from jaxlm.data.files import OnBadLine, ReadStats, find_file, iter_lines
-from jaxlm.data.sources.base import FilteredPairs, Pair
+from jaxlm.data.sources.base import FilteredPairs
 from jaxlm.errors import UserError
 
 OnBadTag = Literal["error", "repair"]
@@ -39,13 +41,17 @@ class TaggedFile(FilteredPairs):
 
     def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
         for rows in self.read_sentences(stats):
-            yield (None, None) if rows is None else _to_pair(rows)
+            if rows is None:
+                yield None, None
+            else:
+                yield join_tokens(form for _, form, _ in rows), join_tokens(tag for _, _, tag in rows)
 
     def read_sentences(self, stats: ReadStats) -> Iterator[list[TaggedWord] | None]:
         """The words of each sentence, or None for one that must be left out. Raises UserError."""
         file, valid = find_file(self.path), True
         rows: list[TaggedWord] = []
-        for number, line in enumerate(iter_lines(file, self.on_bad_line, stats), start=1):
+        lines = chain(iter_lines(file, self.on_bad_line, stats), ("",))  # the last sentence may end with the file
+        for number, line in enumerate(lines, start=1):
             if line is not None and not line.strip():
                 if rows or not valid:
                     yield self._check_tags(rows, str(file)) if valid else None
@@ -63,8 +69,6 @@ class TaggedFile(FilteredPairs):
                         "sentence out."
                     ) from None
                 valid = False
-        if rows or not valid:
-            yield self._check_tags(rows, str(file)) if valid else None
 
     def locate(self, sentence: int, word: int) -> str:
         """File and line of a word; sentence and word are counted from 0 among the sentences that are read."""
@@ -84,10 +88,9 @@ class TaggedFile(FilteredPairs):
 
 @dataclass(frozen=True)
 class ConllU(TaggedFile):
-    """The syntactic words of a CoNLL-U file (universaldependencies.org/format) and one column of their annotation.
+    """The syntactic words of a CoNLL-U file (universaldependencies.org/format) and a column (UPOS, XPOS, DEPREL, ...).
 
-    Multi-word tokens ("3-4"), empty nodes ("5.1") and comments are skipped. `column` is named as in the format: UPOS,
-    XPOS, DEPREL, ...
+    Multi-word tokens ("3-4"), empty nodes ("5.1") and comments are skipped.
     """
 
     path: str
@@ -111,9 +114,9 @@ class ConllU(TaggedFile):
         if len(cells) != len(CONLLU_COLUMNS):
             raise _InvalidLine(f"{len(cells)} columns, expected the {len(CONLLU_COLUMNS)} of CoNLL-U between tabs")
         number, form, tag = cells[0], cells[1], cells[CONLLU_COLUMNS.index(self.column)]
-        if _is_number_pair(number, "-") or _is_number_pair(number, "."):
+        if re.fullmatch("[0-9]+[-.][0-9]+", number):
             return None
-        if not _is_digits(number):
+        if not re.fullmatch("[0-9]+", number):
             raise _InvalidLine(f"the id is {number!r}, expected a number, a range as in 3-4 or an empty node as in 5.1")
         if not form or not tag:
             raise _InvalidLine(f"word {number} has no {self.column if form else 'form'}")
@@ -189,18 +192,5 @@ def join_tokens(tokens: Iterable[str]) -> str:
     return " ".join("_".join(token.split()) or "_" for token in tokens)
 
 
-def _to_pair(rows: list[TaggedWord]) -> Pair:
-    return join_tokens(form for _, form, _ in rows), join_tokens(tag for _, _, tag in rows)
-
-
 def _is_valid_iob2(previous_tag: str, tag: str) -> bool:
     return not tag.startswith("I-") or previous_tag in (f"B{tag[1:]}", tag)
-
-
-def _is_digits(text: str) -> bool:
-    return text.isascii() and text.isdigit()
-
-
-def _is_number_pair(text: str, separator: str) -> bool:
-    first, _, second = text.partition(separator)
-    return _is_digits(first) and _is_digits(second)

@@ -74,10 +74,6 @@ class Tsv(FilteredPairs):
     def _selected_columns(self) -> tuple[int | str, ...]:
         return (*(self.source if isinstance(self.source, tuple) else (self.source,)), self.target)
 
-    @property
-    def _has_header(self) -> bool:
-        return any(isinstance(column, str) for column in self._selected_columns)
-
     def describe(self) -> str:
         *source, target = map(str, self._selected_columns)
         return f"{self.path}, column {' and '.join(source)} -> column {target}"
@@ -85,7 +81,15 @@ class Tsv(FilteredPairs):
     def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
         file = find_file(self.path)
         lines = enumerate(iter_lines(file, self.on_bad_line, stats), start=1)
-        places = self._header_indices(next(lines)[1] or "", file) if self._has_header else list(self._selected_columns)
+        places = self._selected_columns
+        if any(isinstance(column, str) for column in places):
+            names: list[int | str] = [*(next(lines)[1] or "").split("\t")]
+            if missing := [column for column in places if column not in names]:
+                raise UserError(
+                    f"{file}, line 1 lacks the column {', '.join(map(repr, missing))}: it names "
+                    f"{', '.join(map(repr, names))}"
+                )
+            places = tuple(names.index(column) for column in places)
         need = max(places) + 1  # type: ignore[type-var, operator]
         for number, line in lines:
             columns = [] if line is None else line.split("\t")
@@ -101,16 +105,6 @@ class Tsv(FilteredPairs):
                         "Fix the line or the column numbers, or set on_bad_line='skip'."
                     )
                 yield None, None
-
-    def _header_indices(self, header: str, file: object) -> list[int | str]:
-        names = header.split("\t")
-        missing = [column for column in self._selected_columns if column not in names]
-        if missing:
-            raise UserError(
-                f"{file}, line 1 lacks the column {', '.join(map(repr, missing))}: it names "
-                f"{', '.join(map(repr, names))}"
-            )
-        return [names.index(column) for column in self._selected_columns]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -132,26 +126,24 @@ class JsonLines(FilteredPairs):
 
     def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
         file = find_file(self.path)
-        pair: tuple[str | None, str | None]
         for number, line in enumerate(iter_lines(file, self.on_bad_line, stats), start=1):
-            if line is None or not line.strip():
-                yield line, line
-                continue
+            source = target = line
             try:
-                record = json.loads(line)
-                pair = self._source_text(record, stats), self._text_at(record, self.target, stats)
+                if line and line.strip():
+                    record = json.loads(line)
+                    if isinstance(self.source, str):
+                        source = self._text_at(record, self.source, stats)
+                    else:
+                        parts = [self._text_at(record, key, stats) for key in self.source]
+                        source = "\t".join(part.replace("\t", " ") for part in parts)
+                    target = self._text_at(record, self.target, stats)
             except ValueError as error:
                 if self.on_bad_line == "error":
                     raise UserError(
                         f"{file}, line {number}: {error}. Fix the line or the keys, or set on_bad_line='skip'."
                     ) from error
-                pair = None, None
-            yield pair
-
-    def _source_text(self, record: Any, stats: ReadStats) -> str:
-        if isinstance(self.source, str):
-            return self._text_at(record, self.source, stats)
-        return "\t".join(" ".join(self._text_at(record, key, stats).split("\t")) for key in self.source)
+                source = target = None
+            yield source, target
 
     def _text_at(self, record: Any, key: str, stats: ReadStats) -> str:
         """The text under `key`. Raises ValueError, also for half a surrogate pair, which JSON can escape."""

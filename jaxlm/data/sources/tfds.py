@@ -77,7 +77,12 @@ class Tfds(FilteredPairs):
             builder = tensorflow_datasets.builder_from_directory(folder)
         except Exception as error:
             raise UserError(f"{folder} is not a readable TFDS dataset ({error}). {self._prepare_command()}") from error
-        self._require_features(builder.info, folder)
+        features = builder.info.features
+        features = set(features.keys()) if hasattr(features, "keys") else set()
+        if missing := [feature for feature in (self.source, self.target) if feature not in features]:
+            raise UserError(
+                f"{folder} has the features {', '.join(sorted(features)) or 'unnamed'}, not {', '.join(missing)}"
+            )
         try:
             return builder.as_data_source(self.split)
         except NotImplementedError as error:
@@ -100,14 +105,6 @@ class Tfds(FilteredPairs):
         if versions:
             return max(versions, key=lambda child: tuple(int(part) for part in child.name.split(".")))
         raise UserError(f"no TFDS dataset in {root / name / (version or '<version>')}. {self._prepare_command()}")
-
-    def _require_features(self, info: Any, folder: Path) -> None:
-        features = set(info.features.keys()) if hasattr(info.features, "keys") else set()
-        missing = [feature for feature in (self.source, self.target) if feature not in features]
-        if missing:
-            raise UserError(
-                f"{folder} has the features {', '.join(sorted(features)) or 'unnamed'}, not {', '.join(missing)}"
-            )
 
     def _prepare_command(self) -> str:
         """The command that makes the dataset. TFDS needs TensorFlow to find its wmt builders, so it imports them."""

@@ -1,11 +1,17 @@
-"""Sources that select, reorder, join or relabel the pairs of other sources."""
+"""Sources that select, reorder, join, relabel or tokenize the pairs of other sources.
 
+Moses tokens are in the order of the `lc.norm.tok` files of Multi30k, which many published scores use: lower case,
+normalized punctuation, then tokens with the Moses escapes (`&quot;`, `&apos;`). Lines are stripped and runs of spaces
+collapse, so detokenization is not exact.
+"""
+
+import functools
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxlm.data.files import ReadStats
 from jaxlm.data.sources.base import Pair, Pairs, PairSource, iter_pairs
@@ -45,19 +51,15 @@ class HashSplit(PairSource):
     def read(self, stats: ReadStats) -> Iterator[Pair]:
         side, empty = 0 if self.hash_side == "source" else 1, True
         for pair in iter_pairs(self.pairs, stats):
-            if self._split_of_text(pair[side]) == self.split:
+            words = " ".join(pair[side].split())
+            digest = hashlib.blake2b(f"{self.seed}\t{words}".encode(errors="replace"), digest_size=8).digest()
+            place = int.from_bytes(digest, "big") / 2**64
+            split = "test" if place < self.test else "valid" if place < self.test + self.valid else "train"
+            if split == self.split:
                 empty = False
                 yield pair
         if empty:
             raise UserError(f"{self.describe()}: no pair falls into this part. Give it a larger share, or more data.")
-
-    def _split_of_text(self, text: str) -> SplitName:
-        words = " ".join(text.split())
-        digest = hashlib.blake2b(f"{self.seed}\t{words}".encode(errors="replace"), digest_size=8).digest()
-        place = int.from_bytes(digest, "big") / 2**64
-        if place < self.test:
-            return "test"
-        return "valid" if place < self.test + self.valid else "train"
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,7 @@ class Shuffle(PairSource):
         return f"{self.pairs.describe()}; shuffled by seed {self.seed}"
 
     def read(self, stats: ReadStats) -> Iterator[Pair]:
-        rows = list(iter_pairs(self.pairs, stats))
-        draw = random.Random(self.seed).random
+        rows, draw = list(iter_pairs(self.pairs, stats)), random.Random(self.seed).random
         keys = [draw() for _ in rows]
         yield from (rows[index] for index in sorted(range(len(rows)), key=keys.__getitem__))
 
@@ -91,10 +92,7 @@ class Take(PairSource):
         return islice(iter_pairs(self.pairs, stats), self.count)
 
     def check(self) -> ReadStats:
-        stats = ReadStats()
-        for _ in iter_pairs(self.pairs, stats):
-            pass
-        return stats
+        return Concat((self.pairs,)).check()
 
 
 @dataclass(frozen=True)
@@ -128,3 +126,71 @@ class RelabelTags(PairSource):
     def read(self, stats: ReadStats) -> Iterator[Pair]:
         for source, target in iter_pairs(self.pairs, stats):
             yield source, " ".join(self.mapping.get(word, word) for word in target.split())
+
+
+PREPROCESS_CACHE_SIZE = 1 << 17
+"""Lines; the 58,000 of Multi30k take 5 s, and the tokenizer's training and the encoding both read them."""
+
+
+def moses_tokenize(lines: Sequence[str], lang: str) -> list[str]:
+    """Tokens with single spaces between them, and the Moses escapes."""
+    tokenize = _sacremoses_tool("MosesTokenizer", lang).tokenize
+    return [tokenize(line, return_str=True) for line in lines]
+
+
+def moses_detokenize(lines: Sequence[str], lang: str) -> list[str]:
+    """Running text from lines of tokens, escapes undone."""
+    detokenize = _sacremoses_tool("MosesDetokenizer", lang).detokenize
+    return [detokenize(line.split()) for line in lines]
+
+
+def moses_preprocess(lines: Sequence[str], lang: str, lowercase: bool = True) -> list[str]:
+    """The lines of one side in lower case, normalized and tokenized."""
+    return [_preprocess_line(line, lang, lowercase) for line in lines]
+
+
+@functools.lru_cache(maxsize=PREPROCESS_CACHE_SIZE)
+def _preprocess_line(line: str, lang: str, lowercase: bool) -> str:
+    normalized = _sacremoses_tool("MosesPunctNormalizer", lang).normalize(line.lower() if lowercase else line)
+    return moses_tokenize([normalized], lang)[0]
+
+
+@functools.cache
+def _sacremoses_tool(name: str, lang: str) -> Any:
+    try:
+        import sacremoses
+    except ImportError as error:
+        raise UserError("Moses tokenization needs sacremoses: pip install 'jaxlm[moses]'") from error
+    return getattr(sacremoses, name)(lang=lang)
+
+
+@dataclass(frozen=True)
+class Lowercase(PairSource):
+    """Both sides in lower case."""
+
+    pairs: Pairs
+
+    def describe(self) -> str:
+        return f"{self.pairs.describe()}; lower case"
+
+    def read(self, stats: ReadStats) -> Iterator[Pair]:
+        return ((source.lower(), target.lower()) for source, target in iter_pairs(self.pairs, stats))
+
+
+@dataclass(frozen=True)
+class MosesPreprocess(PairSource):
+    """Both sides in lower case (if `lowercase`), normalized and tokenized, by the codes of their languages."""
+
+    pairs: Pairs
+    source_lang: str
+    target_lang: str
+    lowercase: bool = True
+
+    def describe(self) -> str:
+        case = "lower-cased " if self.lowercase else ""
+        return f"{self.pairs.describe()}; {case}Moses tokens ({self.source_lang} -> {self.target_lang})"
+
+    def read(self, stats: ReadStats) -> Iterator[Pair]:
+        for source, target in iter_pairs(self.pairs, stats):
+            source = _preprocess_line(source, self.source_lang, self.lowercase)
+            yield source, _preprocess_line(target, self.target_lang, self.lowercase)

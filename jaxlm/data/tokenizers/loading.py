@@ -9,8 +9,7 @@ from jaxlm.data.files import find_file
 from jaxlm.data.tokenizers.base import TOKENIZER_JSON, Tokenizer, content_hash
 from jaxlm.data.tokenizers.pretrained import FastTokenizer, PretrainedSentencePiece
 from jaxlm.data.tokenizers.sentencepiece import SentencePieceTokenizer
-from jaxlm.data.tokenizers.simple import ByteTokenizer, CharacterTokenizer, WordTokenizer
-from jaxlm.data.tokenizers.word_char import WordCharTokenizer
+from jaxlm.data.tokenizers.simple import ByteTokenizer, CharacterTokenizer, WordCharTokenizer, WordTokenizer
 from jaxlm.errors import UserError
 
 CLASS_OF_KIND = {

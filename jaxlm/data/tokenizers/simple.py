@@ -1,4 +1,7 @@
-"""Tokenizers without subwords: UTF-8 bytes, characters, and words between white space."""
+"""Tokenizers without subwords: UTF-8 bytes, characters, words between white space, and words that are also spelled.
+
+Unknown words still have characters (Ling et al. 2015, Ma and Hovy 2016).
+"""
 
 import functools
 import json
@@ -10,16 +13,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from jaxlm.data.tokenizers.base import (
-    BOS,
-    EOS,
-    NUM_SPECIALS,
-    PAD,
-    REPLACEMENT_CHAR,
-    UNK,
-    TrainedTokenizer,
-    require_list,
-)  # fmt: skip
+from jaxlm.data.tokenizers.base import NUM_SPECIALS, REPLACEMENT_CHAR, UNK, TrainedTokenizer, require_list
 from jaxlm.errors import UserError
 
 UNKNOWN_WORD = "<unk>"
@@ -52,7 +46,9 @@ class ByteTokenizer(TrainedTokenizer):
         return [np.frombuffer(utf8, np.uint8).astype(np.int32) + NUM_SPECIALS for utf8 in encoded]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        return [_ids_to_bytes(np.asarray(row, np.int64)).decode(errors="replace") for row in rows]
+        byte_rows = (np.asarray(row, np.int64) - NUM_SPECIALS for row in rows)
+        kept = (values[(values >= 0) & (values < 256)].astype(np.uint8) for values in byte_rows)
+        return [values.tobytes().decode(errors="replace") for values in kept]
 
     def to_bytes(self) -> bytes:
         return b"UTF-8 bytes, id = byte + 4\n"
@@ -60,10 +56,6 @@ class ByteTokenizer(TrainedTokenizer):
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         return cls()
-
-
-def _ids_to_bytes(ids: np.ndarray) -> bytes:
-    return (ids[(ids >= NUM_SPECIALS) & (ids < NUM_SPECIALS + 256)] - NUM_SPECIALS).astype(np.uint8).tobytes()
 
 
 @dataclass(frozen=True)
@@ -123,7 +115,7 @@ class CharacterTokenizer(SymbolTokenizer):
         texts = []
         for row in rows:
             ids = np.asarray(row, np.int64)
-            ids = ids[(ids != PAD) & (ids != BOS) & (ids != EOS)]
+            ids = ids[~np.isin(ids, list(self.special.hidden))]
             ids = np.where((ids >= 0) & (ids < self.vocab_size), ids, UNK)
             texts.append(self._id_to_code_point[ids].tobytes().decode("utf-32-le", "surrogatepass"))
         return texts
@@ -168,7 +160,7 @@ class WordTokenizer(SymbolTokenizer):
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         words = ("", UNKNOWN_WORD, "", "", *self.symbols)
-        size, hidden = self.vocab_size, (PAD, BOS, EOS)
+        size, hidden = self.vocab_size, self.special.hidden
         return [
             " ".join(words[index] if 0 <= index < size else UNKNOWN_WORD for index in row if index not in hidden)
             for row in rows
@@ -183,3 +175,82 @@ def most_frequent_symbols(counts: Counter[str], vocab_size: int | None) -> tuple
         raise UserError(f"a vocabulary of {vocab_size} ids: expected more than the {NUM_SPECIALS} special ones")
     ranked = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
     return tuple(ranked if vocab_size is None else ranked[: vocab_size - NUM_SPECIALS])
+
+
+MAX_WORD_CHARS = 16
+"""Characters of a word; of a longer one the first and the last half as many, since endings carry most information."""
+
+
+@dataclass(frozen=True)
+class WordsWithChars:
+    """The configuration of the most frequent words and of the characters of all words (Ling et al. 2015).
+
+    Attributes:
+      vocab_size: ids of words, special ids included; a small corpus gives fewer.
+      char_vocab_size: ids of characters, special ids included; likewise.
+      lowercase: fold the words, not their characters: "The" and "the" are one word with two spellings.
+      min_count: the occurrences that a word needs to get an id.
+    """
+
+    vocab_size: int = 30_000
+    char_vocab_size: int = 200
+    lowercase: bool = False
+    min_count: int = 1
+
+    def fit(self, texts: Iterable[str]) -> "WordCharTokenizer":
+        """Count words and characters; code points break ties. Raises UserError if there is no text."""
+        words: Counter[str] = Counter()
+        characters: Counter[str] = Counter()
+        for text in texts:
+            words.update((text.lower() if self.lowercase else text).split())
+            characters.update("".join(text.split()))
+        words.pop(UNKNOWN_WORD, None)
+        words = Counter({word: count for word, count in words.items() if count >= self.min_count})
+        symbols = most_frequent_symbols(words, self.vocab_size)
+        alphabet = "".join(most_frequent_symbols(characters, self.char_vocab_size))
+        return WordCharTokenizer(symbols, alphabet, self.lowercase)
+
+
+@dataclass(frozen=True)
+class WordCharTokenizer(WordTokenizer):
+    """One id per word by `encode`, and a row of character ids, numbered apart from 4 on, by `encode_chars`."""
+
+    alphabet: str
+    lowercase: bool
+    kind: ClassVar[str] = "spelled words"
+    filename: ClassVar[str] = "spelled_words.json"
+
+    @property
+    def char_vocab_size(self) -> int:
+        """The number of character ids, special ids included."""
+        return NUM_SPECIALS + len(self.alphabet)
+
+    @functools.cached_property
+    def _char_to_id(self) -> dict[str, int]:
+        return {character: index for index, character in enumerate(self.alphabet, start=NUM_SPECIALS)}
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        texts = require_list(texts)
+        return super().encode([text.lower() for text in texts] if self.lowercase else texts)
+
+    def encode_chars(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The int32 character ids of each word of all texts in a row: as many arrays as `encode` gives ids."""
+        spelled: dict[str, np.ndarray] = {}
+        words = [word for text in require_list(texts) for word in text.split()]
+        for word in words:
+            if word not in spelled:
+                spelled[word] = np.array([self._char_to_id.get(c, UNK) for c in truncate_word(word)], np.int32)
+        return [spelled[word] for word in words]
+
+    def to_bytes(self) -> bytes:
+        return json.dumps({"words": self.symbols, "characters": self.alphabet, "lowercase": self.lowercase}).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        stored = json.loads(content)
+        return cls(tuple(stored["words"]), stored["characters"], stored["lowercase"])
+
+
+def truncate_word(word: str) -> str:
+    """The word, or the beginning and the end of one that is longer than MAX_WORD_CHARS."""
+    return word if len(word) <= MAX_WORD_CHARS else word[: MAX_WORD_CHARS // 2] + word[-MAX_WORD_CHARS // 2 :]

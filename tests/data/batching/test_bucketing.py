@@ -32,6 +32,17 @@ def like_captions(count: int, seed: int = 0) -> dict[str, Ragged]:
     return columns_of(source, np.clip(source * np.exp(rng.normal(0, 0.15, count)), 1, 60).astype(int))
 
 
+def _example_indices(batches, k: int) -> Ragged:
+    """The examples of every row of batch k."""
+    bucket, items = batches.epoch_order[k]
+    return Ragged.from_rows([batches.buckets[bucket].bins[item] for item in items], np.int64)
+
+
+def _padding(batches) -> dict[str, float]:
+    shares = batches.statistics().items()
+    return {name.removeprefix("padding_"): share for name, share in shares if name.startswith("padding_")}
+
+
 CAPTIONS = like_captions(1500)
 CONFIGS = [
     Buckets(tokens=512, max_shapes=5),
@@ -48,7 +59,7 @@ def test_every_example_once_an_epoch(config):
     assert sorted(all_examples) == list(range(1500))
     counts = Counter()
     for k in range(batches.epoch_order.first_batch(epochs)):
-        counts.update(batches.example_indices(k).flat.tolist())
+        counts.update(_example_indices(batches, k).flat.tolist())
     # A bucket still owes less than one batch of its last epoch; when that is longer than an epoch, an example waits.
     slack = max(-(-bucket.rows // len(bucket.bins)) for bucket in batches.buckets)
     assert all(epochs - slack <= counts[i] <= epochs for i in range(1500))
@@ -61,7 +72,7 @@ def test_batches_hold_the_ids_of_the_columns(config):
     """Each batch against one that is built row by row, example by example."""
     batches = config.batches(CAPTIONS, seed=4)
     for k in (0, 1, 17, 40):
-        batch, rows = batches[k], batches.example_indices(k)
+        batch, rows = batches[k], _example_indices(batches, k)
         for side, length in (("source", batch.source_BS.shape[1]), ("target", batch.target_BT.shape[1])):
             label, model_input, segment = (np.zeros((len(rows), length), np.int32) for _ in range(3))
             for r in range(len(rows)):
@@ -97,7 +108,7 @@ def test_padding_is_what_a_count_finds(config):
         rows = len(batches.buckets[0].bins)
         positions = [rows * (config.source_length or config.length), rows * config.length]
     real = [sum(len(CAPTIONS[side][i]) + 1 for i in range(1500)) for side in ("source", "target")]
-    share = batches.padding_fractions()
+    share = _padding(batches)
     assert share["source"] == pytest.approx(1 - real[0] / positions[0])
     assert share["target"] == pytest.approx(1 - real[1] / positions[1])
     assert share["both"] == pytest.approx(1 - sum(real) / sum(positions))
@@ -135,8 +146,8 @@ def test_fitted_shapes_are_few_and_pad_less_than_one_length_for_both_sides():
     fitted = Buckets(tokens=2048).batches(columns)
     square = Buckets(tokens=2048, lengths=(8, 12, 16, 20, 24, 32, 40, 48, 61)).batches(columns)
     assert fitted.statistics()["shapes"] <= 10
-    assert fitted.padding_fractions()["target"] < 0.1 < square.padding_fractions()["target"]
-    assert fitted.padding_fractions()["both"] < square.padding_fractions()["both"]
+    assert _padding(fitted)["target"] < 0.1 < _padding(square)["target"]
+    assert _padding(fitted)["both"] < _padding(square)["both"]
     for bucket in fitted.buckets:
         assert len(bucket.bins) >= bucket.rows, "a batch of this shape would show an example twice"
         for column, room in ((columns["source"], bucket.source), (columns["target"], bucket.target)):
@@ -161,7 +172,7 @@ def test_fewer_examples_than_rows_make_full_batches():
     columns = columns_of([4, 5, 3], [4, 5, 3])
     for config in (Buckets(tokens=128), Packing(length=16, tokens=128)):
         batches = config.batches(columns)
-        counts = Counter(i for k in range(6) for i in batches.example_indices(k).flat.tolist())
+        counts = Counter(i for k in range(6) for i in _example_indices(batches, k).flat.tolist())
         assert batches[0].label_BT.shape[0] >= 8
         assert max(counts.values()) - min(counts.values()) <= 1
 
@@ -180,8 +191,8 @@ def test_packing_puts_every_example_in_one_bin_that_holds_it(lengths, seed):
 
 def test_packing_fills_well():
     batches = Packing(length=128, tokens=2048).batches(like_captions(4000))
-    assert batches.padding_fractions()["target"] < 0.06
-    assert batches.padding_fractions()["both"] < 0.06
+    assert _padding(batches)["target"] < 0.06
+    assert _padding(batches)["both"] < 0.06
 
 
 def test_one_column_alone():
@@ -190,7 +201,7 @@ def test_one_column_alone():
         for config in (Buckets(tokens=512), Packing(length=64, tokens=1024)):
             batches = config.batches(alone)
             batch = batches[5]
-            assert set(batches.padding_fractions()) == {name, "both"}
+            assert set(_padding(batches)) == {name, "both"}
             assert (batch.source_BS is None, batch.label_BT is None) == (name == "target", name == "source")
             present = batch.source_BS if name == "source" else batch.label_BT
             assert present.size <= config.tokens
@@ -201,15 +212,17 @@ def test_long_examples_are_dropped_or_cut_and_counted():
     columns = columns_of([3, 40, 5, 6], [3, 4, 50, 6])
     for config in (Buckets(tokens=256, max_length=16), Packing(length=16, tokens=256)):
         dropped = config.batches(columns)
-        assert (dropped.dropped, dropped.truncated, dropped.num_examples) == (2, 0, 2)
-        assert dropped.token_counts == {"source": 4 + 7, "target": 4 + 7}
+        assert (dropped.selected.dropped, dropped.selected.truncated, dropped.statistics()["examples"]) == (2, 0, 2)
+        assert dropped.selected.token_counts == {"source": 4 + 7, "target": 4 + 7}
         cut = type(config)(**{**config.__dict__, "too_long": "truncate"}).batches(columns)
-        assert (cut.dropped, cut.truncated, cut.num_examples) == (0, 2, 4)
-        rows = {i: (k, r) for k in range(4) for r in range(cut[k].label_BT.shape[0]) for i in cut.example_indices(k)[r]}
+        assert (cut.selected.dropped, cut.selected.truncated, cut.statistics()["examples"]) == (0, 2, 4)
+        rows = {
+            i: (k, r) for k in range(4) for r in range(cut[k].label_BT.shape[0]) for i in _example_indices(cut, k)[r]
+        }
         k, r = rows[1]
         place = int(np.flatnonzero(cut[k].source_BS[r] == 5)[0])
         assert cut[k].source_BS[r, place : place + 16].tolist() == [5, *[9] * 14, EOS]
-        assert cut.token_counts == {"source": 4 + 16 + 6 + 7, "target": 4 + 5 + 16 + 7}
+        assert cut.selected.token_counts == {"source": 4 + 16 + 6 + 7, "target": 4 + 5 + 16 + 7}
 
 
 @pytest.mark.parametrize("config", [Buckets(max_length=8), Packing(length=8)], ids=str)

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jaxlm.data.pretraining.masked_lm import MaskedLMRows
-from jaxlm.data.pretraining.masking import Masking
+from jaxlm.data.pretraining.masked_lm import MaskedLMRows, Masking
 from jaxlm.data.pretraining.token_types import ENDS_SENTENCE, IS_TEXT, STARTS_WORD, mask_token_id, token_flag_columns
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.base import BOS, EOS, NUM_SPECIALS, UNK

@@ -10,9 +10,19 @@ import pytest
 
 from jaxlm.data.files import ReadStats
 from jaxlm.data.sources.base import Pair, iter_pairs
-from jaxlm.data.sources.moses import Lowercase, MosesPreprocess, moses_detokenize, moses_preprocess, moses_tokenize
 from jaxlm.data.sources.parallel import JsonLines, ParallelFiles, Tsv
-from jaxlm.data.sources.transforms import Concat, HashSplit, RelabelTags, Shuffle, Take
+from jaxlm.data.sources.transforms import (
+    Concat,
+    HashSplit,
+    Lowercase,
+    MosesPreprocess,
+    RelabelTags,
+    Shuffle,
+    Take,
+    moses_detokenize,
+    moses_preprocess,
+    moses_tokenize,
+)
 from jaxlm.errors import UserError
 
 

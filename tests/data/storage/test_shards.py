@@ -17,8 +17,7 @@ from fixtures.cli_runs import command, environment  # noqa: F401 (a fixture)
 
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.sources.shards import Shards
-from jaxlm.data.sources.text import Documents
+from jaxlm.data.sources.text import Documents, Shards
 from jaxlm.data.storage.shards import build_shards, split_into_shards
 from jaxlm.data.tokenizers.loading import SavedTokenizer
 from jaxlm.data.tokenizers.simple import Bytes, Characters, Words

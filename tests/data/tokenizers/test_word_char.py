@@ -5,7 +5,7 @@ import pytest
 
 from jaxlm.data.tokenizers.base import NUM_SPECIALS, UNK
 from jaxlm.data.tokenizers.loading import load_tokenizer
-from jaxlm.data.tokenizers.word_char import MAX_WORD_CHARS, WordsWithChars, truncate_word
+from jaxlm.data.tokenizers.simple import MAX_WORD_CHARS, WordsWithChars, truncate_word
 from jaxlm.errors import UserError
 
 TEXTS = ["The cat saw the cat", "a cat  <unk> naïve\u00a0day", "the end"]
