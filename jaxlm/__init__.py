@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     # Data: sources, tokenizers, batching
     from jaxlm.data.batching.bucketing import Buckets as Buckets
     from jaxlm.data.batching.lm_windows import Windows as Windows
-    from jaxlm.data.batching.packing import Packing as Packing
+    from jaxlm.data.batching.bucketing import Packing as Packing
     from jaxlm.data.batching.sequence_format import SequenceFormat as SequenceFormat
     from jaxlm.data.minilang.corpus import MiniLang as MiniLang
     from jaxlm.data.minilang.sources import MiniLangMinimalPairs as MiniLangMinimalPairs

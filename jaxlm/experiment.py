@@ -12,9 +12,8 @@ import flax.linen as nn
 import jax
 
 from jaxlm import config
-from jaxlm.data.batching.bucketing import Buckets
+from jaxlm.data.batching.bucketing import Buckets, Packing
 from jaxlm.data.batching.lm_windows import Windows
-from jaxlm.data.batching.packing import Packing
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.sentencepiece import SentencePiece
 from jaxlm.errors import UserError

@@ -68,11 +68,7 @@ def find_file(path: str | Path) -> Path:
 
 
 def read_lines(path: str | Path, on_bad_line: OnBadLine = "error", stats: ReadStats | None = None) -> Iterator[str]:
-    """The lines of a file, without their ends; `stats` counts them.
-
-    Raises UserError for a missing, empty or corrupt file and, if `on_bad_line` is "error", for a line that
-    is not UTF-8.
-    """
+    """The lines of a file, without their ends; `stats` counts them. Raises UserError for a bad file or line."""
     stats = ReadStats() if stats is None else stats
     for line in iter_lines(path, on_bad_line, stats):
         if line is None:

@@ -47,10 +47,7 @@ def _memory_map_files(files: Sequence[str], dtype: str) -> ConcatArray:
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Row i is `flat[offsets[i] : offsets[i + 1]]`; `offsets` has one entry more than there are rows.
-
-    `flat` is a `ConcatArray` if the ids are in several files.
-    """
+    """Row i is `flat[offsets[i] : offsets[i + 1]]`; `flat` is a `ConcatArray` if the ids are in several files."""
 
     flat: np.ndarray
     offsets: np.ndarray

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxlm.data.tokenizers.base import Tokenizer
-from jaxlm.data.tokenizers.token_bytes import OptionalBytes, escape_bytes, get_token_bytes
+from jaxlm.data.tokenizers.token_bytes import get_token_bytes
 from jaxlm.errors import UserError
 from jaxlm.grammar.byte_dfa import START_STATE, ByteDFA
 
@@ -58,7 +58,7 @@ def build_token_dfa(automaton: ByteDFA, tokenizer: Tokenizer, description: str =
     """
     token_bytes = get_token_bytes(tokenizer)
     if token_bytes.decoder_unescapes:
-        automaton = _exclude_word(automaton, escape_bytes())
+        automaton = _exclude_word(automaton, ESCAPE_CHAR.encode())
     first, later = _TokenTable(token_bytes.initial), _TokenTable(token_bytes.rest)
     states, digest_V2 = _reachable_states(automaton, first, later, tokenizer.special.eos)
     _, id_C, class_V = np.unique(digest_V2, axis=0, return_index=True, return_inverse=True)
@@ -82,7 +82,7 @@ def build_token_dfa(automaton: ByteDFA, tokenizer: Tokenizer, description: str =
 class _TokenTable:
     """The bytes that each id adds to a text, padded to byte_IX; `id_I`: the ids that have such bytes."""
 
-    def __init__(self, texts: Sequence[OptionalBytes]):
+    def __init__(self, texts: Sequence[bytes | None]):
         self.texts, self.size = texts, len(texts)
         self.id_I = np.asarray([index for index, text in enumerate(texts) if text is not None], np.int64)
         known = [texts[index] or b"" for index in self.id_I]

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.data.batching.collate import MAX_WORD_CHARACTERS
 from jaxlm.data.tokenizers.base import SpecialIds
+from jaxlm.data.tokenizers.simple import MAX_WORD_CHARS
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.finetune_heads import FineTunable
 from jaxlm.types import Batch, Params, State
@@ -53,7 +53,7 @@ def dummy_batch(rows: int = 1, length: int = 8) -> Batch:
     return Batch(
         source_BS=ids, source_valid_BS=valid, target_BT=ids, target_valid_BT=valid, label_BT=ids,
         token_label_BS=0 * ids, class_B=np.zeros(rows, np.int32),
-        character_BSW=np.full((rows, length, MAX_WORD_CHARACTERS), 4, np.int32),
+        character_BSW=np.full((rows, length, MAX_WORD_CHARS), 4, np.int32),
     )  # fmt: skip
 
 

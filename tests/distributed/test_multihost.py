@@ -18,8 +18,8 @@ from fixtures.tiny_run import EXPERIMENT, lines
 
 from jaxlm.cli.main import main
 from jaxlm.data.batching.batches import HostShard, RunningTextBatches
+from jaxlm.data.batching.bucketing import Packing
 from jaxlm.data.batching.lm_windows import Windows
-from jaxlm.data.batching.packing import Packing
 from jaxlm.data.ragged import Ragged
 from jaxlm.distributed import multihost
 

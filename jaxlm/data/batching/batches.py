@@ -1,10 +1,22 @@
-"""The interface of all batches: an indexable whose batch k is a pure function of (columns, configuration, seed, k)."""
+"""The interface of all batches, and batches of whole examples that are planned before the first one is made.
 
+Batch k is a pure function of (columns, configuration, seed, k). A plan (which examples share a batch, in which shape)
+needs only the lengths. They include EOS: a source of n ids takes n + 1 positions (ids, EOS), and so does a target (the
+model reads BOS, ids and predicts ids, EOS).
+"""
+
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from jaxlm.data.ragged import Columns
+import numpy as np
+
+from jaxlm.data.batching.collate import collate
+from jaxlm.data.batching.shuffle import EpochOrder
+from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
+from jaxlm.errors import UserError
 from jaxlm.types import Batch
 
 
@@ -90,3 +102,112 @@ class RunningText:
 def host_slice(rows: int, host_index: int, num_hosts: int) -> slice:
     """The rows of one host."""
     return slice(rows * host_index // num_hosts, rows * (host_index + 1) // num_hosts)
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """A shape (rows, source), (rows, target) and its items: `bins[i]` are the examples of row i, several if packed."""
+
+    source: int
+    target: int
+    rows: int
+    bins: Ragged
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedExamples:
+    """The examples of batches, their lengths (EOS included; 0 without such a column), and the counts of longer ones."""
+
+    examples: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+    token_counts: dict[str, int]
+    dropped: int
+    truncated: int
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedBatches(Batches):
+    """Batches of planned shapes: batch k holds the items `epoch_order[k]` of a bucket; `packed`: many in a row."""
+
+    columns: Columns
+    buckets: tuple[Bucket, ...]
+    selected: SelectedExamples
+    seed: int
+    packed: bool
+    special: SpecialIds = OWN_SPECIAL_IDS
+
+    @cached_property
+    def epoch_order(self) -> EpochOrder:
+        return EpochOrder([len(b.bins) for b in self.buckets], [b.rows for b in self.buckets], self.seed)
+
+    @property
+    def row_multiple(self) -> int:
+        return math.gcd(*(bucket.rows for bucket in self.buckets))
+
+    def host_part(self, k: int, host_index: int, num_hosts: int) -> Batch:
+        bucket_index, items = self.epoch_order[k]
+        bucket = self.buckets[bucket_index]
+        items = items[host_slice(len(items), host_index, num_hosts)]
+        examples, count = bucket.bins.gather(items)
+        row_index = np.repeat(np.arange(len(items)), count)
+        shape = len(items), bucket.source, bucket.target
+        return collate(self.columns, examples, row_index, shape, packed=self.packed, special=self.special)
+
+    def statistics(self) -> dict[str, float]:
+        """`tokens` and `positions` are those of a batch, of its targets if it has any."""
+        tokens, per_epoch = self.selected.token_counts, self.epoch_order.batches_per_epoch
+        positions = {name: sum(len(b.bins) * getattr(b, name) for b in self.buckets) for name in tokens}
+        side = "target" if "target" in tokens else "source"
+        return {
+            "examples": sum(len(b.bins.flat) for b in self.buckets),
+            "dropped": self.selected.dropped,
+            "truncated": self.selected.truncated,
+            "shapes": len({(b.source, b.target, b.rows) for b in self.buckets}),
+            "batches_per_epoch": per_epoch,
+            "tokens": tokens[side] / per_epoch,
+            "positions": positions[side] / per_epoch,
+            **{f"padding_{name}": 1 - tokens[name] / positions[name] for name in tokens},
+            "padding_both": 1 - sum(tokens.values()) / sum(positions.values()),
+        }
+
+
+def select_examples(columns: Columns, max_lengths: dict[str, int], too_long: str) -> SelectedExamples:
+    """The examples within `max_lengths`; longer ones are dropped or cut. Raises UserError if none is left."""
+    texts = {name: column for name, column in columns.items() if name in max_lengths}
+    count = len(next(iter(texts.values())))
+    if not count:
+        raise UserError("the data set is empty: there is nothing to make batches of; check its path and its filter")
+    lengths = {name: column.lengths + 1 for name, column in texts.items()}
+    fits = np.all([lengths[name] <= max_lengths[name] for name in texts], axis=0)
+    num_long = int(np.sum(~fits))
+    examples = np.arange(count)
+    if too_long == "drop":
+        if num_long == count:
+            shortest = int(np.min(np.max(list(lengths.values()), axis=0)))
+            raise UserError(
+                f"none of the {count} examples is within the maximum length of {max(max_lengths[n] for n in texts)} "
+                f"tokens (EOS included): the shortest needs {shortest}; raise the maximum length, or truncate long ones"
+            )
+        examples = np.flatnonzero(fits)
+    lengths = {name: np.minimum(length, max_lengths[name])[examples] for name, length in lengths.items()}
+    empty = np.zeros(len(examples), np.int64)
+    token_counts = {name: int(np.sum(length)) for name, length in lengths.items()}
+    dropped, truncated = (num_long, 0) if too_long == "drop" else (0, num_long)
+    source, target = lengths.get("source", empty), lengths.get("target", empty)
+    return SelectedExamples(examples, source, target, token_counts, dropped, truncated)
+
+
+def effective_length(source: np.ndarray | int, target: np.ndarray | int) -> np.ndarray:
+    """The length that a row counts for: its target, but half its source at least, to bound rows of short targets."""
+    return np.where(np.equal(target, 0), source, np.maximum(target, -(-np.asarray(source) // 2)))
+
+
+def check_row_count(rows: int, row_multiple: int, tokens: int, length: int) -> None:
+    """Raises UserError if a batch of `tokens` tokens holds less than `row_multiple` rows of `length`."""
+    if rows < 1:
+        raise UserError(
+            f"a batch of {tokens} tokens holds {tokens // length} rows of length {length}, but rows come in "
+            f"multiples of {row_multiple} (row multiple, gradient accumulation and devices): "
+            f"raise tokens to {row_multiple * length} or lower the maximum length to {max(tokens // row_multiple, 1)}"
+        )

@@ -17,10 +17,8 @@ import numpy as np
 
 from jaxlm.data.ragged import Columns, Ragged, concat_ranges
 from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
+from jaxlm.data.tokenizers.simple import MAX_WORD_CHARS
 from jaxlm.types import Batch
-
-MAX_WORD_CHARACTERS = 16
-"""Characters of a word that the model reads."""
 
 TEXT_COLUMNS = ("source", "target")
 """The columns whose lengths decide which examples share a batch."""
@@ -80,8 +78,9 @@ def _token_level_fields(
         label.reshape(-1)[position] = columns["label"].flat[token]
         fields["token_label_BS"] = label
     if "character" in columns:
-        character = np.zeros((*shape, MAX_WORD_CHARACTERS), np.int32)
-        character.reshape(-1, MAX_WORD_CHARACTERS)[position] = _gather_characters(columns["character"], token)
+        character = np.zeros((*shape, MAX_WORD_CHARS), np.int32)
+        ids, count = columns["character"].gather(token, max_length=MAX_WORD_CHARS)
+        character.reshape(-1)[concat_ranges(position * MAX_WORD_CHARS, count)] = ids
         fields["character_BSW"] = character
     return fields
 
@@ -91,14 +90,6 @@ def _example_starts(row_index: np.ndarray, count: np.ndarray, length: int) -> tu
     first_of_row = np.searchsorted(row_index, row_index)  # of each example, the first example in the same row
     before = np.cumsum(count + 1) - (count + 1)  # positions of all examples before this one
     return row_index * length + before - before[first_of_row], np.arange(len(row_index)) - first_of_row
-
-
-def _gather_characters(characters: Ragged, token: np.ndarray) -> np.ndarray:
-    """The first characters of each token, then 0: (tokens, W)."""
-    ids, count = characters.gather(token, max_length=MAX_WORD_CHARACTERS)
-    spelled = np.zeros((len(token), MAX_WORD_CHARACTERS), np.int32)
-    spelled.reshape(-1)[concat_ranges(np.arange(len(token)) * MAX_WORD_CHARACTERS, count)] = ids
-    return spelled
 
 
 def _fill_rows(

@@ -24,7 +24,7 @@ def eval_batches(
 
     `row_B` is the index of each batch row in the columns, -1 for a row that only fills the shape (an empty source,
     no valid target). `tokens` bounds the positions of the longer side, but a batch has `row_multiple` rows at least.
-    Rows longer than `max_length` (EOS included) are cut: see `count_too_long`.
+    Rows longer than `max_length` (EOS included) are cut.
     """
     longer = np.max([columns[name].lengths for name in TEXT_COLUMNS if name in columns], axis=0) + 1
     limit = max_length or int(longer.max(initial=1))
@@ -70,12 +70,6 @@ def queue_shapes(column: Ragged, tokens: int, max_length: int) -> Iterator[tuple
             yield rows, length, slots, slots
         else:
             yield rows, length, slots, slots // 8
-
-
-def count_too_long(columns: Columns, max_length: int) -> int:
-    """The number of rows that `eval_batches` would cut on either side."""
-    too_long = [columns[name].lengths >= max_length for name in TEXT_COLUMNS if name in columns]
-    return int(np.any(too_long, axis=0).sum())
 
 
 def _round_up_length(length: int, limit: int) -> int:

@@ -26,8 +26,23 @@ class DataLoader:
     def __init__(
         self, batches: BatchSource, start: int = 0, num_threads: int = 1, num_workers: int = 0, prefetch: int = 8
     ):
+        import grain
+
         self._uses_processes = num_workers > 0
-        self._iterators = [_grain_iterator(_OffsetSource(batches, start), num_threads, num_workers, prefetch)]
+        ahead = max(prefetch, num_threads) if num_threads else 0
+        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
+        # A Grain record is a whole batch, so that its 0.1 ms a record does not count.
+        dataset = grain.MapDataset.source(_OffsetSource(batches, start)).to_iter_dataset(options)
+        if num_workers:
+            from absl import flags
+
+            if not flags.FLAGS.is_parsed():  # workers read Grain's flags, which only absl.app would parse
+                flags.FLAGS.mark_as_parsed()
+            ahead = max(1, prefetch // num_workers)
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=ahead)
+            )
+        self._iterators: list[Any] = [iter(dataset)]
         # Also closed at exit, while modules still exist: Grain complains about what it frees later.
         self._finalizer = weakref.finalize(self, _close_all, self._iterators)
 
@@ -75,22 +90,3 @@ class _OffsetSource:
 
     def __repr__(self) -> str:
         return f"batches from {self._start}"
-
-
-def _grain_iterator(source: _OffsetSource, num_threads: int, num_workers: int, prefetch: int) -> Any:
-    """A Grain iterator whose records are whole batches, so that its 0.1 ms a record does not count."""
-    import grain
-
-    buffer_size = max(prefetch, num_threads) if num_threads else 0
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffer_size)
-    dataset = grain.MapDataset.source(source).to_iter_dataset(options)
-    if num_workers:
-        from absl import flags
-
-        if not flags.FLAGS.is_parsed():  # workers read Grain's flags, which only absl.app would parse
-            flags.FLAGS.mark_as_parsed()
-        ahead = max(1, prefetch // num_workers)
-        dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=ahead)
-        )
-    return iter(dataset)

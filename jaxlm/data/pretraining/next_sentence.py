@@ -1,8 +1,7 @@
 """Span pairs for next-sentence prediction (Devlin et al. 2019, section 3.1): B follows A or is from another document.
 
-Every document is cut into chunks of at most `max_tokens` tokens. A chunk is split at a random start of a sentence: A is
-its first part; B is the remainder or, in half of the pairs, as many tokens of another document from the start of a
-sentence, so that lengths give nothing away. A chunk without a start of a sentence is split at the start of a word.
+A chunk of a document is split at a random start of a sentence, or else of a word: A is its first part; B is the
+remainder or, in half of the pairs, as many tokens of another document, so that lengths give nothing away.
 """
 
 from dataclasses import dataclass
@@ -67,7 +66,11 @@ class NextSentencePairs:
         # A chunk of one token cannot be split: it is A, and B is from another document.
         split_B = np.where(size_B < 2, size_B, self._find_start(first_B, size_B, draw_2BR[0], inside=True))
         random_B = (draw_4B[2] < RANDOM_NEXT_PROB) | (size_B < 2)
-        other_B, other_size_B, _ = self._chunk_bounds(self._other_document_chunk(document_B, draw_4B[3]))
+        # Another document's chunk, all with equal probability: the document's own ones are skipped.
+        before_B, after_B = self._chunk_offsets[document_B], self._chunk_offsets[document_B + 1]
+        drawn_B = (draw_4B[3] * (self._chunk_offsets[-1] - (after_B - before_B))).astype(np.int64)
+        drawn_B = np.where(drawn_B < before_B, drawn_B, drawn_B + (after_B - before_B))
+        other_B, other_size_B, _ = self._chunk_bounds(drawn_B)
         other_B = other_B + self._find_start(other_B, other_size_B, draw_2BR[1], inside=False)
         document_end_B = self.column.offsets[np.searchsorted(self.column.offsets, other_B, side="right")]
         random_size_B = np.minimum(np.maximum(size_B - split_B, 1), document_end_B - other_B)
@@ -80,12 +83,6 @@ class NextSentencePairs:
         document_B = np.searchsorted(self._chunk_offsets, chunk_B, side="right") - 1
         first_B = self.column.offsets[document_B] + (chunk_B - self._chunk_offsets[document_B]) * self.max_tokens
         return first_B, np.minimum(self.column.offsets[document_B + 1] - first_B, self.max_tokens), document_B
-
-    def _other_document_chunk(self, document_B: np.ndarray, draw_B: np.ndarray) -> np.ndarray:
-        """A random chunk of another document, all with equal probability."""
-        before_B, after_B = self._chunk_offsets[document_B], self._chunk_offsets[document_B + 1]
-        drawn_B = (draw_B * (self._chunk_offsets[-1] - (after_B - before_B))).astype(np.int64)
-        return np.where(drawn_B < before_B, drawn_B, drawn_B + (after_B - before_B))  # skip the document's own chunks
 
     def _find_start(self, first_B: np.ndarray, size_B: np.ndarray, draw_BR: np.ndarray, inside: bool) -> np.ndarray:
         """A random start of a sentence in each chunk, else of a word, else any token; not the first if `inside`."""

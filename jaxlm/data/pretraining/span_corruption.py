@@ -1,7 +1,4 @@
-"""Sequence-to-sequence pre-training on text: span corruption (T5) and prefix language modeling.
-
-Both cut new windows over the documents, one after the other, in every epoch.
-"""
+"""Span corruption (T5) and prefix language modeling, on windows over the documents, new ones in every epoch."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,11 +42,10 @@ class _WindowPairs(RunningText):
 
 @dataclass(frozen=True)
 class SpanCorruption(_WindowPairs):
-    """Span corruption, Raffel et al. 2020, section 3.1.4.
+    """Span corruption, Raffel et al. 2020, section 3.1.4; `length` bounds the source.
 
     `noise_density` of the tokens are removed, in spans of `mean_noise_span_length` on average. A sentinel replaces
-    each span, another one each time; the target is every sentinel followed by its span. As in the paper, nothing
-    separates documents. `length` bounds the source.
+    each span, another one each time; the target is every sentinel and its span. Nothing separates documents.
     """
 
     length: int = 128
@@ -103,10 +99,7 @@ class SpanCorruption(_WindowPairs):
         return collate(sides, row_index, row_index, shape, packed=False, special=special)
 
     def corrupt(self, ids: np.ndarray, sentinels: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(source, target) of one window, which begins with text and ends with a span.
-
-        A window of less than two tokens stays whole.
-        """
+        """(source, target) of one window, which begins with text and ends with a span; of one token it stays whole."""
         if len(ids) < 2:
             return ids, ids[:0]
         noise, spans = self.noise_counts(len(ids))

@@ -27,12 +27,9 @@ WORD_START_MARKS = ("\u2581", "\u0120", "\u010a")
 
 
 def token_flag_columns(tokenizer: Tokenizer, symbols: Sequence[str]) -> dict[str, Ragged]:
-    """The columns "piece" and "symbol". The symbol "" is the unknown id, for vocabularies without a mask token.
-
-    Raises UserError for a symbol that the tokenizer does not encode as one id.
-    """
+    """The columns "piece" and "symbol"; the symbol "" is the unknown id, for vocabularies without a mask token."""
     columns = mask_token_column(tokenizer, symbols)
-    flags_V = _fast_token_flags(tokenizer) if isinstance(tokenizer, FastTokenizer) else _token_flags(tokenizer)
+    flags_V = _token_flags(tokenizer)
     flags_V[columns["symbol"].flat] = 0
     return {"piece": Ragged(flags_V, np.arange(len(flags_V) + 1)), **columns}
 
@@ -43,11 +40,13 @@ def mask_token_column(tokenizer: Tokenizer, symbols: Sequence[str]) -> dict[str,
 
 
 def mask_token_id(tokenizer: Tokenizer, symbol: str) -> int:
-    """The id of a symbol such as "[MASK]". The id of a space, which some tokenizers put before it, is left out."""
+    """The id of a symbol such as "[MASK]", without a space before it. Raises UserError if it has none of its own."""
     if not symbol and tokenizer.special.unk is not None:
         return tokenizer.special.unk
     ids = tokenizer.encode([symbol])[0].tolist()
-    if len(ids) not in (1, 2) or ids[-1] in tokenizer.special.all_ids or _piece_of_id(tokenizer, ids[-1]) != symbol:
+    is_one_token = len(ids) in (1, 2) and ids[-1] not in tokenizer.special.all_ids
+    pieces = tokenizer.pieces if isinstance(tokenizer, FastTokenizer) else None
+    if not is_one_token or symbol != (pieces[ids[-1]] if pieces else tokenizer.decode([ids[-1:]])[0].strip()):
         raise UserError(
             f"the tokenizer has no id for {symbol!r}: it encodes it as {len(ids)}. Train it with the symbol, as in "
             f"SentencePiece(user_defined_symbols=({symbol!r},)) or `jaxlm prepare --user-defined-symbol {symbol!r}`, "
@@ -56,26 +55,19 @@ def mask_token_id(tokenizer: Tokenizer, symbol: str) -> int:
     return ids[-1]
 
 
-def _piece_of_id(tokenizer: Tokenizer, index: int) -> str:
-    return tokenizer.pieces[index] if isinstance(tokenizer, FastTokenizer) else tokenizer.decode([[index]])[0].strip()
-
-
 def _token_flags(tokenizer: Tokenizer) -> np.ndarray:
+    """A piece starts a word by its space, or in a published vocabulary by its mark or if it lacks WordPiece's "##"."""
     flags_V = np.zeros(tokenizer.vocab_size, np.uint8)
-    for index, text in enumerate(get_token_bytes(tokenizer).rest):
-        if text:
-            flags_V[index] = _flags(text[:1].isspace(), text.rstrip())
-    return flags_V
-
-
-def _fast_token_flags(tokenizer: FastTokenizer) -> np.ndarray:
-    """A piece starts a word if it lacks WordPiece's "##", or in other vocabularies if it begins with a mark."""
-    flags_V = np.zeros(tokenizer.vocab_size, np.uint8)
-    is_word_piece = any(piece.startswith("##") for piece in tokenizer.pieces)
-    for index, piece in enumerate(tokenizer.pieces):
-        if piece and index not in tokenizer.control_ids:
-            starts_word = not piece.startswith("##") if is_word_piece else piece.startswith(WORD_START_MARKS)
-            flags_V[index] = _flags(starts_word, piece.encode())
+    if isinstance(tokenizer, FastTokenizer):
+        is_word_piece = any(piece.startswith("##") for piece in tokenizer.pieces)
+        for index, piece in enumerate(tokenizer.pieces):
+            if piece and index not in tokenizer.control_ids:
+                starts_word = not piece.startswith("##") if is_word_piece else piece.startswith(WORD_START_MARKS)
+                flags_V[index] = _flags(starts_word, piece.encode())
+    else:
+        for index, text in enumerate(get_token_bytes(tokenizer).rest):
+            if text:
+                flags_V[index] = _flags(text[:1].isspace(), text.rstrip())
     return flags_V
 
 

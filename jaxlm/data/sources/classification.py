@@ -42,10 +42,7 @@ class LabeledLines(FilteredPairs):
 
 @dataclass(frozen=True)
 class MapLabels(PairSource):
-    """A source with its classes renamed: `old_labels[i]` becomes `new_labels[i]`, which may merge classes.
-
-    Raises UserError for a class that is not in `old_labels`.
-    """
+    """A source with its classes renamed: `old_labels[i]` becomes `new_labels[i]`, which may merge classes."""
 
     pairs: Pairs
     old_labels: tuple[str, ...]

@@ -1,8 +1,7 @@
 """Sources that select, reorder, join, relabel or tokenize the pairs of other sources.
 
-Moses tokens are in the order of the `lc.norm.tok` files of Multi30k, which many published scores use: lower case,
-normalized punctuation, then tokens with the Moses escapes (`&quot;`, `&apos;`). Lines are stripped and runs of spaces
-collapse, so detokenization is not exact.
+Moses text is made in the order of the `lc.norm.tok` files of Multi30k, which many published scores use: lower case,
+normalized punctuation, then tokens with the Moses escapes (`&quot;`, `&apos;`). Runs of spaces collapse.
 """
 
 import functools
@@ -132,18 +131,6 @@ PREPROCESS_CACHE_SIZE = 1 << 17
 """Lines; the 58,000 of Multi30k take 5 s, and the tokenizer's training and the encoding both read them."""
 
 
-def moses_tokenize(lines: Sequence[str], lang: str) -> list[str]:
-    """Tokens with single spaces between them, and the Moses escapes."""
-    tokenize = _sacremoses_tool("MosesTokenizer", lang).tokenize
-    return [tokenize(line, return_str=True) for line in lines]
-
-
-def moses_detokenize(lines: Sequence[str], lang: str) -> list[str]:
-    """Running text from lines of tokens, escapes undone."""
-    detokenize = _sacremoses_tool("MosesDetokenizer", lang).detokenize
-    return [detokenize(line.split()) for line in lines]
-
-
 def moses_preprocess(lines: Sequence[str], lang: str, lowercase: bool = True) -> list[str]:
     """The lines of one side in lower case, normalized and tokenized."""
     return [_preprocess_line(line, lang, lowercase) for line in lines]
@@ -152,7 +139,7 @@ def moses_preprocess(lines: Sequence[str], lang: str, lowercase: bool = True) ->
 @functools.lru_cache(maxsize=PREPROCESS_CACHE_SIZE)
 def _preprocess_line(line: str, lang: str, lowercase: bool) -> str:
     normalized = _sacremoses_tool("MosesPunctNormalizer", lang).normalize(line.lower() if lowercase else line)
-    return moses_tokenize([normalized], lang)[0]
+    return _sacremoses_tool("MosesTokenizer", lang).tokenize(normalized, return_str=True)
 
 
 @functools.cache

@@ -137,15 +137,15 @@ def fingerprints(columns: Mapping[str, Ragged]) -> dict[str, dict[str, int | str
     The digest covers all lengths and up to a million ids: it shows another data set, another order or other rows;
     a single other id among more than a million may go unnoticed.
     """
-    return {name: _fingerprint_column(column) for name, column in columns.items()}
-
-
-def _fingerprint_column(column: Ragged) -> dict[str, int | str]:
-    size = len(column.flat)
-    sample = np.arange(min(size, NUM_SAMPLES * SAMPLE_LENGTH))
-    if size > len(sample):
-        starts = np.linspace(0, size - SAMPLE_LENGTH, NUM_SAMPLES).astype(np.int64)
-        sample = (starts[:, None] + np.arange(SAMPLE_LENGTH)).reshape(-1)
-    digest = hashlib.sha256(np.ascontiguousarray(column.offsets, "<i8").tobytes())
-    digest.update(np.ascontiguousarray(column.flat[sample], "<i8").tobytes())
-    return {"rows": len(column), "ids": int(column.offsets[-1] - column.offsets[0]), "digest": digest.hexdigest()[:16]}
+    result: dict[str, dict[str, int | str]] = {}
+    for name, column in columns.items():
+        size = len(column.flat)
+        sample = np.arange(min(size, NUM_SAMPLES * SAMPLE_LENGTH))
+        if size > len(sample):
+            starts = np.linspace(0, size - SAMPLE_LENGTH, NUM_SAMPLES).astype(np.int64)
+            sample = (starts[:, None] + np.arange(SAMPLE_LENGTH)).reshape(-1)
+        digest = hashlib.sha256(np.ascontiguousarray(column.offsets, "<i8").tobytes())
+        digest.update(np.ascontiguousarray(column.flat[sample], "<i8").tobytes())
+        ids = int(column.offsets[-1] - column.offsets[0])
+        result[name] = {"rows": len(column), "ids": ids, "digest": digest.hexdigest()[:16]}
+    return result

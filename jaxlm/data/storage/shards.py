@@ -10,6 +10,7 @@ is of the same text and its files have the bytes that were written.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -69,22 +70,6 @@ def read_index(folder: Path) -> tuple[list[ShardRecord], str]:
         raise UserError(f"{file} is damaged ({error}). {REBUILD_HINT}") from error
 
 
-def write_index(folder: Path, records: list[ShardRecord], tokenizer: Tokenizer, source: str) -> dict[str, int]:
-    """Write index.json; returns the totals."""
-    index: dict[str, Any] = {"version": SHARD_VERSION, "source": source, "tokenizer": tokenizer.fingerprint}
-    index |= {"sums": total_counts(records), "shards": [asdict(record) for record in records]}
-    write_atomic(folder / SHARD_INDEX, json.dumps(index, indent=1))
-    return index["sums"]
-
-
-def read_source_name(folder: Path) -> str | None:
-    """The source of the shards of a folder; None without a readable index."""
-    try:
-        return str(json.loads((folder / SHARD_INDEX).read_bytes())["source"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def total_counts(records: list[ShardRecord]) -> dict[str, int]:
     """Documents, tokens, unknown tokens and bytes of all shards."""
     fields = {"documents": "rows", "tokens": "ids", "unknown": "unknown", "bytes": "bytes"}
@@ -124,7 +109,11 @@ def build_shards(
             on_shard(record, kept)
         if not records:
             raise UserError(f"{source or 'the corpus'} has no document: there is nothing to prepare")
-        totals = write_index(folder, records, tokenizer, source)
+        totals: dict[str, Any] = total_counts(records)
+        index = {"version": SHARD_VERSION, "source": source, "tokenizer": tokenizer.fingerprint, "sums": totals}
+        write_atomic(
+            folder / SHARD_INDEX, json.dumps(index | {"shards": [vars(record) for record in records]}, indent=1)
+        )
         names = {record.name for record in records}
         for file in folder.glob("[0-9]*"):  # of another corpus, or of other sizes of shards
             if file.name.partition(".")[0] not in names:
@@ -134,10 +123,11 @@ def build_shards(
 
 def _open_or_create_folder(folder: Path, tokenizer: Tokenizer, source: str) -> None:
     """Save the tokenizer in the folder; remove the unfinished files of a killed run."""
-    if (old_source := read_source_name(folder)) not in (None, source):
-        raise UserError(
-            f"{folder} holds shards of {old_source}, not of {source}: choose another --out, or remove that folder"
-        )
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # without a readable index
+        if (old_source := json.loads((folder / SHARD_INDEX).read_bytes())["source"]) != source:
+            raise UserError(
+                f"{folder} holds shards of {old_source}, not of {source}: choose another --out, or remove that folder"
+            )
     path = folder / "tokenizer"
     if path.is_dir() and load_tokenizer(path).fingerprint != tokenizer.fingerprint:
         raise UserError(
@@ -179,8 +169,7 @@ def _iter_records(
                 pending.append(record or pool.submit(_write_in_worker, shard))
                 while len(pending) > processes + 1:
                     yield _resolve(pending.popleft())
-            while pending:
-                yield _resolve(pending.popleft())
+            yield from map(_resolve, pending)
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError(
                 "a process that made shards was killed, perhaps for want of memory: repeat the command with fewer "

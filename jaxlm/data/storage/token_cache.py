@@ -63,9 +63,8 @@ def cached_columns(
             pass
         if columns := _open_cached(folder, digest.hexdigest()):
             return columns
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir()
+    partial.mkdir(parents=True)
     digest = _new_digest(recipe)
     try:
         records = write_columns(partial, map(encode, _blocks(rows, block_size, digest)))

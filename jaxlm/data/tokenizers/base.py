@@ -1,7 +1,6 @@
 """The tokenizer protocol, the special ids of a tokenizer, and its files.
 
-`encode` adds no special id, and `decode` drops padding, BOS and EOS. `special` names these ids: the tokenizers that are
-trained here use 0 to 3, a published tokenizer keeps the ids of its model.
+The tokenizers that are trained here use the special ids 0 to 3, a published tokenizer keeps the ids of its model.
 """
 
 import hashlib
@@ -9,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -49,6 +48,11 @@ class SpecialIds:
     start: int = BOS
     end_ids: tuple[int, ...] = (EOS,)
     suppress: tuple[int, ...] = ()
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """The ids that `dataclasses.asdict` wrote."""
+        return cls(**fields | {name: tuple(fields[name]) for name in ("end_ids", "suppress")})
 
     @property
     def hidden(self) -> frozenset[int]:
@@ -90,7 +94,7 @@ class Tokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of the content: equal for tokenizers that encode alike."""
+        """SHA-256 of the content: equal for tokenizers that encode alike."""
         ...
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -136,9 +140,7 @@ class SerializableTokenizer:
 class TrainedTokenizer(SerializableTokenizer):
     """Base of the tokenizers that are trained here, with the special ids 0 to 3."""
 
-    @property
-    def special(self) -> SpecialIds:
-        return OWN_SPECIAL_IDS
+    special: ClassVar[SpecialIds] = OWN_SPECIAL_IDS
 
 
 def content_hash(kind: str, content: bytes) -> str:

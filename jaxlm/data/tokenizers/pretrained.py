@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from jaxlm.data.tokenizers.base import SerializableTokenizer, SpecialIds, require_list
-from jaxlm.data.tokenizers.sentencepiece import parse_sentencepiece
+from jaxlm.data.tokenizers.sentencepiece import parse_sentencepiece, replace_surrogates
 from jaxlm.errors import UserError
 
 
@@ -61,7 +61,7 @@ class FastTokenizer(SerializableTokenizer):
         return self.special.all_ids.union(index for index, token in added if token.special)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        texts = [_replace_surrogates(text) for text in require_list(texts)]
+        texts = [replace_surrogates(text) for text in require_list(texts)]
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         rows = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
         # Pieces that were added to the tokenizer later may have ids that the model does not embed.
@@ -80,7 +80,7 @@ class FastTokenizer(SerializableTokenizer):
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         stored = json.loads(content)
-        return cls(stored["tokenizer"], stored["vocab_size"], _special_from_json(stored["special"]))
+        return cls(stored["tokenizer"], stored["vocab_size"], SpecialIds.from_json(stored["special"]))
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class PretrainedSentencePiece(SerializableTokenizer):
         return {piece: index for index, piece in enumerate(self.vocab)}
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        texts = [_replace_surrogates(text) for text in require_list(texts)]
+        texts = [replace_surrogates(text) for text in require_list(texts)]
         if not self.vocab:
             return [np.asarray(ids, np.int32) for ids in self._processors[0].encode(texts)]
         codes, texts = zip(*map(_split_language_code, texts), strict=True) if texts else ((), ())
@@ -140,7 +140,7 @@ class PretrainedSentencePiece(SerializableTokenizer):
     def from_bytes(cls, content: bytes) -> Self:
         stored = json.loads(content)
         source, target = (base64.b64decode(stored[side]) for side in ("source", "target"))
-        special = _special_from_json(stored["special"])
+        special = SpecialIds.from_json(stored["special"])
         return cls(source, target, stored["vocab_size"], special, tuple(stored["vocabulary"]))
 
 
@@ -159,20 +159,10 @@ def parse_tokenizer_json(content: str) -> Any:
     return tokenizer
 
 
-def _special_from_json(fields: dict[str, Any]) -> SpecialIds:
-    lists: dict[str, Any] = {name: tuple(ids) for name, ids in fields.items() if isinstance(ids, list)}
-    return SpecialIds(**{**fields, **lists})
-
-
 def _split_language_code(text: str) -> tuple[tuple[str, ...], str]:
     """((">>fra<<",), "text") of ">>fra<<text", ((), text) of a text without a code."""
     end = text.find("<<") + 2 if text.startswith(">>") else 1
     return ((text[:end],), text[end:]) if end > 1 else ((), text)
-
-
-def _replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which UTF-8 cannot encode, by '?'."""
-    return text.encode(errors="replace").decode()
 
 
 def _text_ids(row: Sequence[int], size: int, special: SpecialIds) -> list[int]:

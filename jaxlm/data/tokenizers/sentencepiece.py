@@ -61,20 +61,17 @@ class SentencePiece:
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(sentences), model_writer=model, **self._trainer_options()
-            )
+                sentence_iterator=iter(sentences), model_writer=model,
+                vocab_size=self.vocab_size, model_type=self.model_type, byte_fallback=self.byte_fallback,
+                character_coverage=self.character_coverage, normalization_rule_name=self.normalization,
+                remove_extra_whitespaces=self.remove_extra_whitespaces, num_threads=1,
+                user_defined_symbols=list(self.user_defined_symbols), max_sentence_length=MAX_SENTENCE_BYTES,
+                pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS, unk_surface=REPLACEMENT_CHAR,
+                minloglevel=LOG_FATAL_ONLY,
+            )  # fmt: skip
         except RuntimeError as error:
             raise self._explain_error(error) from error
         return SentencePieceTokenizer(model.getvalue())
-
-    def _trainer_options(self) -> dict[str, Any]:
-        return dict(
-            vocab_size=self.vocab_size, model_type=self.model_type, byte_fallback=self.byte_fallback,
-            character_coverage=self.character_coverage, normalization_rule_name=self.normalization,
-            remove_extra_whitespaces=self.remove_extra_whitespaces, num_threads=1,
-            user_defined_symbols=list(self.user_defined_symbols), max_sentence_length=MAX_SENTENCE_BYTES,
-            pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS, unk_surface=REPLACEMENT_CHAR, minloglevel=LOG_FATAL_ONLY,
-        )  # fmt: skip
 
     def _explain_error(self, error: RuntimeError) -> UserError:
         if match := VOCAB_TOO_LARGE_PATTERN.search(str(error)):
@@ -140,11 +137,7 @@ def sample_texts(texts: Iterable[str], count: int, seed: int) -> list[str]:
     """At most `count` of the texts that are not blank, uniformly drawn (reservoir sampling, Vitter's algorithm R)."""
     chosen: list[str] = []
     draw = random.Random(seed).random
-    seen = 0
-    for text in texts:
-        if not text or text.isspace():
-            continue
-        seen += 1
+    for seen, text in enumerate((text for text in texts if text.strip()), start=1):
         if len(chosen) < count:
             chosen.append(text)
         elif (slot := int(draw() * seen)) < count:
@@ -153,21 +146,17 @@ def sample_texts(texts: Iterable[str], count: int, seed: int) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """Escape U+2581, and replace lone surrogates, which UTF-8 cannot encode, by '?'."""
+    """Escape U+2581, and replace lone surrogates."""
     if ESCAPE_CHAR in text or SPACE_MARK in text:
         text = text.replace(ESCAPE_CHAR, ESCAPE_CHAR * 2).replace(SPACE_MARK, ESCAPE_CHAR + ESCAPED_SPACE_MARK)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = text.encode(errors="replace").decode()
-    return text
+    return replace_surrogates(text)
+
+
+def replace_surrogates(text: str) -> str:
+    """The text with '?' for lone surrogates, which UTF-8 cannot encode."""
+    return text.encode(errors="replace").decode()
 
 
 def _unescape(text: str) -> str:
-    if ESCAPE_CHAR not in text:
-        return text
-    return re.sub(
-        f"{ESCAPE_CHAR}([{ESCAPE_CHAR}{ESCAPED_SPACE_MARK}])",
-        lambda m: ESCAPE_CHAR if m[1] == ESCAPE_CHAR else SPACE_MARK,
-        text,
-    )
+    marks = {ESCAPE_CHAR * 2: ESCAPE_CHAR, ESCAPE_CHAR + ESCAPED_SPACE_MARK: SPACE_MARK}
+    return re.sub("|".join(marks), lambda match: marks[match[0]], text) if ESCAPE_CHAR in text else text

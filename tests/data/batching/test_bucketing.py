@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.data.batching.bucketing import Buckets, fit_shapes
-from jaxlm.data.batching.packing import Packing, pack
+from jaxlm.data.batching.bucketing import Buckets, Packing, fit_shapes, pack
 from jaxlm.data.ragged import Ragged
 from jaxlm.errors import UserError
 
