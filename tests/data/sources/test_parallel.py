@@ -248,7 +248,7 @@ def test_moses():
         "ein boot namens &quot; el corazón &quot; .",
         "leute gehen ( langsam ) z. b. heim .",
     ]
-    assert moses_preprocess(['It\'s "here".'], "en", lowercase=False) == ["It &apos;s &quot; here &quot; ."]
+    assert moses_preprocess(['It\'s "here"'], "en", lowercase=False) == ["It &apos;s &quot; here &quot;"]
     pairs = MosesPreprocess(Given((("It's HERE.", "Er ist DA."),)), "en", "de")
     assert list(pairs) == [("it &apos;s here .", "er ist da .")]
     assert list(MosesPreprocess(pairs.pairs, "en", "de", lowercase=False)) == [("It &apos;s HERE .", "Er ist DA .")]
