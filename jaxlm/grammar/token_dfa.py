@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.data.tokenizers.sentencepiece import ESCAPE_CHAR
 from jaxlm.data.tokenizers.token_bytes import get_token_bytes
 from jaxlm.errors import UserError
 from jaxlm.grammar.byte_dfa import START_STATE, ByteDFA
