@@ -1,0 +1,96 @@
+"""Experiments of seconds, one of each family of models, that are killed, stopped and starved on purpose.
+
+`python -m jaxlm train benchmarks.faults.families:tagger`. The texts of the language models are the file that
+`write_texts` makes, looked for as every file is (`$JAXLM_DATA`).
+"""
+
+from pathlib import Path
+
+from jaxlm import (
+    LSTM,
+    AdamW,
+    Beam,
+    Buckets,
+    Bytes,
+    Constant,
+    Decoder,
+    Encoder,
+    EncoderDecoder,
+    Experiment,
+    LanguageModeling,
+    MaskedLanguageModeling,
+    MaskedLM,
+    MaskedLMRows,
+    MiniLang,
+    Recurrent,
+    Search,
+    SentencePiece,
+    Seq2Seq,
+    Tagging,
+    TextFile,
+    TokenClassification,
+    Translation,
+    Windows,
+    Words,
+)
+from jaxlm.data.minilang.sources import MiniLangTags
+from jaxlm.data.tokenizers.word_char import WordsWithChars
+from jaxlm.models.rnn_tagger import RecurrentTagger
+
+FAMILIES = ("translation", "recurrent", "language_model", "tagger", "masked_lm")
+TEXTS, MASK = "faults.txt", "[MASK]"
+SEARCH = Search(Beam(1), max_len_ratio=0.2, max_len_extra=2, batch_tokens=512, max_source_len=24)
+SPLITS = MiniLang("train", 64), MiniLang("valid", 4), MiniLang("test", 4)
+OPTIMIZER = AdamW(Constant(1e-2), weight_decay=0.01, clip=1.0)
+RUN = {"steps": 12, "log_every": 2, "evaluate_every": 4, "checkpoint_every": 4, "optimizer": OPTIMIZER}
+
+
+def write_texts(folder: Path, count: int = 200) -> Path:
+    """Make the file of the language models in a folder: a sentence a line."""
+    file = folder / TEXTS
+    file.write_text("".join(f"{english}\n" for english, _ in MiniLang("train", count)), encoding="utf-8")
+    return file
+
+
+def translation() -> Experiment:
+    """A Transformer encoder-decoder on subwords, with a mean of its parameters."""
+    model = EncoderDecoder(120, 16, 2, 32, 1, 1, dropout=0.1)
+    tokenizer = SentencePiece(120, byte_fallback=False)
+    task = Translation(*SPLITS, search=SEARCH, valid_examples=2)
+    batching = Buckets(tokens=512, max_shapes=1, max_length=64)
+    return Experiment(task, model, tokenizer, batching, ema_decay=0.9, average_last=2, **RUN)
+
+
+def recurrent() -> Experiment:
+    """An LSTM encoder-decoder with attention, on words."""
+    model = Seq2Seq(100, 16, Recurrent(LSTM(16)), Recurrent(LSTM(16)), dropout=0.1)
+    batching = Buckets(tokens=256, max_shapes=1, max_length=40)
+    return Experiment(Translation(*SPLITS, search=SEARCH, valid_examples=2), model, Words(100), batching, **RUN)
+
+
+def language_model() -> Experiment:
+    """A decoder on windows of bytes, two micro-batches an update."""
+    texts, windows = TextFile(TEXTS), Windows(24, 8, carry_state=False)
+    task = LanguageModeling(texts, texts, texts, windows=windows, sample_tokens=4)
+    model = Decoder(260, 16, 2, 32, 1, max_length=96, dropout=0.1)
+    return Experiment(task, model, Bytes(), windows, best_metric="valid/nll", grad_accum=2, **RUN)
+
+
+def tagger() -> Experiment:
+    """A bidirectional LSTM with a conditional random field, on words and their characters."""
+    labels = ("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "NOUN", "NUM", "PRON", "PROPN", "VERB")
+    task = Tagging(*(MiniLangTags(split, count) for split, count in (("train", 64), ("valid", 4), ("test", 4))),
+                   labels=labels)  # fmt: skip
+    network = Recurrent(LSTM(16), bidirectional=True)
+    model = RecurrentTagger(100, len(labels), network, word_width=16, dropout=0.1, crf=True)
+    parts = WordsWithChars(100, 40), Buckets(tokens=256, max_shapes=1, max_length=40)
+    return Experiment(task, model, *parts, objective=TokenClassification(), best_metric="valid/accuracy", **RUN)
+
+
+def masked_lm() -> Experiment:
+    """A small BERT."""
+    texts, rows = TextFile(TEXTS), MaskedLMRows(length=24, rows=8)
+    task = MaskedLanguageModeling(texts, texts, texts, eval_batching=rows, mask_token=MASK, valid_batches=2)
+    tokenizer = SentencePiece(100, byte_fallback=False, user_defined_symbols=(MASK,))
+    model = Encoder(100, 16, 2, 32, 1, max_length=32)
+    return Experiment(task, model, tokenizer, rows, objective=MaskedLM(), best_metric="valid/nll", **RUN)
