@@ -22,7 +22,7 @@ from flax import struct
 
 from jaxlm.nn.attention.kv_cache import KVCache
 from jaxlm.nn.attention.mask import causal_attention_mask, causal_mask, token_positions
-from jaxlm.nn.attention.multi_head import Attention, resolve_heads
+from jaxlm.nn.attention.multi_head import Attention
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.layers.linear import FeedForward
@@ -36,14 +36,9 @@ from jaxlm.types import Array, Batch, SequenceModel
 
 @struct.dataclass
 class State:
-    """Decoding state. Capacity 0 means without a cache: a single `extend` follows, and nothing is kept.
+    """Tokens read, the segments of a packed batch, and the keys and values of the tokens read.
 
-    Such a state does not carry a stream from batch to batch: each window is read from its own beginning.
-
-    Attributes:
-      length_B: tokens read.
-      segment_BT: the segments of a packed batch, else None.
-      kv_cache: keys and values of the tokens read.
+    With capacity 0 there is no cache, and a stream is not carried from batch to batch: nothing is kept after `extend`.
     """
 
     length_B: Array
@@ -124,9 +119,8 @@ class Decoder(SequenceModel):
         self.embedding = param_or_quantized(self, "embedding", init_table, (self.vocab, self.width))
         if not self.tie_embeddings:
             self.output = param_or_quantized(self, "output", init_table, (self.vocab, self.width))
-        absolute = "none" if self.position == "rotary" else self.position
         self.absolute_position = PositionalEncoding(
-            self.width, absolute, max_length=self.max_length, init_std=self.init_std
+            self.width, self.position, max_length=self.max_length, init_std=self.init_std
         )
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
@@ -138,40 +132,28 @@ class Decoder(SequenceModel):
         length_B = jnp.zeros(batch.num_rows, jnp.int32)
         if capacity == 0:
             return State(length_B, batch.target_segment_BT)
-        head_dim, kv_heads = resolve_heads(self.width, self.heads, self.kv_heads, self.head_dim)
-        kv_cache = KVCache.empty(
-            batch.num_rows, capacity, depth=self.layers, heads=kv_heads, head_dim=head_dim, dtype=self.dtype
-        )
-        return State(length_B, kv_cache=kv_cache)
+        return State(length_B, kv_cache=self.stack.empty_cache(batch.num_rows, capacity))
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array, prefix: int = 0) -> tuple[Array, State]:
-        """Read T more tokens: return features (B, T, D) and the new state.
-
-        The first `prefix` tokens attend to each other in both directions (prefix LM); with a cache these are
-        all tokens that it then holds.
-        """
+        """See `SequenceModel`. The first `prefix` tokens, with a cache all that it then holds, attend to each other."""
         x_BTD, rotation = self._embed_tokens(tokens_BT, state, valid_BT)
-        kv_cache = state.kv_cache
-        if kv_cache:
-            kv_cache, view = kv_cache.advance(valid_BT, self.window)
+        if state.kv_cache:
+            kv_cache, view = state.kv_cache.advance(valid_BT, self.window)
             if prefix:
                 view = replace(view, mask_BQC=jnp.broadcast_to(kv_cache.writer_BKC >= 0, view.mask_BQC.shape))
             caches = []
             for layer, cache in zip(self.stack.layers(), kv_cache.layers, strict=True):
                 x_BTD, cache = layer("step", x_BTD, cache, view, rotation)
                 caches.append(cache)
-            kv_cache = replace(kv_cache, layers=tuple(caches))
+            length_B = state.length_B + valid_BT.sum(1, dtype=jnp.int32)
+            state = replace(state, length_B=length_B, kv_cache=replace(kv_cache, layers=tuple(caches)))
         else:
             mask_BTT = causal_attention_mask(valid_BT, state.segment_BT, self.window)
             if prefix:
                 in_prefix_T = jnp.arange(valid_BT.shape[1]) < prefix
                 mask_BTT |= valid_BT[:, None] & (in_prefix_T[None] & in_prefix_T[:, None])[None]
             x_BTD = self.stack(x_BTD, mask_BTT, rotation)
-        if self.norm == "pre":
-            x_BTD = self.last_norm(x_BTD)
-        if not kv_cache:
-            return x_BTD, state
-        return x_BTD, replace(state, length_B=state.length_B + valid_BT.sum(1, dtype=jnp.int32), kv_cache=kv_cache)
+        return self.last_norm(x_BTD) if self.norm == "pre" else x_BTD, state
 
     def self_attention_weights(self, tokens_BT: Array, state: State, valid_BT: Array) -> Array:
         """Return the attention weights of all layers and heads, (B, L, N, T, T), without a cache."""
@@ -190,6 +172,5 @@ class Decoder(SequenceModel):
 
     def readout(self, features: Array) -> Array:
         logits = vocab_logits(features, self.embedding if self.tie_embeddings else self.output)
-        if self.logit_soft_cap is None:
-            return logits
-        return self.logit_soft_cap * jnp.tanh(logits / self.logit_soft_cap)
+        cap = self.logit_soft_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)

@@ -104,10 +104,7 @@ class Encoder(nn.Module):
         return self.readout(features_BSD) if self.mlm_head else features_BSD
 
     def features(self, batch: Batch) -> Array:
-        """Return the encoded source, (B, S, D). Token types are 0 if the batch has none.
-
-        Raises UserError if the source is longer than the position table.
-        """
+        """Return the encoded source, (B, S, D). Token types are 0 if the batch has none."""
         x_BSD = self.stack(*self._embed_tokens(batch))
         return self.last_norm(x_BSD) if self.norm == "pre" else x_BSD
 

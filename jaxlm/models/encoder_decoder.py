@@ -15,7 +15,7 @@ from flax import struct
 
 from jaxlm.nn.attention.kv_cache import BeamInvariant, KVCache, LayerCache
 from jaxlm.nn.attention.mask import attention_mask, causal_attention_mask, token_positions
-from jaxlm.nn.attention.multi_head import Attention, resolve_heads
+from jaxlm.nn.attention.multi_head import Attention
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.layers.linear import FeedForward
@@ -39,14 +39,9 @@ class EncodedSource:
 
 @struct.dataclass
 class State:
-    """Decoding state. Capacity 0 means without a cache: a single `extend` follows, and nothing is kept.
+    """The `EncodedSource`, target tokens read, the target segments of a packed batch, and, with capacity, the cache.
 
-    Attributes:
-      source: the `EncodedSource`, one per row of the batch and shared by its beams.
-      length_B: target tokens read.
-      target_segment_BT: the segments of a packed batch, else None.
-      kv_cache: keys and values of the target tokens read.
-      coverage_RS: with `track_coverage`, the attention that each source position received so far; 1 on padding.
+    coverage_RS: with `track_coverage`, the attention that each source position received so far; 1 on padding.
     """
 
     source: BeamInvariant
@@ -144,9 +139,8 @@ class EncoderDecoder(SequenceModel):
             buckets: Any = {"num_buckets": self.num_buckets, "max_distance": self.max_distance}
             self.source_relative = RelativePositionBias(self.heads, **buckets, bidirectional=True)
             self.target_relative = RelativePositionBias(self.heads, **buckets)
-        absolute = "none" if self.position == "relative" else self.position
-        self.source_position = PositionalEncoding(self.width, absolute, max_length=self.max_length)
-        self.target_position = PositionalEncoding(self.width, absolute, max_length=self.max_length)
+        self.source_position = PositionalEncoding(self.width, self.position, max_length=self.max_length)
+        self.target_position = PositionalEncoding(self.width, self.position, max_length=self.max_length)
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
             self.encoder_norm, self.decoder_norm = norm.make_layer(self.dtype), norm.make_layer(self.dtype)
@@ -169,11 +163,7 @@ class EncoderDecoder(SequenceModel):
             source = EncodedSource(valid_BS, segment_BS, memory_BSD=x_BSD)
             return State(BeamInvariant(source), length_B, target_segment_BT=batch.target_segment_BT)
         source = EncodedSource(valid_BS, cross_kv=tuple(layer("cross_kv", x_BSD) for layer in self.decoder.layers()))
-        head_dim, _ = resolve_heads(self.width, self.heads, None, self.head_dim)
-        kv_cache = KVCache.empty(
-            length_B.shape[0], capacity, depth=self.decoder_layers, heads=self.heads, head_dim=head_dim,
-            dtype=self.dtype,
-        )  # fmt: skip
+        kv_cache = self.decoder.empty_cache(length_B.shape[0], capacity)
         coverage_RS = (~valid_BS).astype(jnp.float32) if self.track_coverage else None
         return State(BeamInvariant(source), length_B, kv_cache=kv_cache, coverage_RS=coverage_RS)
 
@@ -187,17 +177,23 @@ class EncoderDecoder(SequenceModel):
         _, weight_BTS, _ = self._decode(batch.target_BT, state, batch.target_valid_BT, True)
         return jnp.where(batch.target_valid_BT[:, :, None], weight_BTS, 0.0)
 
-    def _decode(
-        self, tokens_BT: Array, state: State, valid_BT: Array, return_weights: bool
-    ) -> tuple[Array, Array | None, State]:
+    def _decode(self, tokens_BT: Array, state: State, valid_BT: Array, return_weights: bool):
         """Features (B, T, D), cross-attention weights (B, T, S) if requested and cached, and the new state."""
         weight_BTS, segment_BT, source = None, state.target_segment_BT, state.source.value
         position_BT = state.length_B[:, None] + token_positions(valid_BT, segment_BT)
         bound = None if state.kv_cache else tokens_BT.shape[1]  # without a cache this is the only call: positions < T
         x_BTD = self._embed_tokens(self.embedding, tokens_BT, self.target_position(position_BT, bound))
         if state.kv_cache:
-            x_BTD, weight_BTS, kv_cache = self._decode_cached(x_BTD, state.kv_cache, source, valid_BT, return_weights)
-            state = replace(state, kv_cache=kv_cache)
+            kv_cache, view = state.kv_cache.advance(valid_BT)
+            if self.position == "relative":
+                distances = [distance for distance in kv_cache.distances(valid_BT) if distance is not None]
+                view = replace(view, biases=tuple(self.target_relative(distance_BQC) for distance_BQC in distances))
+            caches: list[LayerCache] = []
+            for layer, cache, cross_kv in zip(self.decoder.layers(), kv_cache.layers, source.cross_kv, strict=True):
+                inputs = view, return_weights and len(caches) == self.decoder_layers - 1, *cross_kv
+                x_BTD, cache, weight_BTS = layer("step", x_BTD, cache, *inputs, source.valid_BS[:, None])
+                caches.append(cache)
+            state = replace(state, kv_cache=replace(kv_cache, layers=tuple(caches)))
         else:
             source_mask_BTS = attention_mask(segment_BT, source.segment_BS, valid_BT, source.valid_BS)
             mask_BTT, bias_BNTT = causal_attention_mask(valid_BT, segment_BT), None
@@ -216,20 +212,6 @@ class EncoderDecoder(SequenceModel):
             features = features * self.logit_scale
         table = self.output if self.tie_embeddings in ("input", "none") else self.embedding
         return vocab_logits(features, table, self.output_bias)
-
-    def _decode_cached(
-        self, x_RTD: Array, kv_cache: KVCache, source: EncodedSource, valid_RT: Array, return_weights: bool
-    ):
-        kv_cache, view = kv_cache.advance(valid_RT)
-        if self.position == "relative":
-            distances = [distance for distance in kv_cache.distances(valid_RT) if distance is not None]
-            view = replace(view, biases=tuple(self.target_relative(distance_BQC) for distance_BQC in distances))
-        caches: list[LayerCache] = []
-        for layer, cache, cross_kv in zip(self.decoder.layers(), kv_cache.layers, source.cross_kv, strict=True):
-            is_last = return_weights and len(caches) == self.decoder_layers - 1
-            x_RTD, cache, weight_RTS = layer("step", x_RTD, cache, view, is_last, *cross_kv, source.valid_BS[:, None])
-            caches.append(cache)
-        return x_RTD, weight_RTS, replace(kv_cache, layers=tuple(caches))
 
     def _embed_tokens(self, table, tokens_BT, position_BTD):
         scale = self.width**0.5 if self.embedding_scale is None else self.embedding_scale

@@ -36,12 +36,18 @@ class FineTunable(nn.Module):
     Attributes:
       model: the trunk, an encoder or a language model; None until a run loads a pre-trained one (`jaxlm.finetuning`).
       special: the special ids of the tokenizer.
+      num_labels: number of classes or choices.
+      dropout: dropout rate of the features that the head reads.
+      init_std: standard deviation of the normal initialization of the head.
       input_format: of the rows, see `jaxlm.data.batching.sequence_format.SequenceFormat`.
       num_sequences: sequences per row, K.
     """
 
     model: nn.Module | None = None
     special: SpecialIds = OWN_SPECIAL_IDS
+    num_labels: int = 2
+    dropout: float = 0.1
+    init_std: float = 0.02
 
     input_format: ClassVar[str] = "single"
     num_sequences: ClassVar[int] = 1
@@ -56,22 +62,27 @@ class FineTunable(nn.Module):
         """Size of the tokenizer's vocabulary; 0 without a trunk."""
         return 0 if self.model is None else self.model.vocab - self.num_extra_ids
 
-    def require_trunk(self) -> None:
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the head per vector."""
+        return self.num_labels
+
+    def setup(self) -> None:
         """Raises UserError without a trunk."""
         if self.model is None:
             raise UserError(f"{type(self).__name__} has nothing to read with: train it with --finetuning.init WORKDIR")
+        self.drop, self.head = Dropout(self.dropout), Linear(self.num_outputs, init_std=self.init_std)
 
     def with_trunk(self, trunk: Any) -> "FineTunable":
         """Return this head on another trunk. Raises UserError if that is neither an encoder nor a language model."""
-        changed = trunk
         if isinstance(trunk, Encoder):
             # The encoder's pooler is replaced by that of the head, and its own heads are not trained.
-            changed = trunk.clone(mlm_head=False, nsp_head=False, add_pooling_layer=False, parent=None)
+            trunk = trunk.clone(mlm_head=False, nsp_head=False, add_pooling_layer=False, parent=None)
         elif isinstance(trunk, Decoder | RecurrentLM):
-            changed = trunk.clone(vocab=trunk.vocab + 2, parent=None)
+            trunk = trunk.clone(vocab=trunk.vocab + 2, parent=None)
         elif not is_encoder(trunk):
             raise UserError(f"a {type(trunk).__name__} cannot have a head: expected an encoder or a language model")
-        return self.clone(model=changed, parent=None)
+        return self.clone(model=trunk, parent=None)
 
     def encode(self, batch: Batch) -> tuple[Array, Array]:
         """Return float32 features (B, S, D) and the sequence of each position, from 1; 0 on padding (B, S)."""
@@ -102,30 +113,18 @@ class SequenceHead(FineTunable):
     """Base of the heads that read one vector per sequence.
 
     Attributes:
-      num_labels: number of classes or choices.
       pooling: "first", "last", "mean" or "max" of the positions of a sequence; for a language model "last".
       use_pooler: whether the vector goes through tanh(W x + b), as in BERT.
-      dropout: dropout rate of the vector.
-      init_std: standard deviation of the normal initialization of the head.
     """
 
-    num_labels: int = 2
     pooling: Literal["first", "last", "mean", "max"] = "first"
     use_pooler: bool = True
-    dropout: float = 0.1
-    init_std: float = 0.02
 
     def setup(self) -> None:
-        self.require_trunk()
-        self.pool, self.drop = Pooling(self.pooling, False), Dropout(self.dropout)
+        super().setup()
+        self.pool = Pooling(self.pooling, False)
         if self.use_pooler:
             self.pooler = Linear(self.model.width, init_std=self.init_std)
-        self.head = Linear(self.num_outputs, init_std=self.init_std)
-
-    @property
-    def num_outputs(self) -> int:
-        """Outputs of the head per vector."""
-        return self.num_labels
 
     def pool_sequences(self, batch: Batch) -> tuple[Array, Array, Array]:
         """Return the vectors (B, K, D), which of the K sequences exist (B, K), and the features (B, S, D)."""
@@ -133,36 +132,34 @@ class SequenceHead(FineTunable):
         member_BKS = _sequence_masks(sequence_BS, self.num_sequences)
         rows, count, length = member_BKS.shape
         # `Pooling` reads one mask per row: a row of K sequences becomes K rows, (B * K, S, D).
-        repeated = jnp.repeat(features_BSD, count, 0) if count > 1 else features_BSD
-        pooled = self.pool(repeated, member_BKS.reshape(-1, length))
+        pooled = self.pool(jnp.repeat(features_BSD, count, 0), member_BKS.reshape(-1, length))
         exists_BK = member_BKS.any(-1)
         pooled = jnp.where(exists_BK.reshape(-1, 1), pooled, 0.0)
         if self.use_pooler:
             pooled = jnp.tanh(self.pooler(pooled))
         return self.drop(pooled).reshape(rows, count, -1), exists_BK, features_BSD
 
-    def logits_and_features(self, batch: Batch) -> tuple[Array, Array]:
-        """Return logits (B, C) and the features (B, S, D)."""
+    def sequence_logits(self, pooled_BKD: Array, exists_BK: Array) -> Array:
+        """Return the logits (B, C) of the vectors of the K sequences of a row."""
         raise NotImplementedError
 
     def __call__(self, batch: Batch) -> Array:
         """Return logits (B, C); of a regression the value, (B, 1)."""
-        return self.logits_and_features(batch)[0]
+        return self.sequence_logits(*self.pool_sequences(batch)[:2])
 
     def logits_and_lm_loss(self, batch: Batch) -> tuple[Array, Array]:
         """Return logits and the mean -log p(next token) of each row (B,), an auxiliary loss (Radford et al. 2018)."""
         if is_encoder(self.model):
             raise UserError("an encoder predicts no next token: train it with lm_weight = 0")
-        logits_BC, features_BSD = self.logits_and_features(batch)
-        valid_BS, sequence_BS, _ = sequence_markers(batch, self.special)
-        tokens_BS = self.with_marker_ids(batch)
+        *pooled, features_BSD = self.pool_sequences(batch)
+        logits_BC = self.sequence_logits(*pooled)
+        tokens_BS, sequence_BS = self.with_marker_ids(batch), sequence_markers(batch, self.special)[1]
         # A position predicts the next one if both are valid and of one sequence.
-        predicts_BS = (sequence_BS[:, 1:] == sequence_BS[:, :-1]) & valid_BS[:, 1:] & valid_BS[:, :-1]
-        readout = self.model.readout
+        predicts_BS = (sequence_BS[:, 1:] == sequence_BS[:, :-1]) & (sequence_BS[:, 1:] > 0)
 
         def row_loss(row: tuple[Array, Array, Array]) -> Array:
             features_SD, label_S, predicts_S = row
-            log_p_SV = jax.nn.log_softmax(readout(features_SD))
+            log_p_SV = jax.nn.log_softmax(self.model.readout(features_SD))
             nll_S = -jnp.take_along_axis(log_p_SV, label_S[:, None], 1)[:, 0]
             return jnp.where(predicts_S, nll_S, 0.0).sum() / jnp.maximum(predicts_S.sum(), 1)
 
@@ -181,17 +178,14 @@ class TextClassifier(SequenceHead):
 
     @property
     def input_format(self) -> str:
-        """Both orders of a pair, or one sequence."""
         return "single" if self.num_orders == 1 else "both_orders"
 
     @property
     def num_sequences(self) -> int:
-        """One sequence per order."""
         return self.num_orders
 
-    def logits_and_features(self, batch: Batch) -> tuple[Array, Array]:
-        pooled_BKD, _, features_BSD = self.pool_sequences(batch)
-        return self.head(pooled_BKD.sum(1)), features_BSD
+    def sequence_logits(self, pooled_BKD: Array, exists_BK: Array) -> Array:
+        return self.head(pooled_BKD.sum(1))
 
 
 class MultipleChoice(SequenceHead):
@@ -202,31 +196,14 @@ class MultipleChoice(SequenceHead):
 
     @property
     def num_sequences(self) -> int:
-        """One sequence per choice."""
         return self.num_labels
 
-    def logits_and_features(self, batch: Batch) -> tuple[Array, Array]:
-        pooled_BKD, exists_BK, features_BSD = self.pool_sequences(batch)
-        logits_BK = self.head(pooled_BKD)[..., 0]
-        return jnp.where(exists_BK, logits_BK, MISSING_CHOICE_LOGIT), features_BSD
+    def sequence_logits(self, pooled_BKD: Array, exists_BK: Array) -> Array:
+        return jnp.where(exists_BK, self.head(pooled_BKD)[..., 0], MISSING_CHOICE_LOGIT)
 
 
 class TokenClassifier(FineTunable):
-    """p(label | text) of each source position; a word has its label at its first piece.
-
-    Attributes:
-      num_labels: number of classes.
-      dropout: dropout rate of the features.
-      init_std: standard deviation of the normal initialization of the head.
-    """
-
-    num_labels: int = 2
-    dropout: float = 0.1
-    init_std: float = 0.02
-
-    def setup(self) -> None:
-        self.require_trunk()
-        self.drop, self.head = Dropout(self.dropout), Linear(self.num_labels, init_std=self.init_std)
+    """p(label | text) of each source position; a word has its label at its first piece."""
 
     def __call__(self, batch: Batch) -> Array:
         """Return logits (B, S, C)."""

@@ -30,8 +30,6 @@ IMPOSSIBLE_LOGIT = -1e9
 WORDS_PER_BLOCK = 512
 """Next words of a history that are written to its logits at once; a common history has thousands."""
 
-NGramTable = dict[str, Array]
-
 
 class NGram(SequenceModel):
     """p(next word | the last order - 1 words). It is not trained by gradients: `fit` counts.
@@ -88,7 +86,7 @@ class NGram(SequenceModel):
             logprob_R = jnp.where(exists_R, table["logprob"][row_R], logprob_R + backoff_R)
         return jnp.where(self._is_predictable(label_R), logprob_R, IMPOSSIBLE_LOGIT).reshape(label.shape)
 
-    def _backoff_steps(self, context_RK: Array) -> Iterator[tuple[Array, NGramTable, tuple[Array, Array]]]:
+    def _backoff_steps(self, context_RK: Array) -> Iterator[tuple[Array, dict[str, Array], tuple[Array, Array]]]:
         """For j = 1 ... n - 1: log backoff weight of the last j words, table of order j + 1, their rows in it."""
         for j in range(1, self.order):
             history_R, exists_R = self._find_history(context_RK[:, self.order - 1 - j :])
@@ -98,13 +96,9 @@ class NGram(SequenceModel):
 
     @nn.nowrap
     def fit(self, columns: Mapping[str, Ragged]) -> BackoffTables:
-        """Return the parameters: smoothed counts of the column "target", computed with NumPy on the host.
-
-        Raises UserError for an empty text or an id that is not below `vocab`.
-        """
-        options = self.continuous_text, self.append_eos, self.special
-        counts = count_ngrams(columns["target"], self.vocab, self.order, *options)
-        return self.smoothing.estimate(counts)
+        """Return the parameters: smoothed counts of the column "target", computed with NumPy on the host."""
+        text = self.continuous_text, self.append_eos, self.special
+        return self.smoothing.estimate(count_ngrams(columns["target"], self.vocab, self.order, *text))
 
     @nn.nowrap
     def uniform_tables(self) -> BackoffTables:
@@ -134,7 +128,7 @@ class NGram(SequenceModel):
         return row_R, exists_R
 
 
-def _children(table: NGramTable, row_R: Array, exists_R: Array) -> tuple[Array, Array]:
+def _children(table: dict[str, Array], row_R: Array, exists_R: Array) -> tuple[Array, Array]:
     """First and last + 1 row of the n-grams that extend `row_R` by a word; an empty range if that does not exist."""
     row_R = jnp.where(exists_R, row_R, 0)
     first_R = table["first"][row_R]
@@ -155,7 +149,7 @@ def _binary_search(word: Array, first_R: Array, end_R: Array, target_R: Array) -
     return jnp.where(exists_R, row_R, 0), exists_R
 
 
-def _write_children(logprob_RV: Array, table: NGramTable, first_R: Array, end_R: Array) -> Array:
+def _write_children(logprob_RV: Array, table: dict[str, Array], first_R: Array, end_R: Array) -> Array:
     """Write the log-probabilities of rows first:end of `table` to the logits of their words, a block at a time."""
     row_R1 = jnp.arange(logprob_RV.shape[0])[:, None]
 

@@ -41,15 +41,10 @@ class PrefixLM(SequenceModel):
 
     @property
     def vocab(self) -> int:
-        """Size of the vocabulary of source and target."""
         return self.model.vocab
 
     def start(self, batch: Batch, capacity: int) -> State:
-        """Return the state after the source, with room for `capacity` target tokens.
-
-        With capacity 0 the only `extend` reads source and target at once: one pass over the network, without a
-        cache.
-        """
+        """Return the state after the source; with capacity 0 the only `extend` reads source and target in one pass."""
         if batch.source_BS is None:
             raise UserError("the batch has no source, which PrefixLM puts before the target: use its inner model alone")
         if batch.source_segment_BS is not None or batch.target_segment_BT is not None:
@@ -73,10 +68,8 @@ class PrefixLM(SequenceModel):
         state = replace(state, model_state=model_state, source_BS=None, source_valid_BS=None)
         return features[:, length:], state
 
-    def _extend_model(
-        self, tokens_BT: Array, model_state: Any, valid_BT: Array, prefix_length: int
-    ) -> tuple[Array, Any]:
-        prefix = (prefix_length,) if self.bidirectional_source and prefix_length else ()
+    def _extend_model(self, tokens_BT: Array, model_state: Any, valid_BT: Array, length: int) -> tuple[Array, Any]:
+        prefix = (length,) if self.bidirectional_source and length else ()
         return self.model.extend(tokens_BT, model_state, valid_BT, *prefix)
 
     def readout(self, features: Array) -> Array:

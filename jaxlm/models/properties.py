@@ -16,9 +16,6 @@ from jaxlm.types import Batch, Params, State
 RUN_FIELDS = ("dropout", "attention_dropout", "activation_dropout", "init_std", "dtype", "scan", "remat")
 """The fields of a model that change how it is trained or run, and not the function that it computes."""
 
-HEAD_FIELDS = ("mlm_head", "nsp_head")
-"""The fields that add a head to an encoder."""
-
 
 def max_input_positions(model: Any) -> int | None:
     """Return the longest row, special tokens included, that a model can read; None: unlimited."""
@@ -30,10 +27,7 @@ def max_input_positions(model: Any) -> int | None:
 
 
 def with_special_ids(model: Any, special: SpecialIds) -> Any:
-    """Return the model with the special ids of its tokenizer in every module that uses them.
-
-    An experiment does not record them: they belong to the tokenizer.
-    """
+    """Return the model with the special ids of its tokenizer, which no experiment records, in every module."""
     fields = {"special": special} if getattr(model, "special", special) != special else {}
     inner = getattr(model, "model", None)
     if isinstance(inner, nn.Module) and (changed := with_special_ids(inner, special)) is not inner:

@@ -21,11 +21,9 @@ from jaxlm.nn.rnn.cells import LSTM
 from jaxlm.nn.rnn.layers import Recurrent
 from jaxlm.types import Array, Batch
 
-POOLING_KINDS = ("first", "last", "mean", "max", "attention")
-
 
 class Pooling(nn.Module):
-    """Pool (B, S, D) -> (B, D) over the valid positions, of which every row has at least one.
+    """Pool (B, S, D) -> (B, D) over the valid positions, of which every row has one; see the module.
 
     bidirectional: the second half of the features comes from a network that reads backwards.
     """
@@ -35,7 +33,6 @@ class Pooling(nn.Module):
 
     @nn.compact
     def __call__(self, hidden_BSD: Array, valid_BS: Array) -> Array:
-        """Raises UserError for an unknown kind."""
         valid_BS1 = valid_BS[..., None]
         if self.kind == "mean":
             return jnp.where(valid_BS1, hidden_BSD, 0.0).sum(1) / jnp.maximum(valid_BS.sum(1, keepdims=True), 1)
@@ -46,8 +43,8 @@ class Pooling(nn.Module):
             score_BS1 = Linear(1, bias=False, name="score")(jnp.tanh(Linear(width, name="attend")(hidden_BSD)))
             weight_BS1 = jax.nn.softmax(jnp.where(valid_BS1, score_BS1, jnp.finfo(score_BS1.dtype).min), 1)
             return (weight_BS1 * hidden_BSD).sum(1)
-        if self.kind not in POOLING_KINDS:
-            raise UserError(f"pooling {self.kind!r}: expected one of {', '.join(POOLING_KINDS)}")
+        if self.kind not in ("first", "last"):
+            raise UserError(f"pooling {self.kind!r}: expected one of first, last, mean, max, attention")
         first_B = valid_BS.argmax(1)
         last_B = valid_BS.shape[1] - 1 - valid_BS[:, ::-1].argmax(1)
         first_BD, last_BD = (

@@ -65,16 +65,16 @@ class RecurrentLM(SequenceModel):
                 "a language model with a bidirectional network would see the token that it has to predict: "
                 "set model.recurrent.bidirectional to False"
             )
-        hidden = self.recurrent.width
 
         def init_table(key, shape):
             return jax.random.uniform(key, shape, minval=-self.init_scale, maxval=self.init_scale)
 
         self.embedding = param_or_quantized(self, "embedding", init_table, (self.vocab, self.width))
         if not self.tie_embeddings:
-            self.output = param_or_quantized(self, "output", init_table, (self.vocab, hidden))
-        elif hidden != self.width:
-            self.projection = self.param("projection", nn.initializers.xavier_uniform(), (hidden, self.width))
+            self.output = param_or_quantized(self, "output", init_table, (self.vocab, self.recurrent.width))
+        elif self.recurrent.width != self.width:
+            shape = self.recurrent.width, self.width
+            self.projection = self.param("projection", nn.initializers.xavier_uniform(), shape)
         self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
         dropout = LockedDropout if self.recurrent.variational else Dropout
         self.on_input = dropout(self.dropout if self.input_dropout is None else self.input_dropout)
@@ -92,30 +92,25 @@ class RecurrentLM(SequenceModel):
     def activations(
         self, tokens_BT: Array, state: State, valid_BT: Array, perturbation_BTD: Array | None = None
     ) -> tuple[Array, Array, State]:
-        """`extend` with the output of the network before and after dropout, as `activation_penalty` needs them.
+        """Return the output of the network before dropout, after it (the features), and the new state.
 
-        The latter is the features. The gradient of a loss with respect to `perturbation_BTD` (zeros) is dL/dh_t,
-        see `Recurrent`.
+        The gradient of a loss with respect to `perturbation_BTD` (zeros) is dL/dh_t, see `Recurrent`.
         """
         x_BTD = self.embedding_scale * self.on_input(self.on_types(embed_ids(self.embedding, tokens_BT), tokens_BT))
         raw_BTD, carry = self.recurrent(x_BTD, state.carry, valid_BT, perturbation_BTD, state.segment_BT)
         return raw_BTD, self.on_output(raw_BTD), replace(state, carry=carry)
 
     def readout(self, features: Array) -> Array:
-        if not self.tie_embeddings:
-            return vocab_logits(features, self.output, self.output_bias)
-        x_RD = features.reshape(-1, features.shape[-1])
-        if self.recurrent.width != self.width:
-            x_RD = x_RD @ self.projection
-        return vocab_logits(x_RD, self.embedding, self.output_bias).reshape(*features.shape[:-1], self.vocab)
+        if self.tie_embeddings and self.recurrent.width != self.width:
+            x_RD = features.reshape(-1, features.shape[-1]) @ self.projection
+            features = x_RD.reshape(*features.shape[:-1], self.width)
+        return vocab_logits(features, self.embedding if self.tie_embeddings else self.output, self.output_bias)
 
 
 def activation_penalty(raw_BTD: Array, dropped_BTD: Array, valid_BT: Array, alpha: float, beta: float) -> Array:
-    """Return activation and temporal activation regularization (Merity, McCann and Socher 2017), a sum over tokens.
+    """Return alpha * mean_D (dropout(h_t))^2 + beta * mean_D (h_t - h_{t-1})^2, a sum over valid tokens and pairs.
 
-        alpha * mean_D (dropout(h_t))^2  +  beta * mean_D (h_t - h_{t-1})^2
-
-    The second term is summed over adjacent pairs of valid tokens. Like the loss, divide by the number of tokens.
+    Activation and temporal activation regularization (Merity, McCann and Socher 2017).
     """
     activation_BT = jnp.where(valid_BT, jnp.square(dropped_BTD).mean(-1), 0.0)
     is_pair_BT = valid_BT[:, 1:] & valid_BT[:, :-1]

@@ -38,10 +38,7 @@ from jaxlm.types import Array, Batch, SequenceModel
 
 @struct.dataclass
 class EncodedMemory:
-    """The encoded source, constant during decoding. Fields that a model does not use are None.
-
-    `key_BSD` is also None if the keys are the memory itself.
-    """
+    """The encoded source; `key_BSD` is None if the keys are the memory itself. Fields that are not used are None."""
 
     valid_BS: Array
     memory_BSD: Array | None = None
@@ -109,7 +106,17 @@ class Seq2Seq(SequenceModel):
         super().__post_init__()
 
     def setup(self) -> None:
-        self._check_options()
+        needs_attention = {
+            "input_feeding": self.input_feeding,
+            "coverage": self.coverage,
+            "attention_order": self.attention_order == "before",
+            "track_coverage": self.track_coverage,
+        }
+        wrong = [name for name, is_set in needs_attention.items() if is_set and self.context != "attention"]
+        if wrong:
+            raise UserError(f'{", ".join(wrong)}: only context="attention" has it, and context is "{self.context}"')
+        if self.decoder.bidirectional:
+            raise UserError("a bidirectional decoder would read the tokens that it predicts: only the encoder may be")
         init_table = nn.initializers.normal(self.width**-0.5)
         self.embedding = param_or_quantized(self, "embedding", init_table, (self.vocab, self.width))
         if self.tie_embeddings != "all":
@@ -146,8 +153,7 @@ class Seq2Seq(SequenceModel):
             memory = replace(memory, context_BD=jnp.tanh(self.summary(final_BD)))
         if self.context == "attention":
             key_BSD = self.scores.project_keys(memory_BSD)
-            key_BSD = None if key_BSD is memory_BSD else key_BSD
-            memory = replace(memory, memory_BSD=memory_BSD, key_BSD=key_BSD)
+            memory = replace(memory, memory_BSD=memory_BSD, key_BSD=None if key_BSD is memory_BSD else key_BSD)
             coverage_RS = (~valid_BS).astype(x_BSD.dtype) if self.track_coverage else None
         return State(BeamInvariant(memory), decoder_state, coverage_RS=coverage_RS)
 
@@ -156,10 +162,10 @@ class Seq2Seq(SequenceModel):
         if self.scheduled_sampling > 0.0 and self.has_rng("dropout"):
             tokens_BT = self._sample_inputs(tokens_BT, state, valid_BT)
         features_BTD, weight_BTS, decoder_state = self._decode(tokens_BT, state, valid_BT)
-        coverage_RS = state.coverage_RS
-        if coverage_RS is not None:
-            coverage_RS = coverage_RS + jnp.where(valid_BT[..., None], weight_BTS, 0.0).sum(1)
-        state = replace(state, decoder_state=decoder_state, coverage_RS=coverage_RS)
+        state = replace(state, decoder_state=decoder_state)
+        if state.coverage_RS is not None:
+            received_RS = jnp.where(valid_BT[..., None], weight_BTS, 0.0).sum(1)
+            state = replace(state, coverage_RS=state.coverage_RS + received_RS)
         return self.output_dropout(features_BTD), state
 
     def readout(self, features: Array) -> Array:
@@ -204,9 +210,7 @@ class Seq2Seq(SequenceModel):
         decoder_state, (features_BTD, weight_BTS) = scan(self, decoder_state, (x_BTD, valid_BT))
         return features_BTD, weight_BTS, decoder_state
 
-    def _step(
-        self, x_BD: Array, source: EncodedMemory, old: DecoderState, valid_B: Array
-    ) -> tuple[Array, Array, DecoderState]:
+    def _step(self, x_BD: Array, source: EncodedMemory, old: DecoderState, valid_B: Array):
         """One target token: o_t, a_t, and the new decoder state."""
         inputs = [x_BD]
         if self.attention_order == "before":
@@ -219,13 +223,12 @@ class Seq2Seq(SequenceModel):
             context_B1D, weight_B1S = self._attend(hidden_BD[:, None], source, old.coverage_BS)
         features_BD, weight_BS = self._combine(context_B1D[:, 0], hidden_BD), weight_B1S[:, 0]
         coverage_BS = None if old.coverage_BS is None else old.coverage_BS + weight_BS
-        new = DecoderState(
-            carry,
-            hidden_BD=_where_valid(valid_B, hidden_BD, old.hidden_BD),
-            fed_back_BD=_where_valid(valid_B, features_BD, old.fed_back_BD),
-            coverage_BS=_where_valid(valid_B, coverage_BS, old.coverage_BS),
-        )
-        return features_BD, weight_BS, new
+
+        def update(old_BD: Array | None, new_BD: Array) -> Array | None:
+            return None if old_BD is None else jnp.where(valid_B[:, None], new_BD, old_BD)
+
+        fed_back_BD, coverage_BS = update(old.fed_back_BD, features_BD), update(old.coverage_BS, coverage_BS)
+        return features_BD, weight_BS, DecoderState(carry, update(old.hidden_BD, hidden_BD), fed_back_BD, coverage_BS)
 
     def _attend(self, query_RTD: Array, source: EncodedMemory, coverage_RS: Array | None) -> tuple[Array, Array]:
         """c_t (R, T, width of the memory) and a_t (R, T, S) for R = B * K rows, K beams per source."""
@@ -261,22 +264,3 @@ class Seq2Seq(SequenceModel):
         hidden_D = jnp.zeros(self.decoder.width) if self.attention_order == "before" else None
         carry = jax.tree.map(lambda leaf: leaf[0], self.decoder.start(1))
         return ravel_pytree(DecoderState(carry, hidden_D))
-
-    def _check_options(self) -> None:
-        """Raises UserError for options that contradict each other."""
-        needs_attention = {
-            "input_feeding": self.input_feeding,
-            "coverage": self.coverage,
-            "attention_order": self.attention_order == "before",
-            "track_coverage": self.track_coverage,
-        }
-        wrong = [name for name, is_set in needs_attention.items() if is_set and self.context != "attention"]
-        if wrong:
-            raise UserError(f'{", ".join(wrong)}: only context="attention" has it, and context is "{self.context}"')
-        if self.decoder.bidirectional:
-            raise UserError("a bidirectional decoder would read the tokens that it predicts: only the encoder may be")
-
-
-def _where_valid(valid_B: Array, new_BD: Array, old_BD: Array | None) -> Array | None:
-    """The new value in valid rows, the old one in others; None if the model does not use it."""
-    return None if old_BD is None else jnp.where(valid_B[:, None], new_BD, old_BD)

@@ -11,10 +11,7 @@ from jaxlm.types import Array, Batch, Params
 
 @dataclass(frozen=True)
 class TokenClassification:
-    """Cross-entropy -log p(token_label_BS) of every labeled token, or the model's own `loss` (a CRF's, per row).
-
-    label_smoothing: of the cross-entropy; a CRF has none.
-    """
+    """Cross-entropy -log p(token_label_BS) of every labeled token, or the model's own `loss` (a CRF's, per row)."""
 
     label_smoothing: float = 0.0
 

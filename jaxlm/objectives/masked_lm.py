@@ -1,6 +1,7 @@
 """Masked language modeling, with next sentence prediction on batches of sentence pairs (Devlin et al. 2019)."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,11 +26,7 @@ class MaskedLM:
         """Sum over the masked tokens, whose number is the count; dropout only with a key."""
         rngs = None if key is None else {"dropout": key}
         features_BSD, logits_BC = model.apply({"params": params}, batch, method=features_and_nsp_logits, rngs=rngs)
-
-        def readout(features: Array) -> Array:
-            return model.apply({"params": params}, features, method="readout")
-
-        label_BS = batch.token_label_BS
+        readout, label_BS = partial(model.apply, {"params": params}, method="readout"), batch.token_label_BS
         loss = cross_entropy(readout, features_BSD, jnp.maximum(label_BS, 0), label_BS >= 0)
         if logits_BC is None:
             return loss
@@ -38,10 +35,7 @@ class MaskedLM:
 
 
 def features_and_nsp_logits(model: Any, batch: Batch) -> tuple[Array, Array | None]:
-    """Return features (B, S, D) and, of a batch of pairs, the next sentence logits (B, 2).
-
-    Raises UserError for pairs if the model has no next sentence head.
-    """
+    """Return features (B, S, D) and, of a batch of pairs, the next sentence logits (B, 2)."""
     features_BSD = model.features(batch)
     if batch.class_B is None:
         return features_BSD, None

@@ -1,6 +1,7 @@
 """The language modeling objective. Every objective is a frozen config: (model, params, batch, dropout key) -> Loss."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,11 +44,10 @@ class NextToken:
         features_BTD, state, penalty = model.apply({"params": params}, batch, method=features_and_penalty, rngs=rngs)
         state = None if batch.reset_B is None else jax.lax.stop_gradient(state)
         if hasattr(model, "logprob"):  # an n-gram model looks up the label alone: no logits of the whole vocabulary
-            return replace(_lookup_loss(model, params, features_BTD, batch), state=state)
-
-        def readout(features):
-            return model.apply({"params": params}, features, method="readout")
-
+            logprob_BT = model.apply({"params": params}, features_BTD, batch.label_BT, method="logprob")
+            nll = -jnp.where(batch.target_valid_BT, logprob_BT, 0.0).sum()
+            return Loss(total=nll, nll=nll, count=batch.target_valid_BT.sum(dtype=jnp.float32), state=state)
+        readout = partial(model.apply, {"params": params}, method="readout")
         loss = cross_entropy(readout, features_BTD, batch.label_BT, batch.target_valid_BT, self.label_smoothing)
         return replace(loss, total=loss.total + penalty, state=state)
 
@@ -62,9 +62,3 @@ def _initial_state(batch: Batch, fresh: State) -> State:
         return jnp.where(reset, new, old.astype(new.dtype))
 
     return jax.tree.map(select, fresh, batch.state)
-
-
-def _lookup_loss(model: Any, params: Params, features: Array, batch: Batch) -> Loss:
-    logprob_BT = model.apply({"params": params}, features, batch.label_BT, method="logprob")
-    nll = -jnp.where(batch.target_valid_BT, logprob_BT, 0.0).sum()
-    return Loss(total=nll, nll=nll, count=batch.target_valid_BT.sum(dtype=jnp.float32))

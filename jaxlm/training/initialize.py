@@ -16,7 +16,7 @@ from jaxlm.data.tokenizers.pretrained import PretrainedTokenizer
 from jaxlm.errors import UserError, list_some
 from jaxlm.experiment import Experiment
 from jaxlm.models.finetune_heads import FineTunable
-from jaxlm.models.properties import HEAD_FIELDS, RUN_FIELDS
+from jaxlm.models.properties import RUN_FIELDS
 from jaxlm.pytree import named_leaves, replace_leaves, swap_leaves
 from jaxlm.training.state import TrainState
 from jaxlm.types import Params
@@ -54,7 +54,7 @@ def resolve_init(experiment: Experiment, workdir: Workdir | None = None) -> Expe
                 f"a published {type(trunk).__name__} cannot stand in the place of the experiment's "
                 f"{type(model).__name__}: choose an experiment of that kind"
             )
-        fields = {name: getattr(model, name) for name in (*RUN_FIELDS, *HEAD_FIELDS) if hasattr(model, name)}
+        fields = {name: getattr(model, name) for name in (*RUN_FIELDS, "mlm_head", "nsp_head") if hasattr(model, name)}
         model = trunk.clone(**fields, parent=None)
     return replace(experiment, model=model, tokenizer=initial.tokenizer)
 

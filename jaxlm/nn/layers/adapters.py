@@ -20,9 +20,6 @@ from jaxlm.types import Array, Params
 LOW_RANK, BOTTLENECK = "low_rank", "bottleneck"
 """Names of the adapters in the parameters of a map."""
 
-BOTTLENECK_INIT_STD = 1e-2
-"""Standard deviation of the initialization of V (Houlsby et al. 2019, section 3.6)."""
-
 
 @struct.dataclass
 class LoRAParams:
@@ -39,11 +36,6 @@ class LoRAParams:
         if self.dropout and key is not None:
             x_RD = drop_elements(x_RD, key, self.dropout)
         return y + (self.scale * ((x_RD @ self.down.astype(y.dtype)) @ self.up.astype(y.dtype))).reshape(y.shape)
-
-    @property
-    def delta(self) -> Array:
-        """The change of W, (..., D, F)."""
-        return self.scale * jnp.matmul(self.down, self.up, precision="highest")
 
 
 @struct.dataclass
@@ -72,9 +64,9 @@ def init_lora(kernel: Array, key: Array, rank: int, alpha: float, dropout: float
 
 
 def init_bottleneck(kernel: Array, key: Array, width: int) -> BottleneckParams:
-    """Return a bottleneck for a kernel (..., D, F): small V, all else 0, so that nothing changes at first."""
+    """Return a bottleneck for a kernel (..., D, F): small V (Houlsby et al. 2019, section 3.6), all else 0."""
     *layers, _, features = kernel.shape
-    down = BOTTLENECK_INIT_STD * jax.random.normal(key, (*layers, features, width))
+    down = 1e-2 * jax.random.normal(key, (*layers, features, width))
     zeros = {"down_bias": (width,), "up": (width, features), "up_bias": (features,)}
     return BottleneckParams(down, **{name: jnp.zeros((*layers, *shape)) for name, shape in zeros.items()})
 
@@ -104,21 +96,9 @@ def merge_lora(params: Params) -> Params:
     def merge(path: str, linear: dict) -> dict:
         if LOW_RANK not in linear:
             return linear
+        kernel, lora = linear["kernel"], linear[LOW_RANK]
+        delta = lora.scale * jnp.matmul(lora.down, lora.up, precision="highest")
         others = {name: leaf for name, leaf in linear.items() if name != LOW_RANK}
-        return others | {"kernel": linear["kernel"] + linear[LOW_RANK].delta.astype(linear["kernel"].dtype)}
+        return others | {"kernel": kernel + delta.astype(kernel.dtype)}
 
     return map_linears(params, merge)
-
-
-def unmerge_lora(params: Params, adapted: Params) -> Params:
-    """Return the inverse of `merge_lora` with the LoRA of `adapted`: W - (alpha / R) A B in place of W, and LoRA."""
-    adapters: dict[str, dict] = {}
-    map_linears(adapted, lambda path, linear: adapters.setdefault(path, linear))
-
-    def unmerge(path: str, linear: dict) -> dict:
-        lora = adapters[path].get(LOW_RANK)
-        if lora is None:
-            return linear
-        return linear | {"kernel": linear["kernel"] - lora.delta.astype(linear["kernel"].dtype), LOW_RANK: lora}
-
-    return map_linears(params, unmerge)

@@ -9,6 +9,7 @@ that are not `valid` are skipped anywhere in a row, so that padding leaves no tr
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlm.types import Array
 
@@ -35,8 +36,7 @@ class CRF(nn.Module):
         """Return -log p(labels) of each row, (B,), summed over all labels where a label is -1; 0 for an empty row."""
         # Both sums, over the sequences that match the labels and over all, are one forward pass of 2 B rows.
         rows = emission_BSC.shape[0]
-        choices_C = jnp.arange(self.labels)[None, None]
-        allowed_BSC = (label_BS[..., None] == choices_C) | (label_BS < 0)[..., None]
+        allowed_BSC = (label_BS[..., None] == jnp.arange(self.labels)[None, None]) | (label_BS < 0)[..., None]
         observed_BSC = jnp.where(allowed_BSC, emission_BSC, -1e9)
         log_z = self.log_partition(jnp.concatenate([observed_BSC, emission_BSC]), jnp.concatenate([valid_BS] * 2))
         return log_z[rows:] - log_z[:rows]
@@ -79,11 +79,10 @@ class CRF(nn.Module):
 
     def _transition_scores(self) -> tuple[Array, Array]:
         """Start and transition scores, FORBIDDEN_SCORE at the forbidden ones."""
-        forbidden = jnp.zeros((self.labels + 1, self.labels), bool)
         scores = jnp.concatenate([self.transition_CC, self.start_C[None]])  # row -1 is the start
         if self.forbidden:
-            before, after = zip(*self.forbidden, strict=True)
-            scores = jnp.where(forbidden.at[jnp.array(before), jnp.array(after)].set(True), FORBIDDEN_SCORE, scores)
+            before, after = np.array(self.forbidden).T
+            scores = scores.at[before, after].set(FORBIDDEN_SCORE)
         return scores[-1], scores[:-1]
 
 

@@ -16,10 +16,7 @@ from jaxlm.types import Array
 
 
 def keep_mask(key: Array, rate: float, shape: tuple[int, ...]) -> Array:
-    """Return a Boolean array, True with probability 1 - rate: a pure function of the key and the index.
-
-    Raises UserError unless 0 <= rate < 1.
-    """
+    """Return a Boolean array, True with probability 1 - rate: a pure function of the key and the index."""
     if not 0.0 <= rate < 1.0:
         raise UserError(f"a dropout rate of {rate}: expected 0 <= rate < 1 (the model's dropout fields)")
     index = jax.lax.iota(jnp.uint32, math.prod(shape))
@@ -49,7 +46,6 @@ class Dropout(nn.Module):
     rate: float
 
     def __call__(self, x: Array) -> Array:
-        """Any shape."""
         keep = self.draw_mask(x.shape)
         if keep is None:
             return x
@@ -61,39 +57,30 @@ class Dropout(nn.Module):
             return None
         return keep_mask(self.make_rng("dropout"), self.rate, shape)
 
+    def scale_kept(self, x_BTD: Array, keep: Array) -> Array:
+        """Return x with the elements to keep divided by 1 - rate, and zeros; `keep` is broadcast to (B, T, D)."""
+        scale = jnp.where(keep, 1.0 / (1.0 - self.rate), 0.0).astype(x_BTD.dtype)
+        return x_BTD * jnp.broadcast_to(scale, x_BTD.shape)
+
 
 class LockedDropout(Dropout):
     """Variational dropout: one mask per row for all positions (Gal and Ghahramani 2016, section 4)."""
 
     def __call__(self, x_BTD: Array) -> Array:
-        """(B, T, D) -> (B, T, D)."""
         keep_B1D = self.draw_mask((x_BTD.shape[0], 1, x_BTD.shape[2]))
-        if keep_B1D is None:
-            return x_BTD
-        scale_B1D = jnp.where(keep_B1D, 1.0 / (1.0 - self.rate), 0.0).astype(x_BTD.dtype)
-        return x_BTD * jnp.broadcast_to(scale_B1D, x_BTD.shape)
+        return x_BTD if keep_B1D is None else self.scale_kept(x_BTD, keep_B1D)
 
 
 class EmbeddingDropout(Dropout):
-    """Drop word types: each with probability `rate`, at all its positions (Gal and Ghahramani 2016, section 4.2).
-
-    The mask is drawn over the vocabulary and applied to the tokens: a row of the table is scaled at its lookup.
-    """
+    """Drop word types: each with probability `rate`, at all its positions (Gal and Ghahramani 2016, section 4.2)."""
 
     vocab: int
 
     def __call__(self, x_BTD: Array, tokens_BT: Array) -> Array:
         """Embeddings (B, T, D) of `tokens_BT` -> the same, zero for dropped types."""
         keep_V = self.draw_mask((self.vocab,))
-        if keep_V is None:
-            return x_BTD
-        scale_BT = jnp.where(keep_V[tokens_BT], 1.0 / (1.0 - self.rate), 0.0).astype(x_BTD.dtype)
-        return x_BTD * jnp.broadcast_to(scale_BT[..., None], x_BTD.shape)
+        return x_BTD if keep_V is None else self.scale_kept(x_BTD, keep_V[tokens_BT][..., None])
 
 
 class DropConnect(Dropout):
-    """Dropout of the weights of a matrix (Wan et al. 2013).
-
-    On the recurrent matrix of an LSTM it is the weight drop of AWD-LSTM (Merity et al. 2018): it regularizes
-    h_{t-1} without a mask that changes from position to position.
-    """
+    """Dropout of the weights of a matrix (Wan et al. 2013), the weight drop of AWD-LSTM (Merity et al. 2018)."""

@@ -46,9 +46,7 @@ class Linear(nn.Module):
         normal = nn.initializers.normal(self.init_std or 0.0)
         init_kernel = nn.initializers.xavier_uniform() if self.init_std is None else normal
         kernel = param_or_quantized(self, "kernel", init_kernel, (in_features, self.features))
-        if not self.bias:
-            return kernel, None
-        return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.bias else None
 
     def __call__(self, x: Array) -> Array:
         """(..., D) -> (..., F)."""
@@ -66,9 +64,8 @@ class Linear(nn.Module):
 def fused_projection(x: Array, *maps: Linear) -> list[Array]:
     """Return several maps of one x, all with a bias or all without, computed as a single, faster product.
 
-    Parameters stay separate; XLA hoists their concatenation out of a decoding loop. On a mesh that splits heads, the
-    products are separate too, since concatenation would move weights between devices; and on one that splits
-    positions, since keys and values are gathered, and queries are not.
+    On a mesh that splits heads the products are separate, since concatenation would move weights between devices; and
+    on one that splits positions, since keys and values are gathered, and queries are not.
     """
     if num_shards(x, "heads") > 1 or num_shards(x, "sequence") > 1:
         return [linear(x) for linear in maps]
@@ -92,10 +89,9 @@ def merge_leading_axes(x: Array) -> Array:
 
 
 class FeedForward(nn.Module):
-    """FFN(x) = W2 dropout(f(W1 x + b1)) + b2 (Vaswani et al. 2017, equation 2, where f is "relu"), F = `hidden`.
+    """FFN(x) = W2 dropout(f(W1 x + b1)) + b2 (Vaswani et al. 2017, equation 2), W1 of `init_std`, W2 of `out_init_std`.
 
-    With an activation of `GATED_ACTIVATIONS`, f(W1 x + b1) is f(W_gate x + b_gate) * (W1 x + b1). `init_std` and
-    `out_init_std` are those of W1 and W2, see `Linear`.
+    With an activation of `GATED_ACTIVATIONS`, f(W1 x + b1) is f(W_gate x + b_gate) * (W1 x + b1).
     """
 
     width: int

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -39,11 +39,15 @@ class Residual(nn.Module):
     dropout: float
     dtype: str
 
-    @nn.compact
     def __call__(self, x: Array, sublayer: Callable[[Array], Array]) -> Array:
         """Any shape (..., D), which `sublayer` preserves."""
+        return self.with_output(x, lambda y: (sublayer(y), None))[0]
+
+    @nn.compact
+    def with_output(self, x: Array, sublayer: Callable[[Array], tuple[Array, Any]]) -> tuple[Array, Any]:
+        """Like `__call__` of a `sublayer` with a second output, which is returned too."""
         norm, dropout = self.norm.make_layer(self.dtype, name="norm"), Dropout(self.dropout)
-        x_RD = merge_leading_axes(x)
-        if self.norm.position == "pre":
-            return (x_RD + dropout(merge_leading_axes(sublayer(norm(x_RD).reshape(x.shape))))).reshape(x.shape)
-        return norm(x_RD + dropout(merge_leading_axes(sublayer(x)))).reshape(x.shape)
+        x_RD, is_pre = merge_leading_axes(x), self.norm.position == "pre"
+        y, output = sublayer(norm(x_RD).reshape(x.shape) if is_pre else x)
+        sum_RD = x_RD + dropout(merge_leading_axes(y))
+        return (sum_RD if is_pre else norm(sum_RD)).reshape(x.shape), output

@@ -44,8 +44,7 @@ class LinearScaling:
 class Llama3Scaling:
     """Interpolation of slow channels, blended into fast ones, which are kept (Llama 3.1).
 
-    Slow: of a wavelength above original_max_positions / low_freq_factor; fast: below original_max_positions /
-    high_freq_factor.
+    Slow: of a wavelength above original_max_positions / low_freq_factor; fast: below that / high_freq_factor.
     """
 
     factor: float = 8.0
@@ -90,9 +89,8 @@ class Yarn:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, 2 * half - 1)
         slow_H = np.clip((np.arange(half) - first) / max(last - first, 0.001), 0.0, 1.0)
-        sharpness = self.attention_factor
-        if sharpness is None:
-            sharpness = 0.1 * math.log(max(self.factor, 1.0)) + 1
+        usual = 0.1 * math.log(max(self.factor, 1.0)) + 1
+        sharpness = usual if self.attention_factor is None else self.attention_factor
         return slow_H * rate_H / self.factor + (1 - slow_H) * rate_H, sharpness
 
 
@@ -122,10 +120,7 @@ def rotate(x_BTNH: Array, rotation: Rotation) -> Array:
 
 
 def sinusoids(position: Array, width: int, halves: bool = False) -> Array:
-    """Return PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos of the same: (...,) -> (..., D) float32.
-
-    halves: all sines first, then all cosines.
-    """
+    """Return sin(pos / 10000^(2i/D)) at 2i and its cos at 2i+1, with `halves` all sines first: (...,) -> (..., D)."""
     rate_H = jnp.asarray(np.exp(-np.log(10000.0) * np.arange(0, width, 2) / width), jnp.float32)
     angle = position[..., None].astype(jnp.float32) * rate_H.reshape((1,) * position.ndim + (-1,))
     if halves:
@@ -143,7 +138,7 @@ def check_capacity(kind: str, capacity: int, max_length: int) -> None:
 
 
 class PositionalEncoding(nn.Module):
-    """Position encodings of a kind: "sinusoidal", "sinusoidal_halves", "learned" (at most `max_length`) or "none".
+    """Absolute position encodings: "sinusoidal", "sinusoidal_halves" or "learned" (at most `max_length`), else zeros.
 
     Sinusoids are interleaved as in the paper, or in halves (Marian, Tensor2Tensor). A learned table is initialized
     from a normal with standard deviation `init_std`; None: D^-1/2.
@@ -156,12 +151,9 @@ class PositionalEncoding(nn.Module):
 
     @nn.compact
     def __call__(self, position_BT: Array, bound: int | None = None) -> Array:
-        """Return encodings (B, T, D) of positions (B, T), all below `bound` if it is given.
-
-        With a bound each sinusoid is computed once and then looked up.
-        """
+        """Return encodings (B, T, D) of positions (B, T); if all are below `bound`, each is computed only once."""
         halves = self.kind == "sinusoidal_halves"
-        if self.kind == "none":
+        if self.kind in ("none", "rotary", "relative"):
             return jnp.zeros((*position_BT.shape, self.width), jnp.float32)
         if self.kind != "learned" and bound is not None:
             return jnp.take(sinusoids(jnp.arange(bound), self.width, halves), position_BT, axis=0, mode="clip")
@@ -187,12 +179,9 @@ def relative_position_buckets(num_buckets: int, max_distance: int) -> np.ndarray
 
 
 class RelativePositionBias(nn.Module):
-    """A bias of the attention scores by head and distance.
+    """A bias of the attention scores by head and distance, see the module.
 
-    Attributes:
-      heads: N.
-      num_buckets, max_distance: see the module.
-      bidirectional: half of the buckets are for keys after the query; otherwise these count as distance 0.
+    bidirectional: half of the buckets are for keys after the query; otherwise these count as distance 0.
     """
 
     heads: int

@@ -50,7 +50,7 @@ class CharacterCNN(nn.Module):
     @nn.compact
     def __call__(self, character_BSW: Array) -> Array:
         """(B, S, W) -> (B, S, filters); 0 for a word without characters."""
-        table = param_or_quantized(self, "embedding", _uniform_init(self.width), (self.vocab, self.width))
+        table = param_or_quantized(self, "embedding", _init_table, (self.vocab, self.width))
         character_RW = character_BSW.reshape(-1, character_BSW.shape[-1])  # R = B S words
         is_real_RW1 = (character_RW > 0)[..., None]
         x_RWD = Dropout(self.dropout)(jnp.where(is_real_RW1, embed_ids(table, character_RW), 0.0))
@@ -86,7 +86,7 @@ class WordEmbedding(nn.Module):
             if self.unk_id is None:
                 raise UserError("word dropout needs an unknown token, which the tokenizer lacks: set word_dropout = 0")
             id_BS = jnp.where(keep_BS | ~word_mask(batch), id_BS, self.unk_id)
-        table = param_or_quantized(self, "embedding", _uniform_init(self.width), (self.vocab, self.width))
+        table = param_or_quantized(self, "embedding", _init_table, (self.vocab, self.width))
         x_BSD = embed_ids(table, id_BS)
         if self.characters is not None:
             if batch.character_BSW is None:
@@ -97,11 +97,7 @@ class WordEmbedding(nn.Module):
         return Dropout(self.dropout)(x_BSD)
 
 
-def _uniform_init(width: int) -> nn.initializers.Initializer:
+def _init_table(key: Array, shape: tuple[int, int]) -> Array:
     """Variance 1 / width: uniform in +- sqrt(3 / width) (Ma and Hovy 2016, section 3.1)."""
-    limit = (3.0 / width) ** 0.5
-
-    def draw(key, shape, dtype=jnp.float32):
-        return nn.initializers.uniform(2.0 * limit)(key, shape, dtype) - limit
-
-    return draw
+    limit = (3.0 / shape[1]) ** 0.5
+    return nn.initializers.uniform(2.0 * limit)(key, shape) - limit

@@ -16,10 +16,7 @@ from jaxlm.types import Array
 
 
 class TransformerBlock(nn.Module):
-    """The layer of an encoder and, with a causal mask, of a decoder-only Transformer.
-
-    `rotation` (rotary positions) and `bias` (relative positions) are those of `jaxlm.nn.layers.positions`.
-    """
+    """The layer of an encoder and, with a causal mask, of a decoder. Rotation, bias: of `jaxlm.nn.layers.positions`."""
 
     attention: Attention
     ffn: FeedForward
@@ -38,28 +35,20 @@ class TransformerBlock(nn.Module):
 
     def with_attention_weights(self, x_BTD: Array, mask_BTT: Array, rotation: Any = None) -> tuple[Array, Array]:
         """Like `__call__`, but also return the attention weights (B, N, T, T)."""
-        weight_BNTT = None
 
-        def self_attention(y_BTD: Array) -> Array:
-            nonlocal weight_BNTT
-            weight_BNTT = self.attention.self_weights(y_BTD, mask_BTT, rotation)
-            return self.attention.self_attend(y_BTD, mask_BTT, rotation)
+        def self_attention(y_BTD: Array) -> tuple[Array, Array]:
+            inputs = y_BTD, mask_BTT, rotation
+            return self.attention.self_attend(*inputs), self.attention.self_weights(*inputs)
 
-        x_BTD = self.ffn_residual(self.attention_residual(x_BTD, self_attention), self.ffn)
-        return x_BTD, weight_BNTT
+        x_BTD, weight_BNTT = self.attention_residual.with_output(x_BTD, self_attention)
+        return self.ffn_residual(x_BTD, self.ffn), weight_BNTT
 
     def step(self, x_RTD: Array, cache: LayerCache, view: CacheView, rotation: Any = None) -> tuple[Array, LayerCache]:
         """Read T more positions per beam and write them to the cache: (R, T, D) -> (R, T, D), the new cache."""
-        x_RTD, cache = self._self_attend_cached(x_RTD, cache, view, rotation)
+        x_RTD, cache = self.attention_residual.with_output(
+            x_RTD, lambda y: self.attention.self_attend_cached(y, cache, view, rotation)
+        )
         return self.ffn_residual(x_RTD, self.ffn), cache
-
-    def _self_attend_cached(self, x_RTD, cache, view, rotation=None) -> tuple[Array, LayerCache]:
-        def self_attention(y_RTD: Array) -> Array:
-            nonlocal cache
-            mixed_RTD, cache = self.attention.self_attend_cached(y_RTD, cache, view, rotation)
-            return mixed_RTD
-
-        return self.attention_residual(x_RTD, self_attention), cache
 
 
 class CrossAttentionBlock(TransformerBlock):
@@ -87,18 +76,14 @@ class CrossAttentionBlock(TransformerBlock):
     def step(
         self, x_RTD: Array, cache: LayerCache, view: CacheView, return_weights: bool, *source: Array
     ) -> tuple[Array, LayerCache, Array | None]:
-        """Read T more positions per beam: (R, T, D) -> (R, T, D), the new cache, the cross-attention (R, T, S) or None.
+        """Like that of `TransformerBlock`, with keys, values and mask of a source; also return the cross-attention."""
 
-        source: keys, values and mask.
-        """
-        weight_RTS = None
+        def cross_attention(y_RTD: Array) -> tuple[Array, Array | None]:
+            weight_RTS = self.source_attention.cross_weights(y_RTD, *source) if return_weights else None
+            return self.source_attention.cross_attend_cached(y_RTD, *source), weight_RTS
 
-        def source_attention(y_RTD: Array) -> Array:
-            nonlocal weight_RTS
-            if return_weights:
-                weight_RTS = self.source_attention.cross_weights(y_RTD, *source)
-            return self.source_attention.cross_attend_cached(y_RTD, *source)
-
-        x_RTD, cache = self._self_attend_cached(x_RTD, cache, view)
-        x_RTD = self.source_residual(x_RTD, source_attention)
+        x_RTD, cache = self.attention_residual.with_output(
+            x_RTD, lambda y: self.attention.self_attend_cached(y, cache, view)
+        )
+        x_RTD, weight_RTS = self.source_residual.with_output(x_RTD, cross_attention)
         return self.ffn_residual(x_RTD, self.ffn), cache, weight_RTS

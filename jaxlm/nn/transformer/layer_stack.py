@@ -5,7 +5,6 @@ were scanned (one layer is compiled, for deep models) or unrolled (faster decodi
 """
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.distributed.sharding import all_gather_params, constrain, num_shards, save_all_but_gathered
+from jaxlm.nn.attention.kv_cache import KVCache
+from jaxlm.nn.attention.multi_head import resolve_heads
 from jaxlm.nn.weights.weight_formats import to_cpu_format
 from jaxlm.types import Array
 
@@ -24,14 +25,10 @@ REMAT_POLICIES = {
 
 
 class Stack(nn.Module):
-    """`depth` copies of `block`, applied one after the other: block(x, *shared) -> x.
+    """`depth` copies of an unbound `block`, applied one after the other: block(x, *shared) -> x.
 
-    Attributes:
-      block: the layer, an unbound Linen module.
-      depth: number of layers, L.
-      scan: compile one layer and scan over it, else unroll.
-      remat: which activations to recompute in the backward pass (Chen et al. 2016): none (False), all but the products
-        with parameters ("dots", True), or all ("full").
+    scan: compile one layer and scan over it, else unroll. remat: which activations to recompute in the backward pass
+    (Chen et al. 2016): none (False), all but the products with parameters ("dots", True), or all ("full").
     """
 
     block: nn.Module
@@ -50,14 +47,15 @@ class Stack(nn.Module):
         # Not `self.param` if they exist: it compares leaves with those of `init_layers`, and int8 weights differ.
         has_params = self.has_variable("params", "layers")
         params_L = self.get_variable("params", "layers") if has_params else self.param("layers", init_layers)
-        x = _constrain_activations(x)
+        x = constrain(x, "batch", "sequence", None)
         keys_L = jax.random.split(self.make_rng("dropout"), self.depth) if self.has_rng("dropout") else None
 
         def layer(x, params, key):
             rngs = None if key is None else {"dropout": key}
             # With FSDP, gather the weights of this layer here, in the dtype of the products.
             gathered = all_gather_params(params, getattr(block, "dtype", None))
-            return _constrain_activations(block.apply({"params": gathered}, x, *shared, rngs=rngs))
+            y: Any = block.apply({"params": gathered}, x, *shared, rngs=rngs)
+            return constrain(y, "batch", "sequence", None)
 
         if self.remat:
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES["dots" if self.remat is True else self.remat])
@@ -69,6 +67,12 @@ class Stack(nn.Module):
         for depth in range(self.depth):
             x = layer(x, layer_slice(params_L, depth), None if keys_L is None else keys_L[depth])
         return x
+
+    def empty_cache(self, rows: int, capacity: int) -> KVCache:
+        """Return the cache of all layers, of blocks with `attention`."""
+        attention = self.block.attention
+        width, heads = resolve_heads(attention.width, attention.heads, attention.kv_heads, attention.head_dim)
+        return KVCache.empty(rows, capacity, self.depth, heads=heads, head_dim=width, dtype=attention.dtype)
 
     def attention_weights(self, x: Array, *shared: Any) -> Array:
         """Return the attention weights of all layers, (B, L, N, T, T), of blocks with `with_attention_weights`."""
@@ -82,23 +86,13 @@ class Stack(nn.Module):
         """Yield a function per layer: layer(method, *arguments) calls that method of the block with its parameters."""
         block: nn.Module = self.block.clone(parent=None, name=None)
         params_L: Any = self.get_variable("params", "layers")
-
-        def call(params: Any, method: str, *arguments: Any) -> Any:
-            return block.apply({"params": params}, *arguments, method=method)
-
         for depth in range(self.depth):
-            yield partial(call, layer_slice(params_L, depth))
-
-
-def _constrain_activations(x: Any) -> Array:
-    return constrain(x, "batch", "sequence", None)
+            variables = {"params": layer_slice(params_L, depth)}
+            yield lambda method, *inputs, variables=variables: block.apply(variables, *inputs, method=method)
 
 
 def unstack_layers(params: Any) -> Any:
-    """Return the parameters for a decoding loop: layers apart, and on a CPU with kernels in its format.
-
-    Otherwise the loop would copy each slice of the stack in every iteration, and each call would reformat kernels.
-    """
+    """Return the parameters for a decoding loop, which would otherwise slice the stack and reformat kernels."""
     if not isinstance(params, dict):
         return params
     # Of the tables only the one of the logits is multiplied with: the embedding, unless there is an output table.
@@ -116,11 +110,9 @@ def unstack_layers(params: Any) -> Any:
 
 
 unstack_layers_jit = jax.jit(unstack_layers)
-"""`unstack_layers` as one program, for a loop outside of jit; unstacked parameters are returned without a copy."""
+"""`unstack_layers` as one program, for a loop outside of jit."""
 
 
 def layer_slice(params_L: Any, depth: int) -> Any:
     """Return one layer of stacked or unstacked parameters."""
-    if isinstance(params_L, tuple):
-        return params_L[depth]
-    return jax.tree.map(lambda leaf: leaf[depth], params_L)
+    return params_L[depth] if isinstance(params_L, tuple) else jax.tree.map(lambda leaf: leaf[depth], params_L)
