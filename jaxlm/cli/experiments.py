@@ -5,9 +5,9 @@ function of such a module that is annotated to return an Experiment.
 """
 
 import ast
+import contextlib
 import importlib
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,28 +19,20 @@ if TYPE_CHECKING:
 EXPERIMENTS_PACKAGE, DEFAULT_VARIANT = "experiments", "experiment"
 
 
-@dataclass(frozen=True)
-class ExperimentEntry:
-    """A variant: its name on the command line, and the first line of its docstring."""
-
-    name: str
-    summary: str
-
-
-def list_experiments() -> list[ExperimentEntry]:
-    """Every variant of every experiment, ordered by module name and by position in the file."""
-    entries = []
+def list_experiments() -> dict[str, str]:
+    """Every variant of every experiment, by module and by place in the file: name on the command line -> summary."""
+    summaries = {}
     for module, file in experiment_modules().items():
         try:
             tree = _parse_file(file)
         except UsageError as error:
-            entries.append(ExperimentEntry(module, str(error)))
+            summaries[module] = str(error)
             continue
         for variant, function in _variant_functions(tree).items():
             name = module if variant == DEFAULT_VARIANT else f"{module}:{variant}"
             text = ast.get_docstring(function) or ast.get_docstring(tree) or ""
-            entries.append(ExperimentEntry(name, text.partition("\n")[0]))
-    return entries
+            summaries[name] = text.partition("\n")[0]
+    return summaries
 
 
 def experiment_modules() -> dict[str, Path]:
@@ -78,8 +70,14 @@ def resolve_experiment(name: str) -> str:
 
 
 def import_experiment(name: str) -> "Experiment":
-    """The experiment of a name from `resolve_experiment`; imports Flax."""
-    _merge_experiment_folders()
+    """The experiment of a name from `resolve_experiment`; imports Flax.
+
+    `import experiments.x` then searches all folders; by default Python takes a package from one of them.
+    """
+    with contextlib.suppress(ModuleNotFoundError):
+        package = importlib.import_module(EXPERIMENTS_PACKAGE)
+        old_paths = [str(Path(path).resolve()) for path in package.__path__]
+        package.__path__ = list(dict.fromkeys([*map(str, _experiment_folders()), *old_paths]))
     from jaxlm import experiment
 
     return experiment.load_experiment(name)
@@ -88,16 +86,6 @@ def import_experiment(name: str) -> "Experiment":
 def _experiment_folders() -> list[Path]:
     candidates = (Path.cwd() / EXPERIMENTS_PACKAGE, Path(__file__).resolve().parents[2] / EXPERIMENTS_PACKAGE)
     return [folder for folder in dict.fromkeys(path.resolve() for path in candidates) if folder.is_dir()]
-
-
-def _merge_experiment_folders() -> None:
-    """Make `import experiments.x` search all folders; by default Python takes a package from one of them."""
-    try:
-        package = importlib.import_module(EXPERIMENTS_PACKAGE)
-    except ModuleNotFoundError:
-        return
-    old_paths = [str(Path(path).resolve()) for path in package.__path__]
-    package.__path__ = list(dict.fromkeys([*map(str, _experiment_folders()), *old_paths]))
 
 
 def _module_file(module: str, known_modules: dict[str, Path]) -> Path:
@@ -121,17 +109,9 @@ def _parse_file(file: Path) -> ast.Module:
 
 def _variant_functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
     """The functions that are annotated to return an Experiment."""
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.returns is not None]
-    public = [node for node in functions if not node.name.startswith("_")]
-    return {node.name: node for node in public if _last_name(node.returns) == "Experiment"}
-
-
-def _last_name(node: ast.expr | None) -> str:
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    if isinstance(node, ast.Constant):
-        return str(node.value).rpartition(".")[2]
-    return node.id if isinstance(node, ast.Name) else ""
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    types = {node: ast.unparse(node.returns).strip("'").rpartition(".")[2] for node in functions if node.returns}
+    return {node.name: node for node in types if types[node] == "Experiment" and not node.name.startswith("_")}
 
 
 def _bound_names(tree: ast.Module) -> set[str]:

@@ -3,6 +3,7 @@
 Exit codes: 0 success, 1 failure, 2 wrong command line, 130 interrupted, 141 the reader of the output closed it.
 """
 
+import contextlib
 import errno
 import importlib
 import os
@@ -33,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BrokenPipeError:
-        _discard_stdout()
+        with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor (in tests)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's flush at exit
         return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -50,7 +52,9 @@ def _run_command(argv: list[str]) -> int:
         raise UsageError(f"expected a verb: {', '.join(COMMANDS)} (`jaxlm --help` describes them)")
     verb, arguments = argv[0], argv[1:]
     if verb in ("-h", "--help", "help"):
-        print(_help_text())
+        verbs = "\n".join(f"  {verb:11}{summary}" for verb, summary in COMMANDS.items())
+        note = "`jaxlm VERB --help` lists the options; --debug shows the traceback of an error."
+        print(f"usage: jaxlm VERB ...\n\n{verbs}\n\n{note}")
     elif verb in ("-V", "--version"):
         print(f"jaxlm {__version__}")
     elif verb in COMMANDS:
@@ -58,12 +62,6 @@ def _run_command(argv: list[str]) -> int:
     else:
         raise UsageError(f"no verb {verb!r}{did_you_mean(verb, COMMANDS)} (the verbs are {', '.join(COMMANDS)})")
     return 0
-
-
-def _help_text() -> str:
-    lines = ["usage: jaxlm VERB ...", ""]
-    lines += [f"  {verb:11}{summary}" for verb, summary in COMMANDS.items()]
-    return "\n".join([*lines, "", "`jaxlm VERB --help` lists the options; --debug shows the traceback of an error."])
 
 
 def _error_message(error: Exception) -> str:
@@ -79,11 +77,3 @@ def _error_message(error: Exception) -> str:
         return "the device is out of memory: lower --batching.tokens (train) or --batch-tokens (the other verbs)"
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text} (run with --debug for the traceback)"
-
-
-def _discard_stdout() -> None:
-    """Redirect a stdout without a reader, so that Python does not fail when it flushes at exit."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # a stream without a descriptor (in tests)
-        pass

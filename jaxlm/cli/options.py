@@ -18,47 +18,40 @@ if TYPE_CHECKING:
     from jaxlm.training.run_options import RunOptions
 
 
-def add_constraint_options(parser: CommandParser) -> None:
+def _add_constraint_options(parser: CommandParser) -> None:
     """The constraints on generated text; at most one kind may be given."""
     group = parser.add_argument_group("constraints on the text (at most one kind)")
-    text = "the whole text matches the regular expression R, in the syntax of Python's re without look-around and "
-    text += "back-references"
+    text = "the whole text matches R, a regular expression of Python's re without look-around and back-references"
     group.add_argument("--regex", metavar="R", help=text)
     text = "the text is one of the given choices (repeat for each choice)"
     group.add_argument("--choice", action="append", default=[], metavar="TEXT", help=text)
     group.add_argument("--choices", type=Path, metavar="FILE", help="the text is a line of FILE, or a --choice")
-    group.add_argument(
-        "--json-schema", type=Path, metavar="FILE", help="the text is JSON that is valid for this schema"
-    )
+    text = "the text is JSON that is valid for this schema"
+    group.add_argument("--json-schema", type=Path, metavar="FILE", help=text)
     text = "the text between the tokens OPEN and CLOSE is copied from the source or the prompt"
     group.add_argument("--copy-between", nargs=2, metavar=("OPEN", "CLOSE"), help=text)
 
 
 def read_constraint(options: argparse.Namespace) -> "Constraint | None":
     """The requested constraint, compiled without JAX. Raises UsageError if it is invalid or if there are several."""
-    values = {
-        "--regex": options.regex,
-        "--choice": options.choice or options.choices,
-        "--json-schema": options.json_schema,
-        "--copy-between": options.copy_between,
-    }
-    given = [name for name, value in values.items() if value not in (None, [])]
-    if len(given) > 1:
-        raise UsageError(f"{given[0]} and {given[1]}: expected at most one kind of constraint on the text")
-    if not given:
-        return None
     from jaxlm.data.files import read_lines
     from jaxlm.grammar import constraint
 
+    file = options.choices
+    makers = {
+        "--regex": (options.regex, lambda: constraint.regex(options.regex)),
+        "--choice": (
+            options.choice or file,
+            lambda: constraint.choices([*options.choice, *(read_lines(file.absolute()) if file else ())]),
+        ),
+        "--json-schema": (options.json_schema, lambda: constraint.json_schema(options.json_schema)),
+        "--copy-between": (options.copy_between, lambda: constraint.copy_from_source(*options.copy_between)),
+    }
+    given = [name for name, (value, _) in makers.items() if value not in (None, [])]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]}: expected at most one kind of constraint on the text")
     try:
-        if options.regex is not None:
-            return constraint.regex(options.regex)
-        if options.json_schema is not None:
-            return constraint.json_schema(options.json_schema)
-        if options.copy_between is not None:
-            return constraint.copy_from_source(*options.copy_between)
-        lines = read_lines(options.choices.absolute()) if options.choices else []
-        return constraint.choices([*options.choice, *lines])
+        return makers[given[0]][1]() if given else None
     except UserError as error:
         raise UsageError(f"{given[0]}: {error}") from error
 
@@ -92,9 +85,7 @@ def add_loader_options(parser: CommandParser) -> None:
 
 def add_mesh_option(parser: CommandParser) -> None:
     """`--mesh`."""
-    text = (
-        "devices per mesh axis, such as data=2,fsdp=4 (axes: data, fsdp, sequence, tensor; -1: all remaining devices)"
-    )
+    text = "devices per axis of the mesh, such as data=2,fsdp=4 (axes: data, fsdp, sequence, tensor; -1: all others)"
     parser.add_argument("--mesh", type=_parse_mesh, metavar="AXES", help=text)
 
 
@@ -135,9 +126,9 @@ def _parse_mesh(text: str) -> dict[str, int]:
         raise UsageError(str(error)) from None
 
 
-def workdir_parser(command: str, summary: str, **options: Any) -> CommandParser:
-    """A parser for a verb that takes a workdir, with the options that select a checkpoint."""
-    parser = CommandParser(command, summary, **options)
+def workdir_parser(command: str, summary: str, *groups: str) -> CommandParser:
+    """A parser for a verb that takes a workdir: options that select a checkpoint, and those of some `OPTION_GROUPS`."""
+    parser = CommandParser(command, summary)
     parser.add_argument("workdir", metavar="WORKDIR", type=Path, help="the folder of a training run")
     checkpoint = parser.add_mutually_exclusive_group()
     text = "average the last N checkpoints (1: use the best one; default: as in the experiment)"
@@ -145,15 +136,14 @@ def workdir_parser(command: str, summary: str, **options: Any) -> CommandParser:
     checkpoint.add_argument("--step", type=int_at_least(0), metavar="K", help="use the checkpoint of step K")
     parser.add_int("--batch-tokens", "source positions per batch (default: as in the experiment)")
     add_mesh_option(parser)
+    for group in groups:
+        OPTION_GROUPS[group](parser)
     return parser
 
 
-def add_model_options(parser: CommandParser) -> None:
+def _add_model_options(parser: CommandParser) -> None:
     """Options of weight precision and ensembles."""
-    text = (
-        "format of the weights: float32 (the default), bfloat16, int8 (one scale per channel), or int8_dynamic (int8 "
-    )
-    text += "activations too)"
+    text = "weights: float32 (the default), bfloat16, int8 (one scale per channel), int8_dynamic (int8 activations too)"
     precision = choice_of("jaxlm.nn.weights.weight_formats", "PRECISIONS", "float32")
     parser.add_argument("--precision", type=precision, default="float32", metavar="P", help=text)
     text = "ensemble with the model of this run, which must have the same tokenizer"
@@ -162,11 +152,14 @@ def add_model_options(parser: CommandParser) -> None:
     parser.add_argument("--ensemble-mean", choices=("probabilities", "logarithms"), default="probabilities", help=text)
 
 
-def add_search_options(parser: CommandParser) -> None:
+def _add_search_options(parser: CommandParser) -> None:
     """Options of beam search; the defaults are those of the experiment."""
     parser.add_int("--num-beams", "beam size (1: greedy search; default: as in the experiment)", metavar="K")
     text = "length penalty: rank by log-probability / length^A, or by the experiment's formula with exponent A"
     parser.add_argument("--length-penalty", type=float, metavar="A", help=text)
+
+
+OPTION_GROUPS = {"constraint": _add_constraint_options, "model": _add_model_options, "search": _add_search_options}
 
 
 def experiment_with_options(options: argparse.Namespace) -> "Experiment":

@@ -1,12 +1,14 @@
 """Output of the verbs: text and JSON on stdout; messages, rates and a progress bar on stderr."""
 
+import contextlib
 import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
+
+from jaxlm.training.progress import BarDisplay
 
 COMPILE_EVENT_PREFIX = "/jax/core/compile/"
 
@@ -30,8 +32,8 @@ def json_line(value: Any) -> str:
 class Clock:
     """Seconds since its creation, and the share of tracing and compiling in them.
 
-    JAX reports the duration of each such event, of inner events before the event that contains them: an event replaces
-    the spans inside it, so that no second counts twice.
+    JAX reports inner events before the event that contains them: an event replaces the spans inside it, so that no
+    second counts twice.
     """
 
     _spans: list[tuple[float, float]] = []
@@ -62,10 +64,8 @@ class Clock:
 
     def summary(self, num_lines: int) -> str:
         """The same figures as text."""
-        seconds, compile_seconds, rate = self.rates(num_lines).values()
-        return (
-            f"{num_lines:,} lines in {seconds:.1f} s ({compile_seconds:.1f} s compiling): {rate:.1f} lines/s without it"
-        )
+        seconds, compiling, rate = self.rates(num_lines).values()
+        return f"{num_lines:,} lines in {seconds:.1f} s ({compiling:.1f} s compiling): {rate:.1f} lines/s without it"
 
     @classmethod
     def _listen(cls, event: str, duration_secs: float, **_: Any) -> None:
@@ -77,19 +77,14 @@ class Clock:
             cls._spans.append((begin, end))
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[int], None] | None]:
     """A callback that advances a progress bar on stderr by a number of lines; None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda count: progress.advance(task, count)
+    with contextlib.closing(BarDisplay(total, 0, sys.stderr)) as bar:
+        yield bar.advance
 
 
 def _json_safe(value: Any) -> Any:

@@ -5,6 +5,7 @@ field: a tuple takes all words up to the next option, `None` is the value None, 
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import inspect
@@ -112,11 +113,9 @@ class OptionField:
 
     def convert(self, option: str, words: list[str]) -> Any:
         """The value that one of the options and the words after it give. Raises ValueError with the expected type."""
-        if self.annotation is not bool:
-            return _convert(self.annotation, words)
-        if words:
+        if self.annotation is bool and words:
             raise ValueError("expected no value")
-        return option == self.options[0]
+        return option == self.options[0] if self.annotation is bool else _convert(self.annotation, words)
 
 
 def option_fields(
@@ -132,17 +131,14 @@ def option_fields(
     else:
         yield OptionField(path, annotation, value, owner)
         return
-    for name, item, hint in sorted(
-        fields, key=lambda field: dataclasses.is_dataclass(field[1]) or isinstance(field[1], Mapping)
-    ):
+    fields.sort(key=lambda field: dataclasses.is_dataclass(field[1]) or isinstance(field[1], Mapping))
+    for name, item, hint in fields:
         yield from option_fields(item, (*path, name), hint, owner)
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types of a union that the command line can give, in the order in which they are tried: None, ..., str, tuple.
-
-    Empty for a field that is set in the experiment's file only, such as a config or None.
-    """
+    """The types of a union that the command line can give, in the order in which they are tried: None, ..., str, tuple;
+    none for a field that only the experiment's file sets, such as a config or None."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     members = typing.get_args(annotation) if is_union else (annotation,)
     plain = [m for m in members if m in SCALARS or typing.get_origin(m) is Literal or _is_plain_tuple(m)]
@@ -192,15 +188,13 @@ def _replace_fields(value: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
     """The config with the values at these paths. One `replace` a config, so that its checks see all of its fields."""
     if () in changes:
         return changes[()]
-    below: dict[str, dict[tuple[str, ...], Any]] = {}
+    below: dict[str, dict[tuple[str, ...], Any]] = collections.defaultdict(dict)
     for (name, *path), new in changes.items():
-        below.setdefault(name, {})[tuple(path)] = new
+        below[name][tuple(path)] = new
     if isinstance(value, Mapping):
-        return {
-            key: _replace_fields(item, below[str(key)]) if str(key) in below else item for key, item in value.items()
-        }
+        return {key: _replace_fields(item, below[str(key)]) for key, item in value.items()}
     new_fields = {name: _replace_fields(getattr(value, name), inner) for name, inner in below.items()}
-    return dataclasses.replace(value, **new_fields)
+    return dataclasses.replace(value, **new_fields) if new_fields else value
 
 
 def _help_lines(experiment: Any) -> Iterator[str]:

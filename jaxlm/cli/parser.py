@@ -52,19 +52,17 @@ class CommandParser(argparse.ArgumentParser):
     """The options of one verb. Mistakes are raised as UsageError instead of being printed with the usage."""
 
     def __init__(self, command: str, summary: str, **options: Any):
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(prog=f"jaxlm {command}", description=summary, allow_abbrev=False, **options)
+        options |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(prog=f"jaxlm {command}", description=summary, **options)
         self.help_command = f"{self.prog} --help"
 
     def add_flag(self, option: str, summary: str) -> None:
         """An option without a value."""
         self.add_argument(option, action="store_true", help=summary)
 
-    def add_int(
-        self, option: str, summary: str, minimum: int = 1, default: int | None = None, metavar: str = "N"
-    ) -> None:
+    def add_int(self, option: str, text: str, minimum: int = 1, default: int | None = None, metavar: str = "N") -> None:
         """An option that takes an integer of at least `minimum`; the help ends with the default."""
-        text = summary if default is None else f"{summary} (default: {default})"
+        text = text if default is None else f"{text} (default: {default})"
         self.add_argument(option, type=int_at_least(minimum), default=default, metavar=metavar, help=text)
 
     def add_float(self, option: str, summary: str, default: float, metavar: str = "X") -> None:
@@ -93,9 +91,8 @@ class CommandParser(argparse.ArgumentParser):
             return f"unexpected argument {word!r} (`{self.help_command}` lists the arguments)"
         name = word.partition("=")[0]
         own_options = [option for action in self._actions for option in action.option_strings]
-        return (
-            f"no option {name}{did_you_mean(name, [*own_options, *other_options])} (`{self.help_command}` lists them)"
-        )
+        near = did_you_mean(name, [*own_options, *other_options])
+        return f"no option {name}{near} (`{self.help_command}` lists them)"
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

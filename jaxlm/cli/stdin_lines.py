@@ -25,12 +25,7 @@ BadLinePolicy = Literal["error", "replace"]
 
 @dataclass
 class StdinLines:
-    """Standard input as text.
-
-    Attributes:
-      num_lines: lines read so far.
-      read_stats: `replaced` counts the lines in which bad bytes became U+FFFD.
-    """
+    """Standard input as text. `num_lines`: read so far; `read_stats.replaced`: in how many bad bytes became U+FFFD."""
 
     on_bad_line: BadLinePolicy = "error"
     lines_per_batch: int = LINES_PER_BATCH
@@ -67,9 +62,7 @@ class StdinLines:
 
 def count_truncated(lines: Sequence[str], tokenizer: Any, limit: int, with_markers: bool = False) -> int:
     """The number of lines with more than `limit` tokens, counting EOS, or with markers BOS and one separator per part.
-
-    Only lines with enough bytes are encoded: a token has at least one byte.
-    """
+    Only lines with enough bytes are encoded: a token has at least one byte."""
     num_special = {line: 2 + line.count("\t") if with_markers else 1 for line in lines}
     long = [
         line for line in lines if line.strip() and len(line.encode(errors="replace")) + 1 + num_special[line] > limit

@@ -18,21 +18,12 @@ GKE_ACCELERATORS = {
 }
 """Generation -> its name on GKE, in the label `cloud.google.com/gke-tpu-accelerator`."""
 
-TOPOLOGIES_2D = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+TOPOLOGIES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 
-TOPOLOGIES_3D = {
-    4: "2x2x1",
-    8: "2x2x2",
-    16: "2x2x4",
-    32: "2x4x4",
-    64: "4x4x4",
-    128: "4x4x8",
-    256: "4x8x8",
-    512: "8x8x8",
-}
+TOPOLOGIES_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 
 DEFAULT_TOPOLOGIES = {"v4": TOPOLOGIES_3D, "v5p": TOPOLOGIES_3D, "v5litepod": TOPOLOGIES_2D, "v6e": TOPOLOGIES_2D}
-"""Generation -> chips -> default topology."""
+"""Generation -> default topologies, one for each number of chips."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +45,13 @@ def parse_tpu_type(name: str, topology: str = "") -> TPUSlice:
     generation, count = match[1], int(match[2])
     is_2d = generation in ("v5litepod", "v6e")
     chips = count if is_2d else count // 2
-    shape = topology or DEFAULT_TOPOLOGIES.get(generation, {}).get(chips, "")
-    if shape and math.prod(map(int, re.findall(r"\d+", shape))) != chips:
-        raise UserError(
-            f"--topology {topology} does not have the {chips} chips of {name}: expected a product of {chips}"
-        )
+    default = (shape for shape in DEFAULT_TOPOLOGIES.get(generation, ()) if _num_chips(shape) == chips)
+    shape = topology or next(default, "")
+    if shape and _num_chips(shape) != chips:
+        raise UserError(f"--topology {topology} does not have the {chips} chips of {name}: expected a product of that")
     hosts = 1 if is_2d and chips <= 8 else math.ceil(chips / 4)
     return TPUSlice(generation, chips, hosts, shape)
+
+
+def _num_chips(topology: str) -> int:
+    return math.prod(map(int, re.findall(r"\d+", topology)))

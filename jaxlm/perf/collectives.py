@@ -26,15 +26,10 @@ INSTRUCTION_PATTERN = re.compile(
 )
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
-
 _CALLED_COMPUTATION = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
-
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-
 _SLICE_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
-
 _LOOP_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
-
 _KNOWN_TRIP_COUNT = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 
 
@@ -43,7 +38,6 @@ class Collective:
     """One collective of a program.
 
     Attributes:
-      kind: one of `COLLECTIVE_KINDS`.
       shapes: of its results on one device.
       count: how often it runs in one run of the program.
       bytes: of its results on one device, in all these times.
@@ -103,10 +97,8 @@ def array_bytes(dtype: str, shape: str) -> int:
 
 
 def find_collectives(compiled: Any, unknown_trip_count: int = 1) -> list[Collective]:
-    """The collectives of `jax.jit(f).lower(...).compile()`, or of its text, in the order of the text.
-
-    `unknown_trip_count`: how often a loop runs if the text does not have its length.
-    """
+    """The collectives of `jax.jit(f).lower(...).compile()`, or of its text, in its order; a loop whose length the text
+    does not have runs `unknown_trip_count` times."""
     program = parse_hlo(compiled if isinstance(compiled, str) else compiled.as_text(), unknown_trip_count)
     return list(_iter_collectives(program, program.entry, 1, set()))
 
@@ -156,18 +148,14 @@ def _parse_shape(text: str) -> tuple[int, ...]:
 
 
 def _first_replica_group(line: str) -> tuple[int, ...]:
-    """The first group in any of its forms; of a permutation, the first pair that differs.
-
-    Forms: a list `{{0,1},{2,3}}`, a transposed box of indices `[2,2]<=[2,2]T(1,0)`, axes of a mesh
-    `mesh['a'=2,'b'=2] {'b'}`.
-    """
-    if group := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+    """The first group in any of its forms; of a permutation, the first pair that differs."""
+    if group := re.search(r"replica_groups=\{\{([\d,]+)\}", line):  # {{0,1},{2,3}}
         return _parse_shape(group[1])
-    if group := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+    if group := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):  # [2,2]<=[2,2]T(1,0)
         shape, box, permutation = (_parse_shape(part or "") for part in group.groups())
         places = np.arange(math.prod(box)).reshape(box).transpose(permutation or None)
         return tuple(places.reshape(shape)[0].tolist())
-    if group := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+    if group := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):  # mesh['a'=2,'b'=2] {'b'}
         sizes = {axis: int(size) for axis, size in re.findall(r"('\w+')=(\d+)", group[1])}
         places = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
         return tuple(places[tuple(slice(None) if axis in group[2] else 0 for axis in sizes)].ravel().tolist())

@@ -20,13 +20,15 @@ DUMMY_ID = 4
 
 
 def synthetic_batch(experiment: Experiment) -> Batch:
-    """A full batch without padding: NumPy arrays with the shapes of training.
-
-    For buckets, whose shapes are fitted to data, it is the batch of the longest texts that they admit.
-    """
+    """A full batch without padding: NumPy arrays with the shapes of training; for buckets, whose shapes are fitted to
+    data, the batch of the longest texts that they admit."""
     batching: Any = experiment.batching
     if isinstance(batching, RunningText):
-        columns = _synthetic_running_text(batching.tokens + batching.length, batching.length)
+        document = np.full(batching.tokens + batching.length, DUMMY_ID, np.int32)
+        symbols = np.arange(DUMMY_ID + 1, DUMMY_ID + 1 + batching.length)  # ids of masks or sentinels
+        flags = np.full(DUMMY_ID + 1 + batching.length, IS_TEXT + STARTS_WORD, np.uint8)
+        columns = {"target": Ragged.from_rows([document] * 2), "symbol": Ragged.from_rows([symbols])}
+        columns["piece"] = Ragged(flags, np.arange(len(flags) + 1))
         return batching.batches(columns, experiment.seed)[0]
     if isinstance(batching, Buckets):
         longest = max(batching.lengths or (batching.max_length,))
@@ -50,14 +52,6 @@ def _synthetic_columns(experiment: Experiment, source_length: int, target_length
     return columns
 
 
-def _synthetic_running_text(num_tokens: int, num_symbols: int) -> dict[str, Ragged]:
-    """Two documents of `num_tokens` ids each, the flags of all ids, and the ids of masks or sentinels."""
-    flags = np.full(DUMMY_ID + 1 + num_symbols, IS_TEXT + STARTS_WORD, np.uint8)
-    columns = {"target": Ragged.from_rows([np.full(num_tokens, DUMMY_ID, np.int32)] * 2)}
-    columns["piece"] = Ragged(flags, np.arange(len(flags) + 1))
-    return columns | {"symbol": Ragged.from_rows([np.arange(DUMMY_ID + 1, DUMMY_ID + 1 + num_symbols)])}
-
-
 def batch_summary(batch: Batch) -> str:
     """`96 rows of 256 + 256 positions`."""
     sides = [side for side in (batch.source_BS, batch.target_BT) if side is not None]
@@ -75,10 +69,8 @@ def shape_structs(tree: Any) -> Any:
 
 
 def adapt_batching(experiment: Experiment, shards: int) -> tuple[Experiment, list[str]]:
-    """The experiment with rows that divide among `shards` devices, and the options that make this change.
-
-    Batches of running text keep their rows and have fewer micro-batches. Buckets and packs get a multiple of rows.
-    """
+    """The experiment with rows that divide among `shards` devices, and the options that make this change: batches of
+    running text keep their rows and have fewer micro-batches, buckets and packs get a multiple of rows."""
     changed: list[str] = []
     batching: Any = experiment.batching
     if isinstance(batching, RunningText):

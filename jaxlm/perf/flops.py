@@ -17,7 +17,6 @@ from typing import Any
 import jax
 
 from jaxlm.experiment import Experiment
-from jaxlm.losses import Loss
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.properties import abstract_params
@@ -37,10 +36,6 @@ class StepFlops:
     full: int
     causal_halved: int
     positions: int
-
-    @property
-    def per_position(self) -> float:
-        return self.full / self.positions
 
 
 def count_step(experiment: Experiment, batch: Batch | None = None) -> StepFlops:
@@ -64,23 +59,16 @@ def mfu(flops_per_second: float, peak: float | None) -> float | None:
 def make_mfu_fn(experiment: Experiment, mesh: jax.sharding.Mesh) -> Callable[[float], float] | None:
     """A function from real tokens/s to MFU; None on devices whose peak is unknown (a CPU)."""
     device: Any = mesh.devices.flat[0]
-    peak = peak_flops(experiment.model, chip_for_device_kind(device.device_kind), mesh.size)
-    if peak is None:
+    if (peak := peak_flops(experiment.model, chip_for_device_kind(device.device_kind), mesh.size)) is None:
         return None
-    per_token = count_step(experiment).per_position
-    return lambda tokens_per_second: tokens_per_second * per_token / peak
+    step = count_step(experiment)
+    return lambda tokens_per_second: tokens_per_second * step.full / step.positions / peak
 
 
 def model_flops(model: Any, objective: Any, params: Params, batch: Batch) -> int:
-    """FLOPs of one update: three times the products of the forward pass (the backward pass has two for each of them).
-
-    Recomputation does not count, attention counts in full. `params` and `batch` may be ShapeDtypeStructs.
-    """
-
-    def loss(params: Params, batch: Batch) -> Loss:
-        return objective(model, params, batch, None)
-
-    return 3 * count_flops(loss, params, batch)
+    """FLOPs of one update: three times the products of the forward pass (the backward pass has two for each of them),
+    attention in full, without recomputation. `params` and `batch` may be ShapeDtypeStructs."""
+    return 3 * count_flops(lambda params, batch: objective(model, params, batch, None), params, batch)
 
 
 def causal_attention_flops(model: Any, batch: Batch) -> int:
@@ -119,11 +107,10 @@ def jaxpr_flops(jaxpr: Any) -> int:
 
 def loop_trip_count(equation: Any) -> int:
     """The trip count of a loop; 1 for an equation that is not a loop."""
-    if equation.primitive.name == "scan":
-        return equation.params["length"]
-    if equation.primitive.name != "while":
-        return 1
-    return max((_num_slices(inner) for inner in equation.params["body_jaxpr"].jaxpr.eqns), default=1)
+    name, params = equation.primitive.name, equation.params
+    if name == "while":
+        return max(map(_num_slices, params["body_jaxpr"].jaxpr.eqns), default=1)
+    return params["length"] if name == "scan" else 1
 
 
 def unknown_trip_count(jaxpr: Any) -> int:

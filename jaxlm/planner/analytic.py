@@ -16,12 +16,8 @@ from jaxlm.types import Batch, Params
 
 
 def analytic_collectives(experiment: Experiment, params: Params, batch: Batch, mesh: AnyMesh) -> list[Collective]:
-    """The collectives of one step along each axis of the mesh.
-
-    fsdp: parameters are gathered twice per micro-batch, in the dtype of their products, and gradients reduce-scattered.
-    data: gradients are all-reduced. tensor: activations are all-reduced four times per layer. sequence: keys and values
-    are gathered in the forward and in the backward pass.
-    """
+    """The collectives of one step along each axis of the mesh: parameters are gathered twice per micro-batch in the
+    dtype of their products, activations all-reduced four times per layer, keys and values gathered in both passes."""
     model, sizes, steps = experiment.model, mesh.shape, experiment.grad_accum
     item_bytes = 2 if getattr(model, "dtype", "float32") == "bfloat16" else 4
     num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) // sizes[TENSOR]
@@ -36,7 +32,7 @@ def analytic_collectives(experiment: Experiment, params: Params, batch: Batch, m
         ("all-gather", SEQUENCE, 4 * layers * steps, activations * sizes[SEQUENCE]),
     ]
     return [
-        Collective(kind, (), count, int(count * size), _first_devices(mesh, axis))
+        Collective(kind, (), count, int(count * size), _first_group(mesh, axis))
         for kind, axis, count, size in estimates
         if sizes[axis] > 1 and size
     ]
@@ -50,8 +46,7 @@ def analytic_bytes_moved(experiment: Experiment, memory: dict[str, int]) -> int:
     return per_step + experiment.grad_accum * per_micro_batch
 
 
-def _first_devices(mesh: AnyMesh, axis: str) -> tuple[int, ...]:
+def _first_group(mesh: AnyMesh, axis: str) -> tuple[int, ...]:
     """Indices in the mesh of the first group of devices along an axis."""
-    sizes = list(mesh.shape.values())
-    stride = math.prod(sizes[list(mesh.shape).index(axis) + 1 :])
+    stride = math.prod(list(mesh.shape.values())[list(mesh.shape).index(axis) + 1 :])
     return tuple(range(0, stride * mesh.shape[axis], stride))

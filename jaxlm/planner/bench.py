@@ -40,12 +40,11 @@ MFU_CONVENTION = (
 )
 
 
-class SyntheticBatches:
-    """The same full batch at every index, without data."""
+@dataclass(frozen=True)
+class SameBatch:
+    """The same batch at every index."""
 
-    def __init__(self, experiment: Experiment):
-        self.batch = synthetic_batch(experiment)
-        self.row_multiple = len(jax.tree.leaves(self.batch)[0])
+    batch: Any
 
     def __getitem__(self, k: int) -> Any:
         return self.batch
@@ -94,16 +93,15 @@ def run_benchmark(
     run_options: RunOptions = DEFAULT_RUN_OPTIONS, synthetic: bool = False, profile: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Time `steps` steps on the experiment's data, or on one full synthetic batch; the result is a JSON object.
-
-    `profile`: a folder for a trace of the timed steps. Raises UserError under the conditions of training.
-    """
+    `profile`: a folder for a trace of the timed steps. Raises UserError under the conditions of training."""
     check_has_steps(experiment)
     mesh = data_mesh() if run_options.mesh is None else make_mesh(run_options.mesh)
     with contextlib.ExitStack() as stack:
         if synthetic:
             experiment, _ = adapt_batching(experiment, num_batch_shards(mesh))
-            batches: Any = SyntheticBatches(experiment)
-            check_batch_divisible(batches.row_multiple, experiment.grad_accum, num_batch_shards(mesh))
+            batches: Any = SameBatch(synthetic_batch(experiment))
+            rows = len(jax.tree.leaves(batches.batch)[0])
+            check_batch_divisible(rows, experiment.grad_accum, num_batch_shards(mesh))
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
             batches = setup_training(experiment, Workdir(folder), status, run_options).batches
@@ -114,10 +112,8 @@ def run_benchmark(
         first_batch = next(loader)
         # One step is not measured: it starts threads and maps the pages of libraries and code.
         jax.block_until_ready(programs.for_batch(batches[0])(init_state(), put_batch(batches[0], mesh)))
-        memory_before = _reset_peak_memory()
-        state = init_state()
-        ordered = itertools.chain([first_batch], loader)
-        timings = _time_steps(experiment, programs, state, ordered, steps, profile)
+        memory_before, ordered = _reset_peak_memory(), itertools.chain([first_batch], loader)
+        timings = _time_steps(experiment, programs, init_state(), ordered, steps, profile)
     metrics = _benchmark_metrics(experiment, timings, mesh)
     metrics |= {"compile_seconds": compile_seconds, "mfu_convention": MFU_CONVENTION}
     metrics |= _peak_memory(mesh.devices.flat[0], memory_before)
@@ -127,8 +123,7 @@ def run_benchmark(
 def _compile_times(
     experiment: Experiment, batch: Any, mesh: Any, run_options: RunOptions
 ) -> tuple[dict[str, float], int]:
-    """Seconds to trace and compile the step, without ("cold") and with ("warm") the compilation cache; and the bytes
-    that the compiled step needs for a batch of this shape."""
+    """Seconds to compile the step, without ("cold") and with ("warm") the compilation cache; and the bytes it needs."""
     seconds, planned_bytes, old = {}, 0, jax.config.values["jax_compilation_cache_dir"]
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
@@ -157,13 +152,14 @@ def _time_steps(
         last = time.perf_counter()
         while len(timings.step_times) < steps:
             batch = next(batches)
-            shape = batch_shapes(batch)
-            if shape not in flops:
+            if (shape := batch_shapes(batch)) not in flops:
                 flops[shape] = count_step(experiment, batch)
             is_timed = steps_by_shape[shape] >= WARMUP_STEPS
             steps_by_shape[shape] += 1
             if profile is not None and is_timed and not timings.step_times and not pending:
-                stack.enter_context(jax.profiler.trace(str(profile), profiler_options=_profile_options()))
+                options = jax.profiler.ProfileOptions()
+                options.python_tracer_level = 0  # tracing Python calls would slow the timed steps
+                stack.enter_context(jax.profiler.trace(str(profile), profiler_options=options))
                 last = time.perf_counter()
             state, metrics = programs.for_batch(batch)(state, put_batch(batch, programs.mesh))
             pending.append((metrics, flops[shape]))
@@ -177,13 +173,6 @@ def _time_steps(
                     max_pending = min(max_pending, steps - len(timings.step_times) - 1)
                 last = now
     return timings
-
-
-def _profile_options() -> Any:
-    """A trace of devices and XLA only: tracing Python calls would slow the timed steps."""
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0
-    return options
 
 
 def _benchmark_metrics(experiment: Experiment, timings: Timings, mesh: Any) -> dict[str, Any]:
@@ -221,8 +210,7 @@ def _reset_peak_memory() -> int:
 
 
 def _process_memory(name: str) -> int:
-    try:
-        match = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        return 0
-    return int(match[1]) * 1024 if match else 0
+    with contextlib.suppress(OSError):
+        if match := re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(match[1]) * 1024
+    return 0

@@ -47,24 +47,20 @@ class DecodePlan:
             lower, upper = self.seconds.lower_bound, self.seconds.upper_bound
             time = f"; {lower * 1e3:.3g} to {upper * 1e3:.3g} ms a token, "
             time += f"{self.rows / upper:,.0f} to {self.rows / lower:,.0f} tokens/s"
-        compiled = f"compiled in {self.compile_seconds:.0f} s"
-        return f"decoding    {self.rows} rows of {self.capacity} tokens: {size}{fits}{time} ({compiled})"
+        time += f" (compiled in {self.compile_seconds:.0f} s)"
+        return f"decoding    {self.rows} rows of {self.capacity} tokens: {size}{fits}{time}"
 
 
 def check_can_decode(model: Any) -> None:
     """Raises UserError for a model that does not generate text."""
     if not hasattr(type(model), "extend"):
-        raise UserError(
-            f"{type(model).__name__} does not generate token by token, so it has no decoding step to plan: "
-            "leave out --decode-batch-size"
-        )
+        problem = f"{type(model).__name__} does not generate token by token, so it has no decoding step to plan"
+        raise UserError(f"{problem}: leave out --decode-batch-size")
 
 
 def decode_step_shapes(model: Any, batch: Batch, num_rows: int) -> tuple[Params, State, Any, Any]:
-    """The shapes of a decoding step of `num_rows` rows like those of `batch`: parameters, state, token_B and valid_B.
-
-    The state has room for the tokens of a row. Raises UserError for a model that does not generate text.
-    """
+    """The shapes of a decoding step of `num_rows` rows like those of `batch`: parameters, state with room for a row,
+    token_B and valid_B. Raises UserError for a model that does not generate text."""
     check_can_decode(model)
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), x.dtype), batch)
     params, capacity = abstract_params(model), batch.target_BT.shape[1]

@@ -38,14 +38,12 @@ def _computation_bytes(program: HloProgram, name: str) -> int:
             called = re.findall(r"(?:to_apply|true_computation|false_computation)=%?([\w.-]+)", line)
             total += max((_computation_bytes(program, name) for name in called + branch_names(line)), default=0)
         elif op not in NO_TRAFFIC_OPS and not op.endswith("-start") and "AllocateBuffer" not in line:
-            total += 2 * _bytes_written(program, lines, line)
+            total += 2 * _bytes_written(program, lines, line, op)
     return total
 
 
-def _bytes_written(program: HloProgram, lines: list[str], line: str) -> int:
+def _bytes_written(program: HloProgram, lines: list[str], line: str, op: str) -> int:
     """Bytes of the result, or of the part that is updated in place."""
-    instruction = INSTRUCTION_PATTERN.match(line)
-    op = instruction["op"] if instruction else ""
     if op == "dynamic-update-slice":
         return _update_bytes(lines, line)
     if op == "fusion" and (called := re.search(r"calls=%?([\w.-]+)", line)):
@@ -63,8 +61,8 @@ def _update_bytes(lines: list[str], line: str) -> int:
     instruction = INSTRUCTION_PATTERN.match(line)
     operands = re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", instruction["operands"] if instruction else "")
     names = re.findall(r"%?([\w.-]+)(?:,|$)", operands)
-    name = re.escape(names[1]) if len(names) > 1 else ""
-    return next((_result_bytes(other) for other in lines if re.match(rf"\s*(?:ROOT )?%?{name} = ", other)), 0)
+    result = re.compile(rf"\s*(?:ROOT )?%?{re.escape(names[1]) if len(names) > 1 else ''} = ")
+    return next((_result_bytes(other) for other in lines if result.match(other)), 0)
 
 
 def _result_bytes(line: str) -> int:

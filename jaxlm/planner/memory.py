@@ -19,11 +19,10 @@ OOM_MESSAGE = re.compile(r"\(?([\d.]+)([KMGT])i?B?\)? exceeds available|[Uu]sed 
 
 def shard_bytes(state: Any) -> int:
     """Bytes of one device's shard of a tree of ShapeDtypeStructs with shardings."""
-    shapes = [
-        (leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(state)
-    ]
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+    )
 
 
 def state_memory(state: TrainState, batch: Batch) -> dict[str, int]:
@@ -57,26 +56,16 @@ def activation_bytes(experiment: Experiment, params: Params, batch: Batch) -> in
 def analytic_memory(
     experiment: Experiment, state: TrainState, batch: Batch, total_activation_bytes: int, mesh: AnyMesh
 ) -> dict[str, int]:
-    """Bytes per device: state, gradients, activations (those of the whole batch, divided by the devices that share rows
-    and positions and by the micro-batches) and the largest temporaries (logits and gathered parameters).
-
-    Accurate to a third: what a compiler fuses or copies is unknown.
-    """
+    """Bytes per device, accurate to a third (what a compiler fuses or copies is unknown): state, gradients, activations
+    of the device's share of a micro-batch, and the largest temporaries, which are logits and gathered parameters."""
     model, sizes = experiment.model, state_memory(state, batch)
     shares = experiment.grad_accum * num_batch_shards(mesh) * mesh.shape["sequence"]
-    sizes["activations"] = total_activation_bytes // shares
-    sizes["gradients"] = sizes["parameters"]
+    sizes |= {"activations": total_activation_bytes // shares, "gradients": sizes["parameters"]}
     widest = max((math.prod(leaf.shape[-2:]) * 4 for leaf in jax.tree.leaves(state.params)), default=0)
     vocab, width = getattr(model, "vocab", 0), getattr(model, "width", 0)
     logits = 3 * 4 * max(MAX_CHUNK_LOGITS, min(width * vocab, MAX_CHUNK_LOGITS_WIDE))
     sizes["temporaries"] = 2 * widest + (logits if vocab else 0)
     return sizes | {"total": sum(sizes.values())}
-
-
-def compiled_memory(state: TrainState, batch: Batch, analysis: Any) -> dict[str, int]:
-    """Bytes per device of a compiled step, by its memory analysis."""
-    sizes = {"temporaries": analysis.temp_size_in_bytes, "total": program_bytes(analysis)}
-    return state_memory(state, batch) | sizes
 
 
 def program_bytes(analysis: Any) -> int:
@@ -90,8 +79,7 @@ def compile_or_bytes_needed(lowered: Any) -> tuple[Any | None, int]:
     try:
         return lowered.compile(), 0
     except Exception as error:
-        bytes_needed = oom_bytes(error)
-        if bytes_needed is None:
+        if (bytes_needed := oom_bytes(error)) is None:
             raise
         return None, bytes_needed
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, AxisType
@@ -33,16 +33,7 @@ from jaxlm.types import Batch
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """The inputs of a plan.
-
-    Attributes:
-      name: of the experiment.
-      target: the devices.
-      mesh_shape: axis -> devices.
-      price: of a chip and hour; None: no cost.
-      run_options: memory options of the train step.
-      use_compiler: whether to compile, if something here can compile for the target.
-    """
+    """The inputs of a plan; `price`: of a chip and hour; `use_compiler`: if something here compiles for the target."""
 
     name: str
     experiment: Experiment
@@ -55,6 +46,12 @@ class PlanRequest:
     @property
     def compiles(self) -> bool:
         return self.use_compiler and self.target.devices is not None
+
+    def make_mesh(self) -> AnyMesh:
+        """A mesh of the target's devices; an abstract mesh if nothing here can compile for them."""
+        if self.target.devices is not None:
+            return make_mesh(self.mesh_shape, self.target.devices)
+        return abstract_mesh(self.mesh_shape, self.target.num_devices)
 
 
 @dataclass(frozen=True)
@@ -104,13 +101,8 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class Workload:
-    """The part of a plan that does not depend on the mesh.
-
-    Attributes:
-      flops: of the model.
-      step_flops: of the step as it is differentiated, recomputation included.
-      unknown_trip_count: of the longest loop whose length is known at run time only.
-      activation_bytes: of a whole batch; 0 if they were not requested.
+    """The part of a plan that does not depend on the mesh: FLOPs of the model and of the step (with recomputation), the
+    trip count of the longest loop of unknown length, and the bytes of activations of a whole batch (0: not requested).
     """
 
     experiment: Experiment
@@ -122,8 +114,7 @@ class Workload:
     activation_bytes: int
 
 
-@dataclass(frozen=True)
-class _StepCosts:
+class _StepCosts(NamedTuple):
     memory: dict[str, int]
     collectives: list[Collective]
     bytes_moved: int | None
@@ -132,7 +123,7 @@ class _StepCosts:
 
 def make_plan(request: PlanRequest) -> RunPlan:
     """Count a step, compile it if something here can, and derive its costs."""
-    mesh = make_target_mesh(request.target, request.mesh_shape)
+    mesh = request.make_mesh()
     experiment, changed_options = adapt_batching(request.experiment, num_batch_shards(mesh))
     experiment = dataclasses.replace(experiment, model=request.run_options.with_remat(experiment.model))
     workload = count_workload(experiment) if request.compiles else _cached_workload(experiment)
@@ -141,16 +132,8 @@ def make_plan(request: PlanRequest) -> RunPlan:
     step = build_compiled_step(experiment, workload.new_state, mesh, request.run_options)
     batch = with_shardings(workload.batch, batch_shardings(workload.batch, mesh))
     costs = (_compiled_costs if request.compiles else _analytic_costs)(workload, step, batch, mesh)
-    unsharded = unsharded_params(step.abstract_state.params, mesh)
-    plan = _assemble_plan(workload, request, mesh, costs)
-    return dataclasses.replace(plan, changed_options=changed_options, unsharded_params=unsharded)
-
-
-def make_target_mesh(target: Target, mesh_shape: Mapping[str, int]) -> AnyMesh:
-    """A mesh of the target's devices; an abstract mesh if nothing here can compile for them."""
-    if target.devices is not None:
-        return make_mesh(mesh_shape, target.devices)
-    return abstract_mesh(mesh_shape, target.num_devices)
+    lists = {"changed_options": changed_options, "unsharded_params": unsharded_params(step.abstract_state.params, mesh)}
+    return _assemble_plan(workload, request, mesh, costs, lists)
 
 
 def abstract_mesh(mesh_shape: Mapping[str, int], num_devices: int) -> AbstractMesh:
@@ -162,9 +145,7 @@ def abstract_mesh(mesh_shape: Mapping[str, int], num_devices: int) -> AbstractMe
 def check_has_steps(experiment: Experiment) -> None:
     """Raises UserError for a model that is not trained by steps."""
     if hasattr(experiment.model, "fit"):
-        raise UserError(
-            "this model is fitted in closed form, in one pass over the data: it has no step to plan or time"
-        )
+        raise UserError("this model is fitted in closed form, in one pass over the data: no step to plan or time")
 
 
 def count_workload(experiment: Experiment, with_activations: bool = False) -> Workload:
@@ -172,9 +153,8 @@ def count_workload(experiment: Experiment, with_activations: bool = False) -> Wo
     check_has_steps(experiment)
     batch, new_state = shape_structs(synthetic_batch(experiment)), make_init_fn(experiment)
     step = build_compiled_step(experiment, new_state, None)
-    params, carry = step.abstract_state.params, step.abstract_state.carry
     jaxpr = jax.make_jaxpr(step.train_step)(step.abstract_state, batch).jaxpr
-    carried_batch = dataclasses.replace(batch, state=carry)
+    carried_batch, params = dataclasses.replace(batch, state=step.abstract_state.carry), step.abstract_state.params
     residuals = memory.activation_bytes(experiment, params, carried_batch) if with_activations else 0
     flops = count_step(experiment, carried_batch)
     return Workload(experiment, batch, new_state, flops, jaxpr_flops(jaxpr), unknown_trip_count(jaxpr), residuals)
@@ -193,14 +173,13 @@ _WORKLOADS: dict[str, Workload] = {}
 
 
 def _compiled_costs(workload: Workload, step: CompiledStep, batch: Batch, mesh: AnyMesh) -> _StepCosts:
-    start = time.perf_counter()
+    sizes, start = memory.state_memory(step.abstract_state, batch), time.perf_counter()
     compiled, bytes_needed = memory.compile_or_bytes_needed(step.train_step.lower(step.abstract_state, batch))
     seconds = time.perf_counter() - start
     if compiled is None:
-        sizes = memory.state_memory(step.abstract_state, batch) | {"total": bytes_needed}
-        return _StepCosts(sizes, [], None, seconds)
-    text = compiled.as_text()
-    sizes = memory.compiled_memory(step.abstract_state, batch, compiled.memory_analysis())
+        return _StepCosts(sizes | {"total": bytes_needed}, [], None, seconds)
+    text, analysis = compiled.as_text(), compiled.memory_analysis()
+    sizes |= {"temporaries": analysis.temp_size_in_bytes, "total": memory.program_bytes(analysis)}
     # The loss loops over the tokens of one device; the trip count is that of the tokens of all devices.
     rounds = math.ceil(workload.unknown_trip_count / (num_batch_shards(mesh) * mesh.shape["sequence"]))
     return _StepCosts(sizes, find_collectives(text, rounds), bytes_moved(text, rounds), seconds)
@@ -213,7 +192,9 @@ def _analytic_costs(workload: Workload, step: CompiledStep, batch: Batch, mesh: 
     return _StepCosts(sizes, collectives, analytic_bytes_moved(experiment, sizes), None)
 
 
-def _assemble_plan(workload: Workload, request: PlanRequest, mesh: AnyMesh, costs: _StepCosts) -> RunPlan:
+def _assemble_plan(
+    workload: Workload, request: PlanRequest, mesh: AnyMesh, costs: _StepCosts, lists: dict[str, list[str]]
+) -> RunPlan:
     experiment, target, chip = workload.experiment, request.target, request.target.chip
     limit = memory.available_memory(chip)
     seconds = None
@@ -231,7 +212,6 @@ def _assemble_plan(workload: Workload, request: PlanRequest, mesh: AnyMesh, cost
         chips=num_chips,
         chip=chip.name if chip else target.compiler,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
-        changed_options=[],
         compiler=target.compiler if costs.compile_seconds is not None else f"analytic ({target.compiler})",
         compile_seconds=costs.compile_seconds,
         batch=batch_summary(workload.batch),
@@ -249,5 +229,5 @@ def _assemble_plan(workload: Workload, request: PlanRequest, mesh: AnyMesh, cost
         peak_flops=peak_flops(experiment.model, chip, mesh.size),
         steps=experiment.steps,
         run_costs=[run_cost(bound, experiment.steps, num_chips, request.price) for bound in bounds],
-        unsharded_params=[],
+        **lists,
     )

@@ -21,38 +21,33 @@ MAX_TENSOR_SIZE = 8
 
 
 def candidate_fixes(request: PlanRequest) -> Iterator[tuple[str, PlanRequest]]:
-    """Changes that save memory, the cheapest first: parameters sharded over devices, remat, smaller micro-batches.
-
-    Each is the options that make the change, and the request with it.
-    """
+    """Changes that save memory, the cheapest first (sharded parameters, remat, smaller micro-batches): the options that
+    make the change, and the request with it."""
     experiment, run_options, num_devices = request.experiment, request.run_options, request.target.num_devices
     kept = {axis: size for axis, size in request.mesh_shape.items() if axis in (TENSOR, SEQUENCE)}
     sharded = {FSDP: _max_fsdp_size(experiment, num_devices // math.prod(kept.values()))} | kept
     sharded |= {DATA: REMAINING} if math.prod(sharded.values()) < num_devices else {}
-    meshes = [request.mesh_shape]
-    if num_devices > 1 and sharded != request.mesh_shape:
-        meshes.insert(0, sharded)
-    remats: list[Any] = [run_options.remat]
-    remats += ["dots", "full"] if hasattr(experiment.model, "remat") else []
+    meshes: list[Mapping[str, int]] = [sharded] if num_devices > 1 and sharded != request.mesh_shape else []
+    meshes.append(request.mesh_shape)
+    remats: list[Any] = [run_options.remat, *(["dots", "full"] if hasattr(experiment.model, "remat") else [])]
     for mesh, remat, factor in itertools.product(meshes, dict.fromkeys(remats), (1, 2, 4, 8, 16, 32)):
         grad_accum = experiment.grad_accum * factor
         options = [f"--mesh {mesh_flag(mesh)}"] if mesh != request.mesh_shape else []
         options += [f"--remat {remat}"] if remat != run_options.remat else []
         options += [f"--grad-accum {grad_accum}"] if factor > 1 else []
         if options:
-            changed = dataclasses.replace(experiment, grad_accum=grad_accum)
-            memory_options = dataclasses.replace(run_options, remat=remat)
-            yield (
-                " ".join(options),
-                dataclasses.replace(request, experiment=changed, mesh_shape=mesh, run_options=memory_options),
-            )
+            parts: dict[str, Any] = {
+                "experiment": dataclasses.replace(experiment, grad_accum=grad_accum),
+                "mesh_shape": mesh,
+            }
+            parts["run_options"] = dataclasses.replace(run_options, remat=remat)
+            yield " ".join(options), dataclasses.replace(request, **parts)
 
 
 def suggest_fix(plan: RunPlan, request: PlanRequest, status: Callable[[str], None]) -> tuple[str, RunPlan] | None:
     """The options and the plan of the first change by which `plan`, which does not fit, fits; None if there is none.
 
-    Candidates are selected by the analytic estimate, corrected by its error on the last compiled program, and then
-    compiled: at most `MAX_COMPILED_FIXES`, with a `status` line each.
+    The analytic estimate, corrected by its error on the last compiled program, selects the candidates to compile.
     """
     limit, num_compiled = plan.available_memory or 0, 0
     last_plan, last_estimate = plan, _estimate(request) or plan
@@ -89,10 +84,8 @@ def _expected_bytes(estimate: RunPlan, last_plan: RunPlan, last_estimate: RunPla
 
 
 def sweep(request: PlanRequest, status: Callable[[str], None], compile_best: int = 0) -> list[RunPlan]:
-    """Plans of all meshes and micro-batches: first those that fit, from the fastest step to the slowest.
-
-    All are estimated; the best `compile_best` are then compiled, with a `status` line each, and come first.
-    """
+    """Plans of all meshes and micro-batches: the best `compile_best` compiled, then the other estimates; in each part
+    first those that fit, from the fastest step to the slowest."""
     estimates: dict[tuple, tuple[RunPlan, PlanRequest]] = {}
     grad_accum = request.experiment.grad_accum
     for mesh in _iter_mesh_shapes(request.target.num_devices):
@@ -112,12 +105,9 @@ def sweep(request: PlanRequest, status: Callable[[str], None], compile_best: int
 
 def _max_fsdp_size(experiment: Experiment, num_devices: int) -> int:
     """The largest size of `fsdp` that shards every parameter; all devices if there is none."""
-    params, size = abstract_params(experiment.model), num_devices
-    while size > 1:
-        if not unsharded_params(params, abstract_mesh({FSDP: size}, size)):
-            return size
-        size //= 2
-    return num_devices
+    params = abstract_params(experiment.model)
+    halved = (num_devices >> shift for shift in range(num_devices.bit_length() - 1))
+    return next((n for n in halved if not unsharded_params(params, abstract_mesh({FSDP: n}, n))), num_devices)
 
 
 def mesh_flag(mesh: Mapping[str, int]) -> str:
@@ -132,8 +122,7 @@ def _rank_key(plan: RunPlan) -> tuple[bool, float]:
 def _iter_mesh_shapes(num_devices: int) -> Iterator[dict[str, int]]:
     """All meshes of data, fsdp and tensor, of powers of 2 along fsdp and tensor."""
     powers = [2**exponent for exponent in range(num_devices.bit_length())]
-    for tensor in (size for size in powers if size <= MAX_TENSOR_SIZE):
-        for fsdp in powers:
-            if num_devices % (fsdp * tensor) == 0:
-                shape = {DATA: num_devices // (fsdp * tensor), FSDP: fsdp, TENSOR: tensor}
-                yield {axis: size for axis, size in shape.items() if size > 1 or axis == DATA}
+    for tensor, fsdp in itertools.product(powers, powers):
+        if tensor <= MAX_TENSOR_SIZE and num_devices % (fsdp * tensor) == 0:
+            shape = {DATA: num_devices // (fsdp * tensor), FSDP: fsdp, TENSOR: tensor}
+            yield {axis: size for axis, size in shape.items() if size > 1 or axis == DATA}

@@ -11,7 +11,18 @@ from jaxlm.planner.search import mesh_flag
 
 def plan_text(plan: RunPlan) -> str:
     """Some lines: the workload, its memory, FLOPs, traffic, time and cost, and the assumptions."""
-    lines = [_header_line(plan), _batch_line(plan), _memory_line(plan), *_traffic_lines(plan), *_time_lines(plan)]
+    compiled = "" if plan.compile_seconds is None else f"compiled in {plan.compile_seconds:.0f} s: "
+    chips = f"{plan.chips} chips" + (f", {plan.devices} devices" if plan.devices != plan.chips else "")
+    where = f"{plan.experiment} on {plan.topology} ({chips}), --mesh {mesh_flag(plan.mesh)}"
+    micro_batches = f" in {plan.accumulate} micro-batches" if plan.accumulate > 1 else ""
+    options = f"; train needs {' '.join(plan.changed_options)} for it" if plan.changed_options else ""
+    lines = [
+        f"{where}; {compiled}{plan.compiler}",
+        f"batch       {plan.batch}{micro_batches}: {plan.tokens:,} tokens a step, padding included{options}",
+        _memory_line(plan),
+        *_traffic_lines(plan),
+        *_time_lines(plan),
+    ]
     if plan.unsharded_params:
         lines.append(f"unsharded   {'; '.join(plan.unsharded_params)}: the axes do not divide their sizes")
     return "\n".join(lines)
@@ -29,19 +40,6 @@ def plan_line(plan: RunPlan) -> str:
     return f"{mesh:48} {format_gib(plan.memory['total']):>8} GiB {fits:12} {time}  ({method})"
 
 
-def _header_line(plan: RunPlan) -> str:
-    compiled = "" if plan.compile_seconds is None else f"compiled in {plan.compile_seconds:.0f} s: "
-    devices = f", {plan.devices} devices" if plan.devices != plan.chips else ""
-    chips = f"{plan.chips} chips{devices}"
-    return f"{plan.experiment} on {plan.topology} ({chips}), --mesh {mesh_flag(plan.mesh)}; {compiled}{plan.compiler}"
-
-
-def _batch_line(plan: RunPlan) -> str:
-    micro_batches = f" in {plan.accumulate} micro-batches" if plan.accumulate > 1 else ""
-    options = f"; train needs {' '.join(plan.changed_options)} for it" if plan.changed_options else ""
-    return f"batch       {plan.batch}{micro_batches}: {plan.tokens:,} tokens a step, padding included{options}"
-
-
 def _memory_line(plan: RunPlan) -> str:
     parts = ", ".join(f"{name} {format_gib(size)}" for name, size in plan.memory.items() if name != "total" and size)
     total = plan.memory["total"]
@@ -53,10 +51,9 @@ def _memory_line(plan: RunPlan) -> str:
 
 
 def _traffic_lines(plan: RunPlan) -> list[str]:
-    recomputed = plan.step_flops / plan.model_flops - 1
     lines = [
         f"FLOPs       {plan.model_flops:.3g} a step ({plan.causal_halved_flops:.3g} with causal attention halved): "
-        f"{FLOPS_CONVENTION}; with recomputation {recomputed:+.0%}"
+        f"{FLOPS_CONVENTION}; with recomputation {plan.step_flops / plan.model_flops - 1:+.0%}"
     ]
     if plan.bytes_moved is not None:
         lines.append(f"traffic     {plan.bytes_moved:.3g} bytes a step between a device and its memory")
@@ -72,22 +69,19 @@ def _time_lines(plan: RunPlan) -> list[str]:
         return [f"time        unknown: {reason}"]
     seconds, costs = plan.seconds, plan.run_costs
     bounds = (seconds.lower_bound, seconds.upper_bound)
+    hours, chip_hours, cost = ([of_bound[name] for of_bound in costs] for name in ("hours", "chip_hours", "cost"))
     parts = f"arithmetic {seconds.compute:.3g}, memory {seconds.memory:.3g}, links {seconds.links:.3g}"
     parts += f", network {seconds.network:.3g}" if seconds.network else ""
-    cost = "" if costs[0]["cost"] is None else f", cost {_range_text(_column(costs, 'cost'), ',.0f')}"
+    costing = "" if cost[0] is None else f", cost {_range_text(cost, ',.0f')}"
     peak = (plan.peak_flops or 0) / plan.chips
     return [
         f"time        {_range_text(bounds, '.3g')} s a step (if all of these overlap, or none: {parts}), "
         f"{_range_text([plan.tokens / bound for bound in bounds], ',.0f')} tokens/s",
         f"MFU         {_mfu_range(plan)} of the dense peak ({peak:.3g} FLOP/s a chip), attention in full",
-        f"whole run   {plan.steps:,} steps: {_range_text(_column(costs, 'hours'), ',.1f')} hours, "
-        f"{_range_text(_column(costs, 'chip_hours'), ',.0f')} chip hours{cost}",
+        f"whole run   {plan.steps:,} steps: {_range_text(hours, ',.1f')} hours, "
+        f"{_range_text(chip_hours, ',.0f')} chip hours{costing}",
         "assumed     peaks and bandwidths of jaxlm/perf/chips.py; without evaluation, data loading and start-up",
     ]
-
-
-def _column(costs: list[dict[str, Any]], name: str) -> list[float]:
-    return [cost[name] for cost in costs]
 
 
 def _mfu_range(plan: RunPlan) -> str:

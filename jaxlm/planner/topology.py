@@ -50,9 +50,7 @@ class Target:
     """Devices to plan for.
 
     Attributes:
-      name: as the user typed it.
       chip: None for a chip that the table lacks (a CPU).
-      num_devices: JAX devices.
       devices: the devices to compile for; None if nothing here can compile for them.
       compiler: the compiler, or the reason why there is none.
       num_slices: parts between which the network is slow.
@@ -113,36 +111,32 @@ def _tpu_target(name: str, chip: Chip, sizes: list[int], num_slices: int) -> Tar
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         return Target(name, chip, count, None, "pip install libtpu to compile for TPUs", num_slices)
     arguments: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
-    arguments |= (
-        {"chip_config_name": "megacore"} if chip.name == "v4" else {}
-    )  # as its runtime has it: one device per chip
+    if chip.name == "v4":
+        arguments["chip_config_name"] = "megacore"  # one device per chip, as its runtime has it
     shape = f"{'tpu7x' if chip.name == '7x' else chip.name}:{'x'.join(map(str, sizes))}"
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=shape, **arguments)
     except Exception as error:  # libtpu raises errors of several types
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"--topology {name}: libtpu has no such slice ({reason}); a host has 2x2 or 2x2x1 chips"
-        ) from error
+        problem = f"--topology {name}: libtpu has no such slice ({reason})"
+        raise UserError(f"{problem}; a host has 2x2 or 2x2x1 chips") from error
     return Target(name, chip, len(topology.devices), topology.devices, f"libtpu for {chip.name}", num_slices)
 
 
 def _gpu_target(name: str, chip: Chip, sizes: list[int], num_slices: int) -> Target:
     nodes = num_slices * (sizes[0] if len(sizes) > 1 else 1)
-    gpus_per_node = math.prod(sizes[1:]) if len(sizes) > 1 else sizes[0]
+    gpus_per_node = math.prod(sizes[1:] or sizes)
     has_plugins = importlib.util.find_spec("jax_plugins") is not None
     plugin = next((name for name in CUDA_PLUGINS if has_plugins and importlib.util.find_spec(name)), None)
     if plugin is None or chip.name not in _HOPPER:
-        only = "only h100 and h200 can be compiled for"
-        reason = only if plugin else "pip install jax-cuda12-plugin jax-cuda12-pjrt to compile for GPUs"
+        install = "pip install jax-cuda12-plugin jax-cuda12-pjrt to compile for GPUs"
+        reason = "only h100 and h200 can be compiled for" if plugin else install
         return Target(name, chip, nodes * gpus_per_node, None, reason, nodes)
     from jax.experimental import topologies
 
-    text = _GPU.format(
-        bandwidth=chip.memory_bandwidth, memory=chip.memory, cuda=plugin[-2:], name=_HOPPER[chip.name]
-    )  # fmt: skip
+    figures = {"bandwidth": chip.memory_bandwidth, "memory": chip.memory, "name": _HOPPER[chip.name]}
+    text = _GPU.format(cuda=plugin[-2:], **figures)
     importlib.import_module(plugin)
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name=chip.name, target_config=text, topology=f"1x{nodes}x{gpus_per_node}"
-    )
+    shape = {"topology_name": chip.name, "target_config": text, "topology": f"1x{nodes}x{gpus_per_node}"}
+    topology = topologies.get_topology_desc(platform="cuda", **shape)
     return Target(name, chip, nodes * gpus_per_node, topology.devices, f"{plugin.rpartition('_')[2]} plugin", nodes)

@@ -93,6 +93,10 @@ class BarDisplay(Display):
     def set_step(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
 
+    def advance(self, count: int) -> None:
+        """Show `count` further steps or lines."""
+        self._bar.advance(self._task, count)
+
     def print_line(self, text: str) -> None:
         self._bar.console.print(text, markup=False, highlight=False)
 

@@ -22,22 +22,18 @@ def main(argv: list[str]) -> int:
     if options.out and suffix not in (".npy", ".npz"):
         raise UsageError(f"--out {options.out}: expected a name that ends in .npy or .npz")
     if suffix == ".npy" and options.pooling == "token":
-        raise UsageError(
-            "--pooling token gives lines of different lengths: write them to a .npz file, or as JSON lines"
-        )
+        raise UsageError("--pooling token gives lines of different lengths: write them to a .npz file or as JSON lines")
     pipeline = load_pipeline(options)
 
     from jaxlm.inference.embed import EVAL_BATCH_TOKENS, token_strings
     from jaxlm.models.properties import max_input_positions
 
     source, clock, num_truncated = StdinLines(options.on_bad_line), output.Clock(), 0
-    limit = max_input_positions(pipeline.model)
+    limit, batch_tokens = max_input_positions(pipeline.model), options.batch_tokens or EVAL_BATCH_TOKENS
     all_vectors: list[Any] = []
     all_pieces: list[list[str]] = []
     for lines in source.batches():
-        vectors = pipeline.embed(
-            lines, options.pooling, options.layer, batch_tokens=options.batch_tokens or EVAL_BATCH_TOKENS
-        )
+        vectors = pipeline.embed(lines, options.pooling, options.layer, batch_tokens=batch_tokens)
         num_truncated += count_truncated(lines, pipeline.tokenizer, limit, with_markers=True) if limit else 0
         pieces = [token_strings(pipeline, line) if options.pooling == "token" else [] for line in lines]
         if options.out:
@@ -50,9 +46,8 @@ def main(argv: list[str]) -> int:
     if options.out:
         _save_vectors(options.out, all_vectors, all_pieces if options.pooling == "token" else None)
     if num_truncated:
-        output.print_stderr(
-            f"{num_truncated:,} lines were longer than the {limit} tokens that the model reads and were cut there"
-        )
+        read = f"the {limit} tokens that the model reads and were cut there"
+        output.print_stderr(f"{num_truncated:,} lines were longer than {read}")
     output.print_stderr(clock.summary(source.num_lines))
     return 0
 

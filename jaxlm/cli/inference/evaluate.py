@@ -3,25 +3,16 @@
 from typing import Any
 
 from jaxlm.cli import output
-from jaxlm.cli.options import (
-    add_model_options,
-    add_search_options,
-    experiment_with_options,
-    load_pipeline,
-    workdir_parser,
-)
+from jaxlm.cli.options import experiment_with_options, load_pipeline, workdir_parser
 from jaxlm.cli.parser import COMMANDS, UsageError
 from jaxlm.errors import UserError
 
 
 def main(argv: list[str]) -> int:
     """Decode the split and score it."""
-    parser = workdir_parser("evaluate", COMMANDS["evaluate"])
-    parser.add_argument(
-        "--split", default="test", help="train, valid, test (the default) or another test set of the experiment"
-    )
-    add_search_options(parser)
-    add_model_options(parser)
+    parser = workdir_parser("evaluate", COMMANDS["evaluate"], "search", "model")
+    text = "train, valid, test (the default) or another test set of the experiment"
+    parser.add_argument("--split", default="test", help=text)
     options = parser.parse(argv)
     experiment = experiment_with_options(options)
     try:
@@ -35,11 +26,7 @@ def main(argv: list[str]) -> int:
         scores = pipeline.evaluate(options.split, progress)
     record: dict[str, Any] = {"workdir": str(options.workdir), "checkpoints": pipeline.steps}
     if experiment.task.search is not None:
-        beam = experiment.task.search.beam
-        record["search"] = {
-            "num_beams": beam.num_beams,
-            "length_penalty_kind": beam.length_penalty_kind,
-            "length_penalty": beam.length_penalty,
-        }
+        names = ("num_beams", "length_penalty_kind", "length_penalty")
+        record["search"] = {name: getattr(experiment.task.search.beam, name) for name in names}
     output.write_line(output.json_line(scores | record | clock.rates(scores["lines"])))
     return 0

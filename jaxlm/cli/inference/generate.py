@@ -6,14 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.cli import output
-from jaxlm.cli.options import (
-    add_constraint_options,
-    add_model_options,
-    experiment_with_options,
-    load_pipeline,
-    read_constraint,
-    workdir_parser,
-)
+from jaxlm.cli.options import experiment_with_options, load_pipeline, read_constraint, workdir_parser
 from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError
 
 
@@ -38,18 +31,13 @@ def main(argv: list[str]) -> int:
     from jaxlm.inference.generate import GenerationRequest
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
-    request = GenerationRequest(
-        sampler, options.seed, options.num_samples, options.max_tokens, tuple(options.stop), constraint
-    )
+    limits = options.num_samples, options.max_tokens, tuple(options.stop)
+    request = GenerationRequest(sampler, options.seed, *limits, constraint)
     live = options.num_samples == 1 and not options.jsonl and (options.stream or sys.stdout.isatty())
     samples = pipeline.generate_stream(prompts, request, _print_piece if live else None)
     for sample in samples:
-        if live:
-            output.write_line("")  # the text has been printed
-        else:
-            output.write_line(
-                output.json_line(dataclasses.asdict(sample)) if options.jsonl else to_single_line(sample.text)
-            )
+        text = output.json_line(dataclasses.asdict(sample)) if options.jsonl else to_single_line(sample.text)
+        output.write_line("" if live else text)  # live: the text has been printed
         sys.stdout.flush()
     return 0
 
@@ -62,7 +50,7 @@ def _print_piece(piece: str) -> None:
 def _parser() -> CommandParser:
     note = "\n\nThe prompt of a translation model is its source. Line breaks in a text become spaces, except with\n"
     note += "--stream or --jsonl. A sample depends only on the model, the seed, its prompt and its number."
-    parser = workdir_parser("generate", COMMANDS["generate"] + note)
+    parser = workdir_parser("generate", COMMANDS["generate"] + note, "constraint", "model")
     parser.add_list("--prompt", "prompt")
     parser.add_argument("--file", type=Path, metavar="FILE", help="file of prompts, one per line")
     parser.add_float("--temperature", "softmax temperature; 0 is greedy decoding (default: 1)", default=1.0)
@@ -81,6 +69,4 @@ def _parser() -> CommandParser:
     parser.add_int("--num-samples", "samples per prompt", default=1)
     text = "print one JSON object per sample: prompt, text, logprob (at this temperature), tokens, reason (of its end)"
     parser.add_flag("--jsonl", text)
-    add_constraint_options(parser)
-    add_model_options(parser)
     return parser

@@ -9,15 +9,7 @@ have fields of their own after "source" and "prediction".
 import sys
 
 from jaxlm.cli import output
-from jaxlm.cli.options import (
-    add_constraint_options,
-    add_model_options,
-    add_search_options,
-    experiment_with_options,
-    load_pipeline,
-    read_constraint,
-    workdir_parser,
-)
+from jaxlm.cli.options import experiment_with_options, load_pipeline, read_constraint, workdir_parser
 from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, add_bad_line_option
 from jaxlm.cli.stdin_lines import LINES_PER_BATCH, StdinLines, count_truncated
 
@@ -38,8 +30,8 @@ def main(argv: list[str]) -> int:
     limit = task.max_input_tokens(pipeline.model)
     num_tokens = num_unknown = num_truncated = 0
     source = StdinLines(options.on_bad_line, options.lines_per_batch)
-    loaded = f"checkpoints {pipeline.steps} loaded in {clock.seconds:.1f} s"
-    output.print_stderr(f"{loaded}; reading lines{_terminal_hint()}")
+    hint = " from the terminal; Ctrl-D ends them" if sys.stdin is not None and sys.stdin.isatty() else ""
+    output.print_stderr(f"checkpoints {pipeline.steps} loaded in {clock.seconds:.1f} s; reading lines{hint}")
     clock = output.Clock()
     for lines in source.batches():
         for answer in pipeline.answers(lines):
@@ -51,9 +43,8 @@ def main(argv: list[str]) -> int:
             num_tokens += len(ids)
             num_unknown += int(pipeline.tokenizer.special.is_unknown(ids).sum())
     if num_unknown:
-        output.print_stderr(
-            f"{num_unknown:,} of {num_tokens:,} tokens are unknown to the tokenizer: they were not in the training data"
-        )
+        unknown = f"{num_unknown:,} of {num_tokens:,} tokens are unknown to the tokenizer"
+        output.print_stderr(f"{unknown}: they were not in the training data")
     if num_truncated:
         output.print_stderr(f"{num_truncated:,} lines were longer than {limit} tokens and were cut there")
     if source.read_stats.replaced:
@@ -63,8 +54,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = workdir_parser("predict", COMMANDS["predict"] + ", in order")
-    add_search_options(parser)
+    parser = workdir_parser("predict", COMMANDS["predict"] + ", in order", "search", "constraint", "model")
     text = "print the N best answers, separated by TABs; with --jsonl in the field `hypotheses`"
     parser.add_int("--n-best", text, default=1)
     text = "print one JSON object per line: source, prediction, score, logprob (natural log, EOS included), hypotheses"
@@ -72,13 +62,6 @@ def _parser() -> CommandParser:
     text = "with --jsonl: add the attention weights of each token of the best answer over the tokens of the source"
     parser.add_flag("--attention", text)
     add_bad_line_option(parser, ("error", "replace"), "error")
-    parser.add_int(
-        "--lines-per-batch", "maximum number of lines to read before they are answered", default=LINES_PER_BATCH
-    )
-    add_constraint_options(parser)
-    add_model_options(parser)
+    text = "maximum number of lines to read before they are answered"
+    parser.add_int("--lines-per-batch", text, default=LINES_PER_BATCH)
     return parser
-
-
-def _terminal_hint() -> str:
-    return " from the terminal; Ctrl-D ends them" if sys.stdin is not None and sys.stdin.isatty() else ""

@@ -1,11 +1,12 @@
 """`jaxlm score D < in`: log-probability and tokens of each line's text, a line each; perplexity of all on stderr."""
 
 import argparse
+import itertools
 import sys
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli import output
-from jaxlm.cli.options import add_model_options, experiment_with_options, load_pipeline, workdir_parser
+from jaxlm.cli.options import experiment_with_options, load_pipeline, workdir_parser
 from jaxlm.cli.parser import CommandParser, UsageError, add_bad_line_option
 from jaxlm.cli.stdin_lines import StdinLines
 from jaxlm.errors import UserError
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     for lines in source.batches():
         first = source.num_lines - len(lines) + 1
         is_text = task.input_kind == "text"
-        texts: Any = lines if is_text else [_split_pair(line, first + index) for index, line in enumerate(lines)]
+        texts: Any = lines if is_text else list(map(_split_pair, lines, itertools.count(first)))
         for score in pipeline.score(texts):
             output.write_line(_format_score(score, options))
             logprob += score.logprob
@@ -42,10 +43,8 @@ def main(argv: list[str]) -> int:
             num_truncated += score.truncated
         sys.stdout.flush()
     if num_truncated:
-        output.print_stderr(
-            f"{num_truncated:,} lines had a side of more than {pipeline.max_score_tokens} tokens: only its beginning "
-            "was scored"
-        )
+        limit = f"{pipeline.max_score_tokens} tokens: only its beginning was scored"
+        output.print_stderr(f"{num_truncated:,} lines had a side of more than {limit}")
     if num_tokens:
         counted = " (EOS counted)" if task.append_eos else ""
         figures = f"{num_tokens:,} tokens{counted}, log-probability {logprob:.4f}"
@@ -55,22 +54,20 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = workdir_parser("score", SCORE_SUMMARY)
+    parser = workdir_parser("score", SCORE_SUMMARY, "model")
     text = "also print the log-probability of each token, after another TAB, separated by spaces; with --jsonl in the "
     text += "field token_logprobs, with the tokens in the field pieces"
     parser.add_flag("--per-token", text)
     parser.add_flag("--jsonl", "print one JSON object per line: source, text, logprob (natural log), tokens, truncated")
     add_bad_line_option(parser, ("error", "replace"), "error")
-    add_model_options(parser)
     return parser
 
 
 def _split_pair(line: str, number: int) -> tuple[str, str]:
     sides = line.split("\t")
     if len(sides) != 2:
-        raise UserError(
-            f"standard input, line {number}: {len(sides) - 1} TABs, expected one, between source and target: {line:.60}"
-        )
+        problem = f"{len(sides) - 1} TABs, expected one, between source and target"
+        raise UserError(f"standard input, line {number}: {problem}: {line:.60}")
     return sides[0], sides[1]
 
 

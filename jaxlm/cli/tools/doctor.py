@@ -1,5 +1,7 @@
 """`jaxlm doctor`: check this machine; print what works, what is missing, and the command that fixes it."""
 
+import collections
+import contextlib
 import importlib
 import os
 import platform
@@ -16,29 +18,19 @@ from jaxlm.cli.system_checks import Check, check_accelerators, installed_version
 from jaxlm.data.files import find_file
 from jaxlm.errors import UserError
 
-CORE_PACKAGES = {
-    "jax": "jax",
-    "flax": "flax",
-    "optax": "optax",
-    "orbax-checkpoint": "orbax.checkpoint",
-    "numpy": "numpy",
-    "sentencepiece": "sentencepiece",
-    "grain": "grain",
-    "tensorflow-datasets": "tensorflow_datasets",
-    "rich": "rich",
-    "sacrebleu": "sacrebleu",
-    "tensorboardX": "tensorboardX",
-}
-"""Distribution -> module, as in pyproject.toml."""
+CORE_PACKAGES = (
+    "jax flax optax orbax-checkpoint numpy sentencepiece grain tensorflow-datasets rich sacrebleu tensorboardX".split()
+)
+"""The distributions in pyproject.toml."""
 
 OPTIONAL_PACKAGES = {
-    "sacremoses": ("scores of Moses-tokenized text (Multi30k)", "pip install sacremoses"),
-    "torch": ("comparisons with PyTorch; jaxlm itself does not need it", "pip install torch==2.13.0"),
-    "tokenizers": ("tokenizers of Hugging Face models (import-hf)", "pip install tokenizers"),
-    "transformers": ("comparisons with Hugging Face models", "pip install transformers"),
-    "tensorflow": ("TFDS data sets stored as tfrecord (not array_record)", "pip install tensorflow"),
+    "sacremoses": "scores of Moses-tokenized text (Multi30k)",
+    "torch": "comparisons with PyTorch; jaxlm itself does not need it",
+    "tokenizers": "tokenizers of Hugging Face models (import-hf)",
+    "transformers": "comparisons with Hugging Face models",
+    "tensorflow": "TFDS data sets stored as tfrecord (not array_record)",
 }
-"""Distribution -> (purpose, command that installs it)."""
+"""Distribution -> purpose."""
 
 DATASETS = {
     "Multi30k English-German": "multi30k_eng_deu/train.en.gz",
@@ -56,9 +48,9 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # use a GPU without taking its memory
     sections = {
         "machine": list(_check_machine()),
-        "core packages": [_check_core_package(name, module) for name, module in CORE_PACKAGES.items()],
-        "devices": [*_check_devices(), *check_accelerators(_jax_backend())],
-        "optional": [_check_optional_package(name, use, fix) for name, (use, fix) in OPTIONAL_PACKAGES.items()],
+        "core packages": list(map(_check_core_package, CORE_PACKAGES)),
+        "devices": list(_check_devices()),
+        "optional": [_check_optional_package(name, purpose) for name, purpose in OPTIONAL_PACKAGES.items()],
         "data": [_check_dataset(name, file) for name, file in DATASETS.items()],
     }
     num_missing = sum(check.status == "missing" for checks in sections.values() for check in checks)
@@ -72,22 +64,18 @@ def _check_machine() -> Iterator[Check]:
     yield Check("jaxlm", f"{__version__}, {Path(__file__).parents[2]}")
     yield Check("python", python, "missing" if too_old else "ok", "install 3.11 or newer" if too_old else "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Check("system", f"{platform.system()} {platform.machine()}, {cores} cores, {_memory_text()}")
+    memory = "memory unknown"
+    with contextlib.suppress(ValueError, OSError):  # not on every system
+        page = os.sysconf("SC_PAGE_SIZE") / runtime.GIBIBYTE
+        total, free = (os.sysconf(name) * page for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+        memory = f"{total:,.1f} GiB memory, {free:,.1f} free"
+    yield Check("system", f"{platform.system()} {platform.machine()}, {cores} cores, {memory}")
     yield Check("disk", f"{shutil.disk_usage('.').free / runtime.GIBIBYTE:,.0f} GiB free in {Path.cwd()}")
 
 
-def _memory_text() -> str:
-    try:
-        pages, available = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_AVPHYS_PAGES")
-    except (ValueError, OSError):  # not on every system
-        return "memory unknown"
-    page_gib = os.sysconf("SC_PAGE_SIZE") / runtime.GIBIBYTE
-    return f"{pages * page_gib:,.1f} GiB memory, {available * page_gib:,.1f} free"
-
-
-def _check_core_package(name: str, module: str) -> Check:
+def _check_core_package(name: str) -> Check:
     """Import the package: a version number does not prove that it works."""
-    version = installed_version(name)
+    version, module = installed_version(name), name.replace("orbax-", "orbax.").replace("-", "_")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -101,43 +89,33 @@ def _check_core_package(name: str, module: str) -> Check:
     return Check(name, f"{version or 'version unknown'}{jaxlib}")
 
 
-def _jax_backend() -> str | None:
-    """JAX's default backend; None if JAX does not start, which `_check_devices` reports."""
-    try:
-        import jax
-
-        return jax.default_backend()
-    except Exception:
-        return None
-
-
 def _check_devices() -> Iterator[Check]:
-    platforms = os.environ.get("JAX_PLATFORMS")
+    """The devices that JAX uses, and the accelerators of this machine."""
+    platforms, backend = os.environ.get("JAX_PLATFORMS"), None
     setting = f", JAX_PLATFORMS={platforms}" if platforms else ""
     try:
         import jax
-    except ImportError:  # reported as a core package
-        return
-    try:
-        devices, start = jax.local_devices(), time.perf_counter()
+
+        backend, devices, start = jax.default_backend(), jax.local_devices(), time.perf_counter()
         jax.block_until_ready(jax.jit(lambda x: x @ x)(jax.numpy.ones((64, 64))))
-        seconds = time.perf_counter() - start
+        yield Check("backend", f"{backend}{setting}; compiles and runs ({time.perf_counter() - start:.2f} s)")
+        kinds = collections.Counter(device.device_kind for device in devices)
+        limits = {device.device_kind: (device.memory_stats() or {}).get("bytes_limit", 0) for device in devices}
+        for kind, count in sorted(kinds.items()):
+            memory = f", {limits[kind] / runtime.GIBIBYTE:,.1f} GiB each" if limits[kind] else ""
+            yield Check("devices", f"{count} x {kind}{memory}")
+    except ImportError:  # reported as a core package
+        pass
     except Exception as error:  # an unknown platform, or a device that another process holds
         fix = "unset JAX_PLATFORMS" if platforms else "end the other programs that use the device"
         yield Check("backend", f"{_error_line(error)}{setting}", "missing", fix)
-        return
-    yield Check("backend", f"{jax.default_backend()}{setting}; compiles and runs ({seconds:.2f} s)")
-    for kind in sorted({device.device_kind for device in devices}):
-        same = [device for device in devices if device.device_kind == kind]
-        limit = (same[0].memory_stats() or {}).get("bytes_limit")
-        memory = f", {limit / runtime.GIBIBYTE:,.1f} GiB each" if limit else ""
-        yield Check("devices", f"{len(same)} x {kind}{memory}")
     if cache := runtime.cache_folder():
         yield Check("compile cache", str(cache))
     else:
         yield Check("compile cache", "off: every start compiles again", "optional", "unset JAXLM_CACHE")
-    if jax.default_backend() == "cpu":
+    if backend == "cpu":
         yield _check_cpu_kernels()
+    yield from check_accelerators(backend)
 
 
 def _check_cpu_kernels() -> Check:
@@ -151,9 +129,10 @@ def _check_cpu_kernels() -> Check:
     return Check(name, "no working C compiler: decoding is slower", "optional", "apt install gcc (any C compiler)")
 
 
-def _check_optional_package(name: str, purpose: str, fix: str) -> Check:
-    version = installed_version(name)
-    return Check(name, f"{version}, for {purpose}") if version else Check(name, f"for {purpose}", "optional", fix)
+def _check_optional_package(name: str, purpose: str) -> Check:
+    if version := installed_version(name):
+        return Check(name, f"{version}, for {purpose}")
+    return Check(name, f"for {purpose}", "optional", f"pip install {name}{'==2.13.0' if name == 'torch' else ''}")
 
 
 def _check_dataset(name: str, file: str) -> Check:
@@ -169,25 +148,12 @@ def _error_line(error: Exception) -> str:
 
 
 def _print_checks(sections: dict[str, list[Check]], verdict: str) -> None:
-    try:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-    except ImportError:  # without rich: plain lines
-        for check in (check for checks in sections.values() for check in checks):
-            print(f"{check.status:8}{check.name}: {check.detail}. {check.fix}".rstrip(". "))
-        print(verdict)
-        return
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a file or a pipe: do not wrap paths
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "", "state", "command that fixes it"):
-        table.add_column(column, overflow="fold")
-    color = {"ok": "green", "missing": "bold red", "optional": "yellow"}
+    """A block of lines a section, in color on a terminal; without rich, which may be what is missing."""
+    color = {"ok": "32", "missing": "1;31", "optional": "33"}
     for title, checks in sections.items():
-        table.add_row(f"[bold]{title}[/bold]")
+        print(title)
         for check in checks:
-            status = f"[{color[check.status]}]{check.status}[/]"
-            table.add_row(f"  {check.name}", status, escape(check.detail), escape(check.fix))
-    console.print(table, verdict, sep="\n", highlight=False)
+            status = f"{check.status:10}"
+            status = f"\x1b[{color[check.status]}m{status}\x1b[0m" if sys.stdout.isatty() else status
+            print(f"  {check.name:21}{status}{check.detail}{check.fix and f'. To fix it: {check.fix}'}")
+    print(verdict)

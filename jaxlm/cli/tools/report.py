@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxlm.cli import output
 from jaxlm.cli.options import load_pipeline, workdir_parser
-from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, int_at_least
+from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError
 from jaxlm.workdir import Workdir
 
 
@@ -45,7 +45,5 @@ def _parser() -> CommandParser:
     parser.add_list("--attention", "plot the attention weights for this text")
     text = "for an encoder: the layer whose attention is plotted, from 1 (default: the last)"
     parser.add_int("--layer", text, metavar="K")
-    parser.add_argument(
-        "--head", type=int_at_least(1), metavar="K", help="head to plot, from 1 (default: all heads of the layer)"
-    )
+    parser.add_int("--head", "head to plot, from 1 (default: all heads of the layer)", metavar="K")
     return parser

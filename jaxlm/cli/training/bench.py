@@ -13,19 +13,20 @@ from jaxlm.errors import UserError
 def main(argv: list[str]) -> int:
     """Print the figures as text or as one JSON object."""
     experiment, options = _parser().parse_experiment(argv)
-    if options.profile is not None:
-        _create_folder(options.profile)
+    if options.profile is not None:  # fail before the steps run, not after them
+        try:
+            options.profile.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"cannot create the folder ({error.strerror}): name another one"
+            raise UserError(f"--profile {options.profile}: {problem}") from error
     from jaxlm import runtime
 
     runtime.configure_process()
     from jaxlm.planner.bench import run_benchmark
     from jaxlm.training.initialize import resolve_init
 
-    experiment = resolve_init(experiment)
-    steps, run_options = options.measured_steps, read_run_options(options)
-    results = run_benchmark(
-        experiment, output.print_stderr, steps, run_options, synthetic=options.synthetic, profile=options.profile
-    )
+    arguments = resolve_init(experiment), output.print_stderr, options.measured_steps, read_run_options(options)
+    results = run_benchmark(*arguments, synthetic=options.synthetic, profile=options.profile)
     record = {"experiment": options.experiment} | results
     output.write_line(output.json_line(record) if options.json else _results_text(results))
     return 0
@@ -45,22 +46,10 @@ def _parser() -> ExperimentParser:
     return parser
 
 
-def _create_folder(folder: Path) -> None:
-    """Fail before the steps run, not after them. Raises UserError if the folder cannot be created."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--profile {folder}: cannot create the folder ({error.strerror}): name another one") from error
-
-
 def _results_text(results: dict[str, Any]) -> str:
     from jaxlm.perf.chips import format_gib
 
-    compile_seconds, memory, rates = (
-        results["compile_seconds"],
-        results["peak_memory_bytes"],
-        results["flops_per_second"],
-    )
+    compile_seconds, memory = results["compile_seconds"], results["peak_memory_bytes"]
     full, halved = (f"{share:.1%}" if isinstance(share, float) else share for share in results["mfu"].values())
     peak = memory if isinstance(memory, str) else f"{format_gib(memory)} GiB"
     step_times = [f"{name} {seconds * 1000:,.1f} ms" for name, seconds in results["step_seconds"].items()]
@@ -70,7 +59,7 @@ def _results_text(results: dict[str, Any]) -> str:
         f"step        {', '.join(step_times)}",
         f"compile     {compile_seconds['cold']:.1f} s cold, {compile_seconds['warm']:.1f} s from the compilation cache",
         f"memory      {peak} ({results['peak_memory_is']}), planned {format_gib(results['planned_memory_bytes'])} GiB",
-        f"arithmetic  {rates['full']:.3g} FLOP/s (halved: {rates['causal_halved']:.3g})",
+        "arithmetic  {full:.3g} FLOP/s (halved: {causal_halved:.3g})".format(**results["flops_per_second"]),
         f"MFU         {full} (halved: {halved})",
         f"            {results['mfu_convention']}",
     ]

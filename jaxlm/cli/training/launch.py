@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 
 from jaxlm.cli import experiments
-from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, int_at_least
+from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError
 from jaxlm.cli.tpu_types import GKE_ACCELERATORS, parse_tpu_type
 from jaxlm.cli.training.train import check_train_options
 from jaxlm.errors import UserError
@@ -63,9 +63,8 @@ def _parse(parser: CommandParser, args: list[str], train_args: list[str]) -> arg
         raise UsageError(f"--workdir {options.workdir}: expected a folder; mount a bucket as a folder (docs/launch.md)")
     name = options.name or re.sub(r"[^a-z0-9]+", "-", Path(options.workdir).name.lower()).strip("-")
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?", name):
-        raise UsageError(
-            f"--name {name!r}: expected at most 52 lower-case letters, digits and dashes, the first a letter"
-        )
+        expected = "expected at most 52 lower-case letters, digits and dashes, the first a letter"
+        raise UsageError(f"--name {name!r}: {expected}")
     options.name, options.experiment = name, experiments.resolve_experiment(options.experiment)
     if train_args:
         check_train_options(options.experiment, train_args)
@@ -74,9 +73,8 @@ def _parse(parser: CommandParser, args: list[str], train_args: list[str]) -> arg
 
 def _clone_file(name: str) -> Path:
     if not (CLONE / name).is_file():
-        raise UserError(
-            f"{CLONE} has no {name}: `jaxlm launch` needs a clone of jaxlm, installed with pip install -e ."
-        )
+        needed = "`jaxlm launch` needs a clone of jaxlm, installed with pip install -e ."
+        raise UserError(f"{CLONE} has no {name}: {needed}")
     return CLONE / name
 
 
@@ -106,15 +104,11 @@ def _launch_tpu(args: list[str], train_args: list[str]) -> int:
     parser.add_argument("--type", required=True, help="accelerator type: v4-8, v5litepod-16, v5p-8, v6e-8, ...")
     for option, text in (LOCATION_OPTIONS | MACHINE_OPTIONS).items():
         parser.add_argument(option, metavar=option.strip("-").upper(), help=text)
-    parser.add_argument(
-        "--spot", action="store_true", help="use a spot slice: cheaper, and requested again after it is preempted"
-    )
+    parser.add_flag("--spot", "use a spot slice: cheaper, and requested again after it is preempted")
     parser.add_flag("--internal-ips", "use no external IP addresses")
     text = "Cloud Storage bucket for the run: a relative workdir is then a folder of the bucket"
     parser.add_argument("--bucket", metavar="BUCKET", help=text)
-    parser.add_argument(
-        "--detach", action="store_true", help="do not wait for the end of the run, and do not replace a lost slice"
-    )
+    parser.add_flag("--detach", "do not wait for the end of the run, and do not replace a lost slice")
     options = _parse(parser, args, train_args)
     _check_slice(options)
     script = str(_clone_file("tpu_setup.sh"))
@@ -167,9 +161,7 @@ def _launch_slurm(args: list[str], train_args: list[str]) -> int:
     parser = _parser("slurm", "submit a job that trains, and that resumes after preemption or the time limit")
     parser.add_int("--nodes", "number of nodes", default=1)
     parser.add_int("--gpus-per-node", "GPUs per node, with one task for each", minimum=0, default=0)
-    parser.add_argument(
-        "--cpus-per-task", type=int_at_least(1), metavar="N", help="CPUs per task (default: that of the cluster)"
-    )
+    parser.add_int("--cpus-per-task", "CPUs per task (default: that of the cluster)")
     for option, text in {"--time": "time limit (12:00:00)", "--partition": "partition", "--account": "account"}.items():
         parser.add_argument(option, metavar=option.strip("-").upper(), help=text)
     parser.add_list("--sbatch", "another option of sbatch, such as --sbatch=--qos=low", metavar="OPTION")
@@ -179,11 +171,8 @@ def _launch_slurm(args: list[str], train_args: list[str]) -> int:
     for option in ("gpus_per_node", "cpus_per_task", "time", "partition", "account"):
         if value := getattr(options, option):
             command.append(f"--{option.replace('_', '-')}={value}")
-    command += [
-        f"--export=ALL,JAXLM_RESTARTS={options.max_restarts}",
-        *options.sbatch,
-        str(_clone_file("launch/slurm.sbatch")),
-    ]
+    script = str(_clone_file("launch/slurm.sbatch"))
+    command += [f"--export=ALL,JAXLM_RESTARTS={options.max_restarts}", *options.sbatch, script]
     command += [sys.executable, "-m", "jaxlm", "train", options.experiment, "--workdir", options.workdir, *train_args]
     if options.dry_run:
         print(shlex.join(command))
@@ -192,9 +181,8 @@ def _launch_slurm(args: list[str], train_args: list[str]) -> int:
 
 
 def _launch_gke(args: list[str], train_args: list[str]) -> int:
-    parser = _parser(
-        "gke", "train on TPU slices of a Kubernetes cluster with JobSet; relative paths are on the volume of --claim"
-    )
+    text = "train on TPU slices of a Kubernetes cluster with JobSet; relative paths are on the volume of --claim"
+    parser = _parser("gke", text)
     parser.add_argument("--type", required=True, help="accelerator type: v4-8, v5litepod-16, v5p-8, v6e-8, ...")
     parser.add_argument("--image", required=True, help="container image with jaxlm (built from launch/Dockerfile)")
     parser.add_argument("--claim", required=True, help="name of a persistent volume claim that every host can write to")
@@ -203,9 +191,8 @@ def _launch_gke(args: list[str], train_args: list[str]) -> int:
     parser.add_argument("--namespace", default="default", help="Kubernetes namespace (default: default)")
     parser.add_flag("--spot", "use spot machines")
     options = _parse(parser, args, train_args)
-    manifest = _jobset_manifest(
-        options, ["jaxlm", "train", options.experiment, "--workdir", options.workdir, *train_args]
-    )
+    command = ["jaxlm", "train", options.experiment, "--workdir", options.workdir, *train_args]
+    manifest = _jobset_manifest(options, command)
     if options.dry_run:
         print(manifest, end="")
         return 0

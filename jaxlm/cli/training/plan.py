@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Print the plan. Returns 0 if the step fits or this is unknown, else 1."""
     parser = _parser()
-    topology_name = _parse_topology(argv)
     from jaxlm.planner import topology
 
-    topology.set_compiler_flags(topology_name)
+    topology.set_compiler_flags(parser.parse_known_args(argv)[0].topology)  # before JAX is imported
     experiment, options = parser.parse_experiment(argv)
     from jaxlm import runtime
     from jaxlm.planner.decode_plan import plan_decoding
-    from jaxlm.planner.plan import PlanRequest, make_plan, make_target_mesh
+    from jaxlm.planner.plan import PlanRequest, make_plan
     from jaxlm.planner.search import suggest_fix, sweep
     from jaxlm.planner.text_report import plan_line
     from jaxlm.training.initialize import resolve_init
@@ -52,8 +51,7 @@ def main(argv: list[str]) -> int:
     fix = suggest_fix(plan, request, output.print_stderr) if plan.fits is False else None
     decoding = None
     if options.decode_batch_size:
-        mesh = make_target_mesh(target, request.mesh_shape)
-        decoding = plan_decoding(experiment, mesh, target.chip, options.decode_batch_size)
+        decoding = plan_decoding(experiment, request.make_mesh(), target.chip, options.decode_batch_size)
     _write_plan(plan, fix, decoding, options.json)
     return int(plan.fits is False or (decoding is not None and decoding.fits is False))
 
@@ -112,13 +110,3 @@ def _parser() -> ExperimentParser:
     parser.add_flag("--analytic", "do not compile: compute a quick estimate from formulas, accurate to a third")
     parser.add_flag("--json", "print one JSON object")
     return parser
-
-
-def _parse_topology(argv: list[str]) -> str:
-    """The topology, read before JAX is imported: it decides which devices JAX may use."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--topology", default="here")
-    try:
-        return early.parse_known_args(argv)[0].topology
-    except SystemExit:  # the verb's own parser reports the mistake
-        return "here"

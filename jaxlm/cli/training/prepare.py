@@ -62,10 +62,8 @@ def _parser() -> CommandParser:
     text = "UTF-8 text or JSON lines, plain or gzipped; a relative path is looked for in $JAXLM_DATA, data/ and ."
     parser.add_argument("files", metavar="FILE", nargs="+", help=text)
     parser.add_argument("--out", type=Path, metavar="D", required=True, help="the folder of shards to create or resume")
-    text = (
-        "a document is a line (the default), a block of lines between blank lines, the lines from one heading to the "
-    )
-    text += "next (see --heading), or a field of a JSON line (the default for *.jsonl)"
+    text = "a document is a line (the default), a block of lines between blank lines, the lines from one heading "
+    text += "(see --heading) to the next, or a field of a JSON line (the default for *.jsonl)"
     parser.add_argument("--unit", choices=("line", "block", "heading", "json"), help=text)
     text = "regular expression that matches the beginning of a heading, such as ' = [^=]'"
     parser.add_argument("--heading", default="", metavar="REGEX", help=text)

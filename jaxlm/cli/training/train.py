@@ -101,8 +101,8 @@ def _replace_field(value: Any, field: str, new: Any) -> Any:
         return {key: _replace_field(item, field, new) for key, item in value.items()}
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    names = [entry.name for entry in dataclasses.fields(value) if entry.init]
-    changed = {name: new if name == field else _replace_field(getattr(value, name), field, new) for name in names}
+    fields = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value) if entry.init}
+    changed = {name: new if name == field else _replace_field(item, field, new) for name, item in fields.items()}
     return dataclasses.replace(value, **changed)
 
 
