@@ -11,9 +11,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxlm import config
+from jaxlm.config.display import differences
+from jaxlm.config.serialization import check_config
+from jaxlm.data.batching.batches import RunningText
 from jaxlm.data.batching.bucketing import Buckets, Packing
-from jaxlm.data.batching.lm_windows import Windows
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.sentencepiece import SentencePiece
 from jaxlm.errors import UserError
@@ -51,7 +52,7 @@ class Experiment:
     task: Task
     model: nn.Module
     tokenizer: Any = SentencePiece()
-    batching: Buckets | Packing | Windows = Buckets()
+    batching: Buckets | Packing | RunningText = Buckets()
     optimizer: AdamW | SGD = AdamW()
     objective: Any = NextToken()
     finetuning: FineTuning = FineTuning()
@@ -118,7 +119,7 @@ def identity_differences(new: Experiment, stored: Experiment, stored_name: str) 
     if type(aligned.task) is type(task):
         eval_only = {name: getattr(task, name) for name in task.eval_only_fields}
         aligned = replace(aligned, task=replace(aligned.task, **eval_only))
-    return config.differences(new, aligned, stored_name)
+    return differences(new, aligned, stored_name)
 
 
 def load_experiment(name: str) -> Experiment:
@@ -142,6 +143,7 @@ def load_experiment(name: str) -> Experiment:
     if not isinstance(experiment, Experiment):
         returned = type(experiment).__name__
         raise UserError(f"{where}:{variant} returned a {returned}, expected a jaxlm.experiment.Experiment")
+    check_config(experiment, variant)
     return experiment
 
 

@@ -36,6 +36,20 @@ def check_writable(folder: Path | str, bytes_needed: int = 0) -> None:
         )
 
 
+def read_bounded(path: Path | str, max_bytes: int) -> bytes:
+    """The content of a file. Raises UserError if it is missing, has more than `max_bytes`, or is a folder or a pipe."""
+    path = Path(path)
+    if not path.is_file():
+        problem = "is not a regular file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {problem}: expected a file of at most {format_bytes(max_bytes)}")
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        size = f"{format_bytes(path.stat().st_size)}, expected at most {format_bytes(max_bytes)}"
+        raise UserError(f"{path} has {size}: it is damaged, or another file of that name")
+    return content
+
+
 @contextlib.contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """A binary file that replaces `path` when the block ends; if the block or the process fails, `path` stays."""

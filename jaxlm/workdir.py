@@ -3,11 +3,13 @@
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from jaxlm import config, runtime
+from jaxlm import runtime
+from jaxlm.config.serialization import from_json, to_json
 from jaxlm.errors import UserError
 from jaxlm.filesystem import write_atomic
+from jaxlm.json_files import check_type, read_json
 
 if TYPE_CHECKING:
     from jaxlm.checkpoint.manager import Checkpoints
@@ -17,6 +19,21 @@ if TYPE_CHECKING:
 
 WORKDIR_FORMAT = 2
 """Written into experiment.json. Format 1, which has no number, names classes and fields that exist no longer."""
+
+
+class ExperimentRecord(TypedDict):
+    """experiment.json, which also holds the versions of the libraries and the git commit."""
+
+    format: int
+    experiment: dict[str, Any]
+
+
+class Fingerprint(TypedDict):
+    """An entry of data.json: a column of the training data."""
+
+    rows: int
+    ids: int
+    digest: str
 
 
 class Workdir:
@@ -89,7 +106,7 @@ class Workdir:
 
         if not multihost.is_first():
             return
-        record = {"format": WORKDIR_FORMAT, "experiment": config.to_json(experiment)}
+        record = {"format": WORKDIR_FORMAT, "experiment": to_json(experiment)}
         record |= {"versions": runtime.library_versions(), "git": runtime.git_state()}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.experiment_file, json.dumps(record, indent=1) + "\n")
@@ -99,17 +116,14 @@ class Workdir:
         from jaxlm.experiment import Experiment
 
         self.check()
-        try:
-            record = json.loads(self.experiment_file.read_text(encoding="utf-8"))
-            data, format_number = record["experiment"], record.get("format", 1)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.experiment_file} is damaged ({error}): restore it from a copy") from None
-        if format_number != WORKDIR_FORMAT:
+        record = read_json(self.experiment_file)
+        if (format_number := record.get("format", 1)) != WORKDIR_FORMAT:
             raise UserError(
                 f"{self.experiment_file} has workdir format {format_number}, this jaxlm reads format {WORKDIR_FORMAT}: "
                 "use the version of jaxlm that wrote it, or train into another --workdir"
             )
-        experiment = config.from_json(data)
+        check_type(record, ExperimentRecord, str(self.experiment_file))
+        experiment = from_json(record["experiment"], str(self.experiment_file))
         if not isinstance(experiment, Experiment):
             raise UserError(f"{self.experiment_file} holds a {type(experiment).__name__}, expected an Experiment")
         return experiment
@@ -121,10 +135,9 @@ class Workdir:
         """
         from jaxlm.distributed import multihost
 
-        try:
-            stored = json.loads(self.data_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            stored = fingerprints
+        stored = fingerprints
+        if self.data_file.exists():
+            stored = read_json(self.data_file, dict[str, Fingerprint])
         if stored != fingerprints and self.has_checkpoint():
             raise UserError(
                 f"the training data of {self} has changed: {_describe_fingerprints(stored)} when the run began, "

@@ -23,7 +23,7 @@ FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base_utils", "lib", "core", "stuff", "new", "tmp"}
 
 FLOORS = """
-jaxlm.errors jaxlm.types jaxlm.config jaxlm.filesystem jaxlm.runtime jaxlm.pytree
+jaxlm.errors jaxlm.types jaxlm.filesystem jaxlm.json_files jaxlm.config jaxlm.runtime jaxlm.pytree
 jaxlm.data.files jaxlm.data.ragged jaxlm.data.tokenizers jaxlm.data.storage jaxlm.data.sources jaxlm.data.batching
 jaxlm.data.pretraining jaxlm.data.minilang
 jaxlm.ngram jaxlm.grammar jaxlm.metrics
@@ -187,7 +187,8 @@ def test_files_speak_of_the_project_alone():
 LIGHT = [
     "jaxlm",
     "jaxlm.errors",
-    "jaxlm.config",
+    "jaxlm.json_files",
+    "jaxlm.config.display",
     "jaxlm.data.files",
     "jaxlm.data.tokenizers.loading",
     "jaxlm.data.minilang",

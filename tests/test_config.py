@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.config import differences, format_config, from_json, to_json
+from jaxlm.config.display import differences, format_config
+from jaxlm.config.serialization import from_json, to_json
 from jaxlm.errors import UserError
 
 
@@ -201,7 +202,7 @@ def test_pretty_is_a_field_a_line():
 
 SCRIPT = """
 import dataclasses, json, sys
-from jaxlm.config import to_json
+from jaxlm.config.serialization import to_json
 assert "jax" not in sys.modules and "flax" not in sys.modules
 @dataclasses.dataclass(frozen=True)
 class Mine:

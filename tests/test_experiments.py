@@ -8,7 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxlm import config
+from jaxlm.config.display import differences, format_config
+from jaxlm.config.serialization import from_json, to_json
 from jaxlm.data.minilang.corpus import MiniLang
 from jaxlm.data.tokenizers.simple import Bytes
 from jaxlm.experiment import Experiment, load_experiment, variants
@@ -64,10 +65,10 @@ def test_the_parts_fit_together(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_config_goes_through_json(name):
     experiment = load_experiment(name)
-    text = json.dumps(config.to_json(experiment), allow_nan=False)
-    assert config.from_json(json.loads(text)) == experiment
-    assert config.differences(experiment, json.loads(text)) == []
-    assert "0x" not in config.format_config(experiment), "an address is no description"
+    text = json.dumps(to_json(experiment), allow_nan=False)
+    assert from_json(json.loads(text)) == experiment
+    assert differences(experiment, json.loads(text)) == []
+    assert "0x" not in format_config(experiment), "an address is no description"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jaxlm import config
 from jaxlm.cli import experiments
 from jaxlm.cli.parser import CommandParser, UsageError
+from jaxlm.config.checks import check_fields
+from jaxlm.config.serialization import field_names
 from jaxlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,11 +85,15 @@ def apply_overrides(experiment: "Experiment", argv: list[str], parser: CommandPa
         field, values = fields[option], [value] if equals else []
         while not equals and field.annotation is not bool and words and not words[0].startswith("--"):
             values.append(words.pop(0))
+        listed = f"`{parser.help_command}` lists the overrides"
         try:
             changes[field.path] = field.convert(option, values)
+            check_fields(field.owner, {field.path[-1]: changes[field.path]}, "--" + ".".join(field.path[:-1]), listed)
+        except UserError as error:
+            raise UsageError(str(error).replace("--.", "--")) from None
         except ValueError as error:
             given = repr(" ".join(values)) if values else "no value"
-            raise UsageError(f"{name}: {error}, found {given} (`{parser.help_command}` lists the overrides)") from None
+            raise UsageError(f"{name}: {error}, found {given} ({listed})") from None
     try:
         return _replace_fields(experiment, changes)
     except UserError as error:  # raised by a config that refuses the value
@@ -124,7 +129,7 @@ def option_fields(
     """The fields of a config, then those of the configs inside it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = typing.get_type_hints(type(value))
-        fields = [(name, getattr(value, name), hints[name]) for name in config.field_names(type(value))]
+        fields = [(name, getattr(value, name), hints[name]) for name in field_names(type(value))]
         owner = type(value)
     elif isinstance(value, Mapping):
         fields = [(str(key), item, type(item)) for key, item in value.items()]

@@ -3,21 +3,37 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.huggingface import safetensors
+from jaxlm.json_files import read_json
 
 CONFIG_FILE, WEIGHTS_FILE, WEIGHTS_INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 MAX_SHARD_BYTES = 5_000_000_000
 
+FETCH_AGAIN = "fetch the folder again"
+
+
+class ModelDescription(TypedDict, total=False):
+    """The entries of `config.json` that name the architecture."""
+
+    architectures: list[str] | None
+    model_type: str
+
+
+class WeightsIndex(TypedDict):
+    """The index of a model in several files: array -> file."""
+
+    weight_map: dict[str, str]
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`. Raises UserError if it is missing or not a JSON object."""
-    return read_json(folder, CONFIG_FILE, "which describes the model")
+    return read_description(folder, CONFIG_FILE, "which describes the model", ModelDescription)
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -31,9 +47,8 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
             f"{folder} has neither {WEIGHTS_FILE} nor {WEIGHTS_INDEX_FILE}{reason}: save the model with "
             "`save_pretrained(folder, safe_serialization=True)`"
         )
-    shard_of = read_json(folder, WEIGHTS_INDEX_FILE, "which names the file of each array").get("weight_map")
-    if not isinstance(shard_of, dict):
-        raise UserError(f"{folder / WEIGHTS_INDEX_FILE} has no weight_map: fetch it again")
+    purpose = "which names the file of each array"
+    shard_of = read_description(folder, WEIGHTS_INDEX_FILE, purpose, WeightsIndex)["weight_map"]
     shards = {name: safetensors.read_file(_shard_path(folder, name)) for name in sorted(set(shard_of.values()))}
     missing = [f"{name} in {shard}" for name, shard in shard_of.items() if name not in shards[shard]]
     if missing:
@@ -83,18 +98,12 @@ def _shard_path(folder: Path, name: Any) -> Path:
     return folder / name
 
 
-def read_json(folder: Path, name: str, purpose: str) -> dict[str, Any]:
-    """A JSON file of the folder; `purpose` is a clause for the message. Raises UserError if it is not a JSON object."""
+def read_description(folder: Path, name: str, purpose: str, annotation: Any = dict) -> dict[str, Any]:
+    """A JSON file of the folder; `purpose` is a clause for the message. Raises UserError if it has another type."""
     path = folder / name
     if not path.is_file():
         raise UserError(f"{folder} has no {name}, {purpose}: name a folder that `save_pretrained` wrote")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): fetch it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, expected an object: fetch it again")
-    return content
+    return read_json(path, annotation, FETCH_AGAIN)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

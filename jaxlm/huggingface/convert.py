@@ -15,10 +15,18 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxlm.config import differences
+from jaxlm.config.display import differences
+from jaxlm.config.serialization import check_config
 from jaxlm.errors import UserError
 from jaxlm.huggingface.architecture import Architecture
-from jaxlm.huggingface.checkpoint_folder import MAX_SHARD_BYTES, read_config, read_tensors, write_folder
+from jaxlm.huggingface.checkpoint_folder import (
+    CONFIG_FILE,
+    FETCH_AGAIN,
+    MAX_SHARD_BYTES,
+    read_config,
+    read_tensors,
+    write_folder,
+)
 from jaxlm.huggingface.decoders import DECODER_ARCHITECTURES
 from jaxlm.huggingface.encoder_decoders import MARIAN, T5
 from jaxlm.huggingface.encoders import ENCODER_ARCHITECTURES, HEAD_ARCHITECTURES
@@ -48,6 +56,11 @@ def load_pretrained(folder: Path, **model_fields: Any) -> tuple[Any, Params, dic
         model = architecture.to_model(config)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise UserError(
+            f"{folder / CONFIG_FILE} describes no {architecture.hf_class} ({error}): {FETCH_AGAIN}"
+        ) from None
+    check_config(model, str(folder / CONFIG_FILE), FETCH_AGAIN)
     tensors = _with_prefix(read_tensors(folder), architecture)
     model = architecture.adjust_to_weights(_with_fields(model, model_fields), tensors.keys())
     tensors = _select_weights(tensors, architecture, model, folder)

@@ -10,7 +10,7 @@ from jaxlm.data.tokenizers.base import SpecialIds
 from jaxlm.data.tokenizers.pretrained import FastTokenizer, PretrainedSentencePiece, parse_tokenizer_json
 from jaxlm.data.tokenizers.sentencepiece import parse_sentencepiece
 from jaxlm.errors import UserError
-from jaxlm.huggingface.checkpoint_folder import read_json
+from jaxlm.huggingface.checkpoint_folder import read_description
 
 ModelKind = Literal["decoder", "encoder", "encoder_decoder"]
 
@@ -117,7 +117,7 @@ def _tokens_of_role(folder: Path, role: str) -> tuple[str, ...]:
     names: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            names |= read_json(folder, name, "which names the special tokens")
+            names |= read_description(folder, name, "which names the special tokens")
     token = names.get(role)
     if token is None:
         return DEFAULT_SPECIAL_TOKENS[role]

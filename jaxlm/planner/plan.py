@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxlm import config
+from jaxlm.config.serialization import to_json
 from jaxlm.distributed.mesh_axes import AXES, resolve_mesh_shape
 from jaxlm.distributed.placement import batch_shardings
 from jaxlm.distributed.sharding import AnyMesh, make_mesh, num_batch_shards, unsharded_params, with_shardings
@@ -163,7 +163,7 @@ def count_workload(experiment: Experiment, with_activations: bool = False) -> Wo
 def _cached_workload(experiment: Experiment) -> Workload:
     """The workload for analytic estimates, which does not depend on micro-batches: counted once for all meshes."""
     whole = dataclasses.replace(experiment, grad_accum=1)
-    key = json.dumps(config.to_json(whole))
+    key = json.dumps(to_json(whole))
     if key not in _WORKLOADS:
         _WORKLOADS[key] = count_workload(whole, with_activations=True)
     return dataclasses.replace(_WORKLOADS[key], experiment=experiment)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from jaxlm import config
+from jaxlm.config.display import format_config
 from jaxlm.errors import UserError
 from jaxlm.report.figures import attention_figure, curves_figure, figure_to_svg, gradient_flow_figure
 from jaxlm.report.run_summary import RunSummary
@@ -39,7 +39,7 @@ def render_html(runs: Sequence[RunSummary]) -> str:
             parts.append(f"<details><summary>test</summary><pre>{scores}</pre></details>")
         parts += _attention_figures(run)
         parts += _example_list(run)
-        shown = config.format_config(run.trained.experiment)
+        shown = format_config(run.trained.experiment)
         parts.append(f"<details><summary>configuration</summary><pre>{html.escape(shown)}</pre></details>")
     title = html.escape("jaxlm: " + ", ".join(run.name for run in runs))
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm import config, runtime
+from jaxlm import runtime
 from jaxlm.checkpoint.manager import Checkpoints
+from jaxlm.config.serialization import to_json
 from jaxlm.data.batching.loader import DataLoader
 from jaxlm.distributed import multihost
 from jaxlm.distributed.placement import put_batch, replicate
@@ -59,7 +60,7 @@ def train(
             lambda: stack.enter_context(lock_folder(workdir.folder)) if multihost.is_first() else None
         )
         experiment = resolve_init(experiment, workdir)
-        if summary := multihost.check_hosts(json.dumps(config.to_json(experiment)), runtime.library_versions()):
+        if summary := multihost.check_hosts(json.dumps(to_json(experiment)), runtime.library_versions()):
             print_status(summary)
         if hasattr(experiment.model, "fit"):
             if multihost.num_hosts() > 1:

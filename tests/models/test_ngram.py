@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from references.ngram_oracle import kneser_ney, occurrences, sentences, stupid_backoff, witten_bell
 
-from jaxlm.config import from_json, to_json
+from jaxlm.config.serialization import from_json, to_json
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.base import BOS, EOS, PAD
 from jaxlm.data.tokenizers.simple import Characters, Words

@@ -9,7 +9,7 @@ import pytest
 from fixtures.zoo import SEQ2SEQ, VOCAB, batch_of, by_example, examples, logits, params_of, sharpened
 from references.recurrent_oracle import Oracle, named_float64
 
-from jaxlm.config import from_json, to_json
+from jaxlm.config.serialization import from_json, to_json
 from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.generate import GenerationConfig, generate

@@ -8,7 +8,7 @@ import jax
 import pytest
 from test_experiments import NAMES, readable
 
-from jaxlm import config
+from jaxlm.config.serialization import to_json
 from jaxlm.decode.prefill import decode_step
 from jaxlm.errors import UserError
 from jaxlm.experiment import load_experiment
@@ -29,7 +29,7 @@ def form(name):
     """The configs that determine the shapes of an experiment."""
     experiment = load_experiment(name)
     parts = experiment.model, experiment.batching, experiment.objective, experiment.tokenizer
-    return json.dumps([*map(config.to_json, parts), type(experiment.task).__name__], sort_keys=True)
+    return json.dumps([*map(to_json, parts), type(experiment.task).__name__], sort_keys=True)
 
 
 FORMS = list({form(name): name for name in reversed(TRAINED)}.values())

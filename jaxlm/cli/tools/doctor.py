@@ -155,5 +155,5 @@ def _print_checks(sections: dict[str, list[Check]], verdict: str) -> None:
         for check in checks:
             status = f"{check.status:10}"
             status = f"\x1b[{color[check.status]}m{status}\x1b[0m" if sys.stdout.isatty() else status
-            print(f"  {check.name:21}{status}{check.detail}{check.fix and f'. To fix it: {check.fix}'}")
+            print(f"  {check.name:25}{status}{check.detail}{check.fix and f'. To fix it: {check.fix}'}")
     print(verdict)

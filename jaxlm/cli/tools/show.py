@@ -1,8 +1,8 @@
 """`jaxlm show EXPERIMENT`: the configuration, the parameters, the batch and the FLOPs of a step. Trains nothing."""
 
-from jaxlm import config
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.parser import COMMANDS
+from jaxlm.config.display import format_config
 
 
 def main(argv: list[str]) -> int:
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
     total = sum(sizes.values())
     print(f"{options.experiment}\n")
-    print(config.format_config(experiment))
+    print(format_config(experiment))
     print(f"\nparameters {total:,}" + (f", of which {trainable:,} are trained" if trainable < total else ""))
     for name, size in sizes.items():
         print(f"  {name:24}{size:>16,}  {size / total:6.1%}")

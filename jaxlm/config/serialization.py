@@ -1,4 +1,4 @@
-"""Configs: frozen dataclasses and Linen modules, written as JSON and read back, compared, and printed.
+"""Configs: frozen dataclasses and Linen modules, written as JSON and read back.
 
 A config value is None, a bool, a number, a string, a `Path`, a NumPy or JAX dtype, or a tuple, a dict or a dataclass
 of config values. In JSON a dataclass is `{"type": "package.module.Class", field: value, ...}`, a tuple is a list
@@ -12,21 +12,21 @@ import dataclasses
 import importlib
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxlm.config.checks import check_fields
 from jaxlm.errors import UserError
+from jaxlm.json_files import RESTORE
 
 LINEN_FIELDS = ("parent", "name")
 
 DTYPE_MODULES = ("numpy", "jax.numpy")
 
 SPECIAL_TYPES = ("float", "pathlib.Path", "numpy.dtype", "dict")
-
-MISSING = object()
 
 
 def to_json(value: Any, path: str = "config") -> Any:
@@ -62,7 +62,8 @@ def to_json(value: Any, path: str = "config") -> Any:
 def from_json(data: Any, path: str = "config") -> Any:
     """The inverse of `to_json`. Fields that are not in `data` get their defaults.
 
-    Raises UserError for a type that cannot be imported or is not a dataclass, and for an unknown field.
+    Raises UserError for a type that cannot be imported or is not a dataclass, for an unknown field, and for a value
+    whose type or range is not that of its field.
     """
     if isinstance(data, list):
         return tuple(from_json(item, f"{path}[{i}]") for i, item in enumerate(data))
@@ -71,19 +72,40 @@ def from_json(data: Any, path: str = "config") -> Any:
     name = data.get("type")
     if name is None:
         return {key: from_json(item, f"{path}.{key}") for key, item in data.items()}
-    if name == "float":
-        return float(data["value"])
-    if name == "pathlib.Path":
-        return Path(data["value"])
-    if name == "dict":
-        return {from_json(key, path): from_json(item, f"{path}[{key!r}]") for key, item in data["items"]}
-    if name == "numpy.dtype":
-        return _parse_dtype(data["value"], path)
+    if name in SPECIAL_TYPES:
+        return _special_value(name, data, path)
     module, _, attribute = str(name).rpartition(".")
     if module in DTYPE_MODULES and len(data) == 1:
         _parse_dtype(attribute, path)
         return getattr(importlib.import_module(module), attribute)
     return _build_dataclass(_import_dataclass(name, path), data, path)
+
+
+def _special_value(name: str, data: dict, path: str) -> Any:
+    """The value of an object that stands for what JSON lacks."""
+    try:
+        if name == "dict":
+            return {from_json(key, path): from_json(item, f"{path}[{key!r}]") for key, item in data["items"]}
+        if not isinstance(text := data["value"], str):
+            raise TypeError(f"its value is {text!r:.40}, expected a string")
+        return float(text) if name == "float" else Path(text) if name == "pathlib.Path" else _parse_dtype(text, path)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a value of the type {name!r} ({error!r:.80}): {RESTORE}") from None
+
+
+def check_config(value: Any, path: str = "config", cure: str = "set another value") -> None:
+    """Raises UserError, with its path, for a value in a config whose type or range is not that of its field."""
+    if isinstance(value, tuple):
+        for index, item in enumerate(value):
+            check_config(item, f"{path}[{index}]", cure)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            check_config(item, f"{path}.{key}", cure)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {name: getattr(value, name) for name in field_names(type(value))}
+        check_fields(type(value), fields, path, cure)
+        for name, item in fields.items():
+            check_config(item, f"{path}.{name}", cure)
 
 
 def field_names(cls: type) -> list[str]:
@@ -111,27 +133,6 @@ def type_name(cls: type, path: str = "config") -> str:
     if "<locals>" in cls.__qualname__:
         raise UserError(f"{path}: {module}.{cls.__qualname__} is defined inside a function; move it to the top level")
     return f"{module}.{cls.__qualname__}"
-
-
-def differences(left: Any, right: Any, right_name: str = "there") -> list[str]:
-    """A line for each value that differs between two configs: `model.layers: 4 here, 6 in D/experiment.json`.
-
-    Both may be objects or their JSON; `right_name` is the name of `right` in the lines.
-    """
-    place = right_name if right_name == "there" else f"in {right_name}"
-    return [
-        f"{path or 'config'}: {_format_inline(here)} here, {_format_inline(there)} {place}"
-        for path, here, there in _differing_values(_as_json(left), _as_json(right), "")
-    ]
-
-
-def format_config(obj: Any) -> str:
-    """A config as indented text, one line per field, with all defaults."""
-    data = _as_json(obj)
-    if not _is_multiline(data):
-        return _format_inline(data)
-    head = [data["type"]] if "type" in data else []
-    return "\n".join([*head, *_format_lines(data, "  " * len(head))])
 
 
 def _mapping_to_json(value: Mapping, path: str) -> dict:
@@ -190,82 +191,8 @@ def _build_dataclass(cls: type, data: dict, path: str) -> Any:
             f"(it has {', '.join(known) or 'none'}): the config is of another version or misspelled"
         )
     values = {key: from_json(item, f"{path}.{key}") for key, item in data.items() if key != "type"}
+    check_fields(cls, values, path, "fix the value, or restore the file from a copy")
     try:
         return cls(**values)
-    except TypeError as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise UserError(f"{path}: {data['type']} cannot be built from {sorted(values)}: {error}") from error
-
-
-def _as_json(value: Any) -> Any:
-    return value if isinstance(value, dict) else to_json(value)
-
-
-def _entries(data: Any) -> dict[str, Any]:
-    """The fields of a JSON object, or the items of a list, by their last name in a path."""
-    if isinstance(data, list):
-        return {f"[{i}]": item for i, item in enumerate(data)}
-    return {key: item for key, item in data.items() if key != "type"}
-
-
-def _differing_values(left: Any, right: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    if left == right:
-        return
-    if not _is_comparable(left, right):
-        yield path, left, right
-        return
-    here, there = _entries(left), _entries(right)
-    for name in here | there:
-        full_path = path + name if isinstance(left, list) else f"{path}.{name}".lstrip(".")
-        yield from _differing_values(here.get(name, MISSING), there.get(name, MISSING), full_path)
-
-
-def _is_comparable(left: Any, right: Any) -> bool:
-    """True if two JSON values are compared entry by entry."""
-    if isinstance(left, list) and isinstance(right, list):
-        return len(left) == len(right)
-    if not isinstance(left, dict) or not isinstance(right, dict):
-        return False
-    return left.get("type") == right.get("type") and left.get("type") not in SPECIAL_TYPES
-
-
-def _format_inline(data: Any) -> str:
-    """A JSON value on one line, in the form of Python."""
-    if data is MISSING:
-        return "absent"
-    if isinstance(data, list):
-        return "(" + ", ".join(map(_format_inline, data)) + ("," if len(data) == 1 else "") + ")"
-    if not isinstance(data, dict):
-        return repr(data)
-    name = data.get("type")
-    if name is None:
-        return "{" + ", ".join(f"{key!r}: {_format_inline(item)}" for key, item in data.items()) + "}"
-    if name == "dict":
-        return "{" + ", ".join(f"{_format_inline(key)}: {_format_inline(item)}" for key, item in data["items"]) + "}"
-    if name in ("float", "pathlib.Path", "numpy.dtype"):
-        return data["value"] if name == "float" else f"{name.rpartition('.')[2]}({data['value']!r})"
-    if _is_dtype_json(data):
-        return name
-    return f"{name}(" + ", ".join(f"{key}={_format_inline(item)}" for key, item in data.items() if key != "type") + ")"
-
-
-def _is_dtype_json(data: dict) -> bool:
-    return len(data) == 1 and str(data.get("type")).rpartition(".")[0] in DTYPE_MODULES
-
-
-def _is_multiline(data: Any) -> bool:
-    """True if a value has lines of its own: a dataclass, a dict with entries, or a tuple that holds one of them."""
-    if isinstance(data, list):
-        return any(map(_is_multiline, data))
-    if not isinstance(data, dict) or not data or _is_dtype_json(data):
-        return False
-    return data.get("type") not in SPECIAL_TYPES
-
-
-def _format_lines(data: Any, indent: str) -> Iterator[str]:
-    for name, item in _entries(data).items():
-        if not _is_multiline(item):
-            yield f"{indent}{name}: {_format_inline(item)}"
-            continue
-        has_type = isinstance(item, dict) and "type" in item
-        yield f"{indent}{name}: {item['type']}" if has_type else f"{indent}{name}:"
-        yield from _format_lines(item, indent + "  ")
