@@ -60,7 +60,7 @@ def parse_json(
         raise UserError(f"{place}: not UTF-8 at byte {error.start}: {cure}") from None
     except UnicodeEncodeError:
         raise UserError(
-            f"{place}: half of a surrogate pair (\\ud800 to \\udfff), which is no character: {cure}"
+            f"{place}: half of a surrogate pair (\\ud800 to \\udfff), which encodes no character: {cure}"
         ) from None
     except ValueError as error:
         raise UserError(f"{place}: {error}: {cure}") from None
@@ -92,16 +92,16 @@ def check_type(value: Any, annotation: Any, place: str, cure: str = RESTORE) -> 
         for index, item in enumerate(value):
             check_type(item, arguments[0], f"{place}[{index}]", cure)
     elif not _is_instance(value, annotation, origin, arguments):
-        raise UserError(f"{place}: expected {type_text(annotation)}, found {value!r:.60}: {cure}")
+        raise UserError(f"{place}: expected {describe_type(annotation)}, found {value!r:.60}: {cure}")
 
 
-def type_text(annotation: Any) -> str:
+def describe_type(annotation: Any) -> str:
     """The type in words: `an integer`, `None or a string`, `one of "pre", "post"`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(repr, arguments))
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(type_text, arguments))
+        return " or ".join(map(describe_type, arguments))
     if typing.is_typeddict(annotation):
         return "an object"
     plain: Any = {Mapping: dict, Sequence: list}.get(origin, origin or annotation)
@@ -131,7 +131,9 @@ def _check_union(value: Any, annotation: Any, place: str, cure: str) -> None:
         except UserError as error:
             errors.append(str(error))
     inner = [error for error in errors if not error.startswith(f"{place}: expected")]  # of the member that it nearly is
-    raise UserError(inner[0] if inner else f"{place}: expected {type_text(annotation)}, found {value!r:.60}: {cure}")
+    raise UserError(
+        inner[0] if inner else f"{place}: expected {describe_type(annotation)}, found {value!r:.60}: {cure}"
+    )
 
 
 def _check_record(value: Any, annotation: Any, place: str, cure: str) -> None:

@@ -3,10 +3,11 @@
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from jaxlm import runtime
-from jaxlm.config.serialization import from_json, to_json
+from jaxlm.config import trust
+from jaxlm.config.serialization import from_json, iter_dataclasses, to_json
 from jaxlm.errors import UserError
 from jaxlm.filesystem import write_atomic
 from jaxlm.json_files import check_type, read_json
@@ -26,6 +27,7 @@ class ExperimentRecord(TypedDict):
 
     format: int
     experiment: dict[str, Any]
+    modules: NotRequired[dict[str, trust.ModuleOrigin]]
 
 
 class Fingerprint(TypedDict):
@@ -42,6 +44,7 @@ class Workdir:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.experiment_file = self.folder / "experiment.json"  # format, experiment, library versions, git commit
+        self.source_folder = self.folder / "source"  # the modules of the experiment that are not jaxlm's
         self.data_file = self.folder / "data.json"  # fingerprints of the training data
         self.tokenizer_folder = self.folder / "tokenizer"
         self.train_data = self.folder / "data" / "train"  # the training split as ids
@@ -106,9 +109,12 @@ class Workdir:
 
         if not multihost.is_first():
             return
-        record = {"format": WORKDIR_FORMAT, "experiment": to_json(experiment)}
+        origins = trust.module_origins(type(part) for _, part in iter_dataclasses(experiment))
+        record = {"format": WORKDIR_FORMAT, "experiment": to_json(experiment), "modules": origins}
         record |= {"versions": runtime.library_versions(), "git": runtime.git_state()}
         self.folder.mkdir(parents=True, exist_ok=True)
+        trust.copy_sources(origins, self.source_folder)
+        trust.remember(origins)
         write_atomic(self.experiment_file, json.dumps(record, indent=1) + "\n")
 
     def read_experiment(self) -> "Experiment":
@@ -123,7 +129,16 @@ class Workdir:
                 "use the version of jaxlm that wrote it, or train into another --workdir"
             )
         check_type(record, ExperimentRecord, str(self.experiment_file))
-        experiment = from_json(record["experiment"], str(self.experiment_file))
+        origins = record.get("modules", {})
+        trust.import_trusted(origins, self.source_folder)
+        try:
+            experiment = from_json(record["experiment"], str(self.experiment_file))
+        except trust.UntrustedModule as error:
+            came_from = f" (it was {origins[error.module]['file']})" if error.module in origins else ""
+            raise UserError(
+                f"{error}{came_from}. If you trust it, repeat with --trust {error.module} (in Python: import it), which"
+                f" takes it from here, from the Python path or {self.source_folder}"
+            ) from None
         if not isinstance(experiment, Experiment):
             raise UserError(f"{self.experiment_file} holds a {type(experiment).__name__}, expected an Experiment")
         return experiment

@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("XLA_FLAGS", " ".join(flags))
     if hasattr(config, "cache"):  # absent under `-p no:cacheprovider`
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
+        os.environ["XDG_STATE_HOME"] = str(config.cache.mkdir("state"))  # files trained with are noted there
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     import jax

@@ -130,7 +130,7 @@ def test_another_format_is_refused(run, number, shown):
 
 def test_bytes_that_are_no_text(run):
     (run / "experiment.json").write_bytes(b"\xff\xfe{\x00")
-    with pytest.raises(UserError, match=r"experiment.json is damaged"):
+    with pytest.raises(UserError, match=r"experiment.json: not UTF-8 at byte 0: restore it from a copy"):
         Workdir(run).read_experiment()
 
 

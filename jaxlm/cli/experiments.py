@@ -8,6 +8,7 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,8 @@ def resolve_experiment(name: str) -> str:
 
     Raises UsageError if the module, file or variant does not exist, with the nearest one that does.
     """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # only a command that names an experiment imports from the current folder
     module, _, variant = name.partition(":")
     known = experiment_modules()
     if module.endswith(".py") or "/" in module:

@@ -9,7 +9,6 @@ import importlib
 import os
 import sys
 import traceback
-from pathlib import Path
 
 from jaxlm import __version__
 from jaxlm.cli.parser import COMMANDS, EXIT_INTERRUPTED, UsageError, command_module, did_you_mean
@@ -25,8 +24,6 @@ def main(argv: list[str] | None = None) -> int:
     argv = [word for word in argv if word != "--debug"]
     if sys.stdout is None:  # the caller closed it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # experiments of the current folder
     try:
         code = _run_command(argv)
         sys.stdout.flush()

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.cli.parser import CommandParser, UsageError, choice_of, int_at_least
+from jaxlm.cli.parser import CommandParser, UsageError, add_trust_option, choice_of, int_at_least
 from jaxlm.distributed.mesh_axes import parse_mesh_axes
 from jaxlm.errors import UserError
 from jaxlm.workdir import Workdir
@@ -136,6 +136,7 @@ def workdir_parser(command: str, summary: str, *groups: str) -> CommandParser:
     checkpoint.add_argument("--step", type=int_at_least(0), metavar="K", help="use the checkpoint of step K")
     parser.add_int("--batch-tokens", "source positions per batch (default: as in the experiment)")
     add_mesh_option(parser)
+    add_trust_option(parser)
     for group in groups:
         OPTION_GROUPS[group](parser)
     return parser

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxlm.cli import experiments
-from jaxlm.cli.parser import CommandParser, UsageError
+from jaxlm.cli.parser import CommandParser, UsageError, add_trust_option
 from jaxlm.config.checks import check_fields
 from jaxlm.config.serialization import field_names
 from jaxlm.errors import UserError
@@ -41,6 +41,7 @@ class ExperimentParser(CommandParser):
         usage = f"jaxlm {command} EXPERIMENT [options] [overrides]"
         super().__init__(command, summary, usage=usage, add_help=False, **options)
         self.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help="module or file.py, optionally :VARIANT")
+        add_trust_option(self)
         text = "show this help; with EXPERIMENT, also the overrides: options that set its fields"
         self.add_argument("-h", "--help", action="store_true", help=text)
 

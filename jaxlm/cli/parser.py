@@ -4,6 +4,7 @@ import argparse
 import difflib
 import importlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxlm.errors import UserError
@@ -130,6 +131,20 @@ def positive_number(text: str) -> float:
     if not value > 0:  # NaN included
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
     return value
+
+
+def trusted_module(name: str) -> str:
+    """The type of `--trust`: a workdir's experiment may have classes of this module, also of the current folder."""
+    from jaxlm.config.trust import trust_modules
+
+    trust_modules([name], Path.cwd())
+    return name
+
+
+def add_trust_option(parser: "CommandParser") -> None:
+    """`--trust`."""
+    text = "let the experiment of a workdir import this module, which runs its code"
+    parser.add_list("--trust", text, trusted_module, "MODULE")
 
 
 def choice_of(module: str, name: str, default: str) -> Callable[[str], str]:

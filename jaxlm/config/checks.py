@@ -35,7 +35,7 @@ reset_prob scheduled_sampling short_seq_prob start_fraction test valid weight_dr
 """Numbers from 0 to 1."""
 
 POSITIVE = "decay_factor epsilon eps factor mean_noise_span_length norm_epsilon theta".split()
-"""Numbers above 0. Other numbers are finite; numbers that are no integers may be negative."""
+"""Numbers above 0. Other numbers are finite; fractions may be negative."""
 
 COLUMNS = ("source", "tag_column", "target", "word_column")
 """Integers that may be negative: columns of a file, counted from the end."""

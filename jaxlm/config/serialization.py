@@ -12,13 +12,14 @@ import dataclasses
 import importlib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxlm.config.checks import check_fields
+from jaxlm.config.trust import UntrustedModule, may_import
 from jaxlm.errors import UserError
 from jaxlm.json_files import RESTORE
 
@@ -63,7 +64,7 @@ def from_json(data: Any, path: str = "config") -> Any:
     """The inverse of `to_json`. Fields that are not in `data` get their defaults.
 
     Raises UserError for a type that cannot be imported or is not a dataclass, for an unknown field, and for a value
-    whose type or range is not that of its field.
+    whose type or range is not that of its field; UntrustedModule for a type whose module must not be imported.
     """
     if isinstance(data, list):
         return tuple(from_json(item, f"{path}[{i}]") for i, item in enumerate(data))
@@ -82,7 +83,7 @@ def from_json(data: Any, path: str = "config") -> Any:
 
 
 def _special_value(name: str, data: dict, path: str) -> Any:
-    """The value of an object that stands for what JSON lacks."""
+    """The value of an object that represents one that JSON lacks."""
     try:
         if name == "dict":
             return {from_json(key, path): from_json(item, f"{path}[{key!r}]") for key, item in data["items"]}
@@ -95,17 +96,22 @@ def _special_value(name: str, data: dict, path: str) -> Any:
 
 def check_config(value: Any, path: str = "config", cure: str = "set another value") -> None:
     """Raises UserError, with its path, for a value in a config whose type or range is not that of its field."""
+    for place, part in iter_dataclasses(value, path):
+        check_fields(type(part), {name: getattr(part, name) for name in field_names(type(part))}, place, cure)
+
+
+def iter_dataclasses(value: Any, path: str = "config") -> Iterator[tuple[str, Any]]:
+    """Every dataclass in a config with its dotted path, a dataclass before those in its fields."""
+    entries: Mapping[str, Any] = {}
     if isinstance(value, tuple):
-        for index, item in enumerate(value):
-            check_config(item, f"{path}[{index}]", cure)
+        entries = {f"[{index}]": item for index, item in enumerate(value)}
     elif isinstance(value, Mapping):
-        for key, item in value.items():
-            check_config(item, f"{path}.{key}", cure)
+        entries = {f".{key}": item for key, item in value.items()}
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {name: getattr(value, name) for name in field_names(type(value))}
-        check_fields(type(value), fields, path, cure)
-        for name, item in fields.items():
-            check_config(item, f"{path}.{name}", cure)
+        yield path, value
+        entries = {f".{name}": getattr(value, name) for name in field_names(type(value))}
+    for name, item in entries.items():
+        yield from iter_dataclasses(item, path + name)
 
 
 def field_names(cls: type) -> list[str]:
@@ -164,8 +170,12 @@ def _import_dataclass(name: str, path: str) -> type:
     parts = str(name).split(".")
     if not all(part.isidentifier() for part in parts):
         raise UserError(f"{path}: {name!r} is not a dataclass: expected a name such as package.module.Class")
-    for cut in range(len(parts) - 1, 0, -1):
-        module = ".".join(parts[:cut])
+    modules = [".".join(parts[:cut]) for cut in range(len(parts) - 1, 0, -1)]
+    if modules and not any(map(may_import, modules)):
+        raise UntrustedModule(path, name)
+    for cut, module in zip(range(len(parts) - 1, 0, -1), modules, strict=True):
+        if not may_import(module):
+            continue
         try:
             value: Any = importlib.import_module(module)
         except ModuleNotFoundError as error:
@@ -176,6 +186,8 @@ def _import_dataclass(name: str, path: str) -> type:
             value = getattr(value, part, None)
         if isinstance(value, type) and dataclasses.is_dataclass(value):
             return value
+        if not may_import(modules[0]):
+            raise UntrustedModule(path, name)
         raise UserError(f"{path}: {name} is not a dataclass of module {module} (a config of another version?)")
     raise UserError(
         f"{path}: the module of {name} cannot be imported: install the package, run in its folder, or fix the name"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jaxlm.cli import output
-from jaxlm.cli.parser import COMMANDS, CommandParser
+from jaxlm.cli.parser import COMMANDS, CommandParser, add_trust_option
 
 
 def main(argv: list[str]) -> int:
@@ -13,6 +13,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to create")
     text = "dtype of the stored weights (default: that of the imported model, else float32)"
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help=text)
+    add_trust_option(parser)
     options = parser.parse(argv)
     from jaxlm import runtime
 

@@ -1,0 +1,116 @@
+"""Which modules a config may import: reading a file must not run code that its author put there.
+
+These are jaxlm's own modules, those that this process has loaded, those that the user named (`--trust MODULE`), and
+files that this user has trained with on this machine, at the same place and with the same content.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypedDict
+
+from jaxlm.errors import UserError
+from jaxlm.filesystem import read_bounded, write_atomic
+
+MAX_SOURCE_BYTES = 1 << 24
+MAX_REMEMBERED_BYTES = 1 << 20
+
+_named: set[str] = set()
+
+
+class ModuleOrigin(TypedDict):
+    """Where a module came from: its file, and the digest of its content."""
+
+    file: str
+    sha256: str
+
+
+class UntrustedModule(UserError):
+    """A config names a class of a module that must not be imported unasked."""
+
+    def __init__(self, path: str, name: str):
+        self.module = name.rpartition(".")[0]
+        super().__init__(
+            f"{path} is a {name}, which is not a class of jaxlm: to read it runs the code of {self.module}"
+        )
+
+
+def trust_modules(names: Iterable[str], folder: Path) -> None:
+    """Let configs import these modules, and those inside them; the folder is searched after all others."""
+    _named.update(names)
+    if str(folder.absolute()) not in sys.path:
+        sys.path.append(str(folder.absolute()))
+
+
+def may_import(module: str) -> bool:
+    """Whether a config may have a class of this module."""
+    parents = [module[:end] for end, letter in enumerate(module) if letter == "."]
+    return parents[:1] == ["jaxlm"] or module in sys.modules or bool(_named.intersection([*parents, module]))
+
+
+def module_origins(classes: Iterable[type]) -> dict[str, ModuleOrigin]:
+    """The origins of the classes that are neither jaxlm's nor of an installed package."""
+    origins: dict[str, ModuleOrigin] = {}
+    for cls in classes:
+        module = sys.modules[cls.__module__]
+        name = module.__spec__.name if module.__name__ == "__main__" and module.__spec__ else module.__name__
+        file = Path(getattr(module, "__file__", None) or "")
+        if name.partition(".")[0] != "jaxlm" and file.is_file() and "site-packages" not in file.parts:
+            origins[name] = {"file": str(file.resolve()), "sha256": _digest(file)}
+    return origins
+
+
+def copy_sources(origins: Mapping[str, ModuleOrigin], folder: Path) -> None:
+    """Copy the files of the modules into the folder, from which they can be imported again."""
+    for name, origin in origins.items():
+        copy = folder.joinpath(*name.split(".")).with_suffix(".py")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(copy, read_bounded(origin["file"], MAX_SOURCE_BYTES))
+
+
+def remember(origins: Mapping[str, ModuleOrigin]) -> None:
+    """Note files that the user trains with on this machine, so that later commands may import them unasked."""
+    lines = {f"{origin['sha256']}  {origin['file']}" for origin in origins.values()}
+    if lines - _remembered() and (file := _memory_file()):
+        with contextlib.suppress(OSError, UserError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, "\n".join(sorted(lines | _remembered())) + "\n")
+
+
+def import_trusted(origins: Mapping[str, ModuleOrigin], copies: Path) -> None:
+    """Import the modules whose files the user has trained with and that have not changed since; let those that the user
+    named be found in the folder `copies`, after all others."""
+    if copies.is_dir() and any(may_import(name) for name in origins):
+        trust_modules((), copies)
+    for name, origin in origins.items():
+        file = Path(origin["file"])
+        known = f"{origin['sha256']}  {file}" in _remembered() and file.is_file() and _digest(file) == origin["sha256"]
+        if known and name not in sys.modules and file.stem == name.rpartition(".")[2]:
+            root = str(file.parents[name.count(".")])
+            sys.path.insert(0, root)
+            try:
+                importlib.import_module(name)
+            finally:
+                sys.path.remove(root)
+                sys.path.append(root)  # for what the module imports later
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(read_bounded(file, MAX_SOURCE_BYTES)).hexdigest()
+
+
+def _memory_file() -> Path | None:
+    """The list of remembered files; None without a home."""
+    with contextlib.suppress(RuntimeError):
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "jaxlm" / "trained_files"
+    return None
+
+
+def _remembered() -> set[str]:
+    with contextlib.suppress(OSError, UserError, UnicodeDecodeError, TypeError):
+        return set(read_bounded(_memory_file(), MAX_REMEMBERED_BYTES).decode().splitlines())  # type: ignore[arg-type]
+    return set()

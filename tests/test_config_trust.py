@@ -1,0 +1,151 @@
+"""Reading a workdir runs no code of its author: which modules its experiment may import."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fixtures.cli_runs import command, environment  # noqa: F401
+
+from jaxlm.config import trust
+from jaxlm.config.serialization import to_json
+from jaxlm.errors import UserError
+from jaxlm.experiment import load_experiment
+from jaxlm.workdir import Workdir
+
+OWN = '''"""An objective of my own."""
+import dataclasses
+from jaxlm.experiment import Experiment, load_experiment
+from jaxlm.objectives.next_token import NextToken
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine(NextToken):
+    weight: float = 2.0
+
+
+def mine() -> Experiment:
+    return dataclasses.replace(load_experiment("experiments.quickstart"), objective=Mine())
+'''
+PLANTED = "from pathlib import Path\nPath(__file__).with_name('it_ran').touch()\n" + OWN
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """Call it for the state of a new process: modules that tests made are not loaded, named or found."""
+    path = list(sys.path)
+
+    def reset():
+        monkeypatch.setattr(sys, "path", list(path))
+        monkeypatch.setattr(trust, "_named", set())
+        for name in ("own_module", "planted", "planted.inner"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    reset()
+    return reset
+
+
+def _record(folder: Path, type_name: str) -> Path:
+    """The workdir of a stranger: its objective is a class of a planted module."""
+    data = to_json(load_experiment("experiments.quickstart"))
+    data["objective"] = {"type": type_name}
+    (folder / "run").mkdir(parents=True)
+    (folder / "run" / "experiment.json").write_text(json.dumps({"format": 2, "experiment": data}))
+    return folder / "run"
+
+
+VERBS = {
+    "evaluate": [], "predict": [], "generate": ["--prompt", "a"], "score": [], "embed": [], "report": [],
+    "merge": ["new"], "export-hf": ["new"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_runs_a_planted_module(command, fresh, tmp_path, monkeypatch, verb):  # noqa: F811
+    run = _record(tmp_path, "planted.Mine")
+    (tmp_path / "planted.py").write_text(PLANTED)
+    monkeypatch.chdir(tmp_path)
+    result = command(verb, run, *VERBS[verb])
+    assert result.code == 1 and "planted.Mine, which is not a class of jaxlm" in result.err
+    assert "--trust planted" in result.err and result.err.splitlines()[-1].startswith("jaxlm: ")
+    assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("name", ["planted.inner.Mine", "planted.Outer.Mine", "this.Mine", "experiments.planted.Mine"])
+def test_neither_packages_nor_the_standard_library_are_imported(fresh, tmp_path, monkeypatch, name, capsys):
+    for folder in (tmp_path / "planted", tmp_path / "experiments"):
+        folder.mkdir()
+        for file in ("__init__.py", "inner.py", "planted.py"):
+            (folder / file).write_text(PLANTED)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="not a class of jaxlm"):
+        Workdir(_record(tmp_path, name)).read_experiment()
+    assert not list(tmp_path.rglob("it_ran")) and not capsys.readouterr().out
+
+
+def test_the_initial_parameters_of_a_stranger(command, fresh, tmp_path, monkeypatch):  # noqa: F811
+    run = _record(tmp_path, "planted.Mine")
+    (tmp_path / "planted.py").write_text(PLANTED)
+    monkeypatch.chdir(tmp_path)
+    result = command("show", "experiments.quickstart", "--finetuning.init", run)
+    assert result.code == 1 and "--trust planted" in result.err and not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.slow
+def test_the_current_folder_hides_no_library(tmp_path):
+    run = _record(tmp_path, "planted.Mine")
+    for name in ("planted", "numpy", "json", "transformers", "tokenizers"):
+        (tmp_path / f"{name}.py").write_text(PLANTED)
+    words = [sys.executable, "-m", "jaxlm", "evaluate", str(run)]
+    result = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and "--trust planted" in result.stderr
+    assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.fixture
+def own_run(fresh, tmp_path):
+    """A workdir of an experiment file with a class of its own, and that file."""
+    file = tmp_path / "code" / "own_module.py"
+    file.parent.mkdir()
+    file.write_text(OWN)
+    experiment = load_experiment(f"{file}:mine")
+    run = Workdir(tmp_path / "run")
+    run.create(experiment)
+    assert run.read_experiment() == experiment  # its module is loaded
+    fresh()
+    return run, file
+
+
+def test_a_file_that_the_user_trained_with_is_read_again(own_run, monkeypatch, tmp_path):
+    run, file = own_run
+    origin = json.loads(run.experiment_file.read_text())["modules"]["own_module"]
+    assert origin == {"file": str(file.resolve()), "sha256": trust._digest(file)}
+    monkeypatch.chdir(tmp_path)
+    assert type(run.read_experiment().objective).__module__ == "own_module"
+
+
+def test_a_changed_file_and_a_record_of_another_machine_are_refused(own_run, fresh, monkeypatch, tmp_path):
+    run, file = own_run
+    file.write_text(PLANTED)
+    with pytest.raises(UserError, match=r"\(it was .*own_module.py\). If you trust it, repeat with --trust own_module"):
+        run.read_experiment()
+    file.write_text(OWN)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of another machine"))
+    with pytest.raises(UserError, match="--trust own_module"):
+        run.read_experiment()
+
+
+def test_the_copy_in_the_workdir_is_read_by_choice(own_run, command, monkeypatch, tmp_path):  # noqa: F811
+    run, file = own_run
+    file.unlink()
+    moved = tmp_path / "elsewhere"
+    run.folder.rename(moved)
+    assert (moved / "source" / "own_module.py").read_text() == OWN
+    monkeypatch.chdir(tmp_path / "code")
+    assert "--trust own_module" in command("evaluate", moved).err
+    result = command("evaluate", moved, "--trust", "own_module")
+    assert result.code == 1 and "there is no tokenizer" in result.err  # the experiment has been read
+    assert dataclasses.asdict(Workdir(moved).read_experiment().objective)["weight"] == 2.0
