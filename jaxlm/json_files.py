@@ -109,7 +109,7 @@ def describe_type(annotation: Any) -> str:
 
 
 def _is_instance(value: Any, annotation: Any, origin: Any, arguments: tuple) -> bool:
-    """Whether a value has a type without parts, or at least the outer class of one with parts."""
+    """True if a value has a type without parts, or at least the outer class of one with parts."""
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in arguments)
     if annotation in (int, float):

@@ -47,12 +47,16 @@ WRONG = {
     "None for a number": (("seed",), None, "seed: expected an integer, found None"),
     "a number for a config": (("batching",), 3, "batching: expected Buckets or Packing or RunningText, found 3"),
     "another choice": (("model", "norm"), "mid", "model.norm: expected one of "),
-    "absurdly many layers": (("model", "encoder_layers"), 10**7, "encoder_layers: expected 1 to 10000, found 10000000"),
-    "no layers": (("model", "decoder_layers"), 0, "decoder_layers: expected 1 to 10000, found 0"),
-    "a negative size": (("model", "width"), -8, "model.width: expected 1 to 2147483647, found -8"),
-    "a size of zero": (("model", "heads"), 0, "model.heads: expected 1 to 2147483647, found 0"),
-    "a huge size": (("batching", "tokens"), 10**30, "batching.tokens: expected 1 to 2147483647"),
-    "a negative count": (("patience",), -1, "patience: expected 0 to 2147483647, found -1"),
+    "absurdly many layers": (
+        ("model", "encoder_layers"),
+        10**7,
+        "encoder_layers: expected at most 10000, found 10000000",
+    ),
+    "no layers": (("model", "decoder_layers"), 0, "decoder_layers: expected 1 or more, found 0"),
+    "a negative size": (("model", "width"), -8, "model.width: expected 1 or more, found -8"),
+    "a size of zero": (("model", "heads"), 0, "model.heads: expected 1 or more, found 0"),
+    "a huge size": (("batching", "tokens"), 10**30, "batching.tokens: expected at most 2147483647"),
+    "a negative count": (("patience",), -1, "patience: expected 0 or more, found -1"),
     "a share above 1": (("model", "dropout"), 1.5, "model.dropout: expected 0 to 1, found 1.5"),
     "an integer above 1": (("model", "dropout"), 2, "model.dropout: expected 0 to 1, found 2"),
     "infinity": (
@@ -92,11 +96,11 @@ def test_experiment_json_that_is_no_record(tmp_path, content):
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["--model.encoder-layers", "10000000"], "--model.encoder_layers: expected 1 to 10000, found 10000000"),
-        (["--model.width", "-8"], "--model.width: expected 1 to 2147483647, found -8"),
+        (["--model.encoder-layers", "10000000"], "--model.encoder_layers: expected at most 10000, found 10000000"),
+        (["--model.width", "-8"], "--model.width: expected 1 or more, found -8"),
         (["--model.dropout", "1.5"], "--model.dropout: expected 0 to 1, found 1.5"),
         (["--optimizer.schedule.peak", "nan"], "--optimizer.schedule.peak: expected a finite number, found nan"),
-        (["--steps", "0"], "--steps: expected 1 to 2147483647, found 0"),
+        (["--steps", "0"], "--steps: expected 1 or more, found 0"),
     ],
 )
 def test_an_override_with_a_wrong_value(command, words, expected):  # noqa: F811
@@ -113,7 +117,7 @@ def test_an_experiment_of_python_with_a_wrong_value():
 @pytest.mark.parametrize(
     "entries, expected",
     [
-        ({"num_hidden_layers": 10**7}, "layers: expected 1 to 10000"),
+        ({"num_hidden_layers": 10**7}, "layers: expected at most 10000"),
         ({"num_attention_heads": 0}, "config.json"),
         ({"hidden_size": -16}, "config.json"),
         ({"hidden_size": "16"}, "config.json"),

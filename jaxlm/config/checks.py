@@ -49,7 +49,10 @@ def check_fields(cls: type, values: Mapping[str, Any], path: str, cure: str) -> 
         if is_own and isinstance(value, int | float) and not isinstance(value, bool):
             low, high = _range(name, value)
             if not low <= value <= high:
-                expected = f"{low} to {high}" if math.isfinite(value) else "a finite number"
+                expected = (
+                    f"{low} to {high}" if name in SHARES else f"{low} or more" if value < low else f"at most {high}"
+                )
+                expected = expected if math.isfinite(value) else "a finite number"
                 raise UserError(f"{path}.{name}: expected {expected}, found {value!r:.40}: {cure}")
 
 

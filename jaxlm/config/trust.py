@@ -1,4 +1,4 @@
-"""Which modules a config may import: reading a file must not run code that its author put there.
+"""The modules that a config may import: reading a file must not run code that its author put there.
 
 These are jaxlm's own modules, those that this process has loaded, those that the user named (`--trust MODULE`), and
 files that this user has trained with on this machine, at the same place and with the same content.
@@ -47,7 +47,7 @@ def trust_modules(names: Iterable[str], folder: Path) -> None:
 
 
 def may_import(module: str) -> bool:
-    """Whether a config may have a class of this module."""
+    """True if a config may have a class of this module."""
     parents = [module[:end] for end, letter in enumerate(module) if letter == "."]
     return parents[:1] == ["jaxlm"] or module in sys.modules or bool(_named.intersection([*parents, module]))
 

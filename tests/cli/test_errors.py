@@ -40,7 +40,7 @@ USAGE = {
     "type of an override": (["train", TINY, "--steps", "ten"], "--steps"),
     "choice of an override": (["train", TINY, "--model.norm", "both"], "'post', 'pre'"),
     "value that a part refuses": (
-        ["train", TINY, "--task.search.beam.num-beams", "0"],
+        ["train", TINY, "--task.search.beam.num-return-sequences", "9"],
         "1 <= num_return_sequences <= num_beams",
     ),
     "override without value": (["train", TINY, "--steps"], "--steps"),
@@ -129,7 +129,7 @@ def test_no_checkpoint_yet(command, workdir, tmp_path):
 def test_a_damaged_record(command, workdir, tmp_path):
     (tmp_path / "experiment.json").write_text((workdir / "experiment.json").read_text()[:100])
     found = command("predict", tmp_path)
-    assert found.code == 1 and "is damaged" in found.err
+    assert found.code == 1 and "experiment.json, line 6, column 12: not JSON" in found.err
 
 
 def test_missing_checkpoints_and_splits(command, workdir):
@@ -219,8 +219,8 @@ def test_exceptions_become_one_line_and_an_exit_code(command, monkeypatch, error
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--evaluate-every", "0"], "evaluate_every = 0: expected 1 or more"),
-        (["--steps", "0"], "steps = 0: expected 1 or more"),
+        (["--evaluate-every", "0"], "--evaluate_every: expected 1 or more, found 0"),
+        (["--steps", "0"], "--steps: expected 1 or more, found 0"),
         (["--max-minutes", "-1"], "--max-minutes"),
         (["--best-metric", "valid/blue"], "expected one of the metrics valid/loss, .*valid/bleu"),
         (["--model.heads", "3"], "does not divide into 3 heads"),
