@@ -23,7 +23,7 @@ _named: set[str] = set()
 
 
 class ModuleOrigin(TypedDict):
-    """Where a module came from: its file, and the digest of its content."""
+    """The origin of a module: its file, and the digest of its content."""
 
     file: str
     sha256: str
