@@ -4,8 +4,12 @@ JAX has not been imported yet when this file is read; what it must know before t
 `pytest -m tpu` leave the choice of the platform to JAX.
 """
 
+import ctypes
+import gc
 import os
 import re
+import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,6 +53,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
             if jax.default_backend() != platform:
                 pytest.skip(f"needs a {platform.upper()}; JAX found {jax.default_backend()}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_functions() -> Iterator[None]:
+    """Drop what a module compiled and return its memory: kept to the end, all of it exceeds 4 GB a worker."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
+        libc.malloc_trim(0)
 
 
 @pytest.fixture
