@@ -22,7 +22,9 @@ from jaxlm import (
     MaskedLM,
     MaskedLMRows,
     MiniLang,
+    MiniLangTags,
     Recurrent,
+    RecurrentTagger,
     Search,
     SentencePiece,
     Seq2Seq,
@@ -32,10 +34,8 @@ from jaxlm import (
     Translation,
     Windows,
     Words,
+    WordsWithChars,
 )
-from jaxlm.data.minilang.sources import MiniLangTags
-from jaxlm.data.tokenizers.word_char import WordsWithChars
-from jaxlm.models.rnn_tagger import RecurrentTagger
 
 FAMILIES = ("translation", "recurrent", "language_model", "tagger", "masked_lm")
 TEXTS, MASK = "faults.txt", "[MASK]"

@@ -67,7 +67,7 @@ def _model(kind: str) -> Any:
                           activation="silu", max_length=32, logit_bias=True)  # fmt: skip
 
 
-def _save_published(kind: str, folder: Path) -> None:
+def save_published(kind: str, folder: Path) -> None:
     """A whole published model, of zeros, with tokenizer and all side files."""
     import jax
     import numpy as np
@@ -118,7 +118,7 @@ def _published(kind: str, name: str) -> Reader:
     """One file of a published model."""
 
     def prepare(folder: Path) -> list[bytes]:
-        _save_published(kind, folder)
+        save_published(kind, folder)
         if name.endswith(".index.json"):
             (folder / "model.safetensors").rename(folder / "a.safetensors")
             from jaxlm.huggingface import safetensors

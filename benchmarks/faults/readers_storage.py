@@ -64,7 +64,7 @@ def _bytes() -> Any:
 
 
 def _words_with_characters() -> Any:
-    from jaxlm.data.tokenizers.word_char import WordsWithChars
+    from jaxlm.data.tokenizers.simple import WordsWithChars
 
     return WordsWithChars(40, 30).fit(SENTENCES)
 
@@ -120,8 +120,9 @@ def _prepare_shards(folder: Path) -> list[bytes]:
 
 
 def _read_shards(folder: Path) -> None:
-    from jaxlm.data.files import ReadStats
     from jaxlm.data.sources.shards import Shards
+
+    from jaxlm.data.files import ReadStats
 
     source = Shards(str(folder / "shards"))
     for _ in source.read(ReadStats()):
