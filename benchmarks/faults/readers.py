@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxlm import ColumnFile, ConllU, Documents, LabeledLines, ParallelFiles, RteXml, TextFile, Tsv
 from jaxlm.data.files import ReadStats, read_lines
-from jaxlm.data.sources.classification import LabeledLines, RteXml
-from jaxlm.data.sources.conll import ColumnFile, ConllU
-from jaxlm.data.sources.parallel import JsonLines, ParallelFiles, Tsv
-from jaxlm.data.sources.text import Documents, TextFile
+from jaxlm.data.sources.parallel import JsonLines
 
 Prepare = Callable[[Path], list[bytes]]
 Read = Callable[[bytes, Path], object]

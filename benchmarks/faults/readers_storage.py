@@ -46,32 +46,32 @@ def _tokenizer_reader(make: Callable[[], Any]) -> Reader:
 
 
 def _words() -> Any:
-    from jaxlm.data.tokenizers.simple import Words
+    from jaxlm import Words
 
     return Words(40).fit(SENTENCES)
 
 
 def _characters() -> Any:
-    from jaxlm.data.tokenizers.simple import Characters
+    from jaxlm import Characters
 
     return Characters(40).fit(SENTENCES)
 
 
 def _bytes() -> Any:
-    from jaxlm.data.tokenizers.simple import Bytes
+    from jaxlm import Bytes
 
     return Bytes().fit(SENTENCES)
 
 
 def _words_with_characters() -> Any:
-    from jaxlm.data.tokenizers.simple import WordsWithChars
+    from jaxlm import WordsWithChars
 
     return WordsWithChars(40, 30).fit(SENTENCES)
 
 
 def sentencepiece() -> Any:
     """A small model, also for the readers of published ones."""
-    from jaxlm.data.tokenizers.sentencepiece import SentencePiece
+    from jaxlm import SentencePiece
 
     return SentencePiece(30, byte_fallback=False).fit(SENTENCES)
 
