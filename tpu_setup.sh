@@ -56,12 +56,16 @@ say() {
     echo "tpu_setup.sh: $1" >&2
 }
 
-# The words quoted for any shell, in one line. Versions of bash differ on quotes in ${word//x/y}, hence sed.
+# The words quoted for any shell. Versions of bash differ on quotes in ${word//x/y}, hence sed; $(...) drops line breaks
+# at the end of its text, hence the x.
 # shellcheck disable=SC2001
 quoted() {
-    local word line=
+    local word text line=
     for word in "$@"; do
-        if [[ ! $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then word="'$(sed "s/'/'\\\\''/g" <<<"$word")'"; fi
+        if [[ ! $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then
+            text=$(LC_ALL=C sed "s/'/'\\\\''/g" <<<"${word}x")
+            word="'${text%x}'"
+        fi
         line+=" $word"
     done
     printf '%s' "${line# }"

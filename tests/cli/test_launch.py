@@ -1,6 +1,7 @@
 """`jaxlm launch`: the commands and manifests, without JAX, a cloud or a cluster."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -70,12 +71,48 @@ def test_the_manifest_is_a_jobset(command):
     (container,) = pod["containers"]
     assert container["name"] == spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"]
     assert container["resources"]["limits"] == {"google.com/tpu": 4} and container["image"] == "eu.pkg.dev/p/jaxlm"
-    note = "$$(HOME): 'x' \"y\" # z"  # Kubernetes reads $$( as $(
+    note = "$$(HOME): 'x' \"y\" # z"  # Kubernetes reads $$ as $
     assert container["command"] == ["jaxlm", "train", *QUICK, "--finetuning.init", note]
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"]: container["workingDir"] for volume in pod["volumes"]}
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "disk"}
     yaml.safe_load((ROOT / "launch/jobset.yaml").read_text())
+
+
+ODD_WORDS = [
+    "$$", "a$b$$c$(d)$", "\x85", "\x7f", "\x80\x9f", "\u2028\u2029", "\ufeffx", "é😀", "a\nb\n\n", "\n", "", " ", "'", '"', "\\",
+    "\t", "\x1b[0m", "&*!|>%@`#: {}[],?-", "~", "null", "0x1f", "\ue000\ufffd", "'\n'", "$'a'",
+]  # fmt: skip
+"""Words that shells, YAML or Kubernetes could read as something else."""
+
+
+def _kubernetes(word: str) -> str:
+    """Its expansion of references to variables, none of which is set: `$$` is `$`."""
+    return re.sub(r"\$(\$|\([^)]*\))?", lambda match: "$" if match[0] == "$$" else match[0], word)
+
+
+def test_odd_words_reach_the_pod_unchanged(command):
+    yaml = pytest.importorskip("yaml")
+    found = command("launch", *GKE, "--dry-run", "--", *(f"--finetuning.init={word}" for word in ODD_WORDS))
+    assert found.code == 0, found.err
+    template = yaml.safe_load(found.out.decode())["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    words = [
+        _kubernetes(word).removeprefix("--finetuning.init=") for word in template["spec"]["containers"][0]["command"]
+    ]
+    assert words[5:] == ODD_WORDS
+    undecodable = command("launch", *GKE, "--dry-run", "--", "--finetuning.init", "x\udcff")
+    assert undecodable.code == 2 and "the byte 0xff is not UTF-8" in undecodable.err
+
+
+def test_odd_words_reach_the_shells_of_the_hosts_unchanged():
+    """`quoted` of tpu_setup.sh, read by two shells, as by ssh and by the host's own."""
+    script = (ROOT / "tpu_setup.sh").read_text()
+    function = script[script.index("quoted() {") : script.index("# Print a command")]
+    for shell in ("sh", "bash"):
+        words = ["bash", "-c", f'{function} quoted "$@"', "bash", *ODD_WORDS, "x\udcff"]
+        line = subprocess.run(words, capture_output=True, check=True).stdout
+        read = subprocess.run([shell, "-c", b"printf '%s\\0' " + line], capture_output=True, check=True).stdout
+        assert read.decode(errors="surrogateescape").split("\0")[:-1] == [*ODD_WORDS, "x\udcff"]
 
 
 def test_tpu_calls_the_script_step_by_step(monkeypatch, command):

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from jaxlm.cli import experiments
 from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError
@@ -199,8 +200,16 @@ def _launch_gke(args: list[str], train_args: list[str]) -> int:
     return _run_command(["kubectl", "apply", "-f", "-"], manifest)
 
 
+def _to_yaml(value: Any) -> str:
+    """The value as JSON, which is YAML if the characters that YAML takes for line breaks or refuses are escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    if lone := re.search("[\ud800-\udfff]", text):
+        raise UsageError(f"{value!r:.60}: the byte {ord(lone[0]) & 0xFF:#x} is not UTF-8, which a manifest must be")
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 def _jobset_manifest(options: argparse.Namespace, command: list[str]) -> str:
-    """launch/jobset.yaml with its placeholders filled in. Values are JSON, which is valid YAML."""
+    """launch/jobset.yaml with its placeholders filled in."""
     shape = parse_tpu_type(options.type, options.topology)
     if shape.generation not in GKE_ACCELERATORS or not shape.topology:
         reason = "the type is not on GKE" if shape.generation not in GKE_ACCELERATORS else "give --topology"
@@ -212,7 +221,7 @@ def _jobset_manifest(options: argparse.Namespace, command: list[str]) -> str:
     chips = shape.chips // shape.hosts
     values = {"name": options.name, "namespace": options.namespace, "image": options.image, "claim": options.claim}
     values |= {"restarts": options.max_restarts, "slices": options.num_slices, "hosts": shape.hosts, "chips": chips}
-    # Kubernetes expands $(NAME) to an environment variable of the pod; $$( escapes it.
-    values |= {"command": [word.replace("$(", "$$(") for word in command], "nodes": nodes}
-    filled = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+    # Kubernetes replaces $(NAME) by an environment variable of the pod, and $$ by $.
+    values |= {"command": [word.replace("$", "$$") for word in command], "nodes": nodes}
+    filled = {name: _to_yaml(value) for name, value in values.items()}
     return Template(_clone_file("launch/jobset.yaml").read_text(encoding="utf-8")).substitute(filled)
