@@ -3,15 +3,14 @@
 Exit codes: 0 success, 1 failure, 2 wrong command line, 130 interrupted, 141 the reader of the output closed it.
 """
 
-import contextlib
 import errno
 import importlib
-import os
 import sys
 import traceback
 
 from jaxlm import __version__
 from jaxlm.cli.parser import COMMANDS, EXIT_INTERRUPTED, UsageError, command_module, did_you_mean
+from jaxlm.cli.standard_streams import close_stdout, open_streams
 from jaxlm.errors import UserError
 
 EXIT_BROKEN_PIPE = 141
@@ -22,8 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
-    if sys.stdout is None:  # the caller closed it
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    open_streams()
     try:
         code = _run_command(argv)
         sys.stdout.flush()
@@ -31,8 +29,6 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor (in tests)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's flush at exit
         return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -42,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print(f"jaxlm: {_error_message(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    finally:
+        close_stdout()
 
 
 def _run_command(argv: list[str]) -> int:

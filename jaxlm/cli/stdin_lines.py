@@ -7,13 +7,18 @@ import select
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
+from jaxlm.cli.parser import CommandParser, add_bad_line_option
 from jaxlm.data.files import BYTE_ORDER_MARK, ReadStats, decode_invalid_utf8
 from jaxlm.errors import UserError
+from jaxlm.filesystem import format_bytes
 
 LINES_PER_BATCH = 4096
 """Enough lines to bucket them by length, few enough to keep in memory."""
+
+MAX_LINE_BYTES = 1 << 24
+"""More than a book; a line of gigabytes is another file than was meant."""
 
 WAIT_SECONDS = 0.05
 """Seconds to wait for more lines before those that have arrived are processed."""
@@ -29,6 +34,7 @@ class StdinLines:
 
     on_bad_line: BadLinePolicy = "error"
     lines_per_batch: int = LINES_PER_BATCH
+    max_line_bytes: int = MAX_LINE_BYTES
     read_stats: ReadStats = field(default_factory=ReadStats)
     num_lines: int = 0
 
@@ -37,7 +43,7 @@ class StdinLines:
         if sys.stdin is None:
             raise UserError("standard input is closed: pass the lines with `< FILE` or a pipe")
         lines: list[str] = []
-        for raw in _raw_lines(sys.stdin.buffer):
+        for raw in self._raw_lines(sys.stdin.buffer):
             if raw is not None:
                 self.num_lines += 1
                 lines.append(self._decode(raw))
@@ -46,6 +52,34 @@ class StdinLines:
                 lines = []
         if lines:
             yield lines
+
+    def _raw_lines(self, stream: Any) -> Iterator[bytes | None]:
+        """Lines without LF; None when no more input has arrived for a while."""
+        unfinished: list[bytes] = []
+        size = 0
+        while data := _read_some(stream):
+            *ends, rest = data.split(b"\n")
+            for end in ends:
+                yield self._whole_line([*unfinished, end]).removesuffix(b"\r")
+                unfinished = []
+            unfinished.append(rest)
+            size = len(rest) + (0 if ends else size)
+            if size > self.max_line_bytes:
+                break
+            if not _has_more_input(stream):
+                yield None
+        if last := self._whole_line(unfinished):
+            yield last
+
+    def _whole_line(self, parts: list[bytes]) -> bytes:
+        """The parts joined, without a byte order mark in the first line. Raises UserError for too long a line."""
+        line = b"".join(parts)
+        if len(line) > self.max_line_bytes:
+            limit = f"more than {format_bytes(self.max_line_bytes)}, the limit"
+            raise UserError(
+                f"standard input, line {self.num_lines + 1}: {limit}: split the line, or give --max-line-bytes N"
+            )
+        return line if self.num_lines else line.removeprefix(BYTE_ORDER_MARK)
 
     def _decode(self, raw: bytes) -> str:
         try:
@@ -71,23 +105,25 @@ def count_truncated(lines: Sequence[str], tokenizer: Any, limit: int, with_marke
     return sum(len(row) + num_special[line] > limit for row, line in zip(ids, long, strict=True))
 
 
-def _raw_lines(stream: BinaryIO) -> Iterator[bytes | None]:
-    """Lines without LF; None when no more input has arrived for a while."""
-    unfinished, byte_order_mark = b"", BYTE_ORDER_MARK
-    while data := stream.read1(STDIN_READ_BYTES):  # type: ignore[attr-defined]
-        *lines, unfinished = (unfinished + data).split(b"\n")
-        for line in lines:
-            yield line.removesuffix(b"\r").removeprefix(byte_order_mark)
-            byte_order_mark = b""  # only the first line may have one
-        if not _has_more_input(stream):
-            yield None
-    if last := unfinished.removeprefix(byte_order_mark):
-        yield last
+def _read_some(stream: Any) -> bytes:
+    """The bytes that have arrived, b"" at the end. Raises UserError if they cannot be read."""
+    try:
+        return stream.read1(STDIN_READ_BYTES)
+    except OSError as error:
+        raise UserError(
+            f"standard input cannot be read ({error.strerror or error}): pass the lines by a pipe"
+        ) from None
 
 
-def _has_more_input(stream: BinaryIO) -> bool:
+def _has_more_input(stream: Any) -> bool:
     """True if a read would return soon. A file always has more input, up to its end."""
     try:
         return bool(select.select([stream.fileno()], [], [], WAIT_SECONDS)[0])
     except (OSError, ValueError):  # no descriptor (in tests), or one that select cannot wait for (Windows)
         return True
+
+
+def add_stdin_options(parser: CommandParser) -> None:
+    """Options of the lines of standard input."""
+    add_bad_line_option(parser, ("error", "replace"), "error")
+    parser.add_int("--max-line-bytes", "longest line to read, in bytes", default=MAX_LINE_BYTES)

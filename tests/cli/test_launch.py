@@ -80,8 +80,8 @@ def test_the_manifest_is_a_jobset(command):
 
 
 ODD_WORDS = [
-    "$$", "a$b$$c$(d)$", "\x85", "\x7f", "\x80\x9f", "\u2028\u2029", "\ufeffx", "é😀", "a\nb\n\n", "\n", "", " ", "'", '"', "\\",
-    "\t", "\x1b[0m", "&*!|>%@`#: {}[],?-", "~", "null", "0x1f", "\ue000\ufffd", "'\n'", "$'a'",
+    "$$", "a$b$$c$(d)$", "\x85", "\x7f", "\x80\x9f", "\u2028\u2029", "\ufeffx", "é😀", "a\nb\n\n", "\n", "", " ", "'",
+    '"', "\\", "\t", "\x1b[0m", "&*!|>%@`#: {}[],?-", "~", "null", "0x1f", "\ue000\ufffd", "'\n'", "$'a'",
 ]  # fmt: skip
 """Words that shells, YAML or Kubernetes could read as something else."""
 

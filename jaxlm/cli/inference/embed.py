@@ -11,8 +11,8 @@ from typing import Any
 
 from jaxlm.cli import output
 from jaxlm.cli.options import load_pipeline, workdir_parser
-from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, add_bad_line_option, choice_of
-from jaxlm.cli.stdin_lines import StdinLines, count_truncated
+from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, choice_of
+from jaxlm.cli.stdin_lines import StdinLines, add_stdin_options, count_truncated
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +28,11 @@ def main(argv: list[str]) -> int:
     from jaxlm.inference.embed import EVAL_BATCH_TOKENS, token_strings
     from jaxlm.models.properties import max_input_positions
 
-    source, clock, num_truncated = StdinLines(options.on_bad_line), output.Clock(), 0
+    source, clock, num_truncated = (
+        StdinLines(options.on_bad_line, max_line_bytes=options.max_line_bytes),
+        output.Clock(),
+        0,
+    )
     limit, batch_tokens = max_input_positions(pipeline.model), options.batch_tokens or EVAL_BATCH_TOKENS
     all_vectors: list[Any] = []
     all_pieces: list[list[str]] = []
@@ -60,7 +64,7 @@ def _parser() -> CommandParser:
     text = "layer whose output is pooled; 0 is the embeddings (default: the last)"
     parser.add_int("--layer", text, minimum=0, metavar="K")
     parser.add_argument("--out", type=Path, metavar="FILE", help="FILE.npy or FILE.npz (default: JSON lines on stdout)")
-    add_bad_line_option(parser, ("error", "replace"), "error")
+    add_stdin_options(parser)
     return parser
 
 

@@ -10,8 +10,8 @@ import sys
 
 from jaxlm.cli import output
 from jaxlm.cli.options import experiment_with_options, load_pipeline, read_constraint, workdir_parser
-from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, add_bad_line_option
-from jaxlm.cli.stdin_lines import LINES_PER_BATCH, StdinLines, count_truncated
+from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError
+from jaxlm.cli.stdin_lines import LINES_PER_BATCH, StdinLines, add_stdin_options, count_truncated
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     task = pipeline.experiment.task
     limit = task.max_input_tokens(pipeline.model)
     num_tokens = num_unknown = num_truncated = 0
-    source = StdinLines(options.on_bad_line, options.lines_per_batch)
+    source = StdinLines(options.on_bad_line, options.lines_per_batch, options.max_line_bytes)
     hint = " from the terminal; Ctrl-D ends them" if sys.stdin is not None and sys.stdin.isatty() else ""
     output.print_stderr(f"checkpoints {pipeline.steps} loaded in {clock.seconds:.1f} s; reading lines{hint}")
     clock = output.Clock()
@@ -61,7 +61,7 @@ def _parser() -> CommandParser:
     parser.add_flag("--jsonl", text)
     text = "with --jsonl: add the attention weights of each token of the best answer over the tokens of the source"
     parser.add_flag("--attention", text)
-    add_bad_line_option(parser, ("error", "replace"), "error")
+    add_stdin_options(parser)
     text = "maximum number of lines to read before they are answered"
     parser.add_int("--lines-per-batch", text, default=LINES_PER_BATCH)
     return parser
