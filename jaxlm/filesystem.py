@@ -65,6 +65,21 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def create_folder(folder: Path) -> Iterator[Path]:
+    """A folder that becomes `folder`, which is empty or missing, when the block ends; if it fails, it is removed."""
+    folder = Path(folder).resolve()
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a whole file or nothing."""
     with open_atomic(path) as file:

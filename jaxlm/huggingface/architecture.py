@@ -1,5 +1,6 @@
 """The description of a family of published models: its config to our model and back, and its table of weights."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,10 @@ HF_ACTIVATIONS: dict[str, Any] = {
     "swish": "silu", "gated-gelu": "geglu", "gated-gelu_new": "geglu", "gated-silu": "swiglu",
 }  # fmt: skip
 """Name in config.json -> ours. Of several names for one activation the first is written."""
+
+
+MAX_SIZE = (1 << 31) - 1
+"""The largest size that config.json may give: ids and positions are int32."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,42 @@ def require_value(config: HFConfig, **known: Any) -> None:
     """Raise UserError if an entry has another value than the one that our model supports."""
     for name, value in known.items():
         if config.get(name, value) not in (value, None):
-            raise UserError(f"config.json has {name} = {config[name]!r}; jaxlm supports only {value!r}")
+            raise UserError(f"config.json has {name} = {config[name]!r:.80}; jaxlm supports only {value!r}")
+
+
+def read_entry(config: HFConfig, name: str, default: Any = None) -> Any:
+    """An entry of config.json, of the kind of its default (null, too, is the default); of None a size.
+
+    Raises UserError for a value of another type or out of range.
+    """
+    value = config.get(name)
+    if value is None:
+        return default
+    if isinstance(default, bool):
+        fits, expected = isinstance(value, bool), "true or false"
+    elif isinstance(default, float):
+        fits, expected = _is_number(value) and 0 <= value < 1, "a number from 0 to 1"
+    else:
+        fits = type(value) is int and 1 <= value <= MAX_SIZE
+        expected = f"a whole number from 1 to {MAX_SIZE:,}"
+    if not fits:
+        raise UserError(f"config.json has {name} = {value!r:.80}, expected {expected}: fetch it again")
+    return value
+
+
+def read_number(config: HFConfig, name: str, default: float | None = None, above: float = 0) -> float:
+    """An entry of config.json that is a finite number. Raises UserError if it is not, is too small, or is missing."""
+    value = config.get(name)
+    value = default if value is None else value
+    if value is None:
+        raise UserError(f"config.json has no {name}: fetch it again")
+    if not _is_number(value) or value <= above:
+        raise UserError(f"config.json has {name} = {value!r:.80}, expected a number above {above}: fetch it again")
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf
 
 
 def read_fields(config: HFConfig, table: ConfigTable) -> dict[str, Any]:
@@ -60,14 +100,15 @@ def read_fields(config: HFConfig, table: ConfigTable) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, place in table.items():
         field, default = (place, None) if isinstance(place, str) else place
-        value = config.get(name, default)
-        if value is None and field == place:
+        if field == place and config.get(name) is None:
             raise UserError(f"config.json has no {name}: fetch it again, or add the entry")
         if field == "activation":
-            if value not in HF_ACTIVATIONS:
-                raise UserError(f"config.json has {name} = {value!r}; jaxlm knows {', '.join(HF_ACTIVATIONS)}")
-            value = HF_ACTIVATIONS[value]
-        fields[field] = value
+            hf_name = config.get(name, default)
+            if not isinstance(hf_name, str) or hf_name not in HF_ACTIVATIONS:
+                raise UserError(f"config.json has {name} = {hf_name!r:.80}; jaxlm knows {', '.join(HF_ACTIVATIONS)}")
+            fields[field] = HF_ACTIVATIONS[hf_name]
+        else:
+            fields[field] = read_entry(config, name, default)
     return fields
 
 

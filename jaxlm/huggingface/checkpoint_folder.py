@@ -1,6 +1,7 @@
 """A checkpoint folder of Hugging Face Transformers: `config.json`, and safetensors in one file or several."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -31,6 +32,23 @@ class WeightsIndex(TypedDict):
     weight_map: dict[str, str]
 
 
+def published_file(folder: Path, name: str) -> Path | None:
+    """A file of a published folder, or None. Raises UserError if it is a link out of the folder, a pipe or a folder.
+
+    The cache of the Hub links from `snapshots/REVISION` into `blobs`, which belongs to the folder.
+    """
+    path, home = folder / name, folder.resolve()
+    if not os.path.lexists(path):
+        return None
+    homes = [home, *(parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots")]
+    target = path.resolve()
+    if not any(target.is_relative_to(home) for home in homes):
+        raise UserError(f"{path} is a link to {target}, outside of the folder: copy the file if you trust it")
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file: remove it, or fetch the folder again")
+    return path
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`. Raises UserError if it is missing or not a JSON object."""
     return read_description(folder, CONFIG_FILE, "which describes the model", ModelDescription)
@@ -38,9 +56,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """All arrays of the folder by name, mapped into memory. Raises UserError if they are missing or only pickled."""
-    if (folder / WEIGHTS_FILE).is_file():
-        return safetensors.read_file(folder / WEIGHTS_FILE)
-    if not (folder / WEIGHTS_INDEX_FILE).is_file():
+    if whole := published_file(folder, WEIGHTS_FILE):
+        return safetensors.read_file(whole)
+    if not published_file(folder, WEIGHTS_INDEX_FILE):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         reason = f"; {', '.join(pickled)} would have to be unpickled, which executes its content" if pickled else ""
         raise UserError(
@@ -93,15 +111,14 @@ def _shard_path(folder: Path, name: Any) -> Path:
         raise UserError(
             f"{folder / WEIGHTS_INDEX_FILE} names the file {name!r}, expected a file of that folder: do not trust it"
         )
-    if not (folder / name).is_file():
-        raise UserError(f"{folder / WEIGHTS_INDEX_FILE} names {name}, which is missing: fetch the folder again")
-    return folder / name
+    if not (path := published_file(folder, name)):
+        raise UserError(f"{folder / WEIGHTS_INDEX_FILE} names {name[:80]}, which is missing: fetch the folder again")
+    return path
 
 
 def read_description(folder: Path, name: str, purpose: str, annotation: Any = dict) -> dict[str, Any]:
     """A JSON file of the folder; `purpose` is a clause for the message. Raises UserError if it has another type."""
-    path = folder / name
-    if not path.is_file():
+    if not (path := published_file(folder, name)):
         raise UserError(f"{folder} has no {name}, {purpose}: name a folder that `save_pretrained` wrote")
     return read_json(path, annotation, FETCH_AGAIN)
 

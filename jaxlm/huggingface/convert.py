@@ -23,6 +23,7 @@ from jaxlm.huggingface.checkpoint_folder import (
     CONFIG_FILE,
     FETCH_AGAIN,
     MAX_SHARD_BYTES,
+    published_file,
     read_config,
     read_tensors,
     write_folder,
@@ -42,7 +43,11 @@ HEAD_HINT = (
     "'first', use_pooler and num_orders = 1 on a BERT or RoBERTa"
 )
 
-SAVE_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+SAVE_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+FILE_DTYPES = {**SAVE_DTYPES, "float64": np.float64}
+
+QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "quantization_config.json", "hf_quant_config.json")
 
 
 def load_pretrained(folder: Path, **model_fields: Any) -> tuple[Any, Params, dict[str, Any]]:
@@ -51,6 +56,7 @@ def load_pretrained(folder: Path, **model_fields: Any) -> tuple[Any, Params, dic
     Raises UserError if the architecture is unknown, or if the config and the arrays do not fit each other.
     """
     config = read_config(folder)
+    _check_not_quantized(folder, config)
     architecture = _architecture_of_config(config, folder)
     try:
         model = architecture.to_model(config)
@@ -62,6 +68,7 @@ def load_pretrained(folder: Path, **model_fields: Any) -> tuple[Any, Params, dic
         ) from None
     check_config(model, str(folder / CONFIG_FILE), FETCH_AGAIN)
     tensors = _with_prefix(read_tensors(folder), architecture)
+    _check_num_layers(model, len(tensors), folder)
     model = architecture.adjust_to_weights(_with_fields(model, model_fields), tensors.keys())
     tensors = _select_weights(tensors, architecture, model, folder)
     weight_maps = architecture.weight_maps(model)
@@ -75,26 +82,45 @@ def save_pretrained(
     config: Mapping[str, Any] | None = None,
     dtype: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    array_dtypes: Mapping[str, str] | None = None,
 ) -> None:
     """Write a folder that `from_pretrained` reads. Raises UserError if no known architecture fits the model.
 
     Args:
       config: further entries of config.json, such as the id of BOS.
-      dtype: "float32", "float16" or "bfloat16"; None: that of `config`, or else float32.
+      dtype: "float32", "float16" or "bfloat16"; None: those of `array_dtypes`, or that of `config`, or else float32;
+        and float32 for all if one of them could not hold every value exactly.
+      array_dtypes: the dtype of each array in the file that the model came from, see `read_array_dtypes`.
     """
     entries = dict(config or {})
     architecture = find_architecture(model, entries.get("model_type"))
-    dtype = dtype or entries.get("dtype") or entries.get("torch_dtype") or "float32"
-    if dtype not in SAVE_DTYPES:
+    if dtype not in (None, *SAVE_DTYPES):
         raise UserError(f"dtype {dtype!r}: expected one of {', '.join(SAVE_DTYPES)}")
-    for stale in ("torch_dtype", "rope_parameters"):
-        entries.pop(stale, None)
-    entries |= architecture.to_config(model)
-    entries |= {"architectures": [architecture.hf_class], "model_type": architecture.model_type, "dtype": dtype}
-    tensors = params_to_tensors(architecture.weight_maps(model), params, SAVE_DTYPES[dtype])
+    tensors = params_to_tensors(architecture.weight_maps(model), params)
     if architecture.trunk_only:
         tensors = {name.removeprefix(architecture.prefix): tensor for name, tensor in tensors.items()}
-    write_folder(folder, entries, tensors, max_shard_bytes)
+    usual = dtype or entries.get("dtype") or entries.get("torch_dtype") or "float32"
+    known = {} if dtype or not array_dtypes else array_dtypes
+    dtypes = {name: FILE_DTYPES.get(known.get(name, usual), np.float32) for name in tensors}
+    if not dtype and not all(np.array_equal(x.astype(dtypes[name]).astype(x.dtype), x) for name, x in tensors.items()):
+        dtype, dtypes = "float32", dict.fromkeys(tensors, np.float32)
+    entries.pop("rope_parameters", None)
+    entries |= architecture.to_config(model)
+    entries |= {"architectures": [architecture.hf_class], "model_type": architecture.model_type}
+    if dtype or not {"dtype", "torch_dtype"} & entries.keys():
+        entries.pop("torch_dtype", None)
+        entries["dtype"] = dtype or "float32"
+    write_folder(
+        folder, entries, {name: x.astype(dtypes[name], copy=False) for name, x in tensors.items()}, max_shard_bytes
+    )
+
+
+def read_array_dtypes(folder: Path) -> dict[str, str]:
+    """The name of the dtype of each array of a folder."""
+    architecture = _architecture_of_config(read_config(folder), folder)
+    tensors = _with_prefix(read_tensors(folder), architecture)
+    prefix = architecture.prefix if architecture.trunk_only else ""
+    return {name.removeprefix(prefix): str(tensor.dtype) for name, tensor in tensors.items()}
 
 
 def find_architecture(model: Any, model_type: str | None = None) -> Architecture:
@@ -119,6 +145,25 @@ def find_architecture(model: Any, model_type: str | None = None) -> Architecture
     elif nearest:
         reason = f"the nearest is {nearest[0]}, but for {'; '.join(nearest[1])} (train a model with those values)"
     raise UserError(f"no config.json of {names} describes this {name}: {reason}")
+
+
+def _check_not_quantized(folder: Path, config: Mapping[str, Any]) -> None:
+    entries = [name for name in ("quantization_config", "compression_config") if config.get(name)]
+    files = [name for name in QUANTIZATION_FILES if published_file(folder, name)]
+    if entries or files:
+        reason = f"config.json has {entries[0]} = {config[entries[0]]!r:.120}" if entries else f"it has {files[0]}"
+        raise UserError(
+            f"{folder} holds quantized weights ({reason}), which jaxlm does not read: fetch the model in float32, "
+            "float16 or bfloat16; `--precision int8` quantizes it for decoding"
+        )
+
+
+def _check_num_layers(model: Any, num_arrays: int, folder: Path) -> None:
+    """Raises UserError for more layers than arrays: their table would not end."""
+    trunk = model.model if isinstance(model, FineTunable) else model
+    layers = max(getattr(trunk, name, 0) for name in ("layers", "encoder_layers", "decoder_layers"))
+    if layers > num_arrays:
+        raise UserError(f"{folder}: config.json has {layers:,} layers, and the files hold {num_arrays:,} arrays")
 
 
 def _with_fields(model: Any, model_fields: Mapping[str, Any]) -> Any:

@@ -8,7 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxlm.errors import UserError
-from jaxlm.huggingface.architecture import Architecture, ConfigTable, HFConfig, read_fields, require_value, to_entries
+from jaxlm.huggingface.architecture import (
+    Architecture,
+    ConfigTable,
+    HFConfig,
+    read_entry,
+    read_fields,
+    read_number,
+    require_value,
+    to_entries,
+)
 from jaxlm.huggingface.weight_map import WeightMap, map_attention, map_linear, map_norm
 from jaxlm.models.decoder import Decoder
 from jaxlm.nn.layers.positions import LinearScaling, Llama3Scaling, Rotary, Yarn
@@ -20,37 +29,44 @@ SCALING_TYPES: dict[type, str] = {LinearScaling: "linear", Llama3Scaling: "llama
 
 ROPE_TYPES = ("default", *SCALING_TYPES.values())
 
+ROPE_ENTRIES = {
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", ORIGINAL_LENGTH, "low_freq_factor",
+    "high_freq_factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate",
+}  # fmt: skip
+
 
 def rotary_from_config(config: HFConfig, max_length: int) -> Rotary:
     """The rotary positions of a config. Raises UserError for a scaling rule that `jaxlm.nn.layers.positions` lacks."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(given.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(given, dict) or given.keys() - ROPE_ENTRIES:
+        wrong = ", ".join(sorted(given.keys() - ROPE_ENTRIES)) if isinstance(given, dict) else repr(given)[:80]
+        raise UserError(f"config.json has rotary positions with {wrong}; jaxlm knows {', '.join(sorted(ROPE_ENTRIES))}")
+    theta = read_number(config if given.get("rope_theta") is None else given, "rope_theta", 10000.0, above=1)
     kind = given.get("rope_type", given.get("type", "default"))
-    original_length = int(given.get(ORIGINAL_LENGTH) or max_length)
+    original_length = read_entry(config, ORIGINAL_LENGTH) or read_entry(given, ORIGINAL_LENGTH) or max_length
     if kind not in ROPE_TYPES:
-        raise UserError(f"config.json scales rotary positions by the rule {kind!r}; jaxlm has {', '.join(ROPE_TYPES)}")
+        raise UserError(
+            f"config.json scales rotary positions by the rule {kind!r:.80}; jaxlm has {', '.join(ROPE_TYPES)}"
+        )
     if given.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
         raise UserError("config.json rotates a part of each head (partial_rotary_factor); jaxlm rotates all of it")
     if kind == "default":
         return Rotary(theta)
-    factor = given.get("factor")
-    if factor is None:
-        raise UserError(f"config.json has rope_type {kind!r} and no factor: fetch it again")
+    factor = read_number(given, "factor")
     if kind == "linear":
-        return Rotary(theta, LinearScaling(float(factor)))
+        return Rotary(theta, LinearScaling(factor))
     if kind == "llama3":
-        low, high = given.get("low_freq_factor", 1.0), given.get("high_freq_factor", 4.0)
-        return Rotary(theta, Llama3Scaling(float(factor), float(low), float(high), original_length))
-    return Rotary(theta, _yarn_from_config(given, float(factor), original_length))
-
-
-def _yarn_from_config(rope_config: HFConfig, factor: float, original_length: int) -> Yarn:
-    sharpness = rope_config.get("attention_factor")
-    if sharpness is None and rope_config.get("mscale") and rope_config.get("mscale_all_dim"):
-        parts = [0.1 * rope_config[name] * math.log(max(factor, 1.0)) + 1 for name in ("mscale", "mscale_all_dim")]
-        sharpness = parts[0] / parts[1]
-    fast, slow = rope_config.get("beta_fast") or 32.0, rope_config.get("beta_slow") or 1.0
-    return Yarn(factor, original_length, float(fast), float(slow), sharpness, rope_config.get("truncate", True))
+        low = read_number(given, "low_freq_factor", 1.0)
+        high = read_number(given, "high_freq_factor", 4.0, above=low)
+        return Rotary(theta, Llama3Scaling(factor, low, high, original_length))
+    sharpness = None if given.get("attention_factor") is None else read_number(given, "attention_factor")
+    if sharpness is None and given.get("mscale") and given.get("mscale_all_dim"):
+        scales = [
+            0.1 * read_number(given, name) * math.log(max(factor, 1.0)) + 1 for name in ("mscale", "mscale_all_dim")
+        ]
+        sharpness = scales[0] / scales[1]
+    fast, slow = read_number(given, "beta_fast", 32.0), read_number(given, "beta_slow", 1.0)
+    return Rotary(theta, Yarn(factor, original_length, fast, slow, sharpness, read_entry(given, "truncate", True)))
 
 
 def rotary_to_config(rotary: Rotary) -> dict[str, Any]:
@@ -79,7 +95,8 @@ GPT2_TABLE: ConfigTable = {
 def _gpt2_model(config: HFConfig) -> Decoder:
     require_value(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     fields = read_fields(config, GPT2_TABLE)
-    return Decoder(hidden=config.get("n_inner") or 4 * fields["width"], **fields)
+    require_value(config, embd_pdrop=fields["dropout"])
+    return Decoder(hidden=read_entry(config, "n_inner", 4 * fields["width"]), **fields)
 
 
 def _gpt2_config(model: Decoder) -> dict[str, Any]:
@@ -141,14 +158,21 @@ def _llama_style_weight_maps(model: Decoder) -> list[WeightMap]:
 
 def _qwen_sliding_window(config: HFConfig, layers: int) -> int | None:
     """The window, if all layers have it. Raises UserError if only some do."""
-    if not config.get("use_sliding_window", False) or config.get("sliding_window", 4096) is None:
+    window = read_entry(config, "sliding_window", None if "sliding_window" in config else 4096)
+    if not read_entry(config, "use_sliding_window", False) or window is None:
         return None
-    first = config.get("max_window_layers", 28)
-    kinds = config.get("layer_types") or ["full_attention"] * first + ["sliding_attention"] * (layers - first)
-    windowed = {kind == "sliding_attention" for kind in kinds[:layers]}
+    first = config.get("max_window_layers", 28)  # the layers below this one have no window
+    windowed = {first == 0, first < layers} if type(first) is int else set()
+    if kinds := config.get("layer_types"):
+        windowed = {kind == "sliding_attention" for kind in kinds[:layers]} if isinstance(kinds, list) else set()
+    if not windowed:
+        raise UserError(
+            f"config.json has max_window_layers = {first!r:.80} and layer_types = {kinds!r:.80}, expected a whole "
+            "number and a list: fetch it again"
+        )
     if len(windowed) > 1:
         raise UserError("config.json has a sliding window in some layers only; jaxlm has it in all layers or in none")
-    return config.get("sliding_window", 4096) if windowed == {True} else None
+    return window if windowed == {True} else None
 
 
 def _qwen_sliding_window_config(model: Decoder) -> dict[str, Any]:
@@ -167,6 +191,9 @@ def _llama_style(hf_class: str, model_type: str, table: ConfigTable, **fixed: An
         if config.get("hidden_act", "silu") not in ("silu", "swish"):
             raise UserError(f"config.json has hidden_act = {config['hidden_act']!r}; jaxlm supports only 'silu'")
         fields = read_fields(config, table) | fixed
+        for name, field in (("sliding_window", "window"), ("num_key_value_heads", "kv_heads")):
+            if field in fields and config.get(name, 0) is None:
+                fields[field] = None  # null is not the default here: no window, as many heads as queries
         fields["kv_heads"] = fields["kv_heads"] or fields["heads"]
         fields["head_dim"] = fields["head_dim"] or fields["width"] // fields["heads"]
         if model_type.startswith("qwen"):
@@ -191,6 +218,17 @@ def _tied_head(embedding: str) -> Callable[[Decoder], dict[str, str]]:
     return lambda model: {"lm_head.weight": embedding} if model.tie_embeddings else {}
 
 
+MISTRAL_TABLE: ConfigTable = {
+    "sliding_window": ("window", 4096), "max_position_embeddings": ("max_length", 131072),
+    "num_key_value_heads": ("kv_heads", 8),
+}  # fmt: skip
+
+QWEN_TABLE: ConfigTable = {
+    "max_position_embeddings": ("max_length", 32768), "num_key_value_heads": ("kv_heads", 32),
+}  # fmt: skip
+
+QWEN3_TABLE: ConfigTable = {**QWEN_TABLE, "attention_bias": ("qkv_bias", False), "head_dim": ("head_dim", 128)}
+
 COMPUTED_BUFFERS = (r".*\.rotary_emb\.inv_freq",)
 
 DECODER_ARCHITECTURES = (
@@ -199,10 +237,7 @@ DECODER_ARCHITECTURES = (
         (r".*\.attn\.(masked_)?bias",), _tied_head("transformer.wte.weight"),
     ),
     _llama_style("LlamaForCausalLM", "llama", {"attention_bias": ("qkv_bias", False), "mlp_bias": ("ffn_bias", False)}),
-    _llama_style("MistralForCausalLM", "mistral", {"sliding_window": ("window", 4096)}, qkv_bias=False, ffn_bias=False),
-    _llama_style("Qwen2ForCausalLM", "qwen2", {}, qkv_bias=True, ffn_bias=False),
-    _llama_style(
-        "Qwen3ForCausalLM", "qwen3", {"attention_bias": ("qkv_bias", False), "head_dim": ("head_dim", 128)},
-        ffn_bias=False, qk_norm=True,
-    ),
+    _llama_style("MistralForCausalLM", "mistral", MISTRAL_TABLE, qkv_bias=False, ffn_bias=False),
+    _llama_style("Qwen2ForCausalLM", "qwen2", QWEN_TABLE, qkv_bias=True, ffn_bias=False),
+    _llama_style("Qwen3ForCausalLM", "qwen3", QWEN3_TABLE, ffn_bias=False, qk_norm=True),
 )  # fmt: skip

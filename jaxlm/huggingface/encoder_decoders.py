@@ -3,7 +3,16 @@
 from typing import Any
 
 from jaxlm.errors import UserError
-from jaxlm.huggingface.architecture import Architecture, ConfigTable, HFConfig, read_fields, require_value, to_entries
+from jaxlm.huggingface.architecture import (
+    HF_ACTIVATIONS,
+    Architecture,
+    ConfigTable,
+    HFConfig,
+    read_entry,
+    read_fields,
+    require_value,
+    to_entries,
+)
 from jaxlm.huggingface.weight_map import WeightMap, map_attention, map_linear, map_norm
 from jaxlm.models.encoder_decoder import EncoderDecoder
 
@@ -28,7 +37,8 @@ MARIAN_TABLE: ConfigTable = {
 
 def _marian_model(config: HFConfig) -> EncoderDecoder:
     require_value(config, normalize_before=False, normalize_embedding=False, add_final_layer_norm=False)
-    fields, share = read_fields(config, MARIAN_TABLE), config.get("share_encoder_decoder_embeddings", True)
+    require_value(config, is_decoder=False, encoder_layerdrop=0.0, decoder_layerdrop=0.0)
+    fields, share = read_fields(config, MARIAN_TABLE), read_entry(config, "share_encoder_decoder_embeddings", True)
     for name, field in (("attention_heads", "heads"), ("ffn_dim", "hidden")):
         if (decoder_value := config.get(f"decoder_{name}")) != fields[field]:
             raise UserError(
@@ -37,10 +47,10 @@ def _marian_model(config: HFConfig) -> EncoderDecoder:
             )
     if not share:
         fields["source_vocab"] = fields["vocab"]
-    fields["vocab"] = config.get("decoder_vocab_size") or fields["vocab"]
+    fields["vocab"] = read_entry(config, "decoder_vocab_size") or fields["vocab"]
     return EncoderDecoder(
-        position="sinusoidal_halves", tie_embeddings=TIE_MODES[share, config.get("tie_word_embeddings", True)],
-        embedding_scale=None if config.get("scale_embedding", False) else 1.0, logit_bias=True, **fields,
+        position="sinusoidal_halves", tie_embeddings=TIE_MODES[share, read_entry(config, "tie_word_embeddings", True)],
+        embedding_scale=None if read_entry(config, "scale_embedding", False) else 1.0, logit_bias=True, **fields,
     )  # fmt: skip
 
 
@@ -93,12 +103,21 @@ T5_TABLE: ConfigTable = {
 
 
 def _t5_model(config: HFConfig) -> EncoderDecoder:
-    fields, tie = read_fields(config, T5_TABLE), config.get("tie_word_embeddings", True)
+    fields, tie = read_fields(config, T5_TABLE), read_entry(config, "tie_word_embeddings", True)
+    require_value(config, is_decoder=False)
+    inner = config.get("dense_act_fn")  # Transformers believes it rather than feed_forward_proj
+    gate = "gated-" if "glu" in fields["activation"] else ""
+    if inner is not None and HF_ACTIVATIONS.get(f"{gate}{inner}") != fields["activation"]:
+        raise UserError(
+            f"config.json has feed_forward_proj = {config.get('feed_forward_proj')!r:.80} and dense_act_fn = "
+            f"{inner!r:.80}, which is another activation: correct one of them"
+        )
     fields["attention_dropout"] = fields["activation_dropout"] = fields["dropout"]
     return EncoderDecoder(
-        decoder_layers=config.get("num_decoder_layers") or fields["encoder_layers"], norm="pre", position="relative",
+        decoder_layers=read_entry(config, "num_decoder_layers", fields["encoder_layers"]), norm="pre",
+        position="relative",
         tie_embeddings="all" if tie else "input", norm_kind="rms", bias=False, scale_scores=False, embedding_scale=1.0,
-        logit_scale=fields["width"] ** -0.5 if config.get("scale_decoder_outputs", tie) else 1.0, **fields,
+        logit_scale=fields["width"] ** -0.5 if read_entry(config, "scale_decoder_outputs", tie) else 1.0, **fields,
     )  # fmt: skip
 
 

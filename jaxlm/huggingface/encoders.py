@@ -16,7 +16,15 @@ from dataclasses import replace
 from typing import Any
 
 from jaxlm.errors import UserError
-from jaxlm.huggingface.architecture import Architecture, ConfigTable, HFConfig, read_fields, require_value, to_entries
+from jaxlm.huggingface.architecture import (
+    Architecture,
+    ConfigTable,
+    HFConfig,
+    read_entry,
+    read_fields,
+    require_value,
+    to_entries,
+)
 from jaxlm.huggingface.weight_map import WeightMap, map_attention, map_linear, map_norm
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.finetune_heads import TextClassifier, TokenClassifier
@@ -45,11 +53,15 @@ ENCODER_TABLE: ConfigTable = {
 
 
 def _trunk_model(config: HFConfig, model_type: str, **heads: Any) -> Encoder:
-    require_value(config, position_embedding_type="absolute", is_decoder=False, tie_word_embeddings=True)
+    require_value(config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+    require_value(config, tie_word_embeddings=True)
     fields = read_fields(config, ENCODER_TABLE) | {"mlm_head": False} | heads
     if model_type == "roberta":
         require_value(config, hidden_act="gelu")  # their masked-LM head uses it with every config
-        fields["position_offset"] = config.get("pad_token_id", 1) + 1
+        pad_id = config.get("pad_token_id", 1)
+        if type(pad_id) is not int or not 0 <= pad_id < fields["vocab"]:
+            raise UserError(f"config.json has pad_token_id = {pad_id!r:.80}, expected an id: positions begin after it")
+        fields["position_offset"] = pad_id + 1
     return Encoder(**fields)
 
 
@@ -124,13 +136,16 @@ ENCODER_ARCHITECTURES = (
 )  # fmt: skip
 
 
+MAX_LABELS = 1_000_000
+
+
 def label_names(config: HFConfig) -> tuple[str, ...]:
     """The names of the labels in the order of their ids. Raises UserError if the ids are not 0, 1, ..."""
     names = config.get("id2label")
     if names is None:
-        names = {str(index): f"LABEL_{index}" for index in range(config.get("num_labels", 2))}
-    if sorted(names, key=int) != [str(index) for index in range(len(names))]:
-        raise UserError(f"config.json has id2label with the ids {', '.join(names)}, expected 0 to {len(names) - 1}")
+        names = {str(index): f"LABEL_{index}" for index in range(min(read_entry(config, "num_labels", 2), MAX_LABELS))}
+    if not isinstance(names, dict) or not names or names.keys() != {str(index) for index in range(len(names))}:
+        raise UserError(f"config.json has id2label = {names!r:.120}, expected names by the ids 0, 1, ...")
     return tuple(str(names[str(index)]) for index in range(len(names)))
 
 
@@ -140,8 +155,7 @@ def _head_architecture(hf_class: str, model_type: str, head: HeadClass, *linears
     def to_model(config: HFConfig) -> Any:
         if config.get("problem_type") == "multi_label_classification":
             raise UserError("config.json gives a text any number of labels (problem_type); jaxlm gives it one")
-        dropout = config.get("classifier_dropout")
-        dropout = config.get("hidden_dropout_prob", 0.1) if dropout is None else dropout
+        dropout = read_entry(config, "classifier_dropout", read_entry(config, "hidden_dropout_prob", 0.1))
         return head(_trunk_model(config, model_type), num_labels=len(label_names(config)), dropout=dropout)
 
     def to_config(model: Any) -> dict[str, Any]:

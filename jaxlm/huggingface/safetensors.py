@@ -9,17 +9,19 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import ml_dtypes
 import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.filesystem import open_atomic
+from jaxlm.json_files import check_type, parse_json
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
-    "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+    "I32": np.int32, "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16,
+    "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 
 DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
@@ -41,12 +43,9 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
                 "no safetensors file; fetch it again"
             )
         raw = file.read(length)
-    try:
-        header = json.loads(raw)
-        header.pop("__metadata__", None)
-        places = {name: _parse_entry(entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: its header is damaged ({error}): fetch the file again") from None
+    header = parse_json(raw, f"{path}: its header", dict[str, dict], cure="fetch the file again")
+    header.pop("__metadata__", None)
+    places = {name: _parse_entry(entry, f"{path}: {name}") for name, entry in header.items()}
     at = 0
     for begin, end in sorted(place[2:] for place in places.values()):
         if begin != at:
@@ -78,12 +77,23 @@ def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
             file.write(np.ascontiguousarray(tensors[name]).tobytes())
 
 
-def _parse_entry(entry: dict[str, Any]) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    """Dtype, shape, begin and end of one array. Raises ValueError where they do not fit each other."""
+class ArrayEntry(TypedDict):
+    """The description of one array in the header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def _parse_entry(entry: dict[str, Any], place: str) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    """Dtype, shape, begin and end of one array. Raises UserError if they do not fit each other."""
+    check_type(entry, ArrayEntry, place, cure="fetch the file again")
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}")
-    dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(int(extent) for extent in entry["shape"])
-    begin, end = entry["data_offsets"]
-    if min((*shape, begin), default=begin) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{end - begin} bytes for the shape {shape} of {dtype}")
+        raise UserError(
+            f"{place} has the dtype {entry['dtype'][:20]}, expected one of {', '.join(DTYPES)}: quantized weights are "
+            "not read; fetch the model in float32, float16 or bfloat16"
+        )
+    dtype, shape, (begin, end) = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
+    if min((*shape, begin)) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+        raise UserError(f"{place} has {end - begin} bytes for the shape {shape} of {dtype}: fetch the file again")
     return dtype, shape, begin, end

@@ -1,16 +1,18 @@
 """The tokenizer of a published model: its files, and the special ids that they and config.json name."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from jaxlm.data.tokenizers.base import SpecialIds
 from jaxlm.data.tokenizers.pretrained import FastTokenizer, PretrainedSentencePiece, parse_tokenizer_json
 from jaxlm.data.tokenizers.sentencepiece import parse_sentencepiece
 from jaxlm.errors import UserError
-from jaxlm.huggingface.checkpoint_folder import read_description
+from jaxlm.filesystem import read_bounded
+from jaxlm.huggingface.added_tokens import add_tokens, declared_tokens, find_added_tokens
+from jaxlm.huggingface.checkpoint_folder import FETCH_AGAIN, published_file, read_description
+from jaxlm.json_files import MAX_JSON_BYTES, read_json
 
 ModelKind = Literal["decoder", "encoder", "encoder_decoder"]
 
@@ -22,7 +24,17 @@ DEFAULT_SPECIAL_TOKENS = {
 }  # fmt: skip
 """The special tokens of BERT and RoBERTa, for folders that name none."""
 
-SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model")
+
+LLAMA_TYPES = ("llama", "mistral")
+"""Families whose tokenizer prepends a space in its own way."""
+
+
+class LlamaOptions(TypedDict, total=False):
+    """The entries of tokenizer_config.json that decide where a space is prepended."""
+
+    legacy: bool | None
+    add_prefix_space: bool | None
 
 
 def read_tokenizer(
@@ -32,26 +44,50 @@ def read_tokenizer(
 
     Raises UserError if there is none, if it has more pieces than the model embeds, or lacks special tokens.
     """
-    if (folder / "source.spm").is_file() and (folder / "vocab.json").is_file():
+    if published_file(folder, "source.spm") and published_file(folder, "vocab.json"):
         return _read_marian(folder, config, vocab_size, kind)
-    if (folder / "tokenizer.json").is_file():
-        content = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    if path := published_file(folder, "tokenizer.json"):
+        content = _read_text(path)
         parsed = parse_tokenizer_json(content)
         # Tokens that were added later are not counted: the model need not embed them.
         last_id = max(parsed.get_vocab(with_added_tokens=False).values(), default=-1)
         _check_num_pieces(folder, last_id + 1, vocab_size)
+        if add_tokens(parsed, declared_tokens(folder), folder):
+            content = parsed.to_str()
         return FastTokenizer(content, vocab_size, _special_ids(folder, config, kind, parsed.token_to_id))
     for name in SENTENCEPIECE_FILES:
-        if (folder / name).is_file():
-            model = (folder / name).read_bytes()
+        if path := published_file(folder, name):
+            model = read_bounded(path, MAX_JSON_BYTES)
             processor = parse_sentencepiece(model)
             _check_num_pieces(folder, processor.get_piece_size(), vocab_size)
             special = replace(_special_ids(folder, config, kind, lambda piece: None), unk=processor.unk_id())
-            return PretrainedSentencePiece(model, model, vocab_size, special)
+            pieces = {processor.id_to_piece(index): index for index in range(processor.get_piece_size())}
+            added = find_added_tokens(folder, config, pieces)
+            scheme = _prepend_scheme(folder, config) if processor.is_byte(processor.piece_to_id("<0x41>")) else ""
+            return PretrainedSentencePiece(model, model, vocab_size, special, added_tokens=added, prepend_scheme=scheme)
     raise UserError(
         f"{folder} has no tokenizer that jaxlm reads: expected tokenizer.json, source.spm with target.spm and "
         f"vocab.json, or one of {', '.join(SENTENCEPIECE_FILES)}; `tokenizer.save_pretrained(folder)` writes one"
     )
+
+
+def _prepend_scheme(folder: Path, config: Mapping[str, Any]) -> Literal["", "first", "always"]:
+    if config.get("model_type") not in LLAMA_TYPES:
+        return ""
+    path = published_file(folder, "tokenizer_config.json")
+    options = read_json(path, LlamaOptions, FETCH_AGAIN) if path else {}
+    if options.get("add_prefix_space") is False:
+        raise UserError(
+            f"{path} has add_prefix_space = false, which needs a tokenizer.json: `save_pretrained` writes one"
+        )
+    return "always" if options.get("legacy") else "first"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return read_bounded(path, MAX_JSON_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}): fetch it again") from None
 
 
 def find_mask_token(folder: Path, tokenizer: FastTokenizer | PretrainedSentencePiece) -> str:
@@ -61,14 +97,33 @@ def find_mask_token(folder: Path, tokenizer: FastTokenizer | PretrainedSentenceP
 
 
 def _read_marian(folder: Path, config: Mapping[str, Any], vocab_size: int, kind: ModelKind) -> PretrainedSentencePiece:
-    id_of = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    pieces = [""] * (max(id_of.values()) + 1)
+    shared = config.get("share_encoder_decoder_embeddings", True)
+    id_of, pieces = _read_vocabulary(folder, "vocab.json", vocab_size if shared else config["vocab_size"])
+    target_pieces: tuple[str, ...] = ()
+    if published_file(folder, "target_vocab.json"):
+        target_pieces = _read_vocabulary(folder, "target_vocab.json", vocab_size)[1]
+    special = replace(_special_ids(folder, config, kind, id_of.get), unk=id_of.get("<unk>", 0))
+    source, target = (_read_model(folder, name) for name in ("source.spm", "target.spm"))
+    added = find_added_tokens(folder, config, id_of)
+    return PretrainedSentencePiece(source, target, vocab_size, special, pieces, target_pieces, added)
+
+
+def _read_model(folder: Path, name: str) -> bytes:
+    if not (path := published_file(folder, name)):
+        raise UserError(f"{folder} has no {name}: {FETCH_AGAIN}")
+    return read_bounded(path, MAX_JSON_BYTES)
+
+
+def _read_vocabulary(folder: Path, name: str, vocab_size: int) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The ids of pieces, and the pieces by their ids. Raises UserError for ids beyond `vocab_size` or used twice."""
+    id_of = read_json(folder / name, dict[str, int], FETCH_AGAIN)
+    _check_num_pieces(folder, max(id_of.values(), default=-1) + 1, vocab_size)
+    if min(id_of.values(), default=0) < 0 or len(set(id_of.values())) < len(id_of):
+        raise UserError(f"{folder / name} gives an id below 0, or one id to two pieces: {FETCH_AGAIN}")
+    pieces = [""] * (max(id_of.values(), default=-1) + 1)
     for piece, index in id_of.items():
         pieces[index] = piece
-    _check_num_pieces(folder, len(pieces), vocab_size)
-    special = replace(_special_ids(folder, config, kind, id_of.get), unk=id_of.get("<unk>", 0))
-    source, target = ((folder / name).read_bytes() for name in ("source.spm", "target.spm"))
-    return PretrainedSentencePiece(source, target, vocab_size, special, tuple(pieces))
+    return id_of, tuple(pieces)
 
 
 def _check_num_pieces(folder: Path, num_pieces: int, vocab_size: int) -> None:
@@ -116,7 +171,7 @@ def _tokens_of_role(folder: Path, role: str) -> tuple[str, ...]:
     """The token of a role by the tokenizer configuration of the folder, or the usual ones if it names none."""
     names: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
+        if published_file(folder, name):
             names |= read_description(folder, name, "which names the special tokens")
     token = names.get(role)
     if token is None:

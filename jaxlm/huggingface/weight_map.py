@@ -6,7 +6,6 @@ array may hold several of our parameters, concatenated on the last axis.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -76,19 +75,24 @@ class WeightSlot:
             part[...] = tensor[..., offset : offset + part.shape[-1]]
             offset += part.shape[-1]
 
-    def store(self, dtype: Any) -> np.ndarray:
+    def store(self) -> np.ndarray:
         """The array of the file, from the parameters."""
         tensor = self.slices[0] if len(self.slices) == 1 else np.concatenate(self.slices, axis=-1)
-        tensor = tensor[None] if self.weight_map.leading_axis else tensor.T if self.weight_map.transpose else tensor
-        return tensor.astype(dtype, copy=False)
+        return tensor[None] if self.weight_map.leading_axis else tensor.T if self.weight_map.transpose else tensor
 
 
 def params_from_tensors(
     weight_maps: Sequence[WeightMap], abstract: Params, tensors: Mapping[str, np.ndarray], location: str
 ) -> Params:
     """Parameters like `abstract` from the arrays of a file. Raises UserError with all arrays that do not fit."""
-    params = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
-    slots = {slot.name: slot for slot in _weight_slots(weight_maps, params)}
+    shapes = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), abstract)  # no memory
+    slots = {slot.name: slot for slot in _weight_slots(weight_maps, shapes)}
+    if integers := [name for name in tensors if tensors[name].dtype.kind not in "fV"]:
+        arrays = list_some([f"{name} {tensors[name].dtype}" for name in integers], limit=3)
+        raise UserError(
+            f"{location}: the weights are quantized ({arrays}), which jaxlm does not read: fetch the model in float32, "
+            "float16 or bfloat16"
+        )
     wrong = [f"{name} {slot.shape} is missing" for name, slot in slots.items() if name not in tensors]
     for name, slot in slots.items():
         if name in tensors and tensors[name].shape != slot.shape:
@@ -100,15 +104,19 @@ def params_from_tensors(
             f"{location}: the arrays do not fit the model that its config.json describes:\n  {listed}\n"
             "fetch both files from one place"
         )
-    for name, slot in slots.items():
-        slot.load(tensors[name])
+    for name in slots:
+        if tensors[name].dtype == np.float64 and not np.array_equal(tensors[name].astype(np.float32), tensors[name]):
+            raise UserError(f"{location}: {name} is float64 with digits beyond float32: save the model in float32")
+    params = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
+    for slot in _weight_slots(weight_maps, params):
+        slot.load(tensors[slot.name])
     return params
 
 
-def params_to_tensors(weight_maps: Sequence[WeightMap], params: Params, dtype: Any) -> dict[str, np.ndarray]:
+def params_to_tensors(weight_maps: Sequence[WeightMap], params: Params) -> dict[str, np.ndarray]:
     """The arrays of a file, from parameters. Raises UserError if the table does not name every parameter."""
     params = jax.tree.map(np.asarray, params)
-    return {slot.name: slot.store(dtype) for slot in _weight_slots(weight_maps, params)}
+    return {slot.name: slot.store() for slot in _weight_slots(weight_maps, params)}
 
 
 def _weight_slots(weight_maps: Sequence[WeightMap], params: Params) -> Iterator[WeightSlot]:

@@ -4,6 +4,7 @@ The task of an imported model names files of the user in `$JAXLM_DATA`: train.tx
 train.source, train.target and so on. `predict`, `generate` and `score` need none of them.
 """
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,12 @@ from jaxlm.data.sources.text import TextFile
 from jaxlm.data.tokenizers.pretrained import PretrainedTokenizer
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
-from jaxlm.huggingface.checkpoint_folder import read_config
-from jaxlm.huggingface.convert import find_architecture, load_pretrained, save_pretrained
+from jaxlm.filesystem import create_folder, write_atomic
+from jaxlm.huggingface.checkpoint_folder import published_file, read_config
+from jaxlm.huggingface.convert import find_architecture, load_pretrained, read_array_dtypes, save_pretrained
 from jaxlm.huggingface.encoders import label_names
 from jaxlm.huggingface.tokenizer_files import ModelKind, find_mask_token, read_tokenizer
+from jaxlm.json_files import read_json
 from jaxlm.metrics.spans import forbidden_transitions
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
@@ -85,6 +88,9 @@ def _are_span_labels(names: tuple[str, ...]) -> bool:
     return True
 
 
+DTYPES_FILE = ".dtypes.json"
+"""The dtype of each imported array, in the folder of the files that came with a model."""
+
 SIDE_FILES = ("*.json", "*.model", "*.spm", "merges.txt")
 
 
@@ -93,8 +99,7 @@ def import_folder(folder: Path, new_workdir: Path, **model_fields: Any) -> Exper
 
     Raises UserError if the folder cannot be read, or if the workdir is not empty.
     """
-    target = Workdir(new_workdir)
-    target.check_empty()
+    Workdir(new_workdir).check_empty()
     model, params, config = load_pretrained(folder, **model_fields)
     kind: ModelKind = "encoder_decoder" if isinstance(model, EncoderDecoder) else "decoder"
     if isinstance(model, FineTunable) or is_encoder(model):
@@ -104,14 +109,24 @@ def import_folder(folder: Path, new_workdir: Path, **model_fields: Any) -> Exper
     experiment = Experiment(
         task, model, PretrainedTokenizer(model.vocab), best_metric=f"valid/{(*task.metric_names, 'nll')[0]}", steps=1
     )
-    target.create(experiment)
-    tokenizer.save(target.tokenizer_folder)
-    target.published_folder.mkdir()
-    for path in sorted({path for pattern in SIDE_FILES for path in folder.glob(pattern)}):
-        if not path.name.endswith(".index.json"):
+    side_files = _side_files(folder)
+    with create_folder(new_workdir) as partial:
+        target = Workdir(partial)
+        target.create(experiment)
+        tokenizer.save(target.tokenizer_folder)
+        target.published_folder.mkdir()
+        for path in side_files:
             shutil.copyfile(path, target.published_folder / path.name)
-    target.save_once(experiment, params)
+        write_atomic(target.published_folder / DTYPES_FILE, json.dumps(read_array_dtypes(folder)) + "\n")
+        target.save_once(experiment, params)
     return experiment
+
+
+def _side_files(folder: Path) -> list[Path]:
+    """The other files of a published model. Raises UserError if one of them is not a regular file of the folder."""
+    names = {path.name for pattern in SIDE_FILES for path in folder.glob(pattern)} - {DTYPES_FILE}
+    files = (published_file(folder, name) for name in sorted(names) if not name.endswith(".index.json"))
+    return [path for path in files if path]
 
 
 def export_folder(source_workdir: Path, folder: Path, dtype: str | None = None) -> list[str]:
@@ -132,7 +147,9 @@ def export_folder(source_workdir: Path, folder: Path, dtype: str | None = None) 
             "train with --finetuning.lora instead, or use the workdir as it is"
         )
     model, special = trained.model, trained.tokenizer.special
-    published_files = sorted(source.published_folder.glob("*"))
+    published_files, array_dtypes = _side_files(source.published_folder), None
+    if published_file(source.published_folder, DTYPES_FILE):
+        array_dtypes = read_json(source.published_folder / DTYPES_FILE, dict[str, str])
     if published_files:
         config = read_config(source.published_folder)
     else:
@@ -140,8 +157,8 @@ def export_folder(source_workdir: Path, folder: Path, dtype: str | None = None) 
         config |= {"decoder_start_token_id": special.start} if isinstance(model, EncoderDecoder) else {}
     config |= label_config(trained.experiment.task) if isinstance(model, FineTunable) else {}
     find_architecture(model, config.get("model_type"))
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in published_files:
-        shutil.copyfile(path, folder / path.name)
-    save_pretrained(folder, model, trained.params, config, dtype)
+    with create_folder(folder) as partial:
+        for path in published_files:
+            shutil.copyfile(path, partial / path.name)
+        save_pretrained(partial, model, trained.params, config, dtype, array_dtypes=array_dtypes)
     return sorted(path.name for path in folder.iterdir())

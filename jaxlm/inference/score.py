@@ -39,11 +39,10 @@ def score_pairs(
       score_eos: whether the EOS after a target is part of its score.
     """
     tokenizer = trained.tokenizer
-    columns = {
-        name: Ragged.from_rows(tokenizer.encode([pair[side] for pair in pairs]))
-        for side, name in enumerate(("source", "target"))
-        if pairs and pairs[0][side] is not None
-    }
+    sources, targets = [source for source, _ in pairs if source is not None], [text for _, text in pairs]
+    columns = {"source": Ragged.from_rows(tokenizer.side("source").encode(sources))} if sources else {}
+    if pairs:
+        columns["target"] = Ragged.from_rows(tokenizer.side("target").encode(targets))
     scores: list[TextScore | None] = [None] * len(pairs)
     for row_B, batch in eval_batches(columns, batch_tokens, max_length=max_length, special=tokenizer.special):
         scored = score_targets(trained.model, trained.params, batch)

@@ -201,8 +201,8 @@ def answer_attention_weights(
         for row in np.flatnonzero(row_B >= 0):
             target_size, source_size = batch.target_valid_BT[row].sum(), batch.source_valid_BS[row].sum()
             records[indices[row_B[row]]] = {
-                "source": token_texts(tokenizer, batch.source_BS[row, :source_size].tolist()),
-                "target": token_texts(tokenizer, batch.label_BT[row, :target_size].tolist()),
+                "source": token_texts(tokenizer.side("source"), batch.source_BS[row, :source_size].tolist()),
+                "target": token_texts(tokenizer.side("target"), batch.label_BT[row, :target_size].tolist()),
                 "weights": weight_BTS[row, :target_size, :source_size].round(4).tolist(),
             }
     return records

@@ -118,7 +118,7 @@ def test_a_config_that_it_cannot_do(folder, entries, message):
 def test_a_shard_elsewhere(folder, name):
     path = folder / "model.safetensors.index.json"
     edit(path, weight_map={"model.norm.weight": name})
-    with pytest.raises(UserError, match="expected a (file of that folder|string, found 7)"):
+    with pytest.raises(UserError, match=r"expected a (file of that folder|string)"):
         load_pretrained(folder)
 
 

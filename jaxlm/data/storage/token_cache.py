@@ -26,8 +26,9 @@ def encode_pairs(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, folder:
     """Columns "source" and "target": the ids of every pair, without special ids; see `cached_columns`."""
 
     def encode(block: list[tuple[str, str]]) -> Columns:
-        sides = zip(("source", "target"), zip(*block, strict=True), strict=True)
-        return {name: Ragged.from_rows(tokenizer.encode(texts), id_dtype(tokenizer)) for name, texts in sides}
+        source, target = map(list, zip(*block, strict=True))
+        rows = {"source": tokenizer.side("source").encode(source), "target": tokenizer.side("target").encode(target)}
+        return {name: Ragged.from_rows(rows[name], id_dtype(tokenizer)) for name in rows}
 
     return cached_columns(pairs, encode, tokenizer.fingerprint, folder)
 

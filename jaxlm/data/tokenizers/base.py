@@ -8,11 +8,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 
 from jaxlm.filesystem import write_atomic
+
+Side = Literal["source", "target"]
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 
@@ -97,6 +99,13 @@ class Tokenizer(Protocol):
         """SHA-256 of the content: equal for tokenizers that encode alike."""
         ...
 
+    def side(self, name: Side) -> "Tokenizer":
+        """The tokenizer of one side of pairs: the same one, unless the sides have different pieces.
+
+        Of such a tokenizer itself, `encode` is that of the source and `decode` that of the target.
+        """
+        ...
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return an int32 array of ids for each text, without special ids except UNK for unknown symbols."""
         ...
@@ -120,6 +129,10 @@ class SerializableTokenizer:
 
     kind: ClassVar[str]
     filename: ClassVar[str]
+
+    def side(self, name: Side) -> Self:
+        """See `Tokenizer`."""
+        return self
 
     def to_bytes(self) -> bytes:
         """The whole content."""
