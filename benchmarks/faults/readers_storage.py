@@ -120,8 +120,7 @@ def _prepare_shards(folder: Path) -> list[bytes]:
 
 
 def _read_shards(folder: Path) -> None:
-    from jaxlm.data.sources.shards import Shards
-
+    from jaxlm import Shards
     from jaxlm.data.files import ReadStats
 
     source = Shards(str(folder / "shards"))
