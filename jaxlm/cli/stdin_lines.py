@@ -17,7 +17,9 @@ from jaxlm.filesystem import format_bytes
 LINES_PER_BATCH = 4096
 """Enough lines to bucket them by length, few enough to keep in memory."""
 
-MAX_LINE_BYTES = 1 << 24
+MEGABYTE = 1_000_000
+
+MAX_LINE_MB = 16
 """More than a book; a line of gigabytes is another file than was meant."""
 
 WAIT_SECONDS = 0.05
@@ -34,7 +36,7 @@ class StdinLines:
 
     on_bad_line: BadLinePolicy = "error"
     lines_per_batch: int = LINES_PER_BATCH
-    max_line_bytes: int = MAX_LINE_BYTES
+    max_line_bytes: int = MAX_LINE_MB * MEGABYTE
     read_stats: ReadStats = field(default_factory=ReadStats)
     num_lines: int = 0
 
@@ -77,7 +79,7 @@ class StdinLines:
         if len(line) > self.max_line_bytes:
             limit = f"more than {format_bytes(self.max_line_bytes)}, the limit"
             raise UserError(
-                f"standard input, line {self.num_lines + 1}: {limit}: split the line, or give --max-line-bytes N"
+                f"standard input, line {self.num_lines + 1}: {limit}: split the line, or give --max-line-mb N"
             )
         return line if self.num_lines else line.removeprefix(BYTE_ORDER_MARK)
 
@@ -126,4 +128,4 @@ def _has_more_input(stream: Any) -> bool:
 def add_stdin_options(parser: CommandParser) -> None:
     """Options of the lines of standard input."""
     add_bad_line_option(parser, ("error", "replace"), "error")
-    parser.add_int("--max-line-bytes", "longest line to read, in bytes", default=MAX_LINE_BYTES)
+    parser.add_int("--max-line-mb", "megabytes of a line at most", default=MAX_LINE_MB)

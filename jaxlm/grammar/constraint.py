@@ -1,9 +1,9 @@
 """Constraints on generated text, independent of a tokenizer; built and checked without JAX."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.token_bytes import get_token_bytes
@@ -11,6 +11,9 @@ from jaxlm.errors import UserError
 from jaxlm.grammar.byte_dfa import ByteDFA, strings_to_dfa
 from jaxlm.grammar.json_schema import schema_to_regex
 from jaxlm.grammar.regex import regex_to_dfa
+from jaxlm.json_files import read_json
+
+MAX_SCHEMA_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,7 @@ def choices(texts: Sequence[str]) -> Constraint:
 
 def json_schema(file: Path) -> Constraint:
     """JSON that a schema admits. Raises UserError, with file and line, if it is not JSON or not supported."""
-    text = file.read_text(encoding="utf-8", errors="replace")
-    try:
-        schema = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from error
-    except RecursionError as error:
-        raise UserError(f"{file}: nested too deeply to be a schema") from error
+    schema = read_json(file, Any, "fix the schema", MAX_SCHEMA_BYTES)
     try:
         return Constraint("the JSON schema", regex_to_dfa(schema_to_regex(schema)))
     except UserError as error:

@@ -15,9 +15,11 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from jaxlm.errors import UserError
 from jaxlm.filesystem import write_atomic
+from jaxlm.json_files import parse_json
 from jaxlm.training.progress import Display, format_number, make_display
 from jaxlm.workdir import Workdir
 
@@ -133,6 +135,12 @@ def truncate_metrics(path: Path, step: int | None) -> None:
         write_atomic(path, b"".join(new))
 
 
+class StepRecord(TypedDict):
+    """A line of the log, which also holds the metrics."""
+
+    step: int
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl` as dicts, without an incomplete last line; [] if the file does not exist."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
@@ -142,9 +150,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     """The record of a line; None if the line is incomplete."""
     try:
-        record = json.loads(line)
-        return record if line.endswith(b"\n") and type(record["step"]) is int else None
-    except (ValueError, KeyError, TypeError):
+        return parse_json(line, "metrics.jsonl", StepRecord) if line.endswith(b"\n") else None
+    except UserError:
         return None
 
 

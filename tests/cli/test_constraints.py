@@ -71,7 +71,7 @@ WRONG = {
     "not an automaton": (["--regex", "(?=a)b"], "look-ahead"),
     "two kinds": (["--regex", "a", "--choice", "b"], "--regex and --choice: expected at most one kind"),
     "no such keyword": (["--json-schema", "{schema}"], "schema.json: JSON schema, #/properties/ok: 'minimum' is not"),
-    "no JSON": (["--json-schema", "{broken}"], "broken.json:2: not JSON"),
+    "no JSON": (["--json-schema", "{broken}"], "broken.json, line 2"),
     "marks": (["--copy-between", "a", "a"], "expected two that differ"),
 }
 

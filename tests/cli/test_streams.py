@@ -75,15 +75,15 @@ def test_lines_are_the_same_however_they_arrive(monkeypatch, size):
 @pytest.mark.parametrize("content, size", [(b"ab\n" + b"x" * 10**7, 1 << 16), (b"ab\n" + b"x" * 11 + b"\ny\n", 100)])
 def test_a_line_beyond_the_limit_ends_at_the_limit(monkeypatch, content, size):
     chunks = Chunks(content, size)
-    with pytest.raises(UserError, match="standard input, line 2: more than 10 bytes, the limit: .*--max-line-bytes"):
+    with pytest.raises(UserError, match="standard input, line 2: more than 10 bytes, the limit: .*--max-line-mb"):
         _lines(monkeypatch, chunks, max_line_bytes=10)
     assert chunks.num_read <= 2 * size, "the rest is not read"
     assert _lines(monkeypatch, Chunks(b"x" * 10 + b"\n" + b"y" * 10), max_line_bytes=10) == ["x" * 10, "y" * 10]
 
 
 def test_the_limit_is_an_option(command):  # noqa: F811
-    result = command("predict", "nowhere", "--max-line-bytes", "0")
-    assert result.code == 2 and "--max-line-bytes" in result.err
+    result = command("predict", "nowhere", "--max-line-mb", "0")
+    assert result.code == 2 and "--max-line-mb" in result.err
 
 
 def test_standard_input_that_cannot_be_read(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 from jaxlm.cli import output
 from jaxlm.cli.options import load_pipeline, workdir_parser
 from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, choice_of
-from jaxlm.cli.stdin_lines import StdinLines, add_stdin_options, count_truncated
+from jaxlm.cli.stdin_lines import MEGABYTE, StdinLines, add_stdin_options, count_truncated
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     from jaxlm.models.properties import max_input_positions
 
     source, clock, num_truncated = (
-        StdinLines(options.on_bad_line, max_line_bytes=options.max_line_bytes),
+        StdinLines(options.on_bad_line, max_line_bytes=options.max_line_mb * MEGABYTE),
         output.Clock(),
         0,
     )

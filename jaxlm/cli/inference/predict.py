@@ -11,7 +11,7 @@ import sys
 from jaxlm.cli import output
 from jaxlm.cli.options import experiment_with_options, load_pipeline, read_constraint, workdir_parser
 from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError
-from jaxlm.cli.stdin_lines import LINES_PER_BATCH, StdinLines, add_stdin_options, count_truncated
+from jaxlm.cli.stdin_lines import LINES_PER_BATCH, MEGABYTE, StdinLines, add_stdin_options, count_truncated
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     task = pipeline.experiment.task
     limit = task.max_input_tokens(pipeline.model)
     num_tokens = num_unknown = num_truncated = 0
-    source = StdinLines(options.on_bad_line, options.lines_per_batch, options.max_line_bytes)
+    source = StdinLines(options.on_bad_line, options.lines_per_batch, options.max_line_mb * MEGABYTE)
     hint = " from the terminal; Ctrl-D ends them" if sys.stdin is not None and sys.stdin.isatty() else ""
     output.print_stderr(f"checkpoints {pipeline.steps} loaded in {clock.seconds:.1f} s; reading lines{hint}")
     clock = output.Clock()

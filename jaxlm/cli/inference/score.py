@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jaxlm.cli import output
 from jaxlm.cli.options import experiment_with_options, load_pipeline, workdir_parser
 from jaxlm.cli.parser import CommandParser, UsageError
-from jaxlm.cli.stdin_lines import StdinLines, add_stdin_options
+from jaxlm.cli.stdin_lines import MEGABYTE, StdinLines, add_stdin_options
 from jaxlm.errors import UserError
 from jaxlm.metrics.text import perplexity
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     if not task.input_kind:
         raise UsageError(f"score: the task {type(task).__name__} gives no text a probability")
     pipeline = load_pipeline(options, experiment)
-    source, clock = StdinLines(options.on_bad_line, max_line_bytes=options.max_line_bytes), output.Clock()
+    source, clock = StdinLines(options.on_bad_line, max_line_bytes=options.max_line_mb * MEGABYTE), output.Clock()
     logprob, num_tokens, num_truncated = 0.0, 0, 0
     for lines in source.batches():
         first = source.num_lines - len(lines) + 1

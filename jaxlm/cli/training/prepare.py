@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
 
-MEGABYTE = 1 << 20
+MEBIBYTE = 1 << 20
 
 DEFAULT_VOCAB_SIZE = 32_000
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
 
     documents = _documents(options)
     tokenizer, stats, start = _get_tokenizer(options, documents), ReadStats(), time.perf_counter()
-    processes, shard_bytes = options.num_workers or os.cpu_count() or 1, options.shard_mb * MEGABYTE
+    processes, shard_bytes = options.num_workers or os.cpu_count() or 1, options.shard_mb * MEBIBYTE
     with output.progress_bar(sum(_text_bytes(name) for name in documents.paths)) as progress:
 
         def on_shard(record: Any, kept: bool) -> None:
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         f"{totals['documents']:,} documents, {totals['bytes']:,} bytes, {totals['tokens']:,} tokens "
         f"({totals['bytes'] / max(totals['tokens'], 1):.2f} bytes a token), {totals['unknown']:,} unknown; "
         f"{totals['shards']} shards, {totals['kept']} of them kept; "
-        f"{totals['bytes'] / MEGABYTE / seconds:.1f} MB/s with {processes} processes"
+        f"{totals['bytes'] / MEBIBYTE / seconds:.1f} MB/s with {processes} processes"
     )
     output.write_line(output.json_line(totals | {"out": str(options.out), "seconds": round(seconds, 3)}))
     return 0
