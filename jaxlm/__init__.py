@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from jaxlm.data.sources.classification import SENTIMENT_LABELS as SENTIMENT_LABELS, LabeledLines as LabeledLines
     from jaxlm.data.sources.classification import MapLabels as MapLabels, RteXml as RteXml
     from jaxlm.data.sources.conll import UPOS_TAGS as UPOS_TAGS, ColumnFile as ColumnFile, ConllU as ConllU
+    from jaxlm.data.sources.conll import RepairTags as RepairTags
     from jaxlm.data.sources.parallel import ParallelFiles as ParallelFiles, Tsv as Tsv
     from jaxlm.data.sources.text import Documents as Documents, TextFile as TextFile
     from jaxlm.data.sources.tfds import Tfds as Tfds

@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.data.sources.base import Pair, Pairs
-from jaxlm.data.sources.conll import locate_word
-from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.data.sources.conll import find_invalid_iob2, locate_word
+from jaxlm.data.tokenizers.base import Tokenizer, encode_words
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
 from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel, apply_to_rows
@@ -59,6 +59,16 @@ class Tagging(LabelTask):
             figures["spans"] = {name: counts.to_json() for name, counts in by_class.items()}
         tags = per_class_counts(counts_CC, self.labels)
         return figures | {"tags": {name: counts.to_json() for name, counts in tags.items()}}
+
+    def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
+        super().check_model(model, tokenizer)
+        names = getattr(model, "tag_names", ()) if getattr(model, "crf", False) else ()
+        if names and (names != self.labels or not self.iob2_spans):
+            raise UserError(
+                f"the CRF of the model forbids tags that are not IOB2 (tag_names {', '.join(names)}), and the task "
+                f"does not check its data for them (labels {', '.join(self.labels)}, iob2_spans={self.iob2_spans}): "
+                "set the task's iob2_spans=True and the same names on both sides, or the model's tag_names=()"
+            )
 
     def max_input_tokens(self, model: Any) -> int:
         return 0  # a longer text is read in several parts
@@ -128,7 +138,7 @@ class Tagging(LabelTask):
         special = tokenizer.special
         no_piece = special.eos if special.unk is None else special.unk
         words_of_texts = [text.split() for text in texts]
-        pieces_of_words = iter(tokenizer.encode(list(itertools.chain(*words_of_texts))))
+        pieces_of_words = iter(encode_words(tokenizer, list(itertools.chain(*words_of_texts))))
         rows: list[np.ndarray] = []
         positions: list[np.ndarray] = []
         begin = 0
@@ -150,10 +160,16 @@ class Tagging(LabelTask):
             raise UserError(
                 f"{locate_word(pairs, index, 0)}: {len(words)} words and {len(tags)} tags, expected one tag per word"
             )
-        return [
-            self._label_id(tag, "tag", f"{locate_word(pairs, index, place)}: {words[place]!r}")
-            for place, tag in enumerate(tags)
-        ]
+        if self.iob2_spans and (place := find_invalid_iob2(tags)) is not None:
+            raise UserError(
+                f"{locate_word(pairs, index, place)}: {words[place]!r} is {tags[place]} after "
+                f"{tags[place - 1] if place else 'O'}: IOB2 begins a span with B{tags[place][1:]}. Fix the file, or "
+                "read it through RepairTags(...)"
+            )
+        for place, tag in enumerate(tags):
+            if tag not in self.labels:
+                self._label_id(tag, "tag", f"{locate_word(pairs, index, place)}: {words[place]!r}")
+        return [self.labels.index(tag) for tag in tags]
 
     def _predict_labels(
         self, trained: TrainedModel, columns: Columns, positions: Ragged, batch_tokens: int, progress: ProgressCallback

@@ -5,6 +5,7 @@ Of a pair, the first text is what the model reads.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from jaxlm.data.files import ReadStats
@@ -67,13 +68,27 @@ class FilteredPairs(PairSource):
         for source, target in self._read_rows(stats):
             if source is None or target is None:
                 stats.skipped += 1
-            elif self.keep_blank or (source.strip() and target.strip()):
+            elif self._is_kept(source, target):
                 stats.kept += 1
                 yield source, target
             else:
                 stats.blank += 1
         if stats.kept == before:
             raise UserError(f"{self.describe()}: no pair is left ({stats}). Look into the files.")
+
+    def _is_kept(self, source: str | None, target: str | None) -> bool:
+        readable = source is not None and target is not None
+        return readable and (self.keep_blank or bool(source and source.strip() and target and target.strip()))
+
+    def locate(self, index: int) -> str:
+        """The place of a pair for a message; it is counted from 0 among the pairs that are kept."""
+        rows = enumerate(self._read_rows(ReadStats()))
+        kept = (number for number, row in rows if self._is_kept(*row))
+        return self._place(next(islice(kept, index, None)))
+
+    def _place(self, number: int) -> str:
+        """The place of row `number`, from 0, of those of the file."""
+        return f"{self.describe()}, pair {number + 1}"
 
 
 def iter_pairs(pairs: Any, stats: ReadStats) -> Iterator[Any]:

@@ -39,6 +39,9 @@ class LabeledLines(FilteredPairs):
                 )
             yield None, None
 
+    def _place(self, number: int) -> str:
+        return f"{find_file(self.path)}, line {number + 1}"
+
 
 @dataclass(frozen=True)
 class MapLabels(PairSource):

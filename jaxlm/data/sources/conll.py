@@ -5,13 +5,13 @@ a word (some languages write numbers so) becomes "_", which keeps the two sides 
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Literal, get_args
 
 from jaxlm.data.files import OnBadLine, ReadStats, find_file, iter_lines
-from jaxlm.data.sources.base import FilteredPairs
+from jaxlm.data.sources.base import FilteredPairs, Pair, Pairs, PairSource, iter_pairs
 from jaxlm.errors import UserError
 
 OnBadTag = Literal["error", "repair"]
@@ -60,7 +60,7 @@ class TaggedFile(FilteredPairs):
             try:
                 if line is None:
                     raise _InvalidLine("not UTF-8")
-                row = self._parse_line(line)
+                row = self._parse_line(line, len(rows))
                 rows += [(number, *row)] if row else []
             except _InvalidLine as error:
                 if line is not None and self.on_bad_line == "error":
@@ -70,16 +70,13 @@ class TaggedFile(FilteredPairs):
                     ) from None
                 valid = False
 
-    def locate(self, sentence: int, word: int) -> str:
-        """File and line of a word; sentence and word are counted from 0 among the sentences that are read."""
+    def locate(self, index: int, word: int = 0) -> str:
+        """File and line of a word; sentence `index` and word are counted from 0 among the sentences that are read."""
         kept = (rows for rows in self.read_sentences(ReadStats()) if rows)
-        for index, rows in enumerate(kept):
-            if index == sentence:
-                return f"{find_file(self.path)}, line {rows[word][0]}"
-        raise IndexError(f"{self.path} has no sentence {sentence}")
+        return f"{find_file(self.path)}, line {next(islice(kept, index, None))[word][0]}"
 
-    def _parse_line(self, line: str) -> tuple[str, str] | None:
-        """Form and tag, or None if the line is not a word of the sentence. Raises _InvalidLine."""
+    def _parse_line(self, line: str, words: int) -> tuple[str, str] | None:
+        """Form and tag, or None if the line is no word; `words` of the sentence are before it. Raises _InvalidLine."""
         raise NotImplementedError
 
     def _check_tags(self, rows: list[TaggedWord], file: str) -> list[TaggedWord]:
@@ -107,7 +104,7 @@ class ConllU(TaggedFile):
     def describe(self) -> str:
         return f"{self.path}, words -> {self.column}"
 
-    def _parse_line(self, line: str) -> tuple[str, str] | None:
+    def _parse_line(self, line: str, words: int) -> tuple[str, str] | None:
         if line.startswith("#"):
             return None
         cells = line.split("\t")
@@ -118,6 +115,11 @@ class ConllU(TaggedFile):
             return None
         if not re.fullmatch("[0-9]+", number):
             raise _InvalidLine(f"the id is {number!r}, expected a number, a range as in 3-4 or an empty node as in 5.1")
+        if int(number[-9:]) != words + 1 or len(number) > 9:
+            raise _InvalidLine(
+                f"the id is {number}, expected {words + 1}: ids count the words of a sentence from 1, and a blank line "
+                "ends it"
+            )
         if not form or not tag:
             raise _InvalidLine(f"word {number} has no {self.column if form else 'form'}")
         if tag == "_" and self.column in ("UPOS", "XPOS"):
@@ -151,7 +153,7 @@ class ColumnFile(TaggedFile):
     def describe(self) -> str:
         return f"{self.path}, column {self.word_column} -> column {self.tag_column}"
 
-    def _parse_line(self, line: str) -> tuple[str, str] | None:
+    def _parse_line(self, line: str, words: int) -> tuple[str, str] | None:
         if (self.comment_prefix and line.startswith(self.comment_prefix)) or line.startswith("-DOCSTART-"):
             return None
         cells = line.split(self.separator)
@@ -165,24 +167,24 @@ class ColumnFile(TaggedFile):
         return form, tag
 
     def _check_tags(self, rows: list[TaggedWord], file: str) -> list[TaggedWord]:
-        repaired, previous = [], "O"
-        for number, form, tag in rows:
-            if not _is_valid_iob2(previous, tag):
-                if self.on_bad_tag == "error":
-                    raise UserError(
-                        f"{file}, line {number}: {form!r} is {tag} after {previous}: IOB2 begins a span with "
-                        f"B{tag[1:]}. Fix the file, or set on_bad_tag='repair' to read it so."
-                    )
-                tag = f"B{tag[1:]}"
-            repaired.append((number, form, tag))
-            previous = tag
-        return repaired
+        tags = [tag for _, _, tag in rows]
+        while (place := find_invalid_iob2(tags)) is not None:
+            if self.on_bad_tag == "error":
+                number, form, tag = rows[place]
+                raise UserError(
+                    f"{file}, line {number}: {form!r} is {tag} after {tags[place - 1] if place else 'O'}: IOB2 begins a "
+                    f"span with B{tag[1:]}. Fix the file, or set on_bad_tag='repair' to read it so."
+                )
+            tags[place] = f"B{tags[place][1:]}"
+        return [(number, form, tag) for (number, form, _), tag in zip(rows, tags, strict=True)]
 
 
 def locate_word(pairs: object, sentence: int, word: int) -> str:
     """The place of a word for a message: file and line if the source knows them, else the source and the numbers."""
     if isinstance(pairs, TaggedFile):
         return pairs.locate(sentence, word)
+    if isinstance(pairs, FilteredPairs):
+        return f"{pairs.locate(sentence)}, word {word + 1}"
     describe = getattr(pairs, "describe", None)
     return f"{describe() if describe else type(pairs).__name__}, sentence {sentence + 1}, word {word + 1}"
 
@@ -192,5 +194,25 @@ def join_tokens(tokens: Iterable[str]) -> str:
     return " ".join("_".join(token.split()) or "_" for token in tokens)
 
 
-def _is_valid_iob2(previous_tag: str, tag: str) -> bool:
-    return not tag.startswith("I-") or previous_tag in (f"B{tag[1:]}", tag)
+def find_invalid_iob2(tags: Sequence[str]) -> int | None:
+    """The first I- tag that continues no span of its class, or None."""
+    before = ("O", *tags)
+    bad = (i for i, tag in enumerate(tags) if tag.startswith("I-") and before[i] not in (f"B{tag[1:]}", tag))
+    return next(bad, None)
+
+
+@dataclass(frozen=True)
+class RepairTags(PairSource):
+    """Pairs (words, IOB2 tags) in which an I- tag that continues no span of its class begins one with B-."""
+
+    pairs: Pairs
+
+    def describe(self) -> str:
+        return f"{self.pairs.describe()}; IOB2 repaired"
+
+    def read(self, stats: ReadStats) -> Iterator[Pair]:
+        for words, text in iter_pairs(self.pairs, stats):
+            tags = text.split()
+            while (place := find_invalid_iob2(tags)) is not None:
+                tags[place] = f"B{tags[place][1:]}"
+            yield words, " ".join(tags)

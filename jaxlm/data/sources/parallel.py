@@ -45,6 +45,9 @@ class ParallelFiles(FilteredPairs):
                 )
             yield source, target  # type: ignore[misc]
 
+    def _place(self, number: int) -> str:
+        return f"{find_file(self.target)}, line {number + 1}"
+
 
 @dataclass(frozen=True)
 class Tsv(FilteredPairs):
@@ -106,6 +109,10 @@ class Tsv(FilteredPairs):
                     )
                 yield None, None
 
+    def _place(self, number: int) -> str:
+        has_header = any(isinstance(column, str) for column in self._selected_columns)
+        return f"{find_file(self.path)}, line {number + 1 + has_header}"
+
 
 @dataclass(frozen=True)
 class JsonLines(FilteredPairs):
@@ -144,6 +151,9 @@ class JsonLines(FilteredPairs):
                     ) from error
                 source = target = None
             yield source, target
+
+    def _place(self, number: int) -> str:
+        return f"{find_file(self.path)}, line {number + 1}"
 
     def _text_at(self, record: Any, key: str, stats: ReadStats) -> str:
         """The text under `key`. Raises ValueError, also for half a surrogate pair, which JSON can escape."""

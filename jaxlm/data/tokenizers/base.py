@@ -166,3 +166,18 @@ def require_list(texts: Sequence[str]) -> Sequence[str]:
     if isinstance(texts, str):
         raise TypeError("encode takes a list of texts, not one text: write encode([text])")
     return texts
+
+
+def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> list[np.ndarray]:
+    """The ids of each word as it stands inside a text, where a space is before it.
+
+    A tokenizer that needs that space in the word (bytes, characters, the byte-level pieces of GPT-2 and RoBERTa) gets
+    it; the result is that of Transformers' `is_split_into_words` with `add_prefix_space`.
+    """
+    first, second, spaced, text = (ids.tolist() for ids in tokenizer.encode(["a", "b", " b", "a b"]))
+    if text == [*first, *second]:
+        return tokenizer.encode(words)
+    if text == [*first, *spaced]:
+        return tokenizer.encode([f" {word}" for word in words])
+    rows = tokenizer.encode([f"a {word}" for word in words])
+    return [row[len(first) :] for row in rows]
