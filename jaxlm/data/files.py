@@ -1,17 +1,23 @@
-"""Lines of plain or gzipped UTF-8 files, streamed, with counts of the lines that were repaired or left out.
+"""Lines of UTF-8 files, streamed, with counts of the lines that were repaired or left out.
 
-Only LF and CRLF end a line: U+2028, U+0085, vertical tabs, form feeds and NUL are text. The last line needs no
-end. A byte order mark at the start of a file is dropped. Gzip is recognized by its first two bytes.
+Files are plain, or compressed with gzip, bzip2, xz or zip (of one file), and with Zstandard where Python has it; their
+first bytes tell which. Only LF and CRLF end a line: U+2028, U+0085, vertical tabs, form feeds and NUL are text. The
+last line needs no end. A byte order mark at the start of a file is dropped.
 """
 
+import bz2
+import contextlib
 import gzip
+import importlib
 import io
+import lzma
 import os
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 from jaxlm.errors import UserError
 
@@ -19,7 +25,38 @@ OnBadLine = Literal["error", "replace", "skip"]
 """The treatment of an unreadable line: stop and name it, replace the bad bytes by U+FFFD, or leave the line out (in
 parallel data the whole pair). A record without its fields cannot be repaired: "replace" leaves it out."""
 
-GZIP_MAGIC = b"\x1f\x8b"
+MAX_TEXT_BYTES = 64 << 20
+"""The longest line, or document, that the readers take by default."""
+
+UNPACKED_BYTES, MAX_EXPANSION = 64 << 20, 200
+"""A compressed file may give that many bytes of text, or so many times its own size; more is no text."""
+
+READABLE: dict[str, bytes | tuple[bytes, ...]] = {
+    "gzip": b"\x1f\x8b",
+    "bzip2": tuple(b"BZh%d1AY&SY" % level for level in range(1, 10)),
+    "xz": b"\xfd7zXZ\x00",
+    "zip": (b"PK\x03\x04", b"PK\x05\x06"),
+    "Zstandard": b"\x28\xb5\x2f\xfd",
+}
+"""The compressions that are read, and the bytes that such a file begins with."""
+
+COMPRESSED_ENDINGS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zip": "zip", ".zst": "Zstandard"}
+
+TABLE_CURE = "Write its texts as JSON lines: pandas.read_parquet(FILE).to_json(NEW, orient='records', lines=True)."
+
+UNREADABLE = (
+    (b"PAR1\x15", "a Parquet table", TABLE_CURE),
+    (b"ARROW1\x00", "an Arrow table", TABLE_CURE),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "Unpack it: 7z x FILE."),
+    (b"Rar!\x1a\x07", "a RAR archive", "Unpack it: unrar x FILE."),
+    (b"\x04\x22\x4d\x18", "compressed with LZ4", "Unpack it: lz4 -d FILE."),
+    (b"\x1f\x9d", "compressed with `compress`", "Unpack it: uncompress FILE."),
+    (b"LZIP\x01", "compressed with lzip", "Unpack it: lzip -d FILE."),
+    (b"\x89HDF\r\n", "an HDF5 file", "Write its texts as JSON lines."),
+    (b"SQLite format 3\x00", "an SQLite database", "Write its texts as JSON lines."),
+    (b"ustar", "a tar archive", "Unpack it: tar xf FILE."),
+)
+"""Files that are not text: the bytes they begin with, what they are, and what helps."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -67,10 +104,12 @@ def find_file(path: str | Path) -> Path:
     raise UserError(f"{path} was not found. Looked for:{places_tried}\n{cure}")
 
 
-def read_lines(path: str | Path, on_bad_line: OnBadLine = "error", stats: ReadStats | None = None) -> Iterator[str]:
+def read_lines(
+    path: str | Path, on_bad_line: OnBadLine = "error", stats: ReadStats | None = None, max_bytes: int = MAX_TEXT_BYTES
+) -> Iterator[str]:
     """The lines of a file, without their ends; `stats` counts them. Raises UserError for a bad file or line."""
     stats = ReadStats() if stats is None else stats
-    for line in iter_lines(path, on_bad_line, stats):
+    for line in iter_lines(path, on_bad_line, stats, max_bytes):
         if line is None:
             stats.skipped += 1
         else:
@@ -78,12 +117,14 @@ def read_lines(path: str | Path, on_bad_line: OnBadLine = "error", stats: ReadSt
             yield line
 
 
-def iter_lines(path: str | Path, on_bad_line: OnBadLine, stats: ReadStats) -> Iterator[str | None]:
+def iter_lines(
+    path: str | Path, on_bad_line: OnBadLine, stats: ReadStats, max_bytes: int = MAX_TEXT_BYTES
+) -> Iterator[str | None]:
     """As `read_lines`, but a skipped line is None and counted by the caller, so that parallel files stay aligned."""
     if on_bad_line not in get_args(OnBadLine):
         raise UserError(f"on_bad_line is {on_bad_line!r}: expected one of {', '.join(get_args(OnBadLine))}")
     file = find_file(path)
-    for number, (offset, raw) in enumerate(_iter_raw_lines(file), start=1):
+    for number, (offset, raw) in enumerate(_iter_raw_lines(file, max_bytes), start=1):
         try:
             yield raw.decode()
         except UnicodeDecodeError as error:
@@ -105,36 +146,117 @@ def decode_invalid_utf8(raw: bytes, location: str, on_bad_line: OnBadLine, stats
     return raw.decode(errors="replace")
 
 
-def _iter_raw_lines(file: Path) -> Iterator[tuple[int, bytes]]:
+def _iter_raw_lines(file: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
     """(offset of the line in the uncompressed file, its bytes without the end)."""
-    offset, empty = 0, True
-    try:
-        with _open_maybe_gzip(file) as stream:
-            for raw in stream:
-                start, offset = offset, offset + len(raw)
-                if start == 0 and raw.startswith(BYTE_ORDER_MARK):
-                    start, raw = len(BYTE_ORDER_MARK), raw[len(BYTE_ORDER_MARK) :]
-                    if not raw:
-                        break
-                if raw.endswith(b"\n"):
-                    raw = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1]
-                empty = False
-                yield start, raw
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{file}: damaged gzip after {offset:,} bytes of text ({error}). Fetch the file again."
-        ) from error
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
-    if empty:
+    offset = 0
+    with open_text(file) as stream:
+        for number, raw in enumerate(iter(lambda: stream.readline(max_bytes + 2), b""), start=1):
+            start, offset = offset, offset + len(raw)
+            if start == 0 and raw.startswith(BYTE_ORDER_MARK):
+                start, raw = len(BYTE_ORDER_MARK), raw[len(BYTE_ORDER_MARK) :]
+                if not raw:
+                    offset = 0
+                    break
+            if raw.endswith(b"\n"):
+                raw = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1]
+            if len(raw) > max_bytes:
+                raise UserError(f"{file}, line {number}: {too_large('the line', max_bytes)}")
+            yield start, raw
+    if not offset:
         raise UserError(f"{file} is empty: expected one text a line. Fetch the file again.")
 
 
-def _open_maybe_gzip(file: Path) -> BinaryIO:
-    with open(file, "rb") as stream:
-        magic = stream.read(len(GZIP_MAGIC))
-    if magic == GZIP_MAGIC:
-        return io.BufferedReader(gzip.open(file), READ_BUFFER_BYTES)
-    if file.suffix == ".gz" and magic:
-        raise UserError(f"{file} ends in .gz but is not gzip. Fetch it again, or rename it if it is plain text.")
-    return open(file, "rb", buffering=READ_BUFFER_BYTES)
+def too_large(what: str, max_bytes: int) -> str:
+    """The message about a text beyond the limit of its reader."""
+    return (
+        f"{what} has more than {max_bytes:,} bytes, the limit. Break it into smaller ones, or raise the limit "
+        "(max_text_bytes of the reader, --max-line-mb of `jaxlm prepare`)."
+    )
+
+
+def text_name(file: Path) -> str:
+    """The name of the text in a file: without the ending of a compression, or that of the file in a zip."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        return archive.namelist()[0] if archive.namelist() else file.name
+    return file.stem if file.suffix.lower() in COMPRESSED_ENDINGS else file.name
+
+
+@contextlib.contextmanager
+def open_text(file: Path) -> Iterator[BinaryIO]:
+    """The bytes of a text file, unpacked if it is compressed. Raises UserError for its faults."""
+    kind, text_bytes = "plain text", lambda: 0
+    try:
+        with open(file, "rb") as plain:
+            head, size = plain.read(512), plain.seek(0, os.SEEK_END)
+        kind = next((kind for kind, magic in READABLE.items() if head.startswith(magic)), kind)
+        expected = COMPRESSED_ENDINGS.get(file.suffix.lower(), kind)
+        if head and kind != expected:
+            raise UserError(f"{file} ends in {file.suffix} but is not {expected}. Fetch it again, or rename it.")
+        if kind == "plain text":
+            raw: io.RawIOBase = open(file, "rb", buffering=0)
+        else:
+            raw = _Unpacked(_decompressor(file, kind), file, max(UNPACKED_BYTES, MAX_EXPANSION * size))
+            text_bytes = raw.tell
+        with io.BufferedReader(raw, READ_BUFFER_BYTES) as stream:
+            head = stream.peek(512)
+            what = [
+                (name, cure) for magic, name, cure in UNREADABLE if head[257 * (magic == b"ustar") :].startswith(magic)
+            ]
+            if what:
+                raise UserError(f"{file} is {what[0][0]}, expected text. {what[0][1]}")
+            yield stream
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
+        raise UserError(
+            f"{file}: damaged {kind} after {text_bytes():,} bytes of text ({error}). Fetch the file again."
+        ) from error
+
+
+class _Unpacked(io.RawIOBase):
+    """The text of a compressed file, up to what a text can expand to."""
+
+    def __init__(self, decompressor: Any, file: Path, max_bytes: int):
+        self._decompressor, self._file, self._max_bytes, self._total = decompressor, file, max_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._total
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._decompressor.readinto(buffer)
+        self._total += count
+        if self._total > self._max_bytes:
+            raise UserError(
+                f"{self._file} gives more than {self._max_bytes:,} bytes, {MAX_EXPANSION} times its own size, which is "
+                "the limit of a compressed text. Unpack it first if it is one."
+            )
+        return count
+
+    def close(self) -> None:
+        self._decompressor.close()
+        super().close()
+
+
+def _decompressor(file: Path, kind: str) -> Any:
+    if kind == "zip":
+        with zipfile.ZipFile(file) as archive:  # an open member keeps the file open
+            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+            if len(names) != 1:
+                raise UserError(
+                    f"{file} is a zip of {len(names)} files ({', '.join(names[:3])}), expected one: unpack it (unzip "
+                    "FILE) and name its files"
+                )
+            return archive.open(names[0])
+    if kind == "Zstandard":
+        try:
+            return importlib.import_module("compression.zstd").open(file)
+        except ImportError:
+            raise UserError(
+                f"{file} is compressed with Zstandard (zstd), which this Python cannot read: unpack it (zstd -d FILE), "
+                "or use Python 3.14 or newer"
+            ) from None
+    openers: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+    return openers[kind](file)

@@ -62,12 +62,10 @@ class Tagging(LabelTask):
 
     def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
         super().check_model(model, tokenizer)
-        names = getattr(model, "tag_names", ()) if getattr(model, "crf", False) else ()
-        if names and (names != self.labels or not self.iob2_spans):
+        if _crf_tags(model) and not self.iob2_spans:
             raise UserError(
-                f"the CRF of the model forbids tags that are not IOB2 (tag_names {', '.join(names)}), and the task "
-                f"does not check its data for them (labels {', '.join(self.labels)}, iob2_spans={self.iob2_spans}): "
-                "set the task's iob2_spans=True and the same names on both sides, or the model's tag_names=()"
+                "the CRF of the model forbids tags that are not IOB2, and the task does not check its data for them: "
+                "set the task's iob2_spans=True, or the model's tag_names=()"
             )
 
     def max_input_tokens(self, model: Any) -> int:
@@ -115,7 +113,9 @@ class Tagging(LabelTask):
     ) -> tuple[dict[str, Ragged], Ragged]:
         """Columns "source" and "label" (-1 where no word begins), and the positions of the words."""
         columns, positions = self._encode_words(tokenizer, [words for words, _ in pairs], model)
-        labels = Ragged.from_rows([self._encode_label(source, index, *pair) for index, pair in enumerate(pairs)])
+        # Any model can be evaluated on tags that are not quite IOB2, except one that never predicts them.
+        strict = model is None or bool(_crf_tags(model))
+        labels = Ragged.from_rows([self._encode_label(source, k, *pair, strict) for k, pair in enumerate(pairs)])
         different = np.flatnonzero(labels.lengths != positions.lengths)
         if len(different):
             row = int(different[0])
@@ -154,13 +154,13 @@ class Tagging(LabelTask):
             positions.append(np.concatenate(first_pieces))
         return {"source": Ragged.from_rows(rows)}, Ragged.from_rows(positions, np.int64)
 
-    def _encode_label(self, pairs: Pairs, index: int, text: str, label: str) -> list[int]:
+    def _encode_label(self, pairs: Pairs, index: int, text: str, label: str, strict: bool = True) -> list[int]:
         words, tags = text.split(), label.split()
         if len(words) != len(tags):
             raise UserError(
                 f"{locate_word(pairs, index, 0)}: {len(words)} words and {len(tags)} tags, expected one tag per word"
             )
-        if self.iob2_spans and (place := find_invalid_iob2(tags)) is not None:
+        if strict and self.iob2_spans and (place := find_invalid_iob2(tags)) is not None:
             raise UserError(
                 f"{locate_word(pairs, index, place)}: {words[place]!r} is {tags[place]} after "
                 f"{tags[place - 1] if place else 'O'}: IOB2 begins a span with B{tags[place][1:]}. Fix the file, or "
@@ -191,6 +191,11 @@ class Tagging(LabelTask):
         names = [[[self.labels[label] for label in row] for row in map(side.__getitem__, range(len(side)))]
                  for side in (gold, predicted)]  # fmt: skip
         return score_spans(*names)
+
+
+def _crf_tags(model: Any) -> tuple[str, ...]:
+    """The IOB2 tags between which the model forbids transitions."""
+    return getattr(model, "tag_names", ()) if getattr(model, "crf", False) else ()
 
 
 def _split_words(words: list[np.ndarray], max_ids: int | None) -> Iterator[list[np.ndarray]]:

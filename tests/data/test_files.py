@@ -1,12 +1,17 @@
 """Reading lines: what ends a line, what is kept, and how every broken file is named."""
 
+import bz2
 import gzip
+import io
+import lzma
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
-from jaxlm.data.files import ReadStats, find_file, read_lines
+from jaxlm.data import files
+from jaxlm.data.files import ReadStats, find_file, read_lines, text_name
 from jaxlm.errors import UserError
 
 
@@ -101,6 +106,60 @@ def test_broken_gzip_is_named(tmp_path):
 def test_a_folder_is_not_a_file(tmp_path):
     with pytest.raises(UserError, match="was not found"):
         list(read_lines(tmp_path))
+
+
+def zipped(*names: str) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, "one\ntwo\n")
+    return packed.getvalue()
+
+
+PACKED = {"bz2": bz2.compress(b"one\ntwo\n"), "xz": lzma.compress(b"one\ntwo\n"), "zip": zipped("a.txt")}
+
+
+@pytest.mark.parametrize("ending", PACKED)
+def test_compressed_files_are_read_whatever_their_name(ending, tmp_path):
+    file = write(tmp_path, PACKED[ending], f"a.{ending}")
+    assert list(read_lines(file)) == list(read_lines(write(tmp_path, PACKED[ending], "a"))) == ["one", "two"]
+    assert text_name(file) == {"zip": "a.txt"}.get(ending, "a")
+    with pytest.raises(UserError, match=r"(?s)damaged|cannot be read"):
+        list(read_lines(write(tmp_path, PACKED[ending][:-20], f"a.{ending}")))
+    with pytest.raises(UserError, match=f"ends in .{ending} but is not"):
+        list(read_lines(write(tmp_path, b"one\n", f"a.{ending}")))
+
+
+OTHER = [
+    (b"\x28\xb5\x2f\xfd\x04\x88abc", "Zstandard|damaged"),
+    (b"PAR1\x15\x04\x15\xb0", "a Parquet table, expected text.*read_parquet"),
+    (b"7z\xbc\xaf\x27\x1c\0", "a 7-Zip archive.*7z x"),
+    (b"a.txt" + bytes(252) + b"ustar" + bytes(250), "a tar archive.*tar xf"),
+    (gzip.compress(b"a.txt" + bytes(252) + b"ustar" + bytes(250)), "a tar archive"),
+    (zipped("a", "b"), r"a zip of 2 files \(a, b\), expected one: unpack it"),
+    (zipped(), "a zip of 0 files"),
+]
+
+
+@pytest.mark.parametrize(("content", "name"), OTHER)
+def test_other_files_are_called_what_they_are(content, name, tmp_path):
+    with pytest.raises(UserError, match=name):
+        list(read_lines(write(tmp_path, content)))
+
+
+def test_a_line_has_a_limit(tmp_path):
+    file = write(tmp_path, b"12345\r\n12345\n1234\n12345")
+    assert list(read_lines(file, max_bytes=5)) == ["12345", "12345", "1234", "12345"]
+    with pytest.raises(UserError, match=r"line 1: the line has more than 4 bytes, the limit.*max_text_bytes"):
+        list(read_lines(file, max_bytes=4))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_bomb_is_refused(pack, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "UNPACKED_BYTES", 1 << 20)
+    file = write(tmp_path, pack(b"\n" * (8 << 20)))
+    with pytest.raises(UserError, match=r"gives more than [\d,]+ bytes.*Unpack it first if it is one"):
+        list(read_lines(file))
 
 
 def test_find_looks_in_order(tmp_path, monkeypatch):

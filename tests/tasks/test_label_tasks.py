@@ -12,7 +12,8 @@ from fixtures.rows import Rows
 
 from jaxlm.data.batching.collate import collate
 from jaxlm.data.files import ReadStats
-from jaxlm.data.sources.conll import ColumnFile, ConllU
+from jaxlm.data.sources.conll import ColumnFile, ConllU, RepairTags
+from jaxlm.data.sources.parallel import ParallelFiles
 from jaxlm.data.tokenizers.simple import Characters, Words, WordsWithChars
 from jaxlm.errors import UserError
 from jaxlm.inference.base import TrainedModel
@@ -241,3 +242,24 @@ def figures_after(task: Any, model: nn.Module, tokenizer: Any, objective: Any, s
     after = task.validate(TrainedModel(model, params, tokenizer), objective, 64)
     assert after["valid/loss"] < 0.5 * before["valid/loss"]
     return after
+
+
+def test_tags_that_a_crf_never_predicts_are_refused(tmp_path):
+    """In the sets that training reads, with any model; in an evaluation only with a CRF."""
+    bad = (("el rio Ebro", "O O I-LOC"),)
+    (tmp_path / "w").write_text("a\nel rio Ebro\n")
+    (tmp_path / "t").write_text("O\nO O I-LOC\n")
+    files = ParallelFiles(str(tmp_path / "w"), str(tmp_path / "t"))
+    with pytest.raises(UserError, match=r"t, line 2, word 3: 'Ebro' is I-LOC after O: IOB2 begins.*RepairTags"):
+        replace(tagging(), train=files).encode_train(SPELLED, None, ReadStats())
+    with pytest.raises(UserError, match="sentence 1, word 3: 'Ebro' is I-LOC after O"):
+        tagging(bad).check()
+    repaired = replace(tagging(), train=RepairTags(files)).encode_train(SPELLED, None, ReadStats())
+    assert repaired["label"].flat.tolist() == [0, 0, 0, TAGS.index("B-LOC")]
+    chain = RecurrentTagger(SPELLED.vocab_size, len(TAGS), crf=True, tag_names=TAGS)
+    with pytest.raises(UserError, match="'Ebro' is I-LOC after O"):
+        tagging(bad)._encode_pairs(Rows(bad), list(bad), SPELLED, chain)
+    tagging(bad)._encode_pairs(Rows(bad), list(bad), SPELLED, replace(chain, crf=False))
+    with pytest.raises(UserError, match="the CRF of the model forbids tags that are not IOB2.*tag_names=()"):
+        replace(tagging(), iob2_spans=False).check_model(chain, SPELLED)
+    tagging().check_model(chain, SPELLED)

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser("prepare", COMMANDS["prepare"])
-    text = "UTF-8 text or JSON lines, plain or gzipped; a relative path is looked for in $JAXLM_DATA, data/ and ."
+    text = "UTF-8 text or JSON lines, plain or compressed; a relative path is looked for in $JAXLM_DATA, data/ and ."
     parser.add_argument("files", metavar="FILE", nargs="+", help=text)
     parser.add_argument("--out", type=Path, metavar="D", required=True, help="the folder of shards to create or resume")
     text = "a document is a line (the default), a block of lines between blank lines, the lines from one heading "
@@ -80,22 +80,24 @@ def _parser() -> CommandParser:
     parser.add_int("--sample-size", "number of random documents to train a new tokenizer on", default=300_000)
     parser.add_int("--num-workers", "number of processes (default: one per core)")
     parser.add_int("--shard-mb", "megabytes of text per shard", default=64)
+    parser.add_int("--max-line-mb", "megabytes of a line or document at most", default=64)
     add_bad_line_option(parser, ("error", "replace", "skip"), "error")
     return parser
 
 
 def _documents(options: argparse.Namespace) -> "Documents":
-    from jaxlm.data.files import find_file
+    from jaxlm.data.files import find_file, text_name
     from jaxlm.data.sources.text import Documents
 
     names = tuple(str(find_file(name)) for name in options.files)
     unit: Any = options.unit
     if unit is None:
-        is_json = names[0].lower().removesuffix(".gz").endswith(JSON_ENDINGS)
+        is_json = text_name(Path(names[0])).lower().endswith(JSON_ENDINGS)
         unit = "json" if is_json else "heading" if options.heading else "line"
     separator = options.line_separator.replace(r"\n", "\n").replace(r"\t", "\t")
     try:
-        return Documents(names, unit, options.heading, options.json_key, separator, options.on_bad_line)
+        limit = options.max_line_mb * 1_000_000
+        return Documents(names, unit, options.heading, options.json_key, separator, options.on_bad_line, limit)
     except UserError as error:
         raise UsageError(str(error)) from error
 

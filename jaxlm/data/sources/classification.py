@@ -1,17 +1,19 @@
 """Labeled texts as pairs (text, class); for parallel files and columns see `jaxlm.data.sources.parallel`."""
 
-import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
-from jaxlm.data.files import GZIP_MAGIC, OnBadLine, ReadStats, find_file, iter_lines
+from jaxlm.data.files import MAX_TEXT_BYTES, OnBadLine, ReadStats, find_file, iter_lines, open_text, too_large
 from jaxlm.data.sources.base import FilteredPairs, Pair, Pairs, PairSource, iter_pairs
 from jaxlm.errors import UserError
 
 SENTIMENT_LABELS = ("N", "NEU", "P")
 """Negative, neutral, positive."""
+
+XML_READ_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,14 @@ class LabeledLines(FilteredPairs):
     path: str
     separator: str = " "
     on_bad_line: OnBadLine = "error"
+    max_text_bytes: int = MAX_TEXT_BYTES
 
     def describe(self) -> str:
         return f"{self.path}, text -> class"
 
     def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
         file = find_file(self.path)
-        for number, line in enumerate(iter_lines(file, self.on_bad_line, stats), start=1):
+        for number, line in enumerate(iter_lines(file, self.on_bad_line, stats, self.max_text_bytes), start=1):
             name, separator, text = (line or "").partition(self.separator)
             if separator or not line:
                 yield (None, None) if line is None else (text, name)
@@ -79,7 +82,7 @@ class RteXml(FilteredPairs):
     An element is `<pair entailment="YES"><t>text</t><h>hypothesis</h></pair>`.
 
     Attributes:
-      path: the file, gzipped or not.
+      path: the file, compressed or not.
       label_attributes: attributes of a pair that may hold its label; the first that exists counts.
       text_elements: the elements of a pair that are its texts.
     """
@@ -87,13 +90,14 @@ class RteXml(FilteredPairs):
     path: str
     label_attributes: tuple[str, ...] = ("entailment", "value")
     text_elements: tuple[str, ...] = ("t", "h")
+    max_text_bytes: int = 1 << 20
 
     def describe(self) -> str:
         return f"{self.path}, {' and '.join(self.text_elements)} -> {' or '.join(self.label_attributes)}"
 
     def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str, str]]:
         file = find_file(self.path)
-        for number, pair in enumerate(_parse_xml(file).iter("pair"), start=1):
+        for number, pair in enumerate(_iter_elements(file, "pair", self.max_text_bytes), start=1):
             place = f"{file}, pair {pair.get('id', number)}"
             label = next((pair.get(name) for name in self.label_attributes if pair.get(name)), None)
             if label is None:
@@ -110,11 +114,24 @@ class RteXml(FilteredPairs):
             yield "\t".join(" ".join("".join(text.itertext()).split()) for text in texts if text is not None), label
 
 
-def _parse_xml(file: Path) -> ElementTree.Element:
-    with file.open("rb") as stream:
-        packed = stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    try:
-        with gzip.open(file) if packed else file.open("rb") as stream:
-            return ElementTree.parse(stream).getroot()
-    except (ElementTree.ParseError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as XML ({error}): fetch it again, or fix the line") from None
+def _iter_elements(file: Path, tag: str, max_bytes: int) -> Iterator[ElementTree.Element]:
+    """The elements of this name, one after the other: only one of them is in memory."""
+    parser: Any = ElementTree.XMLPullParser(("start", "end"))
+    root: Any = None
+    pending = 0
+    with open_text(file) as stream:
+        try:
+            while chunk := stream.read(XML_READ_BYTES):
+                parser.feed(chunk)
+                pending += len(chunk)
+                for event, element in parser.read_events():
+                    root = element if root is None else root
+                    if event == "end" and element.tag == tag:
+                        yield element
+                        root.clear()
+                        pending = 0
+                if pending > max_bytes + XML_READ_BYTES:
+                    raise UserError(f"{file}: {too_large(f'the text around a <{tag}>', max_bytes)}")
+            parser.close()
+        except (ElementTree.ParseError, ValueError, LookupError) as error:
+            raise UserError(f"{file} cannot be read as XML ({error}): fetch it again, or fix the line") from None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Literal, get_args
 
-from jaxlm.data.files import OnBadLine, ReadStats, find_file, iter_lines
+from jaxlm.data.files import MAX_TEXT_BYTES, OnBadLine, ReadStats, find_file, iter_lines, too_large
 from jaxlm.data.sources.base import FilteredPairs, Pair, Pairs, PairSource, iter_pairs
 from jaxlm.errors import UserError
 
@@ -38,6 +38,7 @@ class TaggedFile(FilteredPairs):
 
     path: str
     on_bad_line: OnBadLine
+    max_text_bytes: int
 
     def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
         for rows in self.read_sentences(stats):
@@ -48,15 +49,19 @@ class TaggedFile(FilteredPairs):
 
     def read_sentences(self, stats: ReadStats) -> Iterator[list[TaggedWord] | None]:
         """The words of each sentence, or None for one that must be left out. Raises UserError."""
-        file, valid = find_file(self.path), True
+        file, valid, size = find_file(self.path), True, 0
         rows: list[TaggedWord] = []
-        lines = chain(iter_lines(file, self.on_bad_line, stats), ("",))  # the last sentence may end with the file
+        lines = chain(
+            iter_lines(file, self.on_bad_line, stats, self.max_text_bytes), ("",)
+        )  # the last sentence may end with the file
         for number, line in enumerate(lines, start=1):
             if line is not None and not line.strip():
                 if rows or not valid:
                     yield self._check_tags(rows, str(file)) if valid else None
-                rows, valid = [], True
+                rows, valid, size = [], True, 0
                 continue
+            if (size := size + len(line or "")) > self.max_text_bytes:
+                raise UserError(f"{file}, line {number}: {too_large('the sentence', self.max_text_bytes)}")
             try:
                 if line is None:
                     raise _InvalidLine("not UTF-8")
@@ -93,6 +98,7 @@ class ConllU(TaggedFile):
     path: str
     column: str = "UPOS"
     on_bad_line: OnBadLine = "error"
+    max_text_bytes: int = MAX_TEXT_BYTES
 
     def __post_init__(self) -> None:
         if self.column not in CONLLU_COLUMNS[2:]:
@@ -145,6 +151,7 @@ class ColumnFile(TaggedFile):
     comment_prefix: str = ""
     on_bad_line: OnBadLine = "error"
     on_bad_tag: OnBadTag = "error"
+    max_text_bytes: int = MAX_TEXT_BYTES
 
     def __post_init__(self) -> None:
         if self.on_bad_tag not in get_args(OnBadTag):
@@ -172,8 +179,8 @@ class ColumnFile(TaggedFile):
             if self.on_bad_tag == "error":
                 number, form, tag = rows[place]
                 raise UserError(
-                    f"{file}, line {number}: {form!r} is {tag} after {tags[place - 1] if place else 'O'}: IOB2 begins a "
-                    f"span with B{tag[1:]}. Fix the file, or set on_bad_tag='repair' to read it so."
+                    f"{file}, line {number}: {form!r} is {tag} after {tags[place - 1] if place else 'O'}: IOB2 begins "
+                    f"a span with B{tag[1:]}. Fix the file, or set on_bad_tag='repair' to read it so."
                 )
             tags[place] = f"B{tags[place][1:]}"
         return [(number, form, tag) for (number, form, _), tag in zip(rows, tags, strict=True)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from jaxlm.data.files import OnBadLine, ReadStats, find_file, iter_lines
+from jaxlm.data.files import MAX_TEXT_BYTES, OnBadLine, ReadStats, find_file, iter_lines
 from jaxlm.data.sources.base import FilteredPairs
 from jaxlm.errors import UserError
 
@@ -26,14 +26,15 @@ class ParallelFiles(FilteredPairs):
     target: str
     on_bad_line: OnBadLine = "error"
     keep_blank: bool = False
+    max_text_bytes: int = MAX_TEXT_BYTES
 
     def describe(self) -> str:
         return f"{self.source} -> {self.target}"
 
     def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
         source_file, target_file = find_file(self.source), find_file(self.target)
-        sources = iter_lines(source_file, self.on_bad_line, stats)
-        targets = iter_lines(target_file, self.on_bad_line, stats)
+        sources = iter_lines(source_file, self.on_bad_line, stats, self.max_text_bytes)
+        targets = iter_lines(target_file, self.on_bad_line, stats, self.max_text_bytes)
         ended = object()
         for number, (source, target) in enumerate(zip_longest(sources, targets, fillvalue=ended)):
             if source is ended or target is ended:
@@ -62,6 +63,7 @@ class Tsv(FilteredPairs):
     target: int | str
     on_bad_line: OnBadLine = "error"
     keep_blank: bool = False
+    max_text_bytes: int = MAX_TEXT_BYTES
 
     def __post_init__(self) -> None:
         columns = self._selected_columns
@@ -83,7 +85,7 @@ class Tsv(FilteredPairs):
 
     def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
         file = find_file(self.path)
-        lines = enumerate(iter_lines(file, self.on_bad_line, stats), start=1)
+        lines = enumerate(iter_lines(file, self.on_bad_line, stats, self.max_text_bytes), start=1)
         places = self._selected_columns
         if any(isinstance(column, str) for column in places):
             names: list[int | str] = [*(next(lines)[1] or "").split("\t")]
@@ -126,6 +128,7 @@ class JsonLines(FilteredPairs):
     target: str
     on_bad_line: OnBadLine = "error"
     keep_blank: bool = False
+    max_text_bytes: int = MAX_TEXT_BYTES
 
     def describe(self) -> str:
         source = self.source if isinstance(self.source, str) else " and ".join(self.source)
@@ -133,7 +136,7 @@ class JsonLines(FilteredPairs):
 
     def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
         file = find_file(self.path)
-        for number, line in enumerate(iter_lines(file, self.on_bad_line, stats), start=1):
+        for number, line in enumerate(iter_lines(file, self.on_bad_line, stats, self.max_text_bytes), start=1):
             source = target = line
             try:
                 if line and line.strip():

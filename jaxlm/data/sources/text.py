@@ -1,12 +1,12 @@
 """Texts for language models: lines of a file, a file as one long text, documents of several files, or shards of ids."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from jaxlm.data.files import OnBadLine, ReadStats, find_file, iter_lines, read_lines
+from jaxlm.data.files import MAX_TEXT_BYTES, OnBadLine, ReadStats, find_file, iter_lines, read_lines, too_large
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.sources.base import Source, WithStats
 from jaxlm.data.sources.parallel import JsonLines
@@ -16,6 +16,8 @@ from jaxlm.data.storage.token_cache import encode_texts
 from jaxlm.data.tokenizers.base import TOKENIZE_BATCH_SIZE, Tokenizer
 from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.errors import UserError
+
+MAX_WHOLE_TEXT_BYTES = 4 << 30
 
 
 class TextSource(Source[str]):
@@ -28,10 +30,11 @@ class TextSource(Source[str]):
 
 @dataclass(frozen=True)
 class TextFile(TextSource):
-    """A plain or gzipped UTF-8 file.
+    """A UTF-8 file, plain or compressed.
 
     Attributes:
       unit: a text is a "line" (blank ones too), or the "whole" file with LF as line ends.
+      max_text_bytes: limit of a text; None: 64 MB for a line, 4 GB for a whole file.
       start_fraction, end_fraction: the part of the whole file, in characters: (0, 0.9) is the first nine tenths.
     """
 
@@ -40,6 +43,7 @@ class TextFile(TextSource):
     start_fraction: float = 0.0
     end_fraction: float = 1.0
     on_bad_line: OnBadLine = "error"
+    max_text_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start_fraction < self.end_fraction <= 1.0:
@@ -56,11 +60,17 @@ class TextFile(TextSource):
         return f"{self.path}{part}, {'a text a line' if self.unit == 'line' else 'one text'}"
 
     def read(self, stats: ReadStats) -> Iterator[str]:
-        lines = read_lines(self.path, self.on_bad_line, stats)
+        limit = self.max_text_bytes or (MAX_TEXT_BYTES if self.unit == "line" else MAX_WHOLE_TEXT_BYTES)
+        lines = read_lines(self.path, self.on_bad_line, stats, limit)
         if self.unit == "line":
             yield from lines
             return
-        text = "".join(line + "\n" for line in lines)
+        parts, size = [], 0
+        for line in lines:
+            parts.append(line + "\n")
+            if (size := size + len(parts[-1])) > limit:
+                raise UserError(f"{find_file(self.path)}: {too_large('the text', limit)}")
+        text = "".join(parts)
         text = text[round(len(text) * self.start_fraction) : round(len(text) * self.end_fraction)]
         if not text:
             raise UserError(
@@ -75,7 +85,7 @@ DocumentUnit = Literal["line", "block", "heading", "json"]
 
 @dataclass(frozen=True)
 class Documents(TextSource):
-    """The documents of several plain or gzipped UTF-8 files, one file after the other; blank ones are left out.
+    """The documents of several UTF-8 files, one file after the other; blank ones are left out.
 
     Attributes:
       unit: a document is a "line", the "block" of lines between blank ones, the lines from one "heading" to the next
@@ -91,6 +101,7 @@ class Documents(TextSource):
     field: str = "text"
     line_separator: str = "\n"
     on_bad_line: OnBadLine = "error"
+    max_text_bytes: int = MAX_TEXT_BYTES
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -112,10 +123,10 @@ class Documents(TextSource):
     def read(self, stats: ReadStats) -> Iterator[str]:
         for path in self.paths:
             if self.unit == "json":
-                for text, _ in JsonLines(path, self.field, self.field, self.on_bad_line).read(stats):
-                    yield text
+                records = JsonLines(path, self.field, self.field, self.on_bad_line, max_text_bytes=self.max_text_bytes)
+                yield from (text for text, _ in records.read(stats))
                 continue
-            for lines in self._split_documents(iter_lines(path, self.on_bad_line, stats), stats):
+            for lines in self._split_documents(path, stats):
                 text = self.line_separator.join(lines)
                 if text.strip():
                     stats.kept += 1
@@ -123,24 +134,28 @@ class Documents(TextSource):
                 else:
                     stats.blank += 1
 
-    def _split_documents(self, lines: Iterable[str | None], stats: ReadStats) -> Iterator[list[str]]:
+    def _split_documents(self, path: str, stats: ReadStats) -> Iterator[list[str]]:
         """The lines of each document."""
         group: list[str] = []
+        size = 0
         begins = re.compile(self.heading).match
-        for line in lines:
+        for number, line in enumerate(iter_lines(path, self.on_bad_line, stats, self.max_text_bytes), start=1):
             if line is None:
                 stats.skipped += 1
                 continue
             blank = not line.strip()
             if self.unit == "line":
                 yield [line]
-            elif blank or (self.unit == "heading" and begins(line)):
+                continue
+            if blank or (self.unit == "heading" and begins(line)):
                 if group and not (blank and self.unit == "heading"):
                     yield group
-                    group = []
+                    group, size = [], 0
                 group += [] if blank else [line]
             else:
                 group.append(line)
+            if (size := size + len(line)) > self.max_text_bytes:
+                raise UserError(f"{path}, line {number}: {too_large('the document', self.max_text_bytes)}")
         if group:
             yield group
 

@@ -1,7 +1,8 @@
 """SentencePiece subwords (Kudo and Richardson 2018): unigram (Kudo 2018) or byte pair encoding (Sennrich et al. 2016).
 
 By default nothing is lost: no normalization, spaces kept, unseen characters encoded as bytes. SentencePiece itself
-writes a space as U+2581, so `encode` replaces a U+2581 of the text by an escape (U+E000), which `decode` undoes.
+writes a space as U+2581 and learns nothing from a text with U+2585, so `encode` replaces them by escapes (U+E000 and
+another character), which `decode` undoes.
 """
 
 import functools
@@ -17,7 +18,11 @@ import numpy as np
 from jaxlm.data.tokenizers.base import BOS, EOS, PAD, REPLACEMENT_CHAR, UNK, TrainedTokenizer, require_list
 from jaxlm.errors import UserError
 
-SPACE_MARK, ESCAPE_CHAR, ESCAPED_SPACE_MARK = "\u2581", "\ue000", "\ue001"
+SPACE_MARK, UNKNOWN_MARK, ESCAPE_CHAR = "\u2581", "\u2585", "\ue000"
+
+ESCAPES = {ESCAPE_CHAR: "\ue000\ue000", SPACE_MARK: "\ue000\ue001", UNKNOWN_MARK: "\ue000\ue002"}
+
+UNESCAPES = {escaped: character for character, escaped in ESCAPES.items()}
 
 MAX_SENTENCE_BYTES = 1 << 20  # SentencePiece leaves longer ones out of training; its own default is 4,192
 
@@ -146,9 +151,10 @@ def sample_texts(texts: Iterable[str], count: int, seed: int) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """Escape U+2581, and replace lone surrogates."""
-    if ESCAPE_CHAR in text or SPACE_MARK in text:
-        text = text.replace(ESCAPE_CHAR, ESCAPE_CHAR * 2).replace(SPACE_MARK, ESCAPE_CHAR + ESCAPED_SPACE_MARK)
+    """Escape the characters that SentencePiece uses itself, and replace lone surrogates."""
+    for character, escaped in ESCAPES.items():  # the escape itself first
+        if character in text:
+            text = text.replace(character, escaped)
     return replace_surrogates(text)
 
 
@@ -158,5 +164,4 @@ def replace_surrogates(text: str) -> str:
 
 
 def _unescape(text: str) -> str:
-    marks = {ESCAPE_CHAR * 2: ESCAPE_CHAR, ESCAPE_CHAR + ESCAPED_SPACE_MARK: SPACE_MARK}
-    return re.sub("|".join(marks), lambda match: marks[match[0]], text) if ESCAPE_CHAR in text else text
+    return re.sub("|".join(UNESCAPES), lambda match: UNESCAPES[match[0]], text) if ESCAPE_CHAR in text else text

@@ -78,9 +78,26 @@ def test_entailment_in_xml(tmp_path: Path):
         list(RteXml(str(file), label_attributes=("label",)))
     with pytest.raises(UserError, match="has not all of the elements t, x"):
         list(RteXml(str(file), text_elements=("t", "x")))
+    file.write_bytes(gzip.compress(text.encode())[:-20])
+    with pytest.raises(UserError, match="damaged gzip"):
+        list(RteXml(str(file)))
+    file = file.with_suffix("")
     file.write_text(text[:-20])
     with pytest.raises(UserError, match="cannot be read as XML"):
         list(RteXml(str(file)))
+
+
+def test_xml_is_read_pair_by_pair(tmp_path):
+    """A file larger than the limit is read; a pair, or text between pairs, that is larger is not."""
+    file = tmp_path / "many.xml"
+    pair = '<pair entailment="YES"><t>a</t><h>b</h></pair>'
+    file.write_text(f"<c>{pair * 20_000}</c>")
+    reader = RteXml(str(file), max_text_bytes=100_000)
+    assert len(list(reader)) == 20_000
+    for text in (f"<c>{pair}<pair><t>{'x' * 400_000}</t>", f"<c>{'<d>' * 100_000}"):
+        file.write_text(text)
+        with pytest.raises(UserError, match="<pair> has more than 100,000 bytes, the limit"):
+            list(reader)
 
 
 def test_real_pairs(data_root: Path):

@@ -4,9 +4,12 @@ import gzip
 from pathlib import Path
 
 import pytest
+from fixtures.rows import Rows
 
 from jaxlm.data.files import ReadStats
-from jaxlm.data.sources.conll import UPOS_TAGS, ColumnFile, ConllU, locate_word
+from jaxlm.data.sources.classification import LabeledLines
+from jaxlm.data.sources.conll import UPOS_TAGS, ColumnFile, ConllU, RepairTags, locate_word
+from jaxlm.data.sources.parallel import JsonLines, ParallelFiles, Tsv
 from jaxlm.data.sources.transforms import HashSplit
 from jaxlm.errors import UserError
 from jaxlm.metrics.spans import iob2_tags
@@ -57,6 +60,9 @@ def test_windows_lines_and_gzip(tmp_path):
     [
         ("4\tsee\tsee\tVERB", "4\tsee\tVERB", 7, "9 columns, expected the 10"),
         ("4\tsee", "four\tsee", 7, "'four'"),
+        ("4\tsee", "1\tsee", 7, "the id is 1, expected 4: ids count the words of a sentence from 1, and a blank line"),
+        ("4\tsee", "4" * 5000 + "\tsee", 7, "expected 4"),
+        ("# sent_id = 1\n# text = I don't see 10 000.\n1\tI", "\n\n2\tI", 3, "the id is 2, expected 1"),
         ("4\tsee\tsee\tVERB", "4\tsee\tsee\t_", 7, "'see', has no UPOS"),
         ("4\tsee\tsee", "4\t\tsee", 7, "word 4 has no form"),
     ],
@@ -143,6 +149,39 @@ def test_the_place_in_another_source():
             return "two"
 
     assert locate_word(Two(), 3, 1) == "two, sentence 4, word 2"
+
+
+def test_sentences_without_a_blank_line_between_them_are_refused(tmp_path):
+    with pytest.raises(UserError, match="line 11: the id is 1, expected 6"):
+        list(ConllU(written(tmp_path, CONLLU.replace("\n\n", "\n"))))
+
+
+def test_a_sentence_has_a_limit(tmp_path):
+    for reader in (
+        ConllU(written(tmp_path, CONLLU), max_text_bytes=120),
+        ColumnFile(written(tmp_path, "a\tO\n" * 99, "words"), max_text_bytes=99),
+    ):
+        with pytest.raises(UserError, match=r"line \d+: the sentence has more than \d+ bytes, the limit"):
+            list(reader)
+
+
+def test_tags_of_any_source_can_be_repaired(tmp_path):
+    rows = Rows((("a b c d", "I-X I-X B-Y I-X"), ("e", "O")))
+    assert list(RepairTags(rows)) == [("a b c d", "B-X I-X B-Y B-X"), ("e", "O")]
+    assert "IOB2 repaired" in RepairTags(rows).describe()
+
+
+def test_the_place_of_a_word_in_files_of_lines(tmp_path):
+    """Pairs that are left out count as lines."""
+    words, tags = written(tmp_path, "a\n\nb\nc d\n", "w"), written(tmp_path, "O\n\nO\nO O\n", "t")
+    assert locate_word(ParallelFiles(words, tags), 2, 1) == f"{tags}, line 4, word 2"
+    table = written(tmp_path, "w\tt\na\tO\n\nc d\tO O\n", "tsv")
+    assert locate_word(Tsv(table, "w", "t"), 1, 0) == f"{table}, line 4, word 1"
+    assert locate_word(Tsv(table, 0, 1), 1, 0) == f"{table}, line 2, word 1"
+    lines = written(tmp_path, '{"w": "a", "t": "O"}\n\n{"w": "b", "t": "O"}\n', "jsonl")
+    assert locate_word(JsonLines(lines, "w", "t"), 1, 0) == f"{lines}, line 3, word 1"
+    labels = written(tmp_path, "O a\nO b\n", "lines")
+    assert locate_word(LabeledLines(labels), 1, 0) == f"{labels}, line 2, word 1"
 
 
 @pytest.mark.data
