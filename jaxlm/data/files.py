@@ -29,7 +29,7 @@ MAX_TEXT_BYTES = 64 << 20
 """The longest line, or document, that the readers take by default."""
 
 UNPACKED_BYTES, MAX_EXPANSION = 64 << 20, 200
-"""A compressed file may give that many bytes of text, or so many times its own size; more is no text."""
+"""A compressed file may give that many bytes of text, or this many times its own size; more is not text."""
 
 READABLE: dict[str, bytes | tuple[bytes, ...]] = {
     "gzip": b"\x1f\x8b",

@@ -81,7 +81,7 @@ class TaggedFile(FilteredPairs):
         return f"{find_file(self.path)}, line {next(islice(kept, index, None))[word][0]}"
 
     def _parse_line(self, line: str, words: int) -> tuple[str, str] | None:
-        """Form and tag, or None if the line is no word; `words` of the sentence are before it. Raises _InvalidLine."""
+        """Form and tag, or None for other lines; `words` of the sentence are before it. Raises _InvalidLine."""
         raise NotImplementedError
 
     def _check_tags(self, rows: list[TaggedWord], file: str) -> list[TaggedWord]:
