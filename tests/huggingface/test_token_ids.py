@@ -1,6 +1,7 @@
 """Every published form of a tokenizer: the ids, and the special ids, are those of Transformers for the same text."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,14 @@ def test_several_ends_end_a_text(tmp_path):
     assert stored.keys() == own.keys()
     for name, leaf in own.items():
         np.testing.assert_array_equal(stored[name], leaf, err_msg=name)
+
+
+@pytest.mark.parametrize("text", ["the [SEP] witch", "a dog[CLS]"])
+def test_marks_of_a_row_in_a_text(tmp_path, text):
+    """Models tell the parts of a row by its marks, so that no other text may have them."""
+    wordpiece = tokenizers.BertWordPieceTokenizer()
+    wordpiece.train_from_iterator(TEXTS * 4, vocab_size=120, show_progress=False)
+    wordpiece.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = read_tokenizer(tmp_path, {"pad_token_id": 0}, 120, "encoder")
+    with pytest.raises(UserError, match=f"{re.escape(text)}.*special token with the id.*TABs"):
+        SequenceFormat().encode_rows(tokenizer, ["a dog", text])

@@ -56,6 +56,12 @@ class SequenceFormat:
         if self.input_format == "both_orders" and len(parts) != 2 or self.input_format == "choices" and len(parts) < 3:
             expected = "two" if self.input_format == "both_orders" else "a context and two endings or more"
             raise UserError(f"{text[:80]!r} has {len(parts)} parts between TABs, expected {expected}")
+        for part in parts:  # models tell the parts of a row by these ids
+            if (is_mark := (part == special.start) | (part == special.eos)).any():
+                raise UserError(
+                    f"{text[:60]!r} has the special token with the id {part[is_mark][0]} in it, which begins a row or "
+                    "ends a part: remove it, and separate the parts of a text by TABs"
+                )
         if self.input_format == "single":
             sequences = [parts]
         elif self.input_format == "both_orders":
