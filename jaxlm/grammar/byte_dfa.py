@@ -14,9 +14,15 @@ from jaxlm.grammar.utf8 import Range
 START_STATE = 0
 
 MAX_STATES = 20_000
-"""States of a byte automaton: enough for `.{0,2000}`, not for `\\w{0,200}` with the letters of all scripts."""
+"""States of an automaton by default: enough for `.{0,2000}`, not for `\\w{0,200}` with the letters of all scripts."""
 
-SIZE_HINT = "use smaller repeat counts, or sets such as [a-z] instead of \\w (the letters of all scripts)"
+NODES_PER_STATE, MEMBERS_PER_STATE = 25, 100
+"""Bounds in proportion to the states: nodes and edges of the nondeterministic automaton, members of all subsets."""
+
+SIZE_HINT = (
+    "use smaller repeat counts, or sets such as [a-z] instead of \\w (the letters of all scripts), or raise the limit "
+    "(--max-states)"
+)
 
 ALWAYS, AT_BEGIN, AT_END = 0, 1, 2
 """Conditions of an epsilon edge: at any place, before the first byte, after the last."""
@@ -38,14 +44,32 @@ class ByteDFA:
                 return False
         return bool(self.accepting_Q[state])
 
+    def require_reached(self, states: set[int], description: str) -> None:
+        """Raises UserError if an accepting state of this tree is not among those that a tokenizer reaches."""
+        for state in np.flatnonzero(self.accepting_Q).tolist():
+            if state not in states:
+                text = bytearray()
+                while state != START_STATE:
+                    state, byte = np.argwhere(self.next_QX == state)[0].tolist()
+                    text.append(byte)
+                raise UserError(
+                    f"{description}: {text[::-1].decode()!r} cannot be written by this tokenizer, which lacks some of "
+                    "its characters or words: remove it, or train with a tokenizer that has them"
+                )
 
-def strings_to_dfa(texts: Iterable[str]) -> ByteDFA:
-    """Return the trie of some texts (those with half surrogates never match). Raises UserError if there are none."""
+
+def strings_to_dfa(texts: Iterable[str], max_states: int = MAX_STATES) -> ByteDFA:
+    """Return the trie of some texts. Raises UserError if there are none, or if it has more than `max_states` states."""
     rows, accepting = [np.full(256, -1, np.int32)], [False]
     for text in texts:
         state = START_STATE
-        for byte in text.encode(errors="surrogatepass"):
+        for byte in encode_choice(text):
             if rows[state][byte] < 0:
+                if len(rows) >= max_states:
+                    raise UserError(
+                        f"the choices are too long or too many: over {max_states:,} states, one for each beginning of "
+                        "a choice: give fewer choices, or allow more states (--max-states)"
+                    )
                 rows[state][byte] = len(rows)
                 rows.append(np.full(256, -1, np.int32))
                 accepting.append(False)
@@ -56,24 +80,51 @@ def strings_to_dfa(texts: Iterable[str]) -> ByteDFA:
     return ByteDFA(np.stack(rows), np.asarray(accepting))
 
 
+def encode_choice(text: str) -> bytes:
+    """Return the UTF-8 of a choice. Raises UserError if it has half surrogates, as of bytes that were not UTF-8."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the choice {text[:80]!r} is not UTF-8, and cannot be written: correct or remove it") from None
+
+
 @dataclass
 class NFA:
     """A nondeterministic automaton under construction: edges that read a byte of a range, and epsilon edges."""
 
+    max_states: int = MAX_STATES
     byte_edges: list[list[tuple[int, int, int]]] = field(default_factory=list)
     epsilon_edges: list[list[tuple[int, int]]] = field(default_factory=list)
+    size: int = 0  # nodes and edges
+
+    def _grow(self) -> None:
+        self.size += 1
+        if self.size > NODES_PER_STATE * self.max_states:
+            raise UserError(
+                f"the expression is too large (over {self.size - 1:,} nodes and edges, {NODES_PER_STATE} for each of "
+                f"{self.max_states:,} states): {SIZE_HINT}"
+            )
 
     def add_node(self) -> int:
         """Add a node and return its number. Raises UserError if there are too many."""
-        if len(self.byte_edges) >= 10 * MAX_STATES:
-            raise UserError(f"the expression is too large (over {len(self.byte_edges):,} nodes): {SIZE_HINT}")
+        self._grow()
         self.byte_edges.append([])
         self.epsilon_edges.append([])
         return len(self.byte_edges) - 1
 
     def add_epsilon_edge(self, start: int, end: int, condition: int = ALWAYS) -> None:
         """Add an edge that reads no byte."""
+        self._grow()
         self.epsilon_edges[start].append((condition, end))
+
+    def add_text(self, start: int, end: int, text: str) -> None:
+        """Add a path that reads the UTF-8 of a text."""
+        for byte in text.encode():
+            after = self.add_node()
+            self._grow()
+            self.byte_edges[start].append((byte, byte, after))
+            start = after
+        self.add_epsilon_edge(start, end)
 
     def add_sequences(self, start: int, end: int, sequences: Iterable[tuple[Range, ...]]) -> None:
         """Add edges for sequences of byte ranges; sequences with a common suffix share its nodes."""
@@ -85,6 +136,7 @@ class NFA:
                 known = suffix in node_of_suffix
                 target = node_of_suffix[suffix] if known else node_of_suffix.setdefault(suffix, self.add_node())
                 if (low, high, target) not in self.byte_edges[node]:
+                    self._grow()
                     self.byte_edges[node].append((low, high, target))
                 node = target
                 if known:
@@ -102,23 +154,30 @@ class NFA:
 
 
 def determinize(nfa: NFA, start: int, end: int) -> ByteDFA:
-    """The subset construction. Raises UserError if the result has more than MAX_STATES states."""
+    """The subset construction. Raises UserError if it needs more than `nfa.max_states` states, or too many members."""
     first = nfa.epsilon_closure([start], AT_BEGIN)
     number, waiting, rows = {first: START_STATE}, [first], []
     closures: dict[frozenset[int], frozenset[int]] = {}
+    members = len(first)
     for nodes in waiting:
         row = np.full(256, -1, np.int32)
         for low, high, reached in _partition_bytes(nfa, nodes):
             if reached not in closures:
                 closures[reached] = nfa.epsilon_closure(reached, ALWAYS)
+                members += len(reached) + len(closures[reached])
             subset = closures[reached]
+            if members > MEMBERS_PER_STATE * nfa.max_states:
+                raise UserError(
+                    f"the expression is too large (sets of over {MEMBERS_PER_STATE * nfa.max_states:,} nodes, "
+                    f"{MEMBERS_PER_STATE} for each of {nfa.max_states:,} states): {SIZE_HINT}"
+                )
             if subset not in number:
                 number[subset] = len(number)
                 waiting.append(subset)
             row[low:high] = number[subset]
         rows.append(row)
-        if len(number) > MAX_STATES:
-            raise UserError(f"the expression is too large (over {MAX_STATES:,} states): {SIZE_HINT}")
+        if len(number) > nfa.max_states:
+            raise UserError(f"the expression is too large (over {nfa.max_states:,} states): {SIZE_HINT}")
     accepting = [end in nfa.epsilon_closure(nodes, AT_END) for nodes in number]
     # the empty text is at its beginning and at its end, so the start state may take edges of both kinds
     accepting[START_STATE] |= end in first or any(end in nfa.epsilon_closure([node], AT_END) for node in first)

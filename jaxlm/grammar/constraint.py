@@ -1,6 +1,6 @@
 """Constraints on generated text, independent of a tokenizer; built and checked without JAX."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.token_bytes import get_token_bytes
 from jaxlm.errors import UserError
-from jaxlm.grammar.byte_dfa import ByteDFA, strings_to_dfa
-from jaxlm.grammar.json_schema import schema_to_regex
+from jaxlm.grammar.byte_dfa import MAX_STATES, ByteDFA, strings_to_dfa
+from jaxlm.grammar.json_schema import schema_to_dfa
 from jaxlm.grammar.regex import regex_to_dfa
 from jaxlm.json_files import read_json
 
@@ -21,28 +21,30 @@ class Constraint:
     """An automaton that accepts the whole text, or two marks between which text is copied from the source.
 
     description: the name of the constraint in messages.
+    require_all: whether a tokenizer must be able to write each of the texts; the automaton is a tree.
     """
 
     description: str
     automaton: ByteDFA | None = None
     delimiters: tuple[str, str] | None = None
+    require_all: bool = False
 
 
-def regex(pattern: str) -> Constraint:
-    """Texts that fully match a regular expression. Raises UserError if it is invalid or not supported."""
-    return Constraint("the expression", regex_to_dfa(pattern))
+def regex(pattern: str, max_states: int = MAX_STATES) -> Constraint:
+    """Texts that fully match a regular expression. Raises UserError if it is invalid, too large or not supported."""
+    return Constraint("the expression", regex_to_dfa(pattern, max_states))
 
 
-def choices(texts: Sequence[str]) -> Constraint:
-    """One of the given texts. Raises UserError if there are none."""
-    return Constraint("the choices", strings_to_dfa(texts))
+def choices(texts: Iterable[str], max_states: int = MAX_STATES) -> Constraint:
+    """One of the given texts. Raises UserError if there are none, or if they are too long or too many."""
+    return Constraint("the choices", strings_to_dfa(texts, max_states), require_all=True)
 
 
-def json_schema(file: Path) -> Constraint:
-    """JSON that a schema admits. Raises UserError, with file and line, if it is not JSON or not supported."""
+def json_schema(file: Path, max_states: int = MAX_STATES) -> Constraint:
+    """JSON that a schema admits. Raises UserError, with file and line, if it is not JSON, too large or not supported."""
     schema = read_json(file, Any, "fix the schema", MAX_SCHEMA_BYTES)
     try:
-        return Constraint("the JSON schema", regex_to_dfa(schema_to_regex(schema)))
+        return Constraint("the JSON schema", schema_to_dfa(schema, max_states))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 

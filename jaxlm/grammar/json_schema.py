@@ -1,29 +1,37 @@
-r"""Conversion of a JSON schema to a regular expression: every text that matches is JSON that the schema admits.
+r"""Conversion of a JSON schema to an automaton: every text that it accepts is JSON that the schema admits.
 
-Not all such JSON matches: objects have their properties in the schema's order and no others, white space is at most one
-space after a comma or a colon, numbers have at most 15 digits before and after the point and an exponent of at most two
-digits, and control characters in strings are short escapes (no \u).
+Not all such JSON is accepted: objects have their properties in the schema's order and after them those of an
+`additionalProperties` schema, white space is at most one space after a comma or a colon, numbers have at most 15 digits
+before and after the point and an exponent of at most two digits, and control characters in strings are short escapes
+(no \u). A keyword is followed or refused by name; annotations have no effect.
 """
 
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from jaxlm.errors import UserError
+from jaxlm.grammar import utf8
+from jaxlm.grammar.byte_dfa import MAX_STATES, NFA, ByteDFA, determinize
+from jaxlm.grammar.regex import RegexBuilder
+
+MAX_LEVELS = 100
+"""Levels of a schema; a reference is a level."""
 
 STRING_CHARACTER = r'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])'
+SHORT_ESCAPES = dict(zip('"\\/\b\f\n\r\t', '"\\/bfnrt', strict=True))
+NOT_IN_STRINGS = ((0, 0x1F), (ord('"'), ord('"')), (ord("\\"), ord("\\")))
 
 INTEGER_PATTERN = r"-?(?:0|[1-9][0-9]{0,14})"
 NUMBER_PATTERN = rf"{INTEGER_PATTERN}(?:\.[0-9]{{1,15}})?(?:[eE][+-]?[0-9]{{1,2}})?"
 SCALAR_PATTERNS = {"integer": INTEGER_PATTERN, "number": NUMBER_PATTERN, "boolean": "(?:true|false)", "null": "null"}
 
-COMMA, COLON = ", ?", ": ?"
+JSON_TYPES = {bool: "boolean", type(None): "null", str: "string", list: "array", dict: "object"}
 
-JSON_TYPES = {int: "integer", float: "number", bool: "boolean", type(None): "null"}
-JSON_TYPES |= {str: "string", list: "array", dict: "object"}
-
-ANNOTATION_KEYWORDS = {"$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default"}
+ANNOTATION_KEYWORDS = {"$schema", "$comment", "$defs", "definitions", "title", "description", "default"}
 ANNOTATION_KEYWORDS |= {"examples", "deprecated", "readOnly", "writeOnly"}
 
 TYPE_KEYWORDS = {
@@ -34,143 +42,261 @@ TYPE_KEYWORDS = {
 }
 
 
-def schema_to_regex(schema: Any) -> str:
-    """Return the expression, in the syntax of Python's `re`.
+def schema_to_dfa(schema: Any, max_states: int = MAX_STATES) -> ByteDFA:
+    """Return the automaton of a schema.
 
-    Raises UserError for anything not supported, with its place as a JSON pointer such as #/properties/age.
+    Raises UserError for anything not supported, with its place as a JSON pointer such as #/properties/age, and for a
+    schema that needs more than `max_states` states.
     """
-    return _SchemaCompiler(schema).value_regex(schema, "#", ())
+    nfa = NFA(max_states)
+    start, end = nfa.add_node(), nfa.add_node()
+    _SchemaBuilder(nfa, schema).add_value(schema, start, end, _Place())
+    return determinize(nfa, start, end)
 
 
-class _SchemaCompiler:
-    """Converts the parts of a schema; `root` resolves references."""
+@dataclass(frozen=True)
+class _Place:
+    """The place of a part in a schema: its JSON pointer, the references that led to it, and its level."""
 
-    def __init__(self, root: Any):
-        self.root = root
+    pointer: str = "#"
+    references: tuple[str, ...] = ()
+    level: int = 1
 
-    def value_regex(self, schema: Any, pointer: str, references: tuple[str, ...]) -> str:
-        """Convert one (sub)schema; `references`: the chain of references that led to it."""
+    def below(self, *names: Any) -> "_Place":
+        parts = (str(name).replace("~", "~0").replace("/", "~1") for name in names)
+        return _Place("/".join([self.pointer, *parts]), self.references, self.level + 1)
+
+    def error(self, message: str) -> UserError:
+        return UserError(f"JSON schema, {self.pointer}: {message}")
+
+    def reject_unknown(self, keywords: set[str], supported: set[str]) -> None:
+        if unknown := sorted(keywords - supported):
+            raise self.error(f"{unknown[0]!r} is not supported here (supported: {', '.join(sorted(supported))})")
+
+
+class _SchemaBuilder:
+    """Adds the parts of a schema to an automaton, each between two nodes; `root` resolves references."""
+
+    def __init__(self, nfa: NFA, root: Any):
+        self.nfa, self.root = nfa, root
+        self.add_pattern = RegexBuilder(nfa).add_pattern
+
+    def add_value(self, schema: Any, start: int, end: int, place: _Place) -> None:
+        """Add one (sub)schema."""
+        if place.level > MAX_LEVELS:
+            raise place.error(f"the schema has over {MAX_LEVELS} levels: write it with fewer")
         if not isinstance(schema, dict):
-            raise _error(pointer, f"found {json.dumps(schema)}, expected an object such as {{'type': 'string'}}")
-        keywords = set(schema) - ANNOTATION_KEYWORDS
-        if "$ref" in keywords:
-            _reject_unknown(keywords, {"$ref"}, pointer)
-            return self.reference_regex(schema["$ref"], pointer, references)
-        for keyword in ("const", "enum"):
-            if keyword in keywords:
-                _reject_unknown(keywords, {keyword, "type"}, pointer)
-                values = [schema["const"]] if keyword == "const" else schema["enum"]
-                return _enum_regex(values, schema.get("type"), pointer)
-        if "anyOf" in keywords:
-            _reject_unknown(keywords, {"anyOf"}, pointer)
-            parts = schema["anyOf"]
-            if not isinstance(parts, list) or not parts:
-                raise _error(pointer, "anyOf must be a list of one schema or more")
-            branches = enumerate(parts)
-            return _alternation(self.value_regex(part, f"{pointer}/anyOf/{k}", references) for k, part in branches)
-        _reject_unknown(keywords, {"$ref", "anyOf", "const", "enum", "type"}.union(*TYPE_KEYWORDS.values()), pointer)
-        kinds = _as_list(schema.get("type"))
-        for kind in kinds:
+            raise place.error(f"found {_shorten(schema)}, expected an object such as {{'type': 'string'}}")
+        keywords = set(schema) - ANNOTATION_KEYWORDS - ({"$id"} if place.pointer == "#" else set())
+        kinds: list[Any] = schema["type"] if isinstance(schema.get("type"), list) else [schema.get("type")]
+        for kind in kinds if "type" in schema else ():
             if not isinstance(kind, str) or kind not in TYPE_KEYWORDS:
-                raise _error(pointer, f"type {json.dumps(kind)}, expected one of {', '.join(TYPE_KEYWORDS)}")
-        _reject_unknown(keywords, {"type"}.union(*(TYPE_KEYWORDS[kind] for kind in kinds)), pointer)
-        return _alternation([self.typed_regex(kind, schema, pointer, references) for kind in kinds])
+                raise place.error(f"type {_shorten(kind)}, expected one of {', '.join(TYPE_KEYWORDS)}")
+        if "$ref" in keywords:
+            place.reject_unknown(keywords, {"$ref"})
+            target, there = self.resolve(schema["$ref"], place)
+            self.add_value(target, start, end, there)
+        elif "const" in keywords or "enum" in keywords:
+            keyword = "const" if "const" in keywords else "enum"
+            place.reject_unknown(keywords, {keyword, "type"})
+            self.add_literals([schema["const"]] if keyword == "const" else schema["enum"], start, end, kinds, place)
+        elif "anyOf" in keywords:
+            place.reject_unknown(keywords, {"anyOf"})
+            if not isinstance(schema["anyOf"], list) or not schema["anyOf"]:
+                raise place.error("anyOf must be a list of one schema or more")
+            for number, part in enumerate(schema["anyOf"]):
+                self.add_value(part, start, end, place.below("anyOf", number))
+        else:
+            place.reject_unknown(keywords, {"$ref", "anyOf", "const", "enum", "type"}.union(*TYPE_KEYWORDS.values()))
+            if not schema.get("type"):
+                raise place.error(f"no type: add one of {', '.join(TYPE_KEYWORDS)}")
+            place.reject_unknown(keywords, {"type"}.union(*(TYPE_KEYWORDS[kind] for kind in kinds)))
+            for kind in kinds:
+                self.add_type(kind, schema, start, end, place)
 
-    def typed_regex(self, kind: str, schema: dict[str, Any], pointer: str, references: tuple[str, ...]) -> str:
-        """Convert a schema of one type."""
+    def add_type(self, kind: str, schema: dict[str, Any], start: int, end: int, place: _Place) -> None:
+        """Add a schema of one type."""
         if kind == "object":
-            return self.object_regex(schema, pointer, references)
-        if kind == "array":
-            return self.array_regex(schema, pointer, references)
-        if kind == "string":
-            least, most = _bounds(schema, "minLength", "maxLength", pointer)
-            return f'"{STRING_CHARACTER}{{{least},{"" if most is None else most}}}"'
-        return SCALAR_PATTERNS[kind]
+            self.add_object(schema, start, end, place)
+        elif kind == "array":
+            self.add_array(schema, start, end, place)
+        elif kind == "string":
+            least, most = _bounds(schema, "minLength", "maxLength", place)
+            self.add_pattern(f'"{STRING_CHARACTER}{{{least},{"" if most is None else most}}}"', start, end)
+        else:
+            self.add_pattern(SCALAR_PATTERNS[kind], start, end)
 
-    def reference_regex(self, name: Any, pointer: str, references: tuple[str, ...]) -> str:
-        """Convert the schema that a reference names; a recursive reference is an error."""
-        if name in references:
-            message = f"{name} refers to itself, which an automaton cannot follow: write out the depth needed"
-            raise _error(pointer, message)
-        target: Any = self.root
-        for part in str(name).removeprefix("#").split("/")[1:]:
-            target = target.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(target, dict) else None
-        if not str(name).startswith("#") or target is None:
-            raise _error(pointer, f"$ref {json.dumps(name)} leads nowhere in this schema: expected #/$defs/NAME")
-        return self.value_regex(target, str(name), (*references, name))
+    def add_literals(self, values: Any, start: int, end: int, kinds: Sequence[Any], place: _Place) -> None:
+        """Add some values; those that have none of the types `kinds` are left out."""
+        if not isinstance(values, list) or not values:
+            raise place.error("enum must be a list of one value or more")
+        kept = [value for value in values if kinds == [None] or not _types(value).isdisjoint(kinds)]
+        if not kept:
+            raise place.error(f"no value of enum or const is of type {' or '.join(kinds)}")
+        for value in kept:
+            try:
+                texts = {_write(value)}
+            except ValueError:
+                raise place.error(f"the value {_shorten(value)} has a number that JSON cannot write") from None
+            if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+                texts.add(str(int(value)))
+            for text in sorted(texts):
+                self.nfa.add_text(start, end, text)
 
-    def array_regex(self, schema: dict[str, Any], pointer: str, references: tuple[str, ...]) -> str:
-        """`[`, the items with commas between, `]`."""
-        least, most = _bounds(schema, "minItems", "maxItems", pointer)
+    def resolve(self, name: Any, place: _Place) -> tuple[Any, _Place]:
+        """Return the schema that a reference names and its place; a recursive reference is an error."""
+        if name in place.references:
+            raise place.error(f"{name} refers to itself, which an automaton cannot follow: write out the depth needed")
+        target: Any = self.root if isinstance(name, str) and re.match("#(/|$)", name) else None
+        for part in str(name).split("/")[1:]:
+            key = unquote(part).replace("~1", "/").replace("~0", "~")
+            if isinstance(target, list):
+                target = target[int(key)] if re.fullmatch("0|[1-9][0-9]{0,8}", key) and int(key) < len(target) else None
+            else:
+                target = target.get(key) if isinstance(target, dict) else None
+        if target is None:
+            raise place.error(f"$ref {_shorten(name)} leads nowhere in this schema: expected #/$defs/NAME")
+        return target, _Place(name, (*place.references, name), place.level + 1)
+
+    def add_array(self, schema: dict[str, Any], start: int, end: int, place: _Place) -> None:
+        """Add `[`, the items with commas between, `]`."""
+        least, most = _bounds(schema, "minItems", "maxItems", place)
+        node = self.nfa.add_node()
+        self.nfa.add_text(start, node, "[")
+        if not least:
+            self.nfa.add_text(node, end, "]")
         if most == 0:
-            return r"\[\]"
+            return
         if "items" not in schema:
-            raise _error(pointer, "an array without items: add their schema, as in {'items': {'type': 'string'}}")
-        item = self.value_regex(schema["items"], f"{pointer}/items", references)
-        more = f"(?:{COMMA}{item}){{{max(least - 1, 0)},{'' if most is None else most - 1}}}"
-        return rf"\[{item}{more}\]" if least else rf"\[(?:{item}{more})?\]"
+            raise place.error("an array without items: add their schema, as in {'items': {'type': 'string'}}")
+        for number in range(1, (most or max(least, 1)) + 1):
+            begin, after = self.nfa.add_node(), self.nfa.add_node()
+            self.connect(node if number == 1 else -1, node if number > 1 else -1, begin)
+            self.add_value(schema["items"], begin, after, place.below("items"))
+            if number >= least:
+                self.nfa.add_text(after, end, "]")
+            node = after
+        if most is None:
+            self.connect(-1, node, begin)
 
-    def object_regex(self, schema: dict[str, Any], pointer: str, references: tuple[str, ...]) -> str:
-        """`{`, the properties in the order of the schema, `}`; those that are not required are optional."""
+    def add_object(self, schema: dict[str, Any], start: int, end: int, place: _Place) -> None:
+        """Add `{`, the properties in the order of the schema, then any others that it has a schema for, `}`."""
         properties, required = schema.get("properties", {}), schema.get("required", [])
+        others = schema.get("additionalProperties", True)
         if not isinstance(properties, dict) or not isinstance(required, list):
-            raise _error(pointer, "expected properties to be an object and required to be a list")
-        if missing := [name for name in required if name not in properties]:
-            raise _error(pointer, f"required names {missing[0]!r}, which is not among the properties")
-        members = []
-        for name, property_schema in properties.items():
-            value = self.value_regex(property_schema, f"{pointer}/properties/{name}", references)
-            members.append((_literal_regex(name) + COLON + value, name in required))
-        return rf"\{{{_members_regex(members)}\}}"
+            raise place.error("expected properties to be an object and required to be a list")
+        if not isinstance(others, bool | dict):
+            raise place.error(f"additionalProperties {_shorten(others)}, expected true, false or a schema")
+        parts = {name: (part, place.below("properties", name)) for name, part in properties.items()}
+        for name in required:
+            if not isinstance(name, str) or name not in parts and not isinstance(others, dict):
+                raise place.error(f"required names {_shorten(name)}, which is not among the properties")
+            parts.setdefault(name, (others, place.below("additionalProperties")))
+        if not parts and others is True:
+            raise place.error("an object without properties: add them, or additionalProperties with the schema of all "
+                              "members, or with false for {}")  # fmt: skip
+        names = set(required)
+        members: list[tuple[str | None, Any, _Place, bool]] = [(n, *part, n in names) for n, part in parts.items()]
+        if isinstance(others, dict):
+            members.append((None, others, place.below("additionalProperties"), False))
+        self.add_members(members, start, end)
+
+    def add_members(self, members: Sequence[tuple[str | None, Any, _Place, bool]], start: int, end: int) -> None:
+        """Add members in order, each with its name, schema, place and whether it is required; name None: all others."""
+        first, after = self.nfa.add_node(), -1  # the nodes before any member and after one; -1: none
+        self.nfa.add_text(start, first, "{")
+        for name, schema, place, required in members:
+            begin, key_end, value, done = (self.nfa.add_node() for _ in range(4))
+            self.connect(first, after, begin)
+            if name is None:
+                self.add_other_key([other for other, *_ in members if other is not None], begin, key_end)
+                self.connect(-1, done, begin)
+            else:
+                self.nfa.add_text(begin, key_end, _write(name))
+            self.add_separator(":", key_end, value)
+            self.add_value(schema, value, done, place)
+            if required:
+                first = -1
+            elif after >= 0:
+                self.nfa.add_epsilon_edge(after, done)
+            after = done
+        for node in (first, after):
+            if node >= 0:
+                self.nfa.add_text(node, end, "}")
+
+    def add_other_key(self, names: Sequence[str], start: int, end: int) -> None:
+        """Add a string that is none of the names, also if its characters are escaped: a trie of the names."""
+        free, close = self.nfa.add_node(), self.nfa.add_node()
+        self.add_characters("", free, free, others=True)
+        self.nfa.add_text(free, close, '"')
+        self.nfa.add_epsilon_edge(close, end)
+        node_of = {"": self.nfa.add_node()}
+        self.nfa.add_text(start, node_of[""], '"')
+        children, complete = dict[str, list[str]]({"": []}), set(names)
+        for name in names:
+            for length in range(len(name)):
+                if name[: length + 1] not in node_of:
+                    node_of[name[: length + 1]] = self.nfa.add_node()
+                    children[name[:length]].append(name[length])
+                    children[name[: length + 1]] = []
+        for prefix, node in node_of.items():
+            for character in children[prefix]:
+                self.add_characters(character, node, node_of[prefix + character], others=False)
+            self.add_characters("".join(children[prefix]), node, free, others=True)
+            if prefix not in complete:
+                self.nfa.add_text(node, close, '"')
+
+    def add_characters(self, characters: str, start: int, end: int, others: bool) -> None:
+        """Add a character of a string, as it is or as a short escape: one of those given, or one of all others."""
+        escaped = [character for character in SHORT_ESCAPES if (character in characters) != others]
+        for character in escaped:
+            self.nfa.add_text(start, end, "\\" + SHORT_ESCAPES[character])
+        ranges = [(ord(character), ord(character)) for character in characters]
+        plain = utf8.complement_ranges(ranges if others else utf8.complement_ranges(ranges))
+        outside = utf8.complement_ranges([*utf8.complement_ranges(plain), *NOT_IN_STRINGS])
+        self.nfa.add_sequences(start, end, utf8.utf8_byte_sequences(outside))
+
+    def add_separator(self, text: str, start: int, end: int) -> None:
+        """Add a comma or a colon, and at most one space."""
+        middle = self.nfa.add_node()
+        self.nfa.add_text(start, middle, text)
+        self.nfa.add_epsilon_edge(middle, end)
+        self.nfa.add_text(middle, end, " ")
+
+    def connect(self, first: int, after: int, begin: int) -> None:
+        """Lead to an item or a member from before the first one, and by a comma from after another one; -1: none."""
+        if first >= 0:
+            self.nfa.add_epsilon_edge(first, begin)
+        if after >= 0:
+            self.add_separator(",", after, begin)
 
 
-def _members_regex(members: Sequence[tuple[str, bool]]) -> str:
-    """Return the expression of all lists of members in order that contain each required one, with commas between."""
-    after_member = ""  # the rest of a list, after a member
-    at_start = ""  # the rest of a list, before its first member
-    for text, required in reversed(members):
-        at_start = f"(?:{text}{after_member})" if required else f"(?:{text}{after_member}|{at_start})"
-        after_member = f"{COMMA}{text}{after_member}" if required else f"(?:{COMMA}{text})?{after_member}"
-    return at_start
+def _types(value: Any) -> set[str]:
+    """Return the types of a JSON value: integers are numbers, and so is 1.0 an integer."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"number", "integer"} if value == value // 1 else {"number"}
+    return {JSON_TYPES[type(value)]}
 
 
-def _enum_regex(values: Any, kind: Any, pointer: str) -> str:
-    """Return the alternation of some values as JSON; those that do not have the type `kind` are left out."""
-    if not isinstance(values, list) or not values:
-        raise _error(pointer, "enum must be a list of one value or more")
-    kept = [value for value in values if kind is None or JSON_TYPES.get(type(value)) in _as_list(kind)]
-    if not kept:
-        raise _error(pointer, f"no value of enum or const is of type {json.dumps(kind)}")
-    return _alternation(_literal_regex(value) for value in kept)
+def _write(value: Any) -> str:
+    """Return a value as JSON, with escapes for half surrogates. Raises ValueError if a number is infinite."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _as_list(kind: Any) -> list[Any]:
-    return kind if isinstance(kind, list) else [kind]
+def _shorten(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _literal_regex(value: Any) -> str:
-    return re.escape(json.dumps(value, ensure_ascii=False))
-
-
-def _alternation(parts: Any) -> str:
-    parts = list(parts)
-    return parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})"
-
-
-def _bounds(schema: dict[str, Any], low: str, high: str, pointer: str) -> tuple[int, int | None]:
-    least, most = schema.get(low, 0), schema.get(high)
-    for name, value in ((low, least), (high, most)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise _error(pointer, f"{name} {json.dumps(value)}, expected a whole number of 0 or more")
+def _bounds(schema: dict[str, Any], low: str, high: str, place: _Place) -> tuple[int, int | None]:
+    values: list[int | None] = []
+    for name in (low, high):
+        value = schema.get(name)
+        if name in schema and ("integer" not in _types(value) or value < 0):
+            raise place.error(f"{name} {_shorten(value)}, expected a whole number of 0 or more")
+        values.append(None if value is None else int(value))
+    least, most = values[0] or 0, values[1]
     if most is not None and most < least:
-        raise _error(pointer, f"{low} {least} is above {high} {most}")
+        raise place.error(f"{low} {least} is above {high} {most}")
     return least, most
-
-
-def _reject_unknown(keywords: set[str], supported: set[str], pointer: str) -> None:
-    if unknown := sorted(keywords - supported):
-        raise _error(pointer, f"{unknown[0]!r} is not supported here (supported: {', '.join(sorted(supported))})")
-
-
-def _error(pointer: str, message: str) -> UserError:
-    return UserError(f"JSON schema, {pointer}: {message}")

@@ -4,13 +4,15 @@ Constructs that no finite automaton has (look-around, \b, back-references) are r
 the same set of texts. Python's own parser reads the expression, so that errors have a position.
 """
 
+import functools
 import re
+import warnings
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.grammar import utf8
-from jaxlm.grammar.byte_dfa import AT_BEGIN, AT_END, NFA, ByteDFA, determinize
+from jaxlm.grammar.byte_dfa import AT_BEGIN, AT_END, MAX_STATES, NFA, ByteDFA, determinize
 from jaxlm.grammar.utf8 import MAX_CODE_POINT, Range
 
 CATEGORY_ESCAPES = {"DIGIT": r"\d", "SPACE": r"\s", "WORD": r"\w"}
@@ -26,34 +28,51 @@ UNSUPPORTED = {
 }
 
 
-def regex_to_dfa(pattern: str) -> ByteDFA:
-    """Return the automaton of the full matches. Raises UserError if the pattern is invalid or not supported."""
+MAX_LENGTH = 200_000
+"""Characters of an expression."""
+
+
+def regex_to_dfa(pattern: str, max_states: int = MAX_STATES) -> ByteDFA:
+    """Return the automaton of the full matches. Raises UserError if the pattern is wrong, too large or unsupported."""
+    nfa = NFA(max_states)
+    start, end = nfa.add_node(), nfa.add_node()
+    RegexBuilder(nfa).add_pattern(pattern, start, end)
+    return determinize(nfa, start, end)
+
+
+@functools.lru_cache
+def _parse(pattern: str) -> Any:
+    if len(pattern) > MAX_LENGTH:
+        raise UserError(f"the expression {_shorten(pattern)} has {len(pattern):,} characters, at most {MAX_LENGTH:,}")
     try:
-        parsed = _parser.parse(pattern)
+        with warnings.catch_warnings(action="ignore"):  # about sets whose meaning may change
+            return _parser.parse(pattern)
     except re.error as error:
         place = "" if error.pos is None else f" at character {error.pos + 1}"
-        raise UserError(f"the expression {pattern!r} is wrong{place}: {error.msg}") from error
-    except (OverflowError, RecursionError) as error:
+        raise UserError(f"the expression {_shorten(pattern)} is wrong{place}: {error.msg}") from error
+    except (OverflowError, RecursionError, ValueError) as error:
         message = f"the expression {_shorten(pattern)} is too large: use smaller counts, fewer brackets"
         raise UserError(message) from error
-    graph = NFA()
-    start, end = graph.add_node(), graph.add_node()
-    try:
-        _NFABuilder(graph, pattern).add_sequence(parsed, start, end, parsed.state.flags)
-    except RecursionError as error:
-        raise UserError(f"the expression {_shorten(pattern)} is nested too deeply: use fewer brackets") from error
-    return determinize(graph, start, end)
 
 
 def _shorten(pattern: str) -> str:
     return repr(pattern if len(pattern) <= 60 else pattern[:57] + "...")
 
 
-class _NFABuilder:
-    """Adds the edges of a parsed expression to an automaton (Thompson's construction)."""
+class RegexBuilder:
+    """Adds the edges of expressions to an automaton (Thompson's construction)."""
 
-    def __init__(self, nfa: NFA, pattern: str):
-        self.nfa, self.pattern = nfa, pattern
+    def __init__(self, nfa: NFA):
+        self.nfa, self.pattern = nfa, ""
+
+    def add_pattern(self, pattern: str, start: int, end: int) -> None:
+        """Add an expression between two nodes. Raises UserError if it is invalid, too large or unsupported."""
+        self.pattern = pattern
+        parsed = _parse(pattern)
+        try:
+            self.add_sequence(parsed, start, end, parsed.state.flags)
+        except RecursionError as error:
+            raise UserError(f"the expression {_shorten(pattern)} is nested too deeply: use fewer brackets") from error
 
     def add_sequence(self, items: Any, start: int, end: int, flags: int) -> None:
         """Add the items of a sequence between two nodes."""
@@ -87,6 +106,10 @@ class _NFABuilder:
     def add_repeat(self, value: tuple[int, Any, Any], start: int, end: int, flags: int) -> None:
         """Add (least, most, item): `least` copies of an item, then up to `most` optional ones, or a loop."""
         least, most, inner = value
+        while (repeat := _only_repeat(inner)) and repeat[0] == 0:
+            # (x{0,k}){m,n} is x{0,kn}, without optional copies, which would all be in one subset
+            unbounded = most and repeat[1] and _parser.MAXREPEAT in (most, repeat[1])
+            least, most, inner = 0, _parser.MAXREPEAT if unbounded else most * repeat[1], repeat[2]
         for _ in range(least):
             after = self.nfa.add_node()
             self.add_sequence(inner, start, after, flags)
@@ -117,8 +140,20 @@ class _NFABuilder:
                 ranges += _category_ranges(str(content), flags)
             else:
                 pair = content if str(kind) == "RANGE" else (content, content)
-                ranges += utf8.ignore_case([pair]) if flags & re.IGNORECASE else [pair]
+                ranges += utf8.ignore_case(*pair) if flags & re.IGNORECASE else [pair]
         return utf8.complement_ranges(ranges) if negated else utf8.normalize_ranges(ranges)
+
+
+def _only_repeat(items: Any) -> Any:
+    """Return (least, most, item) of the repeat that is all of a sequence, also inside groups, or None."""
+    while len(items) == 1:
+        name, value = str(items[0][0]), items[0][1]
+        if name in ("MAX_REPEAT", "MIN_REPEAT"):
+            return value
+        if name != "SUBPATTERN" or value[1] or value[2]:  # flags
+            return None
+        items = value[3]
+    return None
 
 
 def _category_ranges(name: str, flags: int) -> tuple[Range, ...]:

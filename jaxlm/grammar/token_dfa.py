@@ -52,16 +52,22 @@ class TokenDFA:
             )
 
 
-def build_token_dfa(automaton: ByteDFA, tokenizer: Tokenizer, description: str = "the expression") -> TokenDFA:
+def build_token_dfa(
+    automaton: ByteDFA, tokenizer: Tokenizer, description: str = "the expression", require_all: bool = False
+) -> TokenDFA:
     """Return the automaton of the texts of `automaton` that the tokenizer can write.
 
-    Raises UserError if there are none; `description` names the constraint in messages.
+    Raises UserError if there are none, and with `require_all`, for a tree, if one of them is lacking; `description`
+    names the constraint in messages.
     """
     token_bytes = get_token_bytes(tokenizer)
+    tree, copies = automaton, 1
     if token_bytes.decoder_unescapes:
-        automaton = _exclude_word(automaton, ESCAPE_CHAR.encode())
+        automaton, copies = _exclude_word(automaton, ESCAPE_CHAR.encode()), len(ESCAPE_CHAR.encode())
     first, later = _TokenTable(token_bytes.initial), _TokenTable(token_bytes.rest)
     states, digest_V2 = _reachable_states(automaton, first, later, tokenizer.special.eos)
+    if require_all:
+        tree.require_reached({START_STATE, *(state // copies for state in states)}, description)
     _, id_C, class_V = np.unique(digest_V2, axis=0, return_index=True, return_inverse=True)
     first, later = first.select(id_C), later.select(id_C)
     # row 0 is the beginning of a text, row k the byte state states[k - 1]

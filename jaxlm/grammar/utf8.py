@@ -9,6 +9,7 @@ Range = tuple[int, int]
 
 MAX_CODE_POINT = 0x10FFFF
 SURROGATES: Range = (0xD800, 0xDFFF)
+LAST_CASED = 0x1FFFF  # no character above has an uppercase or a lowercase form
 
 UTF8_LENGTH_RANGES: tuple[Range, ...] = ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xFFFF), (0x10000, MAX_CODE_POINT))
 """The code points that UTF-8 encodes in 1, 2, 3 and 4 bytes."""
@@ -46,24 +47,28 @@ def _all_characters() -> str:
     return "".join(map(chr, range(MAX_CODE_POINT + 1)))
 
 
-def ignore_case(ranges: Iterable[Range]) -> tuple[Range, ...]:
-    """Return the set with the uppercase and the lowercase form of each of its characters."""
-    more = list(ranges)
-    for low, high in list(more):
-        for point in range(low, high + 1):
-            forms = (chr(point).lower(), chr(point).upper(), chr(point).upper().lower(), chr(point).lower().upper())
-            more += [(ord(form), ord(form)) for form in forms if len(form) == 1]
+@functools.lru_cache
+def ignore_case(low: int, high: int) -> tuple[Range, ...]:
+    """Return the range with the uppercase and the lowercase form of each of its characters."""
+    more = [(low, high)]
+    for point in range(low, min(high, LAST_CASED) + 1):
+        text = chr(point)
+        forms = {text.lower(), text.upper(), text.upper().lower(), text.lower().upper()} - {text}
+        more += [(ord(form), ord(form)) for form in forms if len(form) == 1]
     return normalize_ranges(more)
 
 
-def utf8_byte_sequences(ranges: Iterable[Range]) -> Iterator[tuple[Range, ...]]:
-    """Yield sequences of byte ranges that match exactly the UTF-8 of the set; half surrogates have no encoding."""
+@functools.lru_cache
+def utf8_byte_sequences(ranges: tuple[Range, ...]) -> tuple[tuple[Range, ...], ...]:
+    """Return sequences of byte ranges that match exactly the UTF-8 of the set; half surrogates have no encoding."""
+    sequences: list[tuple[Range, ...]] = []
     for low, high in normalize_ranges(ranges):
         for part in ((low, min(high, SURROGATES[0] - 1)), (max(low, SURROGATES[1] + 1), high)):
             for size, (least, most) in enumerate(UTF8_LENGTH_RANGES, start=1):
                 first, last = max(part[0], least), min(part[1], most)
                 if first <= last:
-                    yield from _split_range(first, last, size)
+                    sequences += _split_range(first, last, size)
+    return tuple(sequences)
 
 
 def _split_range(low: int, high: int, size: int) -> Iterator[tuple[Range, ...]]:
