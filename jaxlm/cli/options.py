@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ def _add_constraint_options(parser: CommandParser) -> None:
     group.add_argument("--json-schema", type=Path, metavar="FILE", help=text)
     text = "the text between the tokens OPEN and CLOSE is copied from the source or the prompt"
     group.add_argument("--copy-between", nargs=2, metavar=("OPEN", "CLOSE"), help=text)
+    text = "limit on the states of the automaton of a constraint, with which its memory grows (default: 20000)"
+    group.add_argument("--max-states", type=int_at_least(1), metavar="N", default=20_000, help=text)
 
 
 def read_constraint(options: argparse.Namespace) -> "Constraint | None":
@@ -37,14 +40,12 @@ def read_constraint(options: argparse.Namespace) -> "Constraint | None":
     from jaxlm.data.files import read_lines
     from jaxlm.grammar import constraint
 
-    file = options.choices
+    file, limit = options.choices, options.max_states
+    lines = read_lines(file.absolute()) if file else ()  # read one by one: a refusal comes before the last
     makers = {
-        "--regex": (options.regex, lambda: constraint.regex(options.regex)),
-        "--choice": (
-            options.choice or file,
-            lambda: constraint.choices([*options.choice, *(read_lines(file.absolute()) if file else ())]),
-        ),
-        "--json-schema": (options.json_schema, lambda: constraint.json_schema(options.json_schema)),
+        "--regex": (options.regex, lambda: constraint.regex(options.regex, limit)),
+        "--choice": (options.choice or file, lambda: constraint.choices(itertools.chain(options.choice, lines), limit)),
+        "--json-schema": (options.json_schema, lambda: constraint.json_schema(options.json_schema, limit)),
         "--copy-between": (options.copy_between, lambda: constraint.copy_from_source(*options.copy_between)),
     }
     given = [name for name, (value, _) in makers.items() if value not in (None, [])]

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jaxlm.errors import UserError
-from jaxlm.grammar.utf8 import Range
+from jaxlm.grammar.utf8 import Range, utf8_graph
 
 START_STATE = 0
 
 MAX_STATES = 20_000
 """States of an automaton by default: enough for `.{0,2000}`, not for `\\w{0,200}` with the letters of all scripts."""
 
-NODES_PER_STATE, MEMBERS_PER_STATE = 25, 100
+NODES_PER_STATE, MEMBERS_PER_STATE = 15, 50
 """Bounds in proportion to the states: nodes and edges of the nondeterministic automaton, members of all subsets."""
 
 SIZE_HINT = (
@@ -97,12 +97,12 @@ class NFA:
     epsilon_edges: list[list[tuple[int, int]]] = field(default_factory=list)
     size: int = 0  # nodes and edges
 
-    def _grow(self) -> None:
-        self.size += 1
+    def _grow(self, elements: int = 1) -> None:
+        self.size += elements
         if self.size > NODES_PER_STATE * self.max_states:
             raise UserError(
-                f"the expression is too large (over {self.size - 1:,} nodes and edges, {NODES_PER_STATE} for each of "
-                f"{self.max_states:,} states): {SIZE_HINT}"
+                f"the expression is too large (over {NODES_PER_STATE * self.max_states:,} nodes and edges, "
+                f"{NODES_PER_STATE} for each of {self.max_states:,} states): {SIZE_HINT}"
             )
 
     def add_node(self) -> int:
@@ -126,21 +126,18 @@ class NFA:
             start = after
         self.add_epsilon_edge(start, end)
 
-    def add_sequences(self, start: int, end: int, sequences: Iterable[tuple[Range, ...]]) -> None:
-        """Add edges for sequences of byte ranges; sequences with a common suffix share its nodes."""
-        node_of_suffix: dict[tuple[Range, ...], int] = {(): end}
-        for sequence in sequences:
-            node = start
-            for index, (low, high) in enumerate(sequence, start=1):
-                suffix = sequence[index:]
-                known = suffix in node_of_suffix
-                target = node_of_suffix[suffix] if known else node_of_suffix.setdefault(suffix, self.add_node())
-                if (low, high, target) not in self.byte_edges[node]:
-                    self._grow()
-                    self.byte_edges[node].append((low, high, target))
-                node = target
-                if known:
-                    break
+    def add_characters(self, start: int, end: int, ranges: tuple[Range, ...]) -> None:
+        """Add the UTF-8 of a set of characters."""
+        graph = utf8_graph(ranges)
+        self._grow(sum(map(len, graph)) + len(graph) - 2)
+        base = len(self.byte_edges) - 2
+        for number, edges in enumerate(graph):
+            copied = [(low, high, end if target == 1 else base + target) for low, high, target in edges]
+            if number == 0:
+                self.byte_edges[start] += copied
+            elif number > 1:
+                self.byte_edges.append(copied)
+                self.epsilon_edges.append([])
 
     def epsilon_closure(self, nodes: Iterable[int], condition: int) -> frozenset[int]:
         """Return all nodes that epsilon edges of kind ALWAYS or `condition` reach."""

@@ -30,7 +30,6 @@ NUMBER_PATTERN = rf"{INTEGER_PATTERN}(?:\.[0-9]{{1,15}})?(?:[eE][+-]?[0-9]{{1,2}
 SCALAR_PATTERNS = {"integer": INTEGER_PATTERN, "number": NUMBER_PATTERN, "boolean": "(?:true|false)", "null": "null"}
 
 JSON_TYPES = {bool: "boolean", type(None): "null", str: "string", list: "array", dict: "object"}
-
 ANNOTATION_KEYWORDS = {"$schema", "$comment", "$defs", "definitions", "title", "description", "default"}
 ANNOTATION_KEYWORDS |= {"examples", "deprecated", "readOnly", "writeOnly"}
 
@@ -45,8 +44,7 @@ TYPE_KEYWORDS = {
 def schema_to_dfa(schema: Any, max_states: int = MAX_STATES) -> ByteDFA:
     """Return the automaton of a schema.
 
-    Raises UserError for anything not supported, with its place as a JSON pointer such as #/properties/age, and for a
-    schema that needs more than `max_states` states.
+    Raises UserError for what is not supported, with its place as in #/properties/age, and for over `max_states` states.
     """
     nfa = NFA(max_states)
     start, end = nfa.add_node(), nfa.add_node()
@@ -67,11 +65,11 @@ class _Place:
         return _Place("/".join([self.pointer, *parts]), self.references, self.level + 1)
 
     def error(self, message: str) -> UserError:
-        return UserError(f"JSON schema, {self.pointer}: {message}")
+        return UserError(f"JSON schema, {self.pointer[:200]}: {message}")
 
     def reject_unknown(self, keywords: set[str], supported: set[str]) -> None:
         if unknown := sorted(keywords - supported):
-            raise self.error(f"{unknown[0]!r} is not supported here (supported: {', '.join(sorted(supported))})")
+            raise self.error(f"{unknown[0][:80]!r} is not supported here (supported: {', '.join(sorted(supported))})")
 
 
 class _SchemaBuilder:
@@ -89,9 +87,9 @@ class _SchemaBuilder:
             raise place.error(f"found {_shorten(schema)}, expected an object such as {{'type': 'string'}}")
         keywords = set(schema) - ANNOTATION_KEYWORDS - ({"$id"} if place.pointer == "#" else set())
         kinds: list[Any] = schema["type"] if isinstance(schema.get("type"), list) else [schema.get("type")]
-        for kind in kinds if "type" in schema else ():
-            if not isinstance(kind, str) or kind not in TYPE_KEYWORDS:
-                raise place.error(f"type {_shorten(kind)}, expected one of {', '.join(TYPE_KEYWORDS)}")
+        for given in kinds if "type" in schema else ():
+            if not isinstance(given, str) or given not in TYPE_KEYWORDS:
+                raise place.error(f"type {_shorten(given)}, expected one of {', '.join(TYPE_KEYWORDS)}")
         if "$ref" in keywords:
             place.reject_unknown(keywords, {"$ref"})
             target, there = self.resolve(schema["$ref"], place)
@@ -116,10 +114,8 @@ class _SchemaBuilder:
 
     def add_type(self, kind: str, schema: dict[str, Any], start: int, end: int, place: _Place) -> None:
         """Add a schema of one type."""
-        if kind == "object":
-            self.add_object(schema, start, end, place)
-        elif kind == "array":
-            self.add_array(schema, start, end, place)
+        if kind in ("object", "array"):
+            (self.add_object if kind == "object" else self.add_array)(schema, start, end, place)
         elif kind == "string":
             least, most = _bounds(schema, "minLength", "maxLength", place)
             self.add_pattern(f'"{STRING_CHARACTER}{{{least},{"" if most is None else most}}}"', start, end)
@@ -146,8 +142,8 @@ class _SchemaBuilder:
     def resolve(self, name: Any, place: _Place) -> tuple[Any, _Place]:
         """Return the schema that a reference names and its place; a recursive reference is an error."""
         if name in place.references:
-            raise place.error(f"{name} refers to itself, which an automaton cannot follow: write out the depth needed")
-        target: Any = self.root if isinstance(name, str) and re.match("#(/|$)", name) else None
+            raise place.error(f"{name[:80]} refers to itself, which no automaton can follow: write out its levels")
+        target: Any = self.root if isinstance(name, str) and re.fullmatch("#(/.*)?", name, re.DOTALL) else None
         for part in str(name).split("/")[1:]:
             key = unquote(part).replace("~1", "/").replace("~0", "~")
             if isinstance(target, list):
@@ -190,7 +186,7 @@ class _SchemaBuilder:
         parts = {name: (part, place.below("properties", name)) for name, part in properties.items()}
         for name in required:
             if not isinstance(name, str) or name not in parts and not isinstance(others, dict):
-                raise place.error(f"required names {_shorten(name)}, which is not among the properties")
+                raise place.error(f"required names {str(name)[:80]!r}, which is not among the properties")
             parts.setdefault(name, (others, place.below("additionalProperties")))
         if not parts and others is True:
             raise place.error("an object without properties: add them, or additionalProperties with the schema of all "
@@ -230,20 +226,22 @@ class _SchemaBuilder:
         self.add_characters("", free, free, others=True)
         self.nfa.add_text(free, close, '"')
         self.nfa.add_epsilon_edge(close, end)
-        node_of = {"": self.nfa.add_node()}
-        self.nfa.add_text(start, node_of[""], '"')
-        children, complete = dict[str, list[str]]({"": []}), set(names)
+        root, complete = self.nfa.add_node(), set[int]()
+        self.nfa.add_text(start, root, '"')
+        children: dict[int, dict[str, int]] = {root: {}}  # of each node of the trie
         for name in names:
-            for length in range(len(name)):
-                if name[: length + 1] not in node_of:
-                    node_of[name[: length + 1]] = self.nfa.add_node()
-                    children[name[:length]].append(name[length])
-                    children[name[: length + 1]] = []
-        for prefix, node in node_of.items():
-            for character in children[prefix]:
-                self.add_characters(character, node, node_of[prefix + character], others=False)
-            self.add_characters("".join(children[prefix]), node, free, others=True)
-            if prefix not in complete:
+            node = root
+            for character in name:
+                if character not in children[node]:
+                    children[node][character] = after = self.nfa.add_node()
+                    children[after] = {}
+                node = children[node][character]
+            complete.add(node)
+        for node, after_character in children.items():
+            for character, after in after_character.items():
+                self.add_characters(character, node, after, others=False)
+            self.add_characters("".join(after_character), node, free, others=True)
+            if node not in complete:
                 self.nfa.add_text(node, close, '"')
 
     def add_characters(self, characters: str, start: int, end: int, others: bool) -> None:
@@ -251,10 +249,9 @@ class _SchemaBuilder:
         escaped = [character for character in SHORT_ESCAPES if (character in characters) != others]
         for character in escaped:
             self.nfa.add_text(start, end, "\\" + SHORT_ESCAPES[character])
-        ranges = [(ord(character), ord(character)) for character in characters]
-        plain = utf8.complement_ranges(ranges if others else utf8.complement_ranges(ranges))
-        outside = utf8.complement_ranges([*utf8.complement_ranges(plain), *NOT_IN_STRINGS])
-        self.nfa.add_sequences(start, end, utf8.utf8_byte_sequences(outside))
+        ranges = utf8.normalize_ranges((ord(character), ord(character)) for character in characters)
+        excluded = ranges if others else utf8.complement_ranges(ranges)
+        self.nfa.add_characters(start, end, utf8.complement_ranges([*excluded, *NOT_IN_STRINGS]))
 
     def add_separator(self, text: str, start: int, end: int) -> None:
         """Add a comma or a colon, and at most one space."""
@@ -292,7 +289,7 @@ def _shorten(value: Any) -> str:
 def _bounds(schema: dict[str, Any], low: str, high: str, place: _Place) -> tuple[int, int | None]:
     values: list[int | None] = []
     for name in (low, high):
-        value = schema.get(name)
+        value: Any = schema.get(name)
         if name in schema and ("integer" not in _types(value) or value < 0):
             raise place.error(f"{name} {_shorten(value)}, expected a whole number of 0 or more")
         values.append(None if value is None else int(value))

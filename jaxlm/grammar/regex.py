@@ -44,6 +44,8 @@ def regex_to_dfa(pattern: str, max_states: int = MAX_STATES) -> ByteDFA:
 def _parse(pattern: str) -> Any:
     if len(pattern) > MAX_LENGTH:
         raise UserError(f"the expression {_shorten(pattern)} has {len(pattern):,} characters, at most {MAX_LENGTH:,}")
+    if re.search("[\ud800-\udfff]", pattern):
+        raise UserError(f"the expression {_shorten(pattern)} is not UTF-8, and cannot be matched: correct it")
     try:
         with warnings.catch_warnings(action="ignore"):  # about sets whose meaning may change
             return _parser.parse(pattern)
@@ -86,7 +88,7 @@ class RegexBuilder:
         """Add one item of the expression between two nodes."""
         name, value = str(item[0]), item[1]
         if name in ("LITERAL", "NOT_LITERAL", "ANY", "IN"):
-            self.nfa.add_sequences(start, end, utf8.utf8_byte_sequences(self.character_ranges(name, value, flags)))
+            self.nfa.add_characters(start, end, self.character_ranges(name, value, flags))
         elif name == "BRANCH":
             for branch in value[1]:
                 self.add_sequence(branch, start, end, flags)
@@ -105,11 +107,7 @@ class RegexBuilder:
 
     def add_repeat(self, value: tuple[int, Any, Any], start: int, end: int, flags: int) -> None:
         """Add (least, most, item): `least` copies of an item, then up to `most` optional ones, or a loop."""
-        least, most, inner = value
-        while (repeat := _only_repeat(inner)) and repeat[0] == 0:
-            # (x{0,k}){m,n} is x{0,kn}, without optional copies, which would all be in one subset
-            unbounded = most and repeat[1] and _parser.MAXREPEAT in (most, repeat[1])
-            least, most, inner = 0, _parser.MAXREPEAT if unbounded else most * repeat[1], repeat[2]
+        least, most, inner = _flatten_repeat(value)
         for _ in range(least):
             after = self.nfa.add_node()
             self.add_sequence(inner, start, after, flags)
@@ -144,16 +142,19 @@ class RegexBuilder:
         return utf8.complement_ranges(ranges) if negated else utf8.normalize_ranges(ranges)
 
 
-def _only_repeat(items: Any) -> Any:
-    """Return (least, most, item) of the repeat that is all of a sequence, also inside groups, or None."""
+def _flatten_repeat(repeat: tuple[int, Any, Any]) -> tuple[int, Any, Any]:
+    """Return (x{0,k}){m,n} as x{0,kn}: of optional copies, all would be in one subset of nodes."""
+    items = repeat[2]
     while len(items) == 1:
         name, value = str(items[0][0]), items[0][1]
         if name in ("MAX_REPEAT", "MIN_REPEAT"):
-            return value
+            least, most, item = _flatten_repeat(value)
+            unbounded = most and repeat[1] and _parser.MAXREPEAT in (most, repeat[1])
+            return (0, _parser.MAXREPEAT if unbounded else most * repeat[1], item) if least == 0 else repeat
         if name != "SUBPATTERN" or value[1] or value[2]:  # flags
-            return None
+            break
         items = value[3]
-    return None
+    return repeat
 
 
 def _category_ranges(name: str, flags: int) -> tuple[Range, ...]:

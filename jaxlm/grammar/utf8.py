@@ -59,16 +59,33 @@ def ignore_case(low: int, high: int) -> tuple[Range, ...]:
 
 
 @functools.lru_cache
-def utf8_byte_sequences(ranges: tuple[Range, ...]) -> tuple[tuple[Range, ...], ...]:
-    """Return sequences of byte ranges that match exactly the UTF-8 of the set; half surrogates have no encoding."""
-    sequences: list[tuple[Range, ...]] = []
+def utf8_graph(ranges: tuple[Range, ...]) -> tuple[tuple[tuple[int, int, int], ...], ...]:
+    """Return the edges (first byte, last byte, node) of each node of a graph from node 0 to 1 that reads the UTF-8.
+
+    Sequences of bytes with a common suffix share its nodes.
+    """
+    edges: list[dict[tuple[int, int, int], None]] = [{}, {}]
+    node_of_suffix: dict[tuple[Range, ...], int] = {(): 1}
+    for sequence in utf8_byte_sequences(ranges):
+        node = 0
+        for index, (low, high) in enumerate(sequence, start=1):
+            if sequence[index:] not in node_of_suffix:
+                node_of_suffix[sequence[index:]] = len(edges)
+                edges.append({})
+            target = node_of_suffix[sequence[index:]]
+            edges[node][low, high, target] = None
+            node = target
+    return tuple(map(tuple, edges))
+
+
+def utf8_byte_sequences(ranges: Iterable[Range]) -> Iterator[tuple[Range, ...]]:
+    """Yield sequences of byte ranges that match exactly the UTF-8 of the set; half surrogates have no encoding."""
     for low, high in normalize_ranges(ranges):
         for part in ((low, min(high, SURROGATES[0] - 1)), (max(low, SURROGATES[1] + 1), high)):
             for size, (least, most) in enumerate(UTF8_LENGTH_RANGES, start=1):
                 first, last = max(part[0], least), min(part[1], most)
                 if first <= last:
-                    sequences += _split_range(first, last, size)
-    return tuple(sequences)
+                    yield from _split_range(first, last, size)
 
 
 def _split_range(low: int, high: int, size: int) -> Iterator[tuple[Range, ...]]:

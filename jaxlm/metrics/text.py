@@ -6,12 +6,20 @@ figure of the Multi30k papers, on lower-cased tokenized text: some points higher
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
 
 from jaxlm.data.sources.transforms import moses_preprocess
 from jaxlm.errors import UserError
+
+KANA, HAN = "\u3041-\u30ff", "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+OTHERS_WITHOUT_SPACES = "\u0e01-\u0fff\u1000-\u109f\u1780-\u17ff"
+
+BleuTokenizer = Literal["13a", "zh", "ja-mecab", "ko-mecab", "char", "intl", "flores101", "flores200", "none"]
+"""The tokenizers of sacreBLEU; those of Japanese, Korean and FLORES need further packages or files."""
 
 MOSES_LABEL = "lower-cased Moses-tokenized BLEU, not comparable with sacreBLEU"
 
@@ -37,14 +45,37 @@ def perplexity(nll: float) -> float:
     return math.exp(min(nll, 700.0))
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> CorpusScore:
-    """Corpus BLEU (Papineni et al., 2002) by sacreBLEU (Post, 2018): tokenizer 13a, case kept, one reference a line.
+def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenizer: BleuTokenizer | None = None) -> CorpusScore:
+    """Corpus BLEU (Papineni et al., 2002) by sacreBLEU (Post, 2018), case kept, one reference a line.
 
-    Raises UserError for empty inputs, and if the numbers of lines differ.
+    `tokenizer` is one of sacreBLEU's; by default that of the references' script (`bleu_tokenizer`). Raises UserError
+    for empty inputs, if the numbers of lines differ, and for a tokenizer that is unknown or not installed.
     """
     from sacrebleu.metrics import BLEU
 
-    return _score(BLEU(), hypotheses, references, "BLEU")
+    _check_lengths(hypotheses, references)
+    if tokenizer not in (None, *get_args(BleuTokenizer)):
+        raise UserError(f"BLEU tokenizer {tokenizer!r}: expected one of {', '.join(get_args(BleuTokenizer))}")
+    name = tokenizer or bleu_tokenizer(references)
+    try:
+        return _score(BLEU(tokenize=name), hypotheses, references, "BLEU")
+    except (ImportError, RuntimeError, OSError) as error:
+        raise UserError(f"BLEU tokenizer {name!r} cannot be used here: {' '.join(str(error).split())}") from error
+
+
+def bleu_tokenizer(references: Sequence[str]) -> BleuTokenizer:
+    """The sacreBLEU tokenizer of the script that most letters belong to.
+
+    Japanese: ja-mecab if MeCab is installed, else char; Chinese: zh; other scripts without spaces between words (Thai,
+    Lao, Khmer, Burmese, Tibetan): char; all others: 13a.
+    """
+    text = "".join(references)
+    kana, han, other = (len(re.findall(f"[{ranges}]", text)) for ranges in (KANA, HAN, OTHERS_WITHOUT_SPACES))
+    if 2 * (kana + han + other) <= sum(map(str.isalpha, text)):
+        return "13a"
+    if other > kana + han:
+        return "char"
+    return "zh" if 10 * kana < kana + han else "ja-mecab" if find_spec("MeCab") else "char"
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> CorpusScore:

@@ -15,7 +15,7 @@ from jaxlm.data.storage.token_cache import encode_pairs
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, to_single_line
 from jaxlm.inference.translate import Search, answer_attention_weights, to_answer, translate
-from jaxlm.metrics.text import bleu, chrf, moses_bleu, perplexity
+from jaxlm.metrics.text import BleuTokenizer, bleu, chrf, moses_bleu, perplexity
 from jaxlm.tasks.base import EVAL_SPLITS, Task, make_eval_step, mean_losses, prefix_valid
 
 
@@ -28,6 +28,7 @@ class Translation(Task):
       search: how answers are decoded in `evaluate` and `predict`.
       moses_language: language code of the target; if given, `evaluate` adds the lower-cased Moses-tokenized BLEU of
         papers.
+      bleu_tokenizer: sacreBLEU's tokenizer, as in its `--tokenize` (None: that of the references' script).
       valid_search: how the validation set is decoded during training (None: as `search`).
       valid_examples: number of validation pairs that are decoded during training, for BLEU.
     """
@@ -40,9 +41,10 @@ class Translation(Task):
     moses_language: str | None = None
     valid_search: Search | None = None
     valid_examples: int = 1000
+    bleu_tokenizer: BleuTokenizer | None = None
 
     eval_only_fields: ClassVar[tuple[str, ...]] = (
-        *EVAL_SPLITS, "search", "moses_language", "valid_search", "valid_examples"
+        *EVAL_SPLITS, "search", "moses_language", "valid_search", "valid_examples", "bleu_tokenizer"
     )  # fmt: skip
     input_kind: ClassVar[str] = "source"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "bleu")
@@ -61,7 +63,8 @@ class Translation(Task):
         figures["perplexity"] = perplexity(figures["nll"])
         decoded = pairs[: self.valid_examples]
         answers = _translate_pairs(trained, decoded, self.valid_search or self.search)
-        return prefix_valid(figures | {"bleu": bleu(answers, [target for _, target in decoded]).value})
+        score = bleu(answers, [target for _, target in decoded], self.bleu_tokenizer)
+        return prefix_valid(figures | {"bleu": score.value})
 
     def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
         """Columns "source" and "target" of the training pairs."""
@@ -90,7 +93,8 @@ class Translation(Task):
         answers = _translate_pairs(trained, pairs, self.search, progress)
         references = [target for _, target in pairs]
         figures: dict[str, Any] = {"split": split, "lines": len(pairs)}
-        figures |= {"bleu": bleu(answers, references).to_json(), "chrf": chrf(answers, references).to_json()}
+        figures["bleu"] = bleu(answers, references, self.bleu_tokenizer).to_json()
+        figures["chrf"] = chrf(answers, references).to_json()
         if self.moses_language and find_spec("sacremoses") is None:
             figures["moses_bleu"] = "not computed: it needs sacremoses, pip install 'jaxlm[moses]'"
         elif self.moses_language:

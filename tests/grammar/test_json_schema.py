@@ -1,7 +1,6 @@
 """JSON under a schema: the text of an untrained model is valid; unsupported schemas are refused with their place."""
 
 import json
-import re
 from dataclasses import replace
 
 import jax
@@ -17,8 +16,8 @@ from jaxlm.decode.grammar import batch_dfas
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
-from jaxlm.grammar.json_schema import schema_to_regex
-from jaxlm.grammar.regex import regex_to_dfa
+from jaxlm.grammar.constraint import json_schema
+from jaxlm.grammar.json_schema import schema_to_dfa
 from jaxlm.grammar.token_dfa import build_token_dfa
 
 TEXT = {"type": "string"}
@@ -71,7 +70,7 @@ def valid(value, schema, root=PERSON):
 
 ROWS = 250
 TOKENIZER = Bytes().fit()
-AUTOMATON = build_token_dfa(regex_to_dfa(schema_to_regex(PERSON)), TOKENIZER, "the schema")
+AUTOMATON = build_token_dfa(schema_to_dfa(PERSON), TOKENIZER, "the schema")
 LIMIT = AUTOMATON.shortest_length + np.arange(ROWS) % 40
 
 
@@ -120,7 +119,37 @@ def test_beams_are_valid(request_):
         ({"type": "array", "maxItems": 0}, ["[]"], ["[1]"]),
         ({"const": {"a": [1, None]}}, ['{"a": [1, null]}'], ['{"a":[1]}']),
         ({"type": "string", "enum": ["a.c", 3]}, ['"a.c"'], ['"abc"', "3"]),
-        ({"type": "object"}, ["{}"], ['{"a": 1}']),
+        ({"type": "object", "additionalProperties": False}, ["{}"], ['{"a": 1}']),
+        (
+            {"type": "object", "additionalProperties": {"type": "integer"}},
+            ["{}", '{"a": 1}', '{"a": 1, "\\n": 2,"ü":-3}'],
+            ['{"a": "1"}', '{"a": 1,}', '{,"a": 1}', "{a: 1}"],
+        ),
+        (
+            {
+                "type": "object",
+                "properties": {"a/\n": {"const": 1}},
+                "additionalProperties": {"const": 2},
+                "required": ["b"],
+            },
+            ['{"b": 2}', '{"a/\\n": 1, "b": 2}', '{"b": 2, "a": 2, "a/": 2, "a/\\nc": 2, "": 2, "c": 2}'],
+            ["{}", '{"a/\\n": 1}', '{"a/\\n": 2, "b": 2}', '{"b": 2, "a/\\n": 2}', '{"b": 2, "a\\/\\n": 2}'],
+        ),
+        ({"type": "array", "items": {"const": 1}, "minItems": 2.0}, ["[1, 1]", "[1,1,1]"], ["[]", "[1]", "[1, 1, ]"]),
+        (
+            {"type": "array", "items": {"const": 1}, "maxItems": 2},
+            ["[]", "[1]", "[1, 1]"],
+            ["[1, ]", "[1, 1, 1]", "[, 1]"],
+        ),
+        ({"type": "number", "enum": [1, 2.5, True, "1"]}, ["1", "2.5"], ["true", '"1"', "1.0"]),
+        ({"type": "integer", "enum": [1.0, 2, 0.5]}, ["1", "1.0", "2"], ["0.5", "2.0"]),
+        ({"type": ["boolean", "null"], "enum": [1, 0, None, False]}, ["null", "false"], ["1", "0", "true"]),
+        ({"const": "\ud800\x01ü"}, ['"\\ud800\\u0001ü"'], ['"\\ud801"']),
+        (
+            {"$id": "https://a.b/c", "$ref": "#/$defs/a%20~0~1/anyOf/1", "$defs": {"a ~/": {"anyOf": [{}, TEXT]}}},
+            ['"a"'],
+            ["1"],
+        ),
         (
             {"type": "object", "properties": {k: {"const": 1} for k in "abc"}, "required": ["b"]},
             ['{"b": 1}', '{"a": 1, "b": 1}', '{"b": 1, "c": 1}', '{"a":1,"b":1,"c":1}'],
@@ -134,9 +163,9 @@ def test_beams_are_valid(request_):
     ],
 )
 def test_expressions(schema, yes, no):
-    pattern = schema_to_regex(schema)
-    assert all(re.fullmatch(pattern, text) and json.loads(text) is not ... for text in yes)
-    assert not any(re.fullmatch(pattern, text) for text in no)
+    automaton = schema_to_dfa(schema)
+    assert all(automaton.accepts(text.encode()) and json.loads(text) is not ... for text in yes)
+    assert not any(automaton.accepts(text.encode()) for text in no)
 
 
 REFUSED = [
@@ -153,10 +182,72 @@ REFUSED = [
     ({"enum": []}, "one value or more"),
     ({"anyOf": {}}, "one schema or more"),
     ({"type": "string", "const": 3}, "no value of enum or const"),
+    ({"type": "integer", "const": True}, "no value of enum or const is of type integer"),
+    ({"type": "object"}, "#: an object without properties"),
+    ({"type": "object", "additionalProperties": True}, "#: an object without properties"),
+    ({"type": "object", "properties": {"a": TEXT}, "additionalProperties": 3}, "additionalProperties 3, expected"),
+    ({"type": "object", "additionalProperties": {}}, "#/additionalProperties: no type: add one of"),
+    ({"type": "object", "properties": {"a/b": True}}, "#/properties/a~1b: found true"),
+    ({"type": []}, "#: no type"),
+    ({"type": "array", "items": TEXT, "minItems": True}, "minItems true, expected a whole number"),
+    ({"type": "array", "items": TEXT, "minItems": 1.5}, "minItems 1.5, expected a whole number"),
+    ({"const": [float("inf")]}, "has a number that JSON cannot write"),
+    ({"$ref": "#name", "type": "string"}, "'type' is not supported here"),
+    ({"$ref": "#name"}, '\\$ref "#name" leads nowhere'),
+    ({"$ref": "#/anyOf/01", "anyOf": 3}, "'anyOf' is not supported here"),
+    ({"$ref": "#/$defs/a/2", "$defs": {"a": [TEXT, TEXT]}}, "leads nowhere"),
+    ({"anyOf": [{"$id": "x", "type": "string"}]}, "#/anyOf/0: '\\$id' is not supported here"),
+    ({"type": "string", "maxLength": 10**6}, "too large .over 300,000 nodes and edges"),
+    ({"type": "array", "items": TEXT, "minItems": 10**9}, "too large .over 300,000 nodes and edges"),
 ]
+
+
+def nested(levels: int):
+    """Objects in arrays in objects, with two members each."""
+    schema = TEXT
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": {"type": "array", "items": schema}, "b": TEXT}}
+    return schema
+
+
+def test_schemas_grow_by_their_size_and_not_by_their_levels(tmp_path):
+    assert len(schema_to_dfa(nested(40)).next_QX) < 45 * len(schema_to_dfa(nested(1)).next_QX)
+    with pytest.raises(UserError, match="the schema has over 100 levels"):
+        schema_to_dfa(nested(60))
+    twice = {
+        f"a{k}": {"type": "object", "properties": {x: {"$ref": f"#/$defs/a{k + 1}"} for x in "xy"}} for k in range(40)
+    }
+    with pytest.raises(UserError, match="over 300,000 nodes and edges, 15 for each of 20,000 states"):
+        schema_to_dfa({"$ref": "#/$defs/a0", "$defs": twice | {"a40": TEXT}})
+    with pytest.raises(UserError, match="over 100 states.*--max-states"):
+        schema_to_dfa(nested(10), max_states=100)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"type": "string", "type": "integer"}', "the name 'type' is twice in one object"),
+        (b'{"const": NaN}', "NaN is not JSON"),
+        (b'{"const": ' + b"9" * 5000 + b"}", "an integer of 5,000 digits, at most 1,000"),
+        (b'{"const": "\xe9"}', "not UTF-8 at byte 11"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b" " * (5 << 20), "over 4,194,304 bytes"),
+        (b'{"a":\n]', ":2: not JSON"),
+        (b'{"type": "text"}', "schema.json: JSON schema, #: type"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, content, message):
+    file = tmp_path / "schema.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        json_schema(file)
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(TEXT).encode())
+    assert json_schema(file).automaton.accepts(b'"a"')
+    with pytest.raises(UserError, match="cannot be read"):
+        json_schema(tmp_path)
 
 
 @pytest.mark.parametrize(("schema", "message"), REFUSED)
 def test_schemas_that_are_refused(schema, message):
     with pytest.raises(UserError, match=message):
-        schema_to_regex(schema)
+        schema_to_dfa(schema)

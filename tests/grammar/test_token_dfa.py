@@ -141,12 +141,37 @@ WRONG = {
     "(?=a)b": "look-ahead",
     r"(a)\1": "back-references",
     r"\ba": r"\\b",
-    "[a-z]{100000}": "too large",
-    r"\w{0,200}": "too large",
+    "[a-z]{100000}": "too large .over 300,000 nodes and edges.*--max-states",
+    ".*a.{20}": "too large .over 20,000 states.*--max-states",
+    r"\w{0,200}": "too large .over 300,000 nodes and edges",
+    "(a?b?){2000}": "too large .sets of over 1,000,000 nodes, 50 for each of 20,000 states",
+    "((((a{100}){100}){100}){100})": "too large .over 300,000 nodes and edges, 15 for each of 20,000 states",
+    "(" + "|" * 100_000 + "){4000000}": "too large .over 300,000 nodes and edges",
+    "(?:){4294967290}": "too large .over 300,000 nodes and edges",
+    "a{" + "9" * 5000 + "}": "too large: use smaller counts",
+    "(" * 5000 + ")" * 5000: "too large: .*fewer brackets",
+    "a" * 200_001: "has 200,001 characters, at most 200,000",
+    "a\udc80": "is not UTF-8",
 }
 
 
-@pytest.mark.parametrize("pattern", WRONG)
+@pytest.mark.parametrize(
+    "pattern", ["(a?){3}", "(?:(b{0,2})*?){2}", "((?i:a)?){2}", "(a?b?){2}", "(^a?){2}", "(a{0}){3}"]
+)
+def test_repeats_of_repeats_match_like_python(pattern):
+    automaton = regex_to_dfa(pattern)
+    for text in map("".join, itertools.chain.from_iterable(itertools.product("abA", repeat=n) for n in range(6))):
+        assert automaton.accepts(text.encode()) == bool(re.fullmatch(pattern, text)), text
+
+
+def test_optional_repeats_grow_with_their_count():
+    assert len(regex_to_dfa("((a?){3}){5000}").next_QX) == 15_001
+    with pytest.raises(UserError, match="over 10 states"):
+        regex_to_dfa("(a?){10}", max_states=10)
+    assert len(regex_to_dfa("(?i)[\x00-\U0010ffff]{0,100}").next_QX) < 1000
+
+
+@pytest.mark.parametrize("pattern", WRONG, ids=lambda pattern: pattern[:20].replace("\udc80", "?"))
 def test_expressions_that_are_refused(pattern):
     with pytest.raises(UserError, match=WRONG[pattern]):
         regex_to_dfa(pattern)
@@ -157,3 +182,19 @@ def test_texts_that_no_tokenizer_can_write():
         build_token_dfa(regex_to_dfa("xyz"), TOKENIZERS["characters"])
     with pytest.raises(UserError, match="no choice"):
         strings_to_dfa([])
+
+
+def test_each_choice_can_be_written_or_is_named():
+    tokenizer = Words().fit(["yes no may be"])
+    texts = ["yes", "may be", "perhaps", "no"]
+    automaton = strings_to_dfa(texts)
+    build_token_dfa(automaton, tokenizer)
+    with pytest.raises(UserError, match="the choices: 'perhaps' cannot be written by this tokenizer"):
+        build_token_dfa(automaton, tokenizer, "the choices", require_all=True)
+    build_token_dfa(strings_to_dfa(["yes", "may be", ""]), tokenizer, require_all=True)
+    with pytest.raises(UserError, match=r"'b\\ue000' cannot be written"):
+        build_token_dfa(strings_to_dfa(["a", "b\ue000"]), TOKENIZERS["sentencepiece"], require_all=True)
+    with pytest.raises(UserError, match="the choice 'a.udc80' is not UTF-8"):
+        strings_to_dfa(["b", "a\udc80"])
+    with pytest.raises(UserError, match="over 20,000 states, one for each beginning of a choice"):
+        strings_to_dfa(f"{number} is a choice" for number in range(10**9))

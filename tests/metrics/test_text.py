@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import importlib.util
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import sacrebleu
 
 from jaxlm.data.sources.transforms import moses_preprocess
 from jaxlm.errors import UserError
-from jaxlm.metrics.text import CorpusScore, bleu, chrf, moses_bleu
+from jaxlm.metrics.text import CorpusScore, bleu, bleu_tokenizer, chrf, moses_bleu
 
 HYPOTHESES = [
     "The cat sat on the mat.",
@@ -46,6 +47,48 @@ def test_bleu_and_chrf_are_sacrebleu():
     assert got.name == "chrF2" and "nc:6" in got.signature
     for metric in (bleu, chrf, lambda h, r: moses_bleu(h, r, "en")):
         assert metric(REFERENCES, REFERENCES).value == pytest.approx(100)
+
+
+ZH = ["今天天气很好，我们去公园散步。", "他昨天买了一本关于历史的书。", "请把门关上，外面很冷。"]
+
+
+def test_bleu_of_scripts_without_spaces_has_a_tokenizer_of_its_own():
+    answers = ["今天天气很好，我们去公园走走。", "他昨天买了一本关于历史的新书。", "请把门关上，外边很冷。"]
+    score = bleu(answers, ZH)
+    assert score.value == sacrebleu.metrics.BLEU(tokenize="zh").corpus_score(answers, [ZH]).score > 70
+    assert "|tok:zh|" in score.signature
+    answers[0] += "A1"
+    char = bleu(answers, ZH, "char")
+    assert char.value == sacrebleu.metrics.BLEU(tokenize="char").corpus_score(answers, [ZH]).score
+    assert "|tok:char|" in char.signature and "|tok:13a|" in bleu(answers, ZH, "13a").signature
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a b", "13a"),
+        ("", "13a"),
+        ("1 2 3", "13a"),
+        ("Он пришёл", "13a"),
+        ("나는 학교에 갔다", "13a"),
+        ("他昨天在 London 买了一本书。", "zh"),
+        ("he said 你好", "13a"),
+        ("ฉันไปโรงเรียน", "char"),
+        ("ខ្ញុំទៅសាលា", "char"),
+    ],
+)
+def test_the_tokenizer_is_that_of_the_script(text, expected):
+    assert bleu_tokenizer([text]) == expected
+
+
+def test_japanese_is_split_by_mecab_or_into_characters():
+    expected = "char" if importlib.util.find_spec("MeCab") is None else "ja-mecab"
+    assert bleu_tokenizer(["彼は昨日、歴史の本を買った。"]) == bleu_tokenizer(["カタカナ"]) == expected
+    if expected == "char":
+        with pytest.raises(UserError, match="'ja-mecab' cannot be used here: .*pip install"):
+            bleu(["本"], ["本"], "ja-mecab")
+    with pytest.raises(UserError, match="BLEU tokenizer 'zn': expected one of 13a, zh"):
+        bleu(["本"], ["本"], "zn")
 
 
 def test_tokens_are_those_of_multi30k():
