@@ -13,7 +13,7 @@ from jaxlm.grammar.json_schema import schema_to_dfa
 from jaxlm.grammar.regex import regex_to_dfa
 from jaxlm.json_files import read_json
 
-MAX_SCHEMA_BYTES = 1 << 24
+MAX_SCHEMA_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def choices(texts: Iterable[str], max_states: int = MAX_STATES) -> Constraint:
 
 
 def json_schema(file: Path, max_states: int = MAX_STATES) -> Constraint:
-    """JSON that a schema admits. Raises UserError, with file and line, if it is not JSON, too large or not supported."""
+    """JSON that a schema admits. Raises UserError with the file if it is not JSON, too large or not supported."""
     schema = read_json(file, Any, "fix the schema", MAX_SCHEMA_BYTES)
     try:
         return Constraint("the JSON schema", schema_to_dfa(schema, max_states))

@@ -226,13 +226,10 @@ def test_schemas_grow_by_their_size_and_not_by_their_levels(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"type": "string", "type": "integer"}', "the name 'type' is twice in one object"),
-        (b'{"const": NaN}', "NaN is not JSON"),
-        (b'{"const": ' + b"9" * 5000 + b"}", "an integer of 5,000 digits, at most 1,000"),
-        (b'{"const": "\xe9"}', "not UTF-8 at byte 11"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b" " * (5 << 20), "over 4,194,304 bytes"),
-        (b'{"a":\n]', ":2: not JSON"),
+        (b'{"type": "string", "type": "integer"}', "the name 'type' is in an object twice: fix the schema"),
+        (b'{"const": NaN}', "NaN is not a number of JSON"),
+        (b'{"a":\n]', "line 2, column 1: not JSON"),
+        (b" " * (5 << 20), "expected at most 4.2 MB"),
         (b'{"type": "text"}', "schema.json: JSON schema, #: type"),
     ],
 )
@@ -243,8 +240,6 @@ def test_files_that_are_refused(tmp_path, content, message):
         json_schema(file)
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps(TEXT).encode())
     assert json_schema(file).automaton.accepts(b'"a"')
-    with pytest.raises(UserError, match="cannot be read"):
-        json_schema(tmp_path)
 
 
 @pytest.mark.parametrize(("schema", "message"), REFUSED)
