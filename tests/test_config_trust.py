@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,23 @@ def test_the_initial_parameters_of_a_stranger(command, fresh, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     result = command("show", "experiments.quickstart", "--finetuning.init", run)
     assert result.code == 1 and "--trust planted" in result.err and not (tmp_path / "it_ran").exists()
+
+
+def test_the_list_of_experiments_reads_a_stranger_s_folder_and_runs_nothing(command, tmp_path, monkeypatch):  # noqa: F811
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "planted.py").write_text(PLANTED)
+    (folder / "deep.py").write_text("x = " + "(" * 5000 + ")" * 5000)
+    (folder / "zero.py").write_bytes(b"x = '\0'")
+    (folder / "latin.py").write_bytes(b"x = '\xff'")
+    os.mkfifo(folder / "pipe.py")
+    (folder / "dangling.py").symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path)
+    result = command("list")
+    lines = {line.split()[0]: line for line in result.lines}
+    assert result.code == 0 and "experiments.planted:mine" in lines and not (folder / "it_ran").exists()
+    for name in ("deep", "zero", "latin", "pipe", "dangling"):
+        assert "is not valid Python" in lines[f"experiments.{name}"], name
 
 
 @pytest.mark.slow

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxlm.cli.parser import UsageError, did_you_mean
+from jaxlm.config.trust import MAX_SOURCE_BYTES
+from jaxlm.errors import UserError
+from jaxlm.filesystem import read_bounded
 
 if TYPE_CHECKING:
     from jaxlm.experiment import Experiment
@@ -105,8 +108,8 @@ def _module_file(module: str, known_modules: dict[str, Path]) -> Path:
 
 def _parse_file(file: Path) -> ast.Module:
     try:
-        return ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError) as error:
+        return ast.parse(read_bounded(file, MAX_SOURCE_BYTES))
+    except (SyntaxError, ValueError, RecursionError, MemoryError, UserError, OSError) as error:
         raise UsageError(f"{file} is not valid Python: {error}") from None
 
 

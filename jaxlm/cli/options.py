@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.cli.parser import CommandParser, UsageError, add_trust_option, choice_of, int_at_least
+from jaxlm.cli.parser import CommandParser, UsageError, add_trust_option, choice_of, finite_number, int_at_least
 from jaxlm.distributed.mesh_axes import parse_mesh_axes
 from jaxlm.errors import UserError
 from jaxlm.workdir import Workdir
@@ -67,7 +67,7 @@ def add_run_options(parser: CommandParser) -> None:
     parser.add_int("--num-processes", "number of processes")
     parser.add_int("--process-id", "index of this process, from 0", minimum=0, metavar="I")
     text = "end the process if no step finishes within M minutes (default: never)"
-    parser.add_argument("--step-timeout", type=float, default=0.0, metavar="M", help=text)
+    parser.add_argument("--step-timeout", type=finite_number, default=0.0, metavar="M", help=text)
 
 
 def add_memory_options(parser: CommandParser) -> None:
@@ -158,7 +158,7 @@ def _add_search_options(parser: CommandParser) -> None:
     """Options of beam search; the defaults are those of the experiment."""
     parser.add_int("--num-beams", "beam size (1: greedy search; default: as in the experiment)", metavar="K")
     text = "length penalty: rank by log-probability / length^A, or by the experiment's formula with exponent A"
-    parser.add_argument("--length-penalty", type=float, metavar="A", help=text)
+    parser.add_argument("--length-penalty", type=finite_number, metavar="A", help=text)
 
 
 OPTION_GROUPS = {"constraint": _add_constraint_options, "model": _add_model_options, "search": _add_search_options}

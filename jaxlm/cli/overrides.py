@@ -93,7 +93,7 @@ def apply_overrides(experiment: "Experiment", argv: list[str], parser: CommandPa
         except UserError as error:
             raise UsageError(str(error).replace("--.", "--")) from None
         except ValueError as error:
-            given = repr(" ".join(values)) if values else "no value"
+            given = f"{' '.join(values)!r:.60}" if values else "no value"
             raise UsageError(f"{name}: {error}, found {given} ({listed})") from None
     try:
         return _replace_fields(experiment, changes)

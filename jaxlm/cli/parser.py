@@ -3,10 +3,12 @@
 import argparse
 import difflib
 import importlib
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jaxlm.config.checks import MAX_INT
 from jaxlm.errors import UserError
 
 COMMANDS = {
@@ -61,14 +63,17 @@ class CommandParser(argparse.ArgumentParser):
         """An option without a value."""
         self.add_argument(option, action="store_true", help=summary)
 
-    def add_int(self, option: str, text: str, minimum: int = 1, default: int | None = None, metavar: str = "N") -> None:
-        """An option that takes an integer of at least `minimum`; the help ends with the default."""
+    def add_int(
+        self, option: str, text: str, minimum: int = 1, default: int | None = None, metavar: str = "N",
+        maximum: int = MAX_INT,
+    ) -> None:  # fmt: skip
+        """An option that takes an integer from `minimum` to `maximum`; the help ends with the default."""
         text = text if default is None else f"{text} (default: {default})"
-        self.add_argument(option, type=int_at_least(minimum), default=default, metavar=metavar, help=text)
+        self.add_argument(option, type=int_at_least(minimum, maximum), default=default, metavar=metavar, help=text)
 
     def add_float(self, option: str, summary: str, default: float, metavar: str = "X") -> None:
         """An option that takes a number."""
-        self.add_argument(option, type=float, default=default, metavar=metavar, help=summary)
+        self.add_argument(option, type=finite_number, default=default, metavar=metavar, help=summary)
 
     def add_list(self, option: str, summary: str, convert: Callable[[str], Any] = str, metavar: str = "TEXT") -> None:
         """An option that may be repeated; its values are a list."""
@@ -107,16 +112,17 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f": did you mean {near[0]}?" if near else ""
 
 
-def int_at_least(minimum: int) -> Callable[[str], int]:
-    """The type of an option that takes an integer of at least `minimum`."""
+def int_at_least(minimum: int, maximum: int = MAX_INT) -> Callable[[str], int]:
+    """The type of an option that takes an integer from `minimum` to `maximum`."""
 
     def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = minimum - 1
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"expected an integer of at least {minimum}, found {text!r}")
+        if not minimum <= value <= maximum:
+            expected = f"at least {minimum}" if value < minimum else f"at most {maximum}"
+            raise argparse.ArgumentTypeError(f"expected an integer of {expected}, found {text!r:.40}")
         return value
 
     return convert
@@ -129,7 +135,18 @@ def positive_number(text: str) -> float:
     except ValueError:
         value = 0.0
     if not value > 0:  # NaN included
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r:.40}")
+    return value
+
+
+def finite_number(text: str) -> float:
+    """The type of an option that takes any number but infinity."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, found {text!r:.40}")
     return value
 
 

@@ -16,6 +16,9 @@ from jaxlm.json_files import check_type
 
 MAX_INT = 2**31 - 1
 
+MAX_SEED = 2**32 - 1
+"""JAX drops the higher bits of a seed: 2^32 would be the seed 0."""
+
 MAX_LAYERS = 10_000
 
 AT_LEAST_ONE = """
@@ -25,7 +28,7 @@ max_shapes max_source_len max_tokens min_count num_beams num_buckets num_labels 
 original_max_positions prefix_steps rank row_multiple rows sample_size sample_tokens source_length source_vocab steps
 tokens vocab vocab_size width window word_width
 """.split()
-"""Sizes. Other integers are 0 or more, layers at most `MAX_LAYERS`, a seed is below 2^63."""
+"""Sizes. Other integers are 0 or more, layers at most `MAX_LAYERS`."""
 
 SHARES = """
 activation_dropout attention_dropout b1 b2 character_coverage dropout ema_decay embedding_dropout end_fraction
@@ -71,7 +74,7 @@ def _range(name: str, value: float) -> tuple[float, float]:
     if name in POSITIVE or isinstance(value, float):
         return sys.float_info.min if name in POSITIVE else -sys.float_info.max, sys.float_info.max
     if name == "seed":
-        return 0, 2**63 - 1
+        return 0, MAX_SEED
     if name in COLUMNS:
         return -MAX_INT, MAX_INT
     is_layers = name == "layers" or name.endswith("_layers")

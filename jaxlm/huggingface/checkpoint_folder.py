@@ -20,10 +20,19 @@ FETCH_AGAIN = "fetch the folder again"
 
 
 class ModelDescription(TypedDict, total=False):
-    """The entries of `config.json` that name the architecture."""
+    """The entries of `config.json` that name the architecture, its tokens and its arrays."""
 
     architectures: list[str] | None
     model_type: str
+    vocab_size: int
+    pad_token_id: int | None
+    bos_token_id: int | None
+    unk_token_id: int | None
+    eos_token_id: int | list[int] | None
+    decoder_start_token_id: int | None
+    bad_words_ids: list[list[int]] | None
+    dtype: str | None
+    torch_dtype: str | None
 
 
 class WeightsIndex(TypedDict):

@@ -8,6 +8,7 @@ from typing import Any
 from jaxlm.cli import output
 from jaxlm.cli.options import experiment_with_options, load_pipeline, read_constraint, workdir_parser
 from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError
+from jaxlm.config.checks import MAX_SEED
 
 
 def main(argv: list[str]) -> int:
@@ -64,7 +65,7 @@ def _parser() -> CommandParser:
     parser.add_list("--stop", "end a text before the first occurrence of this string")
     text = "print each token as it is generated, also if stdout is not a terminal (one sample per prompt, no --jsonl)"
     parser.add_flag("--stream", text)
-    parser.add_int("--seed", "random seed", minimum=0, default=0)
+    parser.add_int("--seed", "random seed", minimum=0, default=0, maximum=MAX_SEED)
     parser.add_int("--max-tokens", "maximum number of tokens of a text (default: the limit of the experiment's search)")
     parser.add_int("--num-samples", "samples per prompt", default=1)
     text = "print one JSON object per sample: prompt, text, logprob (at this temperature), tokens, reason (of its end)"
