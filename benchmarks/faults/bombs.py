@@ -1,8 +1,8 @@
 """Bombs and absurd sizes: small files that ask for gigabytes or hours are refused within seconds.
 
 `python -m benchmarks.faults.bombs` gives each bomb to its reader in a process of its own and prints its seconds on a
-core (after the imports), the peak of resident memory (with them) and the outcome. A bomb is refused, or read, within LIMIT_SECONDS and
-LIMIT_BYTES. No process may use more than ADDRESS_SPACE or KILLED_AFTER seconds.
+core (after the imports), the peak of resident memory (with them) and the outcome. A bomb is refused, or read, within
+LIMIT_SECONDS and LIMIT_BYTES. No process may use more than ADDRESS_SPACE, or KILLED_AFTER seconds.
 """
 
 import argparse
