@@ -90,7 +90,7 @@ def save_published(kind: str, folder: Path) -> None:
     roles = {"cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>", "mask_token": {"content": "<mask>"}}
     (folder / "tokenizer_config.json").write_text(json.dumps({**roles, "tokenizer_class": "GPT2Tokenizer"}))
     (folder / "special_tokens_map.json").write_text(json.dumps(roles))
-    (folder / "added_tokens.json").write_text(json.dumps({"<extra>": 281, "<more>": 282}))
+    (folder / "added_tokens.json").write_text(json.dumps({"<extra>": 280, "<more>": 281}))
     (folder / "generation_config.json").write_text(json.dumps(config | {"num_beams": 2, "max_length": 20}))
 
 
