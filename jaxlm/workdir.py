@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from jaxlm import runtime
 from jaxlm.config import trust
-from jaxlm.config.serialization import from_json, iter_dataclasses, to_json
+from jaxlm.config.serialization import check_config, from_json, iter_dataclasses, to_json
 from jaxlm.errors import UserError
 from jaxlm.filesystem import write_atomic
 from jaxlm.json_files import check_type, read_json
@@ -104,9 +104,10 @@ class Workdir:
         return any(self.checkpoint_folder.glob("*"))
 
     def write_experiment(self, experiment: "Experiment") -> None:
-        """Write experiment.json. Of several processes only the first one writes."""
+        """Write experiment.json; of several processes the first one does. Raises UserError for what it cannot hold."""
         from jaxlm.distributed import multihost
 
+        check_config(experiment, "experiment")
         if not multihost.is_first():
             return
         origins = trust.module_origins(type(part) for _, part in iter_dataclasses(experiment))

@@ -109,10 +109,14 @@ def test_an_override_with_a_wrong_value(command, words, expected):  # noqa: F811
     assert result.code == 2 and result.err.startswith(f"jaxlm: {expected}") and len(result.err.splitlines()) == 1
 
 
-def test_an_experiment_of_python_with_a_wrong_value():
+def test_an_experiment_of_python_with_a_wrong_value(tmp_path):
     experiment = load_experiment(TINY)
+    wrong = dataclasses.replace(experiment, model=experiment.model.clone(heads=2.0))
     with pytest.raises(UserError, match=r"e.model.heads: expected an integer, found 2.0: set another value"):
-        check_config(dataclasses.replace(experiment, model=experiment.model.clone(heads=2.0)), "e")
+        check_config(wrong, "e")
+    with pytest.raises(UserError, match="experiment.model.heads: expected an integer"):
+        Workdir(tmp_path / "run").open_or_create(wrong)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

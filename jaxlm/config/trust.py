@@ -89,8 +89,10 @@ def import_trusted(origins: Mapping[str, ModuleOrigin], copies: Path) -> None:
     for name, origin in origins.items():
         file = Path(origin["file"])
         known = f"{origin['sha256']}  {file}" in _remembered() and file.is_file() and _digest(file) == origin["sha256"]
-        if known and name not in sys.modules and file.stem == name.rpartition(".")[2]:
-            root = str(file.parents[name.count(".")])
+        words, parts = name.split("."), file.with_suffix("").parts
+        parts = parts[:-1] if parts[-1:] == ("__init__",) else parts
+        if known and name not in sys.modules and list(parts[-len(words) :]) == words:
+            root = str(Path(*parts[: -len(words)]))
             sys.path.insert(0, root)
             try:
                 importlib.import_module(name)
