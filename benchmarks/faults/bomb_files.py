@@ -100,9 +100,9 @@ def arpa_of_many_ngrams(counts: str) -> Callable[[Path], object]:
 
 def ends_of_many_rows(path: Path) -> None:
     """Shards of which `ends` has a header of 2**40 rows."""
-    from benchmarks.faults.readers_storage import _prepare_shards
+    from benchmarks.faults.readers_storage import prepare_shards
 
-    _prepare_shards(path.parent)
+    prepare_shards(path.parent)
     (path.parent / "shards").rename(path)
     header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1099511627776,), }"
     header += b" " * (128 - 10 - len(header) - 1) + b"\n"

@@ -112,7 +112,7 @@ def _read_description(content: bytes, folder: Path) -> None:
     _use_tokenizer(folder)
 
 
-def _prepare_shards(folder: Path) -> list[bytes]:
+def prepare_shards(folder: Path) -> list[bytes]:
     from jaxlm.data.storage.shards import SHARD_INDEX, build_shards
 
     build_shards(SENTENCES, folder / "shards", _words(), shard_bytes=100)
@@ -135,7 +135,7 @@ def _read_shard_index(content: bytes, folder: Path) -> None:
 
 
 def _prepare_ends(folder: Path) -> list[bytes]:
-    _prepare_shards(folder)
+    prepare_shards(folder)
     return [(folder / "shards" / "00000.ends.npy").read_bytes()]
 
 
@@ -145,7 +145,7 @@ def _read_ends(content: bytes, folder: Path) -> None:
 
 
 def _prepare_record(folder: Path) -> list[bytes]:
-    _prepare_shards(folder)
+    prepare_shards(folder)
     return [(folder / "shards" / "00000.json").read_bytes()]
 
 
@@ -223,7 +223,7 @@ STORAGE_READERS: dict[str, Reader] = {
     "sentencepiece": _tokenizer_reader(sentencepiece),
     "fast tokenizer": _tokenizer_reader(_fast),
     "published pieces": _tokenizer_reader(_published_pieces),
-    "shard index": Reader(_prepare_shards, _read_shard_index),
+    "shard index": Reader(prepare_shards, _read_shard_index),
     "shard ends": Reader(_prepare_ends, _read_ends),
     "shard record": Reader(_prepare_record, _read_record),
     "metrics": file_reader("metrics.jsonl", [METRICS], _read_metrics),
