@@ -70,28 +70,23 @@ class Outcome:
         return f"{mark} {self.name:36} {self.seconds:6.2f} s {self.peak_bytes / 1e6:6.0f} MB  {self.words}"
 
 
+def _consume(kind: str, *arguments: object) -> None:
+    """Read every row of a source."""
+    from benchmarks.faults import readers
+
+    readers.consume(getattr(readers, kind)(*arguments))
+
+
 def _source(kind: str, *arguments: object) -> Read:
-    def read(path: Path) -> None:
-        from benchmarks.faults import readers
-
-        readers.consume(getattr(readers, kind)(str(path), *arguments))
-
-    return read
+    return lambda path: _consume(kind, str(path), *arguments)
 
 
 def _documents(unit: str) -> Read:
-    def read(path: Path) -> None:
-        from benchmarks.faults import readers
-
-        readers.consume(readers.Documents((str(path),), unit=unit))  # type: ignore[arg-type]
-
-    return read
+    return lambda path: _consume("Documents", (str(path),), unit)
 
 
 def _parallel(path: Path) -> None:
-    from benchmarks.faults import readers
-
-    readers.consume(readers.ParallelFiles(str(path), str(path)))
+    _consume("ParallelFiles", str(path), str(path))
 
 
 def _stored(name: str) -> Read:

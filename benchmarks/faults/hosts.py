@@ -33,7 +33,7 @@ DISK_FULL_AT = 30
 
 @dataclass(frozen=True)
 class Mishap:
-    """What happens to one of two hosts, and the codes with which they may end.
+    """The fate of one of two hosts, and the codes with which they may end.
 
     Attributes:
       struck: the signal that one host gets after its first checkpoint.

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.faults.contents import first_difference, read_contents
 from benchmarks.faults.families import write_texts
@@ -37,22 +38,30 @@ class Interrupt:
         )
 
 
+def _finished(workdir: Path) -> dict[str, Any]:
+    """The contents without the checkpoints on the way: an interrupted run has one more."""
+    last = max(int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit())
+    contents = read_contents(workdir)
+    kept = {name for name in contents if not name.startswith("checkpoint ") or name == f"checkpoint {last}"}
+    return {name: contents[name] for name in sorted(kept - {"names"})}
+
+
 def interrupt(times: int, folder: Path, seed: int = 0, cache: Path | None = None) -> list[Interrupt]:
-    """Send the signal so many times, each to a run of its own, at a time drawn between its first step and its end."""
+    """Send the signal to `times` runs, each at a time drawn between its first step and its end."""
     write_texts(folder)
     variables = {"JAXLM_DATA": str(folder), "JAXLM_CACHE": str(folder / "native")}
     draw, results = random.Random(seed), []
     with Server(folder / "server", environment(cache or folder / "compiled", **variables)) as server:
 
         def command(name: str) -> list[object]:
-            experiment = "benchmarks.faults.families:translation"
+            experiment = "benchmarks.faults.families:recurrent"
             return ["train", experiment, "--workdir", folder / name, *SLOW_EVALUATION]
 
         server.run(command("warm"))  # compiles
         whole = server.run(command("whole"))
         if whole.code:
             raise SystemExit(f"the run fails without a signal: {whole.err[-2000:]}")
-        expected = read_contents(folder / "whole")
+        expected = _finished(folder / "whole")
         for number in range(times):
             at = draw.uniform(0.3, 0.9) * whole.seconds
             outcome = server.run(command(f"run{number}"), strike=(at, signal.SIGTERM))
@@ -60,7 +69,7 @@ def interrupt(times: int, folder: Path, seed: int = 0, cache: Path | None = None
             if not fault:
                 finished = server.run(command(f"run{number}"))
                 words = f"stuck, code {finished.code}: {finished.last_words}"
-                fault = words if finished.code else first_difference(read_contents(folder / f"run{number}"), expected)
+                fault = words if finished.code else first_difference(_finished(folder / f"run{number}"), expected)
             seconds = max(0.0, outcome.seconds - at)
             if seconds > LIMIT_SECONDS:
                 fault = f"{fault} (more than {LIMIT_SECONDS:.0f} s)"
