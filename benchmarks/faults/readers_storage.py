@@ -199,7 +199,7 @@ def _read_choices(file: Path) -> None:
     from jaxlm.data.files import read_lines
     from jaxlm.grammar.constraint import choices
 
-    choices(list(read_lines(file)))
+    choices(read_lines(file))
 
 
 REGEXES = [

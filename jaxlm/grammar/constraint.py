@@ -22,29 +22,31 @@ class Constraint:
 
     description: the name of the constraint in messages.
     require_all: whether a tokenizer must be able to write each of the texts; the automaton is a tree.
+    max_states: limit on the automaton, also after its conversion to the ids of a tokenizer.
     """
 
     description: str
     automaton: ByteDFA | None = None
     delimiters: tuple[str, str] | None = None
     require_all: bool = False
+    max_states: int = MAX_STATES
 
 
 def regex(pattern: str, max_states: int = MAX_STATES) -> Constraint:
     """Texts that fully match a regular expression. Raises UserError if it is invalid, too large or not supported."""
-    return Constraint("the expression", regex_to_dfa(pattern, max_states))
+    return Constraint("the expression", regex_to_dfa(pattern, max_states), max_states=max_states)
 
 
 def choices(texts: Iterable[str], max_states: int = MAX_STATES) -> Constraint:
     """One of the given texts. Raises UserError if there are none, or if they are too long or too many."""
-    return Constraint("the choices", strings_to_dfa(texts, max_states), require_all=True)
+    return Constraint("the choices", strings_to_dfa(texts, max_states), require_all=True, max_states=max_states)
 
 
 def json_schema(file: Path, max_states: int = MAX_STATES) -> Constraint:
     """JSON that a schema admits. Raises UserError with the file if it is not JSON, too large or not supported."""
     schema = read_json(file, Any, "fix the schema", MAX_SCHEMA_BYTES)
     try:
-        return Constraint("the JSON schema", schema_to_dfa(schema, max_states))
+        return Constraint("the JSON schema", schema_to_dfa(schema, max_states), max_states=max_states)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 

@@ -15,7 +15,10 @@ from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.sentencepiece import ESCAPE_CHAR
 from jaxlm.data.tokenizers.token_bytes import get_token_bytes
 from jaxlm.errors import UserError
-from jaxlm.grammar.byte_dfa import START_STATE, ByteDFA
+from jaxlm.grammar.byte_dfa import MAX_STATES, START_STATE, ByteDFA
+
+CELLS_PER_STATE = 4000
+"""Bound of the entries of a table, states times classes of ids, in proportion to the states that are allowed."""
 
 FORBIDDEN = -1
 """The next state after an id that no text continues with."""
@@ -53,12 +56,16 @@ class TokenDFA:
 
 
 def build_token_dfa(
-    automaton: ByteDFA, tokenizer: Tokenizer, description: str = "the expression", require_all: bool = False
+    automaton: ByteDFA,
+    tokenizer: Tokenizer,
+    description: str = "the expression",
+    require_all: bool = False,
+    max_states: int = MAX_STATES,
 ) -> TokenDFA:
     """Return the automaton of the texts of `automaton` that the tokenizer can write.
 
-    Raises UserError if there are none, and with `require_all`, for a tree, if one of them is lacking; `description`
-    names the constraint in messages.
+    Raises UserError if there are none, with `require_all`, for a tree, if one of them is lacking, and if the table has
+    more than CELLS_PER_STATE * `max_states` entries; `description` names the constraint in messages.
     """
     token_bytes = get_token_bytes(tokenizer)
     tree, copies = automaton, 1
@@ -70,11 +77,18 @@ def build_token_dfa(
         tree.require_reached({START_STATE, *(state // copies for state in states)}, description)
     _, id_C, class_V = np.unique(digest_V2, axis=0, return_index=True, return_inverse=True)
     first, later = first.select(id_C), later.select(id_C)
-    # row 0 is the beginning of a text, row k the byte state states[k - 1]
-    rows = [first.step(automaton, START_STATE), *(later.step(automaton, state) for state in states)]
-    number = np.full(len(automaton.accepting_Q) + 1, FORBIDDEN, np.int32)  # FORBIDDEN, -1, reads the last entry
+    shape = len(states) + 2, len(id_C)
+    if shape[0] * shape[1] > CELLS_PER_STATE * max_states:
+        raise UserError(
+            f"{description}: a table of {shape[0]:,} states and {shape[1]:,} classes of ids is too large (at most "
+            f"{CELLS_PER_STATE * max_states:,} entries): use a simpler constraint, or raise the limit (--max-states)"
+        )
+    number = np.full(len(automaton.accepting_Q), FORBIDDEN, np.int32)
     number[states] = np.arange(1, len(states) + 1)
-    next_QC = number[np.stack([*rows, np.full_like(rows[0], FORBIDDEN)])]  # the last state is the end, after EOS
+    next_QC = np.full(shape, FORBIDDEN, np.int32)  # row 0 is the beginning of a text, the last one the end, after EOS
+    for row, state in enumerate([START_STATE, *states]):
+        ids, reached = (later if row else first).step(automaton, state)
+        next_QC[row, ids] = number[reached]
     accepting_Q = automaton.accepting_Q[[START_STATE, *states]]
     next_QC[:-1, class_V.reshape(-1)[tokenizer.special.eos]] = np.where(accepting_Q, len(next_QC) - 1, FORBIDDEN)
     distance_Q = distances_to_end(next_QC)
@@ -91,30 +105,34 @@ class _TokenTable:
 
     def __init__(self, texts: Sequence[bytes | None]):
         self.texts, self.size = texts, len(texts)
-        self.id_I = np.asarray([index for index, text in enumerate(texts) if text is not None], np.int64)
+        self.empty_ids = np.asarray([index for index, text in enumerate(texts) if text == b""], np.int64)
+        self.id_I = np.asarray([index for index, text in enumerate(texts) if text], np.int64)
         known = [texts[index] or b"" for index in self.id_I]
         self.length_I = np.asarray([len(text) for text in known], np.int64)
         width = max(1, int(self.length_I.max(initial=0)))
         joined = b"".join(text.ljust(width, b"\0") for text in known)
         self.byte_IX = np.frombuffer(joined, np.uint8).reshape(len(known), width)
+        self.first_I = np.ascontiguousarray(self.byte_IX[:, 0])
 
     def select(self, ids: np.ndarray) -> "_TokenTable":
         """Return the table of some ids."""
         return _TokenTable([self.texts[index] for index in ids])
 
-    def step(self, automaton: ByteDFA, state: int) -> np.ndarray:
-        """Return the state_V after each id from `state`, or FORBIDDEN."""
-        next_V = np.full(self.size, FORBIDDEN, np.int32)
-        alive, state_I = np.arange(len(self.id_I)), np.full(len(self.id_I), state, np.int32)
-        for column in range(self.byte_IX.shape[1] + 1):
+    def step(self, automaton: ByteDFA, state: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids that a text may continue with at `state`, and the state after each."""
+        ids, states = [self.empty_ids], [np.full(len(self.empty_ids), state, np.int32)]
+        alive = np.flatnonzero((automaton.next_QX[state] >= 0)[self.first_I])
+        state_I = automaton.next_QX[state, self.first_I[alive]]
+        for column in range(1, self.byte_IX.shape[1] + 1):
             complete = self.length_I[alive] == column
-            next_V[self.id_I[alive[complete]]] = state_I[complete]
+            ids.append(self.id_I[alive[complete]])
+            states.append(state_I[complete])
             alive, state_I = alive[~complete], state_I[~complete]
             if not len(alive):
                 break
             state_I = automaton.next_QX[state_I, self.byte_IX[alive, column]]
             alive, state_I = alive[state_I >= 0], state_I[state_I >= 0]
-        return next_V
+        return np.concatenate(ids), np.concatenate(states)
 
 
 def _reachable_states(
@@ -128,25 +146,25 @@ def _reachable_states(
     known = np.zeros(len(automaton.accepting_Q), bool)
     digest_V2 = np.zeros((first.size, 2), np.uint64)
     for number, state in enumerate(itertools.chain([START_STATE], states)):  # `states` grows as it is read
-        row_V = later.step(automaton, state) if number else first.step(automaton, state)
-        new = np.unique(row_V[row_V >= 0])
+        ids, reached = (later if number else first).step(automaton, state)
+        new = np.unique(reached)
         new = new[~known[new]]
         known[new] = True
         states += new.tolist()
-        digest_V2 += _hash_states(row_V, number)
+        digest_V2[ids] += _hash_states(reached, number)
     digest_V2[eos] = HASH_SEEDS  # EOS is a class of its own
     return states, digest_V2
 
 
-def _hash_states(row_V: np.ndarray, number: int) -> np.ndarray:
-    """Return two hashes_V2 of (row number, state), 0 for forbidden ids (the finalizer of splitmix64)."""
-    value_V = (np.uint64(number) << np.uint64(32)) + (row_V.astype(np.int64) + 1).astype(np.uint64)
+def _hash_states(state_I: np.ndarray, number: int) -> np.ndarray:
+    """Return two hashes_I2 of (row number, state) (the finalizer of splitmix64)."""
+    value_I = (np.uint64(number) << np.uint64(32)) + (state_I.astype(np.int64) + 1).astype(np.uint64)
     hashes = []
     for seed in HASH_SEEDS:
-        hash_V = value_V * np.uint64(seed)
+        hash_I = value_I * np.uint64(seed)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            hash_V = (hash_V ^ (hash_V >> np.uint64(shift))) * np.uint64(factor)
-        hashes.append(np.where(row_V >= 0, hash_V ^ (hash_V >> np.uint64(31)), np.uint64(0)))
+            hash_I = (hash_I ^ (hash_I >> np.uint64(shift))) * np.uint64(factor)
+        hashes.append(hash_I ^ (hash_I >> np.uint64(31)))
     return np.stack(hashes, axis=1)
 
 
@@ -170,11 +188,18 @@ def distances_to_end(next_QC: np.ndarray) -> np.ndarray:
 def _prune(class_V: np.ndarray, next_QC: np.ndarray, distance_Q: np.ndarray, description: str) -> TokenDFA:
     """Remove the states that do not reach the end, and merge classes that have become equal."""
     kept = np.flatnonzero(distance_Q >= 0)
-    number = np.full(len(next_QC) + 1, FORBIDDEN, np.int32)
+    if len(kept) == len(next_QC):
+        return TokenDFA(class_V, next_QC, distance_Q, 0, description)
+    number = np.full(len(next_QC) + 1, FORBIDDEN, np.int32)  # FORBIDDEN, -1, reads the last entry
     number[kept] = np.arange(len(kept))
-    column_CQ, class_C = np.unique(number[next_QC[kept]].T, axis=0, return_inverse=True)
+    next_QC = number[next_QC[kept]]
+    digest_C2 = np.zeros((next_QC.shape[1], 2), np.uint64)
+    for row, next_C in enumerate(next_QC):
+        classes = np.flatnonzero(next_C >= 0)
+        digest_C2[classes] += _hash_states(next_C[classes], row)
+    _, column_C, class_C = np.unique(digest_C2, axis=0, return_index=True, return_inverse=True)
     class_V = class_C.reshape(-1)[class_V].astype(np.int32)
-    return TokenDFA(class_V, np.ascontiguousarray(column_CQ.T), distance_Q[kept], 0, description)
+    return TokenDFA(class_V, np.ascontiguousarray(next_QC[:, column_C]), distance_Q[kept], 0, description)
 
 
 def stack_token_dfas(automata: Sequence[TokenDFA]) -> tuple[TokenDFA, list[int]]:

@@ -37,9 +37,8 @@ def compile_constraint(constraint: Constraint, tokenizer: Tokenizer) -> TokenCon
     if constraint.delimiters:
         opening, closing = (delimiter_id(tokenizer, mark) for mark in constraint.delimiters)
         return TokenConstraint(delimiter_ids=(opening, closing))
-    return TokenConstraint(
-        build_token_dfa(constraint.automaton, tokenizer, constraint.description, constraint.require_all)
-    )
+    limits = constraint.require_all, constraint.max_states
+    return TokenConstraint(build_token_dfa(constraint.automaton, tokenizer, constraint.description, *limits))
 
 
 @dataclass(frozen=True)

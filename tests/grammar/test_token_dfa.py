@@ -194,6 +194,8 @@ def test_each_choice_can_be_written_or_is_named():
     build_token_dfa(strings_to_dfa(["yes", "may be", ""]), tokenizer, require_all=True)
     with pytest.raises(UserError, match=r"'b\\ue000' cannot be written"):
         build_token_dfa(strings_to_dfa(["a", "b\ue000"]), TOKENIZERS["sentencepiece"], require_all=True)
+    with pytest.raises(UserError, match="a table of 6 states and 6 classes of ids is too large .at most 0 entries"):
+        build_token_dfa(automaton, tokenizer, max_states=0)
     with pytest.raises(UserError, match="the choice 'a.udc80' is not UTF-8"):
         strings_to_dfa(["b", "a\udc80"])
     with pytest.raises(UserError, match="over 20,000 states, one for each beginning of a choice"):
