@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 from fixtures.zoo import params_of
@@ -15,7 +16,10 @@ from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.errors import UserError
 from jaxlm.huggingface.convert import save_pretrained
 from jaxlm.huggingface.tokenizer_files import read_tokenizer
+from jaxlm.huggingface.workdir import import_folder
+from jaxlm.inference.embed import TextEmbedder
 from jaxlm.models.encoder_decoder import EncoderDecoder
+from jaxlm.workdir import Workdir
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -172,3 +176,35 @@ def test_two_sides(marian, capsys, monkeypatch):
         loss = transformers.MarianMTModel.from_pretrained(marian)(**inputs).loss.item()
     tokens = inputs["labels"].shape[1]
     assert answer["tokens"] == tokens and answer["logprob"] == pytest.approx(-loss * tokens, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_vectors_of_texts_with_control_tokens(tmp_path, family):
+    """Masks, unknown and padding tokens in a text: hidden states are those of Transformers."""
+    torch = pytest.importorskip("torch")
+    if family == "bert":
+        learnt, kind, size = tokenizers.BertWordPieceTokenizer(), "Bert", 120
+        learnt.train_from_iterator(LINES, vocab_size=size, show_progress=False)
+        roles = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "unk_token": "[UNK]"}
+        pad, texts = "[PAD]", ["the [MASK] baker [UNK] sells", "a [PAD] dog[PAD] sleeps"]
+    else:
+        learnt, kind, size = tokenizers.ByteLevelBPETokenizer(), "Roberta", 300
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        learnt.train_from_iterator(LINES, vocab_size=size, special_tokens=special, show_progress=False)
+        roles = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>", "unk_token": "<unk>"}
+        pad, texts = "<pad>", ["the <mask> baker<unk> sells", "a <pad> dog<pad><pad> sleeps"]
+    learnt.save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path, tokenizer_config={"tokenizer_class": f"{kind}Tokenizer", "pad_token": pad, **roles})
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=40, pad_token_id=learnt.token_to_id(pad),
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    model.save_pretrained(tmp_path)
+    import_folder(tmp_path, tmp_path / "run")
+    vectors = TextEmbedder("token")(Workdir(tmp_path / "run").load(), texts)
+    for text, vector in zip(texts, vectors, strict=True):
+        ids = [learnt.token_to_id(roles["cls_token"]), *learnt.encode(text, add_special_tokens=False).ids]
+        with torch.no_grad():
+            expected = model(torch.tensor([[*ids, learnt.token_to_id(roles["sep_token"])]])).last_hidden_state[0]
+        np.testing.assert_allclose(vector, expected.numpy(), atol=2e-5)
