@@ -155,6 +155,9 @@ def _head_architecture(hf_class: str, model_type: str, head: HeadClass, *linears
     def to_model(config: HFConfig) -> Any:
         if config.get("problem_type") == "multi_label_classification":
             raise UserError("config.json gives a text any number of labels (problem_type); jaxlm gives it one")
+        kind = "regression" if len(label_names(config)) == 1 else "single_label_classification"
+        if head is TextClassifier:
+            require_value(config, problem_type=kind)
         dropout = read_entry(config, "classifier_dropout", read_entry(config, "hidden_dropout_prob", 0.1))
         return head(_trunk_model(config, model_type), num_labels=len(label_names(config)), dropout=dropout)
 

@@ -12,7 +12,7 @@ from jaxlm.errors import UserError
 from jaxlm.filesystem import read_bounded
 from jaxlm.huggingface.added_tokens import add_tokens, declared_tokens, find_added_tokens
 from jaxlm.huggingface.checkpoint_folder import FETCH_AGAIN, published_file, read_description
-from jaxlm.json_files import MAX_JSON_BYTES, read_json
+from jaxlm.json_files import MAX_JSON_BYTES, parse_json, read_json
 
 ModelKind = Literal["decoder", "encoder", "encoder_decoder"]
 
@@ -28,6 +28,14 @@ SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model")
 
 LLAMA_TYPES = ("llama", "mistral")
 """Families whose tokenizer prepends a space in its own way."""
+
+
+OVERRIDING_OPTIONS = {
+    "add_prefix_space": ("ByteLevel", "add_prefix_space"), "do_lower_case": ("BertNormalizer", "lowercase"),
+    "strip_accents": ("BertNormalizer", "strip_accents"),
+    "tokenize_chinese_chars": ("BertNormalizer", "handle_chinese_chars"),
+}  # fmt: skip
+"""Option of tokenizer_config.json -> the type of a part of tokenizer.json, and its entry."""
 
 
 class LlamaOptions(TypedDict, total=False):
@@ -52,6 +60,7 @@ def read_tokenizer(
         # Tokens that were added later are not counted: the model need not embed them.
         last_id = max(parsed.get_vocab(with_added_tokens=False).values(), default=-1)
         _check_num_pieces(folder, last_id + 1, vocab_size)
+        _check_options(folder, content)
         if add_tokens(parsed, declared_tokens(folder), folder):
             content = parsed.to_str()
         return FastTokenizer(content, vocab_size, _special_ids(folder, config, kind, parsed.token_to_id))
@@ -69,6 +78,28 @@ def read_tokenizer(
         f"{folder} has no tokenizer that jaxlm reads: expected tokenizer.json, source.spm with target.spm and "
         f"vocab.json, or one of {', '.join(SENTENCEPIECE_FILES)}; `tokenizer.save_pretrained(folder)` writes one"
     )
+
+
+def _check_options(folder: Path, content: str) -> None:
+    """Raises UserError for an option of tokenizer_config.json by which Transformers changes tokenizer.json."""
+    path = published_file(folder, "tokenizer_config.json")
+    options = read_json(path, dict, FETCH_AGAIN) if path else {}
+    cure = "load and save the tokenizer with Transformers, which writes both files again"
+    if options.get("split_special_tokens"):
+        raise UserError(f"{path} has split_special_tokens = true, which jaxlm does not support: {cure}")
+    if str(options.get("tokenizer_class")).startswith(("PreTrainedTokenizer", "TokenizersBackend", "Llama")):
+        return  # Transformers, too, takes tokenizer.json as it is
+    given = {name: options[name] for name in OVERRIDING_OPTIONS if type(options.get(name)) is bool}
+    sections = parse_json(content, str(folder / "tokenizer.json"), dict, FETCH_AGAIN) if given else {}
+    parts = [sections.get(name) or {} for name in ("normalizer", "pre_tokenizer")]
+    parts += [part for whole in parts for name in ("normalizers", "pretokenizers") for part in whole.get(name) or ()]
+    for option, value in given.items():
+        kind, entry = OVERRIDING_OPTIONS[option]
+        for part in parts:
+            if part.get("type") == kind:
+                stored = part.get("lowercase") if part.get(entry) is None else part[entry]
+                if stored != value:
+                    raise UserError(f"{path} has {option} = {value}, and tokenizer.json has {entry} = {stored}: {cure}")
 
 
 def _prepend_scheme(folder: Path, config: Mapping[str, Any]) -> Literal["", "first", "always"]:

@@ -208,3 +208,22 @@ def test_vectors_of_texts_with_control_tokens(tmp_path, family):
         with torch.no_grad():
             expected = model(torch.tensor([[*ids, learnt.token_to_id(roles["sep_token"])]])).last_hidden_state[0]
         np.testing.assert_allclose(vector, expected.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "options, refused",
+    [
+        ({"add_prefix_space": True}, "add_prefix_space = True"), ({"add_prefix_space": False}, ""),
+        ({"split_special_tokens": True}, "split_special_tokens"), ({"split_special_tokens": False}, ""),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": True}, ""),
+    ],
+)  # fmt: skip
+def test_options_that_change_tokenizer_json(tmp_path, options, refused):
+    byte_level = tokenizers.ByteLevelBPETokenizer()
+    byte_level.train_from_iterator(LINES, vocab_size=300, special_tokens=["</s>"], show_progress=False)
+    byte_level.save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path, config={"model_type": "gpt2", "bos_token_id": 0, "eos_token_id": 0}, tokenizer_config=options)
+    if not refused:
+        return check(tmp_path, 300)
+    with pytest.raises(UserError, match=f"tokenizer_config.json has {refused}"):
+        check(tmp_path, 300)

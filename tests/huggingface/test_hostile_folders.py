@@ -15,7 +15,9 @@ from jaxlm.errors import UserError
 from jaxlm.huggingface import safetensors
 from jaxlm.huggingface.convert import load_pretrained, save_pretrained
 from jaxlm.huggingface.workdir import export_folder, import_folder
+from jaxlm.models.encoder import Encoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
+from jaxlm.models.finetune_heads import TextClassifier
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -211,3 +213,11 @@ def test_export_keeps_the_dtype_of_each_array(gpt2, tmp_path, stated, entry):
     again = load_pretrained(tmp_path / "changed")
     np.testing.assert_array_equal(again[1]["last_norm"]["scale"], params["last_norm"]["scale"])
     assert {again[2].get("dtype"), again[2].get("torch_dtype")} == {"float32", None}
+
+
+@pytest.mark.parametrize("kind, num_labels", [("regression", 3), ("single_label_classification", 1)])
+def test_a_head_of_another_kind(tmp_path, kind, num_labels):
+    model = TextClassifier(Encoder(23, 8, 2, 12, 1, max_length=16, mlm_head=False), num_labels=num_labels)
+    save_pretrained(tmp_path, model, params_of(model), {"problem_type": kind})
+    with pytest.raises(UserError, match=f"config.json has problem_type = '{kind}'"):
+        load_pretrained(tmp_path)
