@@ -66,18 +66,32 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def create_folder(folder: Path) -> Iterator[Path]:
-    """A folder that becomes `folder`, which is empty or missing, when the block ends; if it fails, it is removed."""
+def create_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """A folder that becomes `folder` when the block ends; if it fails, it is removed.
+
+    `folder` is empty or missing, or is replaced; one process creates it at a time.
+    """
     folder = Path(folder).resolve()
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
+        if replace:
+            remove_folder(folder)
         partial.replace(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder at once: after a kill it is whole or gone."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

@@ -9,7 +9,7 @@ from jaxlm import runtime
 from jaxlm.config import trust
 from jaxlm.config.serialization import check_config, from_json, iter_dataclasses, to_json
 from jaxlm.errors import UserError
-from jaxlm.filesystem import write_atomic
+from jaxlm.filesystem import create_folder, remove_folder, write_atomic
 from jaxlm.json_files import check_type, read_json
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Workdir:
                 "give the options that it was started with"
             )
         if differences:  # nothing was trained with the old tokenizer
-            shutil.rmtree(self.tokenizer_folder, ignore_errors=True)
+            remove_folder(self.tokenizer_folder)
         self.write_experiment(experiment)
         return True
 
@@ -171,9 +171,11 @@ class Workdir:
 
     def copy_tokenizer(self, source: "Workdir") -> None:
         """Copy the tokenizer of another workdir, and the files of the published model if it was imported."""
-        shutil.copytree(source.tokenizer_folder, self.tokenizer_folder)
-        if source.published_folder.is_dir():
-            shutil.copytree(source.published_folder, self.published_folder, dirs_exist_ok=True)
+        folders = (source.published_folder, self.published_folder), (source.tokenizer_folder, self.tokenizer_folder)
+        for folder, copy in folders:  # the tokenizer last: a workdir that has one is complete
+            if folder.is_dir():
+                with create_folder(copy, replace=True) as partial:
+                    shutil.copytree(folder, partial, dirs_exist_ok=True)
 
     def open_checkpoints(self, experiment: "Experiment", read_only: bool = False) -> "Checkpoints":
         """The checkpoints, kept as the experiment configures it."""

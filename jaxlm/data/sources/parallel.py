@@ -147,11 +147,12 @@ class JsonLines(FilteredPairs):
                         parts = [self._text_at(record, key, stats) for key in self.source]
                         source = "\t".join(part.replace("\t", " ") for part in parts)
                     target = self._text_at(record, self.target, stats)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if self.on_bad_line == "error":
+                    fault = "too many levels of JSON" if isinstance(error, RecursionError) else error
                     raise UserError(
-                        f"{file}, line {number}: {error}. Fix the line or the keys, or set on_bad_line='skip'."
-                    ) from error
+                        f"{file}, line {number}: {fault}. Fix the line or the keys, or set on_bad_line='skip'."
+                    ) from None
                 source = target = None
             yield source, target
 

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -18,7 +19,8 @@ import numpy as np
 
 from jaxlm.data.ragged import Columns, Ragged, memory_map
 from jaxlm.data.tokenizers.base import Tokenizer
-from jaxlm.filesystem import open_atomic, write_atomic
+from jaxlm.errors import UserError
+from jaxlm.filesystem import open_atomic, read_bounded, write_atomic
 
 
 class DamagedColumn(Exception):
@@ -48,6 +50,8 @@ class StoredColumn:
         counts = [*record.crc32, *(getattr(record, field.name) for field in fields(cls) if field.type is int)]
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError(f"column {record.name} has counts that are not whole numbers")
+        if not re.fullmatch(r"[\w-]+", record.name) or not re.fullmatch("[<>|]?[uif][1248]", record.dtype):
+            raise ValueError(f"column {record.name!r:.40} with ids of the type {record.dtype!r:.40}")
         return record
 
     def files(self, folder: Path) -> tuple[Path, Path]:
@@ -57,18 +61,21 @@ class StoredColumn:
     def open(self, folder: Path) -> Ragged:
         """The rows, memory-mapped. Raises DamagedColumn if the sizes or the ends do not fit this record."""
         ids_file, ends_file = self.files(folder)
+        header = _ends_header(self.rows)
         try:
-            size, ends = ids_file.stat().st_size, np.load(ends_file)
-        except (OSError, ValueError, EOFError) as error:
+            size = ids_file.stat().st_size
+            content = read_bounded(ends_file, len(header) + 8 * self.rows)
+        except (OSError, UserError) as error:
             raise DamagedColumn(f"{self.name} of {folder} cannot be read ({error})") from error
         expected = self.ids * np.dtype(self.dtype).itemsize
         if size != expected:
             raise DamagedColumn(
                 f"{ids_file} has {size:,} bytes, expected {expected:,} for {self.ids:,} ids: it was cut off or changed"
             )
-        offsets = np.concatenate([np.zeros(1, np.int64), ends.reshape(-1)])
-        is_valid = ends.shape == (self.rows,) and ends.dtype == np.int64 and bool((np.diff(offsets) >= 0).all())
-        if not is_valid or offsets[-1] != self.ids:
+        fits = content.startswith(header) and len(content) == len(header) + 8 * self.rows
+        ends = np.frombuffer(content, np.int64, offset=len(header)) if fits else np.zeros(0, np.int64)
+        offsets = np.concatenate([np.zeros(1, np.int64), ends])
+        if not fits or offsets[-1] != self.ids or (np.diff(offsets) < 0).any():
             raise DamagedColumn(f"{ends_file} does not hold the ends of {self.rows:,} rows of {self.ids:,} ids")
         return memory_map(os.fspath(ids_file), self.dtype, offsets)
 
@@ -117,6 +124,13 @@ def update_digest(digest: Any, text: str) -> int:
     content = text.encode("utf-8", "surrogatepass")
     digest.update(len(content).to_bytes(8, "little") + content)
     return len(content)
+
+
+def _ends_header(rows: int) -> bytes:
+    """What NumPy writes before so many int64."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (rows,)})
+    return header.getvalue()
 
 
 def _crc32_of_file(file: Path) -> int:

@@ -10,7 +10,6 @@ is of the same text and its files have the bytes that were written.
 """
 
 import concurrent.futures
-import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -22,7 +21,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from jaxlm.data.storage.columns import StoredColumn, update_digest, write_columns
 from jaxlm.data.storage.token_cache import encode_texts
@@ -30,6 +29,7 @@ from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.errors import UserError
 from jaxlm.filesystem import lock_folder, write_atomic
+from jaxlm.json_files import read_json
 
 SHARD_INDEX = "index.json"
 
@@ -38,6 +38,16 @@ SHARD_VERSION = 2
 REBUILD_HINT = "Repeat the `jaxlm prepare` command that made it: it keeps the shards that are whole."
 
 SHARD_BYTES = 64 << 20
+
+
+class ShardIndex(TypedDict):
+    """The content of `index.json`."""
+
+    version: int
+    source: str
+    tokenizer: str
+    sums: dict[str, int]
+    shards: list[dict]
 
 
 @dataclass(frozen=True)
@@ -59,15 +69,15 @@ def read_index(folder: Path) -> tuple[list[ShardRecord], str]:
     """The shards and the fingerprint of their tokenizer. Raises UserError if the index is damaged."""
     file = folder / SHARD_INDEX
     try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-        if index["version"] != SHARD_VERSION:
-            raise UserError(f"{file} has version {index['version']}, expected {SHARD_VERSION}. {REBUILD_HINT}")
-        records = [ShardRecord.from_json(entry) for entry in index["shards"]]
-        if not records or index["sums"] != total_counts(records):
-            raise ValueError("its sums are not those of its shards")
-        return records, str(index["tokenizer"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        index = read_json(file, ShardIndex, "the index cannot be used")
+        if index["version"] == SHARD_VERSION:
+            records = [ShardRecord.from_json(entry) for entry in index["shards"]]
+            if not records or index["sums"] != total_counts(records):
+                raise ValueError("its sums are not those of its shards")
+            return records, index["tokenizer"]
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}). {REBUILD_HINT}") from error
+    raise UserError(f"{file} has version {index['version']}, expected {SHARD_VERSION}. {REBUILD_HINT}")
 
 
 def total_counts(records: list[ShardRecord]) -> dict[str, int]:
@@ -123,18 +133,22 @@ def build_shards(
 
 def _open_or_create_folder(folder: Path, tokenizer: Tokenizer, source: str) -> None:
     """Save the tokenizer in the folder; remove the unfinished files of a killed run."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # without a readable index
-        if (old_source := json.loads((folder / SHARD_INDEX).read_bytes())["source"]) != source:
-            raise UserError(
-                f"{folder} holds shards of {old_source}, not of {source}: choose another --out, or remove that folder"
-            )
+    try:
+        old_source = read_json(folder / SHARD_INDEX, ShardIndex)["source"]
+    except UserError:  # there is no index, or it is made again
+        old_source = source
+    if old_source != source:
+        raise UserError(
+            f"{folder} holds shards of {old_source}, not of {source}: choose another --out, or remove that folder"
+        )
     path = folder / "tokenizer"
-    if path.is_dir() and load_tokenizer(path).fingerprint != tokenizer.fingerprint:
+    if not path.is_dir():
+        tokenizer.save(path)
+    elif load_tokenizer(path).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{folder} holds shards of another tokenizer ({load_tokenizer(path)!r}; expected {tokenizer!r}): choose "
             "another --out, or remove that folder"
         )
-    tokenizer.save(path)
     for part in folder.glob(".*.part"):
         part.unlink()
 
@@ -186,12 +200,12 @@ def _resolve(record: "Future | ShardRecord") -> tuple[ShardRecord, bool]:
 def _reusable_record(shard: ShardInput, folder: Path, tokenizer: Tokenizer) -> ShardRecord | None:
     """The record of a shard that exists, undamaged and of this text. Without one the index is outdated and removed."""
     try:
-        entry = json.loads((folder / f"{shard.name}.json").read_text(encoding="utf-8"))
+        entry = read_json(folder / f"{shard.name}.json")
         record = ShardRecord.from_json(entry)
         same = record.text_digest == shard.digest and entry["tokenizer"] == tokenizer.fingerprint
         if same and record.is_intact(folder):
             return record
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, OSError, ValueError, KeyError, TypeError):
         pass
     (folder / SHARD_INDEX).unlink(missing_ok=True)
     return None

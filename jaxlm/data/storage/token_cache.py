@@ -5,21 +5,27 @@ columns.json   the fingerprint of text, tokenizer and recipe, and the records of
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from jaxlm.data.ragged import Columns, Ragged, concat_columns
 from jaxlm.data.storage.columns import DamagedColumn, StoredColumn, id_dtype, update_digest, write_columns
 from jaxlm.data.tokenizers.base import TOKENIZE_BATCH_SIZE, Tokenizer
 from jaxlm.errors import UserError
+from jaxlm.filesystem import create_folder, write_atomic
+from jaxlm.json_files import read_json
 
 COLUMNS_FILE = "columns.json"
+
+
+class ColumnsIndex(TypedDict):
+    """The content of `columns.json`."""
+
+    fingerprint: str
+    columns: list[dict]
 
 
 def encode_pairs(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, folder: Path | None = None) -> Columns:
@@ -64,41 +70,23 @@ def cached_columns(
             pass
         if columns := _open_cached(folder, digest.hexdigest()):
             return columns
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir(parents=True)
     digest = _new_digest(recipe)
-    try:
+    with create_folder(folder, replace=True) as partial:
         records = write_columns(partial, map(encode, _blocks(rows, block_size, digest)))
         index = {"fingerprint": digest.hexdigest(), "columns": [asdict(record) for record in records]}
-        (partial / COLUMNS_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
-        _publish(partial, folder, digest.hexdigest())
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_atomic(partial / COLUMNS_FILE, json.dumps(index, indent=1))
     return {record.name: record.open(folder) for record in records}
-
-
-def _publish(partial: Path, folder: Path, fingerprint: str) -> None:
-    """Move the finished folder to its place, unless another process was first with the same content."""
-    if folder.exists() and _open_cached(folder, fingerprint) is None:
-        old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
-        os.replace(folder, old)
-        shutil.rmtree(old, ignore_errors=True)
-    try:
-        os.replace(partial, folder)
-    except OSError:
-        if _open_cached(folder, fingerprint) is None:
-            raise
 
 
 def _open_cached(folder: Path, fingerprint: str) -> Columns | None:
     """The columns of a folder with this fingerprint, or None if it has another one or is damaged."""
     try:
-        index = json.loads((folder / COLUMNS_FILE).read_text(encoding="utf-8"))
+        index = read_json(folder / COLUMNS_FILE, ColumnsIndex)
         records = [StoredColumn.from_json(entry) for entry in index["columns"]]
         if index["fingerprint"] != fingerprint or not all(record.is_intact(folder) for record in records):
             return None
         return {record.name: record.open(folder) for record in records}
-    except (OSError, ValueError, KeyError, TypeError, DamagedColumn):
+    except (OSError, UserError, ValueError, KeyError, TypeError, DamagedColumn):
         return None
 
 

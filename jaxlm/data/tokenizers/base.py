@@ -3,6 +3,7 @@
 The tokenizers that are trained here use the special ids 0 to 3, a published tokenizer keeps the ids of its model.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 
-from jaxlm.filesystem import write_atomic
+from jaxlm.errors import UserError
+from jaxlm.filesystem import create_folder, write_atomic
+from jaxlm.json_files import check_type
 
 Side = Literal["source", "target"]
 
@@ -53,7 +56,9 @@ class SpecialIds:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
-        """The ids that `dataclasses.asdict` wrote."""
+        """The ids that `dataclasses.asdict` wrote. Raises UserError for others."""
+        for field in dataclasses.fields(cls):
+            check_type(fields.get(field.name), field.type, f"special.{field.name}")
         return cls(**fields | {name: tuple(fields[name]) for name in ("end_ids", "suppress")})
 
     @property
@@ -115,7 +120,7 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer into `folder`, which is created if it does not exist."""
+        """Write the tokenizer as `folder`, whole or not at all; a folder that exists is replaced."""
         ...
 
 
@@ -143,11 +148,10 @@ class SerializableTokenizer:
         return content_hash(self.kind, self.to_bytes())
 
     def save(self, folder: Path) -> None:
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         description = {"kind": self.kind, "file": self.filename, "sha256": self.fingerprint}
-        write_atomic(folder / self.filename, self.to_bytes())
-        write_atomic(folder / TOKENIZER_JSON, json.dumps(description, indent=1) + "\n")
+        with create_folder(folder, replace=True) as partial:
+            write_atomic(partial / self.filename, self.to_bytes())
+            write_atomic(partial / TOKENIZER_JSON, json.dumps(description, indent=1) + "\n")
 
 
 class TrainedTokenizer(SerializableTokenizer):
@@ -159,6 +163,16 @@ class TrainedTokenizer(SerializableTokenizer):
 def content_hash(kind: str, content: bytes) -> str:
     """SHA-256 (hexadecimal) of the kind and the content of a tokenizer."""
     return hashlib.sha256(kind.encode() + b"\n" + content).hexdigest()
+
+
+def parse_content(content: bytes, place: str, annotation: Any) -> Any:
+    """The JSON that a tokenizer wrote, of this type; a vocabulary may hold half a surrogate pair."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not the JSON of a tokenizer ({str(error)[:80]})") from None
+    check_type(value, annotation, place)
+    return value
 
 
 def require_list(texts: Sequence[str]) -> Sequence[str]:

@@ -1,9 +1,9 @@
 """Reading back a tokenizer that was saved."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from jaxlm.data.files import find_file
 from jaxlm.data.tokenizers.base import TOKENIZER_JSON, Tokenizer, content_hash
@@ -11,13 +11,24 @@ from jaxlm.data.tokenizers.pretrained import FastTokenizer, PretrainedSentencePi
 from jaxlm.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from jaxlm.data.tokenizers.simple import ByteTokenizer, CharacterTokenizer, WordCharTokenizer, WordTokenizer
 from jaxlm.errors import UserError
+from jaxlm.filesystem import read_bounded
+from jaxlm.json_files import read_json
 
 CLASS_OF_KIND = {
     cls.kind: cls for cls in (SentencePieceTokenizer, ByteTokenizer, CharacterTokenizer, WordTokenizer,
                               WordCharTokenizer, FastTokenizer, PretrainedSentencePiece)
 }  # fmt: skip
 
+MAX_TOKENIZER_BYTES = 1 << 28
+
 DAMAGE_HINT = "Copy the folder again from its origin, or train a new tokenizer."
+
+
+class Description(TypedDict):
+    """The content of `tokenizer.json`."""
+
+    kind: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -46,24 +57,24 @@ def load_saved_tokenizer(path: str | Path) -> Tokenizer:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer that `save` wrote into `folder`. Raises UserError if it is missing, damaged or of unknown kind."""
     folder = Path(folder)
+    if not (folder / TOKENIZER_JSON).is_file():
+        raise UserError(f"there is no tokenizer in {folder}: expected {TOKENIZER_JSON} there, which training writes")
     try:
-        description = json.loads((folder / TOKENIZER_JSON).read_bytes())
-        kind, expected = description["kind"], description["sha256"]
-    except FileNotFoundError as error:
-        raise UserError(
-            f"there is no tokenizer in {folder}: expected {TOKENIZER_JSON} there, which training writes"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / TOKENIZER_JSON} is damaged ({error!r}). {DAMAGE_HINT}") from error
+        description = read_json(folder / TOKENIZER_JSON, Description, "the file cannot be used")
+    except (OSError, UserError) as error:
+        raise UserError(f"{folder / TOKENIZER_JSON} is damaged ({error}). {DAMAGE_HINT}") from error
+    kind, expected = description["kind"], description["sha256"]
     if kind not in CLASS_OF_KIND:
         raise UserError(
             f"{folder / TOKENIZER_JSON}: tokenizer kind {kind!r}, expected one of {', '.join(CLASS_OF_KIND)}"
         )
     file = folder / CLASS_OF_KIND[kind].filename
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file} is missing, though {TOKENIZER_JSON} names it. {DAMAGE_HINT}") from error
+    if not file.exists():
+        raise UserError(f"{file} is missing, though {TOKENIZER_JSON} names it. {DAMAGE_HINT}")
+    content = read_bounded(file, MAX_TOKENIZER_BYTES)
     if (actual := content_hash(kind, content)) != expected:
         raise UserError(f"{file} is damaged: SHA-256 {actual}, expected {expected}. {DAMAGE_HINT}")
-    return CLASS_OF_KIND[kind].from_bytes(content)
+    try:
+        return CLASS_OF_KIND[kind].from_bytes(content)
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"{file} is not what such a tokenizer writes ({error}). {DAMAGE_HINT}") from error

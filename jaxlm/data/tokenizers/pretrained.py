@@ -6,13 +6,16 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NotRequired, Self, TypedDict
 
 import numpy as np
 
-from jaxlm.data.tokenizers.base import SerializableTokenizer, Side, SpecialIds, require_list
+from jaxlm.data.tokenizers.base import SerializableTokenizer, Side, SpecialIds, parse_content, require_list
 from jaxlm.data.tokenizers.sentencepiece import ESCAPE_CHAR, SPACE_MARK, parse_sentencepiece, replace_surrogates
 from jaxlm.errors import UserError
+from jaxlm.json_files import check_type
+
+MAX_VOCAB_SIZE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,30 @@ class PretrainedTokenizer:
         raise UserError(
             "the tokenizer of a published model cannot be trained: start from the workdir that `import-hf` wrote"
         )
+
+
+class _Stored(TypedDict):
+    vocab_size: int
+    special: dict
+
+
+class _StoredFast(_Stored):
+    tokenizer: str
+
+
+class _StoredPieces(_Stored):
+    source: str
+    target: str
+    vocabulary: list[str]
+    target_vocabulary: NotRequired[list[str]]
+    added_tokens: NotRequired[list[dict]]
+    prepend: NotRequired[str]
+
+
+def _checked_size(vocab_size: int) -> int:
+    if not 0 < vocab_size <= MAX_VOCAB_SIZE:
+        raise UserError(f"a vocabulary of {vocab_size} ids: expected 1 to {MAX_VOCAB_SIZE:,}")
+    return vocab_size
 
 
 @dataclass(frozen=True)
@@ -85,8 +112,8 @@ class FastTokenizer(SerializableTokenizer):
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        stored = json.loads(content)
-        return cls(stored["tokenizer"], stored["vocab_size"], SpecialIds.from_json(stored["special"]))
+        stored = parse_content(content, cls.filename, _StoredFast)
+        return cls(stored["tokenizer"], _checked_size(stored["vocab_size"]), SpecialIds.from_json(stored["special"]))
 
 
 @dataclass(frozen=True)
@@ -231,13 +258,16 @@ class PretrainedSentencePiece(SerializableTokenizer):
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        stored = json.loads(content)
+        stored = parse_content(content, cls.filename, _StoredPieces)
         source, target = (base64.b64decode(stored[side]) for side in ("source", "target"))
         special = SpecialIds.from_json(stored["special"])
         vocabs = tuple(stored["vocabulary"]), tuple(stored.get("target_vocabulary", ()))
         added_tokens = tuple(AddedToken(**token) for token in stored.get("added_tokens", ()))
+        for token in added_tokens:
+            check_type(token.content, str, "an added token")
+            check_type(token.id, int, f"the id of {token.content!r:.40}")
         scheme = stored.get("prepend", "")
-        return cls(source, target, stored["vocab_size"], special, *vocabs, added_tokens, scheme)
+        return cls(source, target, _checked_size(stored["vocab_size"]), special, *vocabs, added_tokens, scheme)
 
 
 def parse_tokenizer_json(content: str) -> Any:

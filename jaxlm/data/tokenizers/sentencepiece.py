@@ -132,10 +132,15 @@ def parse_sentencepiece(model: bytes) -> Any:
     """The SentencePieceProcessor of a model file. Raises UserError if the bytes are not one."""
     import sentencepiece
 
+    if not model:
+        raise UserError("not a SentencePiece model: it is empty")
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError as error:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        ids = list(range(processor.get_piece_size()))
+        processor.decode(ids), processor.id_to_piece(ids)  # pieces that are not UTF-8 show here
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise UserError(f"not a SentencePiece model: {error}") from error
+    return processor
 
 
 def sample_texts(texts: Iterable[str], count: int, seed: int) -> list[str]:

@@ -9,11 +9,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypedDict
 
 import numpy as np
 
-from jaxlm.data.tokenizers.base import NUM_SPECIALS, REPLACEMENT_CHAR, UNK, TrainedTokenizer, require_list
+from jaxlm.data.tokenizers.base import (
+    NUM_SPECIALS,
+    REPLACEMENT_CHAR,
+    UNK,
+    TrainedTokenizer,
+    parse_content,
+    require_list,
+)
 from jaxlm.errors import UserError
 
 UNKNOWN_WORD = "<unk>"
@@ -73,7 +80,7 @@ class SymbolTokenizer(TrainedTokenizer):
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        return cls(tuple(json.loads(content)))
+        return cls(tuple(parse_content(content, cls.filename, list[str])))
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,10 @@ class CharacterTokenizer(SymbolTokenizer):
 
     kind: ClassVar[str] = "characters"
     filename: ClassVar[str] = "characters.json"
+
+    def __post_init__(self) -> None:
+        if any(len(symbol) != 1 for symbol in self.symbols):
+            raise UserError("a vocabulary of characters holds a symbol that is not one character")
 
     @functools.cached_property
     def _id_to_code_point(self) -> np.ndarray:
@@ -211,6 +222,12 @@ class WordsWithChars:
         return WordCharTokenizer(symbols, alphabet, self.lowercase)
 
 
+class _StoredWords(TypedDict):
+    words: list[str]
+    characters: str
+    lowercase: bool
+
+
 @dataclass(frozen=True)
 class WordCharTokenizer(WordTokenizer):
     """One id per word by `encode`, and a row of character ids, numbered apart from 4 on, by `encode_chars`."""
@@ -247,7 +264,7 @@ class WordCharTokenizer(WordTokenizer):
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        stored = json.loads(content)
+        stored = parse_content(content, cls.filename, _StoredWords)
         return cls(tuple(stored["words"]), stored["characters"], stored["lowercase"])
 
 

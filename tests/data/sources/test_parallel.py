@@ -150,6 +150,8 @@ def test_json_lines(folder):
     [
         ('{"en": "a", "de"', "line 2: .*line 1 column"),
         ("[1, 2]", "line 2: expected a JSON object, found list"),
+        ("[" * 100_000, "line 2: too many levels of JSON"),
+        ('{"en": ' + "9" * 5000 + "}", "line 2: .*Fix the line"),
         ('{"en": "a"}', "line 2: expected a text under 'de', found only 'en'"),
         ("{}", "line 2: expected a text under 'en', found no key|found only no key"),
         ('{"en": "a", "de": 3}', "line 2: expected a text under 'de', found int"),

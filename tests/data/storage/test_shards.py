@@ -172,6 +172,12 @@ def damaged(shards: Path, how: str) -> None:
         file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
     elif how == "ends":
         np.save(shards / "00001.ends.npy", np.load(shards / "00001.ends.npy")[::-1])
+    elif how == "zip":
+        np.savez(shards / "00001.ends.npz", np.load(shards / "00001.ends.npy"))
+        (shards / "00001.ends.npz").replace(shards / "00001.ends.npy")
+    elif how == "shape":
+        ends = shards / "00001.ends.npy"
+        ends.write_bytes(ends.read_bytes().replace(b"'shape': (", b"'shape': (9"))
     elif how == "sums":
         index["sums"]["tokens"] += 1
     elif how == "counts":
@@ -179,6 +185,11 @@ def damaged(shards: Path, how: str) -> None:
         index["sums"]["tokens"] += 1
     if how in ("sums", "counts"):
         (shards / "index.json").write_text(json.dumps(index))
+    if how in ("type", "name"):
+        index["shards"][1] |= {"dtype": "|O"} if how == "type" else {"name": "../00001"}
+        (shards / "index.json").write_text(json.dumps(index))
+    if how == "levels":
+        (shards / "index.json").write_text('{"version": ' + "[" * 100_000)
     if how == "index":
         (shards / "index.json").write_text(json.dumps(index)[:100])
 
@@ -190,6 +201,11 @@ def damaged(shards: Path, how: str) -> None:
         ("gone", "shard 00001 of .* cannot be read"),
         ("flipped", "shard 00001 of .* is damaged"),
         ("ends", "does not hold the ends of"),
+        ("zip", "cannot be read|does not hold the ends of"),
+        ("shape", "cannot be read|does not hold the ends of"),
+        ("type", "index.json is damaged .*ids of the type"),
+        ("name", "index.json is damaged .*00001"),
+        ("levels", "index.json is damaged .*levels of JSON"),
         ("sums", "index.json is damaged .*its sums are not those of its shards"),
         ("counts", "cut off or changed"),
         ("index", "index.json is damaged"),
@@ -202,7 +218,7 @@ def test_damage_is_named_and_repaired(corpus, shards, how, message):
         Shards(str(shards)).encode(TOKENIZER, ReadStats())
         Shards(str(shards)).check()
     counts = build_shards(TEXTS, shards, TOKENIZER, "a test", 1, 9_000)
-    assert counts["kept"] == counts["shards"] - (how in ("cut", "gone", "flipped", "ends"))
+    assert counts["kept"] == counts["shards"] - (how in ("cut", "gone", "flipped", "ends", "zip", "shape"))
     assert content(shards) == content(corpus / "shards")
 
 

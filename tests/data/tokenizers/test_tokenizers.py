@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from jaxlm.data.tokenizers.base import BOS, EOS, NUM_SPECIALS, OWN_SPECIAL_IDS, PAD, UNK, SpecialIds
-from jaxlm.data.tokenizers.loading import load_tokenizer
+from jaxlm.data.tokenizers.base import BOS, EOS, NUM_SPECIALS, OWN_SPECIAL_IDS, PAD, UNK, SpecialIds, content_hash
+from jaxlm.data.tokenizers.loading import CLASS_OF_KIND, load_tokenizer
 from jaxlm.data.tokenizers.sentencepiece import SentencePiece, sample_texts
 from jaxlm.data.tokenizers.simple import Bytes, Characters, Words
 from jaxlm.errors import UserError
@@ -169,6 +169,67 @@ def test_a_missing_or_damaged_folder_is_named(fitted, tmp_path):
         load_tokenizer(tmp_path)
 
 
+def store(folder, kind: str, content: bytes) -> None:
+    """A tokenizer of this content, under the checksum that belongs to it."""
+    (folder / CLASS_OF_KIND[kind].filename).write_bytes(content)
+    (folder / "tokenizer.json").write_text(json.dumps({"kind": kind, "sha256": content_hash(kind, content)}))
+
+
+SPECIAL = '{"pad": 0, "unk": 1, "bos": 2, "eos": 3, "start": 2, "end_ids": [3], "suppress": []}'
+CONTENTS = [
+    ("words", b"[" * 100_000),
+    ("words", b'["a", 1]'),
+    ("words", b"\xff"),
+    ("characters", b'["ab"]'),
+    ("spelled words", b'{"words": ["a"], "characters": "a", "lowercase": 1}'),
+    ("sentencepiece", b""),
+    ("sentencepiece", b"\x0a\x05abcde"),
+    ("tokenizers", b'{"vocab_size": 9, "special": {}, "tokenizer": "{}"}'),
+    ("tokenizers", f'{{"vocab_size": 99999999999, "special": {SPECIAL}, "tokenizer": "{{}}"}}'.encode()),
+    (
+        "published_pieces",
+        f'{{"source": "x", "target": "", "vocab_size": 9, "vocabulary": [], "special": {SPECIAL}}}'.encode(),
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "content"), CONTENTS)
+def test_content_that_no_tokenizer_writes_is_refused(kind, content, tmp_path):
+    store(tmp_path, kind, content)
+    with pytest.raises(UserError, match="is not what such a tokenizer writes|not a SentencePiece model"):
+        load_tokenizer(tmp_path).encode(["a"])
+
+
+def test_a_description_of_many_levels_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"kind": ' + "[" * 100_000)
+    with pytest.raises(UserError, match=r"tokenizer\.json is damaged .*levels of JSON"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_folder_is_replaced_whole_or_stays(fitted, tmp_path, monkeypatch):
+    folder = tmp_path / "tokenizer"
+    fitted["bpe"].save(folder)
+    written = []
+
+    def fail(path, content):
+        written.append(path.name)
+        if path.name == "tokenizer.json":
+            raise OSError("disk full")
+        path.write_bytes(content)
+
+    monkeypatch.setattr("jaxlm.data.tokenizers.base.write_atomic", fail)
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(OSError, match="disk full"):
+            fitted["words"].save(target)
+    assert load_tokenizer(folder).fingerprint == fitted["bpe"].fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"] and len(written) == 4
+    monkeypatch.undo()
+    (tmp_path / ".tokenizer.part").mkdir()  # of a run that was killed
+    fitted["words"].save(folder)
+    assert load_tokenizer(folder).fingerprint == fitted["words"].fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+
+
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_a_vocabulary_that_the_text_cannot_give(kind):
     few = ["the cat sat on the mat"] * 5
@@ -190,6 +251,14 @@ def test_no_text_is_an_error(config, texts):
 def test_a_vocabulary_of_special_ids_alone_is_refused():
     with pytest.raises(UserError, match="more than the 4 special ones"):
         Words(vocab_size=4).fit(["a"])
+
+
+@pytest.mark.parametrize("odd", ["\u2585", "\u2581", "\0", "\ue000\ue002"])
+def test_texts_with_characters_of_sentencepiece_itself_are_learnt_from(odd):
+    texts = [f"{text} {odd}{odd} wunderbar{odd}" for text in sentences(40)]
+    tokenizer = SentencePiece(330, "bpe").fit(texts)
+    assert tokenizer.decode(tokenizer.encode(texts)) == texts
+    assert len(tokenizer.encode(["wunderbar"])[0]) < 4
 
 
 def test_options_of_sentencepiece():
