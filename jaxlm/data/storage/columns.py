@@ -127,7 +127,7 @@ def update_digest(digest: Any, text: str) -> int:
 
 
 def _ends_header(rows: int) -> bytes:
-    """What NumPy writes before so many int64."""
+    """The header of the NumPy file of `rows` int64."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (rows,)})
     return header.getvalue()

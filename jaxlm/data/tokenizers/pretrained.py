@@ -36,16 +36,12 @@ class _Stored(TypedDict):
     special: dict
 
 
-class _StoredFast(_Stored):
-    tokenizer: str
-
-
 class _StoredPieces(_Stored):
     source: str
     target: str
     vocabulary: list[str]
     target_vocabulary: NotRequired[list[str]]
-    added_tokens: NotRequired[list[dict]]
+    added_tokens: NotRequired[list[dict[str, str | int]]]
     prepend: NotRequired[str]
 
 
@@ -112,7 +108,8 @@ class FastTokenizer(SerializableTokenizer):
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        stored = parse_content(content, cls.filename, _StoredFast)
+        stored = parse_content(content, cls.filename, _Stored)
+        check_type(stored.get("tokenizer"), str, "tokenizer")
         return cls(stored["tokenizer"], _checked_size(stored["vocab_size"]), SpecialIds.from_json(stored["special"]))
 
 
@@ -263,9 +260,6 @@ class PretrainedSentencePiece(SerializableTokenizer):
         special = SpecialIds.from_json(stored["special"])
         vocabs = tuple(stored["vocabulary"]), tuple(stored.get("target_vocabulary", ()))
         added_tokens = tuple(AddedToken(**token) for token in stored.get("added_tokens", ()))
-        for token in added_tokens:
-            check_type(token.content, str, "an added token")
-            check_type(token.id, int, f"the id of {token.content!r:.40}")
         scheme = stored.get("prepend", "")
         return cls(source, target, _checked_size(stored["vocab_size"]), special, *vocabs, added_tokens, scheme)
 

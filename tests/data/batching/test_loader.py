@@ -30,9 +30,6 @@ class Letters:
         self.fingerprint = fingerprint
         self.texts = 0
 
-    def side(self, name):
-        return self
-
     def encode(self, texts):
         self.texts += len(texts)
         return [np.array([ord(letter) - 93 for letter in text], np.int32) for text in texts]

@@ -17,7 +17,7 @@ from fixtures.cli_runs import command, environment  # noqa: F401 (a fixture)
 
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.sources.text import Documents, Shards
+from jaxlm.data.sources.text import Shards
 from jaxlm.data.storage.shards import build_shards, split_into_shards
 from jaxlm.data.tokenizers.loading import SavedTokenizer
 from jaxlm.data.tokenizers.simple import Bytes, Characters, Words
@@ -247,39 +247,6 @@ def test_portions_depend_on_the_text_alone():
     assert [p.texts for p in small] == [[text] for text in TEXTS] and large[0].texts == TEXTS
     digests = {p.digest for texts in (["ab", "c"], ["a", "bc"]) for p in split_into_shards(texts, 9)}
     assert len(digests) == 2
-
-
-UNITS = " = One = \n\na b .\n = = More = = \nc\n\n\n = Two = \nd\n"
-
-
-@pytest.mark.parametrize(
-    "arguments, expected",
-    [
-        ({"unit": "line"}, [" = One = ", "a b .", " = = More = = ", "c", " = Two = ", "d"]),
-        ({"unit": "block", "line_separator": "|"}, [" = One = ", "a b .| = = More = = |c", " = Two = |d"]),
-        (
-            {"unit": "heading", "heading": " = [^=]", "line_separator": "|"},
-            [" = One = |a b .| = = More = = |c", " = Two = |d"],
-        ),
-    ],
-)
-def test_units(tmp_path, arguments, expected):
-    (tmp_path / "text").write_text(UNITS)
-    documents = Documents((str(tmp_path / "text"), str(tmp_path / "text")), **arguments)
-    assert list(documents) == expected * 2
-
-
-def test_json_lines_are_documents(tmp_path):
-    lines = [{"meta": {"text": "eins"}}, {"meta": {"text": " "}}, {"meta": {"text": "zwei\ndrei"}}]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    documents = Documents((str(tmp_path / "a.jsonl"),), "json", field="meta.text")
-    assert list(documents.read(bad := ReadStats())) == ["eins", "zwei\ndrei"] and bad.blank == 1
-
-
-@pytest.mark.parametrize("arguments", [{"unit": "heading"}, {"heading": "x"}, {"unit": "heading", "heading": "("}])
-def test_units_that_make_no_sense(arguments):
-    with pytest.raises(UserError, match="heading"):
-        Documents(("text",), **arguments)
 
 
 def test_the_verb(corpus, tmp_path, command):  # noqa: F811
