@@ -41,7 +41,7 @@ class _StoredPieces(_Stored):
     target: str
     vocabulary: list[str]
     target_vocabulary: NotRequired[list[str]]
-    added_tokens: NotRequired[list[dict[str, str | int]]]
+    added_tokens: NotRequired[list[dict[str, str | int | bool]]]
     prepend: NotRequired[str]
 
 
