@@ -19,6 +19,13 @@ from jaxlm.types import Array, State
 MAX_CHUNK_LOGITS = 2**21  # per chunk and device: 8 MiB of float32, about a core's share of the cache
 MAX_CHUNK_LOGITS_WIDE = 2**25  # if the features are wide: 128 MiB
 
+NEVER_LOGIT = -1e9
+"""The logit of an outcome that cannot be, such as a choice that a row lacks, if -inf would give a NaN gradient.
+
+An outcome of less than half of it, -inf too, has no part in a loss: a uniform distribution leaves it out, and a label
+that cannot be is ignored as if it were not valid.
+"""
+
 
 @struct.dataclass
 class Loss:
@@ -56,8 +63,8 @@ def cross_entropy(
     vocab = jax.eval_shape(readout, features[:1, :1]).shape[-1]
     size = _chunk_size(label_GM.shape[1], vocab, features.shape[-1])
     readout, weights = jax.closure_convert(readout, features[:1, :size])
-    total, nll = _chunked_cross_entropy(readout, label_smoothing, size, weights, features, label_GM, valid_GM)
-    return Loss(total=total, nll=nll, count=valid_BT.sum(dtype=jnp.float32))
+    total, nll, count = _chunked_cross_entropy(readout, label_smoothing, size, weights, features, label_GM, valid_GM)
+    return Loss(total=total, nll=nll, count=count)
 
 
 def _to_groups(x: Array, row_groups: int, position_groups: int) -> Array:
@@ -84,10 +91,9 @@ def _chunk_size(positions: int, vocab: int, width: int) -> int:
 
 @struct.dataclass
 class _LoopCarry:
-    """Loss sums and, for the gradient, `d_features` in the order of the loop and `d_weights` of each group (G, ...)."""
+    """Sums (total, nll, count) and, for the gradient, `d_features` in loop order and `d_weights` of each group."""
 
-    total_G: Array
-    nll_G: Array
+    sums_G: tuple[Array, Array, Array]
     d_features: Array | None = None
     d_weights: Any = None
 
@@ -117,18 +123,27 @@ def _valid_first(valid_GM: Array) -> Array:
 _gather_positions = jax.vmap(lambda x, index_M: jnp.take(x, index_M, axis=0, mode="clip"))
 
 
-def _chunk_sums(logits_GRV: Array, label_GR: Array, valid_GR: Array, smoothing: float) -> tuple[Array, ...]:
-    """Smoothed and plain sums of a chunk (G,); exp(logits - max) and its sum over V, for the gradient."""
+def _possible_share(logits: Array) -> tuple[Array, Array]:
+    """Which outcomes can be, (..., V), and V divided by their number (...): exactly 1 if all can."""
+    is_possible = logits > NEVER_LOGIT / 2
+    return is_possible, logits.shape[-1] / is_possible.sum(-1).astype(logits.dtype)
+
+
+def _chunk_sums(logits_GRV: Array, label_GR: Array, valid_GR: Array, smoothing: float) -> tuple[Any, ...]:
+    """Sums of a chunk (total, nll, count), each (G,); exp(logits - max), its sum over V, and the labels that count."""
     max_GR1 = logits_GRV.max(-1, keepdims=True)
     exp_GRV = jnp.exp(logits_GRV - max_GR1)
     sum_GR = exp_GRV.sum(-1)
     log_z_GR = jnp.log(sum_GR) + max_GR1[..., 0]
     label_logit_GR = jnp.take_along_axis(logits_GRV, label_GR[..., None], axis=-1)[..., 0]
+    valid_GR &= label_logit_GR > NEVER_LOGIT / 2
     total_G = nll_G = jnp.where(valid_GR, log_z_GR - label_logit_GR, 0.0).sum(1)
     if smoothing:
-        uniform_G = jnp.where(valid_GR, log_z_GR - logits_GRV.mean(-1), 0.0).sum(1)
+        is_possible_GRV, share_GR = _possible_share(logits_GRV)
+        mean_GR = jnp.where(is_possible_GRV, logits_GRV, 0.0).mean(-1) * share_GR
+        uniform_G = jnp.where(valid_GR, log_z_GR - mean_GR, 0.0).sum(1)
         total_G = (1.0 - smoothing) * nll_G + smoothing * uniform_G
-    return total_G, nll_G, exp_GRV, sum_GR
+    return (total_G, nll_G, valid_GR.sum(1, dtype=jnp.float32)), exp_GRV, sum_GR, valid_GR
 
 
 def _grouped_logits(readout: Callable, features: Array, weights: Any) -> Array:
@@ -159,41 +174,46 @@ def _logits_vjp(readout: Callable, features: Array, weights: Any) -> tuple[Array
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _chunked_cross_entropy(readout, smoothing, size, weights, features, label_GM, valid_GM):
     def chunk(carry, first, features, label_GR, valid_GR):
-        total_G, nll_G, *_ = _chunk_sums(_grouped_logits(readout, features, weights), label_GR, valid_GR, smoothing)
-        return _LoopCarry(carry.total_G + total_G, carry.nll_G + nll_G)
+        sums_G, *_ = _chunk_sums(_grouped_logits(readout, features, weights), label_GR, valid_GR, smoothing)
+        return _LoopCarry(jax.tree.map(jnp.add, carry.sums_G, sums_G))
 
-    zeros_G = jnp.zeros(len(features))
-    sums = _loop_over_chunks(chunk, size, features, label_GM, valid_GM, _LoopCarry(zeros_G, zeros_G))
-    return sums.total_G.sum(), sums.nll_G.sum()
+    initial = _LoopCarry((jnp.zeros(len(features)),) * 3)
+    final = _loop_over_chunks(chunk, size, features, label_GM, valid_GM, initial)
+    return jax.tree.map(jnp.sum, final.sums_G)
 
 
 def _chunked_cross_entropy_fwd(readout, smoothing, size, weights, features, label_GM, valid_GM):
     def chunk(carry, first, features, label_GR, valid_GR):
         logits_GRV, pull = _logits_vjp(readout, features, weights)
-        total_G, nll_G, exp_GRV, sum_GR = _chunk_sums(logits_GRV, label_GR, valid_GR, smoothing)
+        sums_G, exp_GRV, sum_GR, valid_GR = _chunk_sums(logits_GRV, label_GR, valid_GR, smoothing)
         # d_logits = softmax - target, with (1 - e) + e / V at the label and e / V elsewhere; 0 at invalid positions.
         valid = valid_GR.astype(logits_GRV.dtype)
         uniform = smoothing / logits_GRV.shape[-1]
         is_label_GRV = jax.lax.broadcasted_iota(label_GR.dtype, logits_GRV.shape, 2) == label_GR[..., None]
         label_GR1, other_GR1 = (valid * (1.0 - smoothing + uniform))[..., None], (valid * uniform)[..., None]
+        if smoothing:  # V counts the outcomes that can be
+            is_possible_GRV, share_GR = _possible_share(logits_GRV)
+            label_GR1 += (valid * uniform * (share_GR - 1.0))[..., None]
+            other_GR1 = jnp.where(is_possible_GRV, other_GR1 * share_GR[..., None], 0.0)
         d_logits_GRV = exp_GRV * (valid / sum_GR)[..., None] - jnp.where(is_label_GRV, label_GR1, other_GR1)
         d_chunk, d_chunk_weights = pull(d_logits_GRV)
         d_features = jax.lax.dynamic_update_slice_in_dim(carry.d_features, d_chunk, first, 1)
         d_weights = jax.tree.map(lambda a, b: _constrain_groups(a + b), carry.d_weights, d_chunk_weights)
-        return _LoopCarry(carry.total_G + total_G, carry.nll_G + nll_G, d_features=d_features, d_weights=d_weights)
+        sums_G = jax.tree.map(jnp.add, carry.sums_G, sums_G)
+        return _LoopCarry(sums_G, d_features=d_features, d_weights=d_weights)
 
     groups, padding = len(features), -label_GM.shape[1] % size
     d_features = jnp.pad(jnp.zeros_like(features), [(0, 0), (0, padding)] + [(0, 0)] * (features.ndim - 2))
     # One gradient of the weights per group, on its device: they are summed over devices once, after the loop.
     d_weights = jax.tree.map(lambda w: _constrain_groups(jnp.zeros_like(w, shape=(groups, *w.shape))), weights)
-    initial = _LoopCarry(jnp.zeros(groups), jnp.zeros(groups), d_features=d_features, d_weights=d_weights)
+    initial = _LoopCarry((jnp.zeros(groups),) * 3, d_features=d_features, d_weights=d_weights)
     final = _loop_over_chunks(chunk, size, features, label_GM, valid_GM, initial)
     position_GM = jnp.argsort(_valid_first(valid_GM), axis=1)  # the inverse permutation
     d_weights = jax.tree.map(lambda d_weights_G: d_weights_G.sum(0), final.d_weights)
-    return (final.total_G.sum(), final.nll_G.sum()), (d_weights, _gather_positions(final.d_features, position_GM))
+    return jax.tree.map(jnp.sum, final.sums_G), (d_weights, _gather_positions(final.d_features, position_GM))
 
 
-def _chunked_cross_entropy_bwd(readout, smoothing, size, residuals: Any, cotangents: tuple[Array, Array]):
+def _chunked_cross_entropy_bwd(readout, smoothing, size, residuals: Any, cotangents: tuple[Array, ...]):
     # The residuals are the gradients already; only the loss's own cotangent, a scalar, is missing.
     d_weights, d_features = jax.tree.map(lambda grad: (grad * cotangents[0]).astype(grad.dtype), residuals)
     return d_weights, d_features, None, None
@@ -204,10 +224,13 @@ _chunked_cross_entropy.defvjp(_chunked_cross_entropy_fwd, _chunked_cross_entropy
 
 def classification_loss(logits: Array, label: Array, label_smoothing: float = 0.0) -> Loss:
     """Return the cross-entropy of logits (..., C) against (1 - e) one-hot + e uniform; a label of -1 is ignored."""
-    is_labeled, log_p = label >= 0, jax.nn.log_softmax(logits)
+    log_p = jax.nn.log_softmax(logits)
     label_log_p = jnp.take_along_axis(log_p, jnp.maximum(label, 0)[..., None], -1)[..., 0]
+    is_labeled = (label >= 0) & (label_log_p > NEVER_LOGIT / 2)
     total = nll = -jnp.where(is_labeled, label_log_p, 0.0).sum()
     if label_smoothing:
-        uniform = -jnp.where(is_labeled, log_p.mean(-1), 0.0).sum()
+        is_possible, share = _possible_share(logits)
+        mean = jnp.where(is_possible, log_p, 0.0).mean(-1) * share
+        uniform = -jnp.where(is_labeled, mean, 0.0).sum()
         total = (1.0 - label_smoothing) * nll + label_smoothing * uniform
     return Loss(total=total, nll=nll, count=is_labeled.sum(dtype=jnp.float32))

@@ -107,6 +107,13 @@ class SequenceModel(nn.Module):
         features_BTD, _ = self.extend(batch.target_BT, self.start(batch, 0), batch.target_valid_BT)
         return self.readout(features_BTD)
 
+    def max_target_tokens(self, source_tokens: Any = 0) -> Any:
+        """Return the most target tokens that `extend` reads after a source of so many; None: any number.
+
+        Positions are counted in tokens: padding has none, and each segment of a packed row counts for itself.
+        """
+        return None
+
     def start(self, batch: Batch, capacity: int) -> State:
         """Return the state before the first target token, with room for `capacity` tokens.
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxlm import losses
 from jaxlm.distributed.sharding import data_mesh, replicated_sharding, row_sharding
-from jaxlm.losses import Loss, cross_entropy
+from jaxlm.losses import NEVER_LOGIT, Loss, classification_loss, cross_entropy
 
 B, T, D, V = 3, 6, 5, 11
 RNG = np.random.default_rng(0)
@@ -98,6 +98,31 @@ def test_the_gradient_is_that_of_any_function_of_the_sum():
         value_and_grads(lambda w, x: jnp.log(chunked(w, x).total) * 3.0),
         value_and_grads(lambda w, x: jnp.log(plain(w, x)) * 3.0),
     )
+
+
+@pytest.mark.parametrize("never", [-np.inf, NEVER_LOGIT])
+def test_outcomes_that_cannot_be_have_no_part(never):
+    """Label smoothing is uniform over the others, and a label that cannot be is neither summed nor counted."""
+    bias = WEIGHTS["bias"].copy()
+    bias[V - 2 :] = never
+    kept = {"kernel": WEIGHTS["kernel"][:, : V - 2], "bias": bias[: V - 2], "gain": WEIGHTS["gain"]}
+    possible, label = VALID & (LABEL < V - 2), np.minimum(LABEL, V - 3)
+    assert 0 < possible.sum() < VALID.sum()
+
+    def total(weights):
+        loss = chunked(weights, FEATURES, LABEL, VALID, 0.1)
+        return loss.total, loss
+
+    (_, loss), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(WEIGHTS | {"bias": bias})
+    expected, expected_grads = jax.value_and_grad(plain)(kept, FEATURES, label, possible, 0.1)
+    assert loss.count == possible.sum()
+    close((loss.total, loss.nll), (expected, plain(kept, FEATURES, label, possible)))
+    close({name: grad[..., : V - 2] for name, grad in grads.items() if name != "gain"},
+          {name: grad for name, grad in expected_grads.items() if name != "gain"})  # fmt: skip
+    logits, few = readout(WEIGHTS | {"bias": bias}, FEATURES), readout(kept, FEATURES)
+    whole, part = (classification_loss(x, np.where(possible, LABEL, -1), 0.1) for x in (logits, few))
+    close((whole.total, whole.nll, whole.count), (part.total, part.nll, part.count))
+    assert classification_loss(logits, np.where(VALID, LABEL, -1), 0.1).count == possible.sum()
 
 
 def test_labels_of_padding_are_ignored():

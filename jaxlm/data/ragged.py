@@ -88,6 +88,13 @@ class Ragged:
         first = np.repeat(self.offsets[:-1], count) + max_length * piece
         return Ragged(self.flat, np.append(first, self.offsets[-1]))
 
+    def truncate(self, lengths: np.ndarray) -> "Ragged":
+        """The first `lengths[i]` ids of every row i, or all that it has."""
+        lengths = np.minimum(self.lengths, lengths)
+        if (lengths == self.lengths).all():
+            return self
+        return Ragged(self.flat[concat_ranges(self.offsets[:-1], lengths)], np.append(0, np.cumsum(lengths)))
+
     def gather(self, rows: np.ndarray, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The ids of `rows` one after the other, the first `max_length` of each, and the number from each row."""
         first = self.offsets[rows]

@@ -78,6 +78,7 @@ def beam_search(model: Any, params: Params, request: DecodeRequest, config: Beam
     no attention to a source.
     """
     request.check_shapes()
+    request.check_positions(model, config.length)
     model, static_config, score_params = specialize(model, config)
     return _beam_search(model, static_config, params, request, score_params)
 

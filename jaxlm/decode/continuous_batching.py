@@ -47,6 +47,7 @@ def beam_search_queue(
     while waiting is not None or (row_of_place >= 0).any():
         while waiting is not None and (row_of_place < 0).sum() >= len(waiting[0]):
             row_G, request = waiting
+            request.check_positions(model, config.length)
             place_G = np.flatnonzero(row_of_place < 0)[: len(row_G)]
             row_of_place[place_G] = row_G
             # A filler gets a place beyond the last: the scatter drops it.

@@ -62,6 +62,7 @@ def generate(model: Any, params: Params, request: DecodeRequest, config: Generat
     Raises UserError if the shapes of the request do not match.
     """
     request.check_shapes(several_limits=True)
+    request.check_positions(model, config.length)
     return _generate(model, config, params, request)
 
 
@@ -81,6 +82,7 @@ def generate_stream(
 ) -> Iterator[GenerationOutput]:
     """Yield the output of `generate` after every token. Two programs are compiled; the caller may stop iterating."""
     request.check_shapes(several_limits=True)
+    request.check_positions(model, config.length)
     loop, layers = _initial_state_jit(model, config, params, request), unstack_layers_jit(params)
     while not bool(loop.done_B.all()):
         loop = _step_jit(model, config, layers, loop, request.forced_prefix, request.grammar)

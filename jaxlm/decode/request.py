@@ -1,13 +1,16 @@
 """The request that all searches take: the prompts and limits of a batch, and the static settings of the search."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import jax
+import numpy as np
 from flax import struct
 
 from jaxlm.decode.grammar import TokenGrammar
 from jaxlm.decode.logit_masks import ForcedPrefix
 from jaxlm.errors import UserError
-from jaxlm.types import ArrayOrNone, Batch
+from jaxlm.types import ArrayOrNone, Batch, SequenceModel
 
 
 @struct.dataclass
@@ -45,6 +48,29 @@ class DecodeRequest:
         several = several_limits and len(limit) == 1 and 0 < prompt[0] <= limit[0] and limit[0] % prompt[0] == 0
         if limit != prompt[:1] and not several:
             raise UserError(f"limit_B has shape {limit}, expected {prompt[:1]}: one limit a row")
+
+    def check_positions(self, model: Any, length: int) -> None:
+        """Raises UserError if a row may read more tokens than the model has positions. Tokens count, not padding.
+
+        length: the room for generated tokens. Arrays are looked at only if their shapes leave a doubt.
+        """
+        source_valid_BS, prompt = self.batch.source_valid_BS, self.prompt_BP.shape[1]
+        source = 0 if source_valid_BS is None else source_valid_BS.shape[1]
+        if not isinstance(model, SequenceModel) or (limit := model.max_target_tokens(source)) is None:
+            return
+        if prompt - 1 + length <= limit or isinstance(self.prompt_valid_BP, jax.core.Tracer):
+            return
+        source_B = 0 if source_valid_BS is None else np.asarray(source_valid_BS).sum(1)
+        limit_B = np.minimum(np.asarray(self.limit_B).reshape(prompt_rows := len(self.prompt_BP), -1).max(1), length)
+        tokens_B = np.where(limit_B > 0, np.asarray(self.prompt_valid_BP).sum(1) + limit_B - 1, 0)
+        over_B = np.broadcast_to(tokens_B - model.max_target_tokens(source_B), prompt_rows)
+        if (over_B > 0).any():
+            row = int(over_B.argmax())
+            raise UserError(
+                f"row {row}: room for {tokens_B[row]} target tokens, but learned positions reach "
+                f"{tokens_B[row] - over_B[row]}: lower the length limit (of `generate`, --max-tokens), shorten the "
+                "prompt, or train with a larger model.max_length"
+            )
 
 
 @dataclass(frozen=True)

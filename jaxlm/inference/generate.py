@@ -26,7 +26,8 @@ from jaxlm.decode.sampling import Sampler
 from jaxlm.grammar.constraint import Constraint
 from jaxlm.inference.base import TrainedModel
 from jaxlm.inference.constraints import TokenConstraint, compile_constraint
-from jaxlm.inference.translate import Search
+from jaxlm.inference.translate import Search, max_source_tokens
+from jaxlm.models.properties import max_target_positions
 from jaxlm.types import Batch
 
 SAMPLE_BATCH = 8
@@ -62,6 +63,10 @@ class Sample:
     """One text: log-probability (natural log, EOS included, at the sampler's temperature), tokens, finish reason.
 
     Both count the tokens up to and with the one that completed a stop string ("string" is then the reason).
+
+    Attributes:
+      truncated: the prompt had more tokens than the model has positions, or than the search reads: only its end was
+        read, or the beginning of a source.
     """
 
     prompt: str
@@ -69,6 +74,7 @@ class Sample:
     logprob: float
     tokens: int
     reason: str
+    truncated: bool = False
 
 
 MAX_PARTIAL_BYTES = 3
@@ -132,36 +138,48 @@ def draw_samples(
     constraint = compile_constraint(request.constraint, trained.tokenizer) if request.constraint else None
     for text in prompts:
         if search is None:
-            prompt, max_length = _encode_prefix(trained.tokenizer, text, request)
+            prompt, room, is_cut = _encode_prefix(trained, text, request)
         else:
-            prompt, max_length = _encode_source(trained.tokenizer, text, request, search)
-        yield from _sample_prompt(trained, text, prompt, max_length, request, constraint, on_text)
+            prompt, room, is_cut = _encode_source(trained, text, request, search)
+        for sample in _sample_prompt(trained, text, prompt, room, request, constraint, on_text):
+            yield replace(sample, truncated=is_cut)
 
 
 def _encode_source(
-    tokenizer: Tokenizer, text: str, request: GenerationRequest, search: Search
-) -> tuple[DecodeRequest, int]:
-    """A request of one row, which is read once for all samples, and the room for tokens: one for a padded length."""
-    special, max_length = tokenizer.special, search.max_source_len
-    column = Ragged.from_rows(tokenizer.encode([text]))
+    trained: TrainedModel, text: str, request: GenerationRequest, search: Search
+) -> tuple[DecodeRequest, int, bool]:
+    """A request of one row, which is read once for all samples; the room for tokens, one for a padded length; whether
+    the text was cut.
+    """
+    model, special, max_length = trained.model, trained.tokenizer.special, max_source_tokens(trained.model, search)
+    column = Ragged.from_rows(trained.tokenizer.encode([text]))
     ((_, batch),) = eval_batches({"source": column}, 1, row_multiple=1, max_length=max_length, special=special)
-    source_tokens = int(batch.source_valid_BS[0].sum())
+    tokens = int(batch.source_valid_BS[0].sum())
     limit, room = (
-        request.max_tokens or int(search.max_answer_tokens(np.asarray(tokens)))
-        for tokens in (source_tokens, batch.source_BS.shape[1])
+        request.max_tokens or int(search.max_answer_tokens(np.asarray(size)))
+        for size in (tokens, batch.source_BS.shape[1])
     )
+    limit = min(limit, max_target_positions(model, tokens) or limit)
+    room = min(room, max_target_positions(model, 1) or room)
     prompt_BP = np.full((1, 1), special.start, np.int32)
-    return DecodeRequest(batch, prompt_BP, np.ones((1, 1), bool), np.array([limit])), room
+    prompt = DecodeRequest(batch, prompt_BP, np.ones((1, 1), bool), np.array([limit]))
+    return prompt, room, bool(column.lengths[0] >= max_length)
 
 
-def _encode_prefix(tokenizer: Tokenizer, text: str, request: GenerationRequest) -> tuple[DecodeRequest, int]:
-    ids = np.concatenate([[tokenizer.special.start], tokenizer.encode([text])[0]])
+def _encode_prefix(trained: TrainedModel, text: str, request: GenerationRequest) -> tuple[DecodeRequest, int, bool]:
+    ids = np.concatenate([[trained.tokenizer.special.start], trained.tokenizer.encode([text])[0]])
+    limit, positions = request.max_tokens or DEFAULT_MAX_TOKENS, max_target_positions(trained.model)
+    room, is_cut = limit, positions is not None and len(ids) > positions
+    if positions is not None:
+        if is_cut:  # the end of the prompt, with room for the text in up to half of the positions
+            ids = np.append(ids[:1], ids[len(ids) - positions + min(limit, max(positions // 2, 1)) :])
+        room = min(limit, positions)
+        limit = min(limit, positions - len(ids) + 1)  # the last token is not read
     width = 8 << max(0, math.ceil(math.log2(len(ids) / 8)))  # few shapes to compile: 8, 16, 32, ...
     prompt_BP = np.pad(ids.astype(np.int32), (width - len(ids), 0))[None]
     valid_BP = np.arange(width)[None] >= width - len(ids)
-    limit = request.max_tokens or DEFAULT_MAX_TOKENS
     batch = Batch(target_BT=prompt_BP, target_valid_BT=valid_BP)
-    return DecodeRequest(batch, prompt_BP, valid_BP, np.array([limit])), limit
+    return DecodeRequest(batch, prompt_BP, valid_BP, np.array([limit])), room, is_cut
 
 
 def _sample_prompt(

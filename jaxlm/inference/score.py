@@ -8,12 +8,16 @@ import numpy as np
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.ragged import Ragged
 from jaxlm.decode.score import score_targets
-from jaxlm.inference.base import TrainedModel, token_texts
+from jaxlm.inference.base import TrainedModel, cut_to_positions, token_texts
 
 
 @dataclass(frozen=True)
 class TextScore:
-    """log p(text, EOS | source): natural log, summed, and per token (EOS counted); `truncated`: a side was too long."""
+    """log p(text, EOS | source): natural log, summed, and per token (EOS counted).
+
+    truncated: a side was longer than the limit or the positions of the model. Only its beginning was scored, after
+    which there is no EOS.
+    """
 
     source: str | None
     text: str
@@ -35,7 +39,7 @@ def score_pairs(
 
     Args:
       batch_tokens: positions of a batch.
-      max_length: tokens of a side, EOS included; a longer one is cut.
+      max_length: tokens of a side, EOS included; what is longer, or has no positions in the model, is cut.
       score_eos: whether the EOS after a target is part of its score.
     """
     tokenizer = trained.tokenizer
@@ -44,15 +48,16 @@ def score_pairs(
     if pairs:
         columns["target"] = Ragged.from_rows(tokenizer.side("target").encode(targets))
     scores: list[TextScore | None] = [None] * len(pairs)
-    for row_B, batch in eval_batches(columns, batch_tokens, max_length=max_length, special=tokenizer.special):
+    read, is_cut_N = cut_to_positions(trained.model, columns, max_length)
+    for row_B, batch in eval_batches(read, batch_tokens, max_length=max_length, special=tokenizer.special):
         scored = score_targets(trained.model, trained.params, batch)
         token_logprob_BT, label_BT = np.asarray(scored.token_logprob_BT), np.asarray(batch.label_BT)
         for row in np.flatnonzero(row_B >= 0):
             index = int(row_B[row])
-            size = int(scored.count_B[row]) - (not score_eos)
+            is_whole = read["target"].lengths[index] == columns["target"].lengths[index]
+            size = int(scored.count_B[row]) - (not (score_eos and is_whole))  # a beginning is not followed by EOS
             logprob_T = token_logprob_BT[row, :size]
             total, token_logprobs = float(logprob_T.sum(dtype=np.float64)), tuple(map(float, logprob_T))
             pieces = tuple(token_texts(tokenizer, label_BT[row, :size].tolist()))
-            truncated = any(len(column[index]) >= max_length for column in columns.values())
-            scores[index] = TextScore(*pairs[index], total, size, token_logprobs, pieces, truncated)
+            scores[index] = TextScore(*pairs[index], total, size, token_logprobs, pieces, bool(is_cut_N[index]))
     return scores

@@ -1,6 +1,7 @@
 """Lines in, lines out: tokenize, batch by length, search on the device, detokenize, restore the order."""
 
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,8 +10,8 @@ import jax
 import numpy as np
 
 from jaxlm.data.batching.eval_batches import collate_rows, eval_batches, queue_shapes
-from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.base import SpecialIds, Tokenizer
+from jaxlm.data.ragged import Columns, Ragged
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.continuous_batching import beam_search_queue
@@ -18,7 +19,16 @@ from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_REASONS
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
-from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, non_blank, to_single_line, token_texts
+from jaxlm.inference.base import (
+    Answer,
+    ProgressCallback,
+    TrainedModel,
+    cut_to_positions,
+    non_blank,
+    to_single_line,
+    token_texts,
+)
+from jaxlm.models.properties import max_input_positions, max_target_positions
 from jaxlm.types import Array, Batch, Params
 
 
@@ -107,40 +117,57 @@ def _decode_queue(trained: TrainedModel, column: Ragged, search: Search) -> Iter
     if search.constraint:
         yield from _decode_in_batches(trained, column, search)
         return
-    special = trained.tokenizer.special
-    for rows, length, places, group in queue_shapes(column, search.batch_tokens, search.max_source_len):
+    special, max_length = trained.tokenizer.special, max_source_tokens(trained.model, search)
+    for rows, length, places, group in queue_shapes(column, search.batch_tokens, max_length):
         padded = np.pad(rows, (0, -len(rows) % group), constant_values=-1)
         batches = (
-            (row_G, _request(search, row_G, collate_rows({"source": column}, row_G, length, special), special))
+            (row_G, _request(trained, search, row_G, collate_rows({"source": column}, row_G, length, special)))
             for row_G in padded.reshape(-1, group)
         )
-        config = _search_config(search, length, special)
+        config = _search_config(trained, search, length)
         yield from beam_search_queue(trained.model, trained.params, batches, places, config)
 
 
-def _request(search: Search, row_B: np.ndarray, batch: Batch, special: SpecialIds) -> DecodeRequest:
+def max_source_tokens(model: Any, search: Search) -> int:
+    """The most tokens of a source that are read, EOS included: those of the search, if the model has positions."""
+    return min(search.max_source_len, max_input_positions(model) or search.max_source_len)
+
+
+def answer_limits(model: Any, search: Search, source_tokens: Any) -> np.ndarray:
+    """The most tokens of each answer after a source of so many: those of the search, if the model has positions."""
+    tokens, positions = search.max_answer_tokens(source_tokens), max_target_positions(model, source_tokens)
+    return tokens if positions is None else np.minimum(tokens, positions)
+
+
+def _request(trained: TrainedModel, search: Search, row_B: np.ndarray, batch: Batch) -> DecodeRequest:
     """BOS as the prompt of each row, and the limit of its own source length; 0 for fillers, the rows of number -1."""
-    limit_B = np.where(row_B >= 0, search.max_answer_tokens(batch.source_valid_BS.sum(1)), 0)
-    prompt_B1 = np.full((len(row_B), 1), special.start, np.int32)
+    limit_B = np.where(row_B >= 0, answer_limits(trained.model, search, batch.source_valid_BS.sum(1)), 0)
+    prompt_B1 = np.full((len(row_B), 1), trained.tokenizer.special.start, np.int32)
     return DecodeRequest(batch, prompt_B1, np.ones_like(prompt_B1, bool), limit_B)
 
 
-def _search_config(search: Search, source_length: int, special: SpecialIds) -> BeamSearchConfig:
+def _search_config(trained: TrainedModel, search: Search, source_length: int) -> BeamSearchConfig:
     """The room for answers, the ids that end one, and the beam, which must not generate the suppressed ids."""
+    special = trained.tokenizer.special
+    room = min(int(search.max_answer_tokens(source_length)), max_target_positions(trained.model, 1) or sys.maxsize)
     suppress = (*search.beam.suppress_tokens, *special.suppress)
     beam = replace(search.beam, suppress_tokens=suppress)
-    return BeamSearchConfig(int(search.max_answer_tokens(np.asarray(source_length))), special.end_ids, beam)
+    return BeamSearchConfig(room, special.end_ids, beam)
 
 
 def _decode_in_batches(trained: TrainedModel, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
     """The same under a grammar; one batch is on the device while the one before it is turned into text."""
     previous, special = None, trained.tokenizer.special
     for row_B, batch in eval_batches(
-        {"source": column}, search.batch_tokens, row_multiple=1, max_length=search.max_source_len, special=special
+        {"source": column},
+        search.batch_tokens,
+        row_multiple=1,
+        max_length=max_source_tokens(trained.model, search),
+        special=special,
     ):
-        request = _request(search, row_B, batch, special)
+        request = _request(trained, search, row_B, batch)
         grammar = search.constraint.grammar(batch.source_BS, batch.source_valid_BS, request.limit_B)
-        config = _search_config(search, batch.source_BS.shape[1], special)
+        config = _search_config(trained, search, batch.source_BS.shape[1])
         hypotheses = beam_search(trained.model, trained.params, replace(request, grammar=grammar), config)
         if previous is not None:
             yield previous[0], _to_host(previous[1])
@@ -192,10 +219,11 @@ def answer_attention_weights(
     if not indices:
         return records
     tokenizer, special = trained.tokenizer, trained.tokenizer.special
-    columns = {
+    columns: Columns = {
         "source": Ragged.from_rows(tokenizer.encode([lines[index] for index in indices])),
         "target": Ragged.from_rows([[i for i in answers[index].ids if i not in special.end_ids] for index in indices]),
     }
+    columns, _ = cut_to_positions(trained.model, columns, search.max_source_len)
     for row_B, batch in eval_batches(columns, search.batch_tokens, row_multiple=1, special=special):
         weight_BTS = np.asarray(_jitted_attention(trained.model, trained.params, batch))
         for row in np.flatnonzero(row_B >= 0):

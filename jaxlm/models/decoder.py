@@ -27,7 +27,7 @@ from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.layers.linear import FeedForward
 from jaxlm.nn.layers.norm import Norm
-from jaxlm.nn.layers.positions import PositionalEncoding, Rotary, Rotation, check_capacity
+from jaxlm.nn.layers.positions import PositionalEncoding, Rotary, Rotation
 from jaxlm.nn.transformer.block import TransformerBlock
 from jaxlm.nn.transformer.layer_stack import Stack
 from jaxlm.nn.weights.weight_formats import param_or_quantized
@@ -126,9 +126,10 @@ class Decoder(SequenceModel):
         if self.norm == "pre":
             self.last_norm = norm.make_layer(self.dtype)
 
+    def max_target_tokens(self, source_tokens: Any = 0) -> int | None:
+        return self.max_length if self.position == "learned" else None
+
     def start(self, batch: Batch, capacity: int) -> State:
-        """Return an empty state. Raises UserError if `capacity` exceeds the learned positions."""
-        check_capacity(self.position, capacity, self.max_length)
         length_B = jnp.zeros(batch.num_rows, jnp.int32)
         if capacity == 0:
             return State(length_B, batch.target_segment_BT)
@@ -164,7 +165,8 @@ class Decoder(SequenceModel):
         """The input of the first layer, and the rotation of queries and keys."""
         position_BT = state.length_B[:, None] + token_positions(valid_BT, state.segment_BT)
         bound = None if state.kv_cache else tokens_BT.shape[1]  # without a cache this is the only call: positions < T
-        x_BTD = embed_ids(self.embedding, tokens_BT) * self.embedding_scale + self.absolute_position(position_BT, bound)
+        encoding_BTD = self.absolute_position(position_BT, valid_BT, bound)
+        x_BTD = embed_ids(self.embedding, tokens_BT) * self.embedding_scale + encoding_BTD
         x_BTD = self.embedding_dropout(x_BTD.astype(jnp.dtype(self.dtype)))
         if self.position != "rotary":
             return x_BTD, None

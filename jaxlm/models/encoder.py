@@ -11,7 +11,6 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxlm.errors import UserError
 from jaxlm.nn.attention.mask import MaskRule, attention_mask, token_positions
 from jaxlm.nn.attention.multi_head import Attention
 from jaxlm.nn.layers.dropout import Dropout
@@ -116,13 +115,6 @@ class Encoder(nn.Module):
     def _embed_tokens(self, batch: Batch) -> tuple[Array, Array | MaskRule]:
         """The input of the first layer, and the attention mask."""
         valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
-        if valid_BS.shape[1] + self.position_offset > self.max_length:
-            limit = self.max_length - self.position_offset
-            raise UserError(
-                f"a source of {valid_BS.shape[1]} tokens, but the model has {limit} positions: shorten the input (in "
-                f"training --batching.max-length {limit}, for masked language modeling --batching.length {limit}) or "
-                "train with a larger model.max_length"
-            )
         type_BS = jnp.zeros((1, 1), jnp.int32) if batch.token_type_BS is None else jnp.asarray(batch.token_type_BS)
         types = jnp.take(self.type_embedding, type_BS, axis=0, mode="clip")
         ids_BS = jnp.asarray(batch.source_BS)
@@ -131,7 +123,8 @@ class Encoder(nn.Module):
         position_BS = token_positions(counted_BS, segment_BS) + self.position_offset
         if self.position_offset:
             position_BS = jnp.where(ids_BS == self.position_offset - 1, self.position_offset - 1, position_BS)
-        x_BSD = embed_ids(self.embedding, ids_BS) + self.position(position_BS)
+        bound = valid_BS.shape[1] + self.position_offset
+        x_BSD = embed_ids(self.embedding, ids_BS) + self.position(position_BS, valid_BS, bound)
         x_BSD = self.embedding_norm((x_BSD + jnp.broadcast_to(types, x_BSD.shape)).astype(jnp.dtype(self.dtype)))
         return self.embedding_dropout(x_BSD), attention_mask(segment_BS, segment_BS, valid_BS, valid_BS)
 

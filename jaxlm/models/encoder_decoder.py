@@ -20,7 +20,7 @@ from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.layers.linear import FeedForward
 from jaxlm.nn.layers.norm import Norm
-from jaxlm.nn.layers.positions import PositionalEncoding, RelativePositionBias, check_capacity
+from jaxlm.nn.layers.positions import PositionalEncoding, RelativePositionBias
 from jaxlm.nn.transformer.block import CrossAttentionBlock, TransformerBlock
 from jaxlm.nn.transformer.layer_stack import Stack
 from jaxlm.nn.weights.weight_formats import param_or_quantized
@@ -145,13 +145,17 @@ class EncoderDecoder(SequenceModel):
         if self.norm == "pre":
             self.encoder_norm, self.decoder_norm = norm.make_layer(self.dtype), norm.make_layer(self.dtype)
 
+    def max_target_tokens(self, source_tokens: Any = 0) -> int | None:
+        return self.max_length if self.position == "learned" else None
+
     def start(self, batch: Batch, capacity: int) -> State:
         """Encode the source; with capacity, also compute the source keys and values of every decoder layer."""
-        check_capacity(self.position, capacity, self.max_length)
         valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
         table = self.source_embedding if self.tie_embeddings in ("target", "none") else self.embedding
         position_BS = token_positions(valid_BS, segment_BS)
-        x_BSD = self._embed_tokens(table, batch.source_BS, self.source_position(position_BS, valid_BS.shape[1]))
+        x_BSD = self._embed_tokens(
+            table, batch.source_BS, self.source_position(position_BS, valid_BS, valid_BS.shape[1])
+        )
         mask_BSS, bias_BNSS = attention_mask(segment_BS, segment_BS, valid_BS, valid_BS), None
         if self.position == "relative":
             bias_BNSS = self.source_relative(position_BS[:, :, None] - position_BS[:, None])
@@ -182,7 +186,7 @@ class EncoderDecoder(SequenceModel):
         weight_BTS, segment_BT, source = None, state.target_segment_BT, state.source.value
         position_BT = state.length_B[:, None] + token_positions(valid_BT, segment_BT)
         bound = None if state.kv_cache else tokens_BT.shape[1]  # without a cache this is the only call: positions < T
-        x_BTD = self._embed_tokens(self.embedding, tokens_BT, self.target_position(position_BT, bound))
+        x_BTD = self._embed_tokens(self.embedding, tokens_BT, self.target_position(position_BT, valid_BT, bound))
         if state.kv_cache:
             kv_cache, view = state.kv_cache.advance(valid_BT)
             if self.position == "relative":

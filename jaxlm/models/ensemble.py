@@ -4,11 +4,13 @@ probabilities    log p = log mean_m p_m         (arithmetic mean)
 logarithms       log p = mean_m log p_m + const (geometric mean)
 """
 
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlm.types import Array, Batch, SequenceModel
 
@@ -21,6 +23,11 @@ class Ensemble(SequenceModel):
 
     members: tuple[nn.Module, ...]
     mean: Literal["probabilities", "logarithms"] = "probabilities"
+
+    def max_target_tokens(self, source_tokens: Any = 0) -> Any:
+        members = [member for member in self.members if isinstance(member, SequenceModel)]
+        limits = [member.max_target_tokens(source_tokens) for member in members]
+        return functools.reduce(np.minimum, [limit for limit in limits if limit is not None] or [None])
 
     def start(self, batch: Batch, capacity: int) -> tuple:
         return tuple(member.start(batch, capacity) for member in self.members)

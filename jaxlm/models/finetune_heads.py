@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
+from jaxlm.losses import NEVER_LOGIT
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.rnn_classifier import Pooling
@@ -25,9 +26,6 @@ from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.linear import Linear
 from jaxlm.nn.layers.word_embedding import require_unpacked
 from jaxlm.types import Array, Batch
-
-MISSING_CHOICE_LOGIT = -1e9
-"""Logit of a choice that a row does not have."""
 
 
 class FineTunable(nn.Module):
@@ -199,7 +197,7 @@ class MultipleChoice(SequenceHead):
         return self.num_labels
 
     def sequence_logits(self, pooled_BKD: Array, exists_BK: Array) -> Array:
-        return jnp.where(exists_BK, self.head(pooled_BKD)[..., 0], MISSING_CHOICE_LOGIT)
+        return jnp.where(exists_BK, self.head(pooled_BKD)[..., 0], NEVER_LOGIT)
 
 
 class TokenClassifier(FineTunable):

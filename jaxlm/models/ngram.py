@@ -24,9 +24,6 @@ from jaxlm.ngram.smoothing import KneserNey, Smoothing
 from jaxlm.nn.layers.context_window import NO_TOKEN, Window, initial_window, slide_window
 from jaxlm.types import Array, Batch, SequenceModel
 
-IMPOSSIBLE_LOGIT = -1e9
-"""The logit of padding and `<s>`, which are never predicted: finite, and the lowest at any temperature."""
-
 WORDS_PER_BLOCK = 512
 """Next words of a history that are written to its logits at once; a common history has thousands."""
 
@@ -69,13 +66,13 @@ class NGram(SequenceModel):
         return slide_window(state, tokens_BT, valid_BT, self._start_id)
 
     def readout(self, features: Array) -> Array:
-        """Map histories (..., K) int32 to float32 log-probabilities (..., V), IMPOSSIBLE_LOGIT at padding and `<s>`."""
+        """Map histories (..., K) int32 to float32 log-probabilities (..., V), -inf at padding and `<s>`."""
         rows = math.prod(features.shape[:-1])
         logprob_RV = jnp.broadcast_to(self.tables[0]["logprob"][None], (rows, self.vocab))
         for backoff_R, table, children in self._backoff_steps(features.reshape(rows, self.order - 1)):
             logprob_RV = _write_children(logprob_RV + backoff_R[:, None], table, *children)
         possible_V = self._is_predictable(jnp.arange(self.vocab))
-        return jnp.where(possible_V[None], logprob_RV, IMPOSSIBLE_LOGIT).reshape(*features.shape[:-1], self.vocab)
+        return jnp.where(possible_V[None], logprob_RV, -jnp.inf).reshape(*features.shape[:-1], self.vocab)
 
     def logprob(self, features: Array, label: Array) -> Array:
         """Return `readout(features)` at the labels, without rows of V numbers: (..., K), (...) -> (...)."""
@@ -84,7 +81,7 @@ class NGram(SequenceModel):
         for backoff_R, table, children in self._backoff_steps(features.reshape(label_R.shape[0], self.order - 1)):
             row_R, exists_R = _binary_search(table["word"], *children, label_R)
             logprob_R = jnp.where(exists_R, table["logprob"][row_R], logprob_R + backoff_R)
-        return jnp.where(self._is_predictable(label_R), logprob_R, IMPOSSIBLE_LOGIT).reshape(label.shape)
+        return jnp.where(self._is_predictable(label_R), logprob_R, -jnp.inf).reshape(label.shape)
 
     def _backoff_steps(self, context_RK: Array) -> Iterator[tuple[Array, dict[str, Array], tuple[Array, Array]]]:
         """For j = 1 ... n - 1: log backoff weight of the last j words, table of order j + 1, their rows in it."""

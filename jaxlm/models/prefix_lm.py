@@ -43,6 +43,10 @@ class PrefixLM(SequenceModel):
     def vocab(self) -> int:
         return self.model.vocab
 
+    def max_target_tokens(self, source_tokens: Any = 0) -> Any:
+        limit = self.model.max_target_tokens() if isinstance(self.model, SequenceModel) else None
+        return None if limit is None else limit - source_tokens
+
     def start(self, batch: Batch, capacity: int) -> State:
         """Return the state after the source; with capacity 0 the only `extend` reads source and target in one pass."""
         if batch.source_BS is None:

@@ -1,5 +1,6 @@
 """Properties of a model that do not depend on its parameters: longest input, empty state, special ids, shapes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,21 +10,52 @@ import numpy as np
 
 from jaxlm.data.tokenizers.base import SpecialIds
 from jaxlm.data.tokenizers.simple import MAX_WORD_CHARS
+from jaxlm.errors import UserError
+from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
+from jaxlm.models.ensemble import Ensemble
 from jaxlm.models.finetune_heads import FineTunable
-from jaxlm.types import Batch, Params, State
+from jaxlm.models.prefix_lm import PrefixLM
+from jaxlm.types import Batch, Params, SequenceModel, State
 
 RUN_FIELDS = ("dropout", "attention_dropout", "activation_dropout", "init_std", "dtype", "scan", "remat")
 """The fields of a model that change how it is trained or run, and not the function that it computes."""
 
 
 def max_input_positions(model: Any) -> int | None:
-    """Return the longest row, special tokens included, that a model can read; None: unlimited."""
+    """Return the most tokens of a source, special ones included, that a model can read; None: any number."""
     while isinstance(model, FineTunable):
         model = model.model
     if isinstance(model, Encoder):
         return model.max_length - model.position_offset
-    return model.max_length if getattr(model, "position", "") == "learned" else None
+    if isinstance(model, Ensemble):
+        return min((limit for limit in map(max_input_positions, model.members) if limit is not None), default=None)
+    return max_target_positions(model, int(isinstance(model, PrefixLM)))  # beside a source, a target has one token
+
+
+def max_target_positions(model: Any, source_tokens: Any = 0) -> Any:
+    """Return the most target tokens after sources of so many tokens (a number or an array); None: any number."""
+    return model.max_target_tokens(source_tokens) if isinstance(model, SequenceModel) else None
+
+
+def check_positions(model: Any, longest: Mapping[str, int]) -> None:
+    """Raise UserError if examples of so many tokens on a side, and on both, have more tokens than the model positions.
+
+    longest: as from `jaxlm.data.batching.batches.Batches.longest_example`.
+    """
+    limits = {"source": max_input_positions(model), "target": max_target_positions(model)}
+    if isinstance(model, PrefixLM):
+        limits = {"both": max_target_positions(model)}
+    if isinstance(model, Decoder):
+        del limits["source"]  # it ignores a source
+    for side, limit in limits.items():
+        if limit is not None and longest.get(side, 0) > limit:
+            text = "source and target together" if side == "both" else f"a {side}"
+            raise UserError(
+                f"{text} of {longest[side]} tokens, but the model has {limit} positions: shorten the input (in "
+                f"training --batching.max-length {limit}, of running text --batching.length {limit}) or train with a "
+                "larger model.max_length"
+            )
 
 
 def with_special_ids(model: Any, special: SpecialIds) -> Any:

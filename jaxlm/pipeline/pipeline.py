@@ -20,6 +20,7 @@ from jaxlm.inference.generate import GenerationRequest, Sample, TextCallback, dr
 from jaxlm.inference.score import TextScore, score_pairs
 from jaxlm.inference.translate import Search, translate
 from jaxlm.models.ensemble import Ensemble, ensemble_params
+from jaxlm.models.properties import max_target_positions
 from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
 from jaxlm.nn.weights.weight_formats import cast_for_inference
 from jaxlm.workdir import Workdir
@@ -93,7 +94,8 @@ class Pipeline(TrainedRun):
     def max_score_tokens(self) -> int:
         """Tokens of a side beyond which `score` leaves the rest out."""
         search = self.experiment.task.search
-        return MAX_TEXT_TOKENS if search is None else search.max_source_len
+        limit = MAX_TEXT_TOKENS if search is None else search.max_source_len
+        return min(limit, max_target_positions(self.model) or limit)
 
     def embed(
         self,

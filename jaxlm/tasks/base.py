@@ -18,6 +18,7 @@ from jaxlm.distributed.placement import put_like_params, serialize_on_cpu
 from jaxlm.distributed.sharding import all_gather_params
 from jaxlm.errors import UserError
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
+from jaxlm.models.properties import check_positions, max_input_positions
 from jaxlm.types import Batch
 
 EVAL_SPLITS = ("test", "extra_tests")
@@ -59,7 +60,8 @@ class Task:
 
     def max_input_tokens(self, model: Any) -> int:
         """Tokens of a line that `predict` reads, special tokens included; 0: all of them."""
-        return getattr(self.search, "max_source_len", 0)
+        limits = getattr(self.search, "max_source_len", None), max_input_positions(model)
+        return min((limit for limit in limits if limit is not None), default=0)
 
     def texts(self) -> Iterable[str]:
         """The texts that the tokenizer is trained on."""
@@ -143,8 +145,10 @@ class CorruptedTextTask(TextTask):
             progress(self.count(split))
         return {"split": split} | figures
 
-    def _eval_batches(self, tokenizer: Tokenizer, split: str, max_batches: int | None = None) -> Iterator[Batch]:
-        batches = self.eval_batching.batches(self._encode_split(split, tokenizer), special=tokenizer.special)
+    def _eval_batches(self, trained: TrainedModel, split: str, max_batches: int | None = None) -> Iterator[Batch]:
+        columns = self._encode_split(split, trained.tokenizer)
+        batches = self.eval_batching.batches(columns, special=trained.tokenizer.special)
+        check_positions(trained.model, batches.longest_example())
         return islice(map(batches.__getitem__, range(batches.batches_per_epoch)), max_batches or None)
 
     def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxlm.data.ragged import Columns
 from jaxlm.data.sources.base import Pairs
 from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.errors import UserError
 from jaxlm.inference.base import Answer
 from jaxlm.metrics.classification import accuracy, confusion_matrix, macro_f1, per_class_counts
 from jaxlm.tasks.supervised import LabelTask
@@ -49,4 +50,12 @@ class Classification(LabelTask):
         return Answer(name, {"source": line, "prediction": name, "probabilities": probabilities})
 
     def _encode_label(self, pairs: Pairs, index: int, text: str, label: str) -> list[int]:
-        return [self._label_id(label, "class", f"{pairs.describe()}: text {index + 1}, {text[:60]!r},")]
+        place = f"{pairs.describe()}: text {index + 1}, {text[:60]!r},"
+        number, endings = self._label_id(label, "class", place), text.count("\t")
+        if self.sequence_format and self.sequence_format.input_format == "choices":
+            if not number < endings <= len(self.labels):
+                raise UserError(
+                    f"{place} has {endings} endings and the class {label!r}, number {number + 1} of {len(self.labels)} "
+                    "labels: expected an ending for it, and a label for each ending"
+                )
+        return [number]

@@ -7,6 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.batching.lm_windows import Windows
 from jaxlm.data.files import ReadStats
@@ -14,11 +16,11 @@ from jaxlm.data.ragged import Columns
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
-from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, to_single_line
+from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, cut_to_positions, to_single_line
 from jaxlm.inference.generate import GenerationRequest, draw_samples
 from jaxlm.losses import Loss
 from jaxlm.metrics.text import perplexity
-from jaxlm.models.properties import zero_model_state
+from jaxlm.models.properties import check_positions, zero_model_state
 from jaxlm.tasks.base import EVAL_SPLITS, TextTask, make_eval_step, mean_losses, prefix_valid, sum_losses
 
 
@@ -57,16 +59,25 @@ class LanguageModeling(TextTask):
         return prefix_valid(figures | {"perplexity": perplexity(figures["nll"])})
 
     def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
-        """Per token (EOS counted if texts end with it), and per character, which is comparable for all tokenizers."""
+        """Per token (EOS counted if texts end with it), and per character, which is comparable for all tokenizers.
+
+        Of a text that is longer than the model's positions ("truncated" counts them) the beginning is evaluated.
+        """
         from jaxlm.objectives.next_token import NextToken
 
-        columns = {"target": self.split(split).encode(trained.tokenizer)}
+        columns: Columns = {"target": self.split(split).encode(trained.tokenizer)}
+        texts, truncated = list(self.split(split)), 0
+        if self.windows is None:
+            columns, is_cut_N = cut_to_positions(trained.model, columns)
+            truncated = int(is_cut_N.sum())
+            for row in np.flatnonzero(is_cut_N).tolist():
+                texts[row] = trained.tokenizer.decode([columns["target"][row].tolist()])[0]
         _, nll, count = sum_losses(self._losses(trained, columns, NextToken()))
-        characters = sum(len(text) + self.append_eos for text in self.split(split))
+        characters = sum(len(text) + self.append_eos for text in texts)
         if progress:
             progress(self.count(split))
         figures: dict[str, Any] = {"split": split, "lines": len(columns["target"]), "tokens": int(count)}
-        figures |= {"nll": nll / count, "perplexity": perplexity(nll / count)}
+        figures |= {"truncated": truncated, "nll": nll / count, "perplexity": perplexity(nll / count)}
         figures["bits_per_character"] = nll / math.log(2) / characters
         unknown = trained.tokenizer.special.is_unknown(columns["target"].flat)
         return figures | {"unknown_tokens": float(unknown.mean())}
@@ -75,10 +86,12 @@ class LanguageModeling(TextTask):
         """The loss of each batch of texts, or of each window with the state carried over from the one before it."""
         evaluate, special = make_eval_step(trained.model, objective), trained.tokenizer.special
         if self.windows is None:
+            columns, _ = cut_to_positions(trained.model, columns)
             eval_rows = eval_batches(columns, self.batch_tokens, special=special)
             return [evaluate(trained.params, batch) for _, batch in eval_rows]
         losses, state = [], None
         batches = replace(self.windows, carry_state=True).batches(columns, special=special)
+        check_positions(trained.model, batches.longest_example())
         for k in range(batches.batches_per_epoch):
             batch = batches[k]
             if batch.reset_B is not None:

@@ -50,7 +50,7 @@ class Denoising(CorruptedTextTask):
 
     def _metrics(self, trained: TrainedModel, objective: Any, split: str, max_batches: int | None) -> dict[str, Any]:
         evaluate = make_eval_step(trained.model, objective)
-        batches = self._eval_batches(trained.tokenizer, split, max_batches)
+        batches = self._eval_batches(trained, split, max_batches)
         losses = [evaluate(trained.params, batch) for batch in batches]
         total, nll, tokens = sum_losses(losses)
         figures = {"lines": len(losses) * self.eval_batching.rows, "tokens": int(tokens)}
@@ -58,7 +58,7 @@ class Denoising(CorruptedTextTask):
 
     def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """A few rows of the test split, the answers and the references."""
-        batch = next(self._eval_batches(trained.tokenizer, "test"))
+        batch = next(self._eval_batches(trained, "test"))
         sides = ((batch.source_BS, batch.source_valid_BS), (batch.label_BT, batch.target_valid_BT))
         rows = [[row[valid].tolist() for row, valid in zip(*side, strict=True)] for side in sides]
         sources, targets = ([to_single_line(text) for text in trained.tokenizer.decode(side)] for side in rows)

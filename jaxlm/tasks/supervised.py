@@ -235,10 +235,8 @@ def source_columns(
 
 
 def fit_to_model(sequence_format: SequenceFormat | None, model: Any) -> SequenceFormat | None:
-    """The format with rows no longer than the model's positions: longer parts are cut at their ends."""
-    return sequence_format and sequence_format.with_max_positions(
-        max_input_positions(model), getattr(model, "num_sequences", 1)
-    )
+    """The format with sequences no longer than the model's positions: longer parts are cut at their ends."""
+    return sequence_format and sequence_format.with_max_positions(max_input_positions(model))
 
 
 @lru_cache(maxsize=8)

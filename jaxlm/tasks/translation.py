@@ -13,7 +13,7 @@ from jaxlm.data.ragged import Columns
 from jaxlm.data.sources.base import Pair, PairSource, WithStats
 from jaxlm.data.storage.token_cache import encode_pairs
 from jaxlm.data.tokenizers.base import Tokenizer
-from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, to_single_line
+from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, cut_to_positions, to_single_line
 from jaxlm.inference.translate import Search, answer_attention_weights, to_answer, translate
 from jaxlm.metrics.text import BleuTokenizer, bleu, chrf, moses_bleu, perplexity
 from jaxlm.tasks.base import EVAL_SPLITS, Task, make_eval_step, mean_losses, prefix_valid
@@ -58,6 +58,7 @@ class Translation(Task):
         """Loss and perplexity of all validation pairs, BLEU of the first `valid_examples`."""
         pairs = list(self.valid)
         columns, evaluate = encode_pairs(pairs, trained.tokenizer), make_eval_step(trained.model, objective)
+        columns, _ = cut_to_positions(trained.model, columns)
         batches = eval_batches(columns, batch_tokens, special=trained.tokenizer.special)
         figures = mean_losses([evaluate(trained.params, batch) for _, batch in batches])
         figures["perplexity"] = perplexity(figures["nll"])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -18,7 +19,7 @@ from jaxlm.distributed.sharding import data_mesh, make_mesh, num_batch_shards, u
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.filesystem import check_writable
-from jaxlm.models.properties import with_special_ids
+from jaxlm.models.properties import check_positions, with_special_ids
 from jaxlm.pytree import partition, tree_bytes
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.step import CompiledStep, build_compiled_step, make_init_fn
@@ -60,6 +61,7 @@ def setup_training(
     run = multihost.first_host_first(lambda: open_run(experiment, workdir, notify, tree_bytes(abstract)))
     columns = multihost.first_host_first(lambda: load_data(run))
     batches = experiment.batching.batches(columns, experiment.seed, special=run.tokenizer.special)
+    _check_positions(run.experiment, batches)
     check_batch_divisible(batches.row_multiple, experiment.grad_accum, num_batch_shards(mesh))
     notify(_batch_summary(batches.statistics()))
     if mesh.size > 1:
@@ -78,6 +80,15 @@ def setup_training(
         f"{optimizer_bytes / 1e6:,.1f} MB"
     )
     return TrainSetup(run, HostShard(batches, *host_rows(mesh)), mesh, compiled)
+
+
+def _check_positions(experiment: Experiment, batches: Batches) -> None:
+    """Raise UserError if an example has more tokens than the model has positions."""
+    longest = batches.longest_example()
+    if getattr(experiment.model, "num_sequences", 1) > 1:  # each sequence of a row has positions of its own
+        sequence_format: Any = getattr(experiment.task, "sequence_format", None)
+        longest["source"] = min(longest["source"], sequence_format.max_length)
+    check_positions(experiment.model, longest)
 
 
 def open_run(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from fixtures.zoo import GPT2, LLAMA, ZOO, batch_of, examples, logits, params_of
+from fixtures.zoo import GPT2, LLAMA, ZOO, batch_of, examples, extend, logits, params_of, start
 
 from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
@@ -60,8 +60,8 @@ def test_beam_scores_equal_the_scores_of_the_text(name):
         text = np.concatenate([prompt, actual.tokens_BNT[row // 3, row % 3, : spoken[row]]])
         read_BT[row, : len(text)], valid_BT[row, : len(text)] = text, True
     logprob_BTV = jax.nn.log_softmax(logits(model, params, Batch(target_BT=read_BT, target_valid_BT=valid_BT)))
-    for row, (start, count) in enumerate(zip(prompts, spoken, strict=True)):
-        places = np.arange(start, start + count)
+    for row, (begin, count) in enumerate(zip(prompts, spoken, strict=True)):
+        places = np.arange(begin, begin + count)
         expected = np.asarray(logprob_BTV)[row, places - 1, read_BT[row, places]].sum()
         np.testing.assert_allclose(actual.logprob_BN[row // 3, row % 3], expected, rtol=1e-5, atol=1e-5)
 
@@ -94,7 +94,6 @@ def test_scaled_rates():
         ({"heads": 3}, "width of 8 does not divide into 3 heads"),
         ({"heads": 4, "kv_heads": 3}, "4 heads of queries cannot share 3"),
         ({"position": "rotary", "head_dim": 3}, "make it even"),
-        ({"max_length": 4}, "learned positions reach 4"),
     ],
 )
 def test_invalid_options(options, message):
@@ -102,6 +101,12 @@ def test_invalid_options(options, message):
         jax.eval_shape(replace(GPT2, **options).init, jax.random.key(0), batch_of(examples(2), 8, 8))
 
 
-def test_capacity_beyond_learned_positions_is_refused():
-    with pytest.raises(UserError, match="room for 25 target tokens, but learned positions reach 24"):
-        GPT2.apply({"params": params_of(GPT2)}, batch_of(examples(2), 8, 8), 25, method="start")
+def test_padding_has_no_position():
+    """Rows and caches may be longer than the learned positions: the tokens in them count."""
+    model, params, batch = replace(GPT2, max_length=5), params_of(GPT2), batch_of(examples(4), 8, 8, "left", "left")
+    params = params | {"absolute_position": {"table": params["absolute_position"]["table"][:5]}}
+    expected = np.asarray(logits(GPT2, params_of(GPT2), batch))[batch.target_valid_BT]
+    np.testing.assert_allclose(np.asarray(logits(model, params, batch))[batch.target_valid_BT], expected, rtol=1e-5)
+    state = start(model, params, batch, 30)
+    cached_BTV, _ = extend(model, params, state, batch.target_BT, batch.target_valid_BT)
+    np.testing.assert_allclose(np.asarray(cached_BTV)[batch.target_valid_BT], expected, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from fixtures.zoo import VOCAB, batch_of, by_example, examples, logits, packed, params_of
 
-from jaxlm.errors import UserError
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.properties import abstract_params
 from jaxlm.objectives.masked_lm import MaskedLM, features_and_nsp_logits
@@ -82,6 +81,16 @@ def test_token_types_are_added():
     assert np.abs(one - plain).max() > 1e-3
 
 
-def test_a_source_beyond_its_positions():
-    with pytest.raises(UserError, match="source of 8 tokens, but the model has 5 positions"):
-        replace(MODEL, max_length=7, position_offset=2).init(jax.random.key(0), batch_of(ROWS, 8, 8))
+def test_padding_has_no_position():
+    """A row may be longer than the position table; a token beyond the table has no logits that look right."""
+    batch, params = batch_of(ROWS, 8, 8), params_of(MODEL)
+    for size, position_offset in ((max(len(row.source) for row in ROWS), 0), (4, 2)):
+        table = params["position"]["table"][: size + position_offset]
+        short = replace(MODEL, max_length=size + position_offset, position_offset=position_offset)
+        full = replace(MODEL, position_offset=position_offset)
+        actual = np.asarray(logits(short, params | {"position": {"table": table}}, batch))
+        expected = np.asarray(logits(full, params, batch))
+        fits_B = batch.source_valid_BS.sum(1) <= size
+        fits_BS = batch.source_valid_BS & fits_B[:, None]
+        np.testing.assert_allclose(actual[fits_BS], expected[fits_BS], rtol=1e-5)
+        assert np.isnan(actual[batch.source_valid_BS & ~fits_B[:, None]]).all() and fits_B.any()

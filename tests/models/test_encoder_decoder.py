@@ -5,10 +5,9 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from fixtures.zoo import TRANSFORMER, VOCAB, batch_of, examples, params_of
+from fixtures.zoo import TRANSFORMER, VOCAB, batch_of, examples, logits, params_of
 from references.torch_transformer import named, reference
 
-from jaxlm.errors import UserError
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.properties import abstract_params
 from jaxlm.nn.layers.positions import sinusoids
@@ -98,16 +97,23 @@ def test_scan_and_remat_change_nothing():
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_learned_positions_end():
-    model = replace(TRANSFORMER, position="learned", max_length=8)
+@pytest.mark.parametrize("field", ["source_valid_BS", "target_valid_BT"])
+def test_learned_positions_end(field):
+    """Padding needs none. Only a row with a token beyond the last one has no logits that look right."""
+    full, batch = replace(TRANSFORMER, position="learned", max_length=16), batch_of(examples(6, high=4), 12, 12)
+    params = params_of(full)
+    tables = {name: {"table": params[name]["table"][:4]} for name in ("source_position", "target_position")}
 
-    def shape(source, target):
-        return jax.eval_shape(model.apply, {"params": params_of(model)}, batch_of(examples(2), source, target)).shape
+    def actual(batch):
+        return np.asarray(logits(replace(full, max_length=4), params | tables, batch))
 
-    assert shape(8, 8) == (2, 8, VOCAB)
-    for lengths in ((9, 8), (8, 9)):
-        with pytest.raises(UserError, match="9 tokens.*reach 8"):
-            shape(*lengths)
+    valid = np.array(batch.target_valid_BT)
+    np.testing.assert_allclose(actual(batch)[valid], np.asarray(logits(full, params, batch))[valid], rtol=1e-5)
+    longer = np.array(getattr(batch, field))
+    longer[0, :5] = True
+    beyond = actual(replace(batch, **{field: longer}))
+    assert np.isnan(beyond[0, 3 if field == "source_valid_BS" else 4]).all()
+    assert np.isfinite(beyond[1:][valid[1:]]).all()
 
 
 def test_half_precision_affects_activations_only():

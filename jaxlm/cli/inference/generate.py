@@ -35,11 +35,14 @@ def main(argv: list[str]) -> int:
     limits = options.num_samples, options.max_tokens, tuple(options.stop)
     request = GenerationRequest(sampler, options.seed, *limits, constraint)
     live = options.num_samples == 1 and not options.jsonl and (options.stream or sys.stdout.isatty())
-    samples = pipeline.generate_stream(prompts, request, _print_piece if live else None)
+    samples, truncated = pipeline.generate_stream(prompts, request, _print_piece if live else None), set()
     for sample in samples:
+        truncated |= {sample.prompt} if sample.truncated else set()
         text = output.json_line(dataclasses.asdict(sample)) if options.jsonl else to_single_line(sample.text)
         output.write_line("" if live else text)  # live: the text has been printed
         sys.stdout.flush()
+    if truncated:
+        output.print_stderr(f"{len(truncated):,} prompts were longer than the model reads: a part of them was left out")
     return 0
 
 

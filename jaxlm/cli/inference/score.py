@@ -43,8 +43,8 @@ def main(argv: list[str]) -> int:
             num_truncated += score.truncated
         sys.stdout.flush()
     if num_truncated:
-        limit = f"{pipeline.max_score_tokens} tokens: only its beginning was scored"
-        output.print_stderr(f"{num_truncated:,} lines had a side of more than {limit}")
+        limit = f"{pipeline.max_score_tokens} of a side: only the beginning was scored"
+        output.print_stderr(f"{num_truncated:,} lines had more tokens than are read, {limit}")
     if num_tokens:
         counted = " (EOS counted)" if task.append_eos else ""
         figures = f"{num_tokens:,} tokens{counted}, log-probability {logprob:.4f}"

@@ -36,6 +36,10 @@ class Batches:
         """Numbers for the log: examples, shapes, batches of an epoch, tokens and positions of a batch, padding."""
         raise NotImplementedError
 
+    def longest_example(self) -> dict[str, int]:
+        """The most tokens of an example on its "source" and "target", EOS included, and on "both" together."""
+        raise NotImplementedError
+
     def host_part(self, k: int, host_index: int, num_hosts: int) -> Batch:
         """The rows of batch k that one of `num_hosts` hosts needs: an equal share each."""
         from jax import tree
@@ -69,6 +73,12 @@ class RunningTextBatches(Batches):
     @property
     def row_multiple(self) -> int:
         return self.config.rows
+
+    def longest_example(self) -> dict[str, int]:
+        """The lengths of a row: text fills it."""
+        batch = self[0]
+        source, target = (0 if ids is None else ids.shape[1] for ids in (batch.source_BS, batch.target_BT))
+        return {"source": source, "target": target, "both": source + target}
 
     def _statistics(self, examples: int, tokens: float, side: str) -> dict[str, float]:
         """`tokens`: real tokens of a batch, counted on `side`."""
@@ -144,6 +154,10 @@ class PlannedBatches(Batches):
     @property
     def row_multiple(self) -> int:
         return math.gcd(*(bucket.rows for bucket in self.buckets))
+
+    def longest_example(self) -> dict[str, int]:
+        source, target = self.selected.source, self.selected.target
+        return {"source": int(source.max()), "target": int(target.max()), "both": int((source + target).max())}
 
     def host_part(self, k: int, host_index: int, num_hosts: int) -> Batch:
         bucket_index, items = self.epoch_order[k]

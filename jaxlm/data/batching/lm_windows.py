@@ -129,6 +129,13 @@ class WindowBatches(RunningTextBatches):
     def statistics(self) -> dict[str, float]:
         return self._statistics(len(self.stream), len(self.stream) / self.batches_per_epoch, "target")
 
+    def longest_example(self) -> dict[str, int]:
+        """The length of a row, or of the longest text in one if texts are isolated."""
+        longest = self.config.length
+        if self.config.isolate_documents:
+            longest = min(longest, int(self.stream.column.lengths.max(initial=0)) + 1)
+        return {"source": 0, "target": longest, "both": longest}
+
     def host_part(self, k: int, host_index: int, num_hosts: int) -> Batch:
         epoch, window = divmod(k, self.batches_per_epoch)
         length, size = self.config.length, len(self.stream)

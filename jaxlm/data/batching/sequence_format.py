@@ -39,11 +39,11 @@ class SequenceFormat:
                 "and 8 or more"
             )
 
-    def with_max_positions(self, max_positions: int | None, num_sequences: int) -> "SequenceFormat":
-        """The format with rows of at most `max_positions` positions for `num_sequences` sequences."""
-        if max_positions is None or self.max_length <= max_positions // num_sequences:
+    def with_max_positions(self, max_positions: int | None) -> "SequenceFormat":
+        """The format with sequences of at most `max_positions` tokens."""
+        if max_positions is None or self.max_length <= max_positions:
             return self
-        return replace(self, max_length=max_positions // num_sequences)
+        return replace(self, max_length=max_positions)
 
     def encode_rows(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, without the last EOS. Raises UserError for a text with too few parts."""

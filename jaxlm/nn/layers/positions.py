@@ -128,20 +128,12 @@ def sinusoids(position: Array, width: int, halves: bool = False) -> Array:
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*position.shape, -1)[..., :width]
 
 
-def check_capacity(kind: str, capacity: int, max_length: int) -> None:
-    """Raises UserError if a cache has more positions than a learned table."""
-    if kind == "learned" and capacity > max_length:
-        raise UserError(
-            f"room for {capacity} target tokens, but learned positions reach {max_length}: lower the length limit "
-            "(of `generate`, --max-tokens), shorten the prompt, or train with a larger model.max_length"
-        )
-
-
 class PositionalEncoding(nn.Module):
     """Absolute position encodings: "sinusoidal", "sinusoidal_halves" or "learned" (at most `max_length`), else zeros.
 
     Sinusoids are interleaved as in the paper, or in halves (Marian, Tensor2Tensor). A learned table is initialized
-    from a normal with standard deviation `init_std`; None: D^-1/2.
+    from a normal with standard deviation `init_std`; None: D^-1/2. A valid token beyond its end has the encoding NaN,
+    so that no result looks right: who makes batches counts the tokens first (`jaxlm.models.properties`).
     """
 
     width: int
@@ -150,7 +142,7 @@ class PositionalEncoding(nn.Module):
     init_std: float | None = None
 
     @nn.compact
-    def __call__(self, position_BT: Array, bound: int | None = None) -> Array:
+    def __call__(self, position_BT: Array, valid_BT: Array, bound: int | None = None) -> Array:
         """Return encodings (B, T, D) of positions (B, T); if all are below `bound`, each is computed only once."""
         halves = self.kind == "sinusoidal_halves"
         if self.kind in ("none", "rotary", "relative"):
@@ -159,14 +151,12 @@ class PositionalEncoding(nn.Module):
             return jnp.take(sinusoids(jnp.arange(bound), self.width, halves), position_BT, axis=0, mode="clip")
         if self.kind != "learned":
             return sinusoids(position_BT, self.width, halves)
-        if position_BT.shape[1] > self.max_length:
-            raise UserError(
-                f"a sequence of {position_BT.shape[1]} tokens, but learned positions reach {self.max_length}: "
-                "shorten the input or train with a larger model.max_length"
-            )
         init_std = self.width**-0.5 if self.init_std is None else self.init_std
         table = self.param("table", nn.initializers.normal(init_std), (self.max_length, self.width))
-        return table[jnp.clip(position_BT, 0, self.max_length - 1)]
+        encoding_BTD = table[jnp.clip(position_BT, 0, self.max_length - 1)]
+        if bound is not None and bound <= self.max_length:
+            return encoding_BTD
+        return jnp.where((valid_BT & (position_BT >= self.max_length))[..., None], jnp.nan, encoding_BTD)
 
 
 def relative_position_buckets(num_buckets: int, max_distance: int) -> np.ndarray:
