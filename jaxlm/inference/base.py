@@ -10,6 +10,7 @@ import numpy as np
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.ragged import Columns
 from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.models.decoder import Decoder
 from jaxlm.models.properties import max_input_positions, max_target_positions
 from jaxlm.types import Batch, Params
 
@@ -75,6 +76,7 @@ def batches_for_model(
     max_length, special = max_input_positions(trained.model), trained.tokenizer.special
     if max_length is not None:
         max_length *= getattr(trained.model, "num_sequences", 1)  # each sequence of a row has positions of its own
+        max_length += isinstance(trained.model, Decoder)  # alone, it does not read the EOS of a row
     for row_B, batch in eval_batches(columns, batch_tokens, max_length=max_length, special=special):
         yield row_B, batch
         if progress:

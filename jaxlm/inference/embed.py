@@ -101,7 +101,7 @@ def encode_rows(trained: TrainedModel, texts: Sequence[str]) -> Ragged:
         return Ragged.from_rows(SequenceFormat(max_length=max_length or UNLIMITED).encode_rows(tokenizer, texts))
     ids = tokenizer.encode([text.replace("\t", " ") for text in texts])
     start = [tokenizer.special.start]
-    return Ragged.from_rows([np.concatenate([start, row[: max_length and max_length - 2]]) for row in ids])
+    return Ragged.from_rows([np.concatenate([start, row[: max_length and max_length - 1]]) for row in ids])
 
 
 def apply_encoder(model: Any, params: Params, batch: Batch, special: SpecialIds, method: str) -> Array:

@@ -49,13 +49,13 @@ def score_pairs(
         columns["target"] = Ragged.from_rows(tokenizer.side("target").encode(targets))
     scores: list[TextScore | None] = [None] * len(pairs)
     read, is_cut_N = cut_to_positions(trained.model, columns, max_length)
+    is_whole_N = read["target"].lengths == columns["target"].lengths if pairs else []
     for row_B, batch in eval_batches(read, batch_tokens, max_length=max_length, special=tokenizer.special):
         scored = score_targets(trained.model, trained.params, batch)
         token_logprob_BT, label_BT = np.asarray(scored.token_logprob_BT), np.asarray(batch.label_BT)
         for row in np.flatnonzero(row_B >= 0):
             index = int(row_B[row])
-            is_whole = read["target"].lengths[index] == columns["target"].lengths[index]
-            size = int(scored.count_B[row]) - (not (score_eos and is_whole))  # a beginning is not followed by EOS
+            size = int(scored.count_B[row]) - (not (score_eos and is_whole_N[index]))  # no EOS follows a beginning
             logprob_T = token_logprob_BT[row, :size]
             total, token_logprobs = float(logprob_T.sum(dtype=np.float64)), tuple(map(float, logprob_T))
             pieces = tuple(token_texts(tokenizer, label_BT[row, :size].tolist()))

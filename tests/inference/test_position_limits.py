@@ -18,6 +18,7 @@ from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
 from jaxlm.inference.base import TrainedModel
+from jaxlm.inference.embed import TextEmbedder
 from jaxlm.inference.generate import GenerationRequest, draw_samples
 from jaxlm.inference.score import score_pairs
 from jaxlm.inference.translate import Search, translate
@@ -104,12 +105,11 @@ def test_scores_of_pairs(model):
     assert [score.truncated for score in scores] == [before != after for before, after in zip(pairs, cut, strict=True)]
 
 
-@pytest.mark.parametrize("tokens", [1, 64])
 @pytest.mark.parametrize("model", [TRANSLATION, JOINED], ids=["encoder-decoder", "prefix LM"])
-def test_answers(model, tokens):
+def test_answers(model):
     """No answer is longer than the positions, and each is what it is without a limit, for the length that it has."""
     lines = [text(3, 1), text(30, 2), text(7, 3), text(LIMIT - 1, 4)]
-    search = Search(Beam(1), max_len_ratio=0.0, max_len_extra=9, batch_tokens=tokens, max_source_len=40)
+    search = Search(Beam(1), max_len_ratio=0.0, max_len_extra=9, batch_tokens=64, max_source_len=40)
     answers = translate(limited(trained(model)), lines, search)
     reads = LIMIT if model is TRANSLATION else LIMIT - 1
     for line, (answer,) in zip(lines, answers, strict=True):
@@ -121,13 +121,23 @@ def test_answers(model, tokens):
         np.testing.assert_allclose(answer.logprob, expected.logprob, rtol=1e-5)
 
 
+def test_vectors():
+    """A language model reads the start of a text and its words, and no EOS."""
+    lines = [text(3, 1), text(LIMIT - 1, 2), text(30, 3)]
+    vectors = TextEmbedder("token")(limited(FULL_LM), lines)
+    expected = TextEmbedder("token")(FULL_LM, lines)
+    assert [len(vector) for vector in vectors] == [4, LIMIT, LIMIT]
+    for vector, whole in zip(vectors, expected, strict=True):
+        np.testing.assert_allclose(vector, whole[:LIMIT], rtol=1e-4, atol=1e-5)
+
+
 def samples(model: TrainedModel, prompt: str, max_tokens: int | None, search: Search | None = None):
     request = GenerationRequest(Sampler(temperature=0.0), max_tokens=max_tokens)
     (sample,) = draw_samples(model, [prompt], request, search)
     return sample
 
 
-@pytest.mark.parametrize("words, max_tokens", [(4, 7), (8, 3), (8, 4), (8, 60), (LIMIT - 1, 1), (LIMIT - 1, None)])
+@pytest.mark.parametrize("words, max_tokens", [(4, 7), (8, 4), (8, 60), (LIMIT - 1, None)])
 def test_a_prompt_that_fits_is_read_whole(words, max_tokens):
     """The last token of a text needs no position. A text ends where the positions do, by its length."""
     room = LIMIT - words

@@ -11,6 +11,7 @@ import pytest
 from fixtures.rows import Rows
 
 from jaxlm.data.batching.collate import collate
+from jaxlm.data.batching.sequence_format import SequenceFormat
 from jaxlm.data.files import ReadStats
 from jaxlm.data.sources.conll import ColumnFile, ConllU, RepairTags
 from jaxlm.data.sources.parallel import ParallelFiles
@@ -263,3 +264,12 @@ def test_tags_that_a_crf_never_predicts_are_refused(tmp_path):
     with pytest.raises(UserError, match="the CRF of the model forbids tags that are not IOB2.*tag_names=()"):
         replace(tagging(), iob2_spans=False).check_model(chain, SPELLED)
     tagging().check_model(chain, SPELLED)
+
+
+@pytest.mark.parametrize("text, label", [("a\tb\tc", "3"), ("a\tb\tc\td\te", "1")])
+def test_the_class_of_a_question_is_one_of_its_endings(text, label):
+    """A class without an ending would have the probability 0, and an ending without a class would not be read."""
+    rows = Rows((("q\tr\ts", "1"), (text, label)))
+    task = Classification(rows, rows, rows, sequence_format=SequenceFormat("choices"), labels=("1", "2", "3"))
+    with pytest.raises(UserError, match="text 2.* endings and the class .*: expected an ending for it"):
+        task.check()

@@ -25,7 +25,8 @@ def main(argv: list[str]) -> int:
         raise UsageError("--pooling token gives lines of different lengths: write them to a .npz file or as JSON lines")
     pipeline = load_pipeline(options)
 
-    from jaxlm.inference.embed import EVAL_BATCH_TOKENS, token_strings
+    from jaxlm.inference.embed import EVAL_BATCH_TOKENS, token_strings, unwrap_trunk
+    from jaxlm.models.finetune_heads import is_encoder
     from jaxlm.models.properties import max_input_positions
 
     source, clock, num_truncated = (
@@ -34,11 +35,12 @@ def main(argv: list[str]) -> int:
         0,
     )
     limit, batch_tokens = max_input_positions(pipeline.model), options.batch_tokens or EVAL_BATCH_TOKENS
+    has_markers = is_encoder(unwrap_trunk(pipeline).model)
     all_vectors: list[Any] = []
     all_pieces: list[list[str]] = []
     for lines in source.batches():
         vectors = pipeline.embed(lines, options.pooling, options.layer, batch_tokens=batch_tokens)
-        num_truncated += count_truncated(lines, pipeline.tokenizer, limit, with_markers=True) if limit else 0
+        num_truncated += count_truncated(lines, pipeline.tokenizer, limit, has_markers) if limit else 0
         pieces = [token_strings(pipeline, line) if options.pooling == "token" else [] for line in lines]
         if options.out:
             all_vectors.extend(vectors)
