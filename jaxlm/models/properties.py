@@ -30,7 +30,7 @@ def max_input_positions(model: Any) -> int | None:
         return model.max_length - model.position_offset
     if isinstance(model, Ensemble):
         return min((limit for limit in map(max_input_positions, model.members) if limit is not None), default=None)
-    return max_target_positions(model, int(isinstance(model, PrefixLM)))  # beside a source, a target has one token
+    return max_target_positions(model, int(isinstance(model, PrefixLM)))  # a target has one token at least
 
 
 def max_target_positions(model: Any, source_tokens: Any = 0) -> Any:
