@@ -108,7 +108,7 @@ class SequenceModel(nn.Module):
         return self.readout(features_BTD)
 
     def max_target_tokens(self, source_tokens: Any = 0) -> Any:
-        """Return the most target tokens that `extend` reads after a source of so many; None: any number.
+        """Return the most target tokens that `extend` reads after a source of this length; None: any number.
 
         Positions are counted in tokens: padding has none, and each segment of a packed row counts for itself.
         """

@@ -134,7 +134,7 @@ def max_source_tokens(model: Any, search: Search) -> int:
 
 
 def answer_limits(model: Any, search: Search, source_tokens: Any) -> np.ndarray:
-    """The most tokens of each answer after a source of so many: those of the search, if the model has positions."""
+    """The most tokens of each answer to a source of this length: those of the search, if the model has positions."""
     tokens, positions = search.max_answer_tokens(source_tokens), max_target_positions(model, source_tokens)
     return tokens if positions is None else np.minimum(tokens, positions)
 

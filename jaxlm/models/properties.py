@@ -34,14 +34,14 @@ def max_input_positions(model: Any) -> int | None:
 
 
 def max_target_positions(model: Any, source_tokens: Any = 0) -> Any:
-    """Return the most target tokens after sources of so many tokens (a number or an array); None: any number."""
+    """Return the most target tokens after sources of these lengths (a number or an array); None: any number."""
     return model.max_target_tokens(source_tokens) if isinstance(model, SequenceModel) else None
 
 
 def check_positions(model: Any, longest: Mapping[str, int]) -> None:
-    """Raise UserError if examples of so many tokens on a side, and on both, have more tokens than the model positions.
+    """Raise UserError if the longest examples have more tokens than the model has positions.
 
-    longest: as from `jaxlm.data.batching.batches.Batches.longest_example`.
+    longest: tokens of each side and of both, as from `jaxlm.data.batching.batches.Batches.longest_example`.
     """
     limits = {"source": max_input_positions(model), "target": max_target_positions(model)}
     if isinstance(model, PrefixLM):
