@@ -124,7 +124,7 @@ _gather_positions = jax.vmap(lambda x, index_M: jnp.take(x, index_M, axis=0, mod
 
 
 def _possible_share(logits: Array) -> tuple[Array, Array]:
-    """Which outcomes can be, (..., V), and V divided by their number (...): exactly 1 if all can."""
+    """The outcomes that can be, (..., V), and V divided by their number (...): exactly 1 if all can."""
     is_possible = logits > NEVER_LOGIT / 2
     return is_possible, logits.shape[-1] / is_possible.sum(-1).astype(logits.dtype)
 
