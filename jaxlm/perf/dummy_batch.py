@@ -13,6 +13,7 @@ from jaxlm.data.pretraining.token_types import IS_TEXT, STARTS_WORD
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.simple import WordsWithChars
 from jaxlm.experiment import Experiment
+from jaxlm.models.properties import check_positions
 from jaxlm.types import Batch
 
 DUMMY_ID = 4
@@ -29,7 +30,10 @@ def synthetic_batch(experiment: Experiment) -> Batch:
         flags = np.full(DUMMY_ID + 1 + batching.length, IS_TEXT + STARTS_WORD, np.uint8)
         columns = {"target": Ragged.from_rows([document] * 2), "symbol": Ragged.from_rows([symbols])}
         columns["piece"] = Ragged(flags, np.arange(len(flags) + 1))
-        return batching.batches(columns, experiment.seed)[0]
+        batches = batching.batches(columns, experiment.seed)
+        if not getattr(batching, "isolate_documents", False):  # the documents of the data may be shorter than a row
+            check_positions(experiment.model, batches.longest_example())
+        return batches[0]
     if isinstance(batching, Buckets):
         longest = max(batching.lengths or (batching.max_length,))
         longest = min(longest, batching.tokens // batching.row_multiple)  # a batch has at least `row_multiple` rows

@@ -85,7 +85,7 @@ def setup_training(
 def _check_positions(experiment: Experiment, batches: Batches) -> None:
     """Raise UserError if an example has more tokens than the model has positions."""
     longest = batches.longest_example()
-    if getattr(experiment.model, "num_sequences", 1) > 1:  # each sequence of a row has positions of its own
+    if longest and getattr(experiment.model, "num_sequences", 1) > 1:  # each sequence of a row has positions of its own
         sequence_format: Any = getattr(experiment.task, "sequence_format", None)
         longest["source"] = min(longest["source"], sequence_format.max_length)
     check_positions(experiment.model, longest)
