@@ -22,6 +22,7 @@ class Constraint:
 
     description: the name of the constraint in messages.
     require_all: whether a tokenizer must be able to write each of the texts; the automaton is a tree.
+    literals: parts of the texts that a tokenizer must be able to write.
     max_states: limit on the automaton, also after its conversion to the ids of a tokenizer.
     """
 
@@ -29,6 +30,7 @@ class Constraint:
     automaton: ByteDFA | None = None
     delimiters: tuple[str, str] | None = None
     require_all: bool = False
+    literals: frozenset[str] = frozenset()
     max_states: int = MAX_STATES
 
 
@@ -45,8 +47,10 @@ def choices(texts: Iterable[str], max_states: int = MAX_STATES) -> Constraint:
 def json_schema(file: Path, max_states: int = MAX_STATES) -> Constraint:
     """JSON that a schema admits. Raises UserError with the file if it is not JSON, too large or not supported."""
     schema = read_json(file, Any, "fix the schema", MAX_SCHEMA_BYTES)
+    literals: set[str] = set()
     try:
-        return Constraint("the JSON schema", schema_to_dfa(schema, max_states), max_states=max_states)
+        automaton = schema_to_dfa(schema, max_states, literals)
+        return Constraint("the JSON schema", automaton, literals=frozenset(literals), max_states=max_states)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 
@@ -70,3 +74,26 @@ def delimiter_id(tokenizer: Tokenizer, delimiter: str) -> int:
         f"{tokenizer.vocab_size:,} ids): choose a mark that is, or train with a tokenizer that contains it, as in "
         f"SentencePiece(user_defined_symbols=({delimiter!r}, ...))"
     )
+
+
+def require_writable(literals: Iterable[str], tokenizer: Tokenizer, description: str) -> None:
+    """Raises UserError for a part of a text that the tokenizer cannot write, whatever is before and after it."""
+    token_bytes = get_token_bytes(tokenizer)
+    tokens = {text for table in (token_bytes.initial, token_bytes.rest) for text in table if text}
+    longest = max(map(len, tokens), default=0)
+    beginnings = {text[:length] for text in tokens for length in range(1, len(text) + 1)}
+    endings = {text[length:] for text in tokens for length in range(len(text))}
+    for literal in sorted(literals):
+        text = literal.encode()
+        # places in the literal that whole tokens reach; the first of them may begin before it
+        reached = {0, *(length for length in range(1, min(longest, len(text)) + 1) if text[:length] in endings)}
+        for place in range(len(text)):
+            if place in reached:
+                ends = range(place + 1, min(place + longest, len(text)) + 1)
+                reached.update(end for end in ends if text[place:end] in tokens)
+        last = any(text[place:] in beginnings for place in reached if place >= len(text) - longest)
+        if not (last or len(text) in reached or any(text in token for token in tokens)):
+            raise UserError(
+                f"{description}: {literal[:80]} cannot be written by this tokenizer, which lacks some of its "
+                "characters: remove it from the schema, or train with a tokenizer that has them"
+            )

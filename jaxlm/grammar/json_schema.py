@@ -41,14 +41,14 @@ TYPE_KEYWORDS = {
 }
 
 
-def schema_to_dfa(schema: Any, max_states: int = MAX_STATES) -> ByteDFA:
-    """Return the automaton of a schema.
+def schema_to_dfa(schema: Any, max_states: int = MAX_STATES, literals: set[str] | None = None) -> ByteDFA:
+    """Return the automaton of a schema; the values of enum and const and the names are added to `literals`.
 
     Raises UserError for what is not supported, with its place as in #/properties/age, and for over `max_states` states.
     """
     nfa = NFA(max_states)
     start, end = nfa.add_node(), nfa.add_node()
-    _SchemaBuilder(nfa, schema).add_value(schema, start, end, _Place())
+    _SchemaBuilder(nfa, schema, set() if literals is None else literals).add_value(schema, start, end, _Place())
     return determinize(nfa, start, end)
 
 
@@ -75,8 +75,8 @@ class _Place:
 class _SchemaBuilder:
     """Adds the parts of a schema to an automaton, each between two nodes; `root` resolves references."""
 
-    def __init__(self, nfa: NFA, root: Any):
-        self.nfa, self.root = nfa, root
+    def __init__(self, nfa: NFA, root: Any, literals: set[str]):
+        self.nfa, self.root, self.literals = nfa, root, literals
         self.add_pattern = RegexBuilder(nfa).add_pattern
 
     def add_value(self, schema: Any, start: int, end: int, place: _Place) -> None:
@@ -136,6 +136,7 @@ class _SchemaBuilder:
                 raise place.error(f"the value {_shorten(value)} has a number that JSON cannot write") from None
             if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
                 texts.add(str(int(value)))
+            self.literals |= texts
             for text in sorted(texts):
                 self.nfa.add_text(start, end, text)
 
@@ -208,6 +209,7 @@ class _SchemaBuilder:
                 self.add_other_key([other for other, *_ in members if other is not None], begin, key_end)
                 self.connect(-1, done, begin)
             else:
+                self.literals.add(_write(name))
                 self.nfa.add_text(begin, key_end, _write(name))
             self.add_separator(":", key_end, value)
             self.add_value(schema, value, done, place)

@@ -4,6 +4,8 @@ import functools
 import re
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 Range = tuple[int, int]
 """First and last, both included: of code points, or of bytes."""
 
@@ -38,13 +40,9 @@ def complement_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
 @functools.cache
 def category_ranges(escape: str, ascii_only: bool = False) -> tuple[Range, ...]:
     r"""Return the characters that `\d`, `\w` or `\s` match in Python's `re`."""
-    matches = re.finditer(rf"{escape}+", _all_characters(), re.ASCII if ascii_only else 0)
+    characters = np.arange(MAX_CODE_POINT + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    matches = re.finditer(rf"{escape}+", characters, re.ASCII if ascii_only else 0)
     return normalize_ranges((match.start(), match.end() - 1) for match in matches)
-
-
-@functools.cache
-def _all_characters() -> str:
-    return "".join(map(chr, range(MAX_CODE_POINT + 1)))
 
 
 @functools.lru_cache

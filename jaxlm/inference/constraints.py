@@ -8,7 +8,7 @@ import numpy as np
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.decode.copy_constraint import make_copy_constraint
 from jaxlm.decode.grammar import TokenGrammar, batch_dfas
-from jaxlm.grammar.constraint import Constraint, delimiter_id
+from jaxlm.grammar.constraint import Constraint, delimiter_id, require_writable
 from jaxlm.grammar.token_dfa import TokenDFA, build_token_dfa
 from jaxlm.inference.translate import Search
 
@@ -37,6 +37,8 @@ def compile_constraint(constraint: Constraint, tokenizer: Tokenizer) -> TokenCon
     if constraint.delimiters:
         opening, closing = (delimiter_id(tokenizer, mark) for mark in constraint.delimiters)
         return TokenConstraint(delimiter_ids=(opening, closing))
+    if constraint.literals:
+        require_writable(constraint.literals, tokenizer, constraint.description)
     limits = constraint.require_all, constraint.max_states
     return TokenConstraint(build_token_dfa(constraint.automaton, tokenizer, constraint.description, *limits))
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from fixtures.table_model import TableModel, random_cases
 
-from jaxlm.data.tokenizers.simple import Bytes
+from jaxlm.data.tokenizers.simple import Bytes, Characters, WordTokenizer
+from jaxlm.data.tokenizers.token_bytes import get_token_bytes
 from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.generate import GenerationConfig, generate
@@ -16,7 +17,7 @@ from jaxlm.decode.grammar import batch_dfas
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
-from jaxlm.grammar.constraint import json_schema
+from jaxlm.grammar.constraint import json_schema, require_writable
 from jaxlm.grammar.json_schema import schema_to_dfa
 from jaxlm.grammar.token_dfa import build_token_dfa
 
@@ -246,3 +247,30 @@ def test_files_that_are_refused(tmp_path, content, message):
 def test_schemas_that_are_refused(schema, message):
     with pytest.raises(UserError, match=message):
         schema_to_dfa(schema)
+
+
+def test_each_literal_can_be_written_or_is_named(tmp_path):
+    file = tmp_path / "schema.json"
+    tokenizer = Characters().fit(['{"ab": 1, }cn'])
+    for schema, lacking in (
+        ({"enum": ["abc", 1, {"a": "b"}]}, None),
+        ({"enum": ["abc", "nö"]}, '"nö"'),
+        ({"type": "object", "properties": {"ab": {"const": 1}, "ax": {"const": 1}}}, '"ax"'),
+    ):
+        file.write_text(json.dumps(schema))
+        literals = json_schema(file).literals
+        if lacking is None:
+            require_writable(literals, tokenizer, "the schema")
+            continue
+        with pytest.raises(UserError, match=f"the schema: {lacking} cannot be written by this tokenizer"):
+            require_writable(literals, tokenizer, "the schema")
+
+
+def test_tokens_may_cross_the_ends_of_a_literal():
+    tokenizer = WordTokenizer(("a",))
+    pieces = replace(get_token_bytes(tokenizer), initial=[b'{"', b'x"ab', b'cd"y', b"pqr"], rest=[])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxlm.grammar.constraint.get_token_bytes", lambda _: pieces)
+        require_writable(['"abcd"', "abcd", "q", '"'], tokenizer, "it")
+        with pytest.raises(UserError, match="it: abe cannot be written"):
+            require_writable(["abe"], tokenizer, "it")
