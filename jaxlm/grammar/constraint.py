@@ -77,7 +77,7 @@ def delimiter_id(tokenizer: Tokenizer, delimiter: str) -> int:
 
 
 def require_writable(literals: Iterable[str], tokenizer: Tokenizer, description: str) -> None:
-    """Raises UserError for a part of a text that the tokenizer cannot write, whatever is before and after it."""
+    """Raises UserError for a part of a text that the tokenizer cannot write in any surroundings."""
     token_bytes = get_token_bytes(tokenizer)
     tokens = {text for table in (token_bytes.initial, token_bytes.rest) for text in table if text}
     longest = max(map(len, tokens), default=0)

@@ -28,7 +28,6 @@ NOT_IN_STRINGS = ((0, 0x1F), (ord('"'), ord('"')), (ord("\\"), ord("\\")))
 INTEGER_PATTERN = r"-?(?:0|[1-9][0-9]{0,14})"
 NUMBER_PATTERN = rf"{INTEGER_PATTERN}(?:\.[0-9]{{1,15}})?(?:[eE][+-]?[0-9]{{1,2}})?"
 SCALAR_PATTERNS = {"integer": INTEGER_PATTERN, "number": NUMBER_PATTERN, "boolean": "(?:true|false)", "null": "null"}
-
 JSON_TYPES = {bool: "boolean", type(None): "null", str: "string", list: "array", dict: "object"}
 ANNOTATION_KEYWORDS = {"$schema", "$comment", "$defs", "definitions", "title", "description", "default"}
 ANNOTATION_KEYWORDS |= {"examples", "deprecated", "readOnly", "writeOnly"}
