@@ -145,6 +145,20 @@ def test_a_file_that_the_user_trained_with_is_read_again(own_run, monkeypatch, t
     assert type(run.read_experiment().objective).__module__ == "own_module"
 
 
+def test_a_file_that_cannot_be_imported_any_more(own_run, fresh, monkeypatch, tmp_path):
+    run, file = own_run
+    file.write_text(OWN.replace("import dataclasses", "import dataclasses, own_helper"))
+    trust.remember({"own_module": {"file": str(file.resolve()), "sha256": trust._digest(file)}})
+    record = json.loads(run.experiment_file.read_text())
+    record["modules"]["own_module"]["sha256"] = trust._digest(file)
+    run.experiment_file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"own_module.py, whose classes the experiment uses, .*own_helper"):
+        run.read_experiment()
+    assert "own_module" not in sys.modules
+    (file.parent / "own_helper.py").write_text("")
+    assert run.read_experiment().objective.weight == 2.0
+
+
 def test_a_changed_file_and_a_record_of_another_machine_are_refused(own_run, fresh, monkeypatch, tmp_path):
     run, file = own_run
     file.write_text(PLANTED)

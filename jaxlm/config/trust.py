@@ -96,6 +96,8 @@ def import_trusted(origins: Mapping[str, ModuleOrigin], copies: Path) -> None:
             sys.path.insert(0, root)
             try:
                 importlib.import_module(name)
+            except Exception as error:  # a module may raise anything
+                raise UserError(f"{file}, whose classes the experiment uses, cannot be imported: {error!r}") from error
             finally:
                 sys.path.remove(root)
                 sys.path.append(root)  # for what the module imports later
