@@ -42,9 +42,11 @@ def read_bounded(path: Path | str, max_bytes: int) -> bytes:
     if not path.is_file():
         problem = "is not a regular file" if path.exists() else "does not exist"
         raise UserError(f"{path} {problem}: expected a file of at most {format_bytes(max_bytes)}")
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
+    content = b""
+    if path.stat().st_size <= max_bytes:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)  # it may grow
+    if path.stat().st_size > max_bytes or len(content) > max_bytes:
         size = f"{format_bytes(path.stat().st_size)}, expected at most {format_bytes(max_bytes)}"
         raise UserError(f"{path} has {size}: it is damaged, or another file of that name")
     return content

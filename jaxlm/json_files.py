@@ -17,8 +17,8 @@ from typing import Any, Literal
 from jaxlm.errors import UserError
 from jaxlm.filesystem import format_bytes, read_bounded
 
-MAX_JSON_BYTES = 1 << 28
-"""The vocabulary of a large tokenizer has 2^25 bytes."""
+MAX_JSON_BYTES = 1 << 26
+"""Twice the largest published vocabulary."""
 
 MAX_JSON_DEPTH = 100
 

@@ -22,6 +22,9 @@ WORKDIR_FORMAT = 2
 """Written into experiment.json. Format 1, which has no number, names classes and fields that exist no longer."""
 
 
+MAX_RECORD_BYTES = 1 << 22
+
+
 class ExperimentRecord(TypedDict):
     """experiment.json, which also holds the versions of the libraries and the git commit."""
 
@@ -123,7 +126,7 @@ class Workdir:
         from jaxlm.experiment import Experiment
 
         self.check()
-        record = read_json(self.experiment_file)
+        record = read_json(self.experiment_file, max_bytes=MAX_RECORD_BYTES)
         if (format_number := record.get("format", 1)) != WORKDIR_FORMAT:
             raise UserError(
                 f"{self.experiment_file} has workdir format {format_number}, this jaxlm reads format {WORKDIR_FORMAT}: "

@@ -13,7 +13,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -128,11 +128,14 @@ def _summary_writer() -> Any:
 
 def truncate_metrics(path: Path, step: int | None) -> None:
     """Remove the lines after `step` (None: all lines) and incomplete lines from a metrics file, in one move."""
-    old = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    old = list(_iter_lines(path))
     last = -1 if step is None else step
     new = [line for line in old if (record := _parse_line(line)) is not None and record["step"] <= last]
     if new != old:
         write_atomic(path, b"".join(new))
+
+
+MAX_LINE_BYTES = 1 << 20
 
 
 class StepRecord(TypedDict):
@@ -143,8 +146,20 @@ class StepRecord(TypedDict):
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl` as dicts, without an incomplete last line; [] if the file does not exist."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [record for line in lines if (record := _parse_line(line)) is not None]
+    return [record for line in _iter_lines(path) if (record := _parse_line(line)) is not None]
+
+
+def _iter_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a log with their ends; none if it does not exist. Raises UserError for too long a line."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        while line := file.readline(MAX_LINE_BYTES):
+            if len(line) == MAX_LINE_BYTES:
+                raise UserError(
+                    f"{path} has a line of more than {MAX_LINE_BYTES:,} bytes: it is damaged, remove the file"
+                )
+            yield line
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:

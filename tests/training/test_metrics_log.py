@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 
+from jaxlm.errors import UserError
 from jaxlm.training.metrics_log import MetricsLog, read_metrics, truncate_metrics
 from jaxlm.training.progress import (
     BarDisplay,
@@ -194,3 +195,21 @@ def test_short_texts():
     assert [format_duration(x) for x in (-1, 0, 75, 5025)] == ["0:00", "0:00", "1:15", "1:23:45"]
     assert [format_number(x) for x in (0.00012345, 3.0, float("nan"), "x")] == ["0.0001234", "3", "nan", "x"]
     assert format_metrics({}) == []
+
+
+@pytest.mark.parametrize(
+    "last", [b'{"step": 2, "x": ' + b"[" * 5000 + b"\n", b'{"step": 2, "x": NaN}\n', b'{"step": 1e999}\n', b"[]\n"]
+)
+def test_lines_that_are_damaged_are_left_out(tmp_path, last):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "train/loss": 3.2}\n' + last + b'{"step": 3}\n{"step": 4')
+    assert read_metrics(path) == [{"step": 1, "train/loss": 3.2}, {"step": 3}]
+
+
+def test_a_log_of_one_endless_line_is_refused(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1 << 32)  # a sparse file of 4 GB
+    for read in (read_metrics, lambda path: truncate_metrics(path, 3)):
+        with pytest.raises(UserError, match="a line of more than 1,048,576 bytes"):
+            read(path)
