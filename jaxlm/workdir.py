@@ -178,7 +178,8 @@ class Workdir:
         for folder, copy in folders:  # the tokenizer last: a workdir that has one is complete
             if folder.is_dir():
                 with create_folder(copy, replace=True) as partial:
-                    shutil.copytree(folder, partial, dirs_exist_ok=True)
+                    # Links stay links: what they lead to is not copied, and the export refuses them.
+                    shutil.copytree(folder, partial, symlinks=folder == source.published_folder, dirs_exist_ok=True)
 
     def open_checkpoints(self, experiment: "Experiment", read_only: bool = False) -> "Checkpoints":
         """The checkpoints, kept as the experiment configures it."""

@@ -147,6 +147,8 @@ def export_folder(source_workdir: Path, folder: Path, dtype: str | None = None) 
             "train with --finetuning.lora instead, or use the workdir as it is"
         )
     model, special = trained.model, trained.tokenizer.special
+    if source.published_folder.is_symlink():
+        raise UserError(f"{source.published_folder} is a link: put the folder itself there if you trust its files")
     published_files, array_dtypes = _side_files(source.published_folder), None
     if published_file(source.published_folder, DTYPES_FILE):
         array_dtypes = read_json(source.published_folder / DTYPES_FILE, dict[str, str])

@@ -18,6 +18,7 @@ from jaxlm.huggingface.workdir import export_folder, import_folder
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.finetune_heads import TextClassifier
+from jaxlm.workdir import Workdir
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -185,6 +186,13 @@ def test_the_cache_of_the_hub(gpt2, tmp_path):
         import_folder(snapshot, tmp_path / "other")
     (tmp_path / "run/published/extra.json").symlink_to("/etc/hostname")
     with pytest.raises(UserError, match="outside of the folder"):
+        export_folder(tmp_path / "run", tmp_path / "out")
+    copy = Workdir(tmp_path / "copy")
+    copy.copy_tokenizer(Workdir(tmp_path / "run"))
+    assert (copy.published_folder / "extra.json").is_symlink()
+    (tmp_path / "run/published").rename(tmp_path / "moved")
+    (tmp_path / "run/published").symlink_to(tmp_path / "moved")
+    with pytest.raises(UserError, match="published is a link"):
         export_folder(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists() and not (tmp_path / "other").exists()
 

@@ -11,7 +11,7 @@ def main(argv: list[str]) -> int:
     parser = CommandParser("export-hf", COMMANDS["export-hf"])
     parser.add_argument("workdir", metavar="D", type=Path, help="the folder of a training run or of import-hf")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to create")
-    text = "dtype of the stored weights (default: that of the imported model, else float32)"
+    text = "dtype of the stored weights (default: that of each imported array; float32 if it would lose digits)"
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help=text)
     add_trust_option(parser)
     options = parser.parse(argv)
