@@ -48,7 +48,8 @@ def parse_tpu_type(name: str, topology: str = "") -> TPUSlice:
     default = (shape for shape in DEFAULT_TOPOLOGIES.get(generation, ()) if _num_chips(shape) == chips)
     shape = topology or next(default, "")
     if shape and _num_chips(shape) != chips:
-        raise UserError(f"--topology {topology} does not have the {chips} chips of {name}: expected a product of that")
+        problem = f"--topology {topology} does not have the {chips} chips of {name}"
+        raise UserError(f"{problem}: expected a product of {chips}")
     hosts = 1 if is_2d and chips <= 8 else math.ceil(chips / 4)
     return TPUSlice(generation, chips, hosts, shape)
 
