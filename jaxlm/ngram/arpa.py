@@ -151,11 +151,12 @@ class _ArpaReader:
         if self.line != f"\\{n}-grams:":
             raise self.error(f"{self.line[:80]!r}, expected \\{n}-grams:")
         ids, logprob, backoff, line_numbers = array("i"), array("d"), array("d"), array("q")
+        lengths = n + 1, n + 2
         while not self.next_line().startswith("\\"):
             fields = self.line.replace("\t", " ").split(" ")
             if "" in fields:
                 fields = [text for text in fields if text]
-            if len(fields) not in (n + 1, n + 2):
+            if len(fields) not in lengths:
                 raise self.error(
                     f"{len(fields)} columns, expected {n + 1} or {n + 2}: a log-probability, {n} word{'s' * (n > 1)}, "
                     "and perhaps a back-off weight"
@@ -164,8 +165,10 @@ class _ArpaReader:
             logprob.append(self._parse_log10(fields[0], 0.0))
             backoff.append(self._parse_log10(fields[-1], math.inf) if len(fields) == n + 2 else 0.0)
             line_numbers.append(self.number)
-            if is_highest and backoff[-1]:
-                raise self.error(f"a back-off weight of {fields[-1]}: no n-gram of the highest order has one but 0")
+        if is_highest and any(backoff):
+            row = np.flatnonzero(backoff)[0]
+            message = f"a back-off weight of {backoff[row] / LN10:.9g}: no n-gram of the highest order has one but 0"
+            raise self.error(message, line_numbers[row])
         if len(line_numbers) != size:
             raise self.error(f"{len(line_numbers)} {n}-grams end here, but the header says {size}")
         keys = self._find_keys(np.asarray(ids, np.int64).reshape(-1, n), line_numbers)
@@ -201,7 +204,7 @@ class _ArpaReader:
     def _parse_log10(self, text: str, upper_bound: float) -> float:
         """Convert log10 to the natural log."""
         try:
-            value = float(text) if "_" not in text else math.nan
+            value = float(text) if "_" not in text else math.nan  # Python reads 1_0 as 10
         except ValueError:
             value = math.nan
         if not value <= upper_bound or value == math.inf:
