@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
@@ -150,7 +151,7 @@ def _iter_raw_lines(file: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
     """(offset of the line in the uncompressed file, its bytes without the end)."""
     offset = 0
     with open_text(file) as stream:
-        for number, raw in enumerate(iter(lambda: stream.readline(max_bytes + 2), b""), start=1):
+        for number, raw in enumerate(iter(partial(stream.readline, max_bytes + 2), b""), start=1):
             start, offset = offset, offset + len(raw)
             if start == 0 and raw.startswith(BYTE_ORDER_MARK):
                 start, raw = len(BYTE_ORDER_MARK), raw[len(BYTE_ORDER_MARK) :]
