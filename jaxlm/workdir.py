@@ -174,6 +174,8 @@ class Workdir:
 
     def copy_tokenizer(self, source: "Workdir") -> None:
         """Copy the tokenizer of another workdir, and the files of the published model if it was imported."""
+        if source.published_folder.is_symlink():
+            raise UserError(f"{source.published_folder} is a link: put the folder itself there if you trust its files")
         folders = (source.published_folder, self.published_folder), (source.tokenizer_folder, self.tokenizer_folder)
         for folder, copy in folders:  # the tokenizer last: a workdir that has one is complete
             if folder.is_dir():

@@ -118,11 +118,12 @@ class Encoder(nn.Module):
         type_BS = jnp.zeros((1, 1), jnp.int32) if batch.token_type_BS is None else jnp.asarray(batch.token_type_BS)
         types = jnp.take(self.type_embedding, type_BS, axis=0, mode="clip")
         ids_BS = jnp.asarray(batch.source_BS)
-        # RoBERTa: a padding token that is part of the text is not counted and has the position before the first one.
-        counted_BS = jnp.asarray(valid_BS) & (ids_BS != self.position_offset - 1)
+        counted_BS, padding = valid_BS, self.position_offset - 1
+        if self.position_offset:  # RoBERTa: a padding token that is part of the text has the position before the first
+            counted_BS = jnp.asarray(valid_BS) & (ids_BS != padding)
         position_BS = token_positions(counted_BS, segment_BS) + self.position_offset
         if self.position_offset:
-            position_BS = jnp.where(ids_BS == self.position_offset - 1, self.position_offset - 1, position_BS)
+            position_BS = jnp.where(ids_BS == padding, padding, position_BS)
         bound = valid_BS.shape[1] + self.position_offset
         x_BSD = embed_ids(self.embedding, ids_BS) + self.position(position_BS, valid_BS, bound)
         x_BSD = self.embedding_norm((x_BSD + jnp.broadcast_to(types, x_BSD.shape)).astype(jnp.dtype(self.dtype)))

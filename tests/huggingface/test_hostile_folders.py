@@ -194,6 +194,8 @@ def test_the_cache_of_the_hub(gpt2, tmp_path):
     (tmp_path / "run/published").symlink_to(tmp_path / "moved")
     with pytest.raises(UserError, match="published is a link"):
         export_folder(tmp_path / "run", tmp_path / "out")
+    with pytest.raises(UserError, match="published is a link"):
+        copy.copy_tokenizer(Workdir(tmp_path / "run"))
     assert not (tmp_path / "out").exists() and not (tmp_path / "other").exists()
 
 
