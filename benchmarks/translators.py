@@ -89,8 +89,7 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
     from jaxlm.decode.beam_search import beam_search
     from jaxlm.decode.request import DecodeRequest
     from jaxlm.huggingface.convert import load_pretrained
-    from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
-    from jaxlm.nn.weights.weight_formats import cast_for_inference
+    from jaxlm.pipeline.inference_params import cast_for_inference, prepare_params
     from jaxlm.types import Batch
 
     if variant == "lstm":
@@ -99,7 +98,7 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
         net, params, _ = load_pretrained(folder / "model")
         net, params = cast_for_inference(net.clone(logit_bias=False), params, variant or "float32")
         del params["output_bias"]  # zeros, which CTranslate2 leaves out too
-    params = unstack_layers_jit(params)
+    params = prepare_params(net, params)
     rows = len(source_BS)
     batch = Batch(source_BS=jnp.asarray(source_BS), source_valid_BS=jnp.ones(source_BS.shape, bool))
     prompt_B1 = jnp.full((rows, 1), BOS)

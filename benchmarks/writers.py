@@ -46,13 +46,12 @@ def _ours(folder: Path, prompt_BP: np.ndarray, new: int, variant: str) -> Any:
     from jaxlm.decode.request import DecodeRequest
     from jaxlm.decode.sampling import Sampler
     from jaxlm.huggingface.convert import load_pretrained
-    from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
-    from jaxlm.nn.weights.weight_formats import cast_for_inference
+    from jaxlm.pipeline.inference_params import cast_for_inference, prepare_params
     from jaxlm.types import Batch
 
     net, params, _ = load_pretrained(folder / "model")
     net, params = cast_for_inference(net, params, variant or "float32")
-    params = unstack_layers_jit(params)
+    params = prepare_params(net, params)
     prompt_BP = jnp.asarray(prompt_BP)
     batch = Batch(target_BT=prompt_BP, target_valid_BT=prompt_BP >= 0)
     request = DecodeRequest(batch, prompt_BP, prompt_BP >= 0, jnp.full(len(prompt_BP), new))

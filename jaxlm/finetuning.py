@@ -6,13 +6,15 @@ match "model/model/stack/layers/attention/query/kernel" and others.
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from jaxlm.errors import UserError, list_some
 from jaxlm.nn.layers.adapters import BOTTLENECK, LOW_RANK, init_bottleneck, init_lora, linear_paths, map_linears
+from jaxlm.nn.weights.weight_users import weight_users
 from jaxlm.pytree import named_leaves
 from jaxlm.types import Array, Params
 
@@ -80,6 +82,20 @@ class FineTuning:
         if self.trainable is None:
             return not (self.lora or self.adapters)
         return _matches_any(path, self.trainable)
+
+    def check_targets(self, params: Params, call: Callable[[Params], Any]) -> None:
+        """Raises UserError if a target is a kernel of another layer than jaxlm's `Linear`, which would not use LoRA."""
+        if not (self.lora or self.adapters):
+            return
+        users = weight_users(call, params)
+        for path in linear_paths(params):
+            is_linear = {"read", "kernel"} <= users.get((*path.split("/"), "kernel"), set())
+            for part, name in ((self.lora, "lora"), (self.adapters, "adapters")):
+                if part and _matches_any(path, part.targets) and not is_linear:
+                    raise UserError(
+                        f"finetuning.{name}.targets: {path!r} is not a `Linear` of jaxlm, and its layer would ignore "
+                        "what is added to it: choose other targets, or train it with finetuning.trainable"
+                    )
 
     def add_adapters(self, params: Params, key: Array) -> Params:
         """The parameters with initial LoRA and adapters. Raises UserError for a pattern that matches nothing."""

@@ -71,9 +71,9 @@ class CommandParser(argparse.ArgumentParser):
         text = text if default is None else f"{text} (default: {default})"
         self.add_argument(option, type=int_at_least(minimum, maximum), default=default, metavar=metavar, help=text)
 
-    def add_float(self, option: str, summary: str, default: float, metavar: str = "X") -> None:
+    def add_float(self, option: str, summary: str, metavar: str = "X") -> None:
         """An option that takes a number."""
-        self.add_argument(option, type=finite_number, default=default, metavar=metavar, help=summary)
+        self.add_argument(option, type=finite_number, metavar=metavar, help=summary)
 
     def add_list(self, option: str, summary: str, convert: Callable[[str], Any] = str, metavar: str = "TEXT") -> None:
         """An option that may be repeated; its values are a list."""

@@ -1,7 +1,7 @@
 """The options of beam search, whose rules `jaxlm.decode.beam_search` defines, and those of well-known programs."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from jaxlm.decode.logit_masks import LogitMasks
@@ -41,6 +41,8 @@ class Beam:
       temperature: number that divides the logits.
       min_length, suppress_tokens, no_repeat_ngram_size: minimum length, ids never generated, and the n of n-grams
         never repeated, see `jaxlm.decode.logit_masks.LogitMasks`.
+      first_tokens, suppress_first_tokens, bad_words: ids of which one is the first token, ids that never are, and
+        sequences of ids never generated.
     """
 
     num_beams: int = 5
@@ -59,6 +61,9 @@ class Beam:
     min_length: int = 0
     suppress_tokens: tuple[int, ...] = ()
     no_repeat_ngram_size: int = 0
+    first_tokens: tuple[int, ...] = ()
+    suppress_first_tokens: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_return_sequences <= self.num_beams:
@@ -83,7 +88,7 @@ class Beam:
     @property
     def logit_masks(self) -> LogitMasks:
         """The masks that do not depend on the row."""
-        return LogitMasks(self.suppress_tokens, self.min_length, self.no_repeat_ngram_size)
+        return LogitMasks(**{field.name: getattr(self, field.name) for field in fields(LogitMasks)})
 
 
 @dataclass(frozen=True)

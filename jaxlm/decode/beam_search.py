@@ -30,11 +30,10 @@ from jaxlm.decode.beam_state import LiveBeams
 from jaxlm.decode.grammar import TokenGrammar, advance_grammar, apply_grammar
 from jaxlm.decode.length_penalty import ScoreParams, can_stop, log_coverage, make_score_params
 from jaxlm.decode.logit_masks import ForcedPrefix, apply_logit_masks
-from jaxlm.decode.prefill import decode_step, enlarge_state, expand_beams, prefill_prompt, reorder_beams
+from jaxlm.decode.prefill import decode_step, enlarge_state, expand_beams, prefill_prompt, reorder_beams, step_params
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_NONE, FINISH_STOP, Hypotheses
 from jaxlm.errors import UserError
-from jaxlm.nn.transformer.layer_stack import unstack_layers
 from jaxlm.types import Array, Params, State
 
 MIN_STEPS_TO_SPLIT = 12
@@ -103,15 +102,15 @@ def specialize(model: Any, config: BeamSearchConfig) -> tuple[Any, BeamSearchCon
 def _beam_search(
     model: Any, config: BeamSearchConfig, params: Params, request: DecodeRequest, score_params: ScoreParams
 ) -> Hypotheses:
-    layers, half = unstack_layers(params), (config.length + 1) // 2
-    inputs = SearchInputs(score_params, request.forced_prefix, request.grammar)
+    half, inputs = (config.length + 1) // 2, SearchInputs(score_params, request.forced_prefix, request.grammar)
+    # Attention reads the whole cache at each step, so the first half of the steps has a cache of half the size.
+    capacity = half if half >= MIN_STEPS_TO_SPLIT else config.length
+    beams = initial_beam_state(model, config, params, request, capacity)
+    layers = step_params(model, params, beams.token_BK.reshape(-1), beams.state)
 
     def step(beams: BeamState) -> BeamState:
         return beam_step(model, config, layers, beams, inputs)
 
-    # Attention reads the whole cache at each step, so the first half of the steps has a cache of half the size.
-    capacity = half if half >= MIN_STEPS_TO_SPLIT else config.length
-    beams = initial_beam_state(model, config, params, request, capacity)
     if capacity < config.length:
         beams = lax.while_loop(lambda beams: ~beams.done_B.all() & (beams.step_B.max() < capacity), step, beams)
         beams = dataclasses.replace(beams, state=enlarge_state(beams.state, config.length))

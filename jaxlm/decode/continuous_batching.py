@@ -20,7 +20,7 @@ from jaxlm.decode.length_penalty import ScoreParams
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import Hypotheses
 from jaxlm.distributed.sharding import constrain_state, decode_state_shardings
-from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
+from jaxlm.nn.transformer.layer_stack import decoding_params
 from jaxlm.types import Array, Params
 
 STEPS_PER_CHECK = 4
@@ -41,7 +41,7 @@ def beam_search_queue(
     active_rows: the number of rows that are searched at once.
     """
     model, config, score_params = specialize(model, config)
-    params, queue = unstack_layers_jit(params), iter(batches)
+    queue = iter(batches)
     row_of_place = np.full(active_rows, -1)
     active, waiting = None, next(queue, None)
     while waiting is not None or (row_of_place >= 0).any():
@@ -53,6 +53,7 @@ def beam_search_queue(
             # A filler gets a place beyond the last: the scatter drops it.
             place_G = np.where(row_G >= 0, place_G, active_rows).astype(np.int32)
             if active is None:
+                params = _decoding_params(model, config, params, request, score_params)
                 active = _empty_batch(model, config, params, request, active_rows)
             active = _admit_rows(model, config, params, request, active, place_G)
             waiting = next(queue, None)
@@ -61,6 +62,19 @@ def beam_search_queue(
         if len(ended):
             yield row_of_place[ended], {name: np.asarray(value)[ended] for name, value in vars(hypotheses).items()}
             row_of_place[ended] = -1
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config"))
+def _decoding_params(
+    model: Any, config: BeamSearchConfig, params: Params, request: DecodeRequest, score_params: ScoreParams
+) -> Params:
+    """The parameters for prompts and steps, see `decoding_params`."""
+
+    def call(params: Params) -> BeamState:
+        beams = initial_beam_state(model, config, params, request, config.length)
+        return beam_step(model, config, params, beams, SearchInputs(score_params))
+
+    return decoding_params(params, call)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="active")

@@ -18,11 +18,10 @@ from jax import lax
 
 from jaxlm.decode.grammar import TokenGrammar, apply_grammar
 from jaxlm.decode.logit_masks import ForcedPrefix, LogitMasks, apply_logit_masks, is_in_ids, log_softmax_parts
-from jaxlm.decode.prefill import decode_step, expand_beams, prefill_prompt
+from jaxlm.decode.prefill import decode_step, expand_beams, prefill_prompt, step_params
 from jaxlm.decode.request import DecodeConfig, DecodeRequest
 from jaxlm.decode.results import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, GenerationOutput
 from jaxlm.decode.sampling import Sampler, apply_repetition_penalty, line_rng_keys, row_argmax, sample
-from jaxlm.nn.transformer.layer_stack import unstack_layers, unstack_layers_jit
 from jaxlm.types import Array, Params, State
 
 
@@ -68,12 +67,12 @@ def generate(model: Any, params: Params, request: DecodeRequest, config: Generat
 
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def _generate(model: Any, config: GenerationConfig, params: Params, request: DecodeRequest) -> GenerationOutput:
-    layers = unstack_layers(params)
+    loop = _initial_state(model, config, params, request)
+    layers = step_params(model, params, loop.token_B, loop.state)
 
     def step(loop: LoopState) -> LoopState:
         return _step(model, config, layers, loop, request.forced_prefix, request.grammar)
 
-    loop = _initial_state(model, config, params, request)
     return lax.while_loop(lambda loop: ~jnp.all(loop.done_B), step, loop).output
 
 
@@ -83,7 +82,8 @@ def generate_stream(
     """Yield the output of `generate` after every token. Two programs are compiled; the caller may stop iterating."""
     request.check_shapes(several_limits=True)
     request.check_positions(model, config.length)
-    loop, layers = _initial_state_jit(model, config, params, request), unstack_layers_jit(params)
+    loop = _initial_state_jit(model, config, params, request)
+    layers = _step_params_jit(model, params, loop.token_B, loop.state)
     while not bool(loop.done_B.all()):
         loop = _step_jit(model, config, layers, loop, request.forced_prefix, request.grammar)
         yield loop.output
@@ -121,6 +121,7 @@ def _step(
 
 
 _step_jit = jax.jit(_step, static_argnames=("model", "config"))
+_step_params_jit = jax.jit(step_params, static_argnames="model")
 
 
 def _initial_state(model: Any, config: GenerationConfig, params: Params, request: DecodeRequest) -> LoopState:

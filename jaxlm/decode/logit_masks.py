@@ -21,17 +21,22 @@ class LogitMasks:
     suppress_tokens: ids that are never generated.
     min_length: the length before which no stop id is allowed (generated tokens, the stop id included).
     no_repeat_ngram_size: n > 0 forbids that n generated tokens in a row occur twice; 0 is off.
+    first_tokens: the ids of which one is the first generated token; (): any.
+    suppress_first_tokens: ids that are never the first generated token.
+    bad_words: sequences of ids that are never generated.
     """
 
     suppress_tokens: tuple[int, ...] = ()
     min_length: int = 0
     no_repeat_ngram_size: int = 0
+    first_tokens: tuple[int, ...] = ()
+    suppress_first_tokens: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.suppress_tokens, tuple) or any(token < 0 for token in self.suppress_tokens):
-            raise UserError(
-                f"suppress_tokens={self.suppress_tokens!r} must be a tuple of ids >= 0, as in suppress_tokens=(1,)"
-            )
+        for name in ("suppress_tokens", "first_tokens", "suppress_first_tokens"):
+            if not isinstance(ids := getattr(self, name), tuple) or any(token < 0 for token in ids):
+                raise UserError(f"{name}={ids!r} must be a tuple of ids >= 0, as in {name}=(1,)")
         for name in ("min_length", "no_repeat_ngram_size"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)} must be 0 (off) or more")
@@ -76,6 +81,11 @@ def apply_logit_masks(
     size = logprob_BKV.shape[-1]
     id_11V = jnp.arange(size)[None, None, :]
     masks = [is_in_ids(id_11V, logit_masks.suppress_tokens)] if logit_masks.suppress_tokens else []
+    if logit_masks.first_tokens or logit_masks.suppress_first_tokens:
+        wrong_11V = is_in_ids(id_11V, logit_masks.suppress_first_tokens)
+        if logit_masks.first_tokens:
+            wrong_11V = wrong_11V | ~is_in_ids(id_11V, logit_masks.first_tokens)
+        masks.append((step_B == 0)[:, None, None] & wrong_11V)
     if logit_masks.min_length > 1 and stop:
         early_B11 = (step_B + 1 < logit_masks.min_length)[:, None, None]
         if must_stop_B is not None:
@@ -83,6 +93,7 @@ def apply_logit_masks(
         masks.append(early_B11 & is_in_ids(id_11V, stop))
     if logit_masks.no_repeat_ngram_size:
         masks.append(_repeated_ngrams(history_BKT, step_B, logit_masks.no_repeat_ngram_size, size))
+    masks += [_completes_word(history_BKT, step_B, word, size) for word in logit_masks.bad_words]
     if forced_prefix is not None:
         masks.append(_off_prefix(forced_prefix, step_B, size))
     if must_stop_B is not None:
@@ -100,6 +111,17 @@ def _off_prefix(forced_prefix: ForcedPrefix, step_B: Array, size: int) -> Array:
     )
     binding_B1 = valid_B1 & (step_B < columns)[:, None]
     return (binding_B1 & (token_B1 != jnp.arange(size)[None, :]))[:, None, :]
+
+
+def _completes_word(history_BKT: Array, step_B: Array, word: tuple[int, ...], size: int) -> Array:
+    """True_BKV on the last id of a word if the ids before it have just been generated."""
+    *before, last = word
+    step_B11 = step_B[:, None, None]
+    matches_BK1 = jnp.broadcast_to(step_B11 >= len(before), (*history_BKT.shape[:2], 1))
+    for back, token in enumerate(reversed(before), start=1):
+        recent_BK1 = jnp.take_along_axis(history_BKT, jnp.maximum(step_B11 - back, 0), axis=2, mode="clip")
+        matches_BK1 = matches_BK1 & (recent_BK1 == token)
+    return matches_BK1 & (jnp.arange(size)[None, None, :] == last)
 
 
 def _repeated_ngrams(history_BKT: Array, step_B: Array, order: int, size: int) -> Array:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.decode.request import DecodeRequest
+from jaxlm.nn.transformer.layer_stack import decoding_params
 from jaxlm.types import Array, Params, State
 
 
@@ -33,6 +34,11 @@ def decode_step(model: Any, params: Params, token_B: Array, state: State, valid_
     """Read one more token a row: float32 logits_BV of the next one, and the new state."""
     features_B1D, state = model.apply({"params": params}, token_B[:, None], state, valid_B[:, None], method="extend")
     return model.apply({"params": params}, features_B1D[:, 0], method="readout"), state
+
+
+def step_params(model: Any, params: Params, token_B: Array, state: State) -> Params:
+    """Return the parameters for a loop of `decode_step`, see `decoding_params`."""
+    return decoding_params(params, lambda params: decode_step(model, params, token_B, state, token_B >= 0))
 
 
 def _has_beam_methods(node: Any) -> bool:

@@ -56,13 +56,10 @@ class TokenDFA:
 
 
 def build_token_dfa(
-    automaton: ByteDFA,
-    tokenizer: Tokenizer,
-    description: str = "the expression",
-    require_all: bool = False,
-    max_states: int = MAX_STATES,
-) -> TokenDFA:
-    """Return the automaton of the texts of `automaton` that the tokenizer can write.
+    automaton: ByteDFA, tokenizer: Tokenizer, description: str = "the expression", require_all: bool = False,
+    max_states: int = MAX_STATES, continues: bool = False,
+) -> TokenDFA:  # fmt: skip
+    """Return the automaton of the texts of `automaton` that the tokenizer can write, at the beginning or after a text.
 
     Raises UserError if there are none, with `require_all`, for a tree, if one of them is lacking, and if the table has
     more than CELLS_PER_STATE * `max_states` entries; `description` names the constraint in messages.
@@ -71,7 +68,8 @@ def build_token_dfa(
     tree, copies = automaton, 1
     if token_bytes.decoder_unescapes:
         automaton, copies = _exclude_word(automaton, ESCAPE_CHAR.encode()), len(ESCAPE_CHAR.encode())
-    first, later = _TokenTable(token_bytes.initial), _TokenTable(token_bytes.rest)
+    later = _TokenTable(token_bytes.rest)
+    first = later if continues else _TokenTable(token_bytes.initial)
     states, digest_V2 = _reachable_states(automaton, first, later, tokenizer.special.eos)
     if require_all:
         tree.require_reached({START_STATE, *(state // copies for state in states)}, description)

@@ -185,6 +185,7 @@ def _special_ids(folder: Path, config: Mapping[str, Any], kind: ModelKind, piece
         raise UserError(f"config.json has no {missing}, and without it no text begins or ends: add the entry")
     unk = config.get("unk_token_id")
     suppress = {words[0] for words in config.get("bad_words_ids") or () if len(words) == 1}
+    suppress |= set(config.get("suppress_tokens") or ())
     # Marian and T5 begin with their padding, which has a logit like any other id and must not be generated.
     suppress |= {start} - {end_ids[0]} if kind == "encoder_decoder" else set()
     return SpecialIds(

@@ -44,9 +44,10 @@ def non_blank(lines: Sequence[str]) -> list[int]:
     return [index for index, line in enumerate(lines) if line.strip()]
 
 
-def to_single_line(text: str) -> str:
+def to_single_line(text: str, strip: bool = True) -> str:
     """N lines in, N lines out, even from an untrained model that generates a line break."""
-    return text.replace("\r", " ").replace("\n", " ").strip()
+    line = text.replace("\r", " ").replace("\n", " ")
+    return line.strip() if strip else line
 
 
 def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:

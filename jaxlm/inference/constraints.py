@@ -32,15 +32,20 @@ class TokenConstraint:
         return make_copy_constraint(source_BS, valid_BS, *self.delimiter_ids)
 
 
-def compile_constraint(constraint: Constraint, tokenizer: Tokenizer) -> TokenConstraint:
-    """Raises UserError if the tokenizer cannot write any allowed text, or lacks the delimiters."""
+def compile_constraint(constraint: Constraint, tokenizer: Tokenizer, continues: bool = False) -> TokenConstraint:
+    """The constraint on a text, or on what `continues` one: the space before a word is then part of it.
+
+    Raises UserError if the tokenizer cannot write any allowed text, or lacks the delimiters.
+    """
     if constraint.delimiters:
         opening, closing = (delimiter_id(tokenizer, mark) for mark in constraint.delimiters)
         return TokenConstraint(delimiter_ids=(opening, closing))
     if constraint.literals:
         require_writable(constraint.literals, tokenizer, constraint.description)
-    limits = constraint.require_all, constraint.max_states
-    return TokenConstraint(build_token_dfa(constraint.automaton, tokenizer, constraint.description, *limits))
+    description, limits = constraint.description, (constraint.require_all, constraint.max_states)
+    if continues:
+        description += " after the prompt (the space before its first word is part of the text)"
+    return TokenConstraint(build_token_dfa(constraint.automaton, tokenizer, description, *limits, continues))
 
 
 @dataclass(frozen=True)

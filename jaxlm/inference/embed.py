@@ -11,11 +11,11 @@ import numpy as np
 
 from jaxlm.data.batching.sequence_format import SequenceFormat
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.base import SpecialIds
+from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.inference.base import EVAL_BATCH_TOKENS, ProgressCallback, TrainedModel, apply_to_rows, batches_for_model
 from jaxlm.models.finetune_heads import FineTunable, is_encoder, sequence_markers
-from jaxlm.models.properties import max_input_positions
+from jaxlm.models.properties import dummy_batch, max_input_positions
 from jaxlm.models.rnn_classifier import Pooling
 from jaxlm.types import Array, Batch, Params
 
@@ -75,9 +75,22 @@ def unwrap_trunk(trained: TrainedModel) -> TrainedModel:
     model, params = trained.model, trained.params
     while isinstance(model, FineTunable):
         model, params = model.model, params["model"]
-    if not is_encoder(model) and (not hasattr(type(model), "extend") or not hasattr(model, "layers")):
-        raise UserError(f"a {type(model).__name__} gives no vectors: expected an encoder or a decoder-only Transformer")
+    if not is_encoder(model) and not _has_features(model, params):
+        raise UserError(f"a {type(model).__name__} gives no vectors: expected an encoder or a language model")
     return replace(trained, model=model, params=params)
+
+
+def _has_features(model: Any, params: Params) -> bool:
+    """True if a model reads texts without a source, and `extend` gives a vector of each token."""
+    batch = dummy_batch()
+    batch = Batch(source_BS=batch.source_BS, source_valid_BS=batch.source_valid_BS)
+    try:
+        features = jax.eval_shape(
+            lambda params: apply_encoder(model, params, batch, OWN_SPECIAL_IDS, "features"), params
+        )
+    except Exception:  # of a model that needs a source, or has no `extend`
+        return False
+    return features.ndim == 3 and jnp.issubdtype(features.dtype, jnp.floating)
 
 
 def truncate_layers(trained: TrainedModel, num_layers: int | None) -> TrainedModel:
@@ -85,6 +98,8 @@ def truncate_layers(trained: TrainedModel, num_layers: int | None) -> TrainedMod
     if num_layers is None:
         return trained
     model, params = trained.model, trained.params
+    if not isinstance(getattr(model, "layers", None), int):
+        raise UserError(f"layer {num_layers}: a {type(model).__name__} has no stack of layers, leave the layer out")
     if not 0 <= num_layers <= model.layers:
         raise UserError(f"layer {num_layers}: the model has {model.layers}, and 0 is the embeddings")
     stack = params.get("stack", {})
@@ -121,6 +136,8 @@ def apply_encoder(model: Any, params: Params, batch: Batch, special: SpecialIds,
 def attention_maps(trained: TrainedModel, text: str) -> tuple[list[str], np.ndarray]:
     """The tokens of a text, and the self-attention weights by layer and head: (L, N, S, S). Raises UserError."""
     trunk = unwrap_trunk(trained)
+    if not hasattr(type(trunk.model), "self_attention_weights"):
+        raise UserError(f"a {type(trunk.model).__name__} has no self-attention weights: expected a Transformer")
     names = token_strings(trunk, text)
     ((_, batch),) = batches_for_model(trunk, {"source": encode_rows(trunk, [text])}, 1)
     batch, special = _drop_final_eos(trunk.model, batch), trunk.tokenizer.special

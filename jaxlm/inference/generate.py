@@ -8,6 +8,7 @@ and a sample continues it.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 from zlib import crc32
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.tokenizers.base import REPLACEMENT_CHAR, Tokenizer
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.decode.generate import GenerationConfig, generate, generate_stream
 from jaxlm.decode.grammar import TokenGrammar
 from jaxlm.decode.logit_masks import LogitMasks
@@ -26,6 +27,7 @@ from jaxlm.decode.sampling import Sampler
 from jaxlm.grammar.constraint import Constraint
 from jaxlm.inference.base import TrainedModel
 from jaxlm.inference.constraints import TokenConstraint, compile_constraint
+from jaxlm.inference.text_stream import ContinuationDecoder, TextStream
 from jaxlm.inference.translate import Search, max_source_tokens
 from jaxlm.models.properties import max_target_positions
 from jaxlm.types import Batch
@@ -38,24 +40,50 @@ TextCallback = Callable[[str], None] | None
 DEFAULT_MAX_TOKENS = 100
 """Tokens of a continuation if the request has no limit."""
 
+MAX_ROOM = 1024
+"""The most tokens of a continuation that are not asked for: their cache is allocated before the first one."""
+
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """The options of generation for each prompt.
 
     Attributes:
+      sampler: None takes that of the defaults.
       num_samples: texts for each prompt, drawn independently.
-      max_tokens: the most tokens of a text; None takes the limit of the task's search.
+      max_tokens: the most tokens of a text; None takes the limit of the task's search, or of the defaults.
       stop_strings: strings that end a text and are not part of it.
       constraint: which texts are allowed; a quotation copies from the source, or from the prompt if there is none.
     """
 
-    sampler: Sampler = Sampler()
+    sampler: Sampler | None = None
     seed: int = 0
     num_samples: int = 1
     max_tokens: int | None = None
     stop_strings: tuple[str, ...] = ()
     constraint: Constraint | None = None
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """Options of a language model for requests that leave them out.
+
+    Attributes:
+      sampler: how each token is chosen.
+      max_tokens: the most tokens of a text; None: up to max_length, but 1,024 if that leaves more, or 100 without it.
+      max_length: the most tokens of prompt and text together, with the one that begins a prompt; None: any number.
+      logit_masks: tokens that are not allowed.
+    """
+
+    sampler: Sampler = Sampler()
+    max_tokens: int | None = None
+    max_length: int | None = None
+    logit_masks: LogitMasks = LogitMasks()
+
+    @property
+    def new_tokens(self) -> int:
+        """The most tokens of a text; `max_length` may leave fewer."""
+        return self.max_tokens or (MAX_ROOM if self.max_length else DEFAULT_MAX_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -77,48 +105,8 @@ class Sample:
     truncated: bool = False
 
 
-MAX_PARTIAL_BYTES = 3
-"""Bytes of an incomplete UTF-8 character."""
-
-
-class TextStream:
-    """Streaming detokenization of a growing row of ids: its text after each token, up to the first stop string.
-
-    A token may be a part of a character, and the next token may change the text of a word. So a piece of text is shown
-    when its characters are complete, and only while the text still begins with all that has been shown.
-
-    Attributes:
-      text: all that has been shown.
-      ended: whether a stop string has been generated.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()):
-        self.tokenizer = tokenizer
-        self.stop_strings = [stop for stop in stop_strings if stop]
-        self.text = ""
-        self.ended = False
-
-    def push(self, ids: Sequence[int], last: bool = False) -> str:
-        """The text of `ids` that has not been shown yet; after the `last` id nothing is held back."""
-        if self.ended:
-            return ""
-        whole = self.tokenizer.decode([list(ids)])[0]
-        stops = [begin for begin in map(whole.find, self.stop_strings) if begin >= 0]
-        if stops:
-            whole = whole[: min(stops)]
-            self.ended = True
-        elif not last:
-            whole = whole[: len(whole) - self._incomplete_suffix(whole)]
-        if not whole.startswith(self.text):
-            return ""
-        piece, self.text = whole[len(self.text) :], whole
-        return piece
-
-    def _incomplete_suffix(self, whole: str) -> int:
-        """The number of final characters that may still change: of partial characters, or of a partial stop string."""
-        parts = min(len(whole) - len(whole.rstrip(REPLACEMENT_CHAR)), MAX_PARTIAL_BYTES)
-        starts = [size for stop in self.stop_strings for size in range(1, len(stop)) if whole.endswith(stop[:size])]
-        return max([parts, *starts])
+GENERATION_DEFAULTS = GenerationDefaults()
+"""Ancestral sampling: draws from the model's own distribution."""
 
 
 def draw_samples(
@@ -127,6 +115,7 @@ def draw_samples(
     request: GenerationRequest,
     search: Search | None = None,
     on_text: TextCallback = None,
+    defaults: GenerationDefaults = GENERATION_DEFAULTS,
 ) -> Iterator[Sample]:
     """The samples of the first prompt, then those of the next, each as soon as it is complete.
 
@@ -134,14 +123,20 @@ def draw_samples(
       search: its length limits cut a source and bound an answer (unless the request has a limit); None for a model
         without a source, whose texts continue the prompt.
       on_text: called with each new piece of text of the first sample of a prompt.
+      defaults: the sampler, and without a source also the limit and the masks, if the request has none.
     """
-    constraint = compile_constraint(request.constraint, trained.tokenizer) if request.constraint else None
+    special, masks = trained.tokenizer.special, search.beam.logit_masks if search else defaults.logit_masks
+    masks = replace(masks, suppress_tokens=(*masks.suppress_tokens, *special.suppress))
+    constraint = None
+    if request.constraint:
+        constraint = cache(partial(compile_constraint, request.constraint, trained.tokenizer))
     for text in prompts:
         if search is None:
-            prompt, room, is_cut = _encode_prefix(trained, text, request)
+            prompt, room, is_cut = _encode_prefix(trained, text, request, defaults)
         else:
             prompt, room, is_cut = _encode_source(trained, text, request, search)
-        for sample in _sample_prompt(trained, text, prompt, room, request, constraint, on_text):
+        config = GenerationConfig(room, special.end_ids, request.sampler or defaults.sampler, masks)
+        for sample in _sample_prompt(trained, text, prompt, config, request, constraint, on_text):
             yield replace(sample, truncated=is_cut)
 
 
@@ -166,9 +161,13 @@ def _encode_source(
     return prompt, room, bool(column.lengths[0] >= max_length)
 
 
-def _encode_prefix(trained: TrainedModel, text: str, request: GenerationRequest) -> tuple[DecodeRequest, int, bool]:
+def _encode_prefix(
+    trained: TrainedModel, text: str, request: GenerationRequest, defaults: GenerationDefaults
+) -> tuple[DecodeRequest, int, bool]:
     ids = np.concatenate([[trained.tokenizer.special.start], trained.tokenizer.encode([text])[0]])
-    limit, positions = request.max_tokens or DEFAULT_MAX_TOKENS, max_target_positions(trained.model)
+    limit, positions = request.max_tokens or defaults.new_tokens, max_target_positions(trained.model)
+    if defaults.max_length and not (request.max_tokens or defaults.max_tokens):
+        positions = min(positions or defaults.max_length, max(defaults.max_length - 1, 1))
     room, is_cut = limit, positions is not None and len(ids) > positions
     if positions is not None:
         if is_cut:  # the end of the prompt, with room for the text in up to half of the positions
@@ -186,29 +185,29 @@ def _sample_prompt(
     trained: TrainedModel,
     text: str,
     prompt: DecodeRequest,
-    max_length: int,
+    config: GenerationConfig,
     request: GenerationRequest,
-    constraint: TokenConstraint | None,
+    constraint: Callable[[bool], TokenConstraint] | None,
     on_text: TextCallback,
 ) -> Iterator[Sample]:
-    """The samples of one prompt, SAMPLE_BATCH at a time."""
-    special = trained.tokenizer.special
-    config = GenerationConfig(max_length, special.end_ids, request.sampler, LogitMasks(special.suppress))
+    """The samples of one prompt, SAMPLE_BATCH at a time. `constraint(True)` is that of a text after another one."""
+    decoder = ContinuationDecoder(trained.tokenizer, prompt.prompt_BP[prompt.prompt_valid_BP].tolist())
+    compiled = constraint(bool(decoder.prompt_text)) if constraint else None
     for first in range(0, request.num_samples, SAMPLE_BATCH):
         count = min(SAMPLE_BATCH, request.num_samples - first)
         line_B = np.zeros(SAMPLE_BATCH, np.uint32)
         line_B[:count] = [crc32(f"{first + row} {text}".encode(errors="replace")) for row in range(count)]
         limit_B = np.where(np.arange(SAMPLE_BATCH) < count, prompt.limit_B, 0).astype(np.int32)
-        grammar = _grammar(constraint, prompt, limit_B)
+        grammar = _grammar(compiled, prompt, limit_B)
         decode_request = replace(prompt, limit_B=limit_B, grammar=grammar, seed=request.seed, line_B=line_B)
         if request.stop_strings or on_text:
             stream = generate_stream(trained.model, trained.params, decode_request, config)
-            texts = [TextStream(trained.tokenizer, request.stop_strings) for _ in range(count)]
+            texts = [TextStream(decoder, request.stop_strings) for _ in range(count)]
             yield from _stream_samples(stream, text, texts, on_text)
             on_text = None  # only the first sample is shown
         else:
             output = generate(trained.model, trained.params, decode_request, config)
-            yield from (_to_sample(output, row, text, trained.tokenizer) for row in range(count))
+            yield from (_to_sample(output, row, text, decoder) for row in range(count))
 
 
 def _grammar(constraint: TokenConstraint | None, prompt: DecodeRequest, limit_B: np.ndarray) -> TokenGrammar | None:
@@ -237,19 +236,19 @@ def _stream_samples(
             if on_text and row == 0 and piece:
                 on_text(piece)
             if finished or text.ended:
-                sample = replace(_to_sample(host, row, prompt, text.tokenizer), text=text.text)
+                sample = replace(_to_sample(host, row, prompt, text.decoder), text=text.text)
                 samples[row] = replace(sample, reason="string") if text.ended else sample
         if all(samples):
             break
     blank = Sample(prompt, "", 0.0, 0, FINISH_REASONS[FINISH_NONE])
     return [
-        sample or (blank if host is None else _to_sample(host, row, prompt, texts[row].tokenizer))
+        sample or (blank if host is None else _to_sample(host, row, prompt, texts[row].decoder))
         for row, sample in enumerate(samples)
     ]
 
 
-def _to_sample(output: GenerationOutput, row: int, prompt: str, tokenizer: Tokenizer) -> Sample:
+def _to_sample(output: GenerationOutput, row: int, prompt: str, decoder: Tokenizer | ContinuationDecoder) -> Sample:
     size = int(output.length_B[row])
-    text = tokenizer.decode([np.asarray(output.tokens_BT[row, :size]).tolist()])[0]
+    text = decoder.decode([np.asarray(output.tokens_BT[row, :size]).tolist()])[0]
     reason = FINISH_REASONS[int(output.reason_B[row])]
     return Sample(prompt, text, logprob=float(output.logprob_B[row]), tokens=size, reason=reason)

@@ -16,21 +16,23 @@ from jaxlm.grammar.constraint import Constraint
 from jaxlm.inference.base import Answer, ProgressCallback
 from jaxlm.inference.constraints import constrain_search
 from jaxlm.inference.embed import EVAL_BATCH_TOKENS, PoolingMode, TextEmbedder
-from jaxlm.inference.generate import GenerationRequest, Sample, TextCallback, draw_samples
+from jaxlm.inference.generate import (
+    GENERATION_DEFAULTS,
+    GenerationDefaults,
+    GenerationRequest,
+    Sample,
+    TextCallback,
+    draw_samples,
+)
 from jaxlm.inference.score import TextScore, score_pairs
 from jaxlm.inference.translate import Search, translate
 from jaxlm.models.ensemble import Ensemble, ensemble_params
 from jaxlm.models.properties import max_target_positions
-from jaxlm.nn.transformer.layer_stack import unstack_layers_jit
-from jaxlm.nn.weights.weight_formats import cast_for_inference
+from jaxlm.pipeline.inference_params import cast_for_inference, prepare_params
 from jaxlm.workdir import Workdir
 
 MAX_TEXT_TOKENS = 4096
 """Tokens of a text that a language model scores; the rest of a longer text is left out."""
-
-
-ANCESTRAL_SAMPLING = Sampler()
-"""Draws from the model's own distribution."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ class Pipeline(TrainedRun):
     def generate(
         self,
         prompts: Sequence[str],
-        sampler: Sampler = ANCESTRAL_SAMPLING,
+        sampler: Sampler | None = None,
         *,
         num_samples: int = 1,
         max_tokens: int | None = None,
@@ -68,7 +70,10 @@ class Pipeline(TrainedRun):
         stop_strings: Sequence[str] = (),
         constraint: Constraint | None = None,
     ) -> list[Sample]:
-        """Sampled texts, `num_samples` for each prompt. See `jaxlm.inference.generate.GenerationRequest`."""
+        """Sampled texts, `num_samples` for each prompt. See `jaxlm.inference.generate.GenerationRequest`.
+
+        What is None is that of the task, by default a draw from the model's own distribution.
+        """
         request = GenerationRequest(sampler, seed, num_samples, max_tokens, tuple(stop_strings), constraint)
         return list(self.generate_stream(prompts, request))
 
@@ -79,7 +84,13 @@ class Pipeline(TrainedRun):
         task = self.experiment.task
         if not task.input_kind:
             raise UserError(f"the task {type(task).__name__} writes no text: `predict` answers lines")
-        return draw_samples(self, prompts, request, task.search if task.input_kind == "source" else None, on_text)
+        search = task.search if task.input_kind == "source" else None
+        return draw_samples(self, prompts, request, search, on_text, self.generation_defaults)
+
+    @property
+    def generation_defaults(self) -> GenerationDefaults:
+        """The sampler and the limits of `generate` where a request has none."""
+        return getattr(self.experiment.task, "generation", GENERATION_DEFAULTS)
 
     def score(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[TextScore]:
         """log p of each text, or of each (source, target) pair's target. Raises UserError if the task has none."""
@@ -161,7 +172,7 @@ def load(
         params = ensemble_params([params for _, params in parts])
     if mesh:
         params = jax.device_put(params, train_state_shardings(params, make_mesh(dict(mesh))))
-    return Pipeline(model, unstack_layers_jit(params), run.tokenizer, run.experiment, run.steps)
+    return Pipeline(model, prepare_params(model, params), run.tokenizer, run.experiment, run.steps)
 
 
 def _load_member(first: Workdir, other: Workdir) -> TrainedRun:

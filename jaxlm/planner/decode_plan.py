@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.decode.prefill import decode_step
+from jaxlm.decode.prefill import decode_step, step_params
 from jaxlm.distributed import sharding
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.models.properties import abstract_params
-from jaxlm.nn.transformer.layer_stack import unstack_layers
 from jaxlm.perf.chips import Chip, format_gib
 from jaxlm.perf.collectives import find_collectives
 from jaxlm.perf.dummy_batch import synthetic_batch
@@ -77,7 +76,7 @@ def plan_decoding(experiment: Experiment, mesh: sharding.AnyMesh, chip: Chip | N
     params, state, token, valid = decode_step_shapes(model, batch, num_rows)
 
     def step(params: Any, token_B: Any, state: Any, valid_B: Any) -> Any:
-        logits_BV, state = decode_step(model, unstack_layers(params), token_B, state, valid_B)
+        logits_BV, state = decode_step(model, step_params(model, params, token_B, state), token_B, state, valid_B)
         return jnp.argmax(logits_BV, axis=-1), state
 
     flops = count_flops(step, params, token, state, valid)

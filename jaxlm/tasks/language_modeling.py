@@ -17,7 +17,7 @@ from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, cut_to_positions, to_single_line
-from jaxlm.inference.generate import GenerationRequest, draw_samples
+from jaxlm.inference.generate import GenerationDefaults, GenerationRequest, draw_samples
 from jaxlm.losses import Loss
 from jaxlm.metrics.text import perplexity
 from jaxlm.models.properties import check_positions, zero_model_state
@@ -33,13 +33,21 @@ class LanguageModeling(TextTask):
         row, between BOS and EOS.
       batch_tokens: positions per batch of texts.
       sample_tokens: tokens of the samples that are shown after training.
+      generation: the defaults of `generate`.
     """
 
     windows: Windows | None = Windows(length=64, rows=8)
     batch_tokens: int = 8192
     sample_tokens: int = 100
+    generation: GenerationDefaults = GenerationDefaults()
 
-    eval_only_fields: ClassVar[tuple[str, ...]] = (*EVAL_SPLITS, "windows", "batch_tokens", "sample_tokens")
+    eval_only_fields: ClassVar[tuple[str, ...]] = (
+        *EVAL_SPLITS,
+        "windows",
+        "batch_tokens",
+        "sample_tokens",
+        "generation",
+    )
     input_kind: ClassVar[str] = "text"
     batch_columns: ClassVar[tuple[str, ...]] = ("target",)
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity")

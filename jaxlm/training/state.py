@@ -56,6 +56,7 @@ def create_train_state(
       finetuning: adapters to add, and the parameters to train.
     """
     params = model.init(rng_key(seed, "init"), batch)["params"]
+    finetuning.check_targets(params, lambda params: model.apply({"params": params}, batch))
     params = finetuning.add_adapters(params, rng_key(seed, "tuning"))
     trained, _ = partition(params, finetuning.is_trainable)
     ema = jax.tree.map(jnp.copy, trained) if averaging else None

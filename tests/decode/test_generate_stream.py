@@ -13,7 +13,7 @@ from jaxlm.decode.generate import GenerationConfig, generate, generate_stream
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.sampling import Sampler, apply_repetition_penalty
 from jaxlm.errors import UserError
-from jaxlm.inference.generate import TextStream
+from jaxlm.inference.text_stream import TextStream
 
 ROWS = examples(6)
 PROMPT = batch_of(ROWS, 8, 8, target_layout="holes")

@@ -16,6 +16,7 @@ from jaxlm.grammar.byte_dfa import strings_to_dfa
 from jaxlm.grammar.regex import regex_to_dfa
 from jaxlm.grammar.token_dfa import build_token_dfa, stack_token_dfas
 from jaxlm.grammar.utf8 import complement_ranges, utf8_byte_sequences
+from jaxlm.inference.text_stream import ContinuationDecoder
 
 TEXTS = [
     "the green witch arrived",
@@ -99,6 +100,23 @@ def test_the_decoded_text_matches(name):
             result = accepts(automaton, ids)
             assert result <= expected if "removed" in name else result == expected, (pattern, ids, text)
         assert (automaton.next_QC[:, automaton.class_V[:EOS]] < 0).all(), "padding, unknown, BOS"
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_text_after_a_prompt_matches(name):
+    """What a row of ids adds to a text, the space before its first word included."""
+    tokenizer = TOKENIZERS[name]
+    prompt = next(ids for ids, text in rows_of(name) if len(ids) == 2 and text.strip() == text and "\ufffd" not in text)
+    rows = [ids for ids, _ in rows_of(name) if len(ids) < 3]
+    texts = ContinuationDecoder(tokenizer, prompt).decode(rows)
+    for pattern in (" a|b", "a|b", " ?[abc]+", "( [^ ]+)*", "", "[^b]*"):
+        matches = [re.fullmatch(pattern, text) is not None and "\ufffd" not in text for text in texts]
+        try:
+            automaton = build_token_dfa(regex_to_dfa(pattern), tokenizer, continues=True)
+        except UserError:
+            assert not any(matches)
+            continue
+        assert [accepts(automaton, ids) for ids in rows] == matches, pattern
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -10,8 +10,7 @@ from jaxlm.errors import UserError
 from jaxlm.finetuning import Adapters, FineTuning, LoRA
 from jaxlm.nn.layers.adapters import merge_lora
 from jaxlm.nn.layers.linear import Linear, fused_projection
-from jaxlm.nn.transformer.layer_stack import unstack_layers
-from jaxlm.nn.weights.weight_formats import cast_for_inference
+from jaxlm.pipeline.inference_params import cast_for_inference, prepare_params
 from jaxlm.pytree import named_leaves
 
 BATCH = batch_of(examples(4), 6, 6)
@@ -94,7 +93,7 @@ def test_bottlenecks_survive_inference_formats():
     np.testing.assert_array_equal(logits(model, fresh, BATCH), logits(model, params, BATCH))
     adapted = randomized(fresh)
     expected = logits(model, adapted, BATCH)
-    np.testing.assert_allclose(logits(model, unstack_layers(adapted), BATCH), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits(model, prepare_params(model, adapted), BATCH), expected, rtol=1e-5, atol=1e-5)
     narrow = logits(*cast_for_inference(model, adapted, "bfloat16"), BATCH)
     assert 0 < np.abs(narrow - expected).max() < 0.2
     assert np.abs(expected - logits(model, params, BATCH)).max() > 0.1

@@ -16,9 +16,9 @@ from jaxlm.distributed.sharding import make_mesh
 from jaxlm.nn.attention import cached
 from jaxlm.nn.attention.kv_cache import CacheView, LayerCache
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
-from jaxlm.nn.transformer.layer_stack import unstack_layers
 from jaxlm.nn.weights import cpu_kernels
 from jaxlm.nn.weights.weight_formats import PackedKernel, concat_kernels, kernel_matmul, to_cpu_format
+from jaxlm.pipeline.inference_params import prepare_params
 
 needs_kernels = pytest.mark.skipif(cpu_kernels.panel_width() == 0, reason="no C compiler, or JAXLM_NATIVE=0")
 PRODUCTS = [(1, 5, 3), (8, 768, 50), (17, 700, 33), (128, 1100, 96), (3, 1, 32), (31, 513, 1)]
@@ -130,7 +130,7 @@ def test_gradients_of_products():
 def test_models_give_the_same_logits(name):
     model = ZOO[name].model
     params, batch = params_of(model), batch_of(examples(6), 6, 6)
-    changed = unstack_layers(params)
+    changed = prepare_params(model, params)
     assert any(
         isinstance(leaf, PackedKernel)
         for leaf in jax.tree.leaves(changed, is_leaf=lambda x: isinstance(x, PackedKernel))
@@ -161,15 +161,15 @@ def test_smaller_instruction_sets(march, width, tmp_path):
 
 
 @needs_kernels
-def test_only_the_table_of_the_logits_is_packed():
-    table = jnp.ones((9, 4))
-    tied, apart = unstack_layers({"embedding": table}), unstack_layers({"embedding": table, "output": table})
-    assert isinstance(tied["embedding"], PackedKernel) and isinstance(apart["output"], PackedKernel)
-    assert apart["embedding"] is table and unstack_layers(apart)["embedding"] is table
-    nested = unstack_layers({"embedding": {"embedding": table}, "output": {"kernel": table}})
-    assert isinstance(nested["embedding"]["embedding"], PackedKernel) and isinstance(
-        nested["output"]["kernel"], PackedKernel
-    )
+@pytest.mark.parametrize("name, tied, apart", [("llama", True, False), ("seq2seq_dot", "all", "none")])
+def test_only_the_table_of_the_logits_is_packed(name, tied, apart):
+    """With tied embeddings that is the table of the input. What is packed already stays."""
+    for tie, packed, plain in ((tied, {"embedding"}, set()), (apart, {"output"}, {"embedding", "source_embedding"})):
+        model = ZOO[name].model.clone(tie_embeddings=tie)
+        params = prepare_params(model, params_of(model))
+        assert all(isinstance(params[table], PackedKernel) for table in packed)
+        assert all(isinstance(params[table], jax.Array) for table in plain & set(params))
+        jax.tree.map(np.testing.assert_array_equal, prepare_params(model, params), params)
 
 
 def test_without_a_compiler(monkeypatch, tmp_path):

@@ -18,7 +18,8 @@ from jaxlm.errors import UserError
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.ensemble import Ensemble, ensemble_params
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
-from jaxlm.nn.weights.weight_formats import Int8, cast_for_inference, kernel_matmul, quantize_rows
+from jaxlm.nn.weights.weight_formats import Int8, kernel_matmul, quantize_rows
+from jaxlm.pipeline.inference_params import cast_for_inference
 from jaxlm.training.loop import train
 
 BATCH = batch_of(examples(6), 6, 6)
@@ -45,7 +46,14 @@ def test_int8_products(dynamic):
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("pre", "bfloat16"), ("pre", "int8"), ("llama", "int8"), ("llama", "int8_dynamic"), ("feedforward_lm", "int8")],
+    [
+        ("pre", "bfloat16"),
+        ("pre", "int8"),
+        ("llama", "int8"),
+        ("llama", "int8_dynamic"),
+        ("feedforward_lm", "int8"),
+        ("lstm_lm", "int8"),
+    ],
 )
 def test_reduced_precision_is_close(name, precision):
     model, params = ZOO[name].model, params_of(ZOO[name].model)
@@ -55,9 +63,7 @@ def test_reduced_precision_is_close(name, precision):
     assert 1e-5 < error < 0.05
 
 
-def test_a_model_without_a_dtype():
-    with pytest.raises(UserError, match="RecurrentLM computes in float32 only: leave out --precision int8"):
-        cast_for_inference(ZOO["lstm_lm"].model, {}, "int8")
+def test_an_unknown_precision():
     with pytest.raises(UserError, match="precision='fp4' must be one of float32, bfloat16"):
         cast_for_inference(ZOO["pre"].model, {}, "fp4")
 

@@ -2,18 +2,16 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import jax
 import pytest
 from test_experiments import NAMES, readable
 
 from jaxlm.config.serialization import to_json
-from jaxlm.decode.prefill import decode_step
+from jaxlm.decode.prefill import decode_step, step_params
 from jaxlm.errors import UserError
 from jaxlm.experiment import load_experiment
 from jaxlm.models.properties import abstract_params
-from jaxlm.nn.transformer.layer_stack import unstack_layers
 from jaxlm.perf.dummy_batch import adapt_batching, num_positions, shape_structs, synthetic_batch
 from jaxlm.planner.decode_plan import decode_step_shapes
 from jaxlm.planner.plan import PlanRequest, make_plan
@@ -61,8 +59,11 @@ def test_every_experiment_has_shapes(name):
             decode_step_shapes(model, batch, 8)
         return
     params, state, token, valid = decode_step_shapes(model, batch, 8)
-    step = partial(decode_step, model)
-    logits, after = jax.eval_shape(lambda p, *rest: step(unstack_layers(p), *rest), params, token, state, valid)
+
+    def step(params, token_B, state, valid_B):
+        return decode_step(model, step_params(model, params, token_B, state), token_B, state, valid_B)
+
+    logits, after = jax.eval_shape(step, params, token, state, valid)
     assert logits.shape == (8, model.vocab)
     assert shape_structs(after) == shape_structs(state)
 

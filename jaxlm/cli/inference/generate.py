@@ -27,18 +27,20 @@ def main(argv: list[str]) -> int:
         task = type(experiment.task).__name__
         raise UsageError(f"generate: the task {task} writes no text (`jaxlm predict` answers lines)")
     pipeline = load_pipeline(options, experiment)
-    from jaxlm.decode.sampling import Sampler
     from jaxlm.inference.base import to_single_line
     from jaxlm.inference.generate import GenerationRequest
 
-    sampler = Sampler(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    sampler = dataclasses.replace(pipeline.generation_defaults.sampler, **given)
     limits = options.num_samples, options.max_tokens, tuple(options.stop)
     request = GenerationRequest(sampler, options.seed, *limits, constraint)
     live = options.num_samples == 1 and not options.jsonl and (options.stream or sys.stdout.isatty())
     samples, truncated = pipeline.generate_stream(prompts, request, _print_piece if live else None), set()
     for sample in samples:
         truncated |= {sample.prompt} if sample.truncated else set()
-        text = output.json_line(dataclasses.asdict(sample)) if options.jsonl else to_single_line(sample.text)
+        plain = to_single_line(sample.text, strip=False)
+        text = output.json_line(dataclasses.asdict(sample)) if options.jsonl else plain
         output.write_line("" if live else text)  # live: the text has been printed
         sys.stdout.flush()
     if truncated:
@@ -53,18 +55,19 @@ def _print_piece(piece: str) -> None:
 
 def _parser() -> CommandParser:
     note = "\n\nThe prompt of a translation model is its source. Line breaks in a text become spaces, except with\n"
-    note += "--stream or --jsonl. A sample depends only on the model, the seed, its prompt and its number."
+    note += "--stream or --jsonl. A sample depends only on the model, the seed, its prompt and its number.\n"
+    note += "An imported model may come with other defaults of its own (generation_config.json)."
     parser = workdir_parser("generate", COMMANDS["generate"] + note, "constraint", "model")
     parser.add_list("--prompt", "prompt")
     parser.add_argument("--file", type=Path, metavar="FILE", help="file of prompts, one per line")
-    parser.add_float("--temperature", "softmax temperature; 0 is greedy decoding (default: 1)", default=1.0)
-    parser.add_int("--top-k", "sample from the K most probable tokens, 0 for all", minimum=0, default=0, metavar="K")
+    parser.add_float("--temperature", "softmax temperature; 0 is greedy decoding (default: 1)")
+    parser.add_int("--top-k", "sample from the K most probable tokens, 0 for all", minimum=0, metavar="K")
     text = "sample from the fewest tokens whose probabilities sum to P (default: 1, all)"
-    parser.add_float("--top-p", text, default=1.0, metavar="P")
+    parser.add_float("--top-p", text, metavar="P")
     text = "sample from the tokens with at least P times the highest probability (default: 0, all)"
-    parser.add_float("--min-p", text, default=0.0, metavar="P")
+    parser.add_float("--min-p", text, metavar="P")
     text = "lower the logits of tokens that occurred before, by the factor R (default: 1, off; 1.1 to 1.3 is usual)"
-    parser.add_float("--repetition-penalty", text, default=1.0, metavar="R")
+    parser.add_float("--repetition-penalty", text, metavar="R")
     parser.add_list("--stop", "end a text before the first occurrence of this string")
     text = "print each token as it is generated, also if stdout is not a terminal (one sample per prompt, no --jsonl)"
     parser.add_flag("--stream", text)

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.nn.weights.weight_formats import WeightFormat, matmul_by_rows
+from jaxlm.nn.weights.weight_users import note_use
 from jaxlm.types import Array
 
 
 def embed_ids(table: Any, ids: Array) -> Array:
     """Return the rows of a table (V, D) for ids of any shape: (..., D)."""
+    note_use(table, "rows")
     return table.embed(ids) if isinstance(table, WeightFormat) else table[ids]
 
 
@@ -23,6 +25,7 @@ def vocab_logits(features: Array, table: Any, bias_V: Array | None = None) -> Ar
     The product is in the dtype of the features, unless the table is narrower.
     """
     x_RD = features.reshape(-1, features.shape[-1])
+    note_use(table, "table")
     if isinstance(table, WeightFormat):
         logits_RV = table.matmul(x_RD)
     elif jnp.bfloat16 in (x_RD.dtype, table.dtype):

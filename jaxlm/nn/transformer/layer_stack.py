@@ -4,7 +4,7 @@ The parameters of all layers are stacked on a leading axis L. A checkpoint is th
 were scanned (one layer is compiled, for deep models) or unrolled (faster decoding, and shallow models).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxlm.distributed.sharding import all_gather_params, constrain, num_shards, save_all_but_gathered
 from jaxlm.nn.attention.kv_cache import KVCache
 from jaxlm.nn.attention.multi_head import resolve_heads
-from jaxlm.nn.weights.weight_formats import to_cpu_format
+from jaxlm.nn.weights.weight_formats import PackedKernel, WeightFormat, to_cpu_format
+from jaxlm.nn.weights.weight_users import note_layer, weight_path, weight_users
 from jaxlm.types import Array
 
 REMAT_POLICIES = {
@@ -51,6 +52,7 @@ class Stack(nn.Module):
         keys_L = jax.random.split(self.make_rng("dropout"), self.depth) if self.has_rng("dropout") else None
 
         def layer(x, params, key):
+            note_layer(params_L, params)
             rngs = None if key is None else {"dropout": key}
             # With FSDP, gather the weights of this layer here, in the dtype of the products.
             gathered = all_gather_params(params, getattr(block, "dtype", None))
@@ -87,30 +89,39 @@ class Stack(nn.Module):
         block: nn.Module = self.block.clone(parent=None, name=None)
         params_L: Any = self.get_variable("params", "layers")
         for depth in range(self.depth):
-            variables = {"params": layer_slice(params_L, depth)}
+            note_layer(params_L, params := layer_slice(params_L, depth))
+            variables = {"params": params}
             yield lambda method, *inputs, variables=variables: block.apply(variables, *inputs, method=method)
 
 
-def unstack_layers(params: Any) -> Any:
-    """Return the parameters for a decoding loop, which would otherwise slice the stack and reformat kernels."""
-    if not isinstance(params, dict):
-        return params
-    # Of the tables only the one of the logits is multiplied with: the embedding, unless there is an output table.
-    logits_table = "embedding" if isinstance(params.get("output", {}), dict) else "output"
-    unstacked = {
-        name: to_cpu_format(value, is_table=name == logits_table)
-        if name in ("kernel", logits_table) and not isinstance(value, dict)
-        else unstack_layers(value)
-        for name, value in params.items()
-    }
-    if "layers" in params and not isinstance(params["layers"], tuple):
-        depth = jax.tree.leaves(params["layers"])[0].shape[0]
-        unstacked["layers"] = tuple(unstack_layers(layer_slice(params["layers"], index)) for index in range(depth))
-    return unstacked
+def decoding_params(params: Any, call: Callable[[Any], Any]) -> Any:
+    """Return the parameters for a decoding loop: layers apart, and on a CPU with kernels in its format.
 
+    Otherwise the loop would copy each slice of a stack in every iteration, and each call would reformat kernels.
+    `call` is what is done with them, traced to find the weights of jaxlm's own layers: all others stay as they are.
+    """
+    leaves = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, WeightFormat))
+    if any(isinstance(leaf, PackedKernel) for leaf in leaves):
+        return params  # they are prepared
+    users = weight_users(call, params)
+    stacked = [path for path, uses in users.items() if "stack" in uses]
 
-unstack_layers_jit = jax.jit(unstack_layers)
-"""`unstack_layers` as one program, for a loop outside of jit."""
+    def unstack(node: Any, path: tuple[str, ...]) -> Any:
+        if not isinstance(node, dict):
+            return node
+        if path[-1:] != ("layers",) or all(leaf[: len(path)] != path for leaf in stacked):
+            return {name: unstack(value, (*path, name)) for name, value in node.items()}
+        layers = [layer_slice(node, index) for index in range(jax.tree.leaves(node)[0].shape[0])]
+        return tuple({name: unstack(value, (*path, name)) for name, value in layer.items()} for layer in layers)
+
+    def pack(path: tuple, leaf: Any) -> Any:
+        uses = users.get(weight_path(path), set())
+        if isinstance(leaf, WeightFormat) or "read" not in uses or not uses & {"kernel", "table"}:
+            return leaf
+        return to_cpu_format(leaf, is_table="kernel" not in uses)
+
+    unstacked = unstack(params, ())
+    return jax.tree_util.tree_map_with_path(pack, unstacked, is_leaf=lambda node: isinstance(node, WeightFormat))
 
 
 def layer_slice(params_L: Any, depth: int) -> Any:

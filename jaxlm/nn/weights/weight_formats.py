@@ -4,8 +4,11 @@
 |----------------|-------------------------------------------------------|---------------------------------|
 | `Int8`         | int8 (F, D) with one float32 scale per output channel | `--precision int8`              |
 | `PackedKernel` | float32 panels (P, D, W), see `cpu_kernels`           | decoding on a CPU by the C code |
+| `Bfloat16`     | bfloat16 (D, F), for layers of Flax alone             | `--precision bfloat16`          |
 
-A table (V, D) of embeddings has output channels as its rows already. Any other kernel is a plain array.
+A table (V, D) of embeddings has output channels as its rows already. Any other kernel is a plain array. Only weights
+that a layer of jaxlm reads with `param_or_quantized` and multiplies with the products below, or that a layer of Flax
+owns, get a format: `weight_users` traces a call of the model. Parameters of other modules never change.
 
 Quantization (Dettmers et al. 2022): W ~ values * scale; leading axes (layers) stay. Weight-only, the product is that
 of bfloat16; with `dynamic`, activations are int8 too, with one scale per row, and the product is one of integers:
@@ -15,31 +18,63 @@ faster on hardware that has such units.
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
+from flax.core.meta import AxisMetadata
 
-from jaxlm.errors import UserError
 from jaxlm.nn.weights import cpu_kernels
+from jaxlm.nn.weights.weight_users import note_use
 from jaxlm.types import Array
 
 PRECISIONS = ("float32", "bfloat16", "int8", "int8_dynamic")
 
-TABLE_PARAMS = ("embedding", "source_embedding", "output")
-
 INT8_MAX = 127
 
 
+class WeightFormat(AxisMetadata):
+    """Base of the formats. A layer of Flax, or another that calls `self.param`, gets the array of `unbox`."""
+
+    def matmul(self, x_RD: Array) -> Array:
+        """Return the product with a kernel (D, F) or a table (F, D), float32: (R, D) -> (R, F)."""
+        raise NotImplementedError
+
+    def embed(self, ids: Array) -> Array:
+        """Return the rows of a table (V, D) for ids of any shape: (..., D)."""
+        raise NotImplementedError
+
+    def replace_boxed(self, val: Any) -> Any:
+        return val
+
+    def add_axis(self, index: int, params: dict) -> "WeightFormat":
+        return self
+
+    remove_axis = add_axis
+
+
 @struct.dataclass
-class Int8:
+class Bfloat16(WeightFormat):
+    """A weight of any shape that is stored as bfloat16, and read as float32."""
+
+    values: Array
+
+    def unbox(self) -> Array:
+        return self.values.astype(jnp.float32)
+
+
+@struct.dataclass
+class Int8(WeightFormat):
     """Quantized weights: int8 `values` (F, D) times float32 `scale` (F,). `dynamic`: activations are int8 too."""
 
     values: Array
     scale: Array
     dynamic: bool = struct.field(pytree_node=False, default=False)
+    is_table: bool = struct.field(pytree_node=False, default=False)
+
+    def unbox(self) -> Array:
+        weights = self.values * self.scale[..., None]
+        return weights if self.is_table else jnp.swapaxes(weights, -1, -2)
 
     def matmul(self, x_RD: Array) -> Array:
-        """Return x W^T, float32: a bfloat16 product, or if `dynamic` an int8 one."""
         if not self.dynamic:
             # bfloat16 represents every int8 exactly, so the only rounding is that of x.
             return matmul_by_rows(x_RD.astype(jnp.bfloat16), self.values.astype(jnp.bfloat16)) * self.scale[None]
@@ -48,44 +83,47 @@ class Int8:
         return product_RF.astype(jnp.float32) * scale_R[:, None] * self.scale[None]
 
     def embed(self, ids: Array) -> Array:
-        """Return the rows of a table (V, D) for ids of any shape: (..., D)."""
         return self.values[ids].astype(jnp.float32) * self.scale[ids][..., None]
 
 
 @struct.dataclass
-class PackedKernel:
+class PackedKernel(WeightFormat):
     """A float32 kernel (D, F), or table (F, D), in the panels of `jaxlm.nn.weights.cpu_kernels`."""
 
     values_PDW: Array
     features: int = struct.field(pytree_node=False)
+    is_table: bool = struct.field(pytree_node=False, default=False)
 
     @classmethod
-    def pack(cls, weights_FD: Array) -> "PackedKernel":
-        return cls(cpu_kernels.pack_panels(weights_FD), weights_FD.shape[0])
+    def pack(cls, weights_FD: Array, is_table: bool = False) -> "PackedKernel":
+        return cls(cpu_kernels.pack_panels(weights_FD), weights_FD.shape[0], is_table)
+
+    def unbox(self) -> Array:
+        weights_FD = cpu_kernels.unpack_panels(self.values_PDW, self.features)
+        return weights_FD if self.is_table else weights_FD.T
 
     def matmul(self, x_RD: Array) -> Array:
-        """Return x W, float32: (R, D) -> (R, F)."""
         return cpu_kernels.packed_matmul(x_RD.astype(jnp.float32), self.values_PDW, self.features)
 
     def embed(self, ids: Array) -> Array:
-        """Return the rows of a table (V, D) for ids of any shape: (..., D)."""
         return self.values_PDW[ids // cpu_kernels.panel_width(), :, ids % cpu_kernels.panel_width()]
-
-
-WeightFormat = Int8 | PackedKernel
 
 
 def to_cpu_format(weights: Any, is_table: bool = False) -> Any:
     """Return a kernel (D, F), or a table (V, D), as `PackedKernel` if the C kernels support it, else unchanged."""
     if isinstance(weights, WeightFormat) or weights.ndim != 2 or not cpu_kernels.supports(weights):
         return weights
-    return PackedKernel.pack(weights if is_table else weights.T)
+    return PackedKernel.pack(weights if is_table else weights.T, is_table)
 
 
 def param_or_quantized(module: nn.Module, name: str, init_fn: Any, shape: tuple[int, int]) -> Any:
     """Return the module's parameter of that name, or the inference format that replaces it."""
     value: Any = module.get_variable("params", name)
-    return value if isinstance(value, WeightFormat) else module.param(name, init_fn, shape)
+    if isinstance(value, WeightFormat):
+        return value
+    value = module.param(name, init_fn, shape)
+    note_use(value, "read")
+    return value
 
 
 def quantize_rows(weights: Array) -> tuple[Array, Array]:
@@ -97,6 +135,8 @@ def quantize_rows(weights: Array) -> tuple[Array, Array]:
 
 def concat_kernels(kernels: tuple[Any, ...]) -> Any:
     """Concatenate kernels (D, F) of one format along F."""
+    for kernel in kernels:
+        note_use(kernel, "kernel")
     if isinstance(kernels[0], Int8):
         values, scales = ([getattr(kernel, name) for kernel in kernels] for name in ("values", "scale"))
         return Int8(jnp.concatenate(values), jnp.concatenate(scales), kernels[0].dynamic)
@@ -112,6 +152,7 @@ def concat_kernels(kernels: tuple[Any, ...]) -> Any:
 
 def kernel_matmul(x_RD: Array, kernel: Any, dtype: Any) -> Array:
     """Return x W: (R, D) -> (R, F) in `dtype`, computed in `dtype` too unless the weights are narrower."""
+    note_use(kernel, "kernel")
     if isinstance(kernel, WeightFormat):
         return kernel.matmul(x_RD).astype(dtype)
     if kernel.dtype == jnp.bfloat16 and dtype != jnp.bfloat16:
@@ -124,33 +165,16 @@ def matmul_by_rows(x_RD: Array, weights_FD: Array, dtype: Any = jnp.float32) -> 
     return jnp.einsum("rd,fd->rf", x_RD, weights_FD, preferred_element_type=dtype)
 
 
-def cast_for_inference(model: Any, params: Any, precision: str) -> tuple[Any, Any]:
-    """Return the model and its parameters in one of `PRECISIONS`, which kernels and tables of ids get.
+def can_be_narrow(uses: set[str]) -> bool:
+    """Return whether a weight with these uses (`weight_users`) is in a layer that reads any of `PRECISIONS`."""
+    return "flax" in uses or ("read" in uses and bool(uses & {"kernel", "table", "rows"}))
 
-    On an accelerator all activations become bfloat16, unless they become int8. On a CPU only the inputs of products
-    do, since XLA's other bfloat16 operations are slow there. Raises UserError for a model without a `dtype`.
-    """
-    if precision not in PRECISIONS:
-        raise UserError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
-    if precision == "float32":
-        return model, params
-    if not hasattr(model, "dtype") and hasattr(model, "model"):  # a wrapper of another model
-        inner_model, inner_params = cast_for_inference(model.model, params["model"], precision)
-        return model.clone(model=inner_model), {**params, "model": inner_params}
-    if not hasattr(model, "dtype"):
-        raise UserError(f"{type(model).__name__} computes in float32 only: leave out --precision {precision}")
-    if precision != "int8_dynamic" and jax.default_backend() != "cpu":
-        model = model.clone(dtype="bfloat16")
 
-    def cast_leaf(path: tuple, leaf: Array) -> Any:
-        name = getattr(path[-1], "key", "")  # leaves of adapters have attributes instead of keys, and stay
-        if name not in ("kernel", *TABLE_PARAMS):
-            return leaf
-        if precision == "bfloat16":
-            return leaf.astype(jnp.bfloat16)
-        if leaf.ndim < 2 or (name != "kernel" and leaf.ndim > 2):
-            return leaf
-        rows = jnp.swapaxes(leaf, -1, -2) if name == "kernel" else leaf
-        return Int8(*quantize_rows(rows), dynamic=precision == "int8_dynamic")
-
-    return model, jax.jit(lambda params: jax.tree_util.tree_map_with_path(cast_leaf, params))(params)
+def in_precision(leaf: Any, precision: str, uses: set[str], is_table: bool) -> Any:
+    """Return a leaf of the parameters in one of `PRECISIONS`, or unchanged if its layer could not read it."""
+    if leaf.ndim < 2 or not can_be_narrow(uses):
+        return leaf
+    if precision == "bfloat16":
+        return leaf.astype(jnp.bfloat16) if "read" in uses else Bfloat16(leaf.astype(jnp.bfloat16))
+    rows = leaf if is_table else jnp.swapaxes(leaf, -1, -2)
+    return Int8(*quantize_rows(rows), precision == "int8_dynamic", is_table)
