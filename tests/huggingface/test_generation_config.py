@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxlm.decode.request import DecodeRequest
 from jaxlm.errors import UserError
 from jaxlm.huggingface.generation_config import read_generation_config, with_generation_defaults
 from jaxlm.huggingface.tokenizer_files import _special_ids
+from jaxlm.inference.base import TrainedModel
 from jaxlm.inference.generate import GENERATION_DEFAULTS
 from jaxlm.inference.translate import _request, _search_config
 from jaxlm.tasks.language_modeling import LanguageModeling
@@ -83,10 +85,10 @@ def test_searches(name, tmp_path):
     special = _special_ids(tmp_path, {**config, **entries}, "encoder_decoder", lambda piece: None)
     special = replace(special, suppress=tuple(i for i in special.suppress if i != special.start))  # theirs may say it
     search = with_generation_defaults(Translation(*PAIRS), entries, tmp_path).search
-    batch = Batch(pair.ids_BS, pair.valid_BS)
-    output = beam_search(
-        pair.model, pair.params, _request(search, np.arange(ROWS), batch, special), _search_config(search, 7, special)
-    )
+    tokenizer: Any = SimpleNamespace(special=special)
+    trained = TrainedModel(pair.model, pair.params, tokenizer)
+    request = _request(trained, search, np.arange(ROWS), Batch(pair.ids_BS, pair.valid_BS))
+    output = beam_search(pair.model, pair.params, request, _search_config(trained, search, 7))
     count = search.beam.num_return_sequences
     ours = [
         row[:size]
