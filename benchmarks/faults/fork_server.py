@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ HANGS = "no end"
 @dataclass(frozen=True)
 class Outcome:
     """One process: its exit code (negative: the signal that ended it; HANGS), its seconds, the wall clock at its end,
-    and its two streams.
+    the seconds from the strike to it, and its two streams.
     """
 
     code: int | str
     seconds: float
     ended: float
+    after_strike: float
     out: str
     err: str
 
@@ -45,6 +46,23 @@ def environment(cache: Path | None = None, **more: str) -> dict[str, str]:
     variables = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"} | cached
     variables |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
     return variables | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | more
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A signal after some seconds, which count from the start, or from when a file has some lines."""
+
+    signal: int
+    seconds: float
+    file: str = ""
+    lines: int = 0
+
+    def is_ready(self) -> bool:
+        """True if the seconds are to be counted."""
+        try:
+            return not self.file or Path(self.file).read_bytes().count(b"\n") >= self.lines
+        except OSError:
+            return False
 
 
 class Server:
@@ -69,16 +87,17 @@ class Server:
 
     def run(
         self, argv: Sequence[object], env: Mapping[str, str] | None = None, limit: float = 300.0,
-        strike: tuple[float, int] | None = None,
+        strike: Strike | None = None,
     ) -> Outcome:  # fmt: skip
-        """`jaxlm ARGV`, with more variables. `strike`: (seconds after the start, signal). Killed after `limit` s."""
+        """`jaxlm ARGV`, with more variables, and a signal if there is a strike. Killed after `limit` s."""
         self.number += 1
         streams = [self.folder / f"{self.number}.{name}" for name in ("out", "err")]
         request = {"argv": [str(word) for word in argv], "env": dict(env or {}), "streams": list(map(str, streams))}
-        print(json.dumps(request | {"limit": limit, "strike": strike}), file=self._process.stdin, flush=True)
+        request |= {"limit": limit, "strike": strike and asdict(strike)}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
         answer = json.loads(self._process.stdout.readline())
         out, err = (file.read_text(encoding="utf-8", errors="replace") for file in streams)
-        return Outcome(answer["code"], answer["seconds"], answer["ended"], out, err)
+        return Outcome(**answer, out=out, err=err)
 
 
 def serve() -> None:
@@ -100,8 +119,10 @@ def serve() -> None:
             _redirect(request["streams"])
             os.environ.update(request["env"])
             sys.exit(main(request["argv"]))
-        code = _wait(child, start, request["limit"], request["strike"])
-        answer = {"code": code, "seconds": time.monotonic() - start, "ended": time.time()}
+        strike = Strike(**request["strike"]) if request["strike"] else None
+        code, struck = _wait(child, start, request["limit"], strike)
+        now = time.monotonic()
+        answer = {"code": code, "seconds": now - start, "ended": time.time(), "after_strike": now - (struck or now)}
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -111,20 +132,23 @@ def _redirect(streams: Sequence[str]) -> None:
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
 
 
-def _wait(child: int, start: float, limit: float, strike: tuple[float, int] | None) -> int | str:
-    """The exit code of a child, which gets its signal and, after `limit` seconds, SIGKILL."""
+def _wait(child: int, start: float, limit: float, strike: Strike | None) -> tuple[int | str, float | None]:
+    """The exit code of a child, which gets its signal and, after `limit` seconds, SIGKILL; when it got the signal."""
+    ready = struck = None
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
+        now = time.monotonic()
         if pid:
-            return os.waitstatus_to_exitcode(status)
-        passed = time.monotonic() - start
-        if strike and passed >= strike[0]:
-            os.kill(child, strike[1])
-            strike = None
-        if passed >= limit:
+            return os.waitstatus_to_exitcode(status), struck
+        if strike and ready is None and strike.is_ready():
+            ready = now if strike.file else start
+        if strike and ready is not None and struck is None and now >= ready + strike.seconds:
+            os.kill(child, strike.signal)
+            struck = now
+        if now - start >= limit:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return HANGS
+            return HANGS, struck
         time.sleep(0.002)
 
 

@@ -67,6 +67,7 @@ def fuzz(reader: str, seed: int, seconds: float, folder: Path) -> Row:
         row.cases += last + 1 - first
         kind = "hang" if stuck else "crash"
         row.faults.append({"kind": f"{kind} in foreign code", "case": last, "message": f"code {process.returncode}"})
+        (folder / "current.bin").replace(folder / f"{last}.bin")
         first, left = last + 1, left - max(spent, 1.0)
     if (folder / "faults.jsonl").exists():
         row.faults += map(json.loads, (folder / "faults.jsonl").read_text().splitlines())

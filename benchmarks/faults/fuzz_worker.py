@@ -118,6 +118,7 @@ def main(name: str, seed: int, first: int, seconds: float, folder: Path) -> None
             while time.monotonic() < end:
                 progress[:] = number.to_bytes(8, "little")
                 content = case(name, wholes, seed, number)
+                (folder / "current.bin").write_bytes(content)
                 fault = fault_of(reader, content, folder / "read")
                 if fault and fault[0] not in seen:
                     seen.add(fault[0])

@@ -102,7 +102,7 @@ class Pair:
         faults = []
         if other not in mishap.codes[0] or mishap.codes[1] and own not in mishap.codes[1]:
             faults.append(f"expected the codes {mishap.codes}")
-        if seconds > (NEVER_SECONDS if mishap.late is None else LIMIT_SECONDS + (mishap.late or 0.0)):
+        if mishap.late in (None, 0.0) and seconds > (NEVER_SECONDS if mishap.late is None else LIMIT_SECONDS):
             faults.append("too late")
         if name not in ("late", "disk full") and f"host {host}" not in err[1 - host].replace("process", "host"):
             faults.append(f"host {host} is not named")

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.faults.contents import first_difference, read_contents
 from benchmarks.faults.families import write_texts
-from benchmarks.faults.fork_server import Server, environment
+from benchmarks.faults.fork_server import Server, Strike, environment
 from jaxlm.cli.parser import EXIT_INTERRUPTED
 
 LIMIT_SECONDS = 30.0
@@ -25,17 +25,19 @@ SLOW_EVALUATION = ["--steps", 8, "--evaluate-every", 2, "--checkpoint-every", 4,
 
 @dataclass(frozen=True)
 class Interrupt:
-    """One signal: when it came, seconds to the end, exit code, fault of the run that was finished afterwards."""
+    """One signal, `delay` seconds after a line of metrics.jsonl: seconds to the end, exit code, fault of the run that
+    was finished afterwards.
+    """
 
-    at: float
+    lines: int
+    delay: float
     seconds: float
     code: int | str
     fault: str
 
     def __str__(self) -> str:
-        return (
-            f"SIGTERM at {self.at:5.1f} s: code {self.code} after {self.seconds:4.1f} s; {self.fault or 'bit for bit'}"
-        )
+        head = f"SIGTERM {self.delay:.2f} s after line {self.lines}: code {self.code} after {self.seconds:4.1f} s"
+        return f"{head}; {self.fault or 'bit for bit'}"
 
 
 def _finished(workdir: Path) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def _finished(workdir: Path) -> dict[str, Any]:
 
 
 def interrupt(times: int, folder: Path, seed: int = 0, cache: Path | None = None) -> list[Interrupt]:
-    """Send the signal to `times` runs, each at a time drawn between its first step and its end."""
+    """Send the signal to `times` runs, each after a line of the log that is drawn."""
     write_texts(folder)
     variables = {"JAXLM_DATA": str(folder), "JAXLM_CACHE": str(folder / "native")}
     draw, results = random.Random(seed), []
@@ -61,19 +63,20 @@ def interrupt(times: int, folder: Path, seed: int = 0, cache: Path | None = None
         whole = server.run(command("whole"))
         if whole.code:
             raise SystemExit(f"the run fails without a signal: {whole.err[-2000:]}")
-        expected = _finished(folder / "whole")
+        expected, log = _finished(folder / "whole"), (folder / "whole" / "metrics.jsonl").read_bytes().splitlines()
         for number in range(times):
-            at = draw.uniform(0.3, 0.9) * whole.seconds
-            outcome = server.run(command(f"run{number}"), strike=(at, signal.SIGTERM))
+            lines, delay = draw.randint(1, len(log)), draw.uniform(0.0, 0.5)
+            strike = Strike(signal.SIGTERM, delay, str(folder / f"run{number}" / "metrics.jsonl"), lines)
+            outcome = server.run(command(f"run{number}"), strike=strike)
             fault = "" if outcome.code in (0, EXIT_INTERRUPTED) else outcome.last_words or "no word"
             if not fault:
                 finished = server.run(command(f"run{number}"))
                 words = f"stuck, code {finished.code}: {finished.last_words}"
                 fault = words if finished.code else first_difference(_finished(folder / f"run{number}"), expected)
-            seconds = max(0.0, outcome.seconds - at)
+            seconds = outcome.after_strike
             if seconds > LIMIT_SECONDS:
                 fault = f"{fault} (more than {LIMIT_SECONDS:.0f} s)"
-            results.append(Interrupt(at, seconds, outcome.code, fault))
+            results.append(Interrupt(lines, delay, seconds, outcome.code, fault))
             print(results[-1], flush=True)
     return results
 

@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.faults.contents import find_litter, first_difference, read_contents, read_shards
 from benchmarks.faults.families import FAMILIES, write_texts
 from benchmarks.faults.fork_server import HANGS, Outcome, Server, environment
+from benchmarks.faults.fork_server import Strike as Signal
 from benchmarks.faults.injector import KILLS, MODES, Operation, armed, compile_injector, read_log
 
 PREPARE, RANDOM = "prepare", "random"
@@ -127,7 +128,7 @@ class Target:
     def _run(self, server: Server, workdir: Path, strike: Strike | None = None) -> tuple[Outcome, list[Operation]]:
         log = workdir.with_name(f"{workdir.name}.log")
         log.unlink(missing_ok=True)
-        at_time = (strike.at, signal.SIGKILL) if strike and strike.mode == RANDOM else None
+        at_time = Signal(signal.SIGKILL, strike.at) if strike and strike.mode == RANDOM else None
         at = armed(workdir, log, strike.mode, int(strike.at)) if strike and not at_time else armed(workdir, log)
         outcome = server.run(self.command(workdir), at, strike=at_time)
         return outcome, read_log(log)
