@@ -62,8 +62,10 @@ def cross_entropy(
     features, label_GM, valid_GM = (_to_groups(x, *groups) for x in (features_BTD, label_BT, valid_BT))
     vocab = jax.eval_shape(readout, features[:1, :1]).shape[-1]
     size = _chunk_size(label_GM.shape[1], vocab, features.shape[-1])
-    readout, weights = jax.closure_convert(readout, features[:1, :size])
-    total, nll, count = _chunked_cross_entropy(readout, label_smoothing, size, weights, features, label_GM, valid_GM)
+    never_V = readout(jnp.zeros_like(features[:1, :1]))[0, 0] <= NEVER_LOGIT / 2 if label_smoothing else None
+    converted, weights = jax.closure_convert(readout, features[:1, :size])
+    inputs = weights, features, label_GM, valid_GM, never_V
+    total, nll, count = _chunked_cross_entropy(converted, label_smoothing, size, *inputs)
     return Loss(total=total, nll=nll, count=count)
 
 
@@ -123,13 +125,14 @@ def _valid_first(valid_GM: Array) -> Array:
 _gather_positions = jax.vmap(lambda x, index_M: jnp.take(x, index_M, axis=0, mode="clip"))
 
 
-def _possible_share(logits: Array) -> tuple[Array, Array]:
-    """The outcomes that can be, (..., V), and V divided by their number (...): exactly 1 if all can."""
-    is_possible = logits > NEVER_LOGIT / 2
-    return is_possible, logits.shape[-1] / is_possible.sum(-1).astype(logits.dtype)
+def _possible_share(is_never: Array) -> Array:
+    """Return V divided by the number of outcomes that can be, (..., V) -> (...): exactly 1 if all can."""
+    return is_never.shape[-1] / (~is_never).sum(-1).astype(jnp.float32)
 
 
-def _chunk_sums(logits_GRV: Array, label_GR: Array, valid_GR: Array, smoothing: float) -> tuple[Any, ...]:
+def _chunk_sums(
+    logits_GRV: Array, label_GR: Array, valid_GR: Array, smoothing: float, never_V: Array | None
+) -> tuple[Any, ...]:
     """Sums of a chunk (total, nll, count), each (G,); exp(logits - max), its sum over V, and the labels that count."""
     max_GR1 = logits_GRV.max(-1, keepdims=True)
     exp_GRV = jnp.exp(logits_GRV - max_GR1)
@@ -139,8 +142,7 @@ def _chunk_sums(logits_GRV: Array, label_GR: Array, valid_GR: Array, smoothing: 
     valid_GR &= label_logit_GR > NEVER_LOGIT / 2
     total_G = nll_G = jnp.where(valid_GR, log_z_GR - label_logit_GR, 0.0).sum(1)
     if smoothing:
-        is_possible_GRV, share_GR = _possible_share(logits_GRV)
-        mean_GR = jnp.where(is_possible_GRV, logits_GRV, 0.0).mean(-1) * share_GR
+        mean_GR = jnp.where(never_V[None, None], 0.0, logits_GRV).mean(-1) * _possible_share(never_V)
         uniform_G = jnp.where(valid_GR, log_z_GR - mean_GR, 0.0).sum(1)
         total_G = (1.0 - smoothing) * nll_G + smoothing * uniform_G
     return (total_G, nll_G, valid_GR.sum(1, dtype=jnp.float32)), exp_GRV, sum_GR, valid_GR
@@ -172,9 +174,10 @@ def _logits_vjp(readout: Callable, features: Array, weights: Any) -> tuple[Array
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked_cross_entropy(readout, smoothing, size, weights, features, label_GM, valid_GM):
+def _chunked_cross_entropy(readout, smoothing, size, weights, features, label_GM, valid_GM, never_V):
     def chunk(carry, first, features, label_GR, valid_GR):
-        sums_G, *_ = _chunk_sums(_grouped_logits(readout, features, weights), label_GR, valid_GR, smoothing)
+        logits_GRV = _grouped_logits(readout, features, weights)
+        sums_G, *_ = _chunk_sums(logits_GRV, label_GR, valid_GR, smoothing, never_V)
         return _LoopCarry(jax.tree.map(jnp.add, carry.sums_G, sums_G))
 
     initial = _LoopCarry((jnp.zeros(len(features)),) * 3)
@@ -182,19 +185,19 @@ def _chunked_cross_entropy(readout, smoothing, size, weights, features, label_GM
     return jax.tree.map(jnp.sum, final.sums_G)
 
 
-def _chunked_cross_entropy_fwd(readout, smoothing, size, weights, features, label_GM, valid_GM):
+def _chunked_cross_entropy_fwd(readout, smoothing, size, weights, features, label_GM, valid_GM, never_V):
     def chunk(carry, first, features, label_GR, valid_GR):
         logits_GRV, pull = _logits_vjp(readout, features, weights)
-        sums_G, exp_GRV, sum_GR, valid_GR = _chunk_sums(logits_GRV, label_GR, valid_GR, smoothing)
+        sums_G, exp_GRV, sum_GR, valid_GR = _chunk_sums(logits_GRV, label_GR, valid_GR, smoothing, never_V)
         # d_logits = softmax - target, with (1 - e) + e / V at the label and e / V elsewhere; 0 at invalid positions.
         valid = valid_GR.astype(logits_GRV.dtype)
         uniform = smoothing / logits_GRV.shape[-1]
         is_label_GRV = jax.lax.broadcasted_iota(label_GR.dtype, logits_GRV.shape, 2) == label_GR[..., None]
         label_GR1, other_GR1 = (valid * (1.0 - smoothing + uniform))[..., None], (valid * uniform)[..., None]
         if smoothing:  # V counts the outcomes that can be
-            is_possible_GRV, share_GR = _possible_share(logits_GRV)
-            label_GR1 += (valid * uniform * (share_GR - 1.0))[..., None]
-            other_GR1 = jnp.where(is_possible_GRV, other_GR1 * share_GR[..., None], 0.0)
+            share = _possible_share(never_V)
+            label_GR1 += other_GR1 * (share - 1.0)
+            other_GR1 = jnp.where(never_V[None, None], 0.0, other_GR1 * share)
         d_logits_GRV = exp_GRV * (valid / sum_GR)[..., None] - jnp.where(is_label_GRV, label_GR1, other_GR1)
         d_chunk, d_chunk_weights = pull(d_logits_GRV)
         d_features = jax.lax.dynamic_update_slice_in_dim(carry.d_features, d_chunk, first, 1)
@@ -216,7 +219,7 @@ def _chunked_cross_entropy_fwd(readout, smoothing, size, weights, features, labe
 def _chunked_cross_entropy_bwd(readout, smoothing, size, residuals: Any, cotangents: tuple[Array, ...]):
     # The residuals are the gradients already; only the loss's own cotangent, a scalar, is missing.
     d_weights, d_features = jax.tree.map(lambda grad: (grad * cotangents[0]).astype(grad.dtype), residuals)
-    return d_weights, d_features, None, None
+    return d_weights, d_features, None, None, None
 
 
 _chunked_cross_entropy.defvjp(_chunked_cross_entropy_fwd, _chunked_cross_entropy_bwd)
@@ -229,8 +232,8 @@ def classification_loss(logits: Array, label: Array, label_smoothing: float = 0.
     is_labeled = (label >= 0) & (label_log_p > NEVER_LOGIT / 2)
     total = nll = -jnp.where(is_labeled, label_log_p, 0.0).sum()
     if label_smoothing:
-        is_possible, share = _possible_share(logits)
-        mean = jnp.where(is_possible, log_p, 0.0).mean(-1) * share
+        is_never = logits <= NEVER_LOGIT / 2
+        mean = jnp.where(is_never, 0.0, log_p).mean(-1) * _possible_share(is_never)
         uniform = -jnp.where(is_labeled, mean, 0.0).sum()
         total = (1.0 - label_smoothing) * nll + label_smoothing * uniform
     return Loss(total=total, nll=nll, count=is_labeled.sum(dtype=jnp.float32))
