@@ -1,6 +1,7 @@
 """Folders and files of a run: checked before the run starts, locked while it runs, written whole or not at all."""
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -96,6 +97,13 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def write_all(file: io.FileIO, content: bytes) -> None:
+    """Append to an unbuffered file. Raises OSError here, and not again when the file is closed."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a whole file or nothing."""
     with open_atomic(path) as file:
@@ -115,8 +123,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a disk that has failed: the lock ends with the process
+            lock.unlink(missing_ok=True)
             folder.rmdir()
         os.close(descriptor)
 

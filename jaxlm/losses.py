@@ -139,7 +139,7 @@ def _chunk_sums(
     sum_GR = exp_GRV.sum(-1)
     log_z_GR = jnp.log(sum_GR) + max_GR1[..., 0]
     label_logit_GR = jnp.take_along_axis(logits_GRV, label_GR[..., None], axis=-1)[..., 0]
-    valid_GR &= label_logit_GR > NEVER_LOGIT / 2
+    valid_GR &= ~(label_logit_GR <= NEVER_LOGIT / 2)  # NaN counts, and shows in the sums
     total_G = nll_G = jnp.where(valid_GR, log_z_GR - label_logit_GR, 0.0).sum(1)
     if smoothing:
         mean_GR = jnp.where(never_V[None, None], 0.0, logits_GRV).mean(-1) * _possible_share(never_V)
@@ -229,7 +229,7 @@ def classification_loss(logits: Array, label: Array, label_smoothing: float = 0.
     """Return the cross-entropy of logits (..., C) against (1 - e) one-hot + e uniform; a label of -1 is ignored."""
     log_p = jax.nn.log_softmax(logits)
     label_log_p = jnp.take_along_axis(log_p, jnp.maximum(label, 0)[..., None], -1)[..., 0]
-    is_labeled = (label >= 0) & (label_log_p > NEVER_LOGIT / 2)
+    is_labeled = (label >= 0) & ~(label_log_p <= NEVER_LOGIT / 2)  # NaN counts
     total = nll = -jnp.where(is_labeled, label_log_p, 0.0).sum()
     if label_smoothing:
         is_never = logits <= NEVER_LOGIT / 2

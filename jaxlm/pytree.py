@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -92,3 +93,19 @@ def swap_leaves(replacement: Any, tree: Any) -> tuple[Any, Any]:
 
 def _is_none(leaf: Any) -> bool:
     return leaf is None
+
+
+def add_floats(total: Any, tree: Any) -> Any:
+    """The sum of the floating-point leaves, at least in float32; the others are those of `total` (None: no sum yet)."""
+    if total is None:
+        return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)) if _is_float(x) else x, tree)
+    return jax.tree.map(lambda sum, x: sum + x.astype(sum.dtype) if _is_float(x) else sum, total, tree)
+
+
+def divide_floats(total: Any, count: int, like: Any) -> Any:
+    """The floating-point leaves divided by `count`, in the dtypes of the tree `like`."""
+    return jax.tree.map(lambda sum, x: (sum / count).astype(x.dtype) if _is_float(x) else sum, total, like)
+
+
+def _is_float(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -1,10 +1,17 @@
 """The process of a run: compilation cache, memory allocator, time since its start, versions of code and libraries."""
 
+import contextlib
 import ctypes
+import hashlib
 import os
 import platform
+import signal
 import subprocess
+import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +19,7 @@ from typing import Any
 from jaxlm import __version__
 
 GIBIBYTE = 2**30
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
 """Distributions whose versions can change what a run computes."""
@@ -24,18 +32,60 @@ def configure_process() -> None:
     configure_malloc()
     folder = cache_folder()
     if folder is not None:
+        from jax._src import compilation_cache
+
+        compilation_cache.get_file_cache = _checked_cache
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def cache_folder() -> Path | None:
-    """The folder of compiled programs: $JAXLM_CACHE, else ~/.cache/jaxlm/xla; None if $JAXLM_CACHE is ""."""
+    """The folder of compiled programs: $JAXLM_CACHE, else ~/.cache/jaxlm/xla.
+
+    None if $JAXLM_CACHE is "", if there is no home, or if the folder cannot be made: then nothing is kept.
+    """
     chosen = os.environ.get("JAXLM_CACHE")
     if chosen == "":
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(chosen) if chosen else home / "jaxlm" / "xla"
+    try:
+        folder = Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm" / "xla")
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: no home
+        return None
+    return folder
+
+
+def read_checked(path: Path) -> bytes | None:
+    """The content that `write_checked` wrote; None if the file is missing or damaged."""
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        return None
+    content, digest = stored[:-DIGEST_BYTES], stored[-DIGEST_BYTES:]
+    return content if hashlib.sha256(content).digest() == digest else None
+
+
+def write_checked(path: Path, content: bytes) -> None:
+    """Write a file of a cache, with its digest at the end, whole or not at all. An OSError is ignored."""
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=path.parent) as temporary:  # one a process
+        partial = Path(temporary) / path.name
+        partial.write_bytes(content + hashlib.sha256(content).digest())
+        partial.replace(path)
+
+
+def _checked_cache(path: str) -> tuple[Any, str]:
+    """JAX's cache of compiled programs, but a damaged entry is compiled again instead of being loaded."""
+    from jax._src.lru_cache import LRUCache
+
+    class CheckedCache(LRUCache):
+        def get(self, key: str) -> bytes | None:
+            return read_checked(Path(path) / f"{key}-checked")
+
+        def put(self, key: str, value: bytes) -> None:
+            write_checked(Path(path) / f"{key}-checked", value)
+
+    return CheckedCache(path, max_size=-1), path
 
 
 def configure_malloc() -> None:
@@ -55,6 +105,36 @@ def configure_malloc() -> None:
     mallopt(arena_max, 1)
     mallopt(mmap_threshold, GIBIBYTE)
     mallopt(trim_threshold, 2 * GIBIBYTE - 1)
+
+
+_callback: ContextVar[Callable[[], None]] = ContextVar("between_batches", default=lambda: None)
+
+
+@contextlib.contextmanager
+def call_between_batches(callback: Callable[[], None]) -> Iterator[None]:
+    """Call a function between the batches of every evaluation in this block; what it raises ends the evaluation."""
+    token = _callback.set(callback)
+    try:
+        yield
+    finally:
+        _callback.reset(token)
+
+
+def between_batches() -> None:
+    """To be called by every loop over the batches of an evaluation."""
+    _callback.get()()
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, by KeyboardInterrupt; within `stop_signals` it is a request to save."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    old = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main_thread else None
+    try:
+        yield
+    finally:
+        if is_main_thread:
+            signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
 
 
 def seconds_since_start() -> float:

@@ -1,5 +1,6 @@
 """The folder of a run, the workdir, which may be moved: where each file lies; makes, opens and refuses workdirs."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -39,6 +40,9 @@ class Fingerprint(TypedDict):
     rows: int
     ids: int
     digest: str
+
+
+READ_ATTEMPTS = 10
 
 
 class Workdir:
@@ -104,7 +108,8 @@ class Workdir:
 
     def has_checkpoint(self) -> bool:
         """True if the run has saved a step."""
-        return any(self.checkpoint_folder.glob("*"))
+        names = [path.name for path in self.checkpoint_folder.glob("*")]  # one with a longer name was not finished
+        return any(name.isdigit() or name.endswith(".damaged") for name in names)
 
     def write_experiment(self, experiment: "Experiment") -> None:
         """Write experiment.json; of several processes the first one does. Raises UserError for what it cannot hold."""
@@ -159,8 +164,8 @@ class Workdir:
             stored = read_json(self.data_file, dict[str, Fingerprint])
         if stored != fingerprints and self.has_checkpoint():
             raise UserError(
-                f"the training data of {self} has changed: {_describe_fingerprints(stored)} when the run began, "
-                f"{_describe_fingerprints(fingerprints)} now. Restore the data, or start a new run from these "
+                f"the training data of {self} has changed: {describe_fingerprints(stored)} when the run began, "
+                f"{describe_fingerprints(fingerprints)} now. Restore the data, or start a new run from these "
                 f"parameters: another --workdir with --finetuning.init {self}"
             )
         if multihost.is_first():
@@ -206,6 +211,7 @@ class Workdir:
           step: the step of the only checkpoint to read.
           merge: whether LoRA matrices are added to the matrices that they adapt.
         """
+        from jaxlm.checkpoint.step_io import DeletedCheckpoint
         from jaxlm.distributed import multihost
         from jaxlm.experiment import TrainedRun
         from jaxlm.models.properties import with_special_ids
@@ -214,6 +220,20 @@ class Workdir:
         experiment = self.read_experiment()
         tokenizer = self.load_tokenizer()
         experiment.check_vocabulary(tokenizer)
+        for _ in range(READ_ATTEMPTS):
+            with contextlib.suppress(DeletedCheckpoint):  # the run, which continues, has other steps by now
+                params, steps = self._read_params(experiment, average_last, step)
+                break
+        else:
+            raise UserError(f"the checkpoints of {self} are deleted faster than they are read: keep more of them")
+        if merge and experiment.finetuning.lora:
+            params = merge_lora(params)
+        model = with_special_ids(experiment.model, tokenizer.special)
+        return TrainedRun(model, multihost.to_local(params), tokenizer, experiment, steps)
+
+    def _read_params(
+        self, experiment: "Experiment", average_last: int | None, step: int | None
+    ) -> tuple["Params", list[int]]:
         with self.open_checkpoints(experiment, read_only=True) as checkpoints:
             if not (saved := len(checkpoints.steps())):
                 raise UserError(f"{self} holds no checkpoint yet: train it with `jaxlm train`")
@@ -221,17 +241,13 @@ class Workdir:
             fitted = hasattr(experiment.model, "fit")  # the data decided on the shapes, not the model
             params = checkpoints.abstract_params(step) if fitted else experiment.abstract_params()
             if step is None and count > 1:
-                params, steps = checkpoints.average(params, count)
-            else:
-                params, _, step = checkpoints.restore_params(params, checkpoints.best_step() if step is None else step)
-                steps = [step]
-        if merge and experiment.finetuning.lora:
-            params = merge_lora(params)
-        model = with_special_ids(experiment.model, tokenizer.special)
-        return TrainedRun(model, multihost.to_local(params), tokenizer, experiment, steps)
+                return checkpoints.average(params, count)
+            params, _, step = checkpoints.restore_params(params, checkpoints.best_step() if step is None else step)
+            return params, [step]
 
 
-def _describe_fingerprints(columns: dict[str, Any]) -> str:
+def describe_fingerprints(columns: dict[str, Any]) -> str:
+    """Training data in a message: the fingerprint of each column."""
     return ", ".join(
         f"{name} {of['rows']:,} rows of {of['ids']:,} ids ({of['digest']})" for name, of in columns.items()
     )

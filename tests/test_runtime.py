@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from jaxlm import runtime
 
 STEPS = """
 import resource, sys
@@ -39,3 +42,64 @@ def test_freed_memory_is_kept():
     # forty every step faulted in all of its pages.
     kept = sorted(faults("keep") for _ in range(3))[1]
     assert kept < 2000 < 10_000 < faults("leave")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: bytes([b[0] ^ 1]) + b[1:], None])
+def test_a_damaged_file_of_a_cache_is_not_read(tmp_path, damage):
+    file = tmp_path / "entry"
+    assert runtime.read_checked(file) is None
+    runtime.write_checked(file, b"content")
+    if damage:
+        file.write_bytes(damage(file.read_bytes()))
+    assert runtime.read_checked(file) == (None if damage else b"content")
+    runtime.write_checked(file, b"again")
+    assert runtime.read_checked(file) == b"again"
+    assert [path.name for path in tmp_path.iterdir()] == ["entry"]
+    runtime.write_checked(tmp_path / "absent" / "entry", b"ignored")
+
+
+def test_a_cache_without_a_place(tmp_path, monkeypatch):
+    for name in ("JAXLM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert runtime.cache_folder() is None
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "file"))
+    assert runtime.cache_folder() is None
+
+
+CACHED = """
+import jax
+from jaxlm import runtime
+runtime.configure_process()
+print(float(jax.jit(lambda x: x * 3 + 1)(2.0)))
+from jaxlm.nn.weights import cpu_kernels
+print(cpu_kernels.is_available() if hasattr(cpu_kernels, "is_available") else None)
+"""
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_compiled_again(tmp_path):
+    """Programs of XLA and the kernels in C: cut off or changed, they are replaced, without a word."""
+    environment = os.environ | {"JAXLM_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+    outputs = []
+    for damage in (None, lambda b: b[: len(b) // 2], lambda b: b[:100] + bytes([b[100] ^ 255]) + b[101:]):
+        for file in tmp_path.iterdir() if damage else ():
+            file.write_bytes(damage(file.read_bytes()))
+        command = [sys.executable, "-c", CACHED]
+        outputs.append(subprocess.run(command, capture_output=True, text=True, env=environment, check=True))
+        files = list(tmp_path.iterdir())
+        assert len(files) > 1 and all(runtime.read_checked(file) is not None for file in files)
+    assert len({output.stdout for output in outputs}) == 1 and not any(output.stderr for output in outputs)
+
+
+@pytest.mark.slow
+def test_closed_streams(tmp_path):
+    """What a program writes to a closed stderr is not written into a file that it opens."""
+    command = f"exec {sys.executable} -m jaxlm show {tmp_path} 2>&-"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and ended.stdout == ""

@@ -12,6 +12,7 @@ import pytest
 from fixtures.tiny_run import EXPERIMENT, MODEL, VOCAB
 from fixtures.zoo import params_of
 
+from jaxlm.checkpoint import step_io
 from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.data.tokenizers.simple import Words
 from jaxlm.errors import UserError
@@ -174,3 +175,40 @@ def test_claiming(tmp_path):
 def test_the_record_names_the_libraries(made):
     record = json.loads((made / "experiment.json").read_text())
     assert {"jaxlm", "python", "jax", "flax", "numpy"} <= set(record["versions"])
+
+
+def test_a_step_that_is_deleted_while_it_is_read(run, monkeypatch):
+    """By the run that is still trained: the steps are listed again, and the best of those is read."""
+    read, newest = step_io.read_step, run / "checkpoints" / "30"
+
+    def delete_and_read(manager, folder, step, trees):
+        if step == 20 and not (run / "checkpoints" / "40").exists():
+            shutil.copytree(newest, run / "checkpoints" / "40")
+            shutil.rmtree(run / "checkpoints" / "20")
+        return read(manager, folder, step, trees)
+
+    monkeypatch.setattr(step_io, "read_step", delete_and_read)
+    assert Workdir(run).load().steps == [30]
+    with pytest.raises(UserError, match="not step 20"):
+        Workdir(run).load(step=20)
+
+
+def test_a_copied_tokenizer_is_there_whole_or_not_at_all(run, tmp_path, monkeypatch):
+    def die(source, target, **_):
+        (target / "half").write_text("")
+        raise KeyboardInterrupt
+
+    new = Workdir(tmp_path / "new")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "copytree", die)
+        new.copy_tokenizer(Workdir(run))
+    assert not new.tokenizer_folder.exists()
+    new.copy_tokenizer(Workdir(run))
+    assert new.load_tokenizer().fingerprint == Workdir(run).load_tokenizer().fingerprint
+
+
+def test_a_step_that_was_not_finished_is_no_checkpoint(tmp_path):
+    (tmp_path / "checkpoints" / "10.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not Workdir(tmp_path).has_checkpoint()
+    (tmp_path / "checkpoints" / "10").mkdir()
+    assert Workdir(tmp_path).has_checkpoint()

@@ -9,18 +9,18 @@ import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxlm.checkpoint import step_io
 from jaxlm.checkpoint.step_io import CorruptCheckpoint
-from jaxlm.errors import UserError
-from jaxlm.pytree import unflatten
+from jaxlm.errors import SaveError, UserError
+from jaxlm.pytree import add_floats, divide_floats, unflatten
 
 
 class Checkpoints:
@@ -52,21 +52,23 @@ class Checkpoints:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def save(self, step: int, state: Any, meta: dict, metric: float | None = None) -> bool:
+    def save(self, step: int, state: Any, meta: dict, metric: float | None = None, *, replace: bool = False) -> bool:
         """Start to write `state` and `meta` (JSON) as `step`; the state may be donated as soon as this returns.
 
-        `metric`: the value of `keep_best`. False: this step is the one last saved or restored. Raises UserError if the
-        previous save failed, or if this step or later ones exist.
+        `metric`: the value of `keep_best`. False: this step is the one last saved or restored, and not to be replaced.
+        Raises UserError if the previous save failed, or if this step or later ones exist.
         """
         if self.read_only:
             raise ValueError(f"{self.folder} was opened to be read only")
         if metric is not None and self.keep_best is None:
             raise ValueError(f"a metric was given without its name: Checkpoints({str(self.folder)!r}, keep_best=...)")
         json.dumps(meta)
-        if step == self._current_step:
+        if step == self._current_step and not replace:
             return False
         with self._save_errors():
             self._open_manager().wait_until_finished()  # one save at a time; its error belongs to this call
+            if replace:
+                self._open_manager().delete(step)
         self._quarantine()
         if (newest := max(self.steps(), default=-1)) >= step:
             raise UserError(
@@ -138,8 +140,7 @@ class Checkpoints:
         used: list[int] = []
         steps = [step for step in reversed(self.steps()) if up_to is None or step <= up_to]
         for trees, _, step in islice(self._read_whole(steps, {"params": abstract_params}), last):
-            params = trees["params"]
-            total = jax.tree.map(_widen, params) if total is None else jax.tree.map(_add_leaf, total, params)
+            total = add_floats(total, trees["params"])
             used.insert(0, step)
         if not used or len(used) < last:
             whole_steps = f"{len(used)} whole ones{'' if up_to is None else f' up to step {up_to}'}"
@@ -147,7 +148,7 @@ class Checkpoints:
                 f"expected the last {last} checkpoints for their mean, but {self.folder} has {whole_steps}: "
                 f"average 1 to {len(used)}, or train with keep_checkpoints = {last}"
             )
-        return jax.tree.map(lambda leaf, like: _mean_leaf(leaf, len(used), like), total, abstract_params), used
+        return divide_floats(total, len(used), abstract_params), used
 
     def _read_newest(self, trees: dict[str, Any], step: int | None) -> tuple[dict[str, Any], dict, int]:
         """Read `step`, or the newest step that is whole."""
@@ -173,10 +174,20 @@ class Checkpoints:
             try:
                 yield *step_io.read_step(self._open_manager(), self.folder, step, trees), step
             except CorruptCheckpoint as reason:
+                self._raise_if_deleted(step)
                 self._corrupt_steps.add(step)
                 if jax.process_index() == 0:
                     place = self.folder / str(step)
                     print(f"jaxlm: checkpoint {place} is damaged and skipped: {reason}", file=sys.stderr)
+
+    def _raise_if_deleted(self, step: int) -> None:
+        """Raise DeletedCheckpoint if the run, which is being trained, deletes this step; it keeps the newest one."""
+        for _ in range(20 if self.read_only else 0):
+            if step not in (steps := self.steps()):
+                raise step_io.DeletedCheckpoint(f"{self.folder / str(step)} was deleted while it was read")
+            if step == steps[-1]:
+                return
+            time.sleep(0.05)
 
     @contextlib.contextmanager
     def _save_errors(self) -> Iterator[None]:
@@ -186,12 +197,10 @@ class Checkpoints:
         except Exception as error:
             if isinstance(error, UserError):
                 raise
-            step, manager = self._current_step, self._manager
-            self._current_step = self._manager = None
-            with contextlib.suppress(Exception):
-                manager.close()
+            step, self._current_step = self._current_step, None
+            self._manager = None  # not closed: its threads may wait for one another for minutes
             fault = f"{self.folder} cannot be opened" if step is None else f"step {step} was not saved in {self.folder}"
-            raise UserError(
+            raise SaveError(
                 f"{fault}: {step_io.error_summary(error)}: check the disk (space, quota, permissions) and run the "
                 "command again; it resumes from the newest whole step"
             ) from error
@@ -206,7 +215,11 @@ class Checkpoints:
                 options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
             else:
                 policy = _PreservationPolicy(self.keep, self._metrics if self.keep_best is not None else {})
-                options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, preservation_policy=policy)
+                # Folders are made in the call: one that cannot be made is an error at once, not after minutes.
+                in_call = ocp.AsyncOptions(create_directories_asynchronously=False)
+                options = ocp.CheckpointManagerOptions(
+                    cleanup_tmp_directories=True, preservation_policy=policy, async_options=in_call
+                )
             self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
         return self._manager
 
@@ -215,9 +228,11 @@ class Checkpoints:
         for step in steps:
             if step not in self._metrics:
                 self._metrics[step] = None
-                with contextlib.suppress(CorruptCheckpoint):
+                try:
                     metric = step_io.read_metadata(self._open_manager(), self.folder, step)["metric"]
                     self._metrics[step] = _metric_value(metric, self.keep_best)
+                except CorruptCheckpoint:
+                    self._raise_if_deleted(step)
         return {step: self._metrics[step] for step in steps}
 
     def _quarantine(self) -> None:
@@ -272,19 +287,3 @@ def _split_params(state: Any) -> dict[str, Any]:
     if isinstance(state, Mapping):
         return {"params": state["params"], "rest": {key: state[key] for key in state if key != "params"}}
     return {"params": state.params, "rest": state.replace(params=None)}
-
-
-def _widen(leaf: Any) -> Any:
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if _is_floating(leaf) else leaf
-
-
-def _add_leaf(total: Any, leaf: Any) -> Any:
-    return total + leaf.astype(total.dtype) if _is_floating(leaf) else total
-
-
-def _mean_leaf(total: Any, count: int, like: Any) -> Any:
-    return (total / count).astype(like.dtype) if _is_floating(like) else total
-
-
-def _is_floating(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)

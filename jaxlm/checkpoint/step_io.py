@@ -36,6 +36,10 @@ class CorruptCheckpoint(Exception):
     """A step that cannot be read back as it was written; the message is the reason."""
 
 
+class DeletedCheckpoint(Exception):
+    """A step that the run, which is being trained, has deleted since it was listed."""
+
+
 def import_orbax() -> Any:
     """The module orbax.checkpoint (a third of a second to import), without its progress messages."""
     global _previous_hook
@@ -45,7 +49,9 @@ def import_orbax() -> Any:
     absl.logging.set_verbosity(absl.logging.FATAL)
     if _previous_hook is None:
         _previous_hook, sys.unraisablehook = sys.unraisablehook, _unraisable_hook
-        logging.getLogger("asyncio").addFilter(_is_unexpected)
+        logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
+        # Of a save or read that has failed already, and is reported: its other parts are dropped.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     return orbax.checkpoint
 
 
@@ -146,12 +152,6 @@ def _restore_items(manager: Any, step: int, **items: Any) -> Any:
             reason = error_summary(error)
         gc.collect()
     raise CorruptCheckpoint(reason)
-
-
-def _is_unexpected(record: logging.LogRecord) -> bool:
-    """False for asyncio's report of a dropped read that failed too, when it is collected."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, ValueError) and "never retrieved" in record.getMessage() and "driver" in str(error))
 
 
 def _unraisable_hook(unraisable: Any) -> None:

@@ -5,19 +5,21 @@ Exit codes: 0 success, 1 failure, 2 wrong command line, 130 interrupted, 141 the
 
 import errno
 import importlib
+import os
 import sys
 import traceback
 
 from jaxlm import __version__
 from jaxlm.cli.parser import COMMANDS, EXIT_INTERRUPTED, UsageError, command_module, did_you_mean
 from jaxlm.cli.standard_streams import close_stdout, open_streams
-from jaxlm.errors import UserError
+from jaxlm.errors import SaveError, UserError
 
 EXIT_BROKEN_PIPE = 141
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code. Errors are printed in one line, with --debug as a traceback."""
+    is_program = argv is None
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
@@ -36,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         else:
-            print(f"jaxlm: {_error_message(error)}", file=sys.stderr)
+            print(f"jaxlm: {_error_message(error)}", file=sys.stderr, flush=True)
+        if isinstance(error, SaveError) and is_program:
+            os._exit(1)
         return 2 if isinstance(error, UsageError) else 1
     finally:
         close_stdout()

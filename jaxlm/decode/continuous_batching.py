@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from jaxlm import runtime
 from jaxlm.decode.beam_config import BeamSearchConfig
 from jaxlm.decode.beam_search import BeamState, SearchInputs, beam_step, best_hypotheses, initial_beam_state, specialize
 from jaxlm.decode.length_penalty import ScoreParams
@@ -45,6 +46,7 @@ def beam_search_queue(
     row_of_place = np.full(active_rows, -1)
     active, waiting = None, next(queue, None)
     while waiting is not None or (row_of_place >= 0).any():
+        runtime.between_batches()
         while waiting is not None and (row_of_place < 0).sum() >= len(waiting[0]):
             row_G, request = waiting
             request.check_positions(model, config.length)

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import hashlib
-import importlib.util
+import inspect
 import itertools
 import json
 import os
@@ -18,19 +18,23 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
+from jaxlm.distributed.launcher import TPU_POD, detect_launcher, process_label, waiting_words
+from jaxlm.distributed.liveness import HEARTBEAT_TIMEOUT, Liveness, errors_of_clients
 from jaxlm.errors import UserError
 
 Result = TypeVar("Result")
 
 RESTART_EXIT_CODE = 75
 """Exit code of a process that lost another one: all must be restarted, and resume from the last checkpoint."""
+
+INTERRUPTED_EXIT_CODE = 130
 
 CONNECTION_ERRORS = ("UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "INTERNAL")
 """The first words of XLA's errors in a collective whose other end is gone."""
@@ -39,9 +43,10 @@ EXCHANGE_TIMEOUT = 3600
 """Seconds to wait for a message of another host, which may be encoding the data."""
 
 MAX_VALUE_CHARS = 2**20  # characters of one value in the store, whose messages are limited to 4 MiB
-TPU_POD = "a TPU pod"
-
 _call_counter = itertools.count()
+_abort_lock = threading.Lock()
+_abandoned: list[Any] = []  # clients that never met the others, kept from ending in C++
+_liveness: list[Liveness] = []
 
 
 class AgreedError(UserError):
@@ -66,29 +71,22 @@ def connect(coordinator_config: CoordinatorConfig | None = None) -> None:
     if jax.distributed.is_initialized() or not launcher:
         return
     arguments: dict[str, Any] = dataclasses.asdict(coordinator_config) if coordinator_config else {}
+    limit = inspect.signature(jax.distributed.initialize).parameters["initialization_timeout"].default
     try:
-        jax.distributed.initialize(**arguments)
+        with waiting_words(launcher, limit), errors_of_clients():
+            jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         if launcher == TPU_POD and isinstance(error, ValueError):
             return  # a machine with a TPU that belongs to no pod
-        process = "this process"
-        if coordinator_config:
-            process = f"process {coordinator_config.process_id} of {coordinator_config.num_processes}"
+        _abandoned.append((global_state.client, global_state.service))
+        global_state.client = global_state.service = None  # nothing to end properly
+        reason = "" if "bad_cast" in str(error) else f": {str(error).splitlines()[0]}"
         raise UserError(
-            f"{process} on {platform.node()} could not connect to the others ({launcher}): "
-            f"{str(error).splitlines()[0]}: check that every process runs and can reach the coordinator's port"
+            f"{process_label()} did not meet the others ({launcher}) within {limit} s{reason}: check "
+            "that every process was started, that their number is right, and that each can reach the coordinator's port"
         ) from error
-
-
-def detect_launcher() -> str:
-    """The launcher that may have started several processes, or "": Slurm, Open MPI, or a TPU pod if there is a TPU."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return "Slurm"
-    if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
-        return "Open MPI"
-    has_tpu = any(Path(name).exists() for name in ("/dev/accel0", "/dev/vfio/0"))
-    uses_tpu = has_tpu and not os.environ.get("JAX_PLATFORMS", "").startswith(("cpu", "cuda"))
-    return TPU_POD if uses_tpu and importlib.util.find_spec("libtpu") else ""
+    if global_state.num_processes > 1:
+        _liveness.append(Liveness(lambda reason: abort(reason, RESTART_EXIT_CODE)))
 
 
 def num_hosts() -> int:
@@ -110,8 +108,6 @@ def all_gather_json(value: Any) -> list[Any]:
     """The values (JSON) of all hosts, in their order; UserError names a host that is silent. All hosts must call it."""
     if num_hosts() == 1:
         return [value]
-    from jax._src.distributed import global_state
-
     client: Any = global_state.client
     call = next(_call_counter)  # all hosts make the same calls in the same order, so the number names the exchange
     text = json.dumps(value)
@@ -185,15 +181,8 @@ def to_local(tree: Any) -> Any:
     return jax.tree.map(localize, tree)
 
 
-def check_hosts(config: str, versions: dict[str, str]) -> str:
-    """Check before training that all hosts have the same versions and experiment, and that their devices can add.
-
-    Returns a line that confirms this, or "" for a single process. Raises AgreedError with the host and the difference.
-    """
-    if num_hosts() == 1:
-        return ""
-    facts = {"experiment": hashlib.sha256(config.encode()).hexdigest()[:12], **versions}
-    facts["devices"] = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
+def check_same(facts: dict[str, Any], cure: str) -> None:
+    """Raise AgreedError with the host and the difference unless all hosts have the same facts (JSON)."""
     all_hosts = all_gather_json((host_name(), facts))
     first_name, expected = all_hosts[0]
     differences = [
@@ -203,7 +192,19 @@ def check_hosts(config: str, versions: dict[str, str]) -> str:
         if host_facts.get(key) != value
     ]
     if differences:
-        raise AgreedError(f"the hosts differ: {'; '.join(differences)}: install and start the same on all of them")
+        raise AgreedError(f"the hosts differ: {'; '.join(differences)}: {cure}")
+
+
+def check_hosts(config: str, versions: dict[str, str]) -> str:
+    """Check before training that all hosts have the same versions and experiment, and that their devices can add.
+
+    Returns a line that confirms this, or "" for a single process. Raises AgreedError with the host and the difference.
+    """
+    if num_hosts() == 1:
+        return ""
+    facts = {"experiment": hashlib.sha256(config.encode()).hexdigest()[:12], **versions}
+    facts["devices"] = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
+    check_same(facts, "install and start the same on all of them")
     began = time.perf_counter()
     total = multihost_utils.process_allgather(np.ones(1, np.int32)).sum()
     if total != num_hosts():
@@ -222,10 +223,16 @@ def fail_together() -> Iterator[None]:
     except Exception as error:
         if num_hosts() == 1:
             raise
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        if str(error).startswith(CONNECTION_ERRORS):
+        text = str(error)
+        reason = text if isinstance(error, UserError) else f"{type(error).__name__}: {text.partition(chr(10))[0]}"
+        if text.startswith(CONNECTION_ERRORS):
+            time.sleep(HEARTBEAT_TIMEOUT + 15)  # until the heartbeats show which host is lost, and end this process
             abort(f"the other hosts are not reached any more: {reason}", RESTART_EXIT_CODE)
         abort(reason, 1)
+    except KeyboardInterrupt:
+        if num_hosts() == 1:
+            raise
+        abort("interrupted", INTERRUPTED_EXIT_CODE)
 
 
 @contextlib.contextmanager
@@ -256,7 +263,11 @@ def watchdog(seconds: float) -> Iterator[Callable[[], None]]:
 
 def abort(reason: str, code: int) -> None:
     """End this process immediately, without waiting for the other hosts."""
-    print(f"jaxlm: {host_name()}: {reason}", file=sys.stderr, flush=True)
-    if code == RESTART_EXIT_CODE:
-        print("jaxlm: start every process again: the run resumes from its last checkpoint", file=sys.stderr, flush=True)
-    os._exit(code)
+    with _abort_lock:  # the first thread to come ends the process
+        cure = (
+            ": start every process again; the run resumes from its last checkpoint" if code == RESTART_EXIT_CODE else ""
+        )
+        print(f"jaxlm: {_liveness[0].name if _liveness else host_name()}: {reason}{cure}", file=sys.stderr, flush=True)
+        for liveness in _liveness:
+            liveness.tell(reason)
+        os._exit(code)

@@ -1,6 +1,7 @@
 """The base of tasks: which data to learn from, and how a model is judged on them."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 
 import jax
 
+from jaxlm import runtime
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns
 from jaxlm.data.sources.text import TextSource
@@ -19,7 +21,7 @@ from jaxlm.distributed.sharding import all_gather_params
 from jaxlm.errors import UserError
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel
 from jaxlm.models.properties import check_positions, max_input_positions
-from jaxlm.types import Batch
+from jaxlm.types import Batch, Params
 
 EVAL_SPLITS = ("test", "extra_tests")
 """The splits that training does not read: a resumed run may change them."""
@@ -181,7 +183,17 @@ class NoTask(Task):
 def make_eval_step(model: Any, objective: Any) -> Any:
     """The jitted evaluation of a model, on the mesh of its parameters: (parameters, batch) -> `jaxlm.losses.Loss`."""
     loss = jax.jit(lambda params, batch: objective(model, all_gather_params(params), batch, None))
-    return lambda params, batch: serialize_on_cpu(loss(params, put_like_params(params, batch)))
+    in_flight: deque[Any] = deque(maxlen=2)
+
+    def evaluate(params: Params, batch: Batch) -> Any:
+        runtime.between_batches()
+        if len(in_flight) == in_flight.maxlen:
+            jax.block_until_ready(in_flight[0])  # else all batches are dispatched before the first look is of use
+        result = serialize_on_cpu(loss(params, put_like_params(params, batch)))
+        in_flight.append(result.count)
+        return result
+
+    return evaluate
 
 
 def sum_losses(losses: list[Any]) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from jaxlm import runtime
 from jaxlm.data.files import ReadStats
 from jaxlm.data.pretraining.masked_lm import MaskedLMRows
 from jaxlm.data.pretraining.token_types import token_flag_columns
@@ -64,6 +65,7 @@ class MaskedLanguageModeling(CorruptedTextTask):
     def _metrics(self, trained: TrainedModel, objective: Any, split: str, max_batches: int | None) -> dict[str, Any]:
         evaluate, sums, num_batches = _jitted_eval(trained.model, objective), np.zeros(6), 0
         for batch in self._eval_batches(trained, split, max_batches):
+            runtime.between_batches()
             position_M = mask_positions(batch.token_label_BS >= 0)
             sums += np.asarray(evaluate(trained.params, batch, position_M), np.float64)
             num_batches += 1

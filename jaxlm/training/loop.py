@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import runtime
+from jaxlm.checkpoint.checksum import checksums
 from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.config.serialization import to_json
 from jaxlm.data.batching.loader import DataLoader
@@ -26,13 +27,19 @@ from jaxlm.experiment import Experiment, load_experiment
 from jaxlm.filesystem import lock_folder
 from jaxlm.inference.base import TrainedModel
 from jaxlm.perf.flops import make_mfu_fn
-from jaxlm.pytree import swap_leaves
+from jaxlm.pytree import named_leaves, swap_leaves
 from jaxlm.training.initialize import load_init_params, resolve_init
 from jaxlm.training.metrics_log import MetricsLog, metric_sign
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.setup import VALID_BATCH_TOKENS, TrainSetup, load_data, open_run, setup_training
 from jaxlm.training.state import TrainState
-from jaxlm.training.stopping import EarlyStopping, stop_reason, stop_signals
+from jaxlm.training.stopping import (
+    EarlyStopping,
+    EvaluationInterrupted,
+    interrupt_evaluation,
+    stop_reason,
+    stop_signals,
+)
 from jaxlm.training.throughput import ThroughputMeter
 from jaxlm.workdir import Workdir
 
@@ -70,7 +77,8 @@ def train(
         checkpoints = stack.enter_context(workdir.open_checkpoints(experiment))
         state, meta, step = _init_or_resume(setup, checkpoints)
         is_main = multihost.is_first()
-        log = MetricsLog(workdir, experiment.steps, step, experiment.best_metric, is_main=is_main)
+        metric, again = experiment.best_metric, meta.get("evaluation_due", False)
+        log = MetricsLog(workdir, experiment.steps, step, metric, is_main=is_main, evaluate_again=again)
         stack.enter_context(log)
         batches = stack.enter_context(DataLoader(setup.batches, step or 0, run_options.threads, run_options.workers))
         stopped = stack.enter_context(stop_signals())
@@ -117,10 +125,15 @@ class TrainLoop:
         self.last_metrics: dict[str, float] = {}
         self.first_step_seconds: float | None = None
         self.valid_metric: float | None = None
+        self.evaluation_due = meta.get("evaluation_due", False)
 
     def run_steps(self, state: TrainState, batches: Iterator, stopped: threading.Event) -> dict[str, Any]:
         """Run all remaining steps; return the summary of the run."""
         step, last, reason = int(state.step), self.experiment.steps, self._out_of_patience()
+        if self.evaluation_due:
+            state, reason = self._evaluate_unless_stopped(state, step, None, stopped)
+            if not self.evaluation_due:
+                self._save(state, step, replace=True)
         self.meter.reset_clock()
         while step < last and reason is None:
             began_waiting = time.perf_counter()
@@ -135,6 +148,9 @@ class TrainLoop:
             self.log.set_step(step)
             self.on_step()
             state, reason = self._log_eval_save(state, step, stopped)
+        self.checkpoints.wait()
+        if stopped.is_set() and multihost.num_hosts() == 1:
+            reason = "interrupted"
         return self._summary(step, reason)
 
     def _log_eval_save(self, state: TrainState, step: int, stopped: threading.Event) -> tuple[TrainState, str | None]:
@@ -150,18 +166,36 @@ class TrainLoop:
             self._check_finite(metrics["train/loss"], step)
             self.last_metrics |= metrics
         self.valid_metric = None
-        if (step % experiment.evaluate_every == 0 or ends) and reason != "interrupted":
+        if step % experiment.evaluate_every == 0 or ends:
             try:
-                self._evaluate(state, step)
+                state, reason = self._evaluate_unless_stopped(state, step, reason, stopped)
             except UserError:  # a failed evaluation must not lose the trained parameters
                 if multihost.num_hosts() == 1:  # with several, the others may be waiting in another collective
                     self._save(state, step)
                 raise
-            state = self._start_averaging(state)
-            reason = reason or self._out_of_patience()
         if step % experiment.checkpoint_every == 0 or ends or reason:
             self._save(state, step)
         return state, reason
+
+    def _evaluate_unless_stopped(
+        self, state: TrainState, step: int, reason: str | None, stopped: threading.Event
+    ) -> tuple[TrainState, str | None]:
+        """Evaluate, and return the reason to stop. A signal ends the evaluation, which the resumed run then makes."""
+
+        def look() -> None:
+            self.on_step()
+            interrupt_evaluation(stopped)
+
+        self.evaluation_due = True
+        try:
+            if reason == "interrupted":
+                return state, reason
+            with runtime.call_between_batches(look):
+                self._evaluate(state, step)
+        except EvaluationInterrupted:
+            return state, "interrupted"
+        self.evaluation_due = False
+        return self._start_averaging(state), reason or self._out_of_patience()
 
     def _start_averaging(self, state: TrainState) -> TrainState:
         """The state, with the mean of the parameters begun if evaluations no longer improve (NT-ASGD)."""
@@ -171,10 +205,11 @@ class TrainLoop:
         self.log.print_line(f"not better than {patience} evaluations ago: the parameters are averaged from here on")
         return replace(state, averaged_updates=replicate(np.int32(1), self.setup.mesh))
 
-    def _save(self, state: TrainState, step: int) -> None:
-        meta = {"early_stopping": vars(self.early_stopping), "meter": self.meter.pending_sums()}
-        self._check_finite(meta["meter"]["total"], step)
-        self.checkpoints.save(step, _swap_ema(state), meta, self.valid_metric)
+    def _save(self, state: TrainState, step: int, replace: bool = False) -> None:
+        sums = self.meter.pending_sums()
+        self._check_finite(sums["total"], step)
+        meta = {"early_stopping": vars(self.early_stopping), "meter": sums, "evaluation_due": self.evaluation_due}
+        self.checkpoints.save(step, _swap_ema(state), meta, self.valid_metric, replace=replace)
         self.meter.reset_clock()
 
     def _out_of_patience(self) -> str | None:
@@ -203,7 +238,6 @@ class TrainLoop:
             )
 
     def _summary(self, step: int, reason: str | None) -> dict[str, Any]:
-        self.checkpoints.wait()
         name, best = self.experiment.best_metric, self.early_stopping.best
         best_metric = None if best is None else metric_sign(name) * best
         summary = {"step": step, **self.last_metrics, "seconds_to_first_step": self.first_step_seconds}
@@ -220,7 +254,11 @@ def print_status(text: str) -> None:
 def _init_or_resume(setup: TrainSetup, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any], int | None]:
     """The first state, the metadata of its checkpoint, and the step of that checkpoint (None: a new run)."""
     if not checkpoints.steps():
-        return load_init_params(setup.compiled.init_state(), setup.run.experiment, print_status), {}, None
+        state = load_init_params(setup.compiled.init_state(), setup.run.experiment, print_status)
+        if setup.run.experiment.finetuning.init and multihost.num_hosts() > 1:
+            digests = {"initial parameters": "".join(checksums(named_leaves(state.params)).values())}
+            multihost.check_same(digests, "give all of them the same --finetuning.init")
+        return state, {}, None
     state, meta, step = checkpoints.restore(_swap_ema(setup.compiled.abstract_state))
     print_status(f"resuming from step {step}")
     return _swap_ema(state), meta, step

@@ -9,17 +9,15 @@ the metrics of a step are logged before its checkpoint is saved.
 """
 
 import json
-import logging
 import math
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 from jaxlm.errors import UserError
-from jaxlm.filesystem import write_atomic
+from jaxlm.filesystem import write_all, write_atomic
 from jaxlm.json_files import parse_json
+from jaxlm.training.event_file import EventFile
 from jaxlm.training.progress import Display, format_number, make_display
 from jaxlm.workdir import Workdir
 
@@ -40,24 +38,25 @@ class MetricsLog:
       best_metric: the metric whose best value is shown (see `metric_sign`).
       tensorboard: whether to write TensorBoard events.
       is_main: False for processes other than the first, which write and show nothing.
+      evaluate_again: whether the evaluation of `resume_step` was interrupted: its lines are cut too.
     """
 
     def __init__(
         self, workdir: Workdir, total_steps: int | None = None, resume_step: int | None = None,
-        best_metric: str | None = None, *, tensorboard: bool = True, is_main: bool = True,
+        best_metric: str | None = None, *, tensorboard: bool = True, is_main: bool = True, evaluate_again: bool = False,
     ):  # fmt: skip
         self.workdir, self.best_metric, self.is_main = workdir, best_metric, is_main
         self._best: tuple[float, int] | None = None
         self._resume_step, self._tensorboard = resume_step, tensorboard
-        self._writer: Any = None
+        self._events: EventFile | None = None
         self._file: Any = None
         self._display = Display()
         if is_main:
             workdir.folder.mkdir(parents=True, exist_ok=True)
-            truncate_metrics(workdir.metrics_file, resume_step)
+            truncate_metrics(workdir.metrics_file, resume_step, evaluate_again)
             for line in read_metrics(workdir.metrics_file):
                 self._update_best(line["step"], line)
-            self._file = open(workdir.metrics_file, "a", encoding="utf-8")
+            self._file = open(workdir.metrics_file, "ab", buffering=0)
             self._display = make_display(total_steps, resume_step or 0)
 
     def __enter__(self) -> "MetricsLog":
@@ -71,10 +70,10 @@ class MetricsLog:
         if not self.is_main:
             return
         record = {"step": int(step)} | {name: _json_number(value) for name, value in values.items()}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        write_all(self._file, json.dumps(record, allow_nan=False).encode() + b"\n")
         self._update_best(step, values)
-        self._write_events(step, values)
+        if self._tensorboard:
+            self._write_events(step, values)
         best = f"{self.best_metric} {format_number(self._best[0])} at {self._best[1]}" if self._best else ""
         self._display.update(step, values, best)
 
@@ -88,7 +87,7 @@ class MetricsLog:
 
     def close(self) -> None:
         """End the bar and close the files."""
-        for part in (self._display, self._file, self._writer):
+        for part in (self._display, self._file, self._events):
             if part is not None:
                 part.close()
 
@@ -100,37 +99,25 @@ class MetricsLog:
             self._best = value, step
 
     def _write_events(self, step: int, values: Mapping[str, float | str]) -> None:
-        if not self._tensorboard:
-            return
-        if self._writer is None:
-            purge = None if self._resume_step is None else self._resume_step + 1
-            suffix = f".{time.time_ns()}"  # the name has whole seconds: a quick restart would write over the file
-            folder = str(self.workdir.tensorboard_folder)
-            self._writer = _summary_writer()(folder, purge_step=purge, flush_secs=30, filename_suffix=suffix)
-        for name, value in values.items():
-            if not isinstance(value, str):
-                self._writer.add_scalar(name, float(value), step)
+        if self._events is None:
+            first_step = None if self._resume_step is None else self._resume_step + 1
+            self._events = EventFile(self.workdir.tensorboard_folder, first_step)
+        self._events.write(step, {name: float(value) for name, value in values.items() if not isinstance(value, str)})
 
 
-def _summary_writer() -> Any:
-    """The SummaryWriter of tensorboardX, kept from importing torch, which takes seconds and is not needed."""
-    hide = "torch" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # tensorboardX expects the ImportError
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if hide:
-            del sys.modules["torch"]
-    logging.getLogger("tensorboardX").setLevel(logging.ERROR)  # it would warn of each NaN
-    return SummaryWriter
+def truncate_metrics(path: Path, step: int | None, evaluate_again: bool = False) -> None:
+    """Remove the lines after `step` (None: all lines) and incomplete lines from a metrics file, in one move.
 
-
-def truncate_metrics(path: Path, step: int | None) -> None:
-    """Remove the lines after `step` (None: all lines) and incomplete lines from a metrics file, in one move."""
+    `evaluate_again`: remove the evaluation of `step` too.
+    """
     old = list(_iter_lines(path))
     last = -1 if step is None else step
-    new = [line for line in old if (record := _parse_line(line)) is not None and record["step"] <= last]
+
+    def is_kept(record: dict[str, Any]) -> bool:
+        is_repeated = evaluate_again and record["step"] == last and any(name.startswith("valid/") for name in record)
+        return record["step"] <= last and not is_repeated
+
+    new = [line for line in old if (record := _parse_line(line)) is not None and is_kept(record)]
     if new != old:
         write_atomic(path, b"".join(new))
 

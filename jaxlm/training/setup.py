@@ -1,5 +1,6 @@
 """The set-up of a run in three phases, in the order in which faults are cheapest: open, load the data, compile."""
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from jaxlm.data.batching.batches import Batches, HostShard
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns
-from jaxlm.data.storage.columns import fingerprints
+from jaxlm.data.storage.columns import fingerprints, update_digest
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.distributed import multihost
 from jaxlm.distributed.placement import host_rows
@@ -23,7 +24,7 @@ from jaxlm.models.properties import check_positions, with_special_ids
 from jaxlm.pytree import partition, tree_bytes
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.step import CompiledStep, build_compiled_step, make_init_fn
-from jaxlm.workdir import Workdir
+from jaxlm.workdir import Workdir, describe_fingerprints
 
 VALID_BATCH_TOKENS = 8192
 """Positions of a batch of the evaluations during training."""
@@ -60,6 +61,8 @@ def setup_training(
     # The first host writes the workdir, the tokenizer and the encoded data to the shared disk; the others then read.
     run = multihost.first_host_first(lambda: open_run(experiment, workdir, notify, tree_bytes(abstract)))
     columns = multihost.first_host_first(lambda: load_data(run))
+    if multihost.num_hosts() > 1:
+        _check_same_data(run, columns)
     batches = experiment.batching.batches(columns, experiment.seed, special=run.tokenizer.special)
     _check_positions(run.experiment, batches)
     check_batch_divisible(batches.row_multiple, experiment.grad_accum, num_batch_shards(mesh))
@@ -131,6 +134,18 @@ def load_data(run: OpenRun) -> Columns:
     if bad_lines.kept:
         run.notify(f"data: {task.describe()}: {bad_lines}")
     return columns
+
+
+def _check_same_data(run: OpenRun, columns: Columns) -> None:
+    """Raise AgreedError, which names the host, if hosts have other data: they would train together without a word."""
+    task, digests = run.experiment.task, {"tokenizer": run.tokenizer.fingerprint}
+    for name, split in {"validation": task.valid, "test": task.test, **task.extra_tests}.items():
+        digest = hashlib.sha256()
+        for item in split:
+            update_digest(digest, repr(item))
+        digests[f"{name} data"] = digest.hexdigest()[:16]
+    digests["training data"] = describe_fingerprints(fingerprints(columns))
+    multihost.check_same(digests, "give all of them the same files")
 
 
 def check_batch_divisible(multiple: int, grad_accum: int, devices: int) -> None:

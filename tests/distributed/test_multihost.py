@@ -20,8 +20,15 @@ from jaxlm.cli.main import main
 from jaxlm.data.batching.batches import HostShard, RunningTextBatches
 from jaxlm.data.batching.bucketing import Packing
 from jaxlm.data.batching.lm_windows import Windows
+from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Ragged
-from jaxlm.distributed import multihost
+from jaxlm.data.sources.parallel import Tsv
+from jaxlm.data.tokenizers.simple import Words
+from jaxlm.distributed import launcher, multihost
+from jaxlm.training.setup import OpenRun, _check_same_data
+from jaxlm.workdir import Workdir
+
+SPACED = Words(8).fit(["a b A B"])
 
 TINY = str(Path(__file__).parents[1] / "fixtures" / "tiny_experiment.py") + ":tiny"
 
@@ -50,7 +57,7 @@ def test_hosts_make_their_rows_and_no_others(batching):
 def test_who_started_several_processes(monkeypatch):
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
-    assert multihost.detect_launcher() == ""
+    assert launcher.detect_launcher() == ""
     for variable, value, starter in (
         ("SLURM_STEP_NUM_TASKS", "1", ""),
         ("SLURM_STEP_NUM_TASKS", "4", "Slurm"),
@@ -58,7 +65,26 @@ def test_who_started_several_processes(monkeypatch):
     ):
         with monkeypatch.context() as patched:
             patched.setenv(variable, value)
-            assert multihost.detect_launcher() == starter
+            assert launcher.detect_launcher() == starter
+
+
+@pytest.mark.parametrize(
+    "variables, starter",
+    [
+        ({"SLURM_STEP_ID": "4294967290"}, ""),
+        ({"SLURM_JOB_NAME": "interactive"}, ""),
+        ({"SLURM_PTY_PORT": "40000"}, ""),
+        ({"SLURM_PTY_PORT": "40000", "SLURM_TASK_PID": "7"}, "Slurm"),  # a step started from such a shell: no terminal
+        ({"SLURM_JOB_NAME": "train", "SLURM_TASK_PID": "7"}, "Slurm"),
+    ],
+)
+def test_a_shell_of_slurm_is_one_process(monkeypatch, variables, starter):
+    for name in ("SLURM_STEP_ID", "SLURM_JOB_NAME", "SLURM_PTY_PORT", "SLURM_TASK_PID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "stdin", None)
+    for name, value in {"SLURM_STEP_NUM_TASKS": "4", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert launcher.detect_launcher() == starter
 
 
 @pytest.mark.parametrize(
@@ -169,12 +195,16 @@ def test_a_host_that_differs_is_named(tmp_path):
     assert all("host 1 of 2" in err and "has experiment" in err for _, err in said)
 
 
-def mishap(kind: str) -> tuple[list[int], list[list[dict]], list[str]]:
+def mishap(kind: str, victim: int = 1) -> tuple[list[int], list[list[dict]], list[str]]:
     """Exit codes, what was said and stderr of two processes of `host_program`."""
     program = [sys.executable, str(Path(__file__).parents[1] / "fixtures" / "host_program.py")]
     pipes: dict = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     port = free_port()
-    processes = [subprocess.Popen([*program, str(index), str(port), kind], **pipes) for index in range(2)]
+    words = str(port), kind, str(victim)
+    processes = [subprocess.Popen([*program, str(index), *words], **pipes) for index in range(2)]
+    if kind == "SIGSTOP":  # the other one must end while this one still exists
+        processes[1 - victim].wait(timeout=240)
+        processes[victim].kill()
     out, err = zip(*(process.communicate(timeout=300) for process in processes), strict=True)
     said = [[json.loads(line) for line in text.splitlines() if line.startswith("{")] for text in out]
     return [process.returncode for process in processes], said, list(err)
@@ -195,10 +225,56 @@ def test_what_stops_one_stops_all_at_one_step(kind, reason):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, code", [("SIGKILL", -9), ("full disk", 1)])
-def test_a_host_that_dies_ends_all(kind, code):
-    """The other does not wait for it: it says so, and ends with the code that asks for a restart."""
-    codes, _, err = mishap(kind)
-    assert codes == [multihost.RESTART_EXIT_CODE, code]
-    assert "host 0 of 2" in err[0] and "are not reached" in err[0] and "start every process again" in err[0]
-    assert code < 0 or "jaxlm: host 1 of 2" in err[1] and "the disk is full" in err[1]
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("kind, code", [("SIGKILL", -9), ("SIGSTOP", -9), ("full disk", 1)])
+def test_a_host_that_is_lost_ends_all(kind, code, victim):
+    """The other one names it within a minute, and ends with the code that asks for a restart."""
+    codes, _, err = mishap(kind, victim)
+    assert codes[victim] == code and codes[1 - victim] == multihost.RESTART_EXIT_CODE, err
+    last = err[1 - victim].splitlines()[-1]
+    assert last.startswith(f"jaxlm: host {1 - victim} of 2 (") and f": host {victim} of 2 (" in last
+    assert ("the disk is full" if code == 1 else "is not reached any more") in last
+    assert "start every process again" in last and "Check failure stack trace" not in err[1 - victim]
+    assert code < 0 or f"jaxlm: host {victim} of 2" in err[victim] and "the disk is full" in err[victim]
+
+
+NEVER = """
+import functools, sys, jax
+jax.distributed.initialize = functools.partial(jax.distributed.initialize, initialization_timeout=5)
+from jaxlm.distributed.multihost import CoordinatorConfig, connect
+from jaxlm.errors import UserError
+try:
+    connect(CoordinatorConfig(sys.argv[1], 2, int(sys.argv[2])))
+except UserError as error:
+    raise SystemExit(f"jaxlm: {error}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_host_that_never_comes_is_a_message(number):
+    """After words while it is waited for; no library aborts the process, which a launch script would start again."""
+    command = [sys.executable, "-c", NEVER, f"127.0.0.1:{free_port()}", str(number)]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 1, ended.stderr
+    assert f"process {number} of 2 on" in ended.stderr and "waits for the others" in ended.stderr
+    assert "did not meet the others (--coordinator-address) within 5 s" in ended.stderr
+
+
+def test_hosts_with_other_data_are_named(monkeypatch, tmp_path):
+    """One other word in a file of one host, of any split."""
+    files = [tmp_path / name for name in ("train.tsv", "valid.tsv", "test.tsv")]
+    splits = [Tsv(str(file), 0, 1) for file in files]
+    task = replace(EXPERIMENT.task, train=splits[0], valid=splits[1], test=splits[2])
+    run = OpenRun(replace(EXPERIMENT, task=task), Workdir(tmp_path / "run"), SPACED, print)
+    exchanged: list = []
+    monkeypatch.setattr(multihost, "all_gather_json", lambda value: exchanged.append(value[1]) or [value])
+    for other in (None, *files):
+        for file in files:
+            file.write_text("a b\tA B\nb a\tB A\n" if file != other else "a b\tA B\nb b\tB A\n")
+        _check_same_data(run, task.encode_train(SPACED, None, ReadStats()))
+    assert len({json.dumps(facts) for facts in exchanged}) == 4
+    hosts = [("host 0 of 2 (a)", exchanged[0]), ("host 1 of 2 (b)", exchanged[2])]
+    monkeypatch.setattr(multihost, "all_gather_json", lambda _: hosts)
+    with pytest.raises(multihost.AgreedError, match="host 1 of 2 .b. has validation data .*, host 0 of 2 .a. has"):
+        multihost.check_same({}, "give all of them the same files")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fixtures.tiny_run import CASES, EXPERIMENT, LSTM, MODEL, lines, overfit, stored
 
+from jaxlm import runtime
 from jaxlm.checkpoint.manager import Checkpoints
 from jaxlm.data.sources.parallel import Tsv
 from jaxlm.distributed.sharding import data_mesh, replicated_sharding, with_shardings
@@ -22,7 +23,7 @@ from jaxlm.inference.translate import translate
 from jaxlm.models.properties import dummy_batch
 from jaxlm.optim import AdamW, Constant, CosineDecay
 from jaxlm.training import setup
-from jaxlm.training.loop import EarlyStopping, TrainLoop, train
+from jaxlm.training.loop import TrainLoop, train
 from jaxlm.training.state import create_train_state
 from jaxlm.workdir import Workdir
 
@@ -154,6 +155,29 @@ def test_a_signal_saves_and_stops(whole, tmp_path, monkeypatch):
     assert_same_run(CASES["plain"], tmp_path / "run", whole("plain"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_evaluation(number, whole, tmp_path, monkeypatch):
+    """Between two of its batches; the step is saved, and the resumed run makes the evaluation and is the same run."""
+    looks = []
+
+    def interrupted(look=runtime.between_batches):
+        looks.append(1)
+        if len(looks) == 2:
+            signal.raise_signal(number)
+        look()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime, "between_batches", interrupted)
+        summary = train(CASES["plain"], tmp_path / "run")
+    assert summary["step"] == 10 and summary["stopped"] == "interrupted" and len(looks) == 2
+    assert not any("valid/bleu" in line for line in lines(tmp_path / "run"))
+    assert train(CASES["plain"], tmp_path / "run")["step"] == 20
+    assert_same_run(CASES["plain"], tmp_path / "run", whole("plain"))
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True, keep_best="valid/bleu") as checkpoints:
+        with Checkpoints(whole("plain") / "checkpoints", read_only=True, keep_best="valid/bleu") as expected:
+            assert checkpoints.best_step() == expected.best_step()
+
+
 def test_training_in_a_thread_leaves_signals_alone(tmp_path):
     found = []
     thread = threading.Thread(target=lambda: found.append(train(replace(EXPERIMENT, steps=5), tmp_path / "run")))
@@ -240,16 +264,9 @@ def test_an_evaluation_that_fails_loses_nothing(tmp_path, monkeypatch):
         assert checkpoints.steps() == [3]
 
 
-def test_patience_counts_what_is_no_number_as_worse():
-    progress = (
-        EarlyStopping().update(float("nan"), 1).update(2.0, 2).update(float("inf"), 3).update(None, 4).update(2.0, 5)
-    )
-    assert progress == EarlyStopping(2.0, 2, 3, (None, 2.0, None, None, 2.0))
-
-
 def test_a_loss_that_is_no_number_stops(tmp_path):
     """With a sentence that says what to do; the checkpoints are from before, and the log says when."""
-    wild = replace(EXPERIMENT, optimizer=AdamW(Constant(float("inf"))), checkpoint_every=5, steps=20)
+    wild = replace(EXPERIMENT, optimizer=AdamW(Constant(1e38)), checkpoint_every=5, steps=20)
     with pytest.raises(UserError, match="loss became nan before step 5.*peak"):
         train(wild, tmp_path / "run")
     assert [line["step"] for line in lines(tmp_path / "run")] == [5]

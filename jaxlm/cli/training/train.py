@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from jaxlm import runtime
 from jaxlm.cli import output
 from jaxlm.cli.options import add_run_options, read_coordinator, read_run_options
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.parser import COMMANDS, EXIT_INTERRUPTED, add_bad_line_option, positive_number
+from jaxlm.filesystem import write_atomic
 from jaxlm.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -23,10 +25,10 @@ if TYPE_CHECKING:
 NUM_EXAMPLES = 5
 
 
+@runtime.sigterm_as_interrupt()
 def main(argv: list[str]) -> int:
     """Train. Returns 130 if the run was interrupted."""
     experiment, options = _parser().parse_experiment(argv, _set_on_bad_line)
-    from jaxlm import runtime
     from jaxlm.distributed import multihost
 
     runtime.configure_process()
@@ -121,5 +123,5 @@ def _evaluate_test(folder: Path) -> dict[str, Any]:
     if multihost.is_first():
         for line in lines:
             output.write_line(line)
-        Workdir(folder).test_file.write_text(output.json_line(result) + "\n", encoding="utf-8")
+        write_atomic(Workdir(folder).test_file, output.json_line(result) + "\n")
     return result

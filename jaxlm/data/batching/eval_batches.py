@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxlm import runtime
 from jaxlm.data.batching.collate import TEXT_COLUMNS, collate
 from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
@@ -37,6 +38,7 @@ def eval_batches(
         rows = min(rows, row_multiple << (math.ceil(len(ranked) / row_multiple) - 1).bit_length())
         chosen, ranked = ranked[:rows], ranked[rows:]
         row_B = np.concatenate([chosen, np.full(rows - len(chosen), -1)])
+        runtime.between_batches()
         yield row_B, collate_rows(columns, row_B, length, special)
 
 

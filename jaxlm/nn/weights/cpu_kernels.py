@@ -126,17 +126,14 @@ def _load_library(compiler: str) -> ctypes.CDLL:
     sources = b"|".join([SOURCE.read_bytes(), HEADER.read_bytes(), " ".join(command).encode()])
     digest = hashlib.sha256(b"|".join([sources, version("jaxlib").encode(), _cpu_features()])).hexdigest()
     name, folder = f"native-{digest[:16]}.so", runtime.cache_folder()
-    if folder is not None and (folder / name).exists():
-        return ctypes.CDLL(str(folder / name))
+    if folder is not None and runtime.read_checked(folder / name) is not None:
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(folder / name))
     with tempfile.TemporaryDirectory() as build_folder:
         built = Path(build_folder) / name
         subprocess.run([*command, str(built)], check=True, capture_output=True, timeout=COMPILE_TIMEOUT)
-        with contextlib.suppress(OSError):
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                # Atomically: several processes may do this at once.
-                with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                    Path(shutil.copy(built, temporary)).replace(folder / name)
+        if folder is not None:
+            runtime.write_checked(folder / name, built.read_bytes())
         return ctypes.CDLL(str(built))
 
 
