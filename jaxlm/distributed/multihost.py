@@ -268,6 +268,7 @@ def abort(reason: str, code: int) -> None:
             ": start every process again; the run resumes from its last checkpoint" if code == RESTART_EXIT_CODE else ""
         )
         print(f"jaxlm: {_liveness[0].name if _liveness else host_name()}: {reason}{cure}", file=sys.stderr, flush=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # these are the last words, also if C++ loses host 0 meanwhile
         for liveness in _liveness:
             liveness.tell(reason)
         os._exit(code)
