@@ -208,4 +208,10 @@ def _tokens_of_role(folder: Path, role: str) -> tuple[str, ...]:
     token = names.get(role)
     if token is None:
         return DEFAULT_SPECIAL_TOKENS[role]
-    return (token["content"] if isinstance(token, dict) else token,)
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise UserError(
+            f"{folder}: the {role} of special_tokens_map.json or tokenizer_config.json is {token!r:.80}, expected a "
+            "text: fetch the folder again"
+        )
+    return (text,)

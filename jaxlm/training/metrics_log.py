@@ -92,7 +92,10 @@ class MetricsLog:
                 part.close()
 
     def _update_best(self, step: int, values: Mapping[str, Any]) -> None:
-        value = float(values.get(self.best_metric or "", math.nan))
+        try:
+            value = float(values.get(self.best_metric or "", math.nan))
+        except (TypeError, ValueError, OverflowError):  # an edited log: only the display needs the best value
+            return
         if math.isnan(value):
             return
         if self._best is None or metric_sign(self.best_metric or "") * (value - self._best[0]) > 0:

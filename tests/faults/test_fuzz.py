@@ -11,9 +11,7 @@ from benchmarks.faults.readers import READERS
 from benchmarks.faults.readers_storage import STORAGE_READERS
 
 CASES = 60
-OPEN = {"xml", "tokenizer.json", "words", "characters", "words with characters", "sentencepiece", "fast tokenizer"}
-OPEN |= {"published pieces", "shard index", "shard ends", "shard record"}
-QUICK = [name for name in (*READERS, *STORAGE_READERS) if name not in OPEN]
+QUICK = [*READERS, *STORAGE_READERS]
 
 
 def test_cases_are_functions_of_their_numbers():
