@@ -62,10 +62,12 @@ def cross_entropy(
     features, label_GM, valid_GM = (_to_groups(x, *groups) for x in (features_BTD, label_BT, valid_BT))
     vocab = jax.eval_shape(readout, features[:1, :1]).shape[-1]
     size = _chunk_size(label_GM.shape[1], vocab, features.shape[-1])
-    never_V = readout(jnp.zeros_like(features[:1, :1]))[0, 0] <= NEVER_LOGIT / 2 if label_smoothing else None
+    # Seen with features of 0, where no logit of a model that diverges could be mistaken for one of them.
+    never_V = readout(jnp.zeros_like(features[:1, :1]))[0, 0] <= NEVER_LOGIT / 2
     converted, weights = jax.closure_convert(readout, features[:1, :size])
+    valid_GM &= ~never_V[label_GM]
     inputs = weights, features, label_GM, valid_GM, never_V
-    total, nll, count = _chunked_cross_entropy(converted, label_smoothing, size, *inputs)
+    total, nll, count = _chunked_cross_entropy(converted, (label_smoothing, size), *inputs)
     return Loss(total=total, nll=nll, count=count)
 
 
@@ -131,21 +133,20 @@ def _possible_share(is_never: Array) -> Array:
 
 
 def _chunk_sums(
-    logits_GRV: Array, label_GR: Array, valid_GR: Array, smoothing: float, never_V: Array | None
+    logits_GRV: Array, label_GR: Array, valid_GR: Array, smoothing: float, never_V: Array
 ) -> tuple[Any, ...]:
-    """Sums of a chunk (total, nll, count), each (G,); exp(logits - max), its sum over V, and the labels that count."""
+    """Sums of a chunk (total, nll, count), each (G,), exp(logits - max) and its sum over V."""
     max_GR1 = logits_GRV.max(-1, keepdims=True)
     exp_GRV = jnp.exp(logits_GRV - max_GR1)
     sum_GR = exp_GRV.sum(-1)
     log_z_GR = jnp.log(sum_GR) + max_GR1[..., 0]
     label_logit_GR = jnp.take_along_axis(logits_GRV, label_GR[..., None], axis=-1)[..., 0]
-    valid_GR &= ~(label_logit_GR <= NEVER_LOGIT / 2)  # NaN counts, and shows in the sums
     total_G = nll_G = jnp.where(valid_GR, log_z_GR - label_logit_GR, 0.0).sum(1)
     if smoothing:
         mean_GR = jnp.where(never_V[None, None], 0.0, logits_GRV).mean(-1) * _possible_share(never_V)
         uniform_G = jnp.where(valid_GR, log_z_GR - mean_GR, 0.0).sum(1)
         total_G = (1.0 - smoothing) * nll_G + smoothing * uniform_G
-    return (total_G, nll_G, valid_GR.sum(1, dtype=jnp.float32)), exp_GRV, sum_GR, valid_GR
+    return (total_G, nll_G, valid_GR.sum(1, dtype=jnp.float32)), exp_GRV, sum_GR
 
 
 def _grouped_logits(readout: Callable, features: Array, weights: Any) -> Array:
@@ -173,8 +174,10 @@ def _logits_vjp(readout: Callable, features: Array, weights: Any) -> tuple[Array
     return logits_GRV, pull_single
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked_cross_entropy(readout, smoothing, size, weights, features, label_GM, valid_GM, never_V):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunked_cross_entropy(readout, options, weights, features, label_GM, valid_GM, never_V):
+    smoothing, size = options
+
     def chunk(carry, first, features, label_GR, valid_GR):
         logits_GRV = _grouped_logits(readout, features, weights)
         sums_G, *_ = _chunk_sums(logits_GRV, label_GR, valid_GR, smoothing, never_V)
@@ -185,10 +188,12 @@ def _chunked_cross_entropy(readout, smoothing, size, weights, features, label_GM
     return jax.tree.map(jnp.sum, final.sums_G)
 
 
-def _chunked_cross_entropy_fwd(readout, smoothing, size, weights, features, label_GM, valid_GM, never_V):
+def _chunked_cross_entropy_fwd(readout, options, weights, features, label_GM, valid_GM, never_V):
+    smoothing, size = options
+
     def chunk(carry, first, features, label_GR, valid_GR):
         logits_GRV, pull = _logits_vjp(readout, features, weights)
-        sums_G, exp_GRV, sum_GR, valid_GR = _chunk_sums(logits_GRV, label_GR, valid_GR, smoothing, never_V)
+        sums_G, exp_GRV, sum_GR = _chunk_sums(logits_GRV, label_GR, valid_GR, smoothing, never_V)
         # d_logits = softmax - target, with (1 - e) + e / V at the label and e / V elsewhere; 0 at invalid positions.
         valid = valid_GR.astype(logits_GRV.dtype)
         uniform = smoothing / logits_GRV.shape[-1]
@@ -216,7 +221,7 @@ def _chunked_cross_entropy_fwd(readout, smoothing, size, weights, features, labe
     return jax.tree.map(jnp.sum, final.sums_G), (d_weights, _gather_positions(final.d_features, position_GM))
 
 
-def _chunked_cross_entropy_bwd(readout, smoothing, size, residuals: Any, cotangents: tuple[Array, ...]):
+def _chunked_cross_entropy_bwd(readout, options, residuals: Any, cotangents: tuple[Array, ...]):
     # The residuals are the gradients already; only the loss's own cotangent, a scalar, is missing.
     d_weights, d_features = jax.tree.map(lambda grad: (grad * cotangents[0]).astype(grad.dtype), residuals)
     return d_weights, d_features, None, None, None

@@ -252,6 +252,7 @@ def read_inside(name: str, path: Path) -> tuple[float, int, str]:
     import benchmarks.faults.readers_storage  # noqa: F401
     import jaxlm.training.metrics_log
     import jaxlm.workdir  # noqa: F401
+    from benchmarks.faults.fuzz_worker import peak_bytes
     from jaxlm.errors import UserError
 
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, resource.RLIM_INFINITY))
@@ -265,7 +266,7 @@ def read_inside(name: str, path: Path) -> tuple[float, int, str]:
         words = f"refused: {str(refusal).replace(str(path.parent), '.'):.140}".replace("\n", " ")
     except BaseException as error:
         words = f"{type(error).__name__}: {str(error):.140}".replace("\n", " ")
-    return time.process_time() - began, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, words
+    return time.process_time() - began, peak_bytes(), words
 
 
 class NoEnd(BaseException):

@@ -49,7 +49,7 @@ def fault_of(reader: Reader, content: bytes, folder: Path) -> tuple[str, str] | 
     from jaxlm.errors import UserError
 
     Path("/proc/self/clear_refs").write_text("5")
-    before = _peak_bytes()
+    before = peak_bytes()
     signal.signal(signal.SIGALRM, _on_alarm)
     signal.setitimer(signal.ITIMER_REAL, CASE_SECONDS)
     try:
@@ -64,7 +64,7 @@ def fault_of(reader: Reader, content: bytes, folder: Path) -> tuple[str, str] | 
         return f"{kind} {_place(error)}", str(error).partition("\n")[0][:200]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    used = _peak_bytes() - before
+    used = peak_bytes() - before
     return ("peak", f"{used / 2**30:.1f} GiB") if used > CASE_BYTES else None
 
 
@@ -74,7 +74,8 @@ def _place(error: BaseException) -> str:
     return f"{frames[-1].filename.rpartition('/jaxlm/')[2]}:{frames[-1].name}" if frames else "elsewhere"
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Peak of this process's resident memory; unlike ru_maxrss, without that of the process that started it."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])

@@ -18,6 +18,7 @@ import numpy as np
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
+from jaxlm.losses import NEVER_LOGIT
 from jaxlm.ngram.backoff import BackoffLevel, BackoffTables, to_tables
 from jaxlm.ngram.counts import count_ngrams
 from jaxlm.ngram.smoothing import KneserNey, Smoothing
@@ -66,13 +67,13 @@ class NGram(SequenceModel):
         return slide_window(state, tokens_BT, valid_BT, self._start_id)
 
     def readout(self, features: Array) -> Array:
-        """Map histories (..., K) int32 to float32 log-probabilities (..., V), -inf at padding and `<s>`."""
+        """Map histories (..., K) int32 to float32 log-probabilities (..., V), NEVER_LOGIT at padding and `<s>`."""
         rows = math.prod(features.shape[:-1])
         logprob_RV = jnp.broadcast_to(self.tables[0]["logprob"][None], (rows, self.vocab))
         for backoff_R, table, children in self._backoff_steps(features.reshape(rows, self.order - 1)):
             logprob_RV = _write_children(logprob_RV + backoff_R[:, None], table, *children)
         possible_V = self._is_predictable(jnp.arange(self.vocab))
-        return jnp.where(possible_V[None], logprob_RV, -jnp.inf).reshape(*features.shape[:-1], self.vocab)
+        return jnp.where(possible_V[None], logprob_RV, NEVER_LOGIT).reshape(*features.shape[:-1], self.vocab)
 
     def logprob(self, features: Array, label: Array) -> Array:
         """Return `readout(features)` at the labels, without rows of V numbers: (..., K), (...) -> (...)."""
@@ -81,7 +82,7 @@ class NGram(SequenceModel):
         for backoff_R, table, children in self._backoff_steps(features.reshape(label_R.shape[0], self.order - 1)):
             row_R, exists_R = _binary_search(table["word"], *children, label_R)
             logprob_R = jnp.where(exists_R, table["logprob"][row_R], logprob_R + backoff_R)
-        return jnp.where(self._is_predictable(label_R), logprob_R, -jnp.inf).reshape(label.shape)
+        return jnp.where(self._is_predictable(label_R), logprob_R, NEVER_LOGIT).reshape(label.shape)
 
     def _backoff_steps(self, context_RK: Array) -> Iterator[tuple[Array, dict[str, Array], tuple[Array, Array]]]:
         """For j = 1 ... n - 1: log backoff weight of the last j words, table of order j + 1, their rows in it."""
