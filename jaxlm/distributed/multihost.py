@@ -213,6 +213,12 @@ def check_hosts(config: str, versions: dict[str, str]) -> str:
     return f"{num_hosts()} hosts of {facts['devices']}, experiment {facts['experiment']}; a sum takes {seconds:.2f} s"
 
 
+def _is_connection_error(error: BaseException) -> bool:
+    """Whether another host is gone: an error of a collective, or of what needs one, such as saving a checkpoint."""
+    cause = error.__cause__ or error.__context__
+    return str(error).startswith(CONNECTION_ERRORS) or (cause is not None and _is_connection_error(cause))
+
+
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
     """Exit at once if this host alone fails, or loses another one: the others would block in a collective."""
@@ -225,7 +231,7 @@ def fail_together() -> Iterator[None]:
             raise
         text = str(error)
         reason = text if isinstance(error, UserError) else f"{type(error).__name__}: {text.partition(chr(10))[0]}"
-        if text.startswith(CONNECTION_ERRORS):
+        if _is_connection_error(error):
             time.sleep(HEARTBEAT_TIMEOUT + 15)  # until the heartbeats show which host is lost, and end this process
             abort(f"the other hosts are not reached any more: {reason}", RESTART_EXIT_CODE)
         abort(reason, 1)

@@ -16,6 +16,7 @@ import pytest
 from fixtures.cli_runs import environment
 from fixtures.tiny_run import EXPERIMENT, lines
 
+from jaxlm.checkpoint.manager import SaveError
 from jaxlm.cli.main import main
 from jaxlm.data.batching.batches import HostShard, RunningTextBatches
 from jaxlm.data.batching.bucketing import Packing
@@ -103,6 +104,21 @@ def test_half_a_command_line_is_refused(words, message, capsys, tmp_path):
 def test_a_mesh_that_is_too_large_is_refused(capsys, tmp_path):
     assert main(["train", TINY, "--workdir", str(tmp_path / "run"), "--mesh", "tensor=16"]) == 1
     assert "--mesh tensor=16 asks for 16 devices, and there are 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cause, code", [(RuntimeError("UNAVAILABLE: peer"), 75), (OSError("no space"), 1)])
+def test_a_save_that_fails_without_the_other_host_is_a_lost_host(monkeypatch, cause, code):
+    """The others are lost, not the disk: the process asks to be started again. A full disk is an error."""
+    codes: list[int] = []
+    monkeypatch.setattr(multihost, "num_hosts", lambda: 2)
+    monkeypatch.setattr(multihost, "abort", lambda reason, code: codes.append(code))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the heartbeats end the process meanwhile
+    with multihost.fail_together():
+        try:
+            raise cause
+        except Exception as error:
+            raise SaveError("step 100 was not saved") from error
+    assert codes[0] == code  # the real one does not return
 
 
 def test_the_watchdog_barks_when_nothing_moves(monkeypatch):
