@@ -10,6 +10,8 @@ from benchmarks.faults.fuzz_worker import ALL_READERS, case, fault_of
 from benchmarks.faults.readers import READERS
 from benchmarks.faults.readers_storage import STORAGE_READERS
 
+pytest.importorskip("tokenizers")  # some of the files are made with it
+
 CASES = 60
 QUICK = [*READERS, *STORAGE_READERS]
 

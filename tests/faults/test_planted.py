@@ -16,6 +16,8 @@ from jaxlm.errors import UserError
 from jaxlm.huggingface.workdir import import_folder
 from jaxlm.workdir import Workdir
 
+pytest.importorskip("tokenizers")  # some of the files are made with it
+
 SECRET = "the secret of another folder"
 
 
