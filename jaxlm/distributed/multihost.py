@@ -214,7 +214,7 @@ def check_hosts(config: str, versions: dict[str, str]) -> str:
 
 
 def _is_connection_error(error: BaseException) -> bool:
-    """Whether another host is gone: an error of a collective, or of what needs one, such as saving a checkpoint."""
+    """True if another host is gone: an error of a collective, or of what needs one, such as saving a checkpoint."""
     cause = error.__cause__ or error.__context__
     return str(error).startswith(CONNECTION_ERRORS) or (cause is not None and _is_connection_error(cause))
 
