@@ -6,7 +6,15 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.cli.parser import CommandParser, UsageError, add_trust_option, choice_of, finite_number, int_at_least
+from jaxlm.cli.parser import (
+    CommandParser,
+    UsageError,
+    add_trust_option,
+    choice_of,
+    finite_number,
+    int_at_least,
+    number_between,
+)
 from jaxlm.distributed.mesh_axes import parse_mesh_axes
 from jaxlm.errors import UserError
 from jaxlm.workdir import Workdir
@@ -17,6 +25,9 @@ if TYPE_CHECKING:
     from jaxlm.grammar.constraint import Constraint
     from jaxlm.pipeline.pipeline import Pipeline
     from jaxlm.training.run_options import RunOptions
+
+MAX_TIMEOUT_MINUTES = 1_000_000
+"""Two years; timers of threads end at three centuries."""
 
 
 def _add_constraint_options(parser: CommandParser) -> None:
@@ -66,8 +77,9 @@ def add_run_options(parser: CommandParser) -> None:
     parser.add_argument("--coordinator-address", metavar="HOST:PORT", help=text)
     parser.add_int("--num-processes", "number of processes")
     parser.add_int("--process-id", "index of this process, from 0", minimum=0, metavar="I")
-    text = "end the process if no step finishes within M minutes (default: never)"
-    parser.add_argument("--step-timeout", type=finite_number, default=0.0, metavar="M", help=text)
+    text = "end the process if no step finishes within M minutes (default: 0, never)"
+    minutes = number_between(0, MAX_TIMEOUT_MINUTES)
+    parser.add_argument("--step-timeout", type=minutes, default=0.0, metavar="M", help=text)
 
 
 def add_memory_options(parser: CommandParser) -> None:

@@ -150,6 +150,17 @@ def finite_number(text: str) -> float:
     return value
 
 
+def number_between(minimum: float, maximum: float) -> Callable[[str], float]:
+    """The type of an option that takes a number from `minimum` to `maximum`."""
+
+    def convert(text: str) -> float:
+        if not minimum <= (value := finite_number(text)) <= maximum:
+            raise argparse.ArgumentTypeError(f"expected a number from {minimum} to {maximum}, found {text!r:.40}")
+        return value
+
+    return convert
+
+
 def trusted_module(name: str) -> str:
     """The type of `--trust`: a workdir's experiment may have classes of this module, also of the current folder."""
     from jaxlm.config.trust import trust_modules

@@ -222,6 +222,8 @@ def test_exceptions_become_one_line_and_an_exit_code(command, monkeypatch, error
         (["--evaluate-every", "0"], "--evaluate_every: expected 1 or more, found 0"),
         (["--steps", "0"], "--steps: expected 1 or more, found 0"),
         (["--max-minutes", "-1"], "--max-minutes"),
+        (["--step-timeout", "-1"], "--step-timeout: expected a number from 0 to 1000000, found '-1'"),
+        (["--step-timeout", "1e300"], "--step-timeout: expected a number from 0 to 1000000, found '1e300'"),
         (["--best-metric", "valid/blue"], "expected one of the metrics valid/loss, .*valid/bleu"),
         (["--model.heads", "3"], "does not divide into 3 heads"),
     ],
