@@ -67,8 +67,12 @@ class Workdir:
     def check(self) -> None:
         """Raise UserError if the folder is not a workdir."""
         if not self.experiment_file.is_file():
-            problem = "is not a workdir: it has no experiment.json" if self.folder.exists() else "does not exist"
-            raise UserError(f"{self} {problem}. `jaxlm train EXPERIMENT --workdir {self}` makes one")
+            if not self.folder.exists():
+                raise UserError(f"{self} does not exist. `jaxlm train EXPERIMENT --workdir {self}` makes it")
+            problem = "it has no experiment.json" if self.folder.is_dir() else "it is not a folder"
+            raise UserError(
+                f"{self} is not a workdir: {problem}. Name the folder that `jaxlm train EXPERIMENT --workdir D` made"
+            )
 
     def check_empty(self) -> None:
         """Raise UserError if the folder holds anything."""

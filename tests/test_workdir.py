@@ -147,6 +147,9 @@ def test_what_is_no_workdir(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match="(not a workdir|does not exist).*jaxlm train"):
             Workdir(folder).load()
+    (tmp_path / "notes.md").write_text("a file")
+    with pytest.raises(UserError, match="notes.md is not a workdir: it is not a folder.*--workdir D`"):
+        Workdir(tmp_path / "notes.md").load()
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="has checkpoints but no experiment.json"):
         Workdir(tmp_path).open_or_create(EXPERIMENT)
