@@ -194,7 +194,18 @@ LIGHT = [
     "jaxlm.data.minilang",
 ]
 LIGHT += ["jaxlm.cli.main"]
-HEAVY = ["jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "sacrebleu", "matplotlib", "tensorboardX"]
+HEAVY = [
+    "jax",
+    "flax",
+    "optax",
+    "orbax",
+    "grain",
+    "tensorflow_datasets",
+    "sacrebleu",
+    "matplotlib",
+    "tensorboardX",
+    "torch",
+]
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -103,7 +103,6 @@ class Server:
 def serve() -> None:
     """Answer requests until stdin ends."""
     import orbax.checkpoint  # noqa: F401
-    import tensorboardX  # noqa: F401
 
     import jaxlm.cli.training.prepare
     import jaxlm.cli.training.train

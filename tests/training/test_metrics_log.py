@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import time
 
 import numpy as np
 import pytest
@@ -113,13 +114,17 @@ def test_other_processes_write_and_show_nothing(tmp_path, capfd):
 
 
 def events(folder):
-    from tensorboardX.proto import event_pb2
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    from tensorboardX.record_writer import masked_crc32c
 
     found = []
     for file in sorted(folder.glob("events*"), key=os.path.getmtime):
         data = file.read_bytes()
         while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
             length = int.from_bytes(data[:8], "little")
+            checksums = data[8:12], data[12 + length : 16 + length]
+            parts = data[:8], data[12 : 12 + length]
+            assert checksums == tuple(masked_crc32c(part).to_bytes(4, "little") for part in parts)
             found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
             data = data[16 + length :]
     return found
@@ -138,6 +143,18 @@ def test_tensorboard_events_and_purge_on_resume(tmp_path, caplog):
     assert caplog.text == ""
     starts = [e.step for e in found if e.HasField("session_log") and e.session_log.status == e.session_log.START]
     assert starts == [3]  # TensorBoard forgets what was written from step 3 on, before it
+
+
+def test_numbers_of_tensorboard(tmp_path):
+    """Steps of several bytes, names that are not ASCII, numbers beyond float32."""
+    values = {"valid/ñ": -0.5, "x" * 300: 1e300, "zero": 0.0}
+    with MetricsLog(Workdir(tmp_path)) as log:
+        for step in (0, 127, 128, 2**31):
+            log.write(step, values)
+    found = [event for event in events(tmp_path / "tensorboard") if event.HasField("summary")]
+    assert [event.step for event in found] == [0, 127, 128, 2**31]
+    assert {v.tag: v.simple_value for v in found[2].summary.value} == {**values, "x" * 300: float("inf")}
+    assert all(abs(event.wall_time - time.time()) < 600 for event in found)
 
 
 def lines_of(every_seconds, times):

@@ -18,9 +18,7 @@ from jaxlm.cli.system_checks import Check, check_accelerators, installed_version
 from jaxlm.data.files import find_file
 from jaxlm.errors import UserError
 
-CORE_PACKAGES = (
-    "jax flax optax orbax-checkpoint numpy sentencepiece grain tensorflow-datasets rich sacrebleu tensorboardX".split()
-)
+CORE_PACKAGES = "jax flax optax orbax-checkpoint numpy sentencepiece grain tensorflow-datasets rich sacrebleu".split()
 """The distributions in pyproject.toml."""
 
 OPTIONAL_PACKAGES = {
