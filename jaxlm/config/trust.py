@@ -115,6 +115,7 @@ def _memory_file() -> Path | None:
 
 
 def _remembered() -> set[str]:
-    with contextlib.suppress(OSError, UserError, UnicodeDecodeError, TypeError):
-        return set(read_bounded(_memory_file(), MAX_REMEMBERED_BYTES).decode().splitlines())  # type: ignore[arg-type]
+    if file := _memory_file():
+        with contextlib.suppress(OSError, UserError, UnicodeDecodeError):
+            return set(read_bounded(file, MAX_REMEMBERED_BYTES).decode().splitlines())
     return set()

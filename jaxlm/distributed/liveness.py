@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 from jax._src import distributed
+from jax._src.lib import _jax
 
 HEARTBEAT_TIMEOUT = 30
 """Seconds without a heartbeat after which a host counts as lost."""
@@ -37,7 +38,7 @@ def errors_of_clients() -> Iterator[None]:
     Python, or later from a C++ thread, which is SIGABRT and goes to the handler.
     """
     jax.config.update("jax_enable_recoverability", True)  # the loss of one host must not end the others at once
-    bindings: Any = distributed._jax  # type: ignore[attr-defined]
+    bindings: Any = _jax
     make_client = bindings.get_distributed_runtime_client
     report = functools.partial(make_client, missed_heartbeat_callback=lambda *_: None)
     bindings.get_distributed_runtime_client = report
