@@ -89,8 +89,10 @@ def test_all_valid_and_none(valid):
 @pytest.mark.parametrize("logits", [1, 4 * V])
 def test_a_length_without_divisors(monkeypatch, logits):
     monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", logits)
-    seven = [np.concatenate([x, x[:, :1]], 1) for x in (FEATURES, LABEL, VALID)]
-    close(value(WEIGHTS, *seven).total, plain(WEIGHTS, *seven))
+    features, *rest = (np.concatenate([x, x[:, :1]], 1) for x in (FEATURES, LABEL, EVERYTHING))
+    actual = jax.jit(jax.value_and_grad(lambda x: chunked(WEIGHTS, x, *rest).total))(features)
+    close(actual, jax.value_and_grad(lambda x: plain(WEIGHTS, x, *rest))(features))
+    close(value(WEIGHTS, features, *rest).total, actual[0])
 
 
 def test_the_gradient_is_that_of_any_function_of_the_sum():

@@ -23,7 +23,7 @@ def test_cases_are_functions_of_their_numbers():
     assert len({*first}) > 150
 
 
-def test_faults_are_seen(tmp_path):
+def test_faults_are_seen(tmp_path, monkeypatch):
     """A raw exception and a hang are no refusals."""
 
     def read(content: bytes, folder: Path) -> None:
@@ -37,6 +37,8 @@ def test_faults_are_seen(tmp_path):
 
     reader = Reader(lambda folder: [b""], read)
     assert fault_of(reader, b"x", tmp_path)[0].startswith("KeyError")
+    monkeypatch.setattr(fuzz_worker, "CASE_SECONDS", 0.05)
+    assert fault_of(reader, b"hang", tmp_path)[0] == "hang"
     assert fuzz_worker.shrink(reader, b"x" * 1000, "KeyError elsewhere", tmp_path) == b""
 
 
