@@ -6,6 +6,7 @@ They are named by `tokenizer_config.json` (`added_tokens_decoder`), or else by `
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -87,9 +88,11 @@ def add_tokens(parsed: Any, tokens: Sequence[DeclaredToken], folder: Path) -> bo
     import tokenizers
 
     before = parsed.get_added_tokens_decoder()
+    for special, group in groupby(tokens, key=lambda token: bool(token.options.get("special"))):
+        add = parsed.add_special_tokens if special else parsed.add_tokens
+        # At once: each call rebuilds the search for all added tokens.
+        add([tokenizers.AddedToken(token.content, **token.options) for token in group])
     for token in tokens:
-        add = parsed.add_special_tokens if token.options.get("special") else parsed.add_tokens
-        add([tokenizers.AddedToken(token.content, **token.options)])
         if token.id not in (None, index := parsed.token_to_id(token.content)):
             raise UserError(
                 f"{folder}: tokenizer_config.json or added_tokens.json gives {token.content!r} the id {token.id}, "
