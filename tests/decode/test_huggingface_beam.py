@@ -18,11 +18,12 @@ from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.logit_masks import ForcedPrefix
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_REASONS
+from jaxlm.huggingface.generation_config import EARLY_STOPPING
 from jaxlm.types import Batch
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from references.beam_options import EARLY_STOPPING, HuggingFaceOptions  # noqa: E402
+from references.beam_options import HuggingFaceOptions  # noqa: E402
 from references.published_models import ENDS, GPT2, MARIAN, T5, Pair, searchable, tensors  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")

@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from jaxlm.decode.beam_config import CTRANSLATE2, HUGGING_FACE, Beam, StoppingRule
-
-EARLY_STOPPING: dict[bool | str, StoppingRule] = {True: "full", False: "heuristic", "never": "exact"}
-"""`early_stopping` of Transformers. Its "never" waits until no live hypothesis can enter the k finished ones, `exact`
-until none can enter the n that are returned: the results are the same."""
+from jaxlm.decode.beam_config import CTRANSLATE2, HUGGING_FACE, Beam
+from jaxlm.huggingface.generation_config import EARLY_STOPPING
 
 
 @dataclass(frozen=True)
