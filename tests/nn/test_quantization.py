@@ -18,8 +18,9 @@ from jaxlm.errors import UserError
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.ensemble import Ensemble, ensemble_params
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
+from jaxlm.nn.transformer.layer_stack import decoding_params
 from jaxlm.nn.weights.weight_formats import Int8, kernel_matmul, quantize_rows
-from jaxlm.pipeline.inference_params import cast_for_inference
+from jaxlm.pipeline.inference_params import cast_for_inference, prepare_params
 from jaxlm.training.loop import train
 
 BATCH = batch_of(examples(6), 6, 6)
@@ -61,6 +62,16 @@ def test_reduced_precision_is_close(name, precision):
     found_BTV = logits(*cast_for_inference(model, params, precision), BATCH)
     error = abs(found_BTV - expected_BTV)[BATCH.target_valid_BT].mean() / expected_BTV.std()
     assert 1e-5 < error < 0.05
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_prepared_parameters_are_not_prepared_again(precision):
+    """Nor is a call of the model traced for it, in each program that decodes: there is none here."""
+    model, params = cast_for_inference(ZOO["pre"].model, params_of(ZOO["pre"].model), precision)
+    prepared = prepare_params(model, params)
+    assert decoding_params(prepared, None) is prepared
+    with pytest.raises(TypeError):
+        decoding_params(params, None)
 
 
 def test_an_unknown_precision():

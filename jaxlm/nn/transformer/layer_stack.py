@@ -5,11 +5,13 @@ were scanned (one layer is compiled, for deep models) or unrolled (faster decodi
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.tree_util import DictKey, SequenceKey
 
 from jaxlm.distributed.sharding import all_gather_params, constrain, num_shards, save_all_but_gathered
 from jaxlm.nn.attention.kv_cache import KVCache
@@ -100,9 +102,8 @@ def decoding_params(params: Any, call: Callable[[Any], Any]) -> Any:
     Otherwise the loop would copy each slice of a stack in every iteration, and each call would reformat kernels.
     `call` is what is done with them, traced to find the weights of jaxlm's own layers: all others stay as they are.
     """
-    leaves = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, WeightFormat))
-    if any(isinstance(leaf, PackedKernel) for leaf in leaves):
-        return params  # they are prepared
+    if _is_prepared(params):
+        return params
     users = weight_users(call, params)
     stacked = [path for path, uses in users.items() if "stack" in uses]
 
@@ -122,6 +123,15 @@ def decoding_params(params: Any, call: Callable[[Any], Any]) -> Any:
 
     unstacked = unstack(params, ())
     return jax.tree_util.tree_map_with_path(pack, unstacked, is_leaf=lambda node: isinstance(node, WeightFormat))
+
+
+def _is_prepared(params: Any) -> bool:
+    """Return True if `decoding_params` made the parameters: only it packs kernels and keeps layers apart."""
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda node: isinstance(node, WeightFormat))
+    if any(isinstance(leaf, PackedKernel) for _, leaf in leaves):
+        return True
+    keys = (pair for path, _ in leaves for pair in pairwise(path))
+    return any(key == DictKey("layers") and isinstance(after, SequenceKey) for key, after in keys)
 
 
 def layer_slice(params_L: Any, depth: int) -> Any:
