@@ -160,7 +160,7 @@ class Tagging(LabelTask):
             raise UserError(
                 f"{locate_word(pairs, index, 0)}: {len(words)} words and {len(tags)} tags, expected one tag per word"
             )
-        if strict and self.iob2_spans and (place := find_invalid_iob2(tags)) is not None:
+        if strict and self.iob2_spans and (place := next(find_invalid_iob2(tags), None)) is not None:
             raise UserError(
                 f"{locate_word(pairs, index, place)}: {words[place]!r} is {tags[place]} after "
                 f"{tags[place - 1] if place else 'O'}: IOB2 begins a span with B{tags[place][1:]}. Fix the file, or "

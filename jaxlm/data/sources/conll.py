@@ -175,15 +175,13 @@ class ColumnFile(TaggedFile):
 
     def _check_tags(self, rows: list[TaggedWord], file: str) -> list[TaggedWord]:
         tags = [tag for _, _, tag in rows]
-        while (place := find_invalid_iob2(tags)) is not None:
-            if self.on_bad_tag == "error":
-                number, form, tag = rows[place]
-                raise UserError(
-                    f"{file}, line {number}: {form!r} is {tag} after {tags[place - 1] if place else 'O'}: IOB2 begins "
-                    f"a span with B{tag[1:]}. Fix the file, or set on_bad_tag='repair' to read it so."
-                )
-            tags[place] = f"B{tags[place][1:]}"
-        return [(number, form, tag) for (number, form, _), tag in zip(rows, tags, strict=True)]
+        if self.on_bad_tag == "error" and (place := next(find_invalid_iob2(tags), None)) is not None:
+            number, form, tag = rows[place]
+            raise UserError(
+                f"{file}, line {number}: {form!r} is {tag} after {tags[place - 1] if place else 'O'}: IOB2 begins "
+                f"a span with B{tag[1:]}. Fix the file, or set on_bad_tag='repair' to read it so."
+            )
+        return [(number, form, tag) for (number, form, _), tag in zip(rows, repair_iob2(tags), strict=True)]
 
 
 def locate_word(pairs: object, sentence: int, word: int) -> str:
@@ -201,11 +199,18 @@ def join_tokens(tokens: Iterable[str]) -> str:
     return " ".join("_".join(token.split()) or "_" for token in tokens)
 
 
-def find_invalid_iob2(tags: Sequence[str]) -> int | None:
-    """The first I- tag that continues no span of its class, or None."""
+def find_invalid_iob2(tags: Sequence[str]) -> Iterator[int]:
+    """The places of the I- tags that continue no span of their class."""
     before = ("O", *tags)
-    bad = (i for i, tag in enumerate(tags) if tag.startswith("I-") and before[i] not in (f"B{tag[1:]}", tag))
-    return next(bad, None)
+    return (i for i, tag in enumerate(tags) if tag.startswith("I-") and before[i] not in (f"B{tag[1:]}", tag))
+
+
+def repair_iob2(tags: Sequence[str]) -> list[str]:
+    """The tags, with B- for an I- that continues no span of its class."""
+    repaired = list(tags)
+    for place in find_invalid_iob2(tags):
+        repaired[place] = f"B{tags[place][1:]}"
+    return repaired
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,4 @@ class RepairTags(PairSource):
 
     def read(self, stats: ReadStats) -> Iterator[Pair]:
         for words, text in iter_pairs(self.pairs, stats):
-            tags = text.split()
-            while (place := find_invalid_iob2(tags)) is not None:
-                tags[place] = f"B{tags[place][1:]}"
-            yield words, " ".join(tags)
+            yield words, " ".join(repair_iob2(text.split()))
