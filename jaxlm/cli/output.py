@@ -65,7 +65,8 @@ class Clock:
     def summary(self, num_lines: int) -> str:
         """The same figures as text."""
         seconds, compiling, rate = self.rates(num_lines).values()
-        return f"{num_lines:,} lines in {seconds:.1f} s ({compiling:.1f} s compiling): {rate:.1f} lines/s without it"
+        total = f"{num_lines:,} lines in {seconds:.1f} s"
+        return f"{total} ({compiling:.1f} s compiling): {rate:.1f} lines/s apart from compiling"
 
     @classmethod
     def _listen(cls, event: str, duration_secs: float, **_: Any) -> None:

@@ -137,10 +137,10 @@ def iter_lines(
 def decode_invalid_utf8(raw: bytes, location: str, on_bad_line: OnBadLine, stats: ReadStats) -> str | None:
     """The text of bytes that are not UTF-8: with U+FFFD (counted) or None; or a UserError that names `location`."""
     if on_bad_line == "error":
-        raise UserError(
-            f"{location}: not UTF-8. Convert the file (iconv -f LATIN1 -t UTF-8, with its true encoding), "
-            "or set on_bad_line to 'replace' or 'skip'."
-        )
+        cure = "This is not a text file: choose another one"
+        if b"\0" not in raw or "UTF-16" in location:
+            cure = "Convert the file (iconv -f LATIN1 -t UTF-8, with its true encoding)"
+        raise UserError(f"{location}: not UTF-8. {cure}, or set on_bad_line (--on-bad-line) to 'replace' or 'skip'.")
     if on_bad_line == "skip":
         return None
     stats.replaced += 1
@@ -164,7 +164,7 @@ def _iter_raw_lines(file: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
                 raise UserError(f"{file}, line {number}: {too_large('the line', max_bytes)}")
             yield start, raw
     if not offset:
-        raise UserError(f"{file} is empty: expected one text a line. Fetch the file again.")
+        raise UserError(f"{file} is empty: expected one text a line")
 
 
 def too_large(what: str, max_bytes: int) -> str:

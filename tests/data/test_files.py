@@ -53,6 +53,12 @@ def test_bad_utf8_names_file_line_and_byte(tmp_path):
         list(read_lines(file))
 
 
+@pytest.mark.parametrize("text, cure", [(b"\x7fELF\0\xef\n", "not a text file"), (b"na\xefve\n", "iconv")])
+def test_bad_utf8_of_a_binary_file_is_not_to_be_converted(tmp_path, text, cure):
+    with pytest.raises(UserError, match=cure):
+        list(read_lines(write(tmp_path, text, "x.txt")))
+
+
 def test_bad_utf8_after_a_byte_order_mark_has_its_offset_in_the_file(tmp_path):
     file = write(tmp_path, b"\xef\xbb\xbfab\xff\n")
     with pytest.raises(UserError, match="line 1, byte 5 "):

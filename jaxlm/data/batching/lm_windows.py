@@ -127,7 +127,8 @@ class WindowBatches(RunningTextBatches):
         return math.ceil(len(self.stream) / self.config.length) + 1
 
     def statistics(self) -> dict[str, float]:
-        return self._statistics(len(self.stream), len(self.stream) / self.batches_per_epoch, "target")
+        batches = self.batches_per_epoch
+        return self._statistics(self.config.rows * batches, len(self.stream) / batches, "target")
 
     def longest_example(self) -> dict[str, int]:
         """The length of a row, or of the longest text in one if texts are isolated."""
