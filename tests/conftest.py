@@ -45,6 +45,11 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes after their argument: the content may hold a clock's time, and every worker must collect the same names."""
+    return argname if isinstance(val, bytes | bytearray) else None
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs an accelerator that is not there."""
     for platform in ("gpu", "tpu"):
