@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Name bytes after their argument: the content may hold a clock's time, and every worker must collect the same names."""
+    """Name bytes after their argument: a clock's time in the content would give every worker other names."""
     return argname if isinstance(val, bytes | bytearray) else None
 
 

@@ -1,4 +1,4 @@
-"""The command `jaxlm VERB ...`: dispatch to the verb's module, and one line and an exit code for every error.
+"""The command `jaxlm COMMAND ...`: dispatch to the command's module, and one line and an exit code for every error.
 
 Exit codes: 0 success, 1 failure, 2 wrong command line, 130 interrupted, 141 the reader of the output closed it.
 """
@@ -48,18 +48,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run_command(argv: list[str]) -> int:
     if not argv:
-        raise UsageError(f"expected a verb: {', '.join(COMMANDS)} (`jaxlm --help` describes them)")
-    verb, arguments = argv[0], argv[1:]
-    if verb in ("-h", "--help", "help"):
-        verbs = "\n".join(f"  {verb:11}{summary}" for verb, summary in COMMANDS.items())
-        note = "`jaxlm VERB --help` lists the options; --debug shows the traceback of an error."
-        print(f"usage: jaxlm VERB ...\n\n{verbs}\n\n{note}")
-    elif verb in ("-V", "--version"):
+        raise UsageError(f"expected a command: {', '.join(COMMANDS)} (`jaxlm --help` describes them)")
+    command, arguments = argv[0], argv[1:]
+    if command in ("-h", "--help", "help"):
+        commands = "\n".join(f"  {command:11}{summary}" for command, summary in COMMANDS.items())
+        note = "`jaxlm COMMAND --help` lists the options; --debug shows the traceback of an error."
+        print(f"usage: jaxlm COMMAND ...\n\n{commands}\n\n{note}")
+    elif command in ("-V", "--version"):
         print(f"jaxlm {__version__}")
-    elif verb in COMMANDS:
-        return importlib.import_module(command_module(verb)).main(arguments)
+    elif command in COMMANDS:
+        return importlib.import_module(command_module(command)).main(arguments)
     else:
-        raise UsageError(f"no verb {verb!r}{did_you_mean(verb, COMMANDS)} (the verbs are {', '.join(COMMANDS)})")
+        raise UsageError(
+            f"no command {command!r}{did_you_mean(command, COMMANDS)} (the commands are {', '.join(COMMANDS)})"
+        )
     return 0
 
 
@@ -73,6 +75,6 @@ def _error_message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if "RESOURCE_EXHAUSTED" in str(error):
-        return "the device is out of memory: lower --batching.tokens (train) or --batch-tokens (the other verbs)"
+        return "the device is out of memory: lower --batching.tokens (train) or --batch-tokens (the other commands)"
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text} (run with --debug for the traceback)"

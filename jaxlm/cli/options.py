@@ -1,4 +1,4 @@
-"""Options that several verbs share: checkpoint and search, constraints on generated text, devices and processes."""
+"""Options that several commands share: checkpoint and search, constraints on generated text, devices and processes."""
 
 import argparse
 import dataclasses
@@ -103,7 +103,7 @@ def add_mesh_option(parser: CommandParser) -> None:
 
 
 def read_run_options(options: argparse.Namespace) -> "RunOptions":
-    """The options of devices and memory and, if the verb has them, of the data loader and the step timeout."""
+    """The options of devices and memory and, if the command has them, of the data loader and the step timeout."""
     from jaxlm.training.run_options import RunOptions
 
     given = vars(options)
@@ -140,7 +140,7 @@ def _parse_mesh(text: str) -> dict[str, int]:
 
 
 def workdir_parser(command: str, summary: str, *groups: str) -> CommandParser:
-    """A parser for a verb that takes a workdir: options that select a checkpoint, and those of some `OPTION_GROUPS`."""
+    """A parser of a command on a workdir: options that select a checkpoint, and those of some `OPTION_GROUPS`."""
     parser = CommandParser(command, summary)
     parser.add_argument("workdir", metavar="WORKDIR", type=Path, help="the folder of a training run")
     checkpoint = parser.add_mutually_exclusive_group()
@@ -177,7 +177,7 @@ OPTION_GROUPS = {"constraint": _add_constraint_options, "model": _add_model_opti
 
 
 def experiment_with_options(options: argparse.Namespace) -> "Experiment":
-    """The workdir's experiment with the verb's options. Checks the folder before JAX is imported."""
+    """The workdir's experiment with the command's options. Checks the folder before JAX is imported."""
     folder = Workdir(options.workdir)
     folder.check()
     from jaxlm import runtime

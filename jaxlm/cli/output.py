@@ -1,4 +1,4 @@
-"""Output of the verbs: text and JSON on stdout; messages, rates and a progress bar on stderr."""
+"""Output of the commands: text and JSON on stdout; messages, rates and a progress bar on stderr."""
 
 import contextlib
 import json

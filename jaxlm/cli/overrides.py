@@ -35,7 +35,7 @@ CONSTANTS: dict[Any, dict[str, Any]] = {types.NoneType: {"None": None}, bool: {"
 
 
 class ExperimentParser(CommandParser):
-    """A verb that takes EXPERIMENT, options of its own, and overrides of the experiment's fields."""
+    """A command that takes EXPERIMENT, options of its own, and overrides of the experiment's fields."""
 
     def __init__(self, command: str, summary: str, **options: Any):
         usage = f"jaxlm {command} EXPERIMENT [options] [overrides]"
@@ -48,7 +48,7 @@ class ExperimentParser(CommandParser):
     def parse_experiment(
         self, argv: list[str], adjust: Callable[["Experiment", argparse.Namespace], "Experiment"] | None = None
     ) -> tuple["Experiment", argparse.Namespace]:
-        """The experiment with its overrides, and the verb's own options (`experiment` is then the resolved name).
+        """The experiment with its overrides, and the command's own options (`experiment` is then the resolved name).
 
         `adjust(experiment, options)` changes the experiment before the overrides do. Ends the process after `--help`.
         """

@@ -1,4 +1,4 @@
-"""The verbs of the command line, and a parser that raises one-line errors with the nearest valid option."""
+"""The commands of the command line, and a parser that raises one-line errors with the nearest valid option."""
 
 import argparse
 import difflib
@@ -30,7 +30,7 @@ COMMANDS = {
     "merge": "merge the LoRA weights of a run into the model's weights, in a new workdir",
     "doctor": "check this machine: what works, what is missing, and the command that fixes it",
 }
-"""Verb -> summary. Each verb is a module with `main(arguments) -> exit code` in one of `COMMAND_PACKAGES`."""
+"""Command -> summary. Each command is a module with `main(arguments) -> exit code` in one of `COMMAND_PACKAGES`."""
 
 COMMAND_PACKAGES = {
     "training": ("plan", "bench", "prepare", "train", "launch", "merge"),
@@ -41,10 +41,10 @@ COMMAND_PACKAGES = {
 EXIT_INTERRUPTED = 130
 
 
-def command_module(verb: str) -> str:
-    """The dotted name of the module of a verb."""
-    package = next(package for package, verbs in COMMAND_PACKAGES.items() if verb in verbs)
-    return f"jaxlm.cli.{package}.{verb.replace('-', '_')}"
+def command_module(command: str) -> str:
+    """The dotted name of the module of a command."""
+    package = next(package for package, commands in COMMAND_PACKAGES.items() if command in commands)
+    return f"jaxlm.cli.{package}.{command.replace('-', '_')}"
 
 
 class UsageError(UserError):
@@ -52,7 +52,7 @@ class UsageError(UserError):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The options of one verb. Mistakes are raised as UsageError instead of being printed with the usage."""
+    """The options of one command. Mistakes are raised as UsageError instead of being printed with the usage."""
 
     def __init__(self, command: str, summary: str, **options: Any):
         options |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}

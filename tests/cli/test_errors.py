@@ -21,7 +21,7 @@ TINY = f"{EXPERIMENT}:tiny"
 LONG = "John did not see the film that I liked"
 
 USAGE = {
-    "nothing": ([], "expected a verb"),
+    "nothing": ([], "expected a command"),
     "verb": (["trian"], "did you mean train?"),
     "option of a verb": (["evaluate", "D", "--splti", "x"], "did you mean --split?"),
     "argument": (["list", "more"], "unexpected argument 'more'"),

@@ -7,7 +7,7 @@ from jaxlm.cli.parser import COMMANDS, CommandParser
 
 
 def main(argv: list[str]) -> int:
-    """Write the workdir, and print a verb that uses it."""
+    """Write the workdir, and print a command that uses it."""
     parser = CommandParser("import-hf", COMMANDS["import-hf"])
     text = "a folder with config.json, *.safetensors and tokenizer files, as written by save_pretrained"
     parser.add_argument("folder", metavar="FOLDER", type=Path, help=text)
@@ -21,6 +21,6 @@ def main(argv: list[str]) -> int:
     from jaxlm.huggingface.workdir import import_folder
 
     task = import_folder(options.folder, options.workdir, dtype=options.dtype).task
-    verb = "generate" if task.input_kind == "text" else "predict" if task.metric_names else "embed"
-    output.print_stderr(f"{options.workdir} is ready: jaxlm {verb} {options.workdir}")
+    command = "generate" if task.input_kind == "text" else "predict" if task.metric_names else "embed"
+    output.print_stderr(f"{options.workdir} is ready: jaxlm {command} {options.workdir}")
     return 0

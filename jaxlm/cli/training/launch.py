@@ -1,6 +1,6 @@
 """`jaxlm launch tpu|slurm|gke EXPERIMENT --workdir D`: run `jaxlm train` on other machines.
 
-This verb checks the options, fills in the files of `launch/` in a clone of jaxlm, and calls them or `tpu_setup.sh`. The
+It checks the options, fills in the files of `launch/` in a clone of jaxlm, and calls them or `tpu_setup.sh`. The
 words after `--` are the options of `jaxlm train`; they are checked before anything is launched. See docs/launch.md.
 """
 
@@ -29,18 +29,20 @@ PREEMPTED = 75
 
 def main(argv: list[str]) -> int:
     """Launch, or print the commands. Returns the exit code of the called command."""
-    verbs = {"tpu": _launch_tpu, "slurm": _launch_slurm, "gke": _launch_gke}
+    platforms = {"tpu": _launch_tpu, "slurm": _launch_slurm, "gke": _launch_gke}
     if not argv:
-        raise UsageError(f"expected a platform: {', '.join(verbs)} (`jaxlm launch tpu --help` lists its options)")
+        raise UsageError(f"expected a platform: {', '.join(platforms)} (`jaxlm launch tpu --help` lists its options)")
     platform, arguments = argv[0], argv[1:]
     if platform in ("-h", "--help"):
-        usage = f"usage: jaxlm launch {'|'.join(verbs)} EXPERIMENT --workdir D [options] [-- options of jaxlm train]"
+        usage = (
+            f"usage: jaxlm launch {'|'.join(platforms)} EXPERIMENT --workdir D [options] [-- options of jaxlm train]"
+        )
         print(f"{usage}\n\n{COMMANDS['launch']}\n\n`jaxlm launch tpu --help` lists the options of a platform.")
         return 0
-    if platform not in verbs:
-        raise UsageError(f"no platform {platform!r} (the platforms are {', '.join(verbs)})")
+    if platform not in platforms:
+        raise UsageError(f"no platform {platform!r} (the platforms are {', '.join(platforms)})")
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    return verbs[platform](arguments[:end], arguments[end + 1 :])
+    return platforms[platform](arguments[:end], arguments[end + 1 :])
 
 
 def _parser(platform: str, summary: str) -> CommandParser:
