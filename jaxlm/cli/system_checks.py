@@ -1,23 +1,32 @@
-"""Checks of the accelerators of this machine for `jaxlm doctor`: driver, JAX plugin, libtpu, and their versions.
+"""Checks of the accelerators of this machine for `jaxlm doctor`: driver, JAX plugin, libtpu, their versions and users.
 
 CUDA 12 needs an NVIDIA driver of at least 525, CUDA 13 of at least 580 (release notes of the CUDA toolkit).
 """
 
+import contextlib
 import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
 
 CheckStatus = Literal["ok", "missing", "optional"]
 """`missing` must be fixed for jaxlm to run; `optional` need not be."""
 
 MIN_DRIVERS = {13: 580, 12: 525}
 """CUDA version -> oldest driver that runs it, newest first."""
+
+CHIP_FILES = re.compile(r"accel\d+|vfio/\d+|nvidia\d+")
+"""The files in /dev that a process has open while it uses a TPU or an NVIDIA GPU."""
+
+TPU_LOCK = Path("/tmp/libtpu_lockfile")
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,69 @@ def installed_version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def error_line(error: Exception) -> str:
+    """The error in one line that fits a table."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120].rstrip(": ")
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """The result of a call, or its error. Raises TimeoutError if it takes longer; the call then stays in a thread."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer in {seconds:g} s")
+    return results[0]
+
+
+def pod_hosts() -> int:
+    """The number of hosts of the TPU pod that this host belongs to, by TPU_WORKER_HOSTNAMES; 1 outside a pod."""
+    return max(1, len(list(filter(None, os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")))))
+
+
+def device_holders(proc: Path = Path("/proc"), dev: Path = Path("/dev")) -> dict[int, tuple[str, list[str]]]:
+    """PID of each other process that has a chip open -> its command and those files, as far as this user may see."""
+    holders: dict[int, tuple[str, list[str]]] = {}
+    for folder in sorted(proc.glob("[0-9]*"), key=lambda folder: int(folder.name)):
+        files = set()
+        with contextlib.suppress(OSError):  # another user's process, or one that has ended
+            for descriptor in (folder / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    files.add(os.readlink(descriptor))
+        chips = sorted(file for file in files if CHIP_FILES.fullmatch(file.removeprefix(f"{dev}/")))
+        if chips and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                holders[int(folder.name)] = command[:60], chips
+    return holders
+
+
+def check_device_holders(
+    backend: str | None, holders: dict[int, tuple[str, list[str]]] | None = None, lock: Path = TPU_LOCK
+) -> Iterator[Check]:
+    """One check for each process that holds a chip, and one for a lock that no process holds. `backend`: None or "cpu"
+    if JAX found no accelerator, which the holder of a TPU prevents."""
+    holders = device_holders() if holders is None else holders
+    for pid, (command, chips) in holders.items():
+        blocks = backend in (None, "cpu") and not any("nvidia" in chip for chip in chips)
+        status: CheckStatus = "missing" if blocks else "optional"
+        yield Check("chips in use", f"{', '.join(chips)} by process {pid} ({command})", status, f"kill {pid}")
+    if lock.exists() and not holders and backend != "tpu":
+        detail = f"{lock} is there, but no process of this user holds a chip"
+        yield Check("TPU lock", detail, "optional", f"sudo rm {lock} (if no other user runs a program on the TPU)")
 
 
 def check_accelerators(backend: str | None) -> Iterator[Check]:

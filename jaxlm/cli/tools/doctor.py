@@ -7,14 +7,21 @@ import os
 import platform
 import shutil
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxlm import __version__, runtime
 from jaxlm.cli.parser import COMMANDS, CommandParser
-from jaxlm.cli.system_checks import Check, check_accelerators, installed_version
+from jaxlm.cli.system_checks import (
+    Check,
+    check_accelerators,
+    check_device_holders,
+    error_line,
+    installed_version,
+    pod_hosts,
+    within,
+)
 from jaxlm.data.files import find_file
 from jaxlm.errors import UserError
 
@@ -38,6 +45,9 @@ DATASETS = {
     "tiny Shakespeare": "tinyshakespeare/input.txt.gz",
 }
 """Data set of the experiments -> one of its files, relative to a data folder."""
+
+BACKEND_SECONDS = 60
+"""The limit for finding the devices: one host of a TPU pod alone waits for the others without end."""
 
 
 def main(argv: list[str]) -> int:
@@ -81,32 +91,33 @@ def _check_core_package(name: str) -> Check:
     except Exception as error:  # a broken package may raise anything
         if version is None:
             return Check(name, "not installed", "missing", f"pip install {name}")
-        detail = f"{version} cannot be imported: {_error_line(error)}"
+        detail = f"{version} cannot be imported: {error_line(error)}"
         return Check(name, detail, "missing", f"pip install --force-reinstall {name}")
     jaxlib = f", jaxlib {installed_version('jaxlib')}" if name == "jax" else ""
     return Check(name, f"{version or 'version unknown'}{jaxlib}")
 
 
 def _check_devices() -> Iterator[Check]:
-    """The devices that JAX uses, and the accelerators of this machine."""
+    """The devices that JAX uses, computations on them, and the accelerators of this machine."""
     platforms, backend = os.environ.get("JAX_PLATFORMS"), None
     setting = f", JAX_PLATFORMS={platforms}" if platforms else ""
     try:
         import jax
 
-        backend, devices, start = jax.default_backend(), jax.local_devices(), time.perf_counter()
-        jax.block_until_ready(jax.jit(lambda x: x @ x)(jax.numpy.ones((64, 64))))
-        yield Check("backend", f"{backend}{setting}; compiles and runs ({time.perf_counter() - start:.2f} s)")
-        kinds = collections.Counter(device.device_kind for device in devices)
-        limits = {device.device_kind: (device.memory_stats() or {}).get("bytes_limit", 0) for device in devices}
-        for kind, count in sorted(kinds.items()):
-            memory = f", {limits[kind] / runtime.GIBIBYTE:,.1f} GiB each" if limits[kind] else ""
-            yield Check("devices", f"{count} x {kind}{memory}")
+        devices = within(BACKEND_SECONDS, jax.local_devices)
+        backend = jax.default_backend()
+        yield from _describe_devices(devices, f"{backend}{setting}", jax.process_count())
+        from jaxlm.cli.device_checks import check_computations
+
+        yield from check_computations(backend)
     except ImportError:  # reported as a core package
         pass
+    except TimeoutError as error:
+        fix = "start it on all hosts of the pod" if pod_hosts() > 1 else "end the other programs that use the device"
+        yield Check("backend", f"{error}{setting}; TPU_WORKER_HOSTNAMES names {pod_hosts()} hosts", "missing", fix)
     except Exception as error:  # an unknown platform, or a device that another process holds
         fix = "unset JAX_PLATFORMS" if platforms else "end the other programs that use the device"
-        yield Check("backend", f"{_error_line(error)}{setting}", "missing", fix)
+        yield Check("backend", f"{error_line(error)}{setting}", "missing", fix)
     if cache := runtime.cache_folder():
         yield Check("compile cache", str(cache))
     else:
@@ -114,6 +125,19 @@ def _check_devices() -> Iterator[Check]:
     if backend == "cpu":
         yield _check_cpu_kernels()
     yield from check_accelerators(backend)
+    yield from check_device_holders(backend)
+
+
+def _describe_devices(devices: list, backend: str, num_processes: int) -> Iterator[Check]:
+    yield Check("backend", backend)
+    kinds = collections.Counter(device.device_kind for device in devices)
+    limits = {device.device_kind: (device.memory_stats() or {}).get("bytes_limit", 0) for device in devices}
+    for kind, count in sorted(kinds.items()):
+        memory = f", {limits[kind] / runtime.GIBIBYTE:,.1f} GiB each" if limits[kind] else ""
+        yield Check("devices", f"{count} x {kind}{memory}")
+    if backend.startswith("tpu") and pod_hosts() > 1 and num_processes not in (1, pod_hosts()):
+        detail = f"{num_processes} processes met, TPU_WORKER_HOSTNAMES names {pod_hosts()} hosts"
+        yield Check("pod", detail, "missing", "start it on all hosts of the pod")
 
 
 def _check_cpu_kernels() -> Check:
@@ -138,11 +162,6 @@ def _check_dataset(name: str, file: str) -> Check:
         return Check(name, str(find_file(file).parent))
     except UserError:
         return Check(name, f"no {file}", "optional", f"export JAXLM_DATA=FOLDER that holds {file.split('/')[0]}/")
-
-
-def _error_line(error: Exception) -> str:
-    """The error in one line that fits a table."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:120].rstrip(": ")
 
 
 def _print_checks(sections: dict[str, list[Check]], verdict: str) -> None:
