@@ -64,6 +64,12 @@ if TYPE_CHECKING:
     from jaxlm.data.batching.lm_windows import Windows as Windows
     from jaxlm.data.batching.bucketing import Packing as Packing
     from jaxlm.data.batching.sequence_format import SequenceFormat as SequenceFormat
+    from jaxlm.data.chat.dialogue import Dialogue as Dialogue, Judged as Judged, Preference as Preference, Turn as Turn
+    from jaxlm.data.chat.instructions import AlpacaFile as AlpacaFile, MessagesFile as MessagesFile
+    from jaxlm.data.chat.instructions import PairDialogues as PairDialogues, QuestionFile as QuestionFile
+    from jaxlm.data.chat.instructions import SelfInstructFile as SelfInstructFile, ShareGptFile as ShareGptFile
+    from jaxlm.data.chat.preferences import JudgedFile as JudgedFile, PairPreferences as PairPreferences
+    from jaxlm.data.chat.preferences import PreferenceFile as PreferenceFile
     from jaxlm.data.minilang.corpus import MiniLang as MiniLang
     from jaxlm.data.minilang.sources import MiniLangMinimalPairs as MiniLangMinimalPairs
     from jaxlm.data.minilang.sources import MiniLangSentiment as MiniLangSentiment

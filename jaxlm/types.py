@@ -69,6 +69,7 @@ class Batch:
       target_BT: ids that the model reads, int32: BOS and the target.
       target_valid_BT, target_segment_BT: as of the source.
       label_BT: ids that the model predicts, int32: the target and EOS, `target_BT` shifted by one.
+      loss_mask_BT: True on the labels that the loss covers, such as an answer and its end; None: all valid ones.
       token_label_BS: the class of each source token, int32; -1: none. Tags, or masked tokens.
       class_B: the class of each row, int32; -1: none.
       value_B: the regression target of each row, float32; NaN: none.
@@ -92,11 +93,17 @@ class Batch:
     reset_B: ArrayOrNone = None
     state: State = None
     token_type_BS: ArrayOrNone = None
+    loss_mask_BT: ArrayOrNone = None
 
     @property
     def num_rows(self) -> int:
         """B."""
         return jax.tree.leaves(self)[0].shape[0]
+
+    @property
+    def label_valid_BT(self) -> Array:
+        """True on the labels that count: those of valid tokens that the loss covers."""
+        return self.target_valid_BT if self.loss_mask_BT is None else self.target_valid_BT & self.loss_mask_BT
 
 
 class SequenceModel(nn.Module):

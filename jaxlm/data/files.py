@@ -15,7 +15,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
@@ -75,12 +75,21 @@ class ReadStats:
     skipped: int = 0  # unreadable lines or pairs, left out
     blank: int = 0  # pairs left out because a side was empty or white space
     split: int = 0  # texts that were too long and became several
+    notes: dict[str, int] = field(default_factory=dict)  # other things that a reader counts, by their description
+
+    def note(self, what: str, count: int = 1) -> None:
+        """Count something else, such as "with an empty answer left out"."""
+        self.notes[what] = self.notes.get(what, 0) + count
 
     def __str__(self) -> str:
         return (
             f"{self.kept:,} kept, {self.replaced:,} repaired with U+FFFD, "
             f"{self.skipped:,} unreadable left out, {self.blank:,} blank left out"
-        ) + (f", {self.split:,} too long and cut into pieces" if self.split else "")
+        ) + "".join(
+            f", {count:,} {what}"
+            for what, count in {"too long and cut into pieces": self.split, **self.notes}.items()
+            if count
+        )
 
 
 def find_file(path: str | Path) -> Path:

@@ -131,6 +131,14 @@ def concat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - before, lengths) + np.arange(int(np.sum(lengths)))
 
 
+def first_nonzero(column: Ragged) -> np.ndarray:
+    """The place of the first entry of each row that is not 0; the length of a row that has none."""
+    place = np.flatnonzero(np.asarray(column.flat))
+    index = np.searchsorted(place, column.offsets[:-1])  # of the first such entry from the start of a row on
+    following = np.append(place, column.offsets[-1])[index]
+    return np.minimum(following, column.offsets[1:]) - column.offsets[:-1]
+
+
 def memory_map(path: str, dtype: str, offsets: np.ndarray) -> Ragged:
     """A column whose ids are a file."""
     flat = np.memmap(path, dtype, "r") if offsets[-1] else np.zeros(0, dtype)  # an empty file cannot be mapped

@@ -29,7 +29,7 @@ class TargetScores:
 
 
 def score_targets(model: Any, params: Params, batch: Batch) -> TargetScores:
-    """Return log p(label | target up to its position, source) of each valid position; EOS counts if it is a label.
+    """Return log p(label | target up to its position, source) of each label that counts; EOS counts if it is one.
 
     Raises UserError if the batch lacks a target, labels, or their mask.
     """
@@ -42,10 +42,11 @@ def score_targets(model: Any, params: Params, batch: Batch) -> TargetScores:
 @functools.partial(jax.jit, static_argnames=("model",))
 def _score_jit(model: Any, params: Params, batch: Batch) -> TargetScores:
     target_BT, valid_BT, label_BT = batch.target_BT, batch.target_valid_BT, batch.label_BT
+    is_scored_BT = batch.label_valid_BT
     state = model.apply({"params": params}, batch, 0, method="start")
     features_BTD, _ = model.apply({"params": params}, target_BT, state, valid_BT, method="extend")
-    logprob_BT = jnp.where(valid_BT, label_logprob(model, params, features_BTD, label_BT), 0.0)
-    return TargetScores(logprob_BT, logprob_BT.sum(axis=1), valid_BT.sum(axis=1))
+    logprob_BT = jnp.where(is_scored_BT, label_logprob(model, params, features_BTD, label_BT), 0.0)
+    return TargetScores(logprob_BT, logprob_BT.sum(axis=1), is_scored_BT.sum(axis=1))
 
 
 def label_logprob(model: Any, params: Params, features_BTD: Array, label_BT: Array) -> Array:

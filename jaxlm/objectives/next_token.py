@@ -30,7 +30,7 @@ class NextToken:
     temporal_reg: float = 0.0
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
-        """Sum over the valid target tokens; dropout only with a key."""
+        """Sum over the valid labels that the batch's loss mask covers; dropout only with a key."""
 
         def features_and_penalty(module, batch):
             state, valid_BT = _initial_state(batch, module.start(batch, 0)), batch.target_valid_BT
@@ -45,10 +45,10 @@ class NextToken:
         state = None if batch.reset_B is None else jax.lax.stop_gradient(state)
         if hasattr(model, "logprob"):  # an n-gram model looks up the label alone: no logits of the whole vocabulary
             logprob_BT = model.apply({"params": params}, features_BTD, batch.label_BT, method="logprob")
-            nll = -jnp.where(batch.target_valid_BT, logprob_BT, 0.0).sum()
-            return Loss(total=nll, nll=nll, count=batch.target_valid_BT.sum(dtype=jnp.float32), state=state)
+            nll = -jnp.where(batch.label_valid_BT, logprob_BT, 0.0).sum()
+            return Loss(total=nll, nll=nll, count=batch.label_valid_BT.sum(dtype=jnp.float32), state=state)
         readout = partial(model.apply, {"params": params}, method="readout")
-        loss = cross_entropy(readout, features_BTD, batch.label_BT, batch.target_valid_BT, self.label_smoothing)
+        loss = cross_entropy(readout, features_BTD, batch.label_BT, batch.label_valid_BT, self.label_smoothing)
         return replace(loss, total=loss.total + penalty, state=state)
 
 

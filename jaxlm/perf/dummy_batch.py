@@ -47,7 +47,7 @@ def synthetic_batch(experiment: Experiment) -> Batch:
 def _synthetic_columns(experiment: Experiment, source_length: int, target_length: int) -> dict[str, Ragged]:
     """One example in every column of the task's batches, with the given numbers of ids."""
     rows = {"source": np.full(source_length, DUMMY_ID), "target": np.full(target_length, DUMMY_ID)}
-    rows |= {"label": np.full(source_length, 0), "class": np.full(1, 0)}
+    rows |= {"label": np.full(source_length, 0), "class": np.full(1, 0), "loss_mask": np.ones(target_length + 1)}
     columns = {name: Ragged.from_rows([rows[name]]) for name in experiment.task.batch_columns if name in rows}
     if "number" in experiment.task.batch_columns:
         columns["class"] = Ragged.from_rows([np.zeros(1)], np.float32)

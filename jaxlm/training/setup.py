@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxlm.data.batching.batches import Batches, HostShard
+from jaxlm.data.batching.batches import Batches, HostShard, RunningText
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns
 from jaxlm.data.storage.columns import fingerprints, update_digest
@@ -63,6 +63,11 @@ def setup_training(
     columns = multihost.first_host_first(lambda: load_data(run))
     if multihost.num_hosts() > 1:
         _check_same_data(run, columns)
+    if "loss_mask" in columns and isinstance(experiment.batching, RunningText):
+        raise UserError(
+            f"{type(experiment.batching).__name__} cuts running text into rows, and a loss mask needs whole examples: "
+            "choose batching=Packing(...) or Buckets(...)"
+        )
     batches = experiment.batching.batches(columns, experiment.seed, special=run.tokenizer.special)
     _check_positions(run.experiment, batches)
     check_batch_divisible(batches.row_multiple, experiment.grad_accum, num_batch_shards(mesh))

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlm.data.batching.collate import collate
 from jaxlm.data.batching.shuffle import EpochOrder
-from jaxlm.data.ragged import Columns, Ragged
+from jaxlm.data.ragged import Columns, Ragged, first_nonzero
 from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.types import Batch
@@ -194,20 +194,20 @@ def select_examples(columns: Columns, max_lengths: dict[str, int], too_long: str
         raise UserError("the data set is empty: there is nothing to make batches of; check its path and its filter")
     lengths = {name: column.lengths + 1 for name, column in texts.items()}
     fits = np.all([lengths[name] <= max_lengths[name] for name in texts], axis=0)
-    num_long = int(np.sum(~fits))
-    examples = np.arange(count)
-    if too_long == "drop":
-        if num_long == count:
-            shortest = int(np.min(np.max(list(lengths.values()), axis=0)))
-            raise UserError(
-                f"none of the {count} examples is within the maximum length of {max(max_lengths[n] for n in texts)} "
-                f"tokens (EOS included): the shortest needs {shortest}; raise the maximum length, or truncate long ones"
-            )
-        examples = np.flatnonzero(fits)
+    is_kept = fits if too_long == "drop" else np.ones(count, bool)
+    if too_long == "truncate" and "loss_mask" in columns:  # without a label before the cut there is nothing to learn
+        is_kept = fits | (first_nonzero(columns["loss_mask"]) < max_lengths["target"] - 1)
+    if not is_kept.any():
+        shortest = int(np.min(np.max(list(lengths.values()), axis=0)))
+        raise UserError(
+            f"none of the {count} examples is within the maximum length of {max(max_lengths[n] for n in texts)} "
+            f"tokens (EOS included): the shortest needs {shortest}; raise the maximum length, or truncate long ones"
+        )
+    examples = np.flatnonzero(is_kept)
     lengths = {name: np.minimum(length, max_lengths[name])[examples] for name, length in lengths.items()}
     empty = np.zeros(len(examples), np.int64)
     token_counts = {name: int(np.sum(length)) for name, length in lengths.items()}
-    dropped, truncated = (num_long, 0) if too_long == "drop" else (0, num_long)
+    dropped, truncated = int(np.sum(~is_kept)), int(np.sum(is_kept & ~fits))
     source, target = lengths.get("source", empty), lengths.get("target", empty)
     return SelectedExamples(examples, source, target, token_counts, dropped, truncated)
 

@@ -6,6 +6,7 @@ Columns, each a `Ragged` of ids:
 |-------------|----------------------------------------------|------------------------------------------------------|
 | "source"    | a text                                       | `source_BS` (ids, EOS)                               |
 | "target"    | a text                                       | `target_BT` (BOS, ids), `label_BT` (ids, EOS)        |
+| "loss_mask" | 1 or 0 for each id of the target and its EOS | `loss_mask_BT`                                       |
 | "label"     | an id for each token of the source           | `token_label_BS`, -1 where there is none             |
 | "class"     | one id (int), or one number (float32)        | `class_B`, -1 for filler rows; `value_B`, NaN there  |
 | "character" | the spelling of one token of all the sources | `character_BSW`, 0 after the last character          |
@@ -53,6 +54,8 @@ def collate(
         )
         fields |= {"target_BT": model_input, "label_BT": label, "target_valid_BT": segment > 0}
         fields |= {"target_segment_BT": segment} if packed else {}
+    if "loss_mask" in columns:
+        fields["loss_mask_BT"] = _loss_mask(columns, examples, row_index, (num_rows, target_length))
     if "label" in columns or "character" in columns:
         fields |= _token_level_fields(columns, examples, row_index, (num_rows, source_length))
     if "class" in columns:
@@ -83,6 +86,17 @@ def _token_level_fields(
         character.reshape(-1)[concat_ranges(position * MAX_WORD_CHARS, count)] = ids
         fields["character_BSW"] = character
     return fields
+
+
+def _loss_mask(columns: Columns, examples: np.ndarray, row_index: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The mask where `label_BT` has its labels. The EOS after a target that is cut is not its true end: it is False."""
+    length, lengths = shape[1], columns["target"].lengths[examples]
+    count = np.minimum(lengths, length - 1)
+    start, _ = _example_starts(row_index, count, length)
+    mask = np.zeros(shape[0] * length, bool)
+    mask[concat_ranges(start, count + 1)] = columns["loss_mask"].gather(examples, max_length=length)[0]
+    mask[(start + count)[lengths > count]] = False
+    return mask.reshape(shape)
 
 
 def _example_starts(row_index: np.ndarray, count: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

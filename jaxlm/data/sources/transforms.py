@@ -23,8 +23,9 @@ SplitName = Literal["train", "valid", "test"]
 class HashSplit(PairSource):
     """One split of a corpus that comes without splits; they are disjoint and together the whole corpus.
 
-    A hash of the text on `hash_side` decides, so that all translations of a sentence are in one split, independent of
-    the order of the corpus. `valid` and `test` are the expected fractions; another `seed` gives other splits.
+    A hash of the text on `hash_side` (of a dialogue: of all before the first answer) decides, so that all translations
+    of a sentence are in one split, independent of the order of the corpus. `valid` and `test` are the expected
+    fractions; another `seed` gives other splits.
     """
 
     pairs: Pairs
@@ -50,7 +51,7 @@ class HashSplit(PairSource):
     def read(self, stats: ReadStats) -> Iterator[Pair]:
         side, empty = 0 if self.hash_side == "source" else 1, True
         for pair in iter_pairs(self.pairs, stats):
-            words = " ".join(pair[side].split())
+            words = " ".join((pair[side] if isinstance(pair, tuple) else pair.text).split())
             digest = hashlib.blake2b(f"{self.seed}\t{words}".encode(errors="replace"), digest_size=8).digest()
             place = int.from_bytes(digest, "big") / 2**64
             split = "test" if place < self.test else "valid" if place < self.test + self.valid else "train"

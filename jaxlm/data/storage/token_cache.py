@@ -55,7 +55,7 @@ def cached_columns(
     folder: Path | None = None,
     block_size: int | None = None,
 ) -> Columns:
-    """The columns that `encode` makes of the rows (texts, or pairs of texts), block by block.
+    """The columns that `encode` makes of the rows (texts, pairs of texts, or frozen records), block by block.
 
     With a `folder` they are kept there and memory-mapped. A folder that was made of the same text by the same
     `recipe` (the tokenizer and all else that decides the ids) is opened if it is undamaged, and made again otherwise.
@@ -97,7 +97,8 @@ def _blocks(rows: Iterable[Any], block_size: int, digest: "hashlib._Hash | None"
         empty = False
         if digest is not None:
             for row in block:
-                for text in (row,) if isinstance(row, str) else row:
+                texts = row if isinstance(row, tuple) else (row if isinstance(row, str) else repr(row),)
+                for text in texts:
                     update_digest(digest, text)
         yield block
     if empty:

@@ -1,0 +1,222 @@
+"""Readers of instructions and conversations: every row is a `Dialogue`.
+
+| reader               | a record                                                              |
+|----------------------|-----------------------------------------------------------------------|
+| `AlpacaFile`         | `instruction`, `input`, `output`; perhaps `system`, `history`         |
+| `SelfInstructFile`   | `instruction`, `instances` of `input` and `output`                    |
+| `ShareGptFile`       | `conversations` of `from` and `value`; perhaps `system`, `tools`      |
+| `MessagesFile`       | `messages` of `role` and `content`; perhaps `tools`                   |
+| `QuestionFile`       | `question`, `answer` with a final answer after "####" (GSM8K)         |
+| `PairDialogues`      | a pair of any other source: the question and its answer               |
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from jaxlm.data.chat.dialogue import Dialogue, InvalidRecord, Turn, build_dialogue
+from jaxlm.data.chat.records import RecordFile
+from jaxlm.data.files import ReadStats
+from jaxlm.data.sources.base import Pairs, Source, iter_pairs
+from jaxlm.errors import UserError
+
+NO_INPUT = ("noinput", "no input", "no input.", "<noinput>", "<no input>", "n/a")
+"""Inputs that mean that there is none, compared without case."""
+
+SHAREGPT_ROLES = {
+    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+    "function_call": "assistant", "observation": "tool", "tool": "tool",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AlpacaFile(RecordFile[Dialogue]):
+    """Instructions with an optional input (Taori et al. 2023): the user says both, with a blank line between them.
+
+    Attributes:
+      no_input: inputs that count as empty, compared without case; () takes every input as it is.
+    """
+
+    no_input: tuple[str, ...] = NO_INPUT
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("instruction", "input", "output", "system", "history")
+
+    def _rows(self, record: Mapping[str, Any], stats: ReadStats) -> Iterator[Dialogue]:
+        turns = [Turn("system", self._text(record, "system", ""))]
+        for exchange in self._value(record, "history") or ():
+            if not (isinstance(exchange, list) and [type(text) for text in exchange] == [str, str]):
+                raise InvalidRecord(f"the history holds {exchange!r:.60}, expected pairs of texts")
+            turns += [Turn("user", exchange[0]), Turn("assistant", exchange[1])]
+        instruction = self._text(record, "instruction")
+        turns.append(Turn("user", _instruct(instruction, self._text(record, "input", ""), self.no_input, stats)))
+        dialogue = build_dialogue([*turns, Turn("assistant", self._text(record, "output"))], stats, strict=self.strict)
+        yield from (dialogue,) if dialogue else ()
+
+
+@dataclass(frozen=True)
+class SelfInstructFile(RecordFile[Dialogue]):
+    """Tasks with instances (Wang et al. 2023): a dialogue for each instance."""
+
+    no_input: tuple[str, ...] = NO_INPUT
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("instruction", "instances", "input", "output")
+
+    def _rows(self, record: Mapping[str, Any], stats: ReadStats) -> Iterator[Dialogue]:
+        instruction, instances = self._text(record, "instruction"), self._value(record, "instances")
+        if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
+            raise InvalidRecord(f"expected a list of objects under 'instances', found {instances!r:.60}")
+        for instance in instances:
+            question = _instruct(instruction, self._text(instance, "input", ""), self.no_input, stats)
+            turns = Turn("user", question), Turn("assistant", self._text(instance, "output"))
+            if dialogue := build_dialogue(turns, stats, strict=self.strict):
+                yield dialogue
+
+
+def _instruct(instruction: str, given: str, no_input: tuple[str, ...], stats: ReadStats) -> str:
+    if given.strip().lower() in no_input:
+        stats.note("with an input that means none")
+        given = ""
+    return f"{instruction}\n\n{given}" if given.strip() else instruction
+
+
+@dataclass(frozen=True)
+class ShareGptFile(RecordFile[Dialogue]):
+    """Conversations of human and gpt, and of function_call and observation. A call is an answer, and is trained.
+
+    Attributes:
+      last_only: the loss covers only the last answer of a conversation.
+    """
+
+    last_only: bool = False
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("conversations", "system", "tools", "from", "value")
+
+    def _rows(self, record: Mapping[str, Any], stats: ReadStats) -> Iterator[Dialogue]:
+        turns = [Turn("system", self._text(record, "system", ""))]
+        turns += read_turns(self._value(record, "conversations"), self.fields, "conversations")
+        yield from _trained(turns, self, record, stats)
+
+
+@dataclass(frozen=True)
+class MessagesFile(RecordFile[Dialogue]):
+    """Messages of role and content, as in the chat interfaces of OpenAI and Hugging Face.
+
+    All answers are trained; `"weight": 0` or `"trained": false` in a message leaves it out of the loss.
+
+    Attributes:
+      last_only: the loss covers only the last answer of a conversation.
+    """
+
+    last_only: bool = False
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("messages", "tools", "role", "content")
+
+    def _rows(self, record: Mapping[str, Any], stats: ReadStats) -> Iterator[Dialogue]:
+        yield from _trained(read_turns(self._value(record, "messages"), self.fields, "messages"), self, record, stats)
+
+
+def _trained(
+    turns: list[Turn], reader: ShareGptFile | MessagesFile, record: Mapping[str, Any], stats: ReadStats
+) -> Iterator[Dialogue]:
+    if turns and not turns[0].content.strip() and turns[0].role == "system":
+        del turns[0]
+    answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+    if reader.last_only:
+        turns = [replace(turn, trained=turn.trained and index == answers[-1]) for index, turn in enumerate(turns)]
+    dialogue = build_dialogue(turns, stats, reader._tools(record), reader.strict)
+    yield from (dialogue,) if dialogue else ()
+
+
+def read_turns(messages: Any, names: Mapping[str, str], where: str) -> list[Turn]:
+    """The turns of a list of messages: objects of `role` and `content`, or of `from` and `value`, renamed by `names`.
+
+    A content is a text, or a list of texts and of parts of the type "text". Raises InvalidRecord.
+    """
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise InvalidRecord(f"expected a list of objects under {where!r}, found {messages!r:.60}")
+    turns: list[Turn] = []
+    for message in messages:
+        role = message.get(names.get("role", "role"), message.get(names.get("from", "from")))
+        content = message.get(names.get("content", "content"), message.get(names.get("value", "value")))
+        weight = message.get("weight", 1)
+        if weight not in (0, 1):
+            raise InvalidRecord(f"a message has the weight {weight!r}, expected 0 or 1")
+        known = SHAREGPT_ROLES.get(role) if isinstance(role, str) else None
+        if known is None:
+            raise InvalidRecord(f"turn {len(turns) + 1} has the unknown role {role!r}, expected one of "
+                                f"{', '.join(SHAREGPT_ROLES)}")  # fmt: skip
+        text = _content(content) + _calls(message.get("tool_calls"))
+        turns.append(Turn(known, text, trained=bool(weight) and message.get("trained", True) is not False))
+    return turns
+
+
+def _content(content: Any) -> str:
+    parts = content if isinstance(content, list) else [] if content is None else [content]
+    texts = []
+    for part in parts:
+        if isinstance(part, dict) and part.get("type") == "text":
+            part = part.get("text")
+        if not isinstance(part, str):
+            raise InvalidRecord(f"a content holds {part!r:.60}, expected a text or parts of the type 'text'")
+        texts.append(part)
+    return "".join(texts)
+
+
+def _calls(calls: Any) -> str:
+    """The calls of an answer as JSON, one a line."""
+    functions = [call.get("function", call) if isinstance(call, dict) else call for call in calls or ()]
+    return "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
+
+
+@dataclass(frozen=True)
+class QuestionFile(RecordFile[Dialogue]):
+    """Questions with a worked answer (GSM8K, Cobbe et al. 2021).
+
+    Attributes:
+      drop_calculations: leave out the calculator's annotations such as `<<48/2=24>>`.
+    """
+
+    drop_calculations: bool = False
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("question", "answer")
+
+    def _rows(self, record: Mapping[str, Any], stats: ReadStats) -> Iterator[Dialogue]:
+        answer = self._text(record, "answer")
+        answer = re.sub("<<[^<>]*>>", "", answer) if self.drop_calculations else answer
+        turns = Turn("user", self._text(record, "question")), Turn("assistant", answer)
+        dialogue = build_dialogue(turns, stats, strict=self.strict)
+        yield from (dialogue,) if dialogue else ()
+
+
+def final_answer(answer: str) -> str:
+    """The text after the last "####" of a worked answer, without the commas in numbers; "" if there is none."""
+    return answer.rpartition("####")[2].strip().replace(",", "") if "####" in answer else ""
+
+
+@dataclass(frozen=True)
+class PairDialogues(Source[Dialogue]):
+    """The pairs of any source as dialogues of two turns: `PairDialogues(Tsv("answers.tsv", 0, 1))`.
+
+    Attributes:
+      system: the system turn of all of them; "" for none.
+    """
+
+    pairs: Pairs
+    system: str = ""
+
+    def describe(self) -> str:
+        return f"{self.pairs.describe()}, as dialogues"
+
+    def read(self, stats: ReadStats) -> Iterator[Dialogue]:
+        for number, (question, answer) in enumerate(iter_pairs(self.pairs, stats), start=1):
+            turns = Turn("system", self.system), Turn("user", question), Turn("assistant", answer)
+            try:
+                dialogue = build_dialogue(turns, stats)
+            except InvalidRecord as error:
+                raise UserError(f"{self.pairs.describe()}, pair {number}: {error}. Fix the pair.") from None
+            if dialogue is None:
+                stats.kept -= 1
+            else:
+                yield dialogue
