@@ -143,7 +143,9 @@ def _chunk_sums(
     label_logit_GR = jnp.take_along_axis(logits_GRV, label_GR[..., None], axis=-1)[..., 0]
     total_G = nll_G = jnp.where(valid_GR, log_z_GR - label_logit_GR, 0.0).sum(1)
     if smoothing:
-        mean_GR = jnp.where(never_V[None, None], 0.0, logits_GRV).mean(-1) * _possible_share(never_V)
+        # A maximum with a vector of 0 and -inf: a selection by Booleans costs 4 % of the loss on a CPU.
+        floor_V = jnp.where(never_V, 0.0, -jnp.inf)[None, None]
+        mean_GR = jnp.maximum(logits_GRV, floor_V).mean(-1) * _possible_share(never_V)
         uniform_G = jnp.where(valid_GR, log_z_GR - mean_GR, 0.0).sum(1)
         total_G = (1.0 - smoothing) * nll_G + smoothing * uniform_G
     return (total_G, nll_G, valid_GR.sum(1, dtype=jnp.float32)), exp_GRV, sum_GR
@@ -198,12 +200,13 @@ def _chunked_cross_entropy_fwd(readout, options, weights, features, label_GM, va
         valid = valid_GR.astype(logits_GRV.dtype)
         uniform = smoothing / logits_GRV.shape[-1]
         is_label_GRV = jax.lax.broadcasted_iota(label_GR.dtype, logits_GRV.shape, 2) == label_GR[..., None]
-        label_GR1, other_GR1 = (valid * (1.0 - smoothing + uniform))[..., None], (valid * uniform)[..., None]
+        label_target, other_target = 1.0 - smoothing + uniform, uniform
         if smoothing:  # V counts the outcomes that can be
             share = _possible_share(never_V)
-            label_GR1 += other_GR1 * (share - 1.0)
-            other_GR1 = jnp.where(never_V[None, None], 0.0, other_GR1 * share)
-        d_logits_GRV = exp_GRV * (valid / sum_GR)[..., None] - jnp.where(is_label_GRV, label_GR1, other_GR1)
+            label_target += uniform * (share - 1.0)
+            other_target = jnp.where(never_V, 0.0, uniform * share)[None, None]
+        target_GRV = jnp.where(is_label_GRV, label_target, other_target) * valid[..., None]
+        d_logits_GRV = exp_GRV * (valid / sum_GR)[..., None] - target_GRV
         d_chunk, d_chunk_weights = pull(d_logits_GRV)
         d_features = jax.lax.dynamic_update_slice_in_dim(carry.d_features, d_chunk, first, 1)
         d_weights = jax.tree.map(lambda a, b: _constrain_groups(a + b), carry.d_weights, d_chunk_weights)
