@@ -36,12 +36,20 @@ class Loss:
       nll: the plain negative log-likelihood, for the log; it has no gradient.
       count: the number of tokens.
       state: of continuous streams, the model's state for the next batch.
+      figures: further figures for the log by name, each [sum, count] (`mean_figure`).
     """
 
     total: Array
     nll: Array
     count: Array
     state: State = None
+    figures: dict[str, Array] = struct.field(default_factory=dict)
+
+
+def mean_figure(value_B: Array, mask_B: Array) -> Array:
+    """A figure of `Loss`, float32 [sum, count] of the values under the mask; it has no gradient."""
+    total = jnp.where(mask_B, value_B, 0.0).sum()
+    return jax.lax.stop_gradient(jnp.stack([total, mask_B.sum()]).astype(jnp.float32))
 
 
 def cross_entropy(
@@ -55,6 +63,17 @@ def cross_entropy(
     If tokens are sharded, positions form G groups that do not cross devices. All groups are processed in parallel, in
     as many steps as the group with the most valid positions needs, and gradients are summed over groups at the end.
     """
+    readout, size, inputs, _ = chunk_inputs(readout, features_BTD, label_BT, valid_BT)
+    total, nll, count = _chunked_cross_entropy(readout, (label_smoothing, size), *inputs)
+    return Loss(total=total, nll=nll, count=count)
+
+
+def chunk_inputs(
+    readout: Callable[[Array], Array], features_BTD: Array, label_BT: Array, valid_BT: Array
+) -> tuple[Callable, int, tuple[Any, ...], list[int]]:
+    """The inputs of a loop over chunks of positions: the readout with its parameters as a second argument, positions
+    per chunk, (parameters, features, labels, valid mask, outcomes that cannot be), and the groups of each axis.
+    """
     groups = [
         math.gcd(size, num_shards(features_BTD, name))
         for size, name in zip(label_BT.shape, ("batch", "sequence"), strict=True)
@@ -66,9 +85,7 @@ def cross_entropy(
     never_V = readout(jnp.zeros_like(features[:1, :1]))[0, 0] <= NEVER_LOGIT / 2
     converted, weights = jax.closure_convert(readout, features[:1, :size])
     valid_GM &= ~never_V[label_GM]
-    inputs = weights, features, label_GM, valid_GM, never_V
-    total, nll, count = _chunked_cross_entropy(converted, (label_smoothing, size), *inputs)
-    return Loss(total=total, nll=nll, count=count)
+    return converted, size, (weights, features, label_GM, valid_GM, never_V), groups
 
 
 def _to_groups(x: Array, row_groups: int, position_groups: int) -> Array:
@@ -78,10 +95,20 @@ def _to_groups(x: Array, row_groups: int, position_groups: int) -> Array:
         return x.reshape(row_groups, -1, *trailing)
     x = x.reshape(row_groups, rows // row_groups, position_groups, length // position_groups, *trailing)
     # (row group, row, position group, position) -> (row group, position group, row, position) -> (G, M)
-    return _constrain_groups(jnp.swapaxes(x, 1, 2).reshape(row_groups * position_groups, -1, *trailing))
+    return constrain_groups(jnp.swapaxes(x, 1, 2).reshape(row_groups * position_groups, -1, *trailing))
 
 
-def _constrain_groups(x: Array) -> Array:
+def from_groups(x: Array, shape: tuple[int, ...], row_groups: int, position_groups: int) -> Array:
+    """The inverse of the split of positions into groups: (G, M) -> (B, T) = `shape`."""
+    if position_groups == 1:
+        return x.reshape(shape)
+    rows, length = shape
+    x = x.reshape(row_groups, position_groups, rows // row_groups, length // position_groups)
+    return jnp.swapaxes(x, 1, 2).reshape(shape)
+
+
+def constrain_groups(x: Array) -> Array:
+    """x (G, ...), split over the devices that hold its groups."""
     return constrain(x, "group", *(UNCONSTRAINED,) * (x.ndim - 1))
 
 
@@ -102,16 +129,16 @@ class _LoopCarry:
     d_weights: Any = None
 
 
-def _loop_over_chunks(
-    chunk: Callable, size: int, features: Array, label_GM: Array, valid_GM: Array, initial: _LoopCarry
-) -> _LoopCarry:
+def loop_over_chunks(
+    chunk: Callable, size: int, features: Array, label_GM: Array, valid_GM: Array, initial: Any
+) -> Any:
     """Apply carry <- chunk(carry, first position, features, labels, valid mask) to all chunks of valid positions."""
     count_G1 = valid_GM.sum(1, keepdims=True, dtype=jnp.int32)
     # Valid positions first, then padded to whole chunks; the loop ends before chunks without valid positions.
-    order = jnp.pad(_valid_first(valid_GM), ((0, 0), (0, -label_GM.shape[1] % size)))
-    features, label_GM = _gather_positions(features, order), _gather_positions(label_GM, order)
+    order = jnp.pad(valid_first(valid_GM), ((0, 0), (0, -label_GM.shape[1] % size)))
+    features, label_GM = gather_positions(features, order), gather_positions(label_GM, order)
 
-    def step(index: Array, carry: _LoopCarry) -> _LoopCarry:
+    def step(index: Array, carry: Any) -> Any:
         first = index * size
         features_R, label_GR = (jax.lax.dynamic_slice_in_dim(x, first, size, 1) for x in (features, label_GM))
         return chunk(carry, first, features_R, label_GR, first + jnp.arange(size)[None] < count_G1)
@@ -119,12 +146,12 @@ def _loop_over_chunks(
     return jax.lax.fori_loop(0, (count_G1.max() + size - 1) // size, step, initial)
 
 
-def _valid_first(valid_GM: Array) -> Array:
+def valid_first(valid_GM: Array) -> Array:
     """The positions of each group, valid ones first; stable, so that their order stays."""
     return jnp.argsort(~valid_GM, axis=1, stable=True)
 
 
-_gather_positions = jax.vmap(lambda x, index_M: jnp.take(x, index_M, axis=0, mode="clip"))
+gather_positions = jax.vmap(lambda x, index_M: jnp.take(x, index_M, axis=0, mode="clip"))
 
 
 def _possible_share(is_never: Array) -> Array:
@@ -151,22 +178,22 @@ def _chunk_sums(
     return (total_G, nll_G, valid_GR.sum(1, dtype=jnp.float32)), exp_GRV, sum_GR
 
 
-def _grouped_logits(readout: Callable, features: Array, weights: Any) -> Array:
+def grouped_logits(readout: Callable, features: Array, weights: Any) -> Array:
     """(G, R, V) from a readout of one group, (1, R, D)."""
     if len(features) == 1:
         return readout(features, *weights)
     return jax.vmap(lambda features: readout(features[None], *weights)[0])(features)
 
 
-def _logits_vjp(readout: Callable, features: Array, weights: Any) -> tuple[Array, Callable]:
-    """`_grouped_logits` and its pullback to the features and, per group (G, ...), the weights."""
+def logits_vjp(readout: Callable, features: Array, weights: Any) -> tuple[Array, Callable]:
+    """`grouped_logits` and its pullback to the features and, per group (G, ...), the weights."""
 
     def pull_group(features: Array, d_logits_RV: Array) -> tuple[Array, Any]:
         return jax.vjp(lambda x, w: readout(x[None], *w)[0], features, weights)[1](d_logits_RV)
 
     if len(features) > 1:
         # Differentiated group by group, so that vmap keeps the weights' gradients of the groups apart.
-        return _grouped_logits(readout, features, weights), lambda d_logits: jax.vmap(pull_group)(features, d_logits)
+        return grouped_logits(readout, features, weights), lambda d_logits: jax.vmap(pull_group)(features, d_logits)
     logits_GRV, pull = jax.vjp(lambda x, w: readout(x, *w), features, weights)
 
     def pull_single(d_logits_GRV: Array) -> tuple[Array, Any]:
@@ -181,12 +208,12 @@ def _chunked_cross_entropy(readout, options, weights, features, label_GM, valid_
     smoothing, size = options
 
     def chunk(carry, first, features, label_GR, valid_GR):
-        logits_GRV = _grouped_logits(readout, features, weights)
+        logits_GRV = grouped_logits(readout, features, weights)
         sums_G, *_ = _chunk_sums(logits_GRV, label_GR, valid_GR, smoothing, never_V)
         return _LoopCarry(jax.tree.map(jnp.add, carry.sums_G, sums_G))
 
     initial = _LoopCarry((jnp.zeros(len(features)),) * 3)
-    final = _loop_over_chunks(chunk, size, features, label_GM, valid_GM, initial)
+    final = loop_over_chunks(chunk, size, features, label_GM, valid_GM, initial)
     return jax.tree.map(jnp.sum, final.sums_G)
 
 
@@ -194,7 +221,7 @@ def _chunked_cross_entropy_fwd(readout, options, weights, features, label_GM, va
     smoothing, size = options
 
     def chunk(carry, first, features, label_GR, valid_GR):
-        logits_GRV, pull = _logits_vjp(readout, features, weights)
+        logits_GRV, pull = logits_vjp(readout, features, weights)
         sums_G, exp_GRV, sum_GR = _chunk_sums(logits_GRV, label_GR, valid_GR, smoothing, never_V)
         # d_logits = softmax - target, with (1 - e) + e / V at the label and e / V elsewhere; 0 at invalid positions.
         valid = valid_GR.astype(logits_GRV.dtype)
@@ -209,19 +236,19 @@ def _chunked_cross_entropy_fwd(readout, options, weights, features, label_GM, va
         d_logits_GRV = exp_GRV * (valid / sum_GR)[..., None] - target_GRV
         d_chunk, d_chunk_weights = pull(d_logits_GRV)
         d_features = jax.lax.dynamic_update_slice_in_dim(carry.d_features, d_chunk, first, 1)
-        d_weights = jax.tree.map(lambda a, b: _constrain_groups(a + b), carry.d_weights, d_chunk_weights)
+        d_weights = jax.tree.map(lambda a, b: constrain_groups(a + b), carry.d_weights, d_chunk_weights)
         sums_G = jax.tree.map(jnp.add, carry.sums_G, sums_G)
         return _LoopCarry(sums_G, d_features=d_features, d_weights=d_weights)
 
     groups, padding = len(features), -label_GM.shape[1] % size
     d_features = jnp.pad(jnp.zeros_like(features), [(0, 0), (0, padding)] + [(0, 0)] * (features.ndim - 2))
     # One gradient of the weights per group, on its device: they are summed over devices once, after the loop.
-    d_weights = jax.tree.map(lambda w: _constrain_groups(jnp.zeros_like(w, shape=(groups, *w.shape))), weights)
+    d_weights = jax.tree.map(lambda w: constrain_groups(jnp.zeros_like(w, shape=(groups, *w.shape))), weights)
     initial = _LoopCarry((jnp.zeros(groups),) * 3, d_features=d_features, d_weights=d_weights)
-    final = _loop_over_chunks(chunk, size, features, label_GM, valid_GM, initial)
-    position_GM = jnp.argsort(_valid_first(valid_GM), axis=1)  # the inverse permutation
+    final = loop_over_chunks(chunk, size, features, label_GM, valid_GM, initial)
+    position_GM = jnp.argsort(valid_first(valid_GM), axis=1)  # the inverse permutation
     d_weights = jax.tree.map(lambda d_weights_G: d_weights_G.sum(0), final.d_weights)
-    return jax.tree.map(jnp.sum, final.sums_G), (d_weights, _gather_positions(final.d_features, position_GM))
+    return jax.tree.map(jnp.sum, final.sums_G), (d_weights, gather_positions(final.d_features, position_GM))
 
 
 def _chunked_cross_entropy_bwd(readout, options, residuals: Any, cotangents: tuple[Array, ...]):

@@ -76,6 +76,9 @@ class Batch:
       character_BSW: the characters of each source token, int32, 0 after the last one.
       token_type_BS: the part of the input of each source token, from 0, int32 (sentence pairs).
       reset_B: if rows are windows of continuous streams, True where a new stream begins.
+      other: a second answer to the prompt of each row, a batch of the target fields alone (preferences).
+      reference_logprob_BA: log-probabilities that a reference model gives to the answers of a row, in nats, float32.
+      baseline_B: a number that belongs to the whole batch, in each of its rows (KTO's z0), float32.
       state: if rows are such windows, the model's state after the previous batch, which the train step puts here.
     """
 
@@ -94,6 +97,9 @@ class Batch:
     state: State = None
     token_type_BS: ArrayOrNone = None
     loss_mask_BT: ArrayOrNone = None
+    other: Any = None
+    reference_logprob_BA: ArrayOrNone = None
+    baseline_B: ArrayOrNone = None
 
     @property
     def num_rows(self) -> int:

@@ -16,7 +16,7 @@ from jaxlm.models.encoder import Encoder
 from jaxlm.models.ensemble import Ensemble
 from jaxlm.models.finetune_heads import FineTunable
 from jaxlm.models.prefix_lm import PrefixLM
-from jaxlm.types import Batch, Params, SequenceModel, State
+from jaxlm.types import Batch, Params, State
 
 RUN_FIELDS = ("dropout", "attention_dropout", "activation_dropout", "init_std", "dtype", "scan", "remat")
 """The fields of a model that change how it is trained or run, and not the function that it computes."""
@@ -35,7 +35,7 @@ def max_input_positions(model: Any) -> int | None:
 
 def max_target_positions(model: Any, source_tokens: Any = 0) -> Any:
     """Return the most target tokens after sources of these lengths (a number or an array); None: any number."""
-    return model.max_target_tokens(source_tokens) if isinstance(model, SequenceModel) else None
+    return model.max_target_tokens(source_tokens) if hasattr(model, "max_target_tokens") else None
 
 
 def check_positions(model: Any, longest: Mapping[str, int]) -> None:

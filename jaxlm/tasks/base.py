@@ -182,7 +182,13 @@ class NoTask(Task):
 @lru_cache(maxsize=8)
 def make_eval_step(model: Any, objective: Any) -> Any:
     """The jitted evaluation of a model, on the mesh of its parameters: (parameters, batch) -> `jaxlm.losses.Loss`."""
-    loss = jax.jit(lambda params, batch: objective(model, all_gather_params(params), batch, None))
+    prepare_batch = getattr(objective, "prepare_batch", lambda model, params, batch: batch)
+
+    @jax.jit
+    def loss(params: Params, batch: Batch) -> Any:
+        params = all_gather_params(params)
+        return objective(model, params, prepare_batch(model, params, batch), None)
+
     in_flight: deque[Any] = deque(maxlen=2)
 
     def evaluate(params: Params, batch: Batch) -> Any:
@@ -206,9 +212,13 @@ def sum_losses(losses: list[Any]) -> tuple[float, float, float]:
 
 
 def mean_losses(losses: list[Any]) -> dict[str, float]:
-    """ "loss", the value that training minimizes, and "nll" in nats, both per token or label."""
+    """ "loss", the value that training minimizes, "nll" in nats, both per token or label, and further figures."""
     total, nll, count = sum_losses(losses)
-    return {"loss": total / count, "nll": nll / count}
+    figures = {"loss": total / count, "nll": nll / count}
+    for name in losses[0].figures if losses else ():
+        sums, counts = zip(*jax.device_get([loss.figures[name] for loss in losses]), strict=True)
+        figures[name] = math.fsum(map(float, sums)) / max(math.fsum(map(float, counts)), 1.0)
+    return figures
 
 
 def prefix_valid(metrics: dict[str, float]) -> dict[str, float]:

@@ -31,6 +31,7 @@ class StepMetrics:
     count: Array
     gradient_norm: Array
     learning_rate: Array
+    figures: dict[str, Array] = struct.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,21 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:  # fmt: skip
     """(state, batch) -> (state, metrics), jitted."""
     gradients = _make_gradient_fn(model, objective, config.grad_accum)
+    prepare_batch = getattr(objective, "prepare_batch", None)  # all that depends on the whole batch, without gradient
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         if state.carry is not None:
             batch = replace(batch, state=state.carry)
+        if prepare_batch is not None:
+            batch = prepare_batch(model, sharding.all_gather_params(state.params), batch)
         trained, frozen = partition(state.params, config.is_trainable or (lambda path: True))
         grads, loss = gradients(trained, frozen, batch, rng_key(config.seed, "dropout", state.step))
         grads = jax.tree.map(lambda grad: grad / jnp.maximum(loss.count, 1.0), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         ema, averaged_updates = _update_average(state, trained, config.ema_decay)
-        metrics = StepMetrics(loss.total, loss.nll, loss.count, optax.tree.norm(grads), lr_schedule(state.step))
+        rate = lr_schedule(state.step)
+        metrics = StepMetrics(loss.total, loss.nll, loss.count, optax.tree.norm(grads), rate, loss.figures)
         carry = None if state.carry is None else loss.state
         new = TrainState(state.step + 1, combine(trained, frozen), opt_state, ema, averaged_updates, carry)
         if config.mesh is None:

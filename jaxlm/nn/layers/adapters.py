@@ -102,3 +102,8 @@ def merge_lora(params: Params) -> Params:
         return others | {"kernel": kernel + delta.astype(kernel.dtype)}
 
     return map_linears(params, merge)
+
+
+def drop_adapters(params: Params) -> Params:
+    """Return the parameters without LoRA and bottlenecks: those of the model that they adapt."""
+    return map_linears(params, lambda _, own: {k: v for k, v in own.items() if k not in (LOW_RANK, BOTTLENECK)})
