@@ -108,6 +108,16 @@ class TrainedRun(TrainedModel):
 INTERVALS = ("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "average_last")
 
 
+GRADIENT_FIELDS = ("optimizer", "objective", "finetuning", "grad_accum", "ema_decay", "nt_asgd_patience", "patience")
+
+
+def check_closed_form(experiment: Experiment) -> None:
+    """Raise UserError if an experiment whose model is fitted in closed form has fields of training by gradients."""
+    if given := [name for name in GRADIENT_FIELDS if getattr(experiment, name) != getattr(Experiment, name)]:
+        model = type(experiment.model).__name__
+        raise UserError(f"{', '.join(given)}: {model} is fitted in closed form, without gradients: leave them out")
+
+
 def identity_differences(new: Experiment, stored: Experiment, stored_name: str) -> list[str]:
     """Lines about the fields of `stored`, the experiment of a run, that differ from `new` and forbid to resume it."""
     # A resumed run may change these fields: the steps done so far do not depend on them.

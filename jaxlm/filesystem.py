@@ -88,6 +88,15 @@ def create_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
         raise
 
 
+def copy_folder(source: Path, target: Path, symlinks: bool = False) -> None:
+    """Copy the files and folders in `source` into `target`. Raises UserError for the first that cannot be copied."""
+    try:
+        shutil.copytree(source, target, symlinks=symlinks, dirs_exist_ok=True)
+    except shutil.Error as error:
+        name, _, reason = error.args[0][0]
+        raise UserError(f"{name} cannot be copied ({reason}): remove it, or free some space") from None
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder at once: after a kill it is whole or gone."""
     old = folder.with_name(f".{folder.name}.old")

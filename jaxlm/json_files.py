@@ -46,7 +46,7 @@ def parse_json(
             raise ValueError(f"{format_bytes(len(text))}, expected at most {format_bytes(max_bytes)}")
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite, parse_int=_bounded
+            text, object_pairs_hook=unique_names, parse_constant=_refuse, parse_float=_finite, parse_int=_bounded
         )
         if (depth := _depth(value)) > MAX_JSON_DEPTH:
             raise ValueError(f"{depth} levels, expected at most {MAX_JSON_DEPTH}")
@@ -148,7 +148,8 @@ def _check_record(value: Any, annotation: Any, place: str, cure: str) -> None:
             check_type(value[name], of_item, f"{place}.{name}", cure)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these members, for Python's reader of JSON. Raises ValueError for a name that is there twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
         ((name, _),) = Counter(name for name, _ in pairs).most_common(1)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -10,7 +9,7 @@ from jaxlm import runtime
 from jaxlm.config import trust
 from jaxlm.config.serialization import check_config, from_json, iter_dataclasses, to_json
 from jaxlm.errors import UserError
-from jaxlm.filesystem import create_folder, remove_folder, write_atomic
+from jaxlm.filesystem import copy_folder, create_folder, remove_folder, write_atomic
 from jaxlm.json_files import check_type, read_json
 
 if TYPE_CHECKING:
@@ -147,10 +146,12 @@ class Workdir:
         try:
             experiment = from_json(record["experiment"], str(self.experiment_file))
         except trust.UntrustedModule as error:
-            came_from = f" (it was {origins[error.module]['file']})" if error.module in origins else ""
+            module = next((module for module in origins if error.name.startswith(f"{module}.")), error.module)
+            came_from = f" (it was {origins[module]['file']})" if module in origins else ""
             raise UserError(
-                f"{error}{came_from}. If you trust it, repeat with --trust {error.module} (in Python: import it), which"
-                f" takes it from here, from the Python path or {self.source_folder}"
+                f"{error}{came_from}. If you trust it, repeat with --trust {module}, which takes it from here, from "
+                f"the Python path or {self.source_folder}; in Python: sys.path.append('{self.source_folder}'); "
+                f"import {module}"
             ) from None
         if not isinstance(experiment, Experiment):
             raise UserError(f"{self.experiment_file} holds a {type(experiment).__name__}, expected an Experiment")
@@ -190,7 +191,7 @@ class Workdir:
             if folder.is_dir():
                 with create_folder(copy, replace=True) as partial:
                     # Links stay links: what they lead to is not copied, and the export refuses them.
-                    shutil.copytree(folder, partial, symlinks=folder == source.published_folder, dirs_exist_ok=True)
+                    copy_folder(folder, partial, symlinks=folder == source.published_folder)
 
     def open_checkpoints(self, experiment: "Experiment", read_only: bool = False) -> "Checkpoints":
         """The checkpoints, kept as the experiment configures it."""

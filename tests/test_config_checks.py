@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 import pkgutil
 
 import pytest
@@ -14,6 +15,8 @@ from jaxlm.config.serialization import check_config, field_names, from_json, to_
 from jaxlm.errors import UserError
 from jaxlm.experiment import load_experiment
 from jaxlm.huggingface.convert import load_pretrained
+from jaxlm.optim import SGD, AdamW
+from jaxlm.training.run_options import RunOptions
 from jaxlm.workdir import Workdir
 
 TINY = "experiments.quickstart"
@@ -116,6 +119,22 @@ def test_an_experiment_of_python_with_a_wrong_value(tmp_path):
     with pytest.raises(UserError, match="experiment.model.heads: expected an integer"):
         Workdir(tmp_path / "run").open_or_create(wrong)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (lambda: RunOptions(step_timeout=-1), "RunOptions.step_timeout: expected 0 or more, found -1"),
+        (lambda: RunOptions(step_timeout=math.inf), "RunOptions.step_timeout: expected a finite number, found inf"),
+        (lambda: RunOptions(remat="all"), "RunOptions.remat: expected one of"),
+        (lambda: check_config(AdamW(clip=-1.0)), "config.clip: expected 0.0 or more, found -1.0"),
+        (lambda: check_config(SGD(momentum=1.5)), "config.momentum: expected 0 to 1, found 1.5"),
+    ],
+    ids=["a negative clock", "an endless clock", "a choice", "a negative clip", "a momentum above 1"],
+)
+def test_numbers_that_mean_nothing_are_refused_in_python(make, expected):
+    with pytest.raises(UserError, match=expected):
+        make()
 
 
 @pytest.mark.parametrize(

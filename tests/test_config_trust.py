@@ -108,8 +108,10 @@ def test_the_list_of_experiments_reads_a_stranger_s_folder_and_runs_nothing(comm
     result = command("list")
     lines = {line.split()[0]: line for line in result.lines}
     assert result.code == 0 and "experiments.planted:mine" in lines and not (folder / "it_ran").exists()
-    for name in ("deep", "zero", "latin", "pipe", "dangling"):
+    for name in ("deep", "zero", "latin"):
         assert "is not valid Python" in lines[f"experiments.{name}"], name
+    assert "cannot be read: " in lines["experiments.pipe"] and "not a regular file" in lines["experiments.pipe"]
+    assert "cannot be read: " in lines["experiments.dangling"] and "does not exist" in lines["experiments.dangling"]
 
 
 @pytest.mark.slow
@@ -181,3 +183,18 @@ def test_the_copy_in_the_workdir_is_read_by_choice(own_run, command, monkeypatch
     result = command("evaluate", moved, "--trust", "own_module")
     assert result.code == 1 and "there is no tokenizer" in result.err  # the experiment has been read
     assert dataclasses.asdict(Workdir(moved).read_experiment().objective)["weight"] == 2.0
+
+
+def test_the_module_that_is_needed_is_named(own_run, command, monkeypatch, tmp_path):  # noqa: F811
+    """Also if another one was named, and if the class is inside another; in Python, the lines that import it."""
+    run, file = own_run
+    file.unlink()
+    record = json.loads(run.experiment_file.read_text())
+    record["experiment"]["objective"]["type"] = "own_module.Outer.Mine"
+    run.experiment_file.write_text(json.dumps(record))
+    assert "repeat with --trust own_module, which" in command("evaluate", run, "--trust", "own_modul").err
+    with pytest.raises(UserError) as refusal:
+        run.read_experiment()
+    (run.source_folder / "own_module.py").write_text(OWN + "\n\nclass Outer:\n    Mine = Mine\n")
+    exec(str(refusal.value).partition("in Python: ")[2])
+    assert run.read_experiment().objective.weight == 2.0

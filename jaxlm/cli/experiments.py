@@ -108,8 +108,12 @@ def _module_file(module: str, known_modules: dict[str, Path]) -> Path:
 
 def _parse_file(file: Path) -> ast.Module:
     try:
-        return ast.parse(read_bounded(file, MAX_SOURCE_BYTES))
-    except (SyntaxError, ValueError, RecursionError, MemoryError, UserError, OSError) as error:
+        source = read_bounded(file, MAX_SOURCE_BYTES)
+    except (UserError, OSError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from None
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"{file} is not valid Python: {error}") from None
 
 

@@ -129,12 +129,8 @@ def int_at_least(minimum: int, maximum: int = MAX_INT) -> Callable[[str], int]:
 
 
 def positive_number(text: str) -> float:
-    """The type of an option that takes a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:  # NaN included
+    """The type of an option that takes a finite number above 0."""
+    if (value := finite_number(text)) <= 0:
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r:.40}")
     return value
 

@@ -128,4 +128,9 @@ def _has_more_input(stream: Any) -> bool:
 def add_stdin_options(parser: CommandParser) -> None:
     """Options of the lines of standard input."""
     add_bad_line_option(parser, ("error", "replace"), "error")
+    add_line_limit_option(parser)
+
+
+def add_line_limit_option(parser: CommandParser) -> None:
+    """`--max-line-mb`."""
     parser.add_int("--max-line-mb", "megabytes of a line at most", default=MAX_LINE_MB)

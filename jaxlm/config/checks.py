@@ -32,13 +32,19 @@ tokens vocab vocab_size width window word_width
 
 SHARES = """
 activation_dropout attention_dropout b1 b2 character_coverage dropout ema_decay embedding_dropout end_fraction
-input_dropout label_smoothing min_lr_ratio mlm_probability noise_density random_replace_prob mask_replace_prob rate
-reset_prob scheduled_sampling short_seq_prob start_fraction test valid weight_drop word_dropout
+input_dropout label_smoothing mask_replace_prob min_lr_ratio mlm_probability momentum noise_density
+random_replace_prob rate reset_prob scheduled_sampling short_seq_prob start_fraction test valid weight_drop word_dropout
 """.split()
 """Numbers from 0 to 1."""
 
 POSITIVE = "decay_factor epsilon eps factor mean_noise_span_length norm_epsilon theta".split()
-"""Numbers above 0. Other numbers are finite; fractions may be negative."""
+"""Numbers above 0."""
+
+AT_LEAST_ZERO = """
+activation_reg clip init_scale init_std lm_weight next_sentence_weight out_init_std peak step_timeout temporal_reg
+weight_decay
+""".split()
+"""Numbers of 0 or more. Other numbers are finite; fractions may be negative."""
 
 COLUMNS = ("source", "tag_column", "target", "word_column")
 """Integers that may be negative: columns of a file, counted from the end."""
@@ -72,7 +78,8 @@ def _range(name: str, value: float) -> tuple[float, float]:
     if name in SHARES:
         return 0, 1
     if name in POSITIVE or isinstance(value, float):
-        return sys.float_info.min if name in POSITIVE else -sys.float_info.max, sys.float_info.max
+        low = sys.float_info.min if name in POSITIVE else 0.0 if name in AT_LEAST_ZERO else -sys.float_info.max
+        return low, sys.float_info.max
     if name == "seed":
         return 0, MAX_SEED
     if name in COLUMNS:

@@ -33,7 +33,7 @@ class UntrustedModule(UserError):
     """A config names a class of a module that must not be imported unasked."""
 
     def __init__(self, path: str, name: str):
-        self.module = name.rpartition(".")[0]
+        self.name, self.module = name, name.rpartition(".")[0]
         super().__init__(
             f"{path} is a {name}, which is not a class of jaxlm: to read it runs the code of {self.module}"
         )

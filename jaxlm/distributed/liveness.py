@@ -2,7 +2,7 @@
 
 The coordination service in host 0 hears a heartbeat of each host. It comes from a C++ thread, which continues while
 Python computes and ends with the process or its network. A host asks every second which hosts are alive. Without host 0
-JAX would end the process with SIGABRT; a handler of that signal names host 0 instead.
+JAX would end the process by an exception of C++ or SIGABRT; handlers of both name host 0 instead.
 """
 
 import atexit
@@ -35,7 +35,7 @@ def errors_of_clients() -> Iterator[None]:
     """While JAX connects: its clients report errors to this module instead of ending the process.
 
     JAX cannot convert such an error for Python yet and raises std::bad_cast: from `connect`, which is an exception of
-    Python, or later from a C++ thread, which is SIGABRT and goes to the handler.
+    Python, or later from a C++ thread, which goes to the handler.
     """
     jax.config.update("jax_enable_recoverability", True)  # the loss of one host must not end the others at once
     bindings: Any = _jax
@@ -62,6 +62,11 @@ class Liveness:
         self.thread.start()
         self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._handle_abort)  # kept: C calls it
         ctypes.CDLL(None).signal(ctypes.c_int(signal.SIGABRT), self._on_abort)
+        self._on_terminate = ctypes.CFUNCTYPE(None)(self._handle_terminate)
+        with contextlib.suppress(OSError, AttributeError):  # not GNU's library
+            set_terminate = ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE
+            set_terminate.restype = type(self._on_terminate)
+            self._report_exception = set_terminate(self._on_terminate)
         atexit.register(self._leave)  # after JAX's function, so it runs before that one
 
     @property
@@ -109,8 +114,20 @@ class Liveness:
         if lost:
             self.on_loss("; ".join(lost))
 
+    def _handle_terminate(self) -> None:
+        """An uncaught exception of C++, in its thread: JAX lost host 0, or a library failed, whose message is shown."""
+        if self._host_0_answers():
+            self._report_exception()  # ends in SIGABRT
+        self._lose([0], {})
+
     def _handle_abort(self, _: int) -> None:
         """SIGABRT, in the thread that raised it: JAX lost host 0, or a library failed."""
+        if self._host_0_answers():
+            self.on_loss("a library has aborted this process; its message is above")
+        self._lose([0], {})
+
+    def _host_0_answers(self) -> bool:
+        """True if the service in host 0 is there within three seconds."""
         answered = threading.Event()
 
         def ask() -> None:
@@ -119,9 +136,7 @@ class Liveness:
                 answered.set()
 
         threading.Thread(target=ask, daemon=True).start()
-        if answered.wait(3):
-            self.on_loss("a library has aborted this process; its message is above")
-        self._lose([0], {})
+        return answered.wait(3)
 
     def _leave(self) -> None:
         """At exit: wait until every host is here; host 0, whose service the others need, leaves last."""

@@ -57,6 +57,11 @@ def load_pretrained(folder: Path, **model_fields: Any) -> tuple[Any, Params, dic
     """
     config = read_config(folder)
     _check_not_quantized(folder, config)
+    if path := published_file(folder, "adapter_config.json"):
+        raise UserError(
+            f"{path} is of an adapter, which Transformers adds to the weights and jaxlm does not read: merge the two "
+            "(merge_and_unload of PEFT) and save the model into another folder"
+        )
     architecture = _architecture_of_config(config, folder)
     try:
         model = architecture.to_model(config)

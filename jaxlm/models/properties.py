@@ -83,6 +83,17 @@ def dummy_batch(rows: int = 1, length: int = 8) -> Batch:
     )  # fmt: skip
 
 
+def init_params(model: Any, key: jax.Array, batch: Batch) -> Params:
+    """Return new parameters. Raises UserError if the model has other variables, or no parameters."""
+    variables = model.init(key, batch)
+    if variables.keys() != {"params"}:
+        raise UserError(
+            f"{type(model).__name__} has the variables {', '.join(sorted(variables)) or 'of no kind'}, expected params "
+            "alone: what a layer such as nn.BatchNorm keeps beside its parameters is not trained, saved or decoded with"
+        )
+    return variables["params"]
+
+
 def abstract_params(model: Any) -> Params:
     """Return the shapes and dtypes of the parameters, without computing them."""
-    return jax.eval_shape(model.init, jax.random.key(0), dummy_batch())["params"]
+    return jax.eval_shape(lambda key: init_params(model, key, dummy_batch()), jax.random.key(0))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlm.errors import UserError
 from jaxlm.losses import Loss, cross_entropy
 from jaxlm.models.rnn_lm import activation_penalty
 from jaxlm.types import Array, Batch, Params, State
@@ -31,10 +32,14 @@ class NextToken:
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
         """Sum over the valid labels that the batch's loss mask covers; dropout only with a key."""
+        penalized = bool(self.activation_reg or self.temporal_reg)
+        if penalized and not hasattr(model, "activations"):
+            name = type(model).__name__
+            raise UserError(f"activation_reg and temporal_reg are for RNN language models: set both to 0 for {name}")
 
         def features_and_penalty(module, batch):
             state, valid_BT = _initial_state(batch, module.start(batch, 0)), batch.target_valid_BT
-            if key is None or not (self.activation_reg or self.temporal_reg):
+            if key is None or not penalized:
                 return *module.extend(batch.target_BT, state, valid_BT), 0.0
             raw_BTD, dropped_BTD, state = module.activations(batch.target_BT, state, valid_BT)
             penalty = activation_penalty(raw_BTD, dropped_BTD, valid_BT, self.activation_reg, self.temporal_reg)

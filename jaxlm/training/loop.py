@@ -23,7 +23,7 @@ from jaxlm.data.batching.loader import DataLoader
 from jaxlm.distributed import multihost
 from jaxlm.distributed.placement import put_batch, replicate
 from jaxlm.errors import UserError
-from jaxlm.experiment import Experiment, load_experiment
+from jaxlm.experiment import Experiment, check_closed_form, load_experiment
 from jaxlm.filesystem import lock_folder
 from jaxlm.inference.base import TrainedModel
 from jaxlm.perf.flops import make_mfu_fn
@@ -72,6 +72,7 @@ def train(
         if hasattr(experiment.model, "fit"):
             if multihost.num_hosts() > 1:
                 raise UserError("a model that is fitted in closed form needs one process only: start one")
+            run_options.with_remat(experiment.model)
             return fit_closed_form(experiment, workdir)
         setup = setup_training(experiment, workdir, print_status, run_options)
         checkpoints = stack.enter_context(workdir.open_checkpoints(experiment))
@@ -90,6 +91,7 @@ def fit_closed_form(experiment: Experiment, workdir: Workdir) -> dict[str, Any]:
     """Fit `experiment.model` by its method `fit(columns) -> params`, evaluate it, and save it as step 1, unless the
     workdir holds it already. Returns the metrics.
     """
+    check_closed_form(experiment)
     run = open_run(experiment, workdir, print_status)
     columns = load_data(run)
     with workdir.open_checkpoints(experiment, read_only=True) as checkpoints:

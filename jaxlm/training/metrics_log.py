@@ -53,8 +53,7 @@ class MetricsLog:
         self._display = Display()
         if is_main:
             workdir.folder.mkdir(parents=True, exist_ok=True)
-            truncate_metrics(workdir.metrics_file, resume_step, evaluate_again)
-            for line in read_metrics(workdir.metrics_file):
+            for line in truncate_metrics(workdir.metrics_file, resume_step, evaluate_again):
                 self._update_best(line["step"], line)
             self._file = open(workdir.metrics_file, "ab", buffering=0)
             self._display = make_display(total_steps, resume_step or 0)
@@ -108,8 +107,9 @@ class MetricsLog:
         self._events.write(step, {name: float(value) for name, value in values.items() if not isinstance(value, str)})
 
 
-def truncate_metrics(path: Path, step: int | None, evaluate_again: bool = False) -> None:
-    """Remove the lines after `step` (None: all lines) and incomplete lines from a metrics file, in one move.
+def truncate_metrics(path: Path, step: int | None, evaluate_again: bool = False) -> list[dict[str, Any]]:
+    """Remove the lines after `step` (None: all lines) and incomplete lines from a metrics file, in one move; return the
+    lines that are left as dicts.
 
     `evaluate_again`: remove the evaluation of `step` too.
     """
@@ -120,9 +120,10 @@ def truncate_metrics(path: Path, step: int | None, evaluate_again: bool = False)
         is_repeated = evaluate_again and record["step"] == last and any(name.startswith("valid/") for name in record)
         return record["step"] <= last and not is_repeated
 
-    new = [line for line in old if (record := _parse_line(line)) is not None and is_kept(record)]
-    if new != old:
-        write_atomic(path, b"".join(new))
+    new = [(line, record) for line in old if (record := _parse_line(line)) is not None and is_kept(record)]
+    if len(new) < len(old):
+        write_atomic(path, b"".join(line for line, _ in new))
+    return [record for _, record in new]
 
 
 MAX_LINE_BYTES = 1 << 20

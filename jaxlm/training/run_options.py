@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from jaxlm.config.checks import check_fields
 from jaxlm.errors import UserError
 
 
@@ -21,10 +22,13 @@ class RunOptions:
 
     mesh: Mapping[str, int] | None = None
     shard_optimizer_state: bool = False
-    remat: str | None = None
+    remat: Literal["none", "dots", "full"] | None = None
     threads: int = 1
     workers: int = 0
     step_timeout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(RunOptions, vars(self), "RunOptions", "set another value")
 
     def with_remat(self, model: Any) -> Any:
         """The model with `remat` overridden. Raises UserError if the model does not support rematerialization."""

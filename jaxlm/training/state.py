@@ -9,7 +9,7 @@ import optax
 from flax import struct
 
 from jaxlm.finetuning import FineTuning
-from jaxlm.models.properties import zero_model_state
+from jaxlm.models.properties import init_params, zero_model_state
 from jaxlm.pytree import partition
 from jaxlm.types import Array, Batch, Params, State
 
@@ -55,7 +55,7 @@ def create_train_state(
       carry_rows: number of rows whose model state is carried from batch to batch.
       finetuning: adapters to add, and the parameters to train.
     """
-    params = model.init(rng_key(seed, "init"), batch)["params"]
+    params = init_params(model, rng_key(seed, "init"), batch)
     finetuning.check_targets(params, lambda params: model.apply({"params": params}, batch))
     params = finetuning.add_adapters(params, rng_key(seed, "tuning"))
     trained, _ = partition(params, finetuning.is_trainable)

@@ -186,6 +186,13 @@ def test_predict_of_a_line_that_is_not_utf8(loaded_once, command, workdir):
     assert json.loads(repaired.lines[1])["source"] == f"caf\ufffd {LONG}" and "1 lines were not UTF-8" in repaired.err
 
 
+def test_a_prompt_of_a_file_has_a_limit(command, workdir, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("short\n" + "x" * 1_000_001 + "\n")
+    found = command("generate", workdir, "--file", file, "--max-line-mb", 1)
+    assert found.code == 1 and f"{file}, line 2: the line has more than 1,000,000 bytes, the limit" in found.err
+
+
 def test_score_wants_one_tab(loaded_once, command, workdir):
     for data in (f"{LONG}\tx\n{LONG}\n", f"{LONG}\tx\na\tb\tc\n", f"{LONG}\tx\n\n"):
         found = command("score", workdir, stdin=data.encode())
@@ -221,7 +228,8 @@ def test_exceptions_become_one_line_and_an_exit_code(command, monkeypatch, error
     [
         (["--evaluate-every", "0"], "--evaluate_every: expected 1 or more, found 0"),
         (["--steps", "0"], "--steps: expected 1 or more, found 0"),
-        (["--max-minutes", "-1"], "--max-minutes"),
+        (["--max-minutes", "-1"], "--max-minutes: expected a number above 0, found '-1'"),
+        (["--max-minutes", "inf"], "--max-minutes: expected a finite number, found 'inf'"),
         (["--step-timeout", "-1"], "--step-timeout: expected a number from 0 to 1000000, found '-1'"),
         (["--step-timeout", "1e300"], "--step-timeout: expected a number from 0 to 1000000, found '1e300'"),
         (["--best-metric", "valid/blue"], "expected one of the metrics valid/loss, .*valid/bleu"),

@@ -141,6 +141,7 @@ OTHER = [
     (b"PAR1\x15\x04\x15\xb0", "a Parquet table, expected text.*read_parquet"),
     (b"7z\xbc\xaf\x27\x1c\0", "a 7-Zip archive.*7z x"),
     (b"a.txt" + bytes(252) + b"ustar" + bytes(250), "a tar archive.*tar xf"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of Git LFS.*git lfs pull"),
     (gzip.compress(b"a.txt" + bytes(252) + b"ustar" + bytes(250), mtime=0), "a tar archive"),
     (zipped("a", "b"), r"a zip of 2 files \(a, b\), expected one: unpack it"),
     (zipped(), "a zip of 0 files"),

@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks.faults import kills
 from benchmarks.faults.families import FAMILIES
-from benchmarks.faults.injector import MODES
+from benchmarks.faults.fork_server import Server, environment
+from benchmarks.faults.injector import KILLS, MODES, compile_injector
 
 
 def strike(folder: Path, *words: object) -> list[kills.Row]:
@@ -32,3 +33,26 @@ def test_every_operation_of_the_first_second(family, tmp_path):
     """And at drawn ones of the rest, in every mode, and at random times."""
     (row,) = strike(tmp_path, "--families", family)
     assert not row.faults, row.faults
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A family, its unbroken run, and the process that is forked for each run."""
+    folder = tmp_path_factory.mktemp("failed saves")
+    if (library := compile_injector(folder)) is None:
+        pytest.skip("no C compiler (cc)")
+    env = environment(folder / "compiled", JAXLM_DATA=str(folder), JAXLM_CACHE=str(folder / "native"))
+    with Server(folder / "server", env, library) as server:
+        yield kills.Target("language_model", folder, kills.write_texts(folder), server), server
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in KILLS])
+def test_a_failed_save_ends_the_process(mode, place, trained):
+    """Within ten seconds, with one sentence and nothing else on stderr; the same command then finishes the run."""
+    target, server = trained
+    saves = [operation.number for operation in target.operations if "/checkpoints/" in operation.path]
+    at = {"first": saves[0], "middle": saves[len(saves) // 2], "last": saves[-1]}[place]
+    fault, seconds = target.strike(server, kills.Strike(mode, at), f"{mode}{place}")
+    assert not fault and (seconds or 0.0) <= kills.ENDS_WITHIN

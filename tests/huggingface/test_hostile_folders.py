@@ -134,6 +134,13 @@ def test_quantized_weights(llama, name):
         load_pretrained(llama)
 
 
+def test_an_adapter_beside_the_weights(llama):
+    """Transformers would add it to them."""
+    (llama / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UserError, match="adapter_config.json is of an adapter, .*merge"):
+        load_pretrained(llama)
+
+
 def test_an_array_has_one_name_and_digits_that_fit(llama):
     path = llama / "model.safetensors"
     header, data = header_of(path)
@@ -188,6 +195,10 @@ def test_the_cache_of_the_hub(gpt2, tmp_path):
     with pytest.raises(UserError, match="outside of the folder"):
         export_folder(tmp_path / "run", tmp_path / "out")
     copy = Workdir(tmp_path / "copy")
+    os.mkfifo(tmp_path / "run/published/pipe.json")
+    with pytest.raises(UserError, match="pipe.json cannot be copied .*is a named pipe"):
+        copy.copy_tokenizer(Workdir(tmp_path / "run"))
+    (tmp_path / "run/published/pipe.json").unlink()
     copy.copy_tokenizer(Workdir(tmp_path / "run"))
     assert (copy.published_folder / "extra.json").is_symlink()
     (tmp_path / "run/published").rename(tmp_path / "moved")

@@ -33,6 +33,7 @@ from jaxlm.objectives.next_token import NextToken
 from jaxlm.optim import SGD, Constant, StepDecay
 from jaxlm.tasks.language_modeling import LanguageModeling
 from jaxlm.training.loop import train
+from jaxlm.training.run_options import RunOptions
 from jaxlm.training.step import StepConfig, make_train_step
 from jaxlm.training.stopping import EarlyStopping
 from jaxlm.workdir import Workdir
@@ -200,6 +201,26 @@ def test_a_fitted_model_goes_through_the_same_folder(tmp_path):
     assert figures["bits_per_character"] == pytest.approx(figures["nll"] / math.log(2))
     assert train(chosen, tmp_path / "run") == {"step": 1}
     assert lines(tmp_path / "run")[0]["valid/nll"] == summary["valid/nll"]
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("objective", NextToken(label_smoothing=0.1)), ("optimizer", SGD(Constant(1.0))), ("ema_decay", 0.9)],
+)
+def test_a_fitted_model_has_no_gradients(field, value, tmp_path):
+    """A field that only training by gradients reads is refused by its name, before anything is written."""
+    chosen = experiment(NGram(VOCAB, 3), steps=1, best_metric="valid/nll")
+    with pytest.raises(UserError, match=f"^{field}: NGram is fitted in closed form"):
+        train(replace(chosen, **{field: value}), tmp_path / "run")
+    with pytest.raises(UserError, match="NGram has no stack of layers to recompute"):
+        train(chosen, tmp_path / "run", run_options=RunOptions(remat="full"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_penalty_of_another_family_is_refused_by_name():
+    model = Decoder(VOCAB, 8, 2, 16, 1, max_length=16)
+    with pytest.raises(UserError, match="activation_reg and temporal_reg are for RNN language models: .* Decoder"):
+        NextToken(activation_reg=2.0)(model, params_of(model), dummy_batch(), None)
 
 
 def test_texts_by_themselves(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxlm.errors import UserError
+from jaxlm.training import metrics_log
 from jaxlm.training.metrics_log import MetricsLog, read_metrics, truncate_metrics
 from jaxlm.training.progress import (
     BarDisplay,
@@ -102,6 +103,17 @@ def test_new_run_empties_the_log_and_resume_keeps_step_0(tmp_path):
         pass
     assert read_metrics(Workdir(tmp_path).metrics_file) == []
     assert read_metrics(tmp_path / "nowhere") == []
+
+
+def test_a_resumed_run_reads_its_log_once(tmp_path, monkeypatch):
+    with MetricsLog(Workdir(tmp_path), tensorboard=False) as log:
+        for step in range(5):
+            log.write(step, {"valid/loss": float(step)})
+    read: list = []
+    parse = metrics_log._parse_line
+    monkeypatch.setattr(metrics_log, "_parse_line", lambda line: read.append(line) or parse(line))
+    with MetricsLog(Workdir(tmp_path), resume_step=3, best_metric="valid/loss", tensorboard=False) as log:
+        assert len(read) == 5 and log._best == (0.0, 0)
 
 
 def test_other_processes_write_and_show_nothing(tmp_path, capfd):

@@ -8,6 +8,7 @@ from typing import Any
 from jaxlm.cli import output
 from jaxlm.cli.options import experiment_with_options, load_pipeline, read_constraint, workdir_parser
 from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError
+from jaxlm.cli.stdin_lines import MEGABYTE, add_line_limit_option
 from jaxlm.config.checks import MAX_SEED
 
 
@@ -18,7 +19,7 @@ def main(argv: list[str]) -> int:
     if options.file is not None:
         from jaxlm.data.files import read_lines
 
-        prompts += read_lines(options.file.absolute())
+        prompts += read_lines(options.file.absolute(), max_bytes=options.max_line_mb * MEGABYTE)
     if not prompts:
         raise UsageError("expected a prompt: give --prompt TEXT (any number of times) or --file FILE")
     constraint: Any = read_constraint(options)
@@ -60,6 +61,7 @@ def _parser() -> CommandParser:
     parser = workdir_parser("generate", COMMANDS["generate"] + note, "constraint", "model")
     parser.add_list("--prompt", "prompt")
     parser.add_argument("--file", type=Path, metavar="FILE", help="file of prompts, one per line")
+    add_line_limit_option(parser)
     parser.add_float("--temperature", "softmax temperature; 0 is greedy decoding (default: 1)")
     parser.add_int("--top-k", "sample from the K most probable tokens, 0 for all", minimum=0, metavar="K")
     text = "sample from the fewest tokens whose probabilities sum to P (default: 1, all)"

@@ -139,7 +139,7 @@ class ColumnFile(TaggedFile):
 
     Attributes:
       word_column, tag_column: column numbers from 0; negative ones count from the end.
-      separator: the text between columns; None is any white space.
+      separator: the text between columns; None is any number of spaces and tabs.
       comment_prefix: lines that begin with it are skipped ("" skips none, as "#" begins many words).
       on_bad_tag: the treatment of a span that begins with I-, where IOB2 has B-.
     """
@@ -163,7 +163,7 @@ class ColumnFile(TaggedFile):
     def _parse_line(self, line: str, words: int) -> tuple[str, str] | None:
         if (self.comment_prefix and line.startswith(self.comment_prefix)) or line.startswith("-DOCSTART-"):
             return None
-        cells = line.split(self.separator)
+        cells = line.split(self.separator) if self.separator else re.split("[ \t]+", line.strip(" \t"))
         required = max(number + 1 if number >= 0 else -number for number in (self.word_column, self.tag_column))
         required = max(required, 2)  # in a line of one column, its first and its last cell would be word and tag
         if len(cells) < required:

@@ -10,6 +10,7 @@ from typing import Any
 from jaxlm.data.files import MAX_TEXT_BYTES, OnBadLine, ReadStats, find_file, iter_lines
 from jaxlm.data.sources.base import FilteredPairs
 from jaxlm.errors import UserError
+from jaxlm.json_files import unique_names
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -89,9 +90,9 @@ class Tsv(FilteredPairs):
         places = self._selected_columns
         if any(isinstance(column, str) for column in places):
             names: list[int | str] = [*(next(lines)[1] or "").split("\t")]
-            if missing := [column for column in places if column not in names]:
+            if wrong := [column for column in places if names.count(column) != 1]:
                 raise UserError(
-                    f"{file}, line 1 lacks the column {', '.join(map(repr, missing))}: it names "
+                    f"{file}, line 1 lacks the column {', '.join(map(repr, wrong))}, or has it twice: it names "
                     f"{', '.join(map(repr, names))}"
                 )
             places = tuple(names.index(column) for column in places)
@@ -140,7 +141,7 @@ class JsonLines(FilteredPairs):
             source = target = line
             try:
                 if line and line.strip():
-                    record = json.loads(line)
+                    record = json.loads(line, object_pairs_hook=unique_names)
                     if isinstance(self.source, str):
                         source = self._text_at(record, self.source, stats)
                     else:

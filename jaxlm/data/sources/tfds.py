@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxlm.data.files import OnBadLine, ReadStats, decode_invalid_utf8
+from jaxlm.data.files import MAX_TEXT_BYTES, OnBadLine, ReadStats, decode_invalid_utf8, too_large
 from jaxlm.data.sources.base import FilteredPairs
 from jaxlm.errors import UserError
 
@@ -26,7 +26,8 @@ class Tfds(FilteredPairs):
 
     `name` is `dataset/config` or `dataset/config:version` (default: the newest); `split` may be a slice
     (`train[:10%]`); `source` and `target` are feature names. `data_dir` is the folder of all datasets, by default
-    `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`. Raises UserError for a missing dataset, split or feature.
+    `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`. A text has at most `max_text_bytes`. Raises UserError for a missing
+    dataset, split or feature.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Tfds(FilteredPairs):
     data_dir: str | None = None
     on_bad_line: OnBadLine = "error"
     keep_blank: bool = False
+    max_text_bytes: int = MAX_TEXT_BYTES
 
     def describe(self) -> str:
         return f"TFDS {self.name} {self.split}, {self.source} -> {self.target}"
@@ -61,10 +63,13 @@ class Tfds(FilteredPairs):
             raise UserError(
                 f"{self.describe()}: feature {feature!r} holds {type(raw).__name__}, expected one text a record"
             )
+        place = f"{self.describe()}, record {number}, {feature!r}"
+        if len(raw) > self.max_text_bytes:
+            raise UserError(f"{place}: {too_large('the text', self.max_text_bytes)}")
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            return decode_invalid_utf8(raw, f"{self.describe()}, record {number}, {feature!r}", self.on_bad_line, stats)
+            return decode_invalid_utf8(raw, place, self.on_bad_line, stats)
 
     def data_source(self) -> Any:
         """The random-access source of TFDS, whose rows are dicts of bytes."""

@@ -87,7 +87,10 @@ class FastTokenizer(SerializableTokenizer):
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Raises UserError for a token that the model does not embed, if the vocabulary has no unknown id."""
         texts = [replace_surrogates(text) for text in require_list(texts)]
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        try:
+            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"tokenizer.json cannot encode a text: {error}") from None
         rows = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
         for row, ids in enumerate(rows):
             if len(beyond := np.flatnonzero(ids >= self.vocab_size)):  # tokens that were added to the tokenizer later
@@ -98,9 +101,8 @@ class FastTokenizer(SerializableTokenizer):
         return rows
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        return self._tokenizer.decode_batch(
-            [_text_ids(row, self.vocab_size, self.special) for row in rows], skip_special_tokens=True
-        )
+        ids = [_text_ids(row, self.vocab_size, self.special) for row in rows]
+        return self._tokenizer.decode_batch(ids, skip_special_tokens=True)
 
     def to_bytes(self) -> bytes:
         content = {"vocab_size": self.vocab_size, "special": asdict(self.special), "tokenizer": self.tokenizer_json}
@@ -178,10 +180,7 @@ class PretrainedSentencePiece(SerializableTokenizer):
     @functools.cached_property
     def _token_pattern(self) -> re.Pattern | None:
         """One group for each token; of tokens with the same beginning, `read_tokenizer` puts the longest first."""
-        space = r"\s*"
-        patterns = (
-            space * token.lstrip + f"({re.escape(token.content)})" + space * token.rstrip for token in self.added_tokens
-        )
+        patterns = (r"\s*" * t.lstrip + f"({re.escape(t.content)})" + r"\s*" * t.rstrip for t in self.added_tokens)
         return re.compile("|".join(patterns)) if self.added_tokens else None
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -257,11 +256,10 @@ class PretrainedSentencePiece(SerializableTokenizer):
     def from_bytes(cls, content: bytes) -> Self:
         stored = parse_content(content, cls.filename, _StoredPieces)
         source, target = (base64.b64decode(stored[side]) for side in ("source", "target"))
-        special = SpecialIds.from_json(stored["special"])
+        size, special = _checked_size(stored["vocab_size"]), SpecialIds.from_json(stored["special"])
         vocabs = tuple(stored["vocabulary"]), tuple(stored.get("target_vocabulary", ()))
-        added_tokens = tuple(AddedToken(**token) for token in stored.get("added_tokens", ()))
-        scheme = stored.get("prepend", "")
-        return cls(source, target, _checked_size(stored["vocab_size"]), special, *vocabs, added_tokens, scheme)
+        added = tuple(AddedToken(**token) for token in stored.get("added_tokens", ()))
+        return cls(source, target, size, special, *vocabs, added, stored.get("prepend", ""))
 
 
 def parse_tokenizer_json(content: str) -> Any:
@@ -276,6 +274,8 @@ def parse_tokenizer_json(content: str) -> Any:
         raise UserError(f"tokenizer.json cannot be read: {error}") from error
     tokenizer.no_truncation()  # some files truncate and pad every text to one length
     tokenizer.no_padding()
+    if hasattr(tokenizer.model, "dropout"):  # of BPE: some files draw the pieces of a text at random
+        tokenizer.model.dropout = None
     return tokenizer
 
 

@@ -52,7 +52,7 @@ def test_columns_by_name(tmp_path: Path):
     assert list(pairs) == [('one "a"\ttwo', "1"), ("x\ty", "0")] and list(pairs) == list(pairs)
     assert list(Tsv(str(file), "#1 String", "#1 ID"))[0] == ('one "a"', "7")
     assert list(Tsv(str(file), (2, 3), 0))[1] == ('one "a"\ttwo', "1"), "numbers know no first line"
-    with pytest.raises(UserError, match="line 1 lacks the column 'quality': it names 'Quality', "):
+    with pytest.raises(UserError, match="line 1 lacks the column 'quality', or has it twice: it names 'Quality', "):
         list(Tsv(str(file), "#1 String", "quality"))
     with pytest.raises(UserError, match="expected two different numbers from 0, or names"):
         Tsv(str(file), (0, 1), "Quality")

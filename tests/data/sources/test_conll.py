@@ -106,6 +106,12 @@ def test_the_columns_of_conll_2003(tmp_path):
     assert list(ColumnFile(path, separator=None, tag_column=1)) == [("EU rejects", "NNP VBZ")]
 
 
+def test_columns_between_spaces_keep_the_other_white_space(tmp_path):
+    """A number with a no-break space inside is one word."""
+    path = written(tmp_path, " 10\u00a0000 CD  O\t\neuros NNS O\n")
+    assert list(ColumnFile(path, separator=None, tag_column=1)) == [("10_000 euros", "CD NNS")]
+
+
 def test_comments_only_where_they_are_asked_for(tmp_path):
     path = written(tmp_path, "# id 1\tx\nhola\tO\n")
     assert list(ColumnFile(path)) == [("#_id_1 hola", "x O")]

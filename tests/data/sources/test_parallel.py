@@ -122,6 +122,9 @@ def test_tsv(folder):
     for source, target in ((0, 0), (-1, 1)):
         with pytest.raises(UserError, match="two different numbers"):
             Tsv("x.tsv", source, target)
+    (folder / "x.tsv").write_text("en\tde\ten\na\tA\tb\n")
+    with pytest.raises(UserError, match="lacks the column 'en', or has it twice: it names 'en', 'de', 'en'"):
+        list(Tsv("x.tsv", "en", "de"))
 
 
 def test_tsv_with_too_few_columns(folder):
@@ -153,6 +156,7 @@ def test_json_lines(folder):
         ("[" * 100_000, "line 2: too many levels of JSON"),
         ('{"en": ' + "9" * 5000 + "}", "line 2: .*Fix the line"),
         ('{"en": "a"}', "line 2: expected a text under 'de', found only 'en'"),
+        ('{"en": "a", "de": "A", "en": "b"}', "line 2: the name 'en' is in an object twice"),
         ("{}", "line 2: expected a text under 'en', found no key|found only no key"),
         ('{"en": "a", "de": 3}', "line 2: expected a text under 'de', found int"),
         ('{"en": "a", "de": null}', "line 2: expected a text under 'de', found NoneType"),

@@ -124,6 +124,11 @@ def test_a_feature_that_is_no_text_is_named(data_dir):
         source(data_dir)._decode_feature({"en": 3}, "en", 0, ReadStats())  # type: ignore[dict-item]
 
 
+def test_a_text_has_a_limit(data_dir):
+    with pytest.raises(UserError, match="test, en -> de, record [0-2], 'de': the text has more than 4 bytes"):
+        list(source(data_dir, "test", max_text_bytes=4))
+
+
 def test_damaged_folders(data_dir, tmp_path):
     shutil.copytree(data_dir / NAME, tmp_path / NAME)
     folder = tmp_path / NAME / "1.0.0"

@@ -10,6 +10,7 @@ from jaxlm.data.tokenizers.base import SpecialIds, encode_words
 from jaxlm.data.tokenizers.pretrained import FastTokenizer
 from jaxlm.data.tokenizers.sentencepiece import SentencePiece, SentencePieceTokenizer
 from jaxlm.data.tokenizers.simple import Bytes, Characters, Words
+from jaxlm.errors import UserError
 
 CORPUS = [
     "the old baker sells warm bread near the door",
@@ -101,3 +102,25 @@ def test_a_tokenizer_that_drops_the_first_space():
     tokenizer = SentencePieceTokenizer(model.getvalue())
     together = np.concatenate([*tokenizer.encode(["a"]), *encode_words(tokenizer, WORDS[:4])])
     np.testing.assert_array_equal(together, tokenizer.encode(["a the old baker sells"])[0])
+
+
+def test_a_file_that_draws_its_pieces_gives_one_encoding():
+    """BPE with dropout (Provilkov et al. 2020) is for training: ids are a function of the text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")], dropout=0.9)
+    ours = FastTokenizer(tokenizers.Tokenizer(model).to_str(), 3, SpecialIds(None, None, None, 0, 0, (0,)))
+    assert [row.tolist() for row in ours.encode(["abab"] * 8)] == [[2, 2]] * 8
+
+
+@pytest.mark.parametrize("kind", ["Unigram", "WordLevel", "WordPiece"])
+def test_an_unknown_word_without_an_unknown_id_is_refused(kind):
+    tokenizers = pytest.importorskip("tokenizers")
+    make = {
+        "Unigram": lambda: tokenizers.models.Unigram([("a", -1.0)], None),
+        "WordLevel": lambda: tokenizers.models.WordLevel({"a": 0}, unk_token="[UNK]"),
+        "WordPiece": lambda: tokenizers.models.WordPiece({"a": 0}, unk_token="[UNK]"),
+    }
+    ours = FastTokenizer(tokenizers.Tokenizer(make[kind]()).to_str(), 1, SpecialIds(None, None, None, 0, 0, (0,)))
+    assert [row.tolist() for row in ours.encode(["a"])] == [[0]]
+    with pytest.raises(UserError, match="tokenizer.json cannot encode a text: .*([Mm]issing)"):
+        ours.encode(["a", "z"])
