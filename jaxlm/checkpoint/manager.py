@@ -216,7 +216,8 @@ class Checkpoints:
             else:
                 policy = _PreservationPolicy(self.keep, self._metrics if self.keep_best is not None else {})
                 # Folders are made in the call: one that cannot be made is an error at once, not after minutes.
-                in_call = ocp.AsyncOptions(create_directories_asynchronously=False)
+                barrier = step_io.wait_for_hosts
+                in_call = ocp.AsyncOptions(create_directories_asynchronously=False, barrier_sync_fn=barrier)
                 options = ocp.CheckpointManagerOptions(
                     cleanup_tmp_directories=True, preservation_policy=policy, async_options=in_call
                 )

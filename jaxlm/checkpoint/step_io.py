@@ -55,6 +55,15 @@ def import_orbax() -> Any:
     return orbax.checkpoint
 
 
+def wait_for_hosts(*, key: str, timeout_ms: int) -> None:
+    """Orbax's barrier for all hosts. A host on which the save has failed does not wait there, since the others may wait
+    at another one: its error, in whose handling Orbax calls this, is raised at once and ends the run everywhere."""
+    if jax.process_count() > 1:
+        if error := sys.exc_info()[1]:
+            raise error
+        import_orbax().multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+
 def write_step(manager: Any, step: int, trees: dict[str, Any], meta: dict, metric: dict | None) -> None:
     """Start to write the trees (by item) and their metadata. Returns when the arrays may be donated."""
     args, items, leaves = import_orbax().args, {}, {}

@@ -3,7 +3,6 @@
 Exit codes: 0 success, 1 failure, 2 wrong command line, 130 interrupted, 141 the reader of the output closed it.
 """
 
-import errno
 import importlib
 import os
 import sys
@@ -12,7 +11,7 @@ import traceback
 from jaxlm import __version__
 from jaxlm.cli.parser import COMMANDS, EXIT_INTERRUPTED, UsageError, command_module, did_you_mean
 from jaxlm.cli.standard_streams import close_stdout, open_streams
-from jaxlm.errors import SaveError, UserError
+from jaxlm.errors import SaveError, one_line
 
 EXIT_BROKEN_PIPE = 141
 
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         else:
-            print(f"jaxlm: {_error_message(error)}", file=sys.stderr, flush=True)
+            print(f"jaxlm: {one_line(error)}", file=sys.stderr, flush=True)
         if isinstance(error, SaveError) and is_program:
             os._exit(1)
         return 2 if isinstance(error, UsageError) else 1
@@ -63,18 +62,3 @@ def _run_command(argv: list[str]) -> int:
             f"no command {command!r}{did_you_mean(command, COMMANDS)} (the commands are {', '.join(COMMANDS)})"
         )
     return 0
-
-
-def _error_message(error: Exception) -> str:
-    """The error in one line, for users who do not read tracebacks."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        file = f" ({error.filename})" if error.filename else ""
-        return f"the disk is full{file}: free some space and repeat the command; a run resumes from its checkpoint"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if "RESOURCE_EXHAUSTED" in str(error):
-        return "the device is out of memory: lower --batching.tokens (train) or --batch-tokens (the other commands)"
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text} (run with --debug for the traceback)"

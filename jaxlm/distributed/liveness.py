@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import platform
+import re
 import signal
 import sys
 import threading
@@ -31,21 +32,41 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @contextlib.contextmanager
-def errors_of_clients() -> Iterator[None]:
-    """While JAX connects: its clients report errors to this module instead of ending the process.
+def errors_of_clients(limit: int) -> Iterator[None]:
+    """While JAX connects: its clients report errors to this module instead of ending the process, and the service ends
+    the wait before the limit of the clients (seconds), so that they hear from it which hosts are missing.
 
     JAX cannot convert such an error for Python yet and raises std::bad_cast: from `connect`, which is an exception of
     Python, or later from a C++ thread, which goes to the handler.
     """
     jax.config.update("jax_enable_recoverability", True)  # the loss of one host must not end the others at once
     bindings: Any = _jax
-    make_client = bindings.get_distributed_runtime_client
+    make_client, make_service = bindings.get_distributed_runtime_client, bindings.get_distributed_runtime_service
     report = functools.partial(make_client, missed_heartbeat_callback=lambda *_: None)
     bindings.get_distributed_runtime_client = report
+    bindings.get_distributed_runtime_service = functools.partial(
+        make_service, cluster_register_timeout=int(0.95 * limit)
+    )
     try:
         yield
     finally:
-        bindings.get_distributed_runtime_client = make_client
+        bindings.get_distributed_runtime_client, bindings.get_distributed_runtime_service = make_client, make_service
+
+
+def end_unmet() -> str:
+    """End this host's part of a meeting that failed. Returns which hosts did not come; "" if that is not known."""
+    state, report = distributed.global_state, ""
+    was_alone = state.client is not None and state.service is None
+    for part in (state.client, state.service):
+        try:
+            if part is not None:
+                part.shutdown()
+        except Exception as error:
+            report += str(error)
+    state.client = state.service = None
+    if names := re.search(r"timed out task names:\n([0-9\n]+)", report):
+        return ", ".join(f"host {host}" for host in sorted(map(int, names[1].split())))
+    return "host 0" if was_alone else ""
 
 
 class Liveness:

@@ -26,8 +26,8 @@ from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from jaxlm.distributed.launcher import TPU_POD, detect_launcher, process_label, waiting_words
-from jaxlm.distributed.liveness import HEARTBEAT_TIMEOUT, Liveness, errors_of_clients
-from jaxlm.errors import UserError
+from jaxlm.distributed.liveness import HEARTBEAT_TIMEOUT, Liveness, end_unmet, errors_of_clients
+from jaxlm.errors import UserError, one_line
 
 Result = TypeVar("Result")
 
@@ -45,7 +45,6 @@ EXCHANGE_TIMEOUT = 3600
 MAX_VALUE_CHARS = 2**20  # characters of one value in the store, whose messages are limited to 4 MiB
 _call_counter = itertools.count()
 _abort_lock = threading.Lock()
-_abandoned: list[Any] = []  # clients that never met the others, kept from ending in C++
 _liveness: list[Liveness] = []
 
 
@@ -67,20 +66,23 @@ def connect(coordinator_config: CoordinatorConfig | None = None) -> None:
 
     Call it before the first array is made. Raises UserError if the connection fails.
     """
-    launcher = "--coordinator-address" if coordinator_config else detect_launcher()
+    launcher, missing = "--coordinator-address" if coordinator_config else detect_launcher(), ""
     if jax.distributed.is_initialized() or not launcher:
         return
     arguments: dict[str, Any] = dataclasses.asdict(coordinator_config) if coordinator_config else {}
     limit = inspect.signature(jax.distributed.initialize).parameters["initialization_timeout"].default
     try:
-        with waiting_words(launcher, limit), errors_of_clients():
-            jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
+        with waiting_words(launcher, limit), errors_of_clients(limit):
+            try:
+                jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
+            except RuntimeError:
+                missing = end_unmet()
+                raise
     except (RuntimeError, ValueError) as error:
         if launcher == TPU_POD and isinstance(error, ValueError):
             return  # a machine with a TPU that belongs to no pod
-        _abandoned.append((global_state.client, global_state.service))
-        global_state.client = global_state.service = None  # nothing to end properly
-        reason = "" if "bad_cast" in str(error) else f": {str(error).splitlines()[0]}"
+        reason = f", since {missing} did not come" if missing else ""
+        reason += "" if "bad_cast" in str(error) else f": {str(error).splitlines()[0]}"
         raise UserError(
             f"{process_label()} did not meet the others ({launcher}) within {limit} s{reason}: check "
             "that every process was started, that their number is right, and that each can reach the coordinator's port"
@@ -133,11 +135,10 @@ def all_or_none(function: Callable[[], Result]) -> Result:
     result, fault = None, ""
     try:
         result = function()
-    except UserError as error:
-        fault = str(error)
     except Exception as error:
-        fault = f"{type(error).__name__}: {error}"
-        traceback.print_exc()
+        fault = one_line(error)
+        if not isinstance(error, UserError | OSError):
+            traceback.print_exc()
     faults = all_gather_json(f"{host_name()}: {fault}" if fault else "")
     if any(faults):
         raise AgreedError("; ".join(fault for fault in faults if fault))
@@ -229,8 +230,7 @@ def fail_together() -> Iterator[None]:
     except Exception as error:
         if num_hosts() == 1:
             raise
-        text = str(error)
-        reason = text if isinstance(error, UserError) else f"{type(error).__name__}: {text.partition(chr(10))[0]}"
+        reason = one_line(error)
         if _is_connection_error(error):
             time.sleep(HEARTBEAT_TIMEOUT + 15)  # until the heartbeats show which host is lost, and end this process
             abort(f"the other hosts are not reached any more: {reason}", RESTART_EXIT_CODE)

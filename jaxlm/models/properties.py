@@ -89,7 +89,7 @@ def init_params(model: Any, key: jax.Array, batch: Batch) -> Params:
     if variables.keys() != {"params"}:
         raise UserError(
             f"{type(model).__name__} has the variables {', '.join(sorted(variables)) or 'of no kind'}, expected params "
-            "alone: what a layer such as nn.BatchNorm keeps beside its parameters is not trained, saved or decoded with"
+            "alone: further variables, such as the means of nn.BatchNorm, are neither saved nor used in decoding"
         )
     return variables["params"]
 

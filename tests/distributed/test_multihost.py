@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from fixtures.cli_runs import environment
+from fixtures.cli_runs import environment, free_port
 from fixtures.tiny_run import EXPERIMENT, lines
 
 from jaxlm.checkpoint.manager import SaveError
@@ -133,15 +132,8 @@ def test_the_watchdog_barks_when_nothing_moves(monkeypatch):
         assert barked.wait(5)
 
 
-def command(folder: Path, *words: object, variant: str = "tiny") -> list[str]:
-    experiment = TINY.replace(":tiny", f":{variant}")
-    return [sys.executable, "-m", "jaxlm", "train", experiment, "--workdir", str(folder), *map(str, words)]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def command(folder: Path, *words: object) -> list[str]:
+    return [sys.executable, "-m", "jaxlm", "train", TINY, "--workdir", str(folder), *map(str, words)]
 
 
 def started(folder: Path, count: int, *words: object, of_last: tuple = ()) -> list[subprocess.Popen]:
@@ -212,24 +204,6 @@ def test_a_host_that_differs_is_named(tmp_path):
     assert all("host 1 of 2" in err and "has experiment" in err for _, err in said)
 
 
-@pytest.mark.slow
-def test_a_host_with_another_file_is_named_by_all(tmp_path):
-    """The digests of one word more go over the network; no host makes a step."""
-    told = "--coordinator-address", f"127.0.0.1:{free_port()}", "--num-processes", 2, "--process-id"
-    processes = []
-    for index, text in enumerate(("a b\n", "a b c\n")):
-        folder = tmp_path / str(index)
-        folder.mkdir()
-        for name in ("nowhere.en", "nowhere.es"):
-            (folder / name).write_text(text)
-        words, env = command(tmp_path / "run", *told, index, variant="missing"), environment()
-        pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(words, env=env | {"JAXLM_DATA": str(folder)}, **pipes))
-    for _, err in ended(processes, 1):
-        assert "the hosts differ: host 1 of 2" in err and "has test data" in err, err
-    assert not (tmp_path / "run" / "checkpoints").exists()
-
-
 def mishap(kind: str, victim: int = 1) -> tuple[list[int], list[list[dict]], list[str]]:
     """Exit codes, what was said and stderr of two processes of `host_program`."""
     program = [sys.executable, str(Path(__file__).parents[1] / "fixtures" / "host_program.py")]
@@ -272,29 +246,6 @@ def test_a_host_that_is_lost_ends_all(kind, code, victim):
     assert "start every process again" in last
     assert not any(words in err[1 - victim] for words in ("Check failure stack trace", "terminate called", "bad_cast"))
     assert code < 0 or f"jaxlm: host {victim} of 2" in err[victim] and "the disk is full" in err[victim]
-
-
-NEVER = """
-import functools, sys, jax
-jax.distributed.initialize = functools.partial(jax.distributed.initialize, initialization_timeout=5)
-from jaxlm.distributed.multihost import CoordinatorConfig, connect
-from jaxlm.errors import UserError
-try:
-    connect(CoordinatorConfig(sys.argv[1], 2, int(sys.argv[2])))
-except UserError as error:
-    raise SystemExit(f"jaxlm: {error}")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_host_that_never_comes_is_a_message(number):
-    """After words while it is waited for; no library aborts the process, which a launch script would start again."""
-    command = [sys.executable, "-c", NEVER, f"127.0.0.1:{free_port()}", str(number)]
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 1, ended.stderr
-    assert f"process {number} of 2 on" in ended.stderr and "waits for the others" in ended.stderr
-    assert "did not meet the others (--coordinator-address) within 5 s" in ended.stderr
 
 
 def test_hosts_with_other_data_are_named(monkeypatch, tmp_path):

@@ -19,7 +19,7 @@ from jaxlm.errors import UserError
 from jaxlm.finetuning import FineTuning, LoRA
 from jaxlm.inference.base import TrainedModel
 from jaxlm.inference.embed import TextEmbedder, attention_maps
-from jaxlm.models.properties import abstract_params, dummy_batch
+from jaxlm.models.properties import dummy_batch
 from jaxlm.nn.layers.embedding import vocab_logits
 from jaxlm.nn.layers.linear import Linear
 from jaxlm.nn.weights import cpu_kernels
@@ -298,19 +298,3 @@ def test_what_cannot_be_done_is_refused():
     model = RawReader()
     with pytest.raises(UserError, match="RawReader cannot compute with int8 weights .*: leave out --precision int8"):
         cast_for_inference(model, params_of(model), "int8")
-
-
-class Normed(Plain):
-    """nn.BatchNorm keeps running means beside the parameters."""
-
-    def setup(self):
-        super().setup()
-        self.norm = nn.BatchNorm(use_running_average=False)
-
-    def hidden(self, tokens_BT):
-        return self.norm(super().hidden(tokens_BT))
-
-
-def test_variables_beside_the_parameters_are_refused_by_name():
-    with pytest.raises(UserError, match="Normed has the variables batch_stats, params, expected params alone"):
-        abstract_params(Normed())

@@ -58,6 +58,8 @@ def data(folder, monkeypatch):
 
 def experiment(model=None, **changes) -> Experiment:
     parts = [TextFile("text.txt", "whole", *part) for part in ((0.0, 0.8), (0.8, 1.0))]
+    if isinstance(model, NGram):
+        changes = {"optimizer": Experiment.optimizer, **changes}
     made = Experiment(
         task=LanguageModeling(parts[0], parts[1], parts[1], windows=Windows(8, 2, append_eos=False), sample_tokens=8),
         model=model or RecurrentLM(VOCAB, 8, Recurrent(LSTM(8)), dropout=0.1),
