@@ -24,7 +24,8 @@ def check_writable(folder: Path | str, bytes_needed: int = 0) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"probe")
-        probe.unlink(missing_ok=True)
+        for file in folder.glob(".probe-*"):  # also those of processes that were killed here
+            file.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write into {folder}: {error.strerror or error}: choose another --workdir or fix its permissions"

@@ -56,11 +56,7 @@ UNREADABLE = (
     (b"\x89HDF\r\n", "an HDF5 file", "Write its texts as JSON lines."),
     (b"SQLite format 3\x00", "an SQLite database", "Write its texts as JSON lines."),
     (b"ustar", "a tar archive", "Unpack it: tar xf FILE."),
-    (
-        b"version https://git-lfs.github.com/",
-        "a pointer of Git LFS",
-        "Fetch the file that it stands for: git lfs pull.",
-    ),
+    (b"version https://git-lfs.github.com/", "a pointer of Git LFS", "Fetch the file itself: git lfs pull."),
 )
 """Files that are not text: the bytes they begin with, what they are, and what helps."""
 

@@ -43,10 +43,8 @@ def errors_of_clients(limit: int) -> Iterator[None]:
     bindings: Any = _jax
     make_client, make_service = bindings.get_distributed_runtime_client, bindings.get_distributed_runtime_service
     report = functools.partial(make_client, missed_heartbeat_callback=lambda *_: None)
-    bindings.get_distributed_runtime_client = report
-    bindings.get_distributed_runtime_service = functools.partial(
-        make_service, cluster_register_timeout=int(0.95 * limit)
-    )
+    wait = functools.partial(make_service, cluster_register_timeout=int(0.95 * limit))
+    bindings.get_distributed_runtime_client, bindings.get_distributed_runtime_service = report, wait
     try:
         yield
     finally:

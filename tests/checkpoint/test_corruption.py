@@ -159,6 +159,9 @@ def test_failed_background_save_is_reported_once_and_not_fatal(tmp_path):
 
 def test_check_writable(tmp_path, monkeypatch):
     check_writable(tmp_path / "a" / "b", 1000)
+    (tmp_path / "a" / "b" / ".probe-1").touch()  # of a process that was killed
+    check_writable(tmp_path / "a" / "b", 1000)
+    assert not [*(tmp_path / "a" / "b").iterdir()]
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "sub", "/proc/jaxlm"):
