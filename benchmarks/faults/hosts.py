@@ -7,6 +7,7 @@ same command must then finish the run bit for bit.
 
 import argparse
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,8 @@ from jaxlm.distributed.multihost import RESTART_EXIT_CODE
 
 LIMIT_SECONDS, NEVER_SECONDS, KILLED_AFTER = 60.0, 330.0, 400.0
 RUN = ["--steps", 300, "--log-every", 50, "--checkpoint-every", 100, "--evaluate-every", 150]
+STRAY = re.compile(r"terminate called|bad_cast|\.cc:\d+\]|Traceback")
+"""Words on stderr that do not come from jaxlm."""
 STRIKE_AT = "100"
 """The checkpoint after which a host is struck."""
 DISK_FULL_AT = 30
@@ -104,8 +107,12 @@ class Pair:
             faults.append(f"expected the codes {mishap.codes}")
         if mishap.late in (None, 0.0) and seconds > (NEVER_SECONDS if mishap.late is None else LIMIT_SECONDS):
             faults.append("too late")
-        if name not in ("late", "disk full") and f"host {host}" not in err[1 - host].replace("process", "host"):
+        if name != "late" and f"host {host}" not in err[1 - host].replace("process", "host"):
             faults.append(f"host {host} is not named")
+        if mishap.disk_full and not re.search("disk is full|No space left", err[host]):
+            faults.append(f"host {host} does not say that its disk is full: {err[host].strip()[-200:]}")
+        if strays := [line for line in err[1 - host].splitlines() if STRAY.search(line)]:
+            faults.append(f"words of C++: {strays[0][:100]}")
         if name not in ("never", "other data", "other config"):
             finished, finished_err, _ = self.run(workdir)
             if finished != [0, 0]:

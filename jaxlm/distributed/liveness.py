@@ -79,9 +79,10 @@ class Liveness:
         self.is_leaving = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True, name="liveness")
         self.thread.start()
-        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._handle_abort)  # kept: C calls it
+        aborted = functools.partial(on_loss, "a library has aborted this process; its message is above")
+        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: self._handle_fault(aborted))  # kept: C calls it
         ctypes.CDLL(None).signal(ctypes.c_int(signal.SIGABRT), self._on_abort)
-        self._on_terminate = ctypes.CFUNCTYPE(None)(self._handle_terminate)
+        self._on_terminate = ctypes.CFUNCTYPE(None)(lambda: self._handle_fault(lambda: self._report_exception()))
         with contextlib.suppress(OSError, AttributeError):  # not GNU's library
             set_terminate = ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE
             set_terminate.restype = type(self._on_terminate)
@@ -133,20 +134,8 @@ class Liveness:
         if lost:
             self.on_loss("; ".join(lost))
 
-    def _handle_terminate(self) -> None:
-        """An uncaught exception of C++, in its thread: JAX lost host 0, or a library failed, whose message is shown."""
-        if self._host_0_answers():
-            self._report_exception()  # ends in SIGABRT
-        self._lose([0], {})
-
-    def _handle_abort(self, _: int) -> None:
-        """SIGABRT, in the thread that raised it: JAX lost host 0, or a library failed."""
-        if self._host_0_answers():
-            self.on_loss("a library has aborted this process; its message is above")
-        self._lose([0], {})
-
-    def _host_0_answers(self) -> bool:
-        """True if the service in host 0 is there within three seconds."""
+    def _handle_fault(self, report: Callable[[], None]) -> None:
+        """An uncaught exception of C++, or SIGABRT, in its thread: JAX lost host 0, or a library failed: `report`."""
         answered = threading.Event()
 
         def ask() -> None:
@@ -155,7 +144,9 @@ class Liveness:
                 answered.set()
 
         threading.Thread(target=ask, daemon=True).start()
-        return answered.wait(3)
+        if answered.wait(3):
+            report()
+        self._lose([0], {})
 
     def _leave(self) -> None:
         """At exit: wait until every host is here; host 0, whose service the others need, leaves last."""

@@ -26,6 +26,11 @@ FILE_NAME = "generation_config.json"
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
+ID_ENTRIES = (
+    *SPECIAL_IDS, "unk_token_id", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
+    "begin_suppress_tokens", "bad_words_ids",
+)  # fmt: skip
+
 Ids = int | list[int]
 
 
@@ -96,6 +101,20 @@ def read_generation_config(folder: Path, config: Mapping[str, Any]) -> dict[str,
     if isinstance(ends, list) and first in ends:
         entries["eos_token_id"] = [first, *(i for i in ends if i != first)]
     return entries
+
+
+def check_ids(entries: Mapping[str, Any], vocab_size: int, folder: Path) -> None:
+    """Raises UserError for an id that the model does not have, for which JAX would read another. Padding may be -1."""
+    for name in ID_ENTRIES:
+        low = -1 if name == "pad_token_id" else 0
+        if wrong := [i for i in _flatten(entries.get(name, [])) if i is not None and not low <= i < vocab_size]:
+            raise UserError(
+                f"{folder}: {name} has the id {wrong[0]}, the model has 0 to {vocab_size - 1}: {FETCH_AGAIN}"
+            )
+
+
+def _flatten(value: Any) -> list[Any]:
+    return [item for part in value for item in _flatten(part)] if isinstance(value, list) else [value]
 
 
 def _check_off(path: Path | str, entries: Mapping[str, Any], options: Mapping[str, Any]) -> None:

@@ -173,8 +173,7 @@ def _special_ids(folder: Path, config: Mapping[str, Any], kind: ModelKind, piece
             token = _tokens_of_role(folder, role)[0]
             raise UserError(f"{folder} has no tokenizer.json with the {role} {token!r}: `save_pretrained` writes one")
         cls_id, sep_id, unk_id = ids.values()
-        pad_id = config.get("pad_token_id")
-        return SpecialIds(pad_id, unk_id, bos=cls_id, eos=sep_id, start=cls_id, end_ids=(sep_id,))
+        return SpecialIds(_pad_id(config), unk_id, bos=cls_id, eos=sep_id, start=cls_id, end_ids=(sep_id,))
     eos, bos = config.get("eos_token_id"), config.get("bos_token_id")
     end_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
     start = config.get("decoder_start_token_id")
@@ -189,9 +188,13 @@ def _special_ids(folder: Path, config: Mapping[str, Any], kind: ModelKind, piece
     # Marian and T5 begin with their padding, which has a logit like any other id and must not be generated.
     suppress |= {start} - {end_ids[0]} if kind == "encoder_decoder" else set()
     return SpecialIds(
-        pad=config.get("pad_token_id"), unk=_find_id(folder, "unk_token", piece_to_id) if unk is None else unk,
+        pad=_pad_id(config), unk=_find_id(folder, "unk_token", piece_to_id) if unk is None else unk,
         bos=bos, eos=end_ids[0], start=start, end_ids=end_ids, suppress=tuple(sorted(suppress)),
     )  # fmt: skip
+
+
+def _pad_id(config: Mapping[str, Any]) -> int | None:
+    return None if config.get("pad_token_id") == -1 else config.get("pad_token_id")
 
 
 def _find_id(folder: Path, role: str, piece_to_id: PieceToId) -> int | None:

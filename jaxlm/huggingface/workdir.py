@@ -21,7 +21,7 @@ from jaxlm.filesystem import create_folder, write_atomic
 from jaxlm.huggingface.checkpoint_folder import published_file, read_config
 from jaxlm.huggingface.convert import find_architecture, load_pretrained, read_array_dtypes, save_pretrained
 from jaxlm.huggingface.encoders import label_names
-from jaxlm.huggingface.generation_config import read_generation_config, with_generation_defaults
+from jaxlm.huggingface.generation_config import check_ids, read_generation_config, with_generation_defaults
 from jaxlm.huggingface.tokenizer_files import ModelKind, find_mask_token, read_tokenizer
 from jaxlm.json_files import read_json
 from jaxlm.metrics.spans import forbidden_transitions
@@ -106,6 +106,7 @@ def import_folder(folder: Path, new_workdir: Path, **model_fields: Any) -> Exper
     if isinstance(model, FineTunable) or is_encoder(model):
         kind = "encoder"
     generation = {} if kind == "encoder" else read_generation_config(folder, config)
+    check_ids({**config, **generation}, model.vocab, folder)
     tokenizer = read_tokenizer(folder, {**config, **generation}, model.vocab, kind)
     task = task_for_model(model, config, find_mask_token(folder, tokenizer))
     task = with_generation_defaults(task, generation, folder)

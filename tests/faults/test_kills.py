@@ -38,7 +38,7 @@ def test_every_operation_of_the_first_second(family, tmp_path):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A family, its unbroken run, and the process that is forked for each run."""
-    folder = tmp_path_factory.mktemp("failed saves")
+    folder = tmp_path_factory.mktemp("failed_saves")
     if (library := compile_injector(folder)) is None:
         pytest.skip("no C compiler (cc)")
     env = environment(folder / "compiled", JAXLM_DATA=str(folder), JAXLM_CACHE=str(folder / "native"))

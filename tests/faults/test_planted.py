@@ -27,7 +27,13 @@ def published(tmp_path) -> Path:
     folder = tmp_path / "published"
     folder.mkdir()
     save_published("gpt2", folder)
+    (folder / "generation_config.json").write_text("{}")  # without beams, with which a decoder is refused
     return folder
+
+
+def test_the_whole_folder_is_imported(published, tmp_path):
+    import_folder(published, tmp_path / "run")
+    assert Workdir(tmp_path / "run").load().params
 
 
 def contents(folder: Path) -> str:

@@ -134,7 +134,29 @@ def test_quantized_weights(llama, name):
         load_pretrained(llama)
 
 
-def test_an_adapter_beside_the_weights(llama):
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"eos_token_id": 300}, {"eos_token_id": [0, -1]}, {"bos_token_id": 10**6}, {"pad_token_id": 300},
+        {"suppress_tokens": [-1]}, {"begin_suppress_tokens": [300]}, {"bad_words_ids": [[0, 300]]},
+    ],
+    ids=lambda entries: next(iter(entries)),
+)  # fmt: skip
+def test_an_id_that_the_model_does_not_have(gpt2, tmp_path, entries):
+    """Llama 1 has no padding, which its config.json writes as -1."""
+    edit(gpt2, **entries)
+    with pytest.raises(UserError, match=f"{next(iter(entries))} has the id .*, the model has 0 to 299"):
+        import_folder(gpt2, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_padding(gpt2, tmp_path):
+    edit(gpt2, pad_token_id=-1)
+    import_folder(gpt2, tmp_path / "run")
+    assert Workdir(tmp_path / "run").load_tokenizer().special.pad is None
+
+
+def test_an_adapter_in_the_folder(llama):
     """Transformers would add it to them."""
     (llama / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(UserError, match="adapter_config.json is of an adapter, .*merge"):
