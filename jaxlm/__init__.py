@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jaxlm.objectives.masked_lm import MaskedLM as MaskedLM
     from jaxlm.objectives.next_token import NextToken as NextToken
     from jaxlm.tasks.classification import Classification as Classification
+    from jaxlm.tasks.instruction_tuning import InstructionTuning as InstructionTuning
     from jaxlm.tasks.language_modeling import LanguageModeling as LanguageModeling
     from jaxlm.tasks.masked_lm import MaskedLanguageModeling as MaskedLanguageModeling
     from jaxlm.tasks.regression import TextRegression as TextRegression
@@ -68,6 +69,9 @@ if TYPE_CHECKING:
     from jaxlm.data.chat.instructions import AlpacaFile as AlpacaFile, MessagesFile as MessagesFile
     from jaxlm.data.chat.instructions import PairDialogues as PairDialogues, QuestionFile as QuestionFile
     from jaxlm.data.chat.instructions import SelfInstructFile as SelfInstructFile, ShareGptFile as ShareGptFile
+    from jaxlm.data.chat.jinja_template import JinjaChatTemplate as JinjaChatTemplate
+    from jaxlm.data.chat.template import ALPACA as ALPACA, CHATML as CHATML, GEMMA as GEMMA, LLAMA2 as LLAMA2
+    from jaxlm.data.chat.template import LLAMA3 as LLAMA3, PLAIN as PLAIN, ChatTemplate as ChatTemplate
     from jaxlm.data.chat.preferences import JudgedFile as JudgedFile, PairPreferences as PairPreferences
     from jaxlm.data.chat.preferences import PreferenceFile as PreferenceFile
     from jaxlm.data.minilang.corpus import MiniLang as MiniLang

@@ -7,6 +7,7 @@ train.source, train.target and so on. `predict`, `generate` and `score` need non
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from jaxlm.data.tokenizers.pretrained import PretrainedTokenizer
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.filesystem import create_folder, write_atomic
+from jaxlm.huggingface.chat_template import read_chat_template, start_of_chat
 from jaxlm.huggingface.checkpoint_folder import published_file, read_config
 from jaxlm.huggingface.convert import find_architecture, load_pretrained, read_array_dtypes, save_pretrained
 from jaxlm.huggingface.encoders import label_names
@@ -92,7 +94,7 @@ def _are_span_labels(names: tuple[str, ...]) -> bool:
 DTYPES_FILE = ".dtypes.json"
 """The dtype of each imported array, in the folder of the files that came with a model."""
 
-SIDE_FILES = ("*.json", "*.model", "*.spm", "merges.txt")
+SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.spm", "merges.txt")
 
 
 def import_folder(folder: Path, new_workdir: Path, **model_fields: Any) -> Experiment:
@@ -110,6 +112,8 @@ def import_folder(folder: Path, new_workdir: Path, **model_fields: Any) -> Exper
     tokenizer = read_tokenizer(folder, {**config, **generation}, model.vocab, kind)
     task = task_for_model(model, config, find_mask_token(folder, tokenizer))
     task = with_generation_defaults(task, generation, folder)
+    if isinstance(task, LanguageModeling) and (template := read_chat_template(folder, tokenizer)):
+        task, tokenizer = replace(task, chat_template=template), start_of_chat(template, tokenizer)
     experiment = Experiment(
         task, model, PretrainedTokenizer(model.vocab), best_metric=f"valid/{(*task.metric_names, 'nll')[0]}", steps=1
     )

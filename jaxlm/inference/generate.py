@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
+from jaxlm.data.chat.encoding import ChatFormat, DialogueEncoder
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.decode.generate import GenerationConfig, generate, generate_stream
@@ -24,6 +25,7 @@ from jaxlm.decode.logit_masks import LogitMasks
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_NONE, FINISH_REASONS, GenerationOutput
 from jaxlm.decode.sampling import Sampler
+from jaxlm.errors import UserError
 from jaxlm.grammar.constraint import Constraint
 from jaxlm.inference.base import TrainedModel
 from jaxlm.inference.constraints import TokenConstraint, compile_constraint
@@ -54,6 +56,7 @@ class GenerationRequest:
       max_tokens: the most tokens of a text; None takes the limit of the task's search, or of the defaults.
       stop_strings: strings that end a text and are not part of it.
       constraint: which texts are allowed; a quotation copies from the source, or from the prompt if there is none.
+      chat: the prompts are turns of a user, in this form; None: texts to continue.
     """
 
     sampler: Sampler | None = None
@@ -62,6 +65,7 @@ class GenerationRequest:
     max_tokens: int | None = None
     stop_strings: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    chat: ChatFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -130,14 +134,17 @@ def draw_samples(
     constraint = None
     if request.constraint:
         constraint = cache(partial(compile_constraint, request.constraint, trained.tokenizer))
+    encoder = DialogueEncoder(trained.tokenizer, request.chat.template) if request.chat else None
     for text in prompts:
         if search is None:
             prompt, room, is_cut = _encode_prefix(trained, text, request, defaults)
         else:
             prompt, room, is_cut = _encode_source(trained, text, request, search)
-        config = GenerationConfig(room, special.end_ids, request.sampler or defaults.sampler, masks)
+        stop = encoder.stop_ids if encoder else special.end_ids
+        config = GenerationConfig(room, stop, request.sampler or defaults.sampler, masks)
         for sample in _sample_prompt(trained, text, prompt, config, request, constraint, on_text):
-            yield replace(sample, truncated=is_cut)
+            answer = sample.text.removeprefix(request.chat.template.answer_space if request.chat else "")
+            yield replace(sample, text=answer, truncated=is_cut)
 
 
 def _encode_source(
@@ -164,11 +171,19 @@ def _encode_source(
 def _encode_prefix(
     trained: TrainedModel, text: str, request: GenerationRequest, defaults: GenerationDefaults
 ) -> tuple[DecodeRequest, int, bool]:
-    ids = np.concatenate([[trained.tokenizer.special.start], trained.tokenizer.encode([text])[0]])
+    if request.chat:
+        encoder = DialogueEncoder(trained.tokenizer, request.chat.template)
+        (ids,) = encoder.encode_prompts([request.chat.dialogue(text)])
+    else:
+        ids = np.concatenate([[trained.tokenizer.special.start], trained.tokenizer.encode([text])[0]])
     limit, positions = request.max_tokens or defaults.new_tokens, max_target_positions(trained.model)
     if defaults.max_length and not (request.max_tokens or defaults.max_tokens):
         positions = min(positions or defaults.max_length, max(defaults.max_length - 1, 1))
     room, is_cut = limit, positions is not None and len(ids) > positions
+    if is_cut and request.chat:
+        raise UserError(
+            f"the chat prompt {text[:40]!r} has {len(ids)} tokens, the model {positions} positions: shorten it"
+        )
     if positions is not None:
         if is_cut:  # the end of the prompt, with room for the text in up to half of the positions
             ids = np.append(ids[:1], ids[len(ids) - positions + min(limit, max(positions // 2, 1)) :])

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from jaxlm.data.chat.encoding import ChatFormat
 from jaxlm.decode.sampling import Sampler
 from jaxlm.distributed.sharding import make_mesh, train_state_shardings
 from jaxlm.errors import UserError
@@ -91,6 +92,16 @@ class Pipeline(TrainedRun):
     def generation_defaults(self) -> GenerationDefaults:
         """The sampler and the limits of `generate` where a request has none."""
         return getattr(self.experiment.task, "generation", GENERATION_DEFAULTS)
+
+    def chat_format(self, system: str = "") -> ChatFormat:
+        """The form in which the model is asked in a dialogue, for `GenerationRequest`. Raises UserError without one."""
+        template = getattr(self.experiment.task, "chat_template", None)
+        if template is None:
+            raise UserError(
+                "the model has no chat template: train it on dialogues (the task InstructionTuning), or import a model "
+                "whose files have one"
+            )
+        return ChatFormat(template, system)
 
     def score(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[TextScore]:
         """log p of each text, or of each (source, target) pair's target. Raises UserError if the task has none."""

@@ -11,6 +11,8 @@ import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.batching.lm_windows import Windows
+from jaxlm.data.chat.jinja_template import JinjaChatTemplate
+from jaxlm.data.chat.template import ChatTemplate
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns
 from jaxlm.data.tokenizers.base import Tokenizer
@@ -34,12 +36,14 @@ class LanguageModeling(TextTask):
       batch_tokens: positions per batch of texts.
       sample_tokens: tokens of the samples that are shown after training.
       generation: the defaults of `generate`.
+      chat_template: the text around the turns of a dialogue, for `generate --chat`.
     """
 
     windows: Windows | None = Windows(length=64, rows=8)
     batch_tokens: int = 8192
     sample_tokens: int = 100
     generation: GenerationDefaults = GenerationDefaults()
+    chat_template: ChatTemplate | JinjaChatTemplate | None = None
 
     eval_only_fields: ClassVar[tuple[str, ...]] = (
         *EVAL_SPLITS,
@@ -47,6 +51,7 @@ class LanguageModeling(TextTask):
         "batch_tokens",
         "sample_tokens",
         "generation",
+        "chat_template",
     )
     input_kind: ClassVar[str] = "text"
     batch_columns: ClassVar[tuple[str, ...]] = ("target",)

@@ -24,7 +24,7 @@ from jaxlm.workdir import Workdir
 
 
 def resolve_init(experiment: Experiment, workdir: Workdir | None = None) -> Experiment:
-    """The experiment with the model and the tokenizer of `finetuning.init`.
+    """The experiment with the model, the tokenizer and, if it has none, the chat template of `finetuning.init`.
 
     If the run in `workdir` has a checkpoint, both come from there and the initial workdir is no longer needed. A
     published model replaces the model of the experiment, because its sizes and ids belong to its tokenizer; heads,
@@ -56,7 +56,10 @@ def resolve_init(experiment: Experiment, workdir: Workdir | None = None) -> Expe
             )
         fields = {name: getattr(model, name) for name in (*RUN_FIELDS, "mlm_head", "nsp_head") if hasattr(model, name)}
         model = trunk.clone(**fields, parent=None)
-    return replace(experiment, model=model, tokenizer=initial.tokenizer)
+    task: Any = experiment.task
+    if getattr(task, "chat_template", initial) is None:
+        task = replace(task, chat_template=getattr(initial.task, "chat_template", None))
+    return replace(experiment, task=task, model=model, tokenizer=initial.tokenizer)
 
 
 def load_init_params(state: TrainState, experiment: Experiment, notify: Callable[[str], None]) -> TrainState:

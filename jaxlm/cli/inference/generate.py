@@ -22,6 +22,8 @@ def main(argv: list[str]) -> int:
         prompts += read_lines(options.file.absolute(), max_bytes=options.max_line_mb * MEGABYTE)
     if not prompts:
         raise UsageError("expected a prompt: give --prompt TEXT (any number of times) or --file FILE")
+    if options.system is not None and not options.chat:
+        raise UsageError("--system is the first turn of a dialogue: add --chat")
     constraint: Any = read_constraint(options)
     experiment = experiment_with_options(options)
     if not experiment.task.input_kind:
@@ -35,7 +37,8 @@ def main(argv: list[str]) -> int:
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     sampler = dataclasses.replace(pipeline.generation_defaults.sampler, **given)
     limits = options.num_samples, options.max_tokens, tuple(options.stop)
-    request = GenerationRequest(sampler, options.seed, *limits, constraint)
+    chat: Any = pipeline.chat_format(options.system or "") if options.chat else None
+    request = GenerationRequest(sampler, options.seed, *limits, constraint, chat)
     live = options.num_samples == 1 and not options.jsonl and (options.stream or sys.stdout.isatty())
     samples, truncated = pipeline.generate_stream(prompts, request, _print_piece if live else None), set()
     for sample in samples:
@@ -62,6 +65,8 @@ def _parser() -> CommandParser:
     parser.add_list("--prompt", "prompt")
     parser.add_argument("--file", type=Path, metavar="FILE", help="file of prompts, one per line")
     add_line_limit_option(parser)
+    parser.add_flag("--chat", "the prompts are turns of a user: put the model's chat template around them")
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system turn before each prompt")
     parser.add_float("--temperature", "softmax temperature; 0 is greedy decoding (default: 1)")
     parser.add_int("--top-k", "sample from the K most probable tokens, 0 for all", minimum=0, metavar="K")
     text = "sample from the fewest tokens whose probabilities sum to P (default: 1, all)"

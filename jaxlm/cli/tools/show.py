@@ -1,13 +1,24 @@
 """`jaxlm show EXPERIMENT`: the configuration, the parameters, the batch and the FLOPs of a step. Trains nothing."""
 
+from itertools import groupby
+from typing import Any
+
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.parser import COMMANDS
 from jaxlm.config.display import format_config
+from jaxlm.errors import UserError
 
 
 def main(argv: list[str]) -> int:
     """Print everything to stdout."""
-    experiment, options = ExperimentParser("show", COMMANDS["show"]).parse_experiment(argv)
+    parser = ExperimentParser("show", COMMANDS["show"])
+    text = (
+        "print only the first training dialogue, with the tokens that are trained on marked; fits the tokenizer first"
+    )
+    parser.add_flag("--example", text)
+    experiment, options = parser.parse_experiment(argv)
+    if options.example:
+        return _show_example(experiment)
     import jax
 
     from jaxlm.perf.flops import FLOPS_CONVENTION, count_step
@@ -32,4 +43,24 @@ def main(argv: list[str]) -> int:
     else:
         flops = count_step(experiment).full
         print(f"FLOPs {flops:.3g} a step with a full batch, {flops * steps:.3g} in all: {FLOPS_CONVENTION}")
+    return 0
+
+
+def _show_example(experiment: Any) -> int:
+    """Print the tokens of the first training dialogue, in lines of `prompt` and of `loss`, the trained ones."""
+    from jaxlm.tasks.instruction_tuning import InstructionTuning
+    from jaxlm.training.initialize import resolve_init
+    from jaxlm.workdir import Workdir
+
+    experiment = resolve_init(experiment)
+    task, init = experiment.task, experiment.finetuning.init
+    if not isinstance(task, InstructionTuning):
+        raise UserError(f"show --example: the task {type(task).__name__} has no dialogues; InstructionTuning has")
+    tokenizer = Workdir(init).load_tokenizer() if init else experiment.tokenizer.fit(task.texts())
+    (row,) = task.encoder(tokenizer).encode([next(iter(task.train))])
+    labels = [*row.ids.tolist(), tokenizer.special.eos]
+    for trained, group in groupby(zip(labels, row.loss_mask.tolist(), strict=True), key=lambda pair: pair[1]):
+        texts = [tokenizer.decode([[index]])[0] or f"<{index}>" for index, _ in group]
+        print(f"{'loss  ' if trained else 'prompt'} {len(texts):5}  {' '.join(map(repr, texts))}")
+    print(f"{int(row.loss_mask.sum())} of {len(labels)} labels are trained")
     return 0

@@ -90,12 +90,11 @@ def _token_level_fields(
 
 def _loss_mask(columns: Columns, examples: np.ndarray, row_index: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """The mask where `label_BT` has its labels. The EOS after a target that is cut is not its true end: it is False."""
-    length, lengths = shape[1], columns["target"].lengths[examples]
-    count = np.minimum(lengths, length - 1)
-    start, _ = _example_starts(row_index, count, length)
-    mask = np.zeros(shape[0] * length, bool)
-    mask[concat_ranges(start, count + 1)] = columns["loss_mask"].gather(examples, max_length=length)[0]
-    mask[(start + count)[lengths > count]] = False
+    column, count = columns["loss_mask"], np.minimum(columns["target"].lengths[examples], shape[1] - 1)
+    start, _ = _example_starts(row_index, count, shape[1])
+    mask = np.zeros(shape, bool).reshape(-1)
+    mask[concat_ranges(start, count + 1)] = column.flat[concat_ranges(column.offsets[examples], count + 1)]
+    mask[(start + count)[column.lengths[examples] > count + 1]] = False
     return mask.reshape(shape)
 
 

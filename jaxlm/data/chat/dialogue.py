@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from jaxlm.data.files import ReadStats
+from jaxlm.errors import UserError
 
 Role = Literal["system", "user", "assistant", "tool"]
 
 TURN_ROLES: tuple[str, ...] = get_args(Role)
 
 
-class InvalidRecord(ValueError):
+class InvalidRecord(UserError):
     """The fault of a record: the reader adds its place."""
 
 

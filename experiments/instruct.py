@@ -1,0 +1,174 @@
+"""Supervised fine-tuning on dialogues: a language model becomes an assistant.
+
+    jaxlm train experiments.instruct:base --workdir runs/base
+    jaxlm train experiments.instruct:commands --workdir runs/commands --finetuning.init runs/base
+    jaxlm generate runs/commands --chat --prompt "Say its sentiment: the green witch arrived" --temperature 0
+
+    jaxlm train experiments.instruct:text_base --workdir runs/text_base
+    jaxlm train experiments.instruct:instructions --workdir runs/instructions --finetuning.init runs/text_base
+
+`commands` answers four commands about sentences of minilang in forms that a program can check; `instructions` learns
+from instructions of open license (`alpaca`: from 5,000 others, for research only) on top of a decoder that read
+WikiText-2; `lora` adapts a published chat model, with its own chat template. `jaxlm show EXPERIMENT --example` prints
+which tokens are trained on.
+
+Not measured yet: the figures of these runs.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from jaxlm import (
+    AdamW,
+    AlpacaFile,
+    Concat,
+    CosineDecay,
+    Decoder,
+    Dialogue,
+    Experiment,
+    FineTuning,
+    HashSplit,
+    InstructionTuning,
+    LanguageModeling,
+    LoRA,
+    MiniLang,
+    Packing,
+    SelfInstructFile,
+    SentencePiece,
+    SplitName,
+    TextFile,
+    Turn,
+    Windows,
+    run_this_experiment,
+)
+from jaxlm.data.files import ReadStats
+from jaxlm.data.sources.base import Source
+from jaxlm.data.sources.text import TextSource
+
+SENTIMENTS = {"P": "positive", "N": "negative", "NEU": "neutral"}
+PATTERN = r'positive|negative|neutral|\d+|[\w./ ]+/[A-Z]+|\{"words": \d+, "sentiment": "(positive|negative|neutral)"\}'
+"""The forms of the answers to commands."""
+
+
+@dataclass(frozen=True)
+class MiniLangTexts(TextSource):
+    """Sentences of minilang in both languages, one after the other."""
+
+    split: Literal["train", "valid", "test"]
+    count: int
+
+    def describe(self) -> str:
+        return MiniLang(self.split, self.count).describe()
+
+    def read(self, stats: ReadStats) -> Iterator[str]:
+        for english, spanish in MiniLang(self.split, self.count).read(stats):
+            yield f"{english}\n{spanish}"
+
+
+@dataclass(frozen=True)
+class MiniLangCommands(Source[Dialogue]):
+    """A command about each sentence, in turn: its sentiment, its number of words, its tags, or a JSON record."""
+
+    split: Literal["train", "valid", "test"]
+    count: int
+
+    def describe(self) -> str:
+        return f"commands about {MiniLang(self.split, self.count).describe()}"
+
+    def read(self, stats: ReadStats) -> Iterator[Dialogue]:
+        for number, sentence in enumerate(MiniLang(self.split, self.count).sentences()):
+            words, sentiment = sentence.english.split(), SENTIMENTS[sentence.sentiment]
+            tagged = " ".join(f"{word}/{tag}" for word, tag in zip(words, sentence.tags_english, strict=True))
+            command, answer = (
+                ("Say its sentiment", sentiment),
+                ("Count its words", str(len(words))),
+                ("Tag its words", tagged),
+                ("Describe it as JSON", json.dumps({"words": len(words), "sentiment": sentiment})),
+            )[number % 4]
+            stats.kept += 1
+            yield Dialogue((Turn("user", f"{command}: {sentence.english}"), Turn("assistant", answer)))
+
+
+def base() -> Experiment:
+    """A decoder of 3 layers, width 128, that reads sentences of minilang: it answers nothing."""
+    splits = MiniLangTexts("train", 40_000), MiniLangTexts("valid", 500), MiniLangTexts("test", 500)
+    return Experiment(
+        task=LanguageModeling(*splits, windows=None),
+        tokenizer=SentencePiece(600),
+        model=Decoder(600, 128, 4, 512, 3, max_length=256, position="rotary"),
+        batching=Packing(length=256, tokens=4096),
+        optimizer=AdamW(CosineDecay(peak=2e-3, warmup=50), b2=0.99, weight_decay=0.1, clip=1.0),
+        steps=400,
+        evaluate_every=100,
+        checkpoint_every=100,
+        best_metric="valid/nll",
+    )
+
+
+def commands() -> Experiment:
+    """Commands with answers of a checkable form, from `base`: 20,000 dialogues, test sentences never seen."""
+    splits = MiniLangCommands("train", 20_000), MiniLangCommands("valid", 400), MiniLangCommands("test", 400)
+    task = InstructionTuning(*splits, answer_pattern=PATTERN, answered=400)
+    schedule = CosineDecay(peak=1e-3, warmup=50)
+    return replace(base(), task=task, optimizer=replace(base().optimizer, schedule=schedule), steps=1000)
+
+
+def text_base() -> Experiment:
+    """A decoder of 4 layers, width 256, that reads WikiText-2 in 4,000 pieces."""
+    train, valid = (TextFile(f"wikitext2/{split}.txt.gz") for split in ("train", "valid"))
+    return Experiment(
+        task=LanguageModeling(train, valid, valid, windows=Windows(length=256, rows=8)),
+        tokenizer=SentencePiece(4000),
+        model=Decoder(4000, 256, 8, 1024, 4, max_length=512, position="rotary"),
+        batching=Windows(length=256, rows=8, carry_state=False),
+        optimizer=AdamW(CosineDecay(peak=2e-3, warmup=100), b2=0.99, weight_decay=0.1, clip=1.0),
+        steps=1200,
+        evaluate_every=300,
+        checkpoint_every=300,
+        best_metric="valid/nll",
+    )
+
+
+def instructions() -> Experiment:
+    """1,174 instructions of open license, from `text_base`; the perplexity of held-out answers, and their ends."""
+    files = (
+        AlpacaFile("alpaca_en_demo/alpaca_en_demo.json.gz"),
+        SelfInstructFile("self_instruct_seeds/seed_tasks.jsonl.gz"),
+    )
+    return _instructions(Concat(files), steps=300)
+
+
+def alpaca() -> Experiment:
+    """The same with 5,000 instructions of Alpaca (CC BY-NC: for research, nothing made of it may be published)."""
+    return _instructions(AlpacaFile("alpaca_5000/alpaca_5000.json.gz"), steps=900)
+
+
+def lora() -> Experiment:
+    """LoRA of rank 8 on a published chat model (--finetuning.init), with the chat template that came with it."""
+    experiment = instructions()
+    task = replace(experiment.task, chat_template=None, answered=50)
+    finetuning = FineTuning(lora=LoRA(rank=8))
+    return replace(experiment, task=task, finetuning=finetuning, batching=Packing(256, tokens=1024, row_multiple=4),
+                   steps=150, evaluate_every=50, checkpoint_every=50)  # fmt: skip
+
+
+def _instructions(dialogues: Source[Dialogue], steps: int) -> Experiment:
+    def split(name: SplitName) -> HashSplit:
+        return HashSplit(dialogues, name, valid=0.1, test=0.1)
+
+    task = InstructionTuning(split("train"), split("valid"), split("test"), cut_prompts_to=512, answered=100)
+    return replace(
+        text_base(),
+        task=task,
+        batching=Packing(length=512, tokens=4096, too_long="truncate"),
+        optimizer=AdamW(CosineDecay(peak=5e-4, warmup=30), b2=0.99, weight_decay=0.1, clip=1.0),
+        steps=steps,
+        evaluate_every=100,
+        checkpoint_every=100,
+    )
+
+
+if __name__ == "__main__":
+    run_this_experiment()

@@ -1,0 +1,207 @@
+"""The task of supervised fine-tuning on dialogues: learn the answers and their ends, given all that is before them."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxlm.data.batching.eval_batches import eval_batches
+from jaxlm.data.chat.dialogue import Dialogue
+from jaxlm.data.chat.encoding import ChatFormat, DialogueEncoder, EncodedDialogue, cut_prompt
+from jaxlm.data.chat.jinja_template import JinjaChatTemplate
+from jaxlm.data.chat.template import PLAIN, ChatTemplate
+from jaxlm.data.files import ReadStats
+from jaxlm.data.ragged import Columns, Ragged
+from jaxlm.data.sources.base import Source, WithStats
+from jaxlm.data.storage.columns import id_dtype
+from jaxlm.data.storage.token_cache import cached_columns
+from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.decode.generate import GenerationConfig
+from jaxlm.decode.sampling import Sampler
+from jaxlm.errors import UserError
+from jaxlm.inference.answers import GeneratedAnswer, answer_prompts
+from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, cut_to_positions, non_blank, to_single_line
+from jaxlm.inference.generate import GenerationDefaults
+from jaxlm.losses import Loss
+from jaxlm.metrics.text import perplexity
+from jaxlm.objectives.next_token import NextToken
+from jaxlm.tasks.base import EVAL_SPLITS, Task, make_eval_step, mean_losses, prefix_valid, sum_losses
+
+
+@dataclass(frozen=True)
+class InstructionTuning(Task):
+    """Dialogues, of which the loss covers the trained answers and their ends. `predict` answers a question a line.
+
+    Attributes:
+      train, valid, test: sources of `Dialogue`s; `extra_tests` are further test sets by name.
+      chat_template: the text around the turns; None: that of the model of `finetuning.init`.
+      cut_prompts_to: rows that are longer, in tokens, lose the beginning of their prompt; 0: the batching drops or cuts
+        rows that are too long for it.
+      batch_tokens: positions per batch of evaluation.
+      generation: the sampler (greedy search unless it says otherwise) and the limits of answers.
+      answered: dialogues of a split that `evaluate` answers.
+      answer_pattern: a regular expression; `evaluate` counts the answers that match it as a whole.
+    """
+
+    train: Source[Dialogue]
+    valid: Source[Dialogue]
+    test: Source[Dialogue]
+    extra_tests: dict[str, Source[Dialogue]] = field(default_factory=dict)
+    chat_template: ChatTemplate | JinjaChatTemplate | None = PLAIN
+    cut_prompts_to: int = 0
+    batch_tokens: int = 8192
+    generation: GenerationDefaults = GenerationDefaults(Sampler(temperature=0.0), max_tokens=200)
+    answered: int = 500
+    answer_pattern: str = ""
+
+    eval_only_fields: ClassVar[tuple[str, ...]] = (
+        *EVAL_SPLITS, "batch_tokens", "generation", "answered", "answer_pattern"
+    )  # fmt: skip
+    input_kind: ClassVar[str] = "text"
+    batch_columns: ClassVar[tuple[str, ...]] = ("target", "loss_mask")
+    metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity")
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.answer_pattern)
+        except re.error as error:
+            raise UserError(f"answer_pattern {self.answer_pattern!r} is not a regular expression: {error}") from None
+
+    def check(self) -> None:
+        for source in (self.valid, self.test, *self.extra_tests.values()):
+            source.check()
+
+    def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
+        """Raises UserError without a chat template, and if the tokenizer lacks its control tokens."""
+        self.encoder(tokenizer)
+
+    def texts(self) -> Iterator[str]:
+        """The pieces of the training dialogues, as the template writes them."""
+        template = self.chat_template or PLAIN
+        for dialogue in self.train:
+            yield "".join(piece.text for piece in template.pieces(dialogue))
+
+    def encoder(self, tokenizer: Tokenizer) -> DialogueEncoder:
+        """The encoder of dialogues. Raises UserError without a chat template."""
+        if self.chat_template is None:
+            raise UserError(
+                "the task has no chat template, and neither has the model that it starts from: set chat_template, such "
+                "as PLAIN, in the experiment"
+            )
+        return DialogueEncoder(tokenizer, self.chat_template)
+
+    def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
+        """The columns "target" and "loss_mask"; `read_stats` also counts what the encoding changed."""
+        encoder, stats, total = self.encoder(tokenizer), ReadStats(), 0
+        held_out = set(self.valid)
+
+        def encode(block: list[Dialogue]) -> Columns:
+            nonlocal total
+            first, total = total + 1, total + len(block)
+            if count := sum(dialogue in held_out for dialogue in block):
+                stats.note("also in the validation split", count)
+            return _columns(self._encode(encoder, block, stats, first), tokenizer)
+
+        recipe = f"InstructionTuning {self.chat_template} {self.cut_prompts_to} {tokenizer.fingerprint}"
+        columns = cached_columns(WithStats(self.train, read_stats), encode, recipe, folder)
+        mask = columns["loss_mask"].flat
+        if not (trained := np.count_nonzero(mask)):
+            raise UserError(f"{self.train.describe()}: no label is trained. Look at `jaxlm show --example`.")
+        for what, count in stats.notes.items():
+            read_stats.note(what, count)
+        read_stats.note("% of the labels trained", max(round(100 * trained / len(mask)), 1))
+        return columns
+
+    def _encode(
+        self, encoder: DialogueEncoder, dialogues: Sequence[Dialogue], stats: ReadStats, first: int = 1
+    ) -> list[EncodedDialogue]:
+        rows = encoder.encode(dialogues, stats, first)
+        for index, row in enumerate(rows):
+            if self.cut_prompts_to and len(row.loss_mask) > self.cut_prompts_to and row.loss_mask.any():
+                rows[index] = encoder.encode([cut_prompt(encoder, dialogues[index], self.cut_prompts_to)])[0]
+                stats.note("prompts cut at their beginning")
+        return rows
+
+    def validate(self, trained: TrainedModel, objective: Any, batch_tokens: int) -> dict[str, float]:
+        """Loss per trained label (the value that training minimizes), and the perplexity of the answers."""
+        columns, _ = self._eval_columns(trained, list(self.valid))
+        figures = mean_losses(self._losses(trained, columns, objective))
+        return prefix_valid(figures | {"perplexity": perplexity(figures["nll"])})
+
+    def _eval_columns(self, trained: TrainedModel, dialogues: Sequence[Dialogue]) -> tuple[Columns, np.ndarray]:
+        """The columns of dialogues within the positions of the model, and which rows were cut."""
+        rows = self._encode(self.encoder(trained.tokenizer), dialogues, ReadStats())
+        return cut_to_positions(trained.model, _columns(rows, trained.tokenizer))
+
+    def _losses(self, trained: TrainedModel, columns: Columns, objective: Any) -> list[Loss]:
+        evaluate, special = make_eval_step(trained.model, objective), trained.tokenizer.special
+        return [
+            evaluate(trained.params, batch) for _, batch in eval_batches(columns, self.batch_tokens, special=special)
+        ]
+
+    def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
+        """The perplexity of the answers, and of what the model answers itself to the first `answered` dialogues:
+        percent that it ended by itself, that are the reference, and that match `answer_pattern`.
+        """
+        dialogues = list(self.split(split))
+        columns, is_cut_N = self._eval_columns(trained, dialogues)
+        _, nll, count = sum_losses(self._losses(trained, columns, NextToken()))
+        figures: dict[str, Any] = {"split": split, "lines": len(dialogues), "tokens": int(count)}
+        figures |= {"truncated": int(is_cut_N.sum()), "nll": nll / count, "perplexity": perplexity(nll / count)}
+        asked = [(_question(dialogue), dialogue) for dialogue in dialogues[: self.answered]]
+        answers = self.answer(trained, [question for question, _ in asked])
+        if progress:
+            progress(len(dialogues))
+        if not answers:
+            return figures
+        texts = [answer.text.strip() for answer in answers]
+        references = [dialogue.turns[len(question.turns)].content.strip() for question, dialogue in asked]
+        matches = {"ended": [answer.ended for answer in answers]}
+        matches["exact_match"] = [text == reference for text, reference in zip(texts, references, strict=True)]
+        if self.answer_pattern:
+            matches["pattern_match"] = [bool(re.fullmatch(self.answer_pattern, text, re.DOTALL)) for text in texts]
+        percent = {name: 100.0 * float(np.mean(values)) for name, values in matches.items()}
+        return figures | {"answers": len(answers)} | percent
+
+    def answer(self, trained: TrainedModel, prompts: Sequence[Dialogue]) -> list[GeneratedAnswer]:
+        """The answer of the model to each dialogue that waits for one."""
+        encoder = self.encoder(trained.tokenizer)
+        masks = self.generation.logit_masks
+        masks = replace(masks, suppress_tokens=(*masks.suppress_tokens, *trained.tokenizer.special.suppress))
+        config = GenerationConfig(self.generation.new_tokens, encoder.stop_ids, self.generation.sampler, masks)
+        return answer_prompts(trained, encoder.encode_prompts(prompts), config)
+
+    def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
+        """The last turns before the answers of the first test dialogues, and the model's answers."""
+        prompts = [_question(dialogue) for dialogue in islice(self.test, count)]
+        for prompt, answer in zip(prompts, self.answer(trained, prompts), strict=True):
+            yield f"{to_single_line(prompt.turns[-1].content)} -> {to_single_line(answer.text)}"
+
+    def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
+        """The answer to each line as a turn of the user."""
+        answers = [Answer("", {"text": "", "reason": "none"}) for _ in lines]
+        indices, chat = non_blank(lines), ChatFormat(self.chat_template or PLAIN)
+        written = self.answer(trained, [chat.dialogue(lines[index]) for index in indices])
+        for index, answer in zip(indices, written, strict=True):
+            text = answer.text.strip()
+            answers[index] = Answer(to_single_line(text), {"text": text, "reason": answer.reason})
+        if progress:
+            progress(len(lines))
+        return answers
+
+
+def _question(dialogue: Dialogue) -> Dialogue:
+    """The dialogue before its first trained answer."""
+    indices = (index for index, turn in enumerate(dialogue.turns) if turn.role == "assistant" and turn.trained)
+    return replace(dialogue, turns=dialogue.turns[: next(indices)])
+
+
+def _columns(rows: Sequence[EncodedDialogue], tokenizer: Tokenizer) -> dict[str, Ragged]:
+    return {
+        "target": Ragged.from_rows([row.ids for row in rows], id_dtype(tokenizer)),
+        "loss_mask": Ragged.from_rows([row.loss_mask for row in rows], np.uint8),
+    }
