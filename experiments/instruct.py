@@ -15,10 +15,7 @@ which tokens are trained on.
 Not measured yet: the figures of these runs.
 """
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from jaxlm import (
     AdamW,
@@ -26,69 +23,25 @@ from jaxlm import (
     Concat,
     CosineDecay,
     Decoder,
-    Dialogue,
     Experiment,
     FineTuning,
     HashSplit,
     InstructionTuning,
     LanguageModeling,
     LoRA,
-    MiniLang,
+    MiniLangCommands,
+    MiniLangTexts,
     Packing,
     SelfInstructFile,
     SentencePiece,
     SplitName,
     TextFile,
-    Turn,
     Windows,
     run_this_experiment,
 )
-from jaxlm.data.files import ReadStats
-from jaxlm.data.sources.base import Source
-from jaxlm.data.sources.text import TextSource
 
-SENTIMENTS = {"P": "positive", "N": "negative", "NEU": "neutral"}
 PATTERN = r'positive|negative|neutral|\d+|[\w./ ]+/[A-Z]+|\{"words": \d+, "sentiment": "(positive|negative|neutral)"\}'
 """The forms of the answers to commands."""
-
-
-@dataclass(frozen=True)
-class MiniLangTexts(TextSource):
-    """Sentences of minilang in both languages, one after the other."""
-
-    split: Literal["train", "valid", "test"]
-    count: int
-
-    def describe(self) -> str:
-        return MiniLang(self.split, self.count).describe()
-
-    def read(self, stats: ReadStats) -> Iterator[str]:
-        for english, spanish in MiniLang(self.split, self.count).read(stats):
-            yield f"{english}\n{spanish}"
-
-
-@dataclass(frozen=True)
-class MiniLangCommands(Source[Dialogue]):
-    """A command about each sentence, in turn: its sentiment, its number of words, its tags, or a JSON record."""
-
-    split: Literal["train", "valid", "test"]
-    count: int
-
-    def describe(self) -> str:
-        return f"commands about {MiniLang(self.split, self.count).describe()}"
-
-    def read(self, stats: ReadStats) -> Iterator[Dialogue]:
-        for number, sentence in enumerate(MiniLang(self.split, self.count).sentences()):
-            words, sentiment = sentence.english.split(), SENTIMENTS[sentence.sentiment]
-            tagged = " ".join(f"{word}/{tag}" for word, tag in zip(words, sentence.tags_english, strict=True))
-            command, answer = (
-                ("Say its sentiment", sentiment),
-                ("Count its words", str(len(words))),
-                ("Tag its words", tagged),
-                ("Describe it as JSON", json.dumps({"words": len(words), "sentiment": sentiment})),
-            )[number % 4]
-            stats.kept += 1
-            yield Dialogue((Turn("user", f"{command}: {sentence.english}"), Turn("assistant", answer)))
 
 
 def base() -> Experiment:
@@ -154,7 +107,7 @@ def lora() -> Experiment:
                    steps=150, evaluate_every=50, checkpoint_every=50)  # fmt: skip
 
 
-def _instructions(dialogues: Source[Dialogue], steps: int) -> Experiment:
+def _instructions(dialogues: AlpacaFile | Concat, steps: int) -> Experiment:
     def split(name: SplitName) -> HashSplit:
         return HashSplit(dialogues, name, valid=0.1, test=0.1)
 

@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from jaxlm.data.chat.template import LLAMA3 as LLAMA3, PLAIN as PLAIN, ChatTemplate as ChatTemplate
     from jaxlm.data.chat.preferences import JudgedFile as JudgedFile, PairPreferences as PairPreferences
     from jaxlm.data.chat.preferences import PreferenceFile as PreferenceFile
+    from jaxlm.data.minilang.commands import MiniLangCommands as MiniLangCommands, MiniLangTexts as MiniLangTexts
     from jaxlm.data.minilang.corpus import MiniLang as MiniLang
     from jaxlm.data.minilang.sources import MiniLangMinimalPairs as MiniLangMinimalPairs
     from jaxlm.data.minilang.sources import MiniLangSentiment as MiniLangSentiment

@@ -152,14 +152,14 @@ class InstructionTuning(Task):
         _, nll, count = sum_losses(self._losses(trained, columns, NextToken()))
         figures: dict[str, Any] = {"split": split, "lines": len(dialogues), "tokens": int(count)}
         figures |= {"truncated": int(is_cut_N.sum()), "nll": nll / count, "perplexity": perplexity(nll / count)}
-        asked = [(_question(dialogue), dialogue) for dialogue in dialogues[: self.answered]]
-        answers = self.answer(trained, [question for question, _ in asked])
+        questions = [(_question(dialogue), dialogue) for dialogue in dialogues[: self.answered]]
+        answers = self.answer(trained, [question for question, _ in questions])
         if progress:
             progress(len(dialogues))
         if not answers:
             return figures
         texts = [answer.text.strip() for answer in answers]
-        references = [dialogue.turns[len(question.turns)].content.strip() for question, dialogue in asked]
+        references = [dialogue.turns[len(question.turns)].content.strip() for question, dialogue in questions]
         matches = {"ended": [answer.ended for answer in answers]}
         matches["exact_match"] = [text == reference for text, reference in zip(texts, references, strict=True)]
         if self.answer_pattern:

@@ -5,7 +5,7 @@ import re
 import pytest
 from fixtures.chat import CHATML_SOURCE, dialogue
 
-from jaxlm.data.chat import jinja_template
+from jaxlm.data.chat import jinja_sandbox
 from jaxlm.data.chat.dialogue import Dialogue, InvalidRecord, Turn
 from jaxlm.data.chat.jinja_template import JinjaChatTemplate
 from jaxlm.errors import UserError
@@ -61,7 +61,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_a_template_may_not_do(what, monkeypatch):
-    monkeypatch.setattr(jinja_template, "MAX_WORK", 1 << 20)
+    monkeypatch.setattr(jinja_sandbox, "MAX_WORK", 1 << 20)
     source, message = REFUSED[what]
     with pytest.raises(InvalidRecord, match=f"the chat template fails: .*({message})"):
         JinjaChatTemplate(source).render(TALK, TALK.turns)
