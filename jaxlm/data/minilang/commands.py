@@ -1,4 +1,4 @@
-"""Texts and commands of the built-in corpus, for pre-training and instruction tuning with answers that can be checked."""
+"""Texts and commands of the built-in corpus, for pre-training and instruction tuning whose answers can be checked."""
 
 import json
 from collections.abc import Iterator
