@@ -124,7 +124,7 @@ OTHER_COMMAND = re.compile(
 def test_other_commands_name_what_exists(page: str):
     """Options and steps of benchmarks and tpu_setup.sh, and targets of make, occur in their sources."""
     sources = {
-        "benchmarks": "".join(file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("*.py")),
+        "benchmarks": "".join(file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").rglob("*.py")),
         "tpu_setup": "".join(file.read_text(encoding="utf-8") for file in SCRIPTS),
         "make": (ROOT / "Makefile").read_text(encoding="utf-8"),
     }
