@@ -27,7 +27,7 @@ jaxlm.errors jaxlm.types jaxlm.filesystem jaxlm.json_files jaxlm.config jaxlm.ru
 jaxlm.data.files jaxlm.data.ragged jaxlm.data.tokenizers jaxlm.data.storage jaxlm.data.sources jaxlm.data.chat
 jaxlm.data.batching jaxlm.data.pretraining jaxlm.data.minilang
 jaxlm.ngram jaxlm.grammar jaxlm.metrics
-jaxlm.distributed
+jaxlm.distributed jaxlm.perf.chips
 jaxlm.nn.weights jaxlm.nn.layers jaxlm.nn.attention jaxlm.nn.rnn jaxlm.nn.transformer
 jaxlm.losses jaxlm.models jaxlm.decode jaxlm.optim jaxlm.finetuning jaxlm.objectives
 jaxlm.inference jaxlm.tasks jaxlm.experiment

@@ -164,8 +164,18 @@ def _decode_state_axes(name: str, rank: int) -> tuple[str | None, ...]:
 
 def platform_of(x: Any) -> str:
     """The platform ("cpu", "gpu", "tpu") of the program in which x is traced."""
-    device = getattr(getattr(jax.typeof(x).sharding, "mesh", None), "abstract_device", None)
+    device = _abstract_device(x)
     return device.platform if device is not None else jax.default_backend()
+
+
+def device_kind_of(x: Any) -> str:
+    """The kind of the devices of the program in which x is traced, as JAX names it."""
+    device = _abstract_device(x)
+    return device.device_kind if device is not None else jax.devices()[0].device_kind
+
+
+def _abstract_device(x: Any) -> Any:
+    return getattr(getattr(jax.typeof(x).sharding, "mesh", None), "abstract_device", None)
 
 
 def is_single_device(x: Any) -> bool:

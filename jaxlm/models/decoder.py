@@ -23,6 +23,7 @@ from flax import struct
 from jaxlm.nn.attention.kv_cache import KVCache
 from jaxlm.nn.attention.mask import causal_attention_mask, causal_mask, token_positions
 from jaxlm.nn.attention.multi_head import Attention
+from jaxlm.nn.attention.token_order import UNSORTED, token_order
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.layers.linear import FeedForward
@@ -137,6 +138,9 @@ class Decoder(SequenceModel):
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array, prefix: int = 0) -> tuple[Array, State]:
         """See `SequenceModel`. The first `prefix` tokens, with a cache all that it then holds, attend to each other."""
+        # A prefix is told by its positions, and a cache is written in the given order.
+        order = UNSORTED if state.kv_cache or prefix else token_order(valid_BT, state.segment_BT)
+        tokens_BT, valid_BT = order.sort(tokens_BT), order.sort(valid_BT)
         x_BTD, rotation = self._embed_tokens(tokens_BT, state, valid_BT)
         if state.kv_cache:
             kv_cache, view = state.kv_cache.advance(valid_BT, self.window)
@@ -149,12 +153,12 @@ class Decoder(SequenceModel):
             length_B = state.length_B + valid_BT.sum(1, dtype=jnp.int32)
             state = replace(state, length_B=length_B, kv_cache=replace(kv_cache, layers=tuple(caches)))
         else:
-            mask_BTT = causal_attention_mask(valid_BT, state.segment_BT, self.window)
+            mask_BTT = causal_attention_mask(valid_BT, state.segment_BT, self.window, order)
             if prefix:
                 in_prefix_T = jnp.arange(valid_BT.shape[1]) < prefix
                 mask_BTT |= valid_BT[:, None] & (in_prefix_T[None] & in_prefix_T[:, None])[None]
             x_BTD = self.stack(x_BTD, mask_BTT, rotation)
-        return self.last_norm(x_BTD) if self.norm == "pre" else x_BTD, state
+        return order.restore(self.last_norm(x_BTD) if self.norm == "pre" else x_BTD), state
 
     def self_attention_weights(self, tokens_BT: Array, state: State, valid_BT: Array) -> Array:
         """Return the attention weights of all layers and heads, (B, L, N, T, T), without a cache."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxlm.nn.attention.mask import MaskRule, attention_mask, token_positions
 from jaxlm.nn.attention.multi_head import Attention
+from jaxlm.nn.attention.token_order import UNSORTED, TokenOrder, token_order
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.layers.linear import ACTIVATIONS, FeedForward, Linear
@@ -104,20 +105,21 @@ class Encoder(nn.Module):
 
     def features(self, batch: Batch) -> Array:
         """Return the encoded source, (B, S, D). Token types are 0 if the batch has none."""
-        x_BSD = self.stack(*self._embed_tokens(batch))
-        return self.last_norm(x_BSD) if self.norm == "pre" else x_BSD
+        order = token_order(batch.source_valid_BS, batch.source_segment_BS)
+        x_BSD = self.stack(*self._embed_tokens(batch, order))
+        return order.restore(self.last_norm(x_BSD) if self.norm == "pre" else x_BSD)
 
     def self_attention_weights(self, batch: Batch) -> Array:
         """Return the attention weights of all layers and heads, (B, L, N, S, S)."""
         x_BSD, mask_BSS = self._embed_tokens(batch)
         return self.stack.attention_weights(x_BSD, mask_BSS.mask() if isinstance(mask_BSS, MaskRule) else mask_BSS)
 
-    def _embed_tokens(self, batch: Batch) -> tuple[Array, Array | MaskRule]:
-        """The input of the first layer, and the attention mask."""
-        valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
-        type_BS = jnp.zeros((1, 1), jnp.int32) if batch.token_type_BS is None else jnp.asarray(batch.token_type_BS)
+    def _embed_tokens(self, batch: Batch, order: TokenOrder = UNSORTED) -> tuple[Array, Array | MaskRule]:
+        """The input of the first layer, and the attention mask, of positions in this order."""
+        valid_BS, segment_BS, type_BS = order.sort(batch.source_valid_BS), batch.source_segment_BS, batch.token_type_BS
+        type_BS = jnp.zeros((1, 1), jnp.int32) if type_BS is None else jnp.asarray(order.sort(type_BS))
         types = jnp.take(self.type_embedding, type_BS, axis=0, mode="clip")
-        ids_BS = jnp.asarray(batch.source_BS)
+        ids_BS = jnp.asarray(order.sort(batch.source_BS))
         counted_BS, padding = valid_BS, self.position_offset - 1
         if self.position_offset:  # RoBERTa: a padding token that is part of the text has the position before the first
             counted_BS = jnp.asarray(valid_BS) & (ids_BS != padding)
@@ -127,7 +129,7 @@ class Encoder(nn.Module):
         bound = valid_BS.shape[1] + self.position_offset
         x_BSD = embed_ids(self.embedding, ids_BS) + self.position(position_BS, valid_BS, bound)
         x_BSD = self.embedding_norm((x_BSD + jnp.broadcast_to(types, x_BSD.shape)).astype(jnp.dtype(self.dtype)))
-        return self.embedding_dropout(x_BSD), attention_mask(segment_BS, segment_BS, valid_BS, valid_BS)
+        return self.embedding_dropout(x_BSD), attention_mask(valid_BS, segment_BS, order)
 
     def readout(self, features: Array) -> Array:
         """Map features (..., D) to float32 logits (..., V)."""

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.nn.attention.kv_cache import BeamInvariant, KVCache, LayerCache
-from jaxlm.nn.attention.mask import attention_mask, causal_attention_mask, token_positions
+from jaxlm.nn.attention.mask import attention_mask, causal_attention_mask, cross_attention_mask, token_positions
 from jaxlm.nn.attention.multi_head import Attention
+from jaxlm.nn.attention.token_order import UNSORTED, token_order
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.layers.linear import FeedForward
@@ -151,12 +152,14 @@ class EncoderDecoder(SequenceModel):
     def start(self, batch: Batch, capacity: int) -> State:
         """Encode the source; with capacity, also compute the source keys and values of every decoder layer."""
         valid_BS, segment_BS = batch.source_valid_BS, batch.source_segment_BS
+        order = UNSORTED if capacity else token_order(valid_BS, segment_BS)  # of keys and values, that of queries
+        valid_BS = order.sort(valid_BS)
         table = self.source_embedding if self.tie_embeddings in ("target", "none") else self.embedding
         position_BS = token_positions(valid_BS, segment_BS)
         x_BSD = self._embed_tokens(
-            table, batch.source_BS, self.source_position(position_BS, valid_BS, valid_BS.shape[1])
+            table, order.sort(batch.source_BS), self.source_position(position_BS, valid_BS, valid_BS.shape[1])
         )
-        mask_BSS, bias_BNSS = attention_mask(segment_BS, segment_BS, valid_BS, valid_BS), None
+        mask_BSS, bias_BNSS = attention_mask(valid_BS, segment_BS, order), None
         if self.position == "relative":
             bias_BNSS = self.source_relative(position_BS[:, :, None] - position_BS[:, None])
         x_BSD = self.encoder(x_BSD, mask_BSS, None, bias_BNSS)
@@ -184,6 +187,8 @@ class EncoderDecoder(SequenceModel):
     def _decode(self, tokens_BT: Array, state: State, valid_BT: Array, return_weights: bool):
         """Features (B, T, D), cross-attention weights (B, T, S) if requested and cached, and the new state."""
         weight_BTS, segment_BT, source = None, state.target_segment_BT, state.source.value
+        order = UNSORTED if state.kv_cache else token_order(valid_BT, segment_BT)
+        tokens_BT, valid_BT = order.sort(tokens_BT), order.sort(valid_BT)
         position_BT = state.length_B[:, None] + token_positions(valid_BT, segment_BT)
         bound = None if state.kv_cache else tokens_BT.shape[1]  # without a cache this is the only call: positions < T
         x_BTD = self._embed_tokens(self.embedding, tokens_BT, self.target_position(position_BT, valid_BT, bound))
@@ -199,13 +204,17 @@ class EncoderDecoder(SequenceModel):
                 caches.append(cache)
             state = replace(state, kv_cache=replace(kv_cache, layers=tuple(caches)))
         else:
-            source_mask_BTS = attention_mask(segment_BT, source.segment_BS, valid_BT, source.valid_BS)
-            mask_BTT, bias_BNTT = causal_attention_mask(valid_BT, segment_BT), None
+            both_orders = order if source.segment_BS is None else UNSORTED
+            source_mask_BTS = cross_attention_mask(
+                (valid_BT, segment_BT), (source.valid_BS, source.segment_BS), both_orders
+            )
+            mask_BTT, bias_BNTT = causal_attention_mask(valid_BT, segment_BT, order=order), None
             if self.position == "relative":
                 bias_BNTT = self.target_relative(position_BT[:, :, None] - position_BT[:, None])
             x_BTD = self.decoder(x_BTD, mask_BTT, source.memory_BSD, source_mask_BTS, bias_BNTT)
         if self.norm == "pre":
             x_BTD = self.decoder_norm(x_BTD)
+        x_BTD = order.restore(x_BTD)
         if state.coverage_RS is not None:
             received_RS = jnp.where(valid_BT[..., None], weight_BTS, 0.0).sum(1)
             state = replace(state, coverage_RS=state.coverage_RS + received_RS)

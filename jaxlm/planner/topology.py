@@ -134,9 +134,12 @@ def _gpu_target(name: str, chip: Chip, sizes: list[int], num_slices: int) -> Tar
         return Target(name, chip, nodes * gpus_per_node, None, reason, nodes)
     from jax.experimental import topologies
 
+    from jaxlm.nn.attention.cudnn import assume_cudnn
+
     figures = {"bandwidth": chip.memory_bandwidth, "memory": chip.memory, "name": _HOPPER[chip.name]}
     text = _GPU.format(cuda=plugin[-2:], **figures)
     importlib.import_module(plugin)
+    assume_cudnn()
     shape = {"topology_name": chip.name, "target_config": text, "topology": f"1x{nodes}x{gpus_per_node}"}
     topology = topologies.get_topology_desc(platform="cuda", **shape)
     return Target(name, chip, nodes * gpus_per_node, topology.devices, f"{plugin.rpartition('_')[2]} plugin", nodes)

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 
 from jaxlm.nn.attention import mask
-from jaxlm.nn.attention.kernels import find_attention_kernel, jax_attention, splash_attention
-from jaxlm.nn.attention.mask import MaskRule, attention_mask, causal_attention_mask, causal_mask, segment_mask
+from jaxlm.nn.attention.cudnn import cudnn_attention
+from jaxlm.nn.attention.kernels import find_attention_kernel
+from jaxlm.nn.attention.mask import (
+    MaskRule,
+    attention_mask,
+    causal_attention_mask,
+    causal_mask,
+    cross_attention_mask,
+    segment_mask,
+)
 from jaxlm.nn.attention.multi_head import dot_product_attention
+from jaxlm.nn.attention.splash import splash_attention
 
 B, T, N, H = 2, 132, 4, 8
 
@@ -16,7 +25,7 @@ B, T, N, H = 2, 132, 4, 8
 def kernels():
     return {
         "splash": lambda *x: splash_attention(*x, interpret=True),
-        "dot_product": lambda *x: jax_attention(*x, "xla"),
+        "cudnn": lambda *x: cudnn_attention(*x, implementation="xla"),
     }
 
 
@@ -55,7 +64,7 @@ def test_self_attention(case, kernel, on_accelerator):
     _same(kernels()[kernel], draw(groups), plain, seen, valid_BT)
 
 
-@pytest.mark.parametrize("kernel", [pytest.param("splash", marks=pytest.mark.slow), "dot_product"])
+@pytest.mark.parametrize("kernel", [pytest.param("splash", marks=pytest.mark.slow), "cudnn"])
 @pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_cross_attention(packed, kernel, on_accelerator):
     """To a source of another length; one row is masked completely."""
@@ -63,7 +72,7 @@ def test_cross_attention(packed, kernel, on_accelerator):
     segment_BS = None if segment_BT is None else segment_BT[:, :129]
     valid_BS = (jnp.arange(129)[None] < jnp.array([[90], [0]])) & (segment_BS is None or segment_BS > 0)
     plain = valid_BS[:, None] & segment_mask(segment_BT, segment_BS, valid_BT)
-    seen = attention_mask(segment_BT, segment_BS, valid_BT, valid_BS)
+    seen = cross_attention_mask((valid_BT, segment_BT), (valid_BS, segment_BS))
     _same(kernels()[kernel], draw(2, 129), plain, seen, valid_BT)
 
 
@@ -91,7 +100,7 @@ def test_a_cpu_uses_no_kernel():
     query, key, value = draw(4)
     valid_BT, segment_BT = rows("packed")
     assert isinstance(causal_attention_mask(valid_BT, segment_BT), jax.Array)
-    assert isinstance(attention_mask(segment_BT, segment_BT, valid_BT, valid_BT), jax.Array)
+    assert isinstance(attention_mask(valid_BT, segment_BT), jax.Array)
     assert find_attention_kernel(query, key) is None
 
 

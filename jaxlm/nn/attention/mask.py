@@ -1,10 +1,13 @@
 """Attention masks and token positions of rows with padding and of packed rows."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.distributed.sharding import platform_of
+from jaxlm.nn.attention.token_order import UNSORTED, TokenOrder
 from jaxlm.types import Array
 
 PAD_SEGMENT = -1
@@ -20,12 +23,25 @@ class MaskRule:
 
     A query attends to the keys of its own segment; with `causal` to none after it, with `window` to the last
     `window` positions only. A window counts positions, not valid tokens: the same if valid tokens are adjacent.
+
+    Attributes:
+      query_BT, key_BS: segments; PAD_SEGMENT on keys that are padding.
+      to_itself: self-attention, where each valid query is a key too; the output at padding is then undefined.
+      tokens_first: no row has segments or padding before a token: causality and `lengths` say the same as the segments.
     """
 
     query_BT: Array
     key_BS: Array
     causal: bool = struct.field(pytree_node=False, default=False)
     window: int | None = struct.field(pytree_node=False, default=None)
+    to_itself: bool = struct.field(pytree_node=False, default=False)
+    tokens_first: bool = struct.field(pytree_node=False, default=False)
+
+    def lengths(self) -> tuple[Array, Array]:
+        """Return the numbers of valid queries and keys of each row (B,), int32; 1 for none, which kernels require."""
+        valid = self.query_BT > 0, self.key_BS > 0
+        query_length_B, key_length_B = (jnp.maximum(x.sum(1, dtype=jnp.int32), 1) for x in valid)
+        return query_length_B, key_length_B
 
     def mask(self) -> Array:
         """Return the mask (B, T, S)."""
@@ -37,32 +53,52 @@ class MaskRule:
             mask_BTS &= (distance_TS < self.window)[None]
         return mask_BTS
 
+    def zero_unseeing(self, mixed_BTNH: Array) -> Array:
+        """Return a kernel's output with zeros for the queries that may attend to nothing."""
+        sees_BT = (self.key_BS > 0).any(1, keepdims=True) if self.tokens_first else self.mask().any(-1)
+        return jnp.where(sees_BT[:, :, None, None], mixed_BTNH, 0)
+
     def __or__(self, mask_BTS: Array) -> Array:
         return self.mask() | mask_BTS
 
 
-def attention_mask(
-    segment_BT: Array | None, segment_BS: Array | None, valid_BT: Array, valid_BS: Array
+def attention_mask(valid_BS: Array, segment_BS: Array | None, order: TokenOrder = UNSORTED) -> Array | MaskRule:
+    """Return the mask (B, S or 1, S) of the valid keys of a query's segment; on an accelerator, the rule."""
+    if platform_of(valid_BS) in KERNEL_PLATFORMS:
+        return _mask_rule((valid_BS, segment_BS), (valid_BS, segment_BS), order, to_itself=True)
+    return valid_BS[:, None] & segment_mask(segment_BS, segment_BS, valid_BS)
+
+
+def cross_attention_mask(
+    target: tuple[Array, Array | None], source: tuple[Array, Array | None], order: TokenOrder = UNSORTED
 ) -> Array | MaskRule:
-    """Return the mask (B, T or 1, S) of the valid keys of a query's segment; on an accelerator, the rule."""
+    """Return `attention_mask` from a target to a source, each its valid positions and its segments."""
+    (valid_BT, segment_BT), (valid_BS, segment_BS) = target, source
     if platform_of(valid_BT) in KERNEL_PLATFORMS:
-        return MaskRule(*_segment_ids(segment_BT, segment_BS, valid_BT, valid_BS))
+        return _mask_rule(target, source, order)
     return valid_BS[:, None] & segment_mask(segment_BT, segment_BS, valid_BT)
 
 
-def causal_attention_mask(valid_BT: Array, segment_BT: Array | None, window: int | None = None) -> Array | MaskRule:
-    """Return `causal_mask`; on an accelerator, the rule."""
+def causal_attention_mask(
+    valid_BT: Array, segment_BT: Array | None, window: int | None = None, order: TokenOrder = UNSORTED
+) -> Array | MaskRule:
+    """Return `causal_mask`; on an accelerator, the rule. `order`: in which the positions have been sorted."""
     if platform_of(valid_BT) in KERNEL_PLATFORMS:
-        return MaskRule(*_segment_ids(segment_BT, segment_BT, valid_BT, valid_BT), causal=True, window=window)
+        target = valid_BT, segment_BT
+        return _mask_rule(target, target, order, causal=True, window=window, to_itself=True)
     return causal_mask(valid_BT, segment_BT, window)
 
 
-def _segment_ids(
-    segment_BT: Array | None, segment_BS: Array | None, valid_BT: Array, valid_BS: Array
-) -> tuple[Array, Array]:
+def _mask_rule(
+    target: tuple[Array, Array | None], source: tuple[Array, Array | None], order: TokenOrder, **fields: Any
+) -> MaskRule:
+    (valid_BT, segment_BT), (valid_BS, segment_BS) = target, source
     if segment_BT is None or segment_BS is None:
         segment_BT, segment_BS = (jnp.ones(valid.shape, jnp.int32) for valid in (valid_BT, valid_BS))
-    return segment_BT, jnp.where(valid_BS, segment_BS, PAD_SEGMENT)
+        if order.tokens_first:  # queries have a length too: padding is then not computed
+            segment_BT = jnp.where(valid_BT, segment_BT, 0)
+    key_BS = jnp.where(valid_BS, segment_BS, PAD_SEGMENT)
+    return MaskRule(segment_BT, key_BS, tokens_first=order.tokens_first, **fields)
 
 
 def token_positions(valid_BT: Array, segment_BT: Array | None) -> Array:
@@ -90,3 +126,16 @@ def causal_mask(valid_BT: Array, segment_BT: Array | None, window: int | None = 
         return mask_BTT
     position_BT = jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32)
     return mask_BTT & (position_BT[:, :, None] - position_BT[:, None] < window)
+
+
+def pad_to_multiple(
+    query_BTNH: Array, key_BSGH: Array, value_BSGH: Array, mask_rule: MaskRule, multiple: int
+) -> tuple[Array, Array, Array, MaskRule]:
+    """Return a kernel's inputs with more padding: T and S are multiples of this number."""
+    target, source = -query_BTNH.shape[1] % multiple, -key_BSGH.shape[1] % multiple
+
+    def pad(x: Array, count: int, value: int = 0) -> Array:
+        return jnp.pad(x, ((0, 0), (0, count)) + ((0, 0),) * (x.ndim - 2), constant_values=value) if count else x
+
+    segments = {"query_BT": pad(mask_rule.query_BT, target), "key_BS": pad(mask_rule.key_BS, source, PAD_SEGMENT)}
+    return pad(query_BTNH, target), pad(key_BSGH, source), pad(value_BSGH, source), mask_rule.replace(**segments)

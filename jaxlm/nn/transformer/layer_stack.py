@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.tree_util import DictKey, SequenceKey
 
 from jaxlm.distributed.sharding import all_gather_params, constrain, num_shards, save_all_but_gathered
+from jaxlm.nn.attention.kernels import save_attention
 from jaxlm.nn.attention.kv_cache import KVCache
 from jaxlm.nn.attention.multi_head import resolve_heads
 from jaxlm.nn.weights.weight_formats import PackedKernel, WeightFormat, to_cpu_format
@@ -21,7 +22,9 @@ from jaxlm.nn.weights.weight_users import note_layer, weight_path, weight_users
 from jaxlm.types import Array
 
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, save_attention
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 """The activations saved for the backward pass, by `Stack.remat`."""
@@ -31,7 +34,8 @@ class Stack(nn.Module):
     """`depth` copies of an unbound `block`, applied one after the other: block(x, *shared) -> x.
 
     scan: compile one layer and scan over it, else unroll. remat: which activations to recompute in the backward pass
-    (Chen et al. 2016): none (False), all but the products with parameters ("dots", True), or all ("full").
+    (Chen et al. 2016): none (False), all but the products with parameters and the results of attention kernels ("dots",
+    True), or all ("full").
     """
 
     block: nn.Module
