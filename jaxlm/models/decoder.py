@@ -138,7 +138,7 @@ class Decoder(SequenceModel):
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array, prefix: int = 0) -> tuple[Array, State]:
         """See `SequenceModel`. The first `prefix` tokens, with a cache all that it then holds, attend to each other."""
-        # A prefix is told by its positions, and a cache is written in the given order.
+        # The prefix is a number of given positions, and a cache is written in the given order.
         order = UNSORTED if state.kv_cache or prefix else token_order(valid_BT, state.segment_BT)
         tokens_BT, valid_BT = order.sort(tokens_BT), order.sort(valid_BT)
         x_BTD, rotation = self._embed_tokens(tokens_BT, state, valid_BT)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.nn.attention import mask
+from jaxlm.nn.attention import mask, splash, token_order
 from jaxlm.nn.attention.cudnn import cudnn_attention
 from jaxlm.nn.attention.kernels import find_attention_kernel
 from jaxlm.nn.attention.mask import (
@@ -53,6 +53,7 @@ CASES = {"shared keys, packed": ("packed", 2, None), "window": ("padded", 1, 20)
 def on_accelerator(monkeypatch):
     """Pretend that the program is compiled for an accelerator."""
     monkeypatch.setattr(mask, "platform_of", lambda x: "tpu")
+    monkeypatch.setattr(token_order, "platform_of", lambda x: "gpu")
 
 
 @pytest.mark.parametrize("kernel", kernels())
@@ -74,6 +75,61 @@ def test_cross_attention(packed, kernel, on_accelerator):
     plain = valid_BS[:, None] & segment_mask(segment_BT, segment_BS, valid_BT)
     seen = cross_attention_mask((valid_BT, segment_BT), (valid_BS, segment_BS))
     _same(kernels()[kernel], draw(2, 129), plain, seen, valid_BT)
+
+
+FORMS = {"causal": (256, None), "causal, odd": (251, None), "window": (256, 20), "window, odd": (251, 20)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tokens_before_padding(form, on_accelerator):
+    """The arguments that replace the mask: the same values as with it, of rows with any padding, after sorting."""
+    length, window = FORMS[form]
+    order, valid_BT, given = sorted_rows(length)
+    seen = causal_attention_mask(valid_BT, None, window, order)
+    assert seen.tokens_first
+    _same(kernels()["cudnn"], given, causal_mask(valid_BT, None, window), seen, valid_BT)
+
+
+@pytest.mark.parametrize("source", [None, 129])
+def test_tokens_before_padding_without_causality(source, on_accelerator):
+    """By lengths, to itself and to a source, of which one row is empty."""
+    order, valid_BT, given = sorted_rows(251, source)
+    if source is None:
+        _same(kernels()["cudnn"], given, valid_BT[:, None], attention_mask(valid_BT, None, order), valid_BT)
+        return
+    valid_BS = jnp.arange(source)[None] < jnp.array([[90], [0]])
+    seen = cross_attention_mask((valid_BT, None), (valid_BS, None), order)
+    _same(kernels()["cudnn"], given, valid_BS[:, None], seen, valid_BT)
+
+
+def sorted_rows(length: int, source: int | None = None):
+    """An order of tokens before padding, valid positions in it, and queries, keys and values."""
+    order = token_order.token_order(jnp.asarray(np.random.default_rng(1).random((B, length)) < 0.8), None)
+    valid_BT = order.sort(jnp.asarray(np.random.default_rng(1).random((B, length)) < 0.8))
+    assert order.tokens_first and not (valid_BT[:, 1:] & ~valid_BT[:, :-1]).any()
+    query, *_ = draw(2, length)
+    return order, valid_BT, [jnp.resize(query, (B, length, N, H)), *draw(2, source or length)[1:]]
+
+
+@pytest.mark.parametrize("partial_sums", [pytest.param(1, marks=pytest.mark.slow), 8])
+def test_blocks_of_splash_attention(partial_sums, on_accelerator, monkeypatch):
+    """Three blocks, of which causality excludes some, with either backward kernel."""
+    monkeypatch.setattr(splash, "SPLASH_BLOCKS", {"default": splash.SplashBlocks(128, 0.0)})
+    monkeypatch.setattr(splash, "MAX_PARTIAL_SUMS", partial_sums)
+    valid_BT = jnp.ones((1, 384), bool).at[:, 300:].set(False)
+    given = [x[:1, :, :2] for x in draw(2, 384)]
+    given[0] = jnp.resize(given[0], (1, 384, 2, H))
+    _same(kernels()["splash"], given, causal_mask(valid_BT, None), causal_attention_mask(valid_BT, None), valid_BT)
+
+
+def test_the_size_of_a_block():
+    """Large blocks of many positions, but not one alone whose upper half a causal mask excludes."""
+    causal, full = MaskRule(None, None, causal=True), MaskRule(None, None)
+    v5p, v6e = splash.SPLASH_BLOCKS["v5p"], splash.SPLASH_BLOCKS["v6e"]
+    assert [v5p.best_size(length, causal) for length in (128, 640, 1024, 2048, 8192)] == [128, 640, 512, 1024, 1024]
+    assert [v6e.best_size(length, causal) for length in (1024, 4096, 8192)] == [1024, 1024, 2048]
+    assert v5p.best_size(1024, full) == 1024 and v5p.best_size(1152, full) == 384
+    assert v6e.best_size(8192, causal.replace(window=1024)) == 1024
 
 
 def _same(kernel, given, mask_BTS, seen, valid_BT):

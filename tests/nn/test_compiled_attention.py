@@ -86,7 +86,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_what_cudnn_is_told(rule, gpu):
+def test_the_arguments_of_cudnn(rule, gpu):
     """Causality and lengths, no bias; the forward and the backward kernel once each."""
     target, rule_of, mask_type, operands_of_forward = RULES[rule]
     source = LENGTH if rule == "cross" else target

@@ -1,6 +1,6 @@
 """cuDNN's fused attention on NVIDIA GPUs, through `jax.nn.dot_product_attention`.
 
-How cuDNN is told what may attend to what, from the cheapest:
+What cuDNN gets, from the cheapest form of a rule:
 
 | rows                                               | cuDNN gets                                             |
 |----------------------------------------------------|--------------------------------------------------------|

@@ -6,7 +6,8 @@
 | GPU      | cuDNN's fused attention, `cudnn.py`    | the same, 16-bit types, heads of a multiple of 8 up to 128     |
 
 A kernel runs on the rows and heads of each device alone. All other cases (dropout of the weights, a bias, short texts,
-a mesh with `sequence`, rows or heads that the mesh does not divide) are computed by `jaxlm.nn.attention.multi_head`.
+a mesh with `sequence`, rows or heads that the mesh does not divide, a GPU on which `jaxlm doctor` found plain products
+to be faster) are computed by `jaxlm.nn.attention.multi_head`.
 """
 
 import functools
@@ -18,8 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.distributed.mesh_axes import SEQUENCE, TENSOR
-from jaxlm.distributed.sharding import LOGICAL_AXIS_RULES, partition_spec, platform_of
+from jaxlm.distributed.sharding import LOGICAL_AXIS_RULES, device_kind_of, partition_spec, platform_of
 from jaxlm.nn.attention.cudnn import CUDNN_FORWARD, cudnn_attention, has_cudnn
+from jaxlm.nn.attention.kernel_choice import remembered_kernel
 from jaxlm.nn.attention.mask import KERNEL_PLATFORMS, MaskRule
 from jaxlm.nn.attention.splash import RESIDUAL_NAME, splash_attention
 from jaxlm.types import Array
@@ -43,9 +45,11 @@ def find_attention_kernel(query_BTNH: Array, key_BSGH: Array) -> AttentionKernel
         return None
     if platform == "tpu":
         return functools.partial(run_on_each_device, splash_attention)
+    if remembered_kernel(device_kind_of(query_BTNH)) == "plain" or not has_cudnn():
+        return None
     is_16_bit = query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
     head_fits = query_BTNH.shape[-1] % 8 == 0 and query_BTNH.shape[-1] <= CUDNN_MAX_HEAD_DIM
-    return functools.partial(run_on_each_device, cudnn_attention) if is_16_bit and head_fits and has_cudnn() else None
+    return functools.partial(run_on_each_device, cudnn_attention) if is_16_bit and head_fits else None
 
 
 def _mesh_divides(query_BTNH: Array, key_BSGH: Array) -> bool:

@@ -1,5 +1,6 @@
 """Attention masks and token positions of rows with padding and of packed rows."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -137,5 +138,6 @@ def pad_to_multiple(
     def pad(x: Array, count: int, value: int = 0) -> Array:
         return jnp.pad(x, ((0, 0), (0, count)) + ((0, 0),) * (x.ndim - 2), constant_values=value) if count else x
 
-    segments = {"query_BT": pad(mask_rule.query_BT, target), "key_BS": pad(mask_rule.key_BS, source, PAD_SEGMENT)}
-    return pad(query_BTNH, target), pad(key_BSGH, source), pad(value_BSGH, source), mask_rule.replace(**segments)
+    query_BT, key_BS = pad(mask_rule.query_BT, target), pad(mask_rule.key_BS, source, PAD_SEGMENT)
+    mask_rule = replace(mask_rule, query_BT=query_BT, key_BS=key_BS)
+    return pad(query_BTNH, target), pad(key_BSGH, source), pad(value_BSGH, source), mask_rule
