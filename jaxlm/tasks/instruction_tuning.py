@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxlm.data.batching.eval_batches import eval_batches
-from jaxlm.data.chat.dialogue import Dialogue
+from jaxlm.data.chat.dialogue import Dialogue, InvalidRecord, Turn
 from jaxlm.data.chat.encoding import ChatFormat, DialogueEncoder, EncodedDialogue, cut_prompt
 from jaxlm.data.chat.jinja_template import JinjaChatTemplate
 from jaxlm.data.chat.template import PLAIN, ChatTemplate
@@ -104,7 +104,10 @@ class InstructionTuning(Task):
             first, total = total + 1, total + len(block)
             if count := sum(dialogue in held_out for dialogue in block):
                 stats.note("also in the validation split", count)
-            return _columns(self._encode(encoder, block, stats, first), tokenizer)
+            try:
+                return _columns(self._encode(encoder, block, stats, first), tokenizer)
+            except InvalidRecord as error:
+                raise UserError(f"{self.train.describe()}, {error}") from None
 
         recipe = f"InstructionTuning {self.chat_template} {self.cut_prompts_to} {tokenizer.fingerprint}"
         columns = cached_columns(WithStats(self.train, read_stats), encode, recipe, folder)
@@ -152,7 +155,8 @@ class InstructionTuning(Task):
         _, nll, count = sum_losses(self._losses(trained, columns, NextToken()))
         figures: dict[str, Any] = {"split": split, "lines": len(dialogues), "tokens": int(count)}
         figures |= {"truncated": int(is_cut_N.sum()), "nll": nll / count, "perplexity": perplexity(nll / count)}
-        questions = [(_question(dialogue), dialogue) for dialogue in dialogues[: self.answered]]
+        answerable = (dialogue for dialogue in dialogues if any(map(_is_trained_answer, dialogue.turns)))
+        questions = [(_question(dialogue), dialogue) for dialogue in islice(answerable, self.answered)]
         answers = self.answer(trained, [question for question, _ in questions])
         if progress:
             progress(len(dialogues))
@@ -196,8 +200,12 @@ class InstructionTuning(Task):
 
 def _question(dialogue: Dialogue) -> Dialogue:
     """The dialogue before its first trained answer."""
-    indices = (index for index, turn in enumerate(dialogue.turns) if turn.role == "assistant" and turn.trained)
-    return replace(dialogue, turns=dialogue.turns[: next(indices)])
+    index = next((i for i, turn in enumerate(dialogue.turns) if _is_trained_answer(turn)), len(dialogue.turns))
+    return replace(dialogue, turns=dialogue.turns[:index])
+
+
+def _is_trained_answer(turn: Turn) -> bool:
+    return turn.role == "assistant" and turn.trained
 
 
 def _columns(rows: Sequence[EncodedDialogue], tokenizer: Tokenizer) -> dict[str, Ragged]:

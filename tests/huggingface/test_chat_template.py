@@ -9,12 +9,19 @@ from fixtures.chat import CHATML_SOURCE, chatml_tokenizer, dialogue, messages
 from fixtures.zoo import params_of
 
 from jaxlm.data.chat.encoding import DialogueEncoder
+from jaxlm.data.chat.instructions import PairDialogues
+from jaxlm.data.chat.template import PLAIN
+from jaxlm.data.sources.parallel import Tsv
 from jaxlm.errors import UserError
+from jaxlm.experiment import Experiment
+from jaxlm.finetuning import FineTuning
 from jaxlm.huggingface.chat_template import read_chat_template, start_of_chat
 from jaxlm.huggingface.convert import save_pretrained
 from jaxlm.huggingface.workdir import import_folder
 from jaxlm.models.decoder import Decoder
 from jaxlm.pipeline.pipeline import load
+from jaxlm.tasks.instruction_tuning import InstructionTuning
+from jaxlm.training.initialize import resolve_init
 from jaxlm.workdir import Workdir
 
 TOKENS = {"eos_token": "<|im_end|>", "pad_token": {"content": "<|endoftext|>"}, "bos_token": None}
@@ -72,6 +79,10 @@ def test_an_imported_model_answers_in_its_template(tmp_path, monkeypatch):
     _write(folder, tokenizer_class="PreTrainedTokenizerFast")
     (folder / "chat_template.jinja").write_text(CHATML_SOURCE)
     import_folder(folder, tmp_path / "run")
+    given = InstructionTuning(*[PairDialogues(Tsv("pairs.tsv", 0, 1))] * 3, chat_template=None)
+    start = Experiment(given, model, finetuning=FineTuning(init=str(tmp_path / "run")), best_metric="valid/nll")
+    assert resolve_init(start).task.chat_template.source == CHATML_SOURCE
+    assert resolve_init(replace(start, task=replace(given, chat_template=PLAIN))).task.chat_template == PLAIN
     pipeline = load(tmp_path / "run")
     chat = pipeline.chat_format("You are brief.")
     assert chat.template.source == CHATML_SOURCE and chat.template.end_tokens == ("<|im_end|>",)

@@ -108,6 +108,15 @@ def test_no_gradient_reaches_the_label_of_a_prompt(columns, params):
                                                     t.role == "assistant")  # fmt: skip
 
 
+def test_the_loss_is_the_mean_over_trained_labels_in_float64(columns, params):
+    ((_, batch),) = eval_batches(columns, 1024)
+    logit_BTV = np.asarray(jax.jit(lambda params, batch: MODEL.apply({"params": params}, batch))(params, batch), float)
+    logprob_BTV = logit_BTV - np.log(np.exp(logit_BTV).sum(-1, keepdims=True))
+    label_logprob_BT = np.take_along_axis(logprob_BTV, batch.label_BT[..., None].astype(int), 2)[..., 0]
+    loss = loss_of(params, batch)
+    np.testing.assert_allclose(float(loss.total), -label_logprob_BT[batch.loss_mask_BT].sum(), rtol=1e-5)
+
+
 def test_packed_rows_have_the_loss_of_rows_alone(columns, params):
     ((_, alone),) = eval_batches(columns, 1024)
     packed = collate(columns, np.array([0, 2, 1, 3]), np.array([0, 0, 1, 2]), (3, 0, 64), packed=True)
@@ -173,8 +182,8 @@ def test_what_the_encoding_counts():
         ({"batching": Windows(length=16, rows=2)}, "Windows cuts running text.*choose batching=Packing"),
         ({"task": replace(TASK, chat_template=None)}, "no chat template, and neither has the model"),
         ({"task": replace(TASK, chat_template=CHATML)}, "no single token for <|im_start|>"),
-        ({"task": replace(TASK, train=Given((Dialogue((Turn("tool", "t"), Turn("user", "q"), Turn("system", "s"))),)),
-                          chat_template=replace(PLAIN, roles=PLAIN.roles[:2]))}, "dialogue 1: .* no tool turn"),
+        ({"task": replace(TASK, train=Given((Dialogue((Turn("tool", "t"), Turn("assistant", "a"))),)),
+                          chat_template=replace(PLAIN, roles=PLAIN.roles[:2]))}, "dialogues, dialogue 1: .* no tool"),
     ],
     ids=["windows", "no template", "no control tokens", "role"],
 )  # fmt: skip
@@ -216,6 +225,17 @@ def test_generate_chat(workdir, command):  # noqa: F811
     assert out.code == 2 and "add --chat" in out.err
     out = command("generate", workdir, "--chat", "--prompt", "long " * 20)
     assert out.code == 1 and "shorten it" in out.err
+
+
+def test_show_marks_the_trained_tokens(command):  # noqa: F811
+    out = command("show", Path(__file__).with_name("tiny_chat.py"), "--example")
+    assert out.code == 0, out.err
+    assert [line.split()[:2] for line in out.lines[:4]] == [
+        ["prompt", "18"], ["loss", "3"], ["prompt", "19"], ["loss", "3"],
+    ]  # fmt: skip
+    assert "'U' 's'" in out.lines[0] and out.lines[1].endswith("' ' 'A' '<3>'")
+    out = command("show", "experiments.quickstart", "--example")
+    assert out.code == 1 and "Translation has no dialogues" in out.err
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(workdir, tmp_path):
