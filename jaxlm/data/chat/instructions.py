@@ -2,7 +2,7 @@
 
 | reader               | a record                                                              |
 |----------------------|-----------------------------------------------------------------------|
-| `AlpacaFile`         | `instruction`, `input`, `output`; perhaps `system`, `history`         |
+| `AlpacaFile`         | `instruction`, `input`, `output`; perhaps `system`                    |
 | `SelfInstructFile`   | `instruction`, `instances` of `input` and `output`                    |
 | `ShareGptFile`       | `conversations` of `from` and `value`; perhaps `system`, `tools`      |
 | `MessagesFile`       | `messages` of `role` and `content`; perhaps `tools`                   |
@@ -41,16 +41,11 @@ class AlpacaFile(RecordFile[Dialogue]):
 
     no_input: tuple[str, ...] = NO_INPUT
 
-    FIELDS: ClassVar[tuple[str, ...]] = ("instruction", "input", "output", "system", "history")
+    FIELDS: ClassVar[tuple[str, ...]] = ("instruction", "input", "output", "system")
 
     def _rows(self, record: Mapping[str, Any], stats: ReadStats) -> Iterator[Dialogue]:
-        turns = [Turn("system", self._text(record, "system", ""))]
-        for exchange in self._value(record, "history") or ():
-            if not (isinstance(exchange, list) and [type(text) for text in exchange] == [str, str]):
-                raise InvalidRecord(f"the history holds {exchange!r:.60}, expected pairs of texts")
-            turns += [Turn("user", exchange[0]), Turn("assistant", exchange[1])]
-        instruction = self._text(record, "instruction")
-        turns.append(Turn("user", _instruct(instruction, self._text(record, "input", ""), self.no_input, stats)))
+        question = _instruct(self._text(record, "instruction"), self._text(record, "input", ""), self.no_input, stats)
+        turns = Turn("system", self._text(record, "system", "")), Turn("user", question)
         dialogue = build_dialogue([*turns, Turn("assistant", self._text(record, "output"))], stats, strict=self.strict)
         yield from (dialogue,) if dialogue else ()
 
@@ -82,8 +77,8 @@ def _instruct(instruction: str, given: str, no_input: tuple[str, ...], stats: Re
 
 
 @dataclass(frozen=True)
-class ShareGptFile(RecordFile[Dialogue]):
-    """Conversations of human and gpt, and of function_call and observation. A call is an answer, and is trained.
+class ConversationFile(RecordFile[Dialogue]):
+    """Base of the readers of whole conversations. A call of a function is an answer.
 
     Attributes:
       last_only: the loss covers only the last answer of a conversation.
@@ -91,42 +86,32 @@ class ShareGptFile(RecordFile[Dialogue]):
 
     last_only: bool = False
 
-    FIELDS: ClassVar[tuple[str, ...]] = ("conversations", "system", "tools", "from", "value")
-
     def _rows(self, record: Mapping[str, Any], stats: ReadStats) -> Iterator[Dialogue]:
-        turns = [Turn("system", self._text(record, "system", ""))]
-        turns += read_turns(self._value(record, "conversations"), self.fields, "conversations")
-        yield from _trained(turns, self, record, stats)
+        system, name = self._text(record, "system", ""), self.FIELDS[0]
+        turns = [Turn("system", system)] if system.strip() else []
+        turns += read_turns(self._value(record, name), self.fields, name)
+        last = max((index for index, turn in enumerate(turns) if turn.role == "assistant"), default=0)
+        if self.last_only:
+            turns = [replace(turn, trained=turn.trained and index == last) for index, turn in enumerate(turns)]
+        dialogue = build_dialogue(turns, stats, self._tools(record), self.strict)
+        yield from (dialogue,) if dialogue else ()
 
 
 @dataclass(frozen=True)
-class MessagesFile(RecordFile[Dialogue]):
+class ShareGptFile(ConversationFile):
+    """Conversations of human and gpt, and of function_call and observation."""
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("conversations", "system", "tools", "from", "value")
+
+
+@dataclass(frozen=True)
+class MessagesFile(ConversationFile):
     """Messages of role and content, as in the chat interfaces of OpenAI and Hugging Face.
 
     All answers are trained; `"weight": 0` or `"trained": false` in a message leaves it out of the loss.
-
-    Attributes:
-      last_only: the loss covers only the last answer of a conversation.
     """
 
-    last_only: bool = False
-
-    FIELDS: ClassVar[tuple[str, ...]] = ("messages", "tools", "role", "content")
-
-    def _rows(self, record: Mapping[str, Any], stats: ReadStats) -> Iterator[Dialogue]:
-        yield from _trained(read_turns(self._value(record, "messages"), self.fields, "messages"), self, record, stats)
-
-
-def _trained(
-    turns: list[Turn], reader: ShareGptFile | MessagesFile, record: Mapping[str, Any], stats: ReadStats
-) -> Iterator[Dialogue]:
-    if turns and not turns[0].content.strip() and turns[0].role == "system":
-        del turns[0]
-    answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
-    if reader.last_only:
-        turns = [replace(turn, trained=turn.trained and index == answers[-1]) for index, turn in enumerate(turns)]
-    dialogue = build_dialogue(turns, stats, reader._tools(record), reader.strict)
-    yield from (dialogue,) if dialogue else ()
+    FIELDS: ClassVar[tuple[str, ...]] = ("messages", "system", "tools", "role", "content")
 
 
 def read_turns(messages: Any, names: Mapping[str, str], where: str) -> list[Turn]:

@@ -73,8 +73,6 @@ def test_formats_of_instructions(tmp_path):
     assert list(SelfInstructFile(_write(tmp_path / "s.jsonl", seeds))) == [
         _dialogue("Rhyme.", "a"), _dialogue("Rhyme.\n\nx", "b"),
     ]  # fmt: skip
-    history = [{"instruction": "And 3?", "output": "6", "history": [["2 + 2?", "4"]]}]
-    assert list(AlpacaFile(_write(tmp_path / "h.jsonl", history))) == [_dialogue("2 + 2?", "4", "And 3?", "6")]
     problems = [{"question": "48 / 2?", "answer": "<<48/2=24>>24 it is.\n#### 1,024"}]
     (row,) = QuestionFile(_write(tmp_path / "q.jsonl", problems), drop_calculations=True)
     assert row.turns[1].content.startswith("24 it is.") and final_answer(row.turns[1].content) == "1024"
