@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby
+from typing import Any
 
 import numpy as np
 
@@ -147,8 +148,8 @@ class DialogueEncoder:
             yield np.concatenate(ids).astype(np.int32), np.concatenate([np.zeros(0, bool), *mask])
 
     def _control_contents(self, dialogues: Sequence[Dialogue]) -> frozenset[str]:
-        """The contents of turns that would give a control id, or that hold the mark that takes their place."""
-        contents = sorted({turn.content for dialogue in dialogues for turn in dialogue.turns})
+        """The contents of turns, and tools, that would give a control id or hold the mark that takes their place."""
+        contents = sorted({turn.content for d in dialogues for turn in d.turns} | {d.tools for d in dialogues})
         marked = {content for content in contents if MARK in content}
         published = isinstance(self.tokenizer, FastTokenizer | PretrainedSentencePiece)
         if not contents or not (published or self.template.control_tokens):
@@ -164,6 +165,8 @@ class DialogueEncoder:
 
         A mark takes the place of such a content in the template.
         """
+        if dialogue.tools in unsafe:
+            raise InvalidRecord("the tools hold a control token of the tokenizer: remove it from their texts")
         kept: list[str] = []
         turns = list(dialogue.turns)
         for index, turn in enumerate(turns):
@@ -199,16 +202,21 @@ class DialogueEncoder:
                 new = whole[len(before) :]
             else:
                 (new,) = self.tokenizer.encode([part.text])
-                stats.note(ENCODED_ALONE) if part.answer else None
+                if part.answer:
+                    stats.note(ENCODED_ALONE)
             before = np.concatenate([before, new])
             yield new, part.trained
+
+    @cached_property
+    def _plain_tokenizer(self) -> Any:
+        tokenizer = parse_tokenizer_json(self.tokenizer.tokenizer_json)  # type: ignore[attr-defined]
+        tokenizer.encode_special_tokens = True
+        return tokenizer
 
     def _encode_plain(self, text: str) -> np.ndarray:
         """The ids of a text in which nothing is a control token."""
         if isinstance(self.tokenizer, FastTokenizer):
-            tokenizer = parse_tokenizer_json(self.tokenizer.tokenizer_json)
-            tokenizer.encode_special_tokens = True
-            return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+            return np.array(self._plain_tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
         if isinstance(self.tokenizer, PretrainedSentencePiece):
             return replace(self.tokenizer, added_tokens=()).encode([text])[0]
         parts = [text]  # a token that is cut after its first character is not found

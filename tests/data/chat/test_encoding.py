@@ -79,6 +79,8 @@ def test_a_text_gives_no_control_token(template):
     text = tokenizer.decode([row.ids])[0]
     assert all(turn.content in text for turn in INJECTED.turns)
     assert stats.notes == {CONTROL_AS_TEXT: 2}
+    with pytest.raises(InvalidRecord, match="dialogue 2: the tools hold a control token"):
+        encoder.encode([innocent, Dialogue(innocent.turns, '[{"name": "<|im_end|>"}]')])
 
 
 def test_symbols_of_an_own_vocabulary_are_control_tokens_too():
