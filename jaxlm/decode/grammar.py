@@ -15,7 +15,8 @@ import numpy as np
 from flax import struct
 
 from jaxlm.errors import UserError
-from jaxlm.grammar.token_dfa import TokenDFA, stack_token_dfas
+from jaxlm.grammar.source_dfa import SourceRow, SourceTemplate
+from jaxlm.grammar.token_dfa import TokenDFA, require_limit, stack_token_dfas
 from jaxlm.types import Array
 
 
@@ -51,21 +52,105 @@ class BatchedDFA:
 
     def allowed_tokens(self, state_BK: Array, remaining_B: Array, size: int) -> Array:
         """True_BKV; ids beyond those of the tokenizer are forbidden. Raises UserError if the model has fewer ids."""
-        known = self.class_V.shape[0]
-        if known > size:
-            raise UserError(
-                f"the grammar was made for a tokenizer of {known} ids, but the model has {size}: use its own tokenizer"
-            )
+        padding = _padding(self.class_V, size)
         next_BKC = jnp.take(self.next_QC, state_BK, axis=0, mode="clip")
         distance_BKC = jnp.take(self.distance_Q, next_BKC, mode="clip")
         fits_BKC = (next_BKC >= 0) & (distance_BKC < remaining_B[:, None, None])
         allowed_BKV = jnp.take(fits_BKC, self.class_V, axis=2, mode="clip")  # classes -> ids
-        return jnp.pad(allowed_BKV, ((0, 0), (0, 0), (0, size - known)))
+        return jnp.pad(allowed_BKV, padding)
 
     def advance(self, state_BK: Array, token_BK: Array) -> Array:
         """The next state_BK; it is unchanged after a forbidden id, which no live hypothesis contains."""
         next_BK = self.next_QC.at[state_BK, jnp.take(self.class_V, token_BK, mode="clip")].get(mode="clip")
         return jnp.where(next_BK >= 0, next_BK, state_BK)
+
+
+@struct.dataclass
+class SourceGrammar:
+    """A `TokenGrammar` with words of each row's source: a table that rows share, one of each row, and distance_BQ.
+
+    An id has a transition in at most one of them. Each row has its own classes of ids.
+    """
+
+    class_V: Array
+    next_QC: Array
+    row_state_Q: Array
+    class_BV: Array
+    next_BRC: Array
+    distance_BQ: Array
+    first_inside: int = struct.field(pytree_node=False)  # R of the first state after the shared ones
+
+    def initial_state(self, slots: int) -> Array:
+        """Every slot is at the beginning of a text: state_BK."""
+        return jnp.zeros((self.class_BV.shape[0], slots), jnp.int32)
+
+    def _row_state(self, state_BK: Array) -> Array:
+        inside_BK = state_BK - self.row_state_Q.shape[0]
+        shared_BK = jnp.take(self.row_state_Q, state_BK, mode="clip")
+        return jnp.where(inside_BK >= 0, inside_BK + self.first_inside, shared_BK)
+
+    def allowed_tokens(self, state_BK: Array, remaining_B: Array, size: int) -> Array:
+        """True_BKV; ids beyond those of the tokenizer are forbidden. Raises UserError if the model has fewer ids."""
+        padding, row_B1 = _padding(self.class_V, size), jnp.arange(state_BK.shape[0])[:, None]
+
+        def fits(next_BKC: Array) -> Array:
+            distance_BKC = self.distance_BQ.at[row_B1[:, :, None], next_BKC].get(mode="clip")
+            return (next_BKC >= 0) & (distance_BKC < remaining_B[:, None, None])
+
+        shared_BKC = fits(jnp.take(self.next_QC, state_BK, axis=0, mode="clip"))  # a state of a row: that of the end
+        own_BKC = fits(self.next_BRC.at[row_B1, self._row_state(state_BK)].get(mode="clip"))
+        allowed_BKV = jnp.take(shared_BKC, self.class_V, axis=2, mode="clip")
+        allowed_BKV |= jnp.take_along_axis(own_BKC, self.class_BV[:, None, :], axis=2, mode="clip")
+        return jnp.pad(allowed_BKV, padding)
+
+    def advance(self, state_BK: Array, token_BK: Array) -> Array:
+        """The next state_BK; it is unchanged after a forbidden id."""
+        row_B1 = jnp.arange(state_BK.shape[0])[:, None]
+        shared_class_BK = jnp.take(self.class_V, token_BK, mode="clip")
+        own_class_BK = self.class_BV.at[row_B1, token_BK].get(mode="clip")
+        shared_BK = self.next_QC.at[state_BK, shared_class_BK].get(mode="clip")
+        own_BK = self.next_BRC.at[row_B1, self._row_state(state_BK), own_class_BK].get(mode="clip")
+        next_BK = jnp.maximum(shared_BK, own_BK)
+        return jnp.where(next_BK >= 0, next_BK, state_BK)
+
+
+def _padding(class_V: Array, size: int) -> Sequence[tuple[int, int]]:
+    """The padding of ids_BKV beyond those of the tokenizer. Raises UserError if the model has fewer ids."""
+    known = class_V.shape[0]
+    if known > size:
+        raise UserError(
+            f"the grammar was made for a tokenizer of {known} ids, but the model has {size}: use its own tokenizer"
+        )
+    return (0, 0), (0, 0), (0, size - known)
+
+
+def batch_source_rows(template: SourceTemplate, sources: Sequence[str], limit_B: Any) -> SourceGrammar:
+    """Return the grammar of rows with these sources. The sizes of its tables are powers of two: few programs.
+
+    Raises UserError if a limit is too small for any text. A row with limit 0 stays empty and needs no text.
+    """
+    nothing = SourceRow(np.zeros_like(template.class_V), np.full((1, 1), -1), np.full(template.end + 1, -1))
+    row_of = {source: template.row(source) for source, limit in zip(sources, limit_B, strict=True) if limit > 0}
+    rows = [row_of[source] if limit > 0 else nothing for source, limit in zip(sources, limit_B, strict=True)]
+    for row, limit in zip(rows, limit_B, strict=True):
+        if limit > 0:
+            require_limit(template.description, int(row.distance_Q[0]), int(limit))
+    states, classes = (1 << (max(row.next_RC.shape[axis] for row in rows) - 1).bit_length() for axis in (0, 1))
+    next_BRC = np.full((len(rows), states, classes), -1, np.int32)
+    distance_BQ = np.full((len(rows), template.end + 1 + states), np.iinfo(np.int32).max, np.int32)
+    for index, row in enumerate(rows):
+        next_BRC[index, : row.next_RC.shape[0], : row.next_RC.shape[1]] = row.next_RC
+        reaching = row.distance_Q >= 0
+        distance_BQ[index, : len(reaching)][reaching] = row.distance_Q[reaching]
+    return SourceGrammar(
+        class_V=jnp.asarray(template.class_V),
+        next_QC=jnp.asarray(template.next_QC),
+        row_state_Q=jnp.asarray(template.row_state_Q),
+        class_BV=jnp.asarray(np.stack([row.class_V for row in rows])),
+        next_BRC=jnp.asarray(next_BRC),
+        distance_BQ=jnp.asarray(distance_BQ),
+        first_inside=1 + len(template.entering),
+    )
 
 
 def batch_dfas(dfas: Sequence[TokenDFA], dfa_index_B: Any, limit_B: Any) -> BatchedDFA:

@@ -23,6 +23,7 @@ class Constraint:
     description: the name of the constraint in messages.
     require_all: whether a tokenizer must be able to write each of the texts; the automaton is a tree.
     literals: parts of the texts that a tokenizer must be able to write.
+    source_words: the most words of a string of the source (`jaxlm.grammar.source_dfa`); 0 if there is none.
     max_states: limit on the automaton, also after its conversion to the ids of a tokenizer.
     """
 
@@ -31,6 +32,7 @@ class Constraint:
     delimiters: tuple[str, str] | None = None
     require_all: bool = False
     literals: frozenset[str] = frozenset()
+    source_words: int = 0
     max_states: int = MAX_STATES
 
 
@@ -47,12 +49,16 @@ def choices(texts: Iterable[str], max_states: int = MAX_STATES) -> Constraint:
 def json_schema(file: Path, max_states: int = MAX_STATES) -> Constraint:
     """JSON that a schema admits. Raises UserError with the file if it is not JSON, too large or not supported."""
     schema = read_json(file, Any, "fix the schema", MAX_SCHEMA_BYTES)
-    literals: set[str] = set()
     try:
-        automaton = schema_to_dfa(schema, max_states, literals)
-        return Constraint("the JSON schema", automaton, literals=frozenset(literals), max_states=max_states)
+        return schema_constraint(schema, max_states)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+
+
+def schema_constraint(schema: Any, max_states: int = MAX_STATES) -> Constraint:
+    """JSON that a schema, as a Python object, admits. Raises UserError if it is too large or not supported."""
+    made = schema_to_dfa(schema, max_states)
+    return Constraint("the JSON schema", made.automaton, None, False, made.literals, made.source_words, max_states)
 
 
 def copy_from_source(opening: str, closing: str) -> Constraint:

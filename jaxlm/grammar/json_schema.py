@@ -6,7 +6,6 @@ before and after the point and an exponent of at most two digits, and control ch
 (no \u). A keyword is followed or refused by name; annotations have no effect.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from jaxlm.errors import UserError
 from jaxlm.grammar import utf8
 from jaxlm.grammar.byte_dfa import MAX_STATES, NFA, ByteDFA, determinize
 from jaxlm.grammar.regex import RegexBuilder
+from jaxlm.grammar.schema_values import SchemaPlace, json_types, read_bounds, shorten_json, write_json
+from jaxlm.grammar.source_dfa import HOLE, QUOTE
 
 MAX_LEVELS = 100
 """Levels of a schema; a reference is a level."""
@@ -28,67 +29,73 @@ NOT_IN_STRINGS = ((0, 0x1F), (ord('"'), ord('"')), (ord("\\"), ord("\\")))
 INTEGER_PATTERN = r"-?(?:0|[1-9][0-9]{0,14})"
 NUMBER_PATTERN = rf"{INTEGER_PATTERN}(?:\.[0-9]{{1,15}})?(?:[eE][+-]?[0-9]{{1,2}})?"
 SCALAR_PATTERNS = {"integer": INTEGER_PATTERN, "number": NUMBER_PATTERN, "boolean": "(?:true|false)", "null": "null"}
-JSON_TYPES = {bool: "boolean", type(None): "null", str: "string", list: "array", dict: "object"}
 ANNOTATION_KEYWORDS = {"$schema", "$comment", "$defs", "definitions", "title", "description", "default"}
 ANNOTATION_KEYWORDS |= {"examples", "deprecated", "readOnly", "writeOnly"}
 
+SOURCE_WORDS = "x-source-words"
+"""Keyword of jaxlm: the string is one of at most that number of consecutive words of the source."""
+
 TYPE_KEYWORDS = {
     "object": {"properties", "required", "additionalProperties"},
-    "array": {"items", "minItems", "maxItems"},
-    "string": {"minLength", "maxLength"},
+    "array": {"items", "prefixItems", "minItems", "maxItems"},
+    "string": {"minLength", "maxLength", SOURCE_WORDS},
     **dict.fromkeys(SCALAR_PATTERNS, set()),
 }
 
 
-def schema_to_dfa(schema: Any, max_states: int = MAX_STATES, literals: set[str] | None = None) -> ByteDFA:
-    """Return the automaton of a schema; the values of enum and const and the names are added to `literals`.
+@dataclass(frozen=True)
+class SchemaDFA:
+    """The automaton of a schema.
+
+    literals: the values of enum and const and the names, which a tokenizer must be able to write.
+    source_words: the most words of a string from the source, which is an edge `HOLE`; 0 if there is none.
+    """
+
+    automaton: ByteDFA
+    literals: frozenset[str]
+    source_words: int = 0
+
+
+def schema_to_dfa(schema: Any, max_states: int = MAX_STATES) -> SchemaDFA:
+    """Return the automaton of a schema.
 
     Raises UserError for what is not supported, with its place as in #/properties/age, and for over `max_states` states.
     """
     nfa = NFA(max_states)
     start, end = nfa.add_node(), nfa.add_node()
-    _SchemaBuilder(nfa, schema, set() if literals is None else literals).add_value(schema, start, end, _Place())
-    return determinize(nfa, start, end)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """The place of a part in a schema: its JSON pointer, the references that led to it, and its level."""
-
-    pointer: str = "#"
-    references: tuple[str, ...] = ()
-    level: int = 1
-
-    def below(self, *names: Any) -> "_Place":
-        parts = (str(name).replace("~", "~0").replace("/", "~1") for name in names)
-        return _Place("/".join([self.pointer, *parts]), self.references, self.level + 1)
-
-    def error(self, message: str) -> UserError:
-        return UserError(f"JSON schema, {self.pointer[:200]}: {message}")
-
-    def reject_unknown(self, keywords: set[str], supported: set[str]) -> None:
-        if unknown := sorted(keywords - supported):
-            raise self.error(f"{unknown[0][:80]!r} is not supported here (supported: {', '.join(sorted(supported))})")
+    builder = _SchemaBuilder(nfa, schema)
+    builder.add_value(schema, start, end, SchemaPlace())
+    automaton = determinize(nfa, start, end)
+    if len(builder.source_words) > 1:
+        raise UserError(
+            f"JSON schema: {SOURCE_WORDS} of {sorted(builder.source_words)}, expected one number in a schema"
+        )
+    if ((automaton.next_QX[:, HOLE] >= 0) & (automaton.next_QX[:, QUOTE] >= 0)).any():
+        raise UserError(
+            f"JSON schema: a string with {SOURCE_WORDS} and another string may be at the same place: remove one"
+        )
+    return SchemaDFA(automaton, frozenset(builder.literals), *builder.source_words)
 
 
 class _SchemaBuilder:
     """Adds the parts of a schema to an automaton, each between two nodes; `root` resolves references."""
 
-    def __init__(self, nfa: NFA, root: Any, literals: set[str]):
-        self.nfa, self.root, self.literals = nfa, root, literals
+    def __init__(self, nfa: NFA, root: Any):
+        self.nfa, self.root, self.literals = nfa, root, set[str]()
+        self.source_words = set[int]()
         self.add_pattern = RegexBuilder(nfa).add_pattern
 
-    def add_value(self, schema: Any, start: int, end: int, place: _Place) -> None:
+    def add_value(self, schema: Any, start: int, end: int, place: SchemaPlace) -> None:
         """Add one (sub)schema."""
         if place.level > MAX_LEVELS:
             raise place.error(f"the schema has over {MAX_LEVELS} levels: write it with fewer")
         if not isinstance(schema, dict):
-            raise place.error(f"found {_shorten(schema)}, expected an object such as {{'type': 'string'}}")
+            raise place.error(f"found {shorten_json(schema)}, expected an object such as {{'type': 'string'}}")
         keywords = set(schema) - ANNOTATION_KEYWORDS - ({"$id"} if place.pointer == "#" else set())
         kinds: list[Any] = schema["type"] if isinstance(schema.get("type"), list) else [schema.get("type")]
         for given in kinds if "type" in schema else ():
             if not isinstance(given, str) or given not in TYPE_KEYWORDS:
-                raise place.error(f"type {_shorten(given)}, expected one of {', '.join(TYPE_KEYWORDS)}")
+                raise place.error(f"type {shorten_json(given)}, expected one of {', '.join(TYPE_KEYWORDS)}")
         if "$ref" in keywords:
             place.reject_unknown(keywords, {"$ref"})
             target, there = self.resolve(schema["$ref"], place)
@@ -111,35 +118,42 @@ class _SchemaBuilder:
             for kind in kinds:
                 self.add_type(kind, schema, start, end, place)
 
-    def add_type(self, kind: str, schema: dict[str, Any], start: int, end: int, place: _Place) -> None:
+    def add_type(self, kind: str, schema: dict[str, Any], start: int, end: int, place: SchemaPlace) -> None:
         """Add a schema of one type."""
         if kind in ("object", "array"):
             (self.add_object if kind == "object" else self.add_array)(schema, start, end, place)
+        elif kind == "string" and SOURCE_WORDS in schema:
+            place.reject_unknown(set(schema) & TYPE_KEYWORDS["string"], {SOURCE_WORDS})
+            words = schema[SOURCE_WORDS]
+            if type(words) is not int or words < 1:
+                raise place.error(f"{SOURCE_WORDS} {shorten_json(words)}, expected a whole number of 1 or more")
+            self.source_words.add(words)
+            self.nfa.byte_edges[start].append((HOLE, HOLE, end))
         elif kind == "string":
-            least, most = _bounds(schema, "minLength", "maxLength", place)
+            least, most = read_bounds(schema, "minLength", "maxLength", place)
             self.add_pattern(f'"{STRING_CHARACTER}{{{least},{"" if most is None else most}}}"', start, end)
         else:
             self.add_pattern(SCALAR_PATTERNS[kind], start, end)
 
-    def add_literals(self, values: Any, start: int, end: int, kinds: Sequence[Any], place: _Place) -> None:
+    def add_literals(self, values: Any, start: int, end: int, kinds: Sequence[Any], place: SchemaPlace) -> None:
         """Add some values; those that have none of the types `kinds` are left out."""
         if not isinstance(values, list) or not values:
             raise place.error("enum must be a list of one value or more")
-        kept = [value for value in values if kinds == [None] or not _types(value).isdisjoint(kinds)]
+        kept = [value for value in values if kinds == [None] or not json_types(value).isdisjoint(kinds)]
         if not kept:
             raise place.error(f"no value of enum or const is of type {' or '.join(kinds)}")
         for value in kept:
             try:
-                texts = {_write(value)}
+                texts = {write_json(value)}
             except ValueError:
-                raise place.error(f"the value {_shorten(value)} has a number that JSON cannot write") from None
+                raise place.error(f"the value {shorten_json(value)} has a number that JSON cannot write") from None
             if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
                 texts.add(str(int(value)))
             self.literals |= texts
             for text in sorted(texts):
                 self.nfa.add_text(start, end, text)
 
-    def resolve(self, name: Any, place: _Place) -> tuple[Any, _Place]:
+    def resolve(self, name: Any, place: SchemaPlace) -> tuple[Any, SchemaPlace]:
         """Return the schema that a reference names and its place; a recursive reference is an error."""
         if name in place.references:
             raise place.error(f"{name[:80]} refers to itself, which no automaton can follow: write out its levels")
@@ -151,38 +165,48 @@ class _SchemaBuilder:
             else:
                 target = target.get(key) if isinstance(target, dict) else None
         if target is None:
-            raise place.error(f"$ref {_shorten(name)} leads nowhere in this schema: expected #/$defs/NAME")
-        return target, _Place(name, (*place.references, name), place.level + 1)
+            raise place.error(f"$ref {shorten_json(name)} leads nowhere in this schema: expected #/$defs/NAME")
+        return target, SchemaPlace(name, (*place.references, name), place.level + 1)
 
-    def add_array(self, schema: dict[str, Any], start: int, end: int, place: _Place) -> None:
-        """Add `[`, the items with commas between, `]`."""
-        least, most = _bounds(schema, "minItems", "maxItems", place)
+    def add_array(self, schema: dict[str, Any], start: int, end: int, place: SchemaPlace) -> None:
+        """Add `[`, the items with commas between, `]`; `prefixItems` are the schemas of the first ones."""
+        least, most = read_bounds(schema, "minItems", "maxItems", place)
+        first, others = schema.get("prefixItems", []), schema.get("items")
+        if not isinstance(first, list):
+            raise place.error(f"prefixItems {shorten_json(first)}, expected a list of schemas")
+        if others is False:
+            most = len(first) if most is None else min(most, len(first))
+        if most is not None and most < least:
+            raise place.error(f"minItems {least} is above the {most} items that prefixItems and items allow")
         node = self.nfa.add_node()
         self.nfa.add_text(start, node, "[")
         if not least:
             self.nfa.add_text(node, end, "]")
         if most == 0:
             return
-        if "items" not in schema:
+        if others in (None, True) and (most is None or most > len(first)):
             raise place.error("an array without items: add their schema, as in {'items': {'type': 'string'}}")
-        for number in range(1, (most or max(least, 1)) + 1):
+        for number in range(1, (most or max(least, len(first) + 1)) + 1):
             begin, after = self.nfa.add_node(), self.nfa.add_node()
             self.connect(node if number == 1 else -1, node if number > 1 else -1, begin)
-            self.add_value(schema["items"], begin, after, place.below("items"))
+            if number <= len(first):
+                self.add_value(first[number - 1], begin, after, place.below("prefixItems", number - 1))
+            else:
+                self.add_value(others, begin, after, place.below("items"))
             if number >= least:
                 self.nfa.add_text(after, end, "]")
             node = after
         if most is None:
             self.connect(-1, node, begin)
 
-    def add_object(self, schema: dict[str, Any], start: int, end: int, place: _Place) -> None:
+    def add_object(self, schema: dict[str, Any], start: int, end: int, place: SchemaPlace) -> None:
         """Add `{`, the properties in the order of the schema, then any others that it has a schema for, `}`."""
         properties, required = schema.get("properties", {}), schema.get("required", [])
         others = schema.get("additionalProperties", True)
         if not isinstance(properties, dict) or not isinstance(required, list):
             raise place.error("expected properties to be an object and required to be a list")
         if not isinstance(others, bool | dict):
-            raise place.error(f"additionalProperties {_shorten(others)}, expected true, false or a schema")
+            raise place.error(f"additionalProperties {shorten_json(others)}, expected true, false or a schema")
         parts = {name: (part, place.below("properties", name)) for name, part in properties.items()}
         for name in required:
             if not isinstance(name, str) or name not in parts and not isinstance(others, dict):
@@ -192,12 +216,12 @@ class _SchemaBuilder:
             raise place.error("an object without properties: add them, or additionalProperties with the schema of all "
                               "members, or with false for {}")  # fmt: skip
         names = set(required)
-        members: list[tuple[str | None, Any, _Place, bool]] = [(n, *part, n in names) for n, part in parts.items()]
+        members: list[tuple[str | None, Any, SchemaPlace, bool]] = [(n, *part, n in names) for n, part in parts.items()]
         if isinstance(others, dict):
             members.append((None, others, place.below("additionalProperties"), False))
         self.add_members(members, start, end)
 
-    def add_members(self, members: Sequence[tuple[str | None, Any, _Place, bool]], start: int, end: int) -> None:
+    def add_members(self, members: Sequence[tuple[str | None, Any, SchemaPlace, bool]], start: int, end: int) -> None:
         """Add members in order, each with its name, schema, place and whether it is required; name None: all others."""
         first, after = self.nfa.add_node(), -1  # the nodes before any member and after one; -1: none
         self.nfa.add_text(start, first, "{")
@@ -208,8 +232,8 @@ class _SchemaBuilder:
                 self.add_other_key([other for other, *_ in members if other is not None], begin, key_end)
                 self.connect(-1, done, begin)
             else:
-                self.literals.add(_write(name))
-                self.nfa.add_text(begin, key_end, _write(name))
+                self.literals.add(write_json(name))
+                self.nfa.add_text(begin, key_end, write_json(name))
             self.add_separator(":", key_end, value)
             self.add_value(schema, value, done, place)
             if required:
@@ -267,34 +291,3 @@ class _SchemaBuilder:
             self.nfa.add_epsilon_edge(first, begin)
         if after >= 0:
             self.add_separator(",", after, begin)
-
-
-def _types(value: Any) -> set[str]:
-    """Return the types of a JSON value: integers are numbers, and so is 1.0 an integer."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return {"number", "integer"} if value == value // 1 else {"number"}
-    return {JSON_TYPES[type(value)]}
-
-
-def _write(value: Any) -> str:
-    """Return a value as JSON, with escapes for half surrogates. Raises ValueError if a number is infinite."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def _shorten(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _bounds(schema: dict[str, Any], low: str, high: str, place: _Place) -> tuple[int, int | None]:
-    values: list[int | None] = []
-    for name in (low, high):
-        value: Any = schema.get(name)
-        if name in schema and ("integer" not in _types(value) or value < 0):
-            raise place.error(f"{name} {_shorten(value)}, expected a whole number of 0 or more")
-        values.append(None if value is None else int(value))
-    least, most = values[0] or 0, values[1]
-    if most is not None and most < least:
-        raise place.error(f"{low} {least} is above {high} {most}")
-    return least, most

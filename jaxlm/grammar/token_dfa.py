@@ -47,12 +47,16 @@ class TokenDFA:
 
     def require_reachable(self, max_tokens: int) -> None:
         """Raises UserError if no text fits into the limit."""
-        if max_tokens < self.shortest_length:
-            raise UserError(
-                f"{self.description}: the shortest text that matches has {self.shortest_length} tokens (EOS counted), "
-                f"and the limit is {max_tokens}: allow {self.shortest_length} or more, as in "
-                f"--max-tokens {self.shortest_length}"
-            )
+        require_limit(self.description, self.shortest_length, max_tokens)
+
+
+def require_limit(description: str, shortest_length: int, max_tokens: int) -> None:
+    """Raises UserError if no text fits into the limit."""
+    if max_tokens < shortest_length:
+        raise UserError(
+            f"{description}: the shortest text that matches has {shortest_length} tokens (EOS counted), and the limit "
+            f"is {max_tokens}: allow {shortest_length} or more, as in --max-tokens {shortest_length}"
+        )
 
 
 def build_token_dfa(
@@ -65,22 +69,19 @@ def build_token_dfa(
     more than CELLS_PER_STATE * `max_states` entries; `description` names the constraint in messages.
     """
     token_bytes = get_token_bytes(tokenizer)
-    tree, copies = automaton, 1
+    tree = automaton
     if token_bytes.decoder_unescapes:
-        automaton, copies = _exclude_word(automaton, ESCAPE_CHAR.encode()), len(ESCAPE_CHAR.encode())
-    later = _TokenTable(token_bytes.rest)
-    first = later if continues else _TokenTable(token_bytes.initial)
+        automaton = exclude_word(automaton, ESCAPE_CHAR.encode())
+    copies = len(automaton.accepting_Q) // len(tree.accepting_Q)
+    later = TokenTable(token_bytes.rest)
+    first = later if continues else TokenTable(token_bytes.initial)
     states, digest_V2 = _reachable_states(automaton, first, later, tokenizer.special.eos)
     if require_all:
         tree.require_reached({START_STATE, *(state // copies for state in states)}, description)
     _, id_C, class_V = np.unique(digest_V2, axis=0, return_index=True, return_inverse=True)
     first, later = first.select(id_C), later.select(id_C)
     shape = len(states) + 2, len(id_C)
-    if shape[0] * shape[1] > CELLS_PER_STATE * max_states:
-        raise UserError(
-            f"{description}: a table of {shape[0]:,} states and {shape[1]:,} classes of ids is too large (at most "
-            f"{CELLS_PER_STATE * max_states:,} entries): use a simpler constraint, or raise the limit (--max-states)"
-        )
+    check_size(shape, description, max_states)
     number = np.full(len(automaton.accepting_Q), FORBIDDEN, np.int32)
     number[states] = np.arange(1, len(states) + 1)
     next_QC = np.full(shape, FORBIDDEN, np.int32)  # row 0 is the beginning of a text, the last one the end, after EOS
@@ -98,29 +99,43 @@ def build_token_dfa(
     return _prune(class_V.reshape(-1).astype(np.int32), next_QC, distance_Q, description)
 
 
-class _TokenTable:
-    """The bytes that each id adds to a text, padded to byte_IX; `id_I`: the ids that have such bytes."""
+def check_size(shape: tuple[int, ...], description: str, max_states: int) -> None:
+    """Raises UserError for a table with more than CELLS_PER_STATE * `max_states` entries."""
+    if shape[0] * shape[1] > CELLS_PER_STATE * max_states:
+        raise UserError(
+            f"{description}: a table of {shape[0]:,} states and {shape[1]:,} classes of ids is too large (at most "
+            f"{CELLS_PER_STATE * max_states:,} entries): use a simpler constraint, or raise the limit (--max-states)"
+        )
+
+
+class TokenTable:
+    """The bytes that each id adds to a text, padded to byte_IX; `id_I`: the ids that have such bytes, by the first."""
 
     def __init__(self, texts: Sequence[bytes | None]):
         self.texts, self.size = texts, len(texts)
         self.empty_ids = np.asarray([index for index, text in enumerate(texts) if text == b""], np.int64)
-        self.id_I = np.asarray([index for index, text in enumerate(texts) if text], np.int64)
+        named = [(text[:1], index) for index, text in enumerate(texts) if text]
+        self.id_I = np.asarray([index for _, index in sorted(named)], np.int64)
         known = [texts[index] or b"" for index in self.id_I]
         self.length_I = np.asarray([len(text) for text in known], np.int64)
         width = max(1, int(self.length_I.max(initial=0)))
         joined = b"".join(text.ljust(width, b"\0") for text in known)
         self.byte_IX = np.frombuffer(joined, np.uint8).reshape(len(known), width)
-        self.first_I = np.ascontiguousarray(self.byte_IX[:, 0])
+        self.begin_X = np.searchsorted(self.byte_IX[:, 0], np.arange(257)).tolist()
 
-    def select(self, ids: np.ndarray) -> "_TokenTable":
+    def select(self, ids: np.ndarray) -> "TokenTable":
         """Return the table of some ids."""
-        return _TokenTable([self.texts[index] for index in ids])
+        return TokenTable([self.texts[index] for index in ids])
 
     def step(self, automaton: ByteDFA, state: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids that a text may continue with at `state`, and the state after each."""
         ids, states = [self.empty_ids], [np.full(len(self.empty_ids), state, np.int32)]
-        alive = np.flatnonzero((automaton.next_QX[state] >= 0)[self.first_I])
-        state_I = automaton.next_QX[state, self.first_I[alive]]
+        cuts = np.flatnonzero(np.diff(automaton.next_QX[state] >= 0, prepend=False, append=False)).tolist()
+        runs = [
+            np.arange(self.begin_X[low], self.begin_X[high]) for low, high in zip(cuts[::2], cuts[1::2], strict=True)
+        ]
+        alive = np.concatenate([np.arange(0), *runs])
+        state_I = automaton.next_QX[state, self.byte_IX[alive, 0]]
         for column in range(1, self.byte_IX.shape[1] + 1):
             complete = self.length_I[alive] == column
             ids.append(self.id_I[alive[complete]])
@@ -134,7 +149,7 @@ class _TokenTable:
 
 
 def _reachable_states(
-    automaton: ByteDFA, first: _TokenTable, later: _TokenTable, eos: int
+    automaton: ByteDFA, first: TokenTable, later: TokenTable, eos: int
 ) -> tuple[list[int], np.ndarray]:
     """Return the byte states that whole ids reach, and two 64-bit digests_V2 of each id's column of the table.
 
@@ -149,12 +164,12 @@ def _reachable_states(
         new = new[~known[new]]
         known[new] = True
         states += new.tolist()
-        digest_V2[ids] += _hash_states(reached, number)
+        digest_V2[ids] += hash_states(reached, number)
     digest_V2[eos] = HASH_SEEDS  # EOS is a class of its own
     return states, digest_V2
 
 
-def _hash_states(state_I: np.ndarray, number: int) -> np.ndarray:
+def hash_states(state_I: np.ndarray, number: int) -> np.ndarray:
     """Return two hashes_I2 of (row number, state) (the finalizer of splitmix64)."""
     value_I = (np.uint64(number) << np.uint64(32)) + (state_I.astype(np.int64) + 1).astype(np.uint64)
     hashes = []
@@ -167,13 +182,17 @@ def _hash_states(state_I: np.ndarray, number: int) -> np.ndarray:
 
 
 def distances_to_end(next_QC: np.ndarray) -> np.ndarray:
-    """Return the number of steps_Q from each state to the last one (breadth-first search); -1 if it is unreachable."""
-    size = len(next_QC)
+    """Return the number of steps_Q from each state to the last one; -1 if it is unreachable."""
     from_E, column_E = np.nonzero(next_QC >= 0)
-    edge_E = np.unique(from_E.astype(np.int64) * size + next_QC[from_E, column_E])
+    return shortest_distances(from_E, next_QC[from_E, column_E], len(next_QC), len(next_QC) - 1)
+
+
+def shortest_distances(from_E: np.ndarray, to_E: np.ndarray, size: int, end: int) -> np.ndarray:
+    """Return the number of edges_Q from each of `size` nodes to `end` (breadth-first search); -1 if none lead there."""
+    edge_E = np.unique(from_E.astype(np.int64) * size + to_E)
     from_E, to_E = edge_E // size, edge_E % size
     distance_Q = np.full(size, -1, np.int32)
-    distance_Q[-1], steps = 0, 0
+    distance_Q[end], steps = 0, 0
     while True:
         reached = np.unique(from_E[distance_Q[to_E] == steps])
         reached = reached[distance_Q[reached] < 0]
@@ -194,7 +213,7 @@ def _prune(class_V: np.ndarray, next_QC: np.ndarray, distance_Q: np.ndarray, des
     digest_C2 = np.zeros((next_QC.shape[1], 2), np.uint64)
     for row, next_C in enumerate(next_QC):
         classes = np.flatnonzero(next_C >= 0)
-        digest_C2[classes] += _hash_states(next_C[classes], row)
+        digest_C2[classes] += hash_states(next_C[classes], row)
     _, column_C, class_C = np.unique(digest_C2, axis=0, return_index=True, return_inverse=True)
     class_V = class_C.reshape(-1)[class_V].astype(np.int32)
     return TokenDFA(class_V, np.ascontiguousarray(next_QC[:, column_C]), distance_Q[kept], 0, description)
@@ -218,8 +237,10 @@ def stack_token_dfas(automata: Sequence[TokenDFA]) -> tuple[TokenDFA, list[int]]
     return TokenDFA(class_V.reshape(-1).astype(np.int32), np.concatenate(tables), distance_Q, 0, description), starts
 
 
-def _exclude_word(automaton: ByteDFA, word: bytes) -> ByteDFA:
+def exclude_word(automaton: ByteDFA, word: bytes) -> ByteDFA:
     """Return the automaton of the texts without a word, whose first byte occurs in the word only once."""
+    if (automaton.next_QX[:, word[0]] < 0).all():
+        return automaton
     size, length = len(automaton.accepting_Q), len(word)
     # State s * length + m: the automaton is in s and the last m bytes are the first m of the word.
     next_QX = np.full((size * length, 256), FORBIDDEN, np.int32)

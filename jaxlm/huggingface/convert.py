@@ -50,9 +50,12 @@ FILE_DTYPES = {**SAVE_DTYPES, "float64": np.float64}
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "quantization_config.json", "hf_quant_config.json")
 
 
-def load_pretrained(folder: Path, **model_fields: Any) -> tuple[Any, Params, dict[str, Any]]:
+def load_pretrained(
+    folder: Path, arrays: Mapping[str, Any] | None = None, **model_fields: Any
+) -> tuple[Any, Params, dict[str, Any]]:
     """The model of a folder, its parameters and its config. `model_fields` override fields, as in dtype="bfloat16".
 
+    `arrays` replace those of the folder.
     Raises UserError if the architecture is unknown, or if the config and the arrays do not fit each other.
     """
     config = read_config(folder)
@@ -72,7 +75,7 @@ def load_pretrained(folder: Path, **model_fields: Any) -> tuple[Any, Params, dic
             f"{folder / CONFIG_FILE} describes no {architecture.hf_class} ({error}): {FETCH_AGAIN}"
         ) from None
     check_config(model, str(folder / CONFIG_FILE), FETCH_AGAIN)
-    tensors = _with_prefix(read_tensors(folder), architecture)
+    tensors = _with_prefix(read_tensors(folder) if arrays is None else arrays, architecture)
     _check_num_layers(model, len(tensors), folder)
     model = architecture.adjust_to_weights(_with_fields(model, model_fields), tensors.keys())
     tensors = _select_weights(tensors, architecture, model, folder)

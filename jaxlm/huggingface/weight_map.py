@@ -69,6 +69,7 @@ class WeightSlot:
 
     def load(self, tensor: np.ndarray) -> None:
         """Copy an array of the file into the parameters."""
+        tensor = np.asarray(tensor)  # a quantized one is read here
         tensor = tensor[0] if self.weight_map.leading_axis else tensor.T if self.weight_map.transpose else tensor
         offset = 0
         for part in self.slices:

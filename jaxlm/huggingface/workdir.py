@@ -24,6 +24,7 @@ from jaxlm.huggingface.checkpoint_folder import published_file, read_config
 from jaxlm.huggingface.convert import find_architecture, load_pretrained, read_array_dtypes, save_pretrained
 from jaxlm.huggingface.encoders import label_names
 from jaxlm.huggingface.generation_config import check_ids, read_generation_config, with_generation_defaults
+from jaxlm.huggingface.gguf_model import unpack_gguf
 from jaxlm.huggingface.tokenizer_files import ModelKind, find_mask_token, read_tokenizer
 from jaxlm.json_files import read_json
 from jaxlm.metrics.spans import forbidden_transitions
@@ -97,13 +98,24 @@ DTYPES_FILE = ".dtypes.json"
 SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.spm", "merges.txt")
 
 
-def import_folder(folder: Path, new_workdir: Path, **model_fields: Any) -> Experiment:
+def import_model(path: Path, new_workdir: Path, **model_fields: Any) -> Experiment:
+    """Make a workdir of a GGUF file, or of a folder that `save_pretrained` wrote. See `import_folder`."""
+    if not path.is_file():
+        return import_folder(path, new_workdir, **model_fields)
+    Workdir(new_workdir).check_empty()
+    with unpack_gguf(path) as (folder, arrays):
+        return import_folder(folder, new_workdir, arrays, **model_fields)
+
+
+def import_folder(
+    folder: Path, new_workdir: Path, arrays: Mapping[str, Any] | None = None, **model_fields: Any
+) -> Experiment:
     """Make a workdir of a folder that `save_pretrained` wrote. `model_fields` override fields of the model.
 
-    Raises UserError if the folder cannot be read, or if the workdir is not empty.
+    `arrays` replace those of the folder. Raises UserError if the folder cannot be read, or if the workdir is not empty.
     """
     Workdir(new_workdir).check_empty()
-    model, params, config = load_pretrained(folder, **model_fields)
+    model, params, config = load_pretrained(folder, arrays, **model_fields)
     kind: ModelKind = "encoder_decoder" if isinstance(model, EncoderDecoder) else "decoder"
     if isinstance(model, FineTunable) or is_encoder(model):
         kind = "encoder"
@@ -125,7 +137,8 @@ def import_folder(folder: Path, new_workdir: Path, **model_fields: Any) -> Exper
         target.published_folder.mkdir()
         for path in side_files:
             shutil.copyfile(path, target.published_folder / path.name)
-        write_atomic(target.published_folder / DTYPES_FILE, json.dumps(read_array_dtypes(folder)) + "\n")
+        if arrays is None:
+            write_atomic(target.published_folder / DTYPES_FILE, json.dumps(read_array_dtypes(folder)) + "\n")
         target.save_once(experiment, params)
     return experiment
 

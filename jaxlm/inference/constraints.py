@@ -1,5 +1,6 @@
 """Constraints on generated text, compiled for a tokenizer, and the grammars of batches that they give."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,26 +8,33 @@ import numpy as np
 
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.decode.copy_constraint import make_copy_constraint
-from jaxlm.decode.grammar import TokenGrammar, batch_dfas
+from jaxlm.decode.grammar import TokenGrammar, batch_dfas, batch_source_rows
 from jaxlm.grammar.constraint import Constraint, delimiter_id, require_writable
+from jaxlm.grammar.source_dfa import SourceTemplate
 from jaxlm.grammar.token_dfa import TokenDFA, build_token_dfa
 from jaxlm.inference.translate import Search
 
 
 @dataclass(frozen=True)
 class TokenConstraint:
-    """A constraint as an automaton over the ids of a tokenizer, or the ids of its two delimiters."""
+    """A constraint over the ids of a tokenizer: an automaton, one with words of the source, or two delimiters."""
 
     dfa: TokenDFA | None = None
+    template: SourceTemplate | None = None
     delimiter_ids: tuple[int, int] | None = None
 
     @property
     def shortest_length(self) -> int:
-        """Tokens of the shortest allowed text, EOS counted."""
+        """Tokens of the shortest allowed text, EOS counted; 1 if it depends on the source."""
         return self.dfa.shortest_length if self.dfa else 1
 
-    def grammar(self, source_BS: Any, valid_BS: Any, limit_B: Any) -> TokenGrammar:
-        """The grammar of rows with these sources. Raises UserError if a limit is too short for any allowed text."""
+    def grammar(self, source_BS: Any, valid_BS: Any, limit_B: Any, sources: Sequence[str]) -> TokenGrammar:
+        """The grammar of rows with these sources, as ids and as texts; a row of limit 0 is a filler.
+
+        Raises UserError if a limit is too short for any allowed text.
+        """
+        if self.template:
+            return batch_source_rows(self.template, sources, limit_B)
         if self.dfa:
             return batch_dfas([self.dfa], np.zeros(len(source_BS), np.int32), limit_B)
         return make_copy_constraint(source_BS, valid_BS, *self.delimiter_ids)
@@ -45,6 +53,9 @@ def compile_constraint(constraint: Constraint, tokenizer: Tokenizer, continues: 
     description, limits = constraint.description, (constraint.require_all, constraint.max_states)
     if continues:
         description += " after the prompt (the space before its first word is part of the text)"
+    if words := constraint.source_words:
+        template = SourceTemplate(constraint.automaton, words, tokenizer, description, constraint.max_states, continues)
+        return TokenConstraint(template=template)
     return TokenConstraint(build_token_dfa(constraint.automaton, tokenizer, description, *limits, continues))
 
 

@@ -213,7 +213,7 @@ def _sample_prompt(
         line_B = np.zeros(SAMPLE_BATCH, np.uint32)
         line_B[:count] = [crc32(f"{first + row} {text}".encode(errors="replace")) for row in range(count)]
         limit_B = np.where(np.arange(SAMPLE_BATCH) < count, prompt.limit_B, 0).astype(np.int32)
-        grammar = _grammar(compiled, prompt, limit_B)
+        grammar = _grammar(compiled, prompt, limit_B, text)
         decode_request = replace(prompt, limit_B=limit_B, grammar=grammar, seed=request.seed, line_B=line_B)
         if request.stop_strings or on_text:
             stream = generate_stream(trained.model, trained.params, decode_request, config)
@@ -225,7 +225,9 @@ def _sample_prompt(
             yield from (_to_sample(output, row, text, decoder) for row in range(count))
 
 
-def _grammar(constraint: TokenConstraint | None, prompt: DecodeRequest, limit_B: np.ndarray) -> TokenGrammar | None:
+def _grammar(
+    constraint: TokenConstraint | None, prompt: DecodeRequest, limit_B: np.ndarray, text: str
+) -> TokenGrammar | None:
     """The grammar of a batch of samples, which share the one row of the source, or of the prompt without a source."""
     if constraint is None:
         return None
@@ -233,7 +235,7 @@ def _grammar(constraint: TokenConstraint | None, prompt: DecodeRequest, limit_B:
     if source_1S is None:
         source_1S, valid_1S = prompt.prompt_BP, prompt.prompt_valid_BP
     source_BS, valid_BS = (np.asarray(row_1S).repeat(len(limit_B), axis=0) for row_1S in (source_1S, valid_1S))
-    return constraint.grammar(source_BS, valid_BS, limit_B)
+    return constraint.grammar(source_BS, valid_BS, limit_B, [text] * len(limit_B))
 
 
 def _stream_samples(

@@ -103,8 +103,9 @@ def _translate_local(
     indices = non_blank(lines)
     if not indices:
         return answers
-    column = Ragged.from_rows(trained.tokenizer.encode([lines[index] for index in indices]))
-    for row_B, hypotheses in _decode_queue(trained, column, search):
+    texts = [lines[index] for index in indices]
+    column = Ragged.from_rows(trained.tokenizer.encode(texts))
+    for row_B, hypotheses in _decode_queue(trained, column, search, texts):
         for row in np.flatnonzero(row_B >= 0):
             answers[indices[row_B[row]]] = _to_hypotheses(hypotheses, int(row), trained.tokenizer)
         if progress:
@@ -112,10 +113,12 @@ def _translate_local(
     return answers
 
 
-def _decode_queue(trained: TrainedModel, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
+def _decode_queue(
+    trained: TrainedModel, column: Ragged, search: Search, texts: Sequence[str]
+) -> Iterator[tuple[np.ndarray, Any]]:
     """(rows, hypotheses as NumPy) for some rows at a time, the longest sources first."""
     if search.constraint:
-        yield from _decode_in_batches(trained, column, search)
+        yield from _decode_in_batches(trained, column, search, texts)
         return
     special, max_length = trained.tokenizer.special, max_source_tokens(trained.model, search)
     for rows, length, places, group in queue_shapes(column, search.batch_tokens, max_length):
@@ -155,7 +158,9 @@ def _search_config(trained: TrainedModel, search: Search, source_length: int) ->
     return BeamSearchConfig(room, special.end_ids, beam)
 
 
-def _decode_in_batches(trained: TrainedModel, column: Ragged, search: Search) -> Iterator[tuple[np.ndarray, Any]]:
+def _decode_in_batches(
+    trained: TrainedModel, column: Ragged, search: Search, texts: Sequence[str]
+) -> Iterator[tuple[np.ndarray, Any]]:
     """The same under a grammar; one batch is on the device while the one before it is turned into text."""
     previous, special = None, trained.tokenizer.special
     for row_B, batch in eval_batches(
@@ -166,7 +171,8 @@ def _decode_in_batches(trained: TrainedModel, column: Ragged, search: Search) ->
         special=special,
     ):
         request = _request(trained, search, row_B, batch)
-        grammar = search.constraint.grammar(batch.source_BS, batch.source_valid_BS, request.limit_B)
+        sources = [texts[row] if row >= 0 else "" for row in row_B]
+        grammar = search.constraint.grammar(batch.source_BS, batch.source_valid_BS, request.limit_B, sources)
         config = _search_config(trained, search, batch.source_BS.shape[1])
         hypotheses = beam_search(trained.model, trained.params, replace(request, grammar=grammar), config)
         if previous is not None:

@@ -71,7 +71,7 @@ def valid(value, schema, root=PERSON):
 
 ROWS = 250
 TOKENIZER = Bytes().fit()
-AUTOMATON = build_token_dfa(schema_to_dfa(PERSON), TOKENIZER, "the schema")
+AUTOMATON = build_token_dfa(schema_to_dfa(PERSON).automaton, TOKENIZER, "the schema")
 LIMIT = AUTOMATON.shortest_length + np.arange(ROWS) % 40
 
 
@@ -142,6 +142,23 @@ def test_beams_are_valid(request_):
             ["[]", "[1]", "[1, 1]"],
             ["[1, ]", "[1, 1, 1]", "[, 1]"],
         ),
+        (
+            {"type": "array", "prefixItems": [{"enum": ["a", "b"]}, TEXT], "items": False, "minItems": 2},
+            ['["a", "x"]', '["b",""]'],
+            ["[]", '["a"]', '["x", "a"]', '["a", "x", "y"]'],
+        ),
+        (
+            {"type": "array", "prefixItems": [{"const": 1}, {"const": 2}], "items": {"const": 3}},
+            ["[]", "[1]", "[1, 2]", "[1, 2, 3]", "[1, 2, 3, 3]"],
+            ["[2]", "[1, 3]", "[1, 2, 2]", "[3]", "[1, 2, ]"],
+        ),
+        ({"type": "array", "prefixItems": [{"const": 1}] * 2, "maxItems": 1}, ["[]", "[1]"], ["[1, 1]", "[2]"]),
+        (
+            {"type": "array", "prefixItems": [{"const": 1}], "items": {"const": 3}, "minItems": 3, "maxItems": 4},
+            ["[1, 3, 3]", "[1, 3, 3, 3]"],
+            ["[1, 3]", "[1, 3, 3, 3, 3]", "[3, 3, 3]"],
+        ),
+        ({"type": "array", "items": False}, ["[]"], ["[1]"]),
         ({"type": "number", "enum": [1, 2.5, True, "1"]}, ["1", "2.5"], ["true", '"1"', "1.0"]),
         ({"type": "integer", "enum": [1.0, 2, 0.5]}, ["1", "1.0", "2"], ["0.5", "2.0"]),
         ({"type": ["boolean", "null"], "enum": [1, 0, None, False]}, ["null", "false"], ["1", "0", "true"]),
@@ -164,7 +181,7 @@ def test_beams_are_valid(request_):
     ],
 )
 def test_expressions(schema, yes, no):
-    automaton = schema_to_dfa(schema)
+    automaton = schema_to_dfa(schema).automaton
     assert all(automaton.accepts(text.encode()) and json.loads(text) is not ... for text in yes)
     assert not any(automaton.accepts(text.encode()) for text in no)
 
@@ -175,6 +192,11 @@ REFUSED = [
     ({"type": "text"}, 'type "text", expected one of'),
     ([], "found \\[\\], expected an object"),
     ({"type": "array"}, "array without items"),
+    ({"type": "array", "prefixItems": [TEXT]}, "array without items"),
+    ({"type": "array", "prefixItems": [TEXT], "items": True}, "array without items"),
+    ({"type": "array", "prefixItems": TEXT}, "expected a list of schemas"),
+    ({"type": "array", "prefixItems": [TEXT], "items": False, "minItems": 2}, "minItems 2 is above the 1 items"),
+    ({"type": "array", "prefixItems": [TEXT, {"type": "x"}], "items": False}, "#/prefixItems/1: type"),
     ({"type": "array", "items": {"$ref": "#"}}, "# refers to itself"),
     ({"$ref": "#/$defs/x"}, "leads nowhere"),
     ({"type": "object", "required": ["a"]}, "required names 'a'"),
@@ -212,7 +234,7 @@ def nested(levels: int):
 
 
 def test_schemas_grow_by_their_size_and_not_by_their_levels(tmp_path):
-    assert len(schema_to_dfa(nested(40)).next_QX) < 45 * len(schema_to_dfa(nested(1)).next_QX)
+    assert len(schema_to_dfa(nested(40)).automaton.next_QX) < 45 * len(schema_to_dfa(nested(1)).automaton.next_QX)
     with pytest.raises(UserError, match="the schema has over 100 levels"):
         schema_to_dfa(nested(60))
     twice = {

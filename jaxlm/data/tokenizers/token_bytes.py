@@ -1,10 +1,12 @@
 """The bytes that each id adds to the decoded text; the first id of a text may add others than a later one."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxlm.data.tokenizers.base import NUM_SPECIALS, Tokenizer
+from jaxlm.data.tokenizers.pretrained import FastTokenizer
 from jaxlm.data.tokenizers.sentencepiece import SPACE_MARK, SentencePieceTokenizer
 from jaxlm.data.tokenizers.simple import ByteTokenizer, CharacterTokenizer, WordTokenizer
 from jaxlm.errors import UserError
@@ -20,7 +22,10 @@ class TokenBytes:
 
 
 def get_token_bytes(tokenizer: Tokenizer) -> TokenBytes:
-    """The bytes of the ids of a tokenizer that is trained here. Raises UserError for any other."""
+    """The bytes of the ids of a tokenizer that is trained here, or of a published byte-level one.
+
+    Raises UserError for any other.
+    """
     special: list[bytes | None] = [None] * NUM_SPECIALS
     if isinstance(tokenizer, ByteTokenizer):
         single = [*special, *(bytes([byte]) for byte in range(256))]
@@ -31,10 +36,30 @@ def get_token_bytes(tokenizer: Tokenizer) -> TokenBytes:
         return TokenBytes([*special, *symbols], [*special, *(space + symbol for symbol in symbols)])
     if isinstance(tokenizer, SentencePieceTokenizer):
         return _sentencepiece_bytes(tokenizer)
+    if isinstance(tokenizer, FastTokenizer):
+        decoder = json.loads(tokenizer.tokenizer_json).get("decoder") or {}
+        if decoder.get("type") == "ByteLevel":
+            return _byte_level_bytes(tokenizer)
     raise UserError(
         f"the text of the ids of a {type(tokenizer).__name__} is not known: constrained decoding works with byte, "
-        "character, word and SentencePiece tokenizers"
+        "character, word and SentencePiece tokenizers that are trained here, and with published byte-level ones"
     )
+
+
+def _byte_level_bytes(tokenizer: FastTokenizer) -> TokenBytes:
+    """Each character of a piece encodes a byte; an added token has its own text, and none if it is special."""
+    printable = [*range(ord("!"), 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    added, text = tokenizer._tokenizer.get_added_tokens_decoder(), list[bytes | None]()
+    for index, piece in enumerate(tokenizer.pieces):
+        if not piece or index in tokenizer.control_ids:
+            text.append(None)
+        elif index in added or not set(piece) <= byte_of.keys():
+            text.append(piece.encode())
+        else:
+            text.append(bytes(byte_of[character] for character in piece))
+    return TokenBytes(text, text)
 
 
 def _sentencepiece_bytes(tokenizer: SentencePieceTokenizer) -> TokenBytes:
