@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
 import signal
@@ -21,6 +22,15 @@ from jaxlm import __version__
 GIBIBYTE = 2**30
 DIGEST_BYTES = hashlib.sha256().digest_size
 
+DEVICE_FOLDER = Path("/dev")
+
+ACCELERATOR_PLUGINS = {
+    "nvidia[0-9]*": ("jax_cuda12_plugin", "jax_cuda13_plugin"),
+    "accel[0-9]*": ("libtpu",),
+    "vfio/[0-9]*": ("libtpu",),
+}
+"""Device files -> the modules by which JAX uses such devices."""
+
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
 """Distributions whose versions can change what a run computes."""
 
@@ -29,7 +39,8 @@ def configure_process() -> None:
     """Configure the allocator and JAX's compilation cache. Call once, before the first array is made."""
     import jax
 
-    configure_malloc()
+    if not expects_accelerator():
+        configure_malloc()
     folder = cache_folder()
     if folder is not None:
         from jax._src import compilation_cache
@@ -38,6 +49,16 @@ def configure_process() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def expects_accelerator() -> bool:
+    """True if JAX will use a GPU or a TPU, as far as can be told without starting it."""
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return not platforms.startswith("cpu")
+    return any(
+        any(DEVICE_FOLDER.glob(files)) and any(importlib.util.find_spec(name) for name in plugins)
+        for files, plugins in ACCELERATOR_PLUGINS.items()
+    )
 
 
 def cache_folder() -> Path | None:
@@ -93,7 +114,8 @@ def configure_malloc() -> None:
 
     On a CPU, XLA frees its temporaries after each step; faulting their pages in again costs up to a third of a step.
     XLA allocates them in its own threads, whose arenas hold at most 64 MiB in one piece and otherwise ask the system
-    each time; hence a single arena. This costs resident memory.
+    each time; hence a single arena. This costs resident memory, and all threads share one lock: with an accelerator,
+    whose memory XLA manages itself, compilation, checkpoints and data loading would wait for it.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return

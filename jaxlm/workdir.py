@@ -58,6 +58,8 @@ class Workdir:
         self.published_folder = self.folder / "published"  # the files that came with an imported model
         self.metrics_file = self.folder / "metrics.jsonl"  # the log
         self.tensorboard_folder = self.folder / "tensorboard"  # the same as TensorBoard events
+        self.profile_folder = self.folder / "profile"  # traces of steps
+        self.autotune_folder = self.folder / "autotune"  # the kernels that XLA chose on a GPU (--exact)
         self.test_file = self.folder / "test.json"  # scores of the test split, written when training ends
 
     def __str__(self) -> str:

@@ -54,6 +54,13 @@ mount_bucket() {
         die "the bucket $bucket could not be mounted: does it exist, and may this machine's service account write there?"
 }
 
+# Without them a TPU's start-up and transfers are much slower: JAX warns of it on v5e and later.
+enable_huge_pages() {
+    local file=${1:-/sys/kernel/mm/transparent_hugepage/enabled}
+    if [[ ! -e $file || $(<"$file") == *"[always]"* ]]; then return; fi
+    run sudo sh -c "echo always >$file" || say "transparent huge pages could not be enabled: transfers to the TPU are slower"
+}
+
 install_here() {
     cd "$here" || die "cannot enter $here"
     venv=${venv:-$HOME/jaxlm-venv}
@@ -65,6 +72,8 @@ install_here() {
     fi
     if ! compgen -G '/dev/accel*' >/dev/null && ! compgen -G '/dev/vfio/[0-9]*' >/dev/null; then
         say "no TPU device on this machine: installing, but JAX will not find one"
+    else
+        enable_huge_pages
     fi
     if ! command -v make >/dev/null; then
         apt_get install --yes make || say "make could not be installed; only 'make test' needs it"
@@ -73,7 +82,7 @@ install_here() {
     if [[ ! -x $venv/bin/pip ]]; then
         run "$python" -m venv --clear "$venv" || die "$python could not make $venv: see above"
     fi
-    thrice '*' run "$venv/bin/python" -m pip install --quiet --editable '.[tpu]' || die "the installation failed: see above"
+    thrice '*' run "$venv/bin/python" -m pip install --quiet --constraint launch/constraints.txt --editable '.[tpu]' || die "the installation failed: see above"
     [[ -z $bucket ]] || mount_bucket
     run "$venv/bin/jaxlm" doctor || die "jaxlm is installed, but something is missing: see the table above"
 }

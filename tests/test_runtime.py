@@ -103,3 +103,29 @@ def test_closed_streams(tmp_path):
     command = f"exec {sys.executable} -m jaxlm show {tmp_path} 2>&-"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert ended.returncode == 2 and ended.stdout == ""
+
+
+@pytest.mark.parametrize("platforms, device, plugin, expected", [
+    ("cpu", "nvidia0", "jax_cuda12_plugin", False),
+    ("tpu,cpu", None, None, True),
+    ("", None, "jax_cuda12_plugin", False),
+    ("", "nvidia0", None, False),
+    ("", "nvidiactl", "jax_cuda12_plugin", False),
+    ("", "nvidia0", "jax_cuda13_plugin", True),
+    ("", "accel0", "libtpu", True),
+    ("", "vfio/0", "libtpu", True),
+    ("", "vfio/vfio", "libtpu", False),
+])  # fmt: skip
+def test_malloc_is_left_alone_with_an_accelerator(tmp_path, monkeypatch, platforms, device, plugin, expected):
+    """A device and the module that drives it, or what JAX_PLATFORMS says."""
+    (tmp_path / "vfio").mkdir()
+    if device:
+        (tmp_path / device).touch()
+    configured = []
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setenv("JAXLM_CACHE", "")
+    monkeypatch.setattr(runtime, "DEVICE_FOLDER", tmp_path)
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: name if name == plugin else None)
+    monkeypatch.setattr(runtime, "configure_malloc", lambda: configured.append(True))
+    runtime.configure_process()
+    assert configured == [True] * (not expected)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,9 +78,18 @@ def add_run_options(parser: CommandParser) -> None:
     parser.add_argument("--coordinator-address", metavar="HOST:PORT", help=text)
     parser.add_int("--num-processes", "number of processes")
     parser.add_int("--process-id", "index of this process, from 0", minimum=0, metavar="I")
-    text = "end the process if no step finishes within M minutes (default: 0, never)"
+    text = "end the process if no step finishes within M minutes, 0: never (default: 30 with several processes, else 0)"
     minutes = number_between(0, MAX_TIMEOUT_MINUTES)
-    parser.add_argument("--step-timeout", type=minutes, default=0.0, metavar="M", help=text)
+    parser.add_argument("--step-timeout", type=minutes, metavar="M", help=text)
+    text = "write a trace of steps A to B to WORKDIR/profile; SIGUSR1 asks for one of the next five steps"
+    parser.add_argument("--profile-steps", type=_parse_profile_steps, metavar="A:B", help=text)
+    add_exact_option(parser)
+
+
+def add_exact_option(parser: CommandParser) -> None:
+    """`--exact`."""
+    text = "on a GPU: only operations that give the same bits each time, which may be slower"
+    parser.add_flag("--exact", f"{text} (a CPU and a TPU always do)")
 
 
 def add_memory_options(parser: CommandParser) -> None:
@@ -106,14 +116,18 @@ def read_run_options(options: argparse.Namespace) -> "RunOptions":
     """The options of devices and memory and, if the command has them, of the data loader and the step timeout."""
     from jaxlm.training.run_options import RunOptions
 
-    given = vars(options)
+    given: dict[str, Any] = {"step_timeout": None, "profile_steps": None, **vars(options)}
+    minutes = given["step_timeout"]
+    seconds: Any = None if minutes is None else 60 * minutes
     return RunOptions(
         mesh=options.mesh,
         shard_optimizer_state=options.shard_optimizer,
         remat=options.remat,
         threads=given.get("num_threads", 1),
         workers=given.get("num_workers", 0),
-        step_timeout=60 * given.get("step_timeout", 0.0),
+        step_timeout=seconds,
+        profile_steps=given["profile_steps"],
+        exact=given.get("exact", False),
     )
 
 
@@ -130,6 +144,17 @@ def read_coordinator(options: argparse.Namespace) -> "CoordinatorConfig | None":
             f"--coordinator-address {given[0]} --num-processes {given[1]} --process-id {given[2]}"
         )
     return CoordinatorConfig(*given)
+
+
+def _parse_profile_steps(text: str) -> tuple[int, int]:
+    from jaxlm.training.run_options import MAX_PROFILE_STEPS
+
+    match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", text)
+    first, last = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first <= last < first + MAX_PROFILE_STEPS:
+        problem = f"expected A:B, at most {MAX_PROFILE_STEPS} steps counted from 1, such as 20:24"
+        raise argparse.ArgumentTypeError(f"{problem}; found {text!r:.40}")
+    return first, last
 
 
 def _parse_mesh(text: str) -> dict[str, int]:

@@ -29,6 +29,9 @@ CHIP_FILES = re.compile(r"accel\d+|vfio/\d+|nvidia\d+")
 TPU_LOCK = Path("/tmp/libtpu_lockfile")
 
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
 @dataclass(frozen=True)
 class Check:
     """One row of the table: the checked item, its state, and the command that fixes it."""
@@ -117,6 +120,7 @@ def check_accelerators(backend: str | None) -> Iterator[Check]:
         yield check_nvidia(nvidia_driver_version(), unused)
     if any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*")):
         yield check_tpu(unused)
+        yield from check_huge_pages(HUGE_PAGES)
 
 
 def check_nvidia(driver: str | None, unused: bool) -> Check:
@@ -145,6 +149,15 @@ def check_tpu(unused: bool) -> Check:
     if installed_version("libtpu") is None:
         return Check("TPU", "present, but JAX has no libtpu", "optional", "pip install 'jax[tpu]'")
     return _check_plugin("TPU", "", "libtpu", "tpu", unused)
+
+
+def check_huge_pages(file: Path) -> Iterator[Check]:
+    """Transparent huge pages, if the system has them: without them a TPU's start-up and transfers are slower."""
+    if file.is_file():
+        chosen = re.findall(r"\[(\w+)\]", file.read_text(encoding="utf-8"))
+        fix = "" if chosen == ["always"] else f"echo always | sudo tee {file}"
+        detail = f"{' '.join(chosen)}{': transfers to the TPU are slower' if fix else ''}"
+        yield Check("huge pages", detail, "optional" if fix else "ok", fix)
 
 
 def _check_plugin(name: str, prefix: str, distribution: str, extra: str, unused: bool) -> Check:

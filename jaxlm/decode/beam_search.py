@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import lax
 
 from jaxlm.decode import beam_state
 from jaxlm.decode.beam_config import BeamSearchConfig
@@ -30,7 +29,16 @@ from jaxlm.decode.beam_state import LiveBeams
 from jaxlm.decode.grammar import TokenGrammar, advance_grammar, apply_grammar
 from jaxlm.decode.length_penalty import ScoreParams, can_stop, log_coverage, make_score_params
 from jaxlm.decode.logit_masks import ForcedPrefix, apply_logit_masks
-from jaxlm.decode.prefill import decode_step, enlarge_state, expand_beams, prefill_prompt, reorder_beams, step_params
+from jaxlm.decode.prefill import (
+    decode_step,
+    enlarge_state,
+    expand_beams,
+    prefill_prompt,
+    reorder_beams,
+    repeat_while,
+    step_params,
+    steps_per_check,
+)
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_NONE, FINISH_STOP, Hypotheses
 from jaxlm.errors import UserError
@@ -102,9 +110,11 @@ def specialize(model: Any, config: BeamSearchConfig) -> tuple[Any, BeamSearchCon
 def _beam_search(
     model: Any, config: BeamSearchConfig, params: Params, request: DecodeRequest, score_params: ScoreParams
 ) -> Hypotheses:
-    half, inputs = (config.length + 1) // 2, SearchInputs(score_params, request.forced_prefix, request.grammar)
+    per_check = steps_per_check(request.prompt_BP)
+    inputs = SearchInputs(score_params, request.forced_prefix, request.grammar)
     # Attention reads the whole cache at each step, so the first half of the steps has a cache of half the size.
-    capacity = half if half >= MIN_STEPS_TO_SPLIT else config.length
+    half = -(-config.length // (2 * per_check)) * per_check
+    capacity = half if MIN_STEPS_TO_SPLIT <= half < config.length else config.length
     beams = initial_beam_state(model, config, params, request, capacity)
     layers = step_params(model, params, beams.token_BK.reshape(-1), beams.state)
 
@@ -112,9 +122,11 @@ def _beam_search(
         return beam_step(model, config, layers, beams, inputs)
 
     if capacity < config.length:
-        beams = lax.while_loop(lambda beams: ~beams.done_B.all() & (beams.step_B.max() < capacity), step, beams)
+        beams = repeat_while(
+            lambda beams: ~beams.done_B.all() & (beams.step_B.max() < capacity), step, beams, per_check
+        )
         beams = dataclasses.replace(beams, state=enlarge_state(beams.state, config.length))
-    beams = lax.while_loop(lambda beams: ~beams.done_B.all(), step, beams)
+    beams = repeat_while(lambda beams: ~beams.done_B.all(), step, beams, per_check)
     return best_hypotheses(beams.finished, config.beam.num_return_sequences)
 
 

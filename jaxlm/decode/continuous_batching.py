@@ -18,6 +18,7 @@ from jaxlm import runtime
 from jaxlm.decode.beam_config import BeamSearchConfig
 from jaxlm.decode.beam_search import BeamState, SearchInputs, beam_step, best_hypotheses, initial_beam_state, specialize
 from jaxlm.decode.length_penalty import ScoreParams
+from jaxlm.decode.prefill import repeat_while, steps_per_check
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import Hypotheses
 from jaxlm.distributed.sharding import constrain_state, decode_state_shardings
@@ -88,9 +89,11 @@ def _run_steps(
     def step(carry: tuple[Array, BeamState]) -> tuple[Array, BeamState]:
         return carry[0] + 1, beam_step(model, config, params, carry[1], SearchInputs(score_params))
 
-    _, active = jax.lax.while_loop(
-        lambda carry: (carry[0] < STEPS_PER_CHECK) & ~jnp.all(carry[1].done_B), step, (jnp.int32(0), active)
-    )
+    def goes_on(carry: tuple[Array, BeamState]) -> Array:
+        return (carry[0] < STEPS_PER_CHECK) & ~jnp.all(carry[1].done_B)
+
+    per_check = min(steps_per_check(active.done_B), STEPS_PER_CHECK)
+    _, active = repeat_while(goes_on, step, (jnp.int32(0), active), per_check)
     return constrain_state(active), best_hypotheses(active.finished, config.beam.num_return_sequences)
 
 

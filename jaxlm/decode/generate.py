@@ -8,7 +8,7 @@ filters. Lengths count generated tokens, the stop id included.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jax import lax
 
 from jaxlm.decode.grammar import TokenGrammar, apply_grammar
 from jaxlm.decode.logit_masks import ForcedPrefix, LogitMasks, apply_logit_masks, is_in_ids, log_softmax_parts
-from jaxlm.decode.prefill import decode_step, expand_beams, prefill_prompt, step_params
+from jaxlm.decode.prefill import decode_step, expand_beams, prefill_prompt, repeat_while, step_params, steps_per_check
 from jaxlm.decode.request import DecodeConfig, DecodeRequest
 from jaxlm.decode.results import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, GenerationOutput
 from jaxlm.decode.sampling import Sampler, apply_repetition_penalty, line_rng_keys, row_argmax, sample
@@ -67,13 +67,21 @@ def generate(model: Any, params: Params, request: DecodeRequest, config: Generat
 
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def _generate(model: Any, config: GenerationConfig, params: Params, request: DecodeRequest) -> GenerationOutput:
-    loop = _initial_state(model, config, params, request)
+    loop, per_check = _initial_state(model, config, params, request), steps_per_check(request.prompt_BP)
     layers = step_params(model, params, loop.token_B, loop.state)
 
     def step(loop: LoopState) -> LoopState:
         return _step(model, config, layers, loop, request.forced_prefix, request.grammar)
 
-    return lax.while_loop(lambda loop: ~jnp.all(loop.done_B), step, loop).output
+    if more := -config.length % per_check:  # columns for the steps after the end
+        loop = dataclasses.replace(loop, output=_map_columns(loop.output, lambda x: jnp.pad(x, ((0, 0), (0, more)))))
+    written = repeat_while(lambda loop: ~jnp.all(loop.done_B), step, loop, per_check).output
+    return _map_columns(written, lambda x_BT: x_BT[:, : config.length]) if more else written
+
+
+def _map_columns(output: GenerationOutput, change: Callable[[Array], Array]) -> GenerationOutput:
+    tokens_BT, token_logprob_BT = change(output.tokens_BT), change(output.token_logprob_BT)
+    return dataclasses.replace(output, tokens_BT=tokens_BT, token_logprob_BT=token_logprob_BT)
 
 
 def generate_stream(

@@ -1,17 +1,41 @@
-"""The prompt is read once (prefill), then token by token; and the operations of a beam on the decoding state.
+"""The prompt is read once (prefill), then token by token in a loop; and the operations of a beam on the decoding state.
 
 Every leaf of a state has one row a slot, except in nodes with `expand_beams`, `reorder` and `enlarge` of their own
 (`jaxlm.nn.attention.kv_cache`).
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxlm.decode.request import DecodeRequest
+from jaxlm.distributed.sharding import platform_of
 from jaxlm.nn.transformer.layer_stack import decoding_params
 from jaxlm.types import Array, Params, State
+
+Loop = TypeVar("Loop")
+
+GPU_STEPS_PER_CHECK = 8
+"""Steps of a search on a GPU between two looks at its end."""
+
+
+def steps_per_check(like: Any) -> int:
+    """The steps between two looks at the end of a search, in the program in which the array `like` is traced.
+
+    A GPU's loop of unknown length copies its condition to the host and waits for it; a CPU and a TPU read it in place.
+    Steps after the end change nothing: all rows are done.
+    """
+    return GPU_STEPS_PER_CHECK if platform_of(like) == "gpu" else 1
+
+
+def repeat_while(goes_on: Callable[[Loop], Array], step: Callable[[Loop], Loop], loop: Loop, per_check: int) -> Loop:
+    """Repeat `step`, `per_check` times between two looks at `goes_on`."""
+    if per_check == 1:
+        return lax.while_loop(goes_on, step, loop)
+    return lax.while_loop(goes_on, lambda loop: lax.fori_loop(0, per_check, lambda _, loop: step(loop), loop), loop)
 
 
 def prefill_prompt(model: Any, params: Params, request: DecodeRequest, length: int) -> tuple[Array, State]:

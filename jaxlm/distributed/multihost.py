@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import math
 import os
 import platform
 import sys
@@ -38,6 +39,9 @@ INTERRUPTED_EXIT_CODE = 130
 
 CONNECTION_ERRORS = ("UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "INTERNAL")
 """The first words of XLA's errors in a collective whose other end is gone."""
+
+STEP_TIMEOUT = 1800.0
+"""Seconds without a step after which one of several processes ends, unless it was told otherwise."""
 
 EXCHANGE_TIMEOUT = 3600
 """Seconds to wait for a message of another host, which may be encoding the data."""
@@ -78,11 +82,11 @@ def connect(coordinator_config: CoordinatorConfig | None = None) -> None:
             except RuntimeError:
                 missing = end_unmet()
                 raise
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:  # OSError: no answer from the metadata server
         if launcher == TPU_POD and isinstance(error, ValueError):
             return  # a machine with a TPU that belongs to no pod
         reason = f", since {missing} did not come" if missing else ""
-        reason += "" if "bad_cast" in str(error) else f": {str(error).splitlines()[0]}"
+        reason += "" if "bad_cast" in str(error) else f": {str(error).partition(chr(10))[0]}"
         raise UserError(
             f"{process_label()} did not meet the others ({launcher}) within {limit} s{reason}: check "
             "that every process was started, that their number is right, and that each can reach the coordinator's port"
@@ -241,30 +245,40 @@ def fail_together() -> Iterator[None]:
         abort("interrupted", INTERRUPTED_EXIT_CODE)
 
 
+def step_timeout(seconds: float | None) -> float:
+    """The seconds without a step after which a process ends, 0: never.
+
+    None is STEP_TIMEOUT with several processes, since a collective waits for a process that hangs for ever; else 0.
+    """
+    return (STEP_TIMEOUT if num_hosts() > 1 else 0.0) if seconds is None else seconds
+
+
 @contextlib.contextmanager
-def watchdog(seconds: float) -> Iterator[Callable[[], None]]:
-    """A function to call after every step: without a call for this many seconds (0: any number) the process ends.
+def watchdog(seconds: float | None) -> Iterator[Callable[[], None]]:
+    """A function to call after every step: without a call for this many seconds the process ends.
 
     Then this host or another one hangs. The clock starts with the first call, since compilation may take long.
+    `seconds`: see `step_timeout`.
     """
-    timer = threading.Timer(0, lambda: None)
-
-    def on_timeout() -> None:
-        faulthandler.dump_traceback()
-        abort(f"no step for {seconds:g} s; the stack of each thread is above", RESTART_EXIT_CODE)
+    seconds = step_timeout(seconds)
+    deadline, is_over = math.inf, threading.Event()
 
     def reset() -> None:
-        nonlocal timer
-        timer.cancel()
-        timer = threading.Timer(seconds, on_timeout)
-        timer.daemon = True
-        if seconds:
-            timer.start()
+        nonlocal deadline
+        deadline = time.monotonic() + seconds
 
+    def watch() -> None:
+        while not is_over.wait(min(seconds, deadline - time.monotonic())):
+            if time.monotonic() >= deadline:
+                faulthandler.dump_traceback()
+                return abort(f"no step for {seconds:g} s; the stack of each thread is above", RESTART_EXIT_CODE)
+
+    if seconds:
+        threading.Thread(target=watch, daemon=True).start()
     try:
         yield reset
     finally:
-        timer.cancel()
+        is_over.set()
 
 
 def abort(reason: str, code: int) -> None:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from jaxlm.perf.dummy_batch import adapt_batching, synthetic_batch
 from jaxlm.perf.flops import FLOPS_CONVENTION, StepFlops, count_step, mfu, peak_flops
 from jaxlm.planner.memory import program_bytes
 from jaxlm.planner.plan import check_has_steps
+from jaxlm.training.profiling import start_trace
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.setup import check_batch_divisible, setup_training
 from jaxlm.training.step import CompiledStep, build_compiled_step, make_init_fn
@@ -91,9 +93,11 @@ def batch_shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
 def run_benchmark(
     experiment: Experiment, status: Callable[[str], None], steps: int = 20,
     run_options: RunOptions = DEFAULT_RUN_OPTIONS, synthetic: bool = False, profile: Path | None = None,
+    compile_times: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Time `steps` steps on the experiment's data, or on one full synthetic batch; the result is a JSON object.
-    `profile`: a folder for a trace of the timed steps. Raises UserError under the conditions of training."""
+    `profile`: a folder for a trace of the timed steps. `compile_times`: whether to compile with an empty cache, to time
+    it; the step that was compiled then is the timed one. Raises UserError under the conditions of training."""
     check_has_steps(experiment)
     mesh = data_mesh() if run_options.mesh is None else make_mesh(run_options.mesh)
     with contextlib.ExitStack() as stack:
@@ -105,9 +109,10 @@ def run_benchmark(
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
             batches = setup_training(experiment, Workdir(folder), status, run_options).batches
-        compile_seconds, planned_bytes = _compile_times(experiment, batches[0], mesh, run_options)
-        step = build_compiled_step(experiment, make_init_fn(experiment), mesh, run_options)
-        programs, init_state = StepCache(step, mesh), step.init_state.lower().compile()
+        make_step = partial(build_compiled_step, experiment, make_init_fn(experiment), mesh, run_options)
+        programs, compile_seconds = _compile(make_step, batches[0], mesh, compile_times)
+        planned_bytes = program_bytes(programs.for_batch(batches[0]).memory_analysis())
+        init_state = programs.step.init_state.lower().compile()
         loader = stack.enter_context(DataLoader(batches, 0, run_options.threads, run_options.workers))
         first_batch = next(loader)
         # One step is not measured: it starts threads and maps the pages of libraries and code.
@@ -120,25 +125,35 @@ def run_benchmark(
     return metrics | {"planned_memory_bytes": planned_bytes, "synthetic": synthetic}
 
 
-def _compile_times(
-    experiment: Experiment, batch: Any, mesh: Any, run_options: RunOptions
-) -> tuple[dict[str, float], int]:
-    """Seconds to compile the step, without ("cold") and with ("warm") the compilation cache; and the bytes it needs."""
-    seconds, planned_bytes, old = {}, 0, jax.config.values["jax_compilation_cache_dir"]
+def _compile(
+    make_step: Callable[[], CompiledStep], batch: Any, mesh: Any, compile_times: bool
+) -> tuple[StepCache, dict[str, float]]:
+    """The step, compiled for a batch, and the seconds that took.
+
+    With `compile_times` it is compiled with an empty cache ("cold") and read from that cache ("warm"); else the user's
+    cache is used ("first").
+    """
+    seconds, old = {}, jax.config.values["jax_compilation_cache_dir"]
+
+    def compile_step(name: str) -> StepCache:
+        jax.clear_caches()
+        programs, start = StepCache(make_step(), mesh), time.perf_counter()
+        programs.for_batch(batch)
+        seconds[name] = time.perf_counter() - start
+        return programs
+
+    if not compile_times:
+        return compile_step("first"), seconds
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         compilation_cache.reset_cache()
         try:
-            for name in ("cold", "warm"):
-                step = build_compiled_step(experiment, make_init_fn(experiment), mesh, run_options)
-                start = time.perf_counter()
-                planned_bytes = program_bytes(StepCache(step, mesh).for_batch(batch).memory_analysis())
-                seconds[name] = time.perf_counter() - start
-                jax.clear_caches()
+            programs = compile_step("cold")
+            compile_step("warm")
         finally:
             jax.config.update("jax_compilation_cache_dir", old)
             compilation_cache.reset_cache()
-    return seconds, planned_bytes
+    return programs, seconds
 
 
 def _time_steps(
@@ -157,9 +172,8 @@ def _time_steps(
             is_timed = steps_by_shape[shape] >= WARMUP_STEPS
             steps_by_shape[shape] += 1
             if profile is not None and is_timed and not timings.step_times and not pending:
-                options = jax.profiler.ProfileOptions()
-                options.python_tracer_level = 0  # tracing Python calls would slow the timed steps
-                stack.enter_context(jax.profiler.trace(str(profile), profiler_options=options))
+                start_trace(profile)
+                stack.callback(jax.profiler.stop_trace)
                 last = time.perf_counter()
             state, metrics = programs.for_batch(batch)(state, put_batch(batch, programs.mesh))
             pending.append((metrics, flops[shape]))

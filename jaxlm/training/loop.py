@@ -30,6 +30,7 @@ from jaxlm.perf.flops import make_mfu_fn
 from jaxlm.pytree import named_leaves, swap_leaves
 from jaxlm.training.initialize import load_init_params, resolve_init
 from jaxlm.training.metrics_log import MetricsLog, metric_sign
+from jaxlm.training.profiling import StepProfiler, profile_steps
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.setup import VALID_BATCH_TOKENS, TrainSetup, load_data, open_run, setup_training
 from jaxlm.training.state import TrainState
@@ -84,7 +85,9 @@ def train(
         batches = stack.enter_context(DataLoader(setup.batches, step or 0, run_options.threads, run_options.workers))
         stopped = stack.enter_context(stop_signals())
         on_step = stack.enter_context(multihost.watchdog(run_options.step_timeout))
-        return TrainLoop(setup, checkpoints, log, meta, minutes, on_step).run_steps(state, batches, stopped)
+        profiling = profile_steps(workdir.profile_folder, run_options.profile_steps, print_status, step or 0)
+        loop = TrainLoop(setup, checkpoints, log, meta, minutes, on_step, stack.enter_context(profiling))
+        return loop.run_steps(state, batches, stopped)
 
 
 def fit_closed_form(experiment: Experiment, workdir: Workdir) -> dict[str, Any]:
@@ -116,10 +119,11 @@ class TrainLoop:
 
     def __init__(
         self, setup: TrainSetup, checkpoints: Checkpoints, log: MetricsLog, meta: dict[str, Any], minutes: float,
-        on_step: Callable[[], None],
+        on_step: Callable[[], None], profiler: StepProfiler,
     ):  # fmt: skip
         self.deadline = time.monotonic() + 60 * minutes if minutes else math.inf
         self.setup, self.checkpoints, self.log, self.on_step = setup, checkpoints, log, on_step
+        self.profiler = profiler
         self.early_stopping = EarlyStopping(**meta.get("early_stopping", {}))
         self.experiment = setup.run.experiment
         self.meter = ThroughputMeter(meta.get("meter"))
@@ -141,12 +145,14 @@ class TrainLoop:
             began_waiting = time.perf_counter()
             batch = next(batches)
             wait_seconds = time.perf_counter() - began_waiting
+            self.profiler.before_step(step + 1)
             state, metrics = self.setup.compiled.train_step(state, put_batch(batch, self.setup.mesh))
             step += 1
             self.meter.add(metrics, wait_seconds)
             if self.first_step_seconds is None:
                 jax.block_until_ready(metrics)  # the only wait for a step as such: it times the compilation
                 self.first_step_seconds = runtime.seconds_since_start()
+            self.profiler.after_step(step, metrics)
             self.log.set_step(step)
             self.on_step()
             state, reason = self._log_eval_save(state, step, stopped)

@@ -7,17 +7,24 @@ from typing import Any, Literal
 from jaxlm.config.checks import check_fields
 from jaxlm.errors import UserError
 
+MAX_PROFILE_STEPS = 100
+"""The most steps of one trace, which is kept in memory until it is written."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Devices, rematerialization and data loading of a run.
+    """Devices, rematerialization, data loading and profiling of a run.
 
     Attributes:
       mesh: axis -> devices (see `jaxlm.distributed.mesh_axes`); None: rows are split over all devices.
       shard_optimizer_state: whether the optimizer state is split over the axis `data` too.
       remat: "none", "dots" or "full" (see `jaxlm.nn.transformer.layer_stack`); None: the setting of the model.
       threads, workers: the threads and processes that make batches.
-      step_timeout: seconds without a step after which the process ends; 0: never.
+      step_timeout: seconds without a step after which the process ends, 0: never; None: as in
+        `jaxlm.distributed.multihost.step_timeout`.
+      profile_steps: first and last step of a trace, counted from 1 (see `jaxlm.training.profiling`).
+      exact: on a GPU, whether the step uses only operations that give the same bits each time (see
+        `jaxlm.perf.compiler_options`); CPUs and TPUs always do.
     """
 
     mesh: Mapping[str, int] | None = None
@@ -25,7 +32,9 @@ class RunOptions:
     remat: Literal["none", "dots", "full"] | None = None
     threads: int = 1
     workers: int = 0
-    step_timeout: float = 0.0
+    step_timeout: float | None = None
+    profile_steps: tuple[int, int] | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         check_fields(RunOptions, vars(self), "RunOptions", "set another value")

@@ -55,6 +55,9 @@ def setup_training(
     run_options: RunOptions = DEFAULT_RUN_OPTIONS,
 ) -> TrainSetup:  # fmt: skip
     """The three phases. Raises UserError for every fault that can be known before the first step."""
+    first_traced, _ = run_options.profile_steps or (0, 0)
+    if first_traced > experiment.steps:
+        raise UserError(f"--profile-steps begins with step {first_traced}, and the run has {experiment.steps}")
     init_fn = make_init_fn(experiment)
     abstract = jax.eval_shape(init_fn)
     mesh = data_mesh() if run_options.mesh is None else make_mesh(run_options.mesh)
@@ -77,7 +80,8 @@ def setup_training(
         sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
         not_split = f"; not split, since the sizes do not divide: {'; '.join(unsharded)}" if unsharded else ""
         notify(f"mesh: {sizes} on {mesh.size} devices{not_split}")
-    compiled = build_compiled_step(run.experiment, init_fn, mesh, run_options)
+    autotune_folder = run.workdir.autotune_folder.absolute() if run_options.exact else None
+    compiled = build_compiled_step(run.experiment, init_fn, mesh, run_options, autotune_folder)
     trainable, _ = partition(compiled.abstract_state.params, experiment.finetuning.is_trainable)
     trained, total = (
         sum(leaf.size for leaf in jax.tree.leaves(x)) for x in (trainable, compiled.abstract_state.params)

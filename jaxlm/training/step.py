@@ -1,7 +1,8 @@
 """The train step: gradient of a (sum, count) loss, accumulated over micro-batches, then one optimizer update."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxlm.distributed import sharding
+from jaxlm.distributed import multihost, sharding
 from jaxlm.experiment import Experiment
 from jaxlm.losses import Loss
 from jaxlm.models.properties import dummy_batch
+from jaxlm.perf.compiler_options import step_options
 from jaxlm.pytree import combine, partition
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.state import TrainState, create_train_state, rng_key
@@ -47,6 +49,7 @@ class StepConfig:
       is_trainable: path of a parameter -> whether it is trained. The others are not differentiated, and the optimizer
         does not know them. None: all are trained.
       shard_optimizer_state: whether the optimizer state is also split over the axis `data`.
+      compiler_options: options of XLA for the step (`jaxlm.perf.compiler_options`).
     """
 
     seed: int = 0
@@ -55,6 +58,7 @@ class StepConfig:
     mesh: sharding.AnyMesh | None = None
     is_trainable: Callable[[str], bool] | None = None
     shard_optimizer_state: bool = False
+    compiler_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 DEFAULT_STEP_CONFIG = StepConfig()
@@ -91,7 +95,7 @@ def make_train_step(
         return jax.lax.with_sharding_constraint((new, metrics), (shardings, replicated))
 
     # The old state is donated: its buffers become those of the new one, so only one copy is in memory.
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=dict(config.compiler_options) or None)
 
 
 def _update_average(state: TrainState, params: Params, ema_decay: float) -> tuple[Params | None, Array | None]:
@@ -156,13 +160,17 @@ def make_init_fn(experiment: Experiment) -> Callable[[], TrainState]:
 
 def build_compiled_step(
     experiment: Experiment, init_fn: Callable[[], TrainState], mesh: sharding.AnyMesh | None,
-    run_options: RunOptions = DEFAULT_RUN_OPTIONS,
+    run_options: RunOptions = DEFAULT_RUN_OPTIONS, autotune_folder: Path | None = None,
 ) -> CompiledStep:  # fmt: skip
-    """The programs of an experiment for a mesh, which may be of absent devices; `init_fn` is by `make_init_fn`."""
+    """The programs of an experiment for a mesh, which may be of absent devices; `init_fn` is by `make_init_fn`.
+
+    `autotune_folder`: see `step_options`.
+    """
+    options = step_options(mesh, run_options.exact, multihost.step_timeout(run_options.step_timeout), autotune_folder)
     schedule = experiment.optimizer.schedule.build(experiment.steps)
     config = StepConfig(
         experiment.seed, experiment.grad_accum, experiment.ema_decay, mesh,
-        experiment.finetuning.is_trainable, run_options.shard_optimizer_state,
+        experiment.finetuning.is_trainable, run_options.shard_optimizer_state, options,
     )  # fmt: skip
     optimizer, model = experiment.optimizer.build(experiment.steps), run_options.with_remat(experiment.model)
     step = make_train_step(model, experiment.objective, optimizer, schedule, config)

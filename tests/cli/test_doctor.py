@@ -141,3 +141,12 @@ def test_the_faster_attention_is_remembered(monkeypatch, tmp_path):
     kernel_choice._stored_times.cache_clear()
     assert kernel_choice.remembered_kernel("NVIDIA H200") is None  # and is timed again
     kernel_choice._stored_times.cache_clear()
+
+
+@pytest.mark.parametrize("text, status", [("always [madvise] never", "optional"), ("[always] madvise never", "ok")])
+def test_huge_pages(tmp_path, text, status):
+    file = tmp_path / "enabled"
+    assert not list(system_checks.check_huge_pages(file))
+    file.write_text(text)
+    (found,) = system_checks.check_huge_pages(file)
+    assert found.status == status and (f"tee {file}" in found.fix) == (status == "optional")

@@ -25,6 +25,7 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.sources.parallel import Tsv
 from jaxlm.data.tokenizers.simple import Words
 from jaxlm.distributed import launcher, multihost
+from jaxlm.errors import UserError
 from jaxlm.training.setup import OpenRun, _check_same_data
 from jaxlm.workdir import Workdir
 
@@ -130,6 +131,23 @@ def test_the_watchdog_barks_when_nothing_moves(monkeypatch):
             time.sleep(0.05)
         assert not barked.is_set()
         assert barked.wait(5)
+
+
+def test_the_watchdog_is_on_with_several_processes(monkeypatch):
+    assert multihost.step_timeout(None) == 0 and multihost.step_timeout(60.0) == 60
+    monkeypatch.setattr(multihost, "num_hosts", lambda: 2)
+    assert multihost.step_timeout(None) == 1800 and multihost.step_timeout(0.0) == 0
+
+
+def test_a_metadata_server_that_does_not_answer_is_an_error_of_one_line(monkeypatch):
+    def initialize(initialization_timeout=300, **_):
+        raise ConnectionError("HTTPConnectionPool(host='metadata.google.internal')\nmore")
+
+    monkeypatch.setattr(multihost, "detect_launcher", lambda: launcher.TPU_POD)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(multihost, "global_state", type("State", (), {"client": None, "service": None})())
+    with pytest.raises(UserError, match="within 300 s: HTTPConnectionPool.*: check that every process"):
+        multihost.connect()
 
 
 def command(folder: Path, *words: object) -> list[str]:

@@ -4,9 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tpu_setup.sh"
 APT = "sudo env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 --quiet"
@@ -41,7 +43,7 @@ def test_a_host_that_has_all_gets_an_environment(install, tmp_path):
     commands = shown(install("--venv", str(folder), "--python", sys.executable, make=""))
     assert commands == [
         f"{sys.executable} -m venv --clear '{folder}'",
-        f"'{folder}/bin/python' -m pip install --quiet --editable '.[tpu]'",
+        f"'{folder}/bin/python' -m pip install --quiet --constraint launch/constraints.txt --editable '.[tpu]'",
         f"'{folder}/bin/jaxlm' doctor",
     ]
     assert not folder.exists()
@@ -68,7 +70,7 @@ def test_a_bare_machine_gets_python_and_the_bucket(install):
         f"{APT} install --yes python3.12 python3.12-venv",
         f"{APT} install --yes make",
         f"python3.12 -m venv --clear {venv}",
-        f"{venv}/bin/python -m pip install --quiet --editable '.[tpu]'",
+        f"{venv}/bin/python -m pip install --quiet --constraint launch/constraints.txt --editable '.[tpu]'",
     ]
     assert f"{APT} install --yes gcsfuse" in commands and "gcsfuse-jammy main" in found.stdout
     mount = "gcsfuse --implicit-dirs --rename-dir-limit=100000 b /home/me/bucket"
@@ -82,3 +84,28 @@ def test_a_bare_machine_gets_python_and_the_bucket(install):
 def test_a_host_without_python_prints_the_fix(install, words, machine, expected):
     found = install(*words, **machine)
     assert found.returncode == 1 and expected in found.stderr and len(found.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("state, commands", [
+    ("always [madvise] never", ["sudo sh -c echo always >{}"]), ("[always] madvise never", []), (None, []),
+])  # fmt: skip
+def test_huge_pages_are_enabled_where_they_are_not(tmp_path, state, commands):
+    file = tmp_path / "enabled"
+    if state:
+        file.write_text(state + "\n")
+    script = f"run() {{ echo \"$@\"; }}; source '{SCRIPT.parent}/launch/tpu_host.sh'; enable_huge_pages '{file}'"
+    found = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == [command.format(file) for command in commands]
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.13"])
+def test_the_constraints_name_one_version_of_each_dependency(python):
+    """Within the bounds of pyproject.toml; JAX's own libraries follow from its version."""
+    lines = (SCRIPT.parent / "launch/constraints.txt").read_text().splitlines()
+    pinned = [Requirement(line) for line in lines if not line.startswith("#")]
+    chosen = {r.name: r for r in pinned if r.marker is None or r.marker.evaluate({"python_version": python})}
+    needed = tomllib.loads((SCRIPT.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert len(chosen) == len({r.name for r in pinned}) and chosen["jaxlib"].specifier == chosen["jax"].specifier
+    for requirement in map(Requirement, needed):
+        (version,) = chosen[requirement.name].specifier
+        assert version.operator == "==" and version.version in requirement.specifier

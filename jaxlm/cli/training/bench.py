@@ -4,7 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.cli import output
-from jaxlm.cli.options import add_loader_options, add_memory_options, add_mesh_option, read_run_options
+from jaxlm.cli.options import (
+    add_exact_option,
+    add_loader_options,
+    add_memory_options,
+    add_mesh_option,
+    read_run_options,
+)
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.parser import COMMANDS, int_at_least
 from jaxlm.errors import UserError
@@ -26,7 +32,9 @@ def main(argv: list[str]) -> int:
     from jaxlm.training.initialize import resolve_init
 
     arguments = resolve_init(experiment), output.print_stderr, options.measured_steps, read_run_options(options)
-    results = run_benchmark(*arguments, synthetic=options.synthetic, profile=options.profile)
+    results = run_benchmark(
+        *arguments, synthetic=options.synthetic, profile=options.profile, compile_times=not options.no_compile_times
+    )
     record = {"experiment": options.experiment} | results
     output.write_line(output.json_line(record) if options.json else _results_text(results))
     return 0
@@ -39,7 +47,10 @@ def _parser() -> ExperimentParser:
     parser.add_flag("--synthetic", "repeat one full synthetic batch instead of the experiment's data")
     text = "write a trace of the timed steps for XProf and Perfetto to DIR"
     parser.add_argument("--profile", type=Path, metavar="DIR", help=text)
+    text = "compile once, with the compilation cache, instead of timing compilation without and with it"
+    parser.add_flag("--no-compile-times", text)
     add_mesh_option(parser)
+    add_exact_option(parser)
     add_memory_options(parser)
     add_loader_options(parser)
     parser.add_flag("--json", "print one JSON object")
@@ -49,7 +60,8 @@ def _parser() -> ExperimentParser:
 def _results_text(results: dict[str, Any]) -> str:
     from jaxlm.perf.chips import format_gib
 
-    compile_seconds, memory = results["compile_seconds"], results["peak_memory_bytes"]
+    memory, names = results["peak_memory_bytes"], {"warm": "from the compilation cache", "first": "the first time"}
+    compile_times = [f"{seconds:.1f} s {names.get(name, name)}" for name, seconds in results["compile_seconds"].items()]
     full, halved = (f"{share:.1%}" if isinstance(share, float) else share for share in results["mfu"].values())
     peak = memory if isinstance(memory, str) else f"{format_gib(memory)} GiB"
     step_times = [f"{name} {seconds * 1000:,.1f} ms" for name, seconds in results["step_seconds"].items()]
@@ -57,7 +69,7 @@ def _results_text(results: dict[str, Any]) -> str:
         f"device      {results['devices']} x {results['device']} {results['mesh'] or ''}".rstrip(),
         f"tokens/s    {results['tokens_per_second']:,.0f} (without padding), {results['steps']} steps",
         f"step        {', '.join(step_times)}",
-        f"compile     {compile_seconds['cold']:.1f} s cold, {compile_seconds['warm']:.1f} s from the compilation cache",
+        f"compile     {', '.join(compile_times)}",
         f"memory      {peak} ({results['peak_memory_is']}), planned {format_gib(results['planned_memory_bytes'])} GiB",
         "arithmetic  {full:.3g} FLOP/s (halved: {causal_halved:.3g})".format(**results["flops_per_second"]),
         f"MFU         {full} (halved: {halved})",

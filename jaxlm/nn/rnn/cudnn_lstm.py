@@ -1,30 +1,36 @@
-"""An LSTM layer by cuDNN on an NVIDIA GPU, with the parameters of `jaxlm.nn.rnn.layers`.
+"""An LSTM layer by cuDNN on NVIDIA GPUs, with the parameters of `jaxlm.nn.rnn.layers`.
 
-cuDNN runs a whole layer in one kernel and supports padding on the right only. The packing of the parameters is tested
-on a CPU against JAX's own reference of the call; the call itself has never run, for lack of a GPU.
+cuDNN runs a whole layer in one kernel and reads the first tokens of each row. Padding may be anywhere: the valid tokens
+of a row are moved to its front and their outputs back, so no program has to ask, and wait, where the padding is. The
+packing of the parameters is tested on a CPU against JAX's own reference of the call; the call itself has never run, for
+lack of a GPU.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from jaxlm.distributed.sharding import LOGICAL_AXIS_RULES, partition_spec, platform_of
 from jaxlm.nn.rnn.cells import Carry
 from jaxlm.types import Array
 
 
-def is_available() -> bool:
-    """Return whether the only device is a GPU with JAX's cuDNN binding: the call has no sharding rule for several."""
-    if jax.default_backend() != "gpu" or jax.device_count() > 1:
+def is_available(x_BTD: Array) -> bool:
+    """Return whether the program is for GPUs of this machine that share the rows evenly, and JAX has its cuDNN binding.
+
+    A program that is compiled for a GPU on another machine has no cuDNN available.
+    """
+    if not platform_of(x_BTD) == jax.default_backend() == "gpu":
         return False
     from jax.experimental import rnn
 
-    return getattr(rnn, "gpu_rnn", None) is not None
-
-
-def supports_padding(valid_BT: Array) -> Array:
-    """Return a scalar, True if all padding is on the right and every row has a token."""
-    return ~jnp.any(valid_BT[:, 1:] & ~valid_BT[:, :-1]) & jnp.all(valid_BT[:, 0])
+    mesh = jax.typeof(x_BTD).sharding.mesh
+    shards = math.prod(mesh.shape.get(axis, 1) for axis in LOGICAL_AXIS_RULES["batch"])
+    return getattr(rnn, "gpu_rnn", None) is not None and x_BTD.shape[0] % shards == 0
 
 
 def pack_params(directions: Sequence[tuple[Array, Array, Array]]) -> Array:
@@ -35,14 +41,47 @@ def pack_params(directions: Sequence[tuple[Array, Array, Array]]) -> Array:
 
 
 def run_layer(
-    packed: Array, x_BTD: Array, initial_carries: Sequence[Carry], length_B: Array
+    packed: Array, x_BTD: Array, carries: tuple[Carry, ...], valid_BT: Array
 ) -> tuple[Array, tuple[Carry, ...]]:
-    """Run a layer over the first `length_B` tokens of each row: return hidden_BTD and a carry per direction."""
+    """Run a layer over the valid tokens: return hidden_BTD and a carry per direction. Each device computes its rows."""
+    mesh = jax.typeof(x_BTD).sharding.mesh
+    if mesh.size <= 1:
+        return _run_on_device(packed, x_BTD, carries, valid_BT)
+    rows = functools.partial(partition_spec, mesh=mesh)
+    x_spec = rows(("batch", None, None), x_BTD.shape)
+    carry_specs = jax.tree.map(lambda leaf: rows(("batch", None), leaf.shape), carries)
+    in_specs = PartitionSpec(), x_spec, carry_specs, rows(("batch", None), valid_BT.shape)
+    layer = jax.shard_map(
+        _run_on_device, mesh=mesh, in_specs=in_specs, out_specs=(x_spec, carry_specs), check_vma=False
+    )
+    return layer(packed, x_BTD, carries, valid_BT)
+
+
+def _run_on_device(packed, x_BTD, carries, valid_BT):
     from jax.experimental import rnn
 
-    hidden, memory = (jnp.stack([getattr(c, name) for c in initial_carries]) for name in ("hidden_BD", "memory_BD"))
-    width, directions = initial_carries[0].hidden_BD.shape[1], len(initial_carries)
+    hidden, memory = (jnp.stack([getattr(c, name) for c in carries]) for name in ("hidden_BD", "memory_BD"))
+    width, directions = carries[0].hidden_BD.shape[1], len(carries)
+    order_BT = jnp.argsort(~valid_BT, axis=1, stable=True)
+    place_BT = jnp.argsort(order_BT, axis=1)
+    length_B = valid_BT.sum(1, dtype=jnp.int32)
     hidden_BTD, hidden, memory = rnn.lstm(
-        x_BTD, hidden, memory, packed, length_B, x_BTD.shape[2], width, 1, 0.0, directions == 2
-    )
-    return hidden_BTD, tuple(Carry(hidden[i], memory[i]) for i in range(directions))
+        _permute(x_BTD, order_BT, place_BT), hidden, memory, packed, jnp.maximum(length_B, 1), x_BTD.shape[2], width, 1,
+        0.0, directions == 2,
+    )  # fmt: skip
+    is_empty_B1 = length_B[:, None] == 0  # cuDNN takes no empty row
+    after = (Carry(hidden[i], memory[i]) for i in range(directions))
+    keep_empty = functools.partial(jax.tree.map, lambda old_BD, new_BD: jnp.where(is_empty_B1, old_BD, new_BD))
+    return _permute(hidden_BTD, place_BT, order_BT), tuple(map(keep_empty, carries, after))
+
+
+@jax.custom_vjp
+def _permute(x_BTD: Array, order_BT: Array, inverse_BT: Array) -> Array:
+    """The positions of each row in another order. Its gradient is a gather too, not a scatter with atomic sums."""
+    return jnp.take_along_axis(x_BTD, order_BT[:, :, None], axis=1, mode="clip")
+
+
+_permute.defvjp(
+    lambda x_BTD, order_BT, inverse_BT: (_permute(x_BTD, order_BT, inverse_BT), (order_BT, inverse_BT)),
+    lambda orders, d_x_BTD: (_permute(d_x_BTD, orders[1], orders[0]), None, None),
+)

@@ -143,24 +143,18 @@ class Recurrent(nn.Module):
 
     def _run_layer(self, weights, x_BTD, carries, valid_BT, perturbations, segment_BT):
         """All directions of a layer, one after the other or by cuDNN -> hidden_BTD and a carry for each."""
-
-        def by_scan(x_BTD, carries):
-            outputs = [
-                self._run_direction(*direction, x_BTD, valid_BT, segment_BT, reverse=index == 1)
-                for index, direction in enumerate(zip(weights, carries, perturbations, strict=True))
-            ]
-            hidden_BTD = jnp.concatenate([hidden_BTD for hidden_BTD, _ in outputs], -1)
-            return hidden_BTD, tuple(carry for _, carry in outputs)
-
         is_plain = not self.layer_norm and perturbations[0] is None and segment_BT is None and self.dtype == "float32"
-        if not (is_plain and isinstance(self.cell, LSTM) and cudnn_lstm.is_available()):
-            return by_scan(x_BTD, carries)
-
-        def by_cudnn(x_BTD, carries):
+        # A single position is one product: packing the parameters for it would cost more.
+        is_long = x_BTD.shape[1] > 1
+        if is_plain and is_long and isinstance(self.cell, LSTM) and cudnn_lstm.is_available(x_BTD):
             packed = cudnn_lstm.pack_params([(direction.W, direction.U, direction.bias) for direction in weights])
-            return cudnn_lstm.run_layer(packed, x_BTD, carries, valid_BT.sum(1, dtype=jnp.int32))
-
-        return jax.lax.cond(cudnn_lstm.supports_padding(valid_BT), by_cudnn, by_scan, x_BTD, carries)
+            return cudnn_lstm.run_layer(packed, x_BTD, carries, valid_BT)
+        outputs = [
+            self._run_direction(*direction, x_BTD, valid_BT, segment_BT, reverse=index == 1)
+            for index, direction in enumerate(zip(weights, carries, perturbations, strict=True))
+        ]
+        hidden_BTD = jnp.concatenate([hidden_BTD for hidden_BTD, _ in outputs], -1)
+        return hidden_BTD, tuple(carry for _, carry in outputs)
 
     def _run_direction(self, weights, carry, perturbation_BTD, x_BTD, valid_BT, segment_BT, reverse):
         """One direction of a layer by `unroll` -> hidden_BTD and the last carry."""
