@@ -7,7 +7,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -51,7 +51,7 @@ class JinjaChatTemplate:
         """The pieces of a dialogue; with the generation prompt, also the beginning of the next answer.
 
         Each trained answer is that which its rendering has more than the prompt before it. Raises InvalidRecord if the
-        template fails, drops a turn, or changes the turns before an answer.
+        template fails, drops a turn or the tools, or changes the turns before an answer.
         """
         turns, shown, pieces = dialogue.turns, "", []
         for index, turn in enumerate(turns):
@@ -71,6 +71,11 @@ class JinjaChatTemplate:
         for number, turn in enumerate(turns, start=1):
             if turn.role in ("system", "user") and turn.content.strip() not in whole:
                 raise InvalidRecord(f"the chat template drops turn {number}, of the {turn.role}")
+        if dialogue.tools and self.render(replace(dialogue, tools=""), turns, add_generation_prompt) == whole:
+            raise InvalidRecord(
+                "the chat template ignores the tools of the dialogue: put them into its system turn, or read the file "
+                "without them (fields={'tools': ''})"
+            )
         return [piece for piece in (*pieces, Piece(whole[len(shown) :])) if piece.text or piece.is_eos]
 
     def _answer(self, text: str, is_last: bool) -> Iterator[Piece]:

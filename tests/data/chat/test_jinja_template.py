@@ -92,6 +92,9 @@ def test_a_template_that_changes_or_drops_turns_is_named():
     no_system = CHATML_SOURCE.replace("messages %}", "messages if message['role'] != 'system' %}", 1)
     with pytest.raises(InvalidRecord, match="drops turn 1, of the system"):
         JinjaChatTemplate(no_system).pieces(dialogue("q", "a", system="Be brief."))
+    with pytest.raises(InvalidRecord, match="ignores the tools of the dialogue"):
+        JinjaChatTemplate(CHATML_SOURCE).pieces(Dialogue(TALK.turns, '[{"name": "add"}]'))
+    assert JinjaChatTemplate("{{ tools|tojson }}" + CHATML_SOURCE).pieces(Dialogue(TALK.turns, '[{"name": "add"}]'))
     shortened = "{% for m in messages %}{{ m.content if loop.last else m.content[:1] }}|{% endfor %}"
     with pytest.raises(InvalidRecord, match=re.escape("train on the last one alone (last_only=True of the reader)")):
         JinjaChatTemplate(shortened).pieces(TALK)

@@ -91,7 +91,10 @@ def test_conversations_of_sharegpt(tmp_path):
     assert [turn.role for turn in row.turns] == roles and row.turns[1].content == call and row.tools == ""
     record |= {"tools": '[{"name": "add"}]', "system": "Add."}
     (row,) = ShareGptFile(_write(tmp_path / "c.json", [record], array=True), last_only=True)
-    assert row.tools == '[{"name": "add"}]' and row.turns[0] == Turn("system", "Add.", trained=False)
+    (without,) = ShareGptFile(_write(tmp_path / "c.json", [record], array=True), {"tools": ""})
+    assert (
+        row.tools == '[{"name": "add"}]' and not without.tools and row.turns[0] == Turn("system", "Add.", trained=False)
+    )
     assert [turn.trained for turn in row.turns if turn.role == "assistant"] == [False, True]
 
 
