@@ -52,7 +52,7 @@ def configure_process() -> None:
 
 
 def expects_accelerator() -> bool:
-    """True if JAX will use a GPU or a TPU, as far as can be told without starting it."""
+    """True if JAX will use a GPU or a TPU, judged without starting it."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return not platforms.startswith("cpu")
     return any(

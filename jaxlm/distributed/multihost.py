@@ -41,7 +41,7 @@ CONNECTION_ERRORS = ("UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "
 """The first words of XLA's errors in a collective whose other end is gone."""
 
 STEP_TIMEOUT = 1800.0
-"""Seconds without a step after which one of several processes ends, unless it was told otherwise."""
+"""Seconds without a step after which one of several processes ends, unless an option sets another time."""
 
 EXCHANGE_TIMEOUT = 3600
 """Seconds to wait for a message of another host, which may be encoding the data."""
@@ -248,7 +248,7 @@ def fail_together() -> Iterator[None]:
 def step_timeout(seconds: float | None) -> float:
     """The seconds without a step after which a process ends, 0: never.
 
-    None is STEP_TIMEOUT with several processes, since a collective waits for a process that hangs for ever; else 0.
+    None is STEP_TIMEOUT with several processes, since a collective waits without end for a process that hangs; else 0.
     """
     return (STEP_TIMEOUT if num_hosts() > 1 else 0.0) if seconds is None else seconds
 

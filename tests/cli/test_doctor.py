@@ -148,5 +148,5 @@ def test_huge_pages(tmp_path, text, status):
     file = tmp_path / "enabled"
     assert not list(system_checks.check_huge_pages(file))
     file.write_text(text)
-    (found,) = system_checks.check_huge_pages(file)
-    assert found.status == status and (f"tee {file}" in found.fix) == (status == "optional")
+    (check,) = system_checks.check_huge_pages(file)
+    assert check.status == status and (f"tee {file}" in check.fix) == (status == "optional")

@@ -51,7 +51,7 @@ def test_generate(name, sampler, on_a_gpu):
     assert expected.length_B.max() > 8
 
 
-@pytest.mark.parametrize("length", [8, 13, 27, 32])
+@pytest.mark.parametrize("length", [13, 27])
 def test_beam_search(length, on_a_gpu):
     """The cache of the first half of the steps may have another size: its sums then have another order."""
     model = ZOO["pre"].model.clone(max_length=64)
@@ -60,9 +60,9 @@ def test_beam_search(length, on_a_gpu):
     params = sharpened(params_of(model), 3)
     expected = jax.device_get(beam_search.beam_search(model, params, request, config))
     on_a_gpu()
-    found = jax.device_get(beam_search.beam_search(model, params, request, config))
+    actual = jax.device_get(beam_search.beam_search(model, params, request, config))
     for field in dataclasses.fields(expected):
-        ours, theirs = getattr(found, field.name), getattr(expected, field.name)
+        ours, theirs = getattr(actual, field.name), getattr(expected, field.name)
         if length == 27 and ours.dtype == np.float32:
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
         else:

@@ -94,8 +94,8 @@ def test_huge_pages_are_enabled_where_they_are_not(tmp_path, state, commands):
     if state:
         file.write_text(state + "\n")
     script = f"run() {{ echo \"$@\"; }}; source '{SCRIPT.parent}/launch/tpu_host.sh'; enable_huge_pages '{file}'"
-    found = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
-    assert found.stdout.splitlines() == [command.format(file) for command in commands]
+    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [command.format(file) for command in commands]
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.13"])
