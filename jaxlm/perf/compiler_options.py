@@ -3,7 +3,8 @@
 They go to the compiler with the program: nothing is read from or written to the environment, other programs keep
 theirs, and `jaxlm plan` compiles the program that trains. The values are those of MaxText (`xla_flags_library.py`) and
 AXLearn (`compiler_options.py`); compilers for absent devices take them, and none has been timed on a device. Their
-options for asynchronous collectives of TPUs are left out: libtpu 0.0.52 compiles the same program without them.
+options for asynchronous collectives of TPUs are left out: libtpu 0.0.52 compiles the same program for v5e without them,
+and refuses them for v6e.
 """
 
 import functools
