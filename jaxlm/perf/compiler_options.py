@@ -2,9 +2,11 @@
 
 They go to the compiler with the program: nothing is read from or written to the environment, other programs keep
 theirs, and `jaxlm plan` compiles the program that trains. The values are those of MaxText (`xla_flags_library.py`) and
-AXLearn (`compiler_options.py`); compilers for absent devices take them, and none has been timed on a device. Their
-options for asynchronous collectives of TPUs are left out: libtpu 0.0.52 compiles the same program for v5e without them,
-and refuses them for v6e.
+AXLearn (`compiler_options.py`); compilers for absent devices take them, and none has been timed on a device.
+
+Left out, since libtpu 0.0.52 compiles the same small step without them: asynchronous collective fusion (v5e; refused
+for v6e), the windowed einsum threshold (v5e), overlapped all-reduces between slices of v5e. With the sunk all-reduces
+of AXLearn's table it does not compile for slices of v5e at all.
 """
 
 import functools
@@ -21,13 +23,6 @@ from jaxlm.perf.chips import chip_for_device_kind
 TPU_VMEM_KIB = {"v5p": 65_472, "v6e": 98_304, "7x": 65_536}
 """The share of a core's vector memory, of 16 MiB by default, that a fusion or a kernel may use: larger blocks, fewer
 passes over the operands."""
-
-TPU_SLICES = {
-    # Gradients are summed over the network between slices while those of the layers below are computed.
-    "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
-    "xla_tpu_data_parallel_opt_different_sized_ops": "true",
-}
-"""With several slices."""
 
 GPU_SEVERAL = {"optimization_level": 19}
 """With several GPUs: O1, at which XLA also pipelines collectives over the turns of a loop, and doubles its buffers."""
@@ -60,14 +55,9 @@ def step_options(
 
 def tpu_options(mesh: Mesh) -> dict[str, Any]:
     """The options for the TPUs of a mesh."""
-    first = mesh.devices.flat[0]
-    chip = chip_for_device_kind(first.device_kind)
-    options: dict[str, Any] = {}
-    if chip is not None and chip.name in TPU_VMEM_KIB:
-        options["xla_tpu_scoped_vmem_limit_kib"] = str(TPU_VMEM_KIB[chip.name])
-    if len({getattr(device, "slice_index", 0) for device in mesh.devices.flat}) > 1:
-        options |= TPU_SLICES
-    return options
+    chip = chip_for_device_kind(mesh.devices.flat[0].device_kind)
+    limit = TPU_VMEM_KIB.get(chip.name) if chip else None
+    return {"xla_tpu_scoped_vmem_limit_kib": str(limit)} if limit else {}
 
 
 def gpu_options(mesh: Mesh, exact: bool, step_timeout: float, autotune_folder: Path | None) -> dict[str, Any]:
