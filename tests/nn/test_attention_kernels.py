@@ -1,5 +1,7 @@
 """Attention kernels against the plain computation: the TPU kernel interpreted, the cuDNN call with XLA's engine."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,11 +127,13 @@ def test_blocks_of_splash_attention(partial_sums, on_accelerator, monkeypatch):
 def test_the_size_of_a_block():
     """Large blocks of many positions, but not one alone whose upper half a causal mask excludes."""
     causal, full = MaskRule(None, None, causal=True), MaskRule(None, None)
-    v5p, v6e = splash.SPLASH_BLOCKS["v5p"], splash.SPLASH_BLOCKS["v6e"]
-    assert [v5p.best_size(length, causal) for length in (128, 640, 1024, 2048, 8192)] == [128, 640, 512, 1024, 1024]
-    assert [v6e.best_size(length, causal) for length in (1024, 4096, 8192)] == [1024, 1024, 2048]
-    assert v5p.best_size(1024, full) == 1024 and v5p.best_size(1152, full) == 384
-    assert v6e.best_size(8192, causal.replace(window=1024)) == 1024
+    v5p, v6e = (functools.partial(splash.SPLASH_BLOCKS[name].best_size, head_bytes=128) for name in ("v5p", "v6e"))
+    lengths = (128, 640, 1024, 2048, 8192)
+    assert [v5p(length, mask_rule=causal) for length in lengths] == [128, 640, 512, 1024, 1024]
+    assert [v6e(length, mask_rule=causal) for length in lengths[2:]] == [1024, 1024, 2048]
+    assert v5p(1024, mask_rule=full) == 1024 and v5p(1152, mask_rule=full) == 384
+    assert v6e(8192, mask_rule=causal.replace(window=1024)) == 1024
+    assert v6e(8192, mask_rule=causal, head_bytes=512) == 1024
 
 
 def _same(kernel, given, mask_BTS, seen, valid_BT):

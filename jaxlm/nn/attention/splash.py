@@ -17,6 +17,9 @@ from jaxlm.types import Array
 LANES = 128
 """Blocks are multiples of this number of positions."""
 
+WIDE_HEAD_BYTES = 256
+"""A head of 128 channels of bfloat16; wider ones have smaller blocks."""
+
 MAX_PARTIAL_SUMS = 8
 """Blocks of keys, at most, for a fused backward kernel, which writes one array like the queries for each of them."""
 
@@ -32,7 +35,8 @@ class SplashBlocks:
     Larger blocks save overhead; smaller ones compute less of what a causal mask or a window excludes.
 
     Attributes:
-      max_size: the largest that the kernels' memory (VMEM) holds, with heads of 256 and float32, in the backward pass.
+      max_size: the largest that the kernels' memory (VMEM) holds in the backward pass, by compiling them; half of it
+        for heads of more than WIDE_HEAD_BYTES.
       overhead: from published times of two sizes: v5p, 512 against 1,024 for a million tokens
         (github.com/AI-Hypercomputer/maxtext/pull/4929); v6e, the same sizes (github.com/apple/axlearn/pull/958).
     """
@@ -40,8 +44,9 @@ class SplashBlocks:
     max_size: int
     overhead: float
 
-    def best_size(self, length: int, mask_rule: MaskRule) -> int:
+    def best_size(self, length: int, head_bytes: int, mask_rule: MaskRule) -> int:
         """Return the divisor of a length, a multiple of LANES, whose blocks cost least."""
+        max_size = self.max_size if head_bytes <= WIDE_HEAD_BYTES else self.max_size // 2
 
         def cost(size: int) -> float:
             count = length // size
@@ -50,7 +55,7 @@ class SplashBlocks:
                 computed = min(computed, 1 + -(-(mask_rule.window - 1) // size))
             return computed * (size + self.overhead * 512**2 / size)
 
-        sizes = range(LANES, min(length, self.max_size) + 1, LANES)
+        sizes = range(LANES, min(length, max_size) + 1, LANES)
         return min((size for size in sizes if length % size == 0), key=cost)
 
 
@@ -81,7 +86,7 @@ def splash_attention(
         mask = masks.LocalMask(shape, (left, 0 if mask_rule.causal else None), 0)
     kernel = kernels.make_splash_mha(
         mask=masks.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=1, interpret=interpret,
-        block_sizes=kernels.BlockSizes(**_block_sizes(shape, mask_rule, device_kind_of(query_BTNH))),
+        block_sizes=kernels.BlockSizes(**_block_sizes(shape, query_BTNH, mask_rule)),
         residual_checkpoint_name=RESIDUAL_NAME,
     )  # fmt: skip
     mixed_BNTH = jax.vmap(kernel)(*(jnp.swapaxes(x, 1, 2) for x in inputs), segments)
@@ -89,11 +94,12 @@ def splash_attention(
     return (mixed_BTNH if mask_rule.to_itself else mask_rule.zero_unseeing(mixed_BTNH))[:, :target]
 
 
-def _block_sizes(shape: tuple[int, int], mask_rule: MaskRule, device_kind: str) -> dict[str, Any]:
+def _block_sizes(shape: tuple[int, int], query_BTNH: Array, mask_rule: MaskRule) -> dict[str, Any]:
     """Return the arguments of `BlockSizes` for (T, S), multiples of LANES."""
-    chip = chip_for_device_kind(device_kind)
+    chip = chip_for_device_kind(device_kind_of(query_BTNH))
+    head_bytes = query_BTNH.shape[-1] * query_BTNH.dtype.itemsize
     blocks = SPLASH_BLOCKS["default" if chip is None or chip.name not in SPLASH_BLOCKS else chip.name]
-    q, kv = (blocks.best_size(size, mask_rule) for size in shape)
+    q, kv = (blocks.best_size(size, head_bytes, mask_rule) for size in shape)
     sizes = {"block_q": q, "block_kv": kv, "block_kv_compute": kv}
     sizes |= {"block_q_dkv": q, "block_kv_dkv": kv, "block_kv_dkv_compute": kv}
     if shape[1] // kv <= MAX_PARTIAL_SUMS:
