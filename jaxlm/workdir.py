@@ -54,6 +54,7 @@ class Workdir:
         self.data_file = self.folder / "data.json"  # fingerprints of the training data
         self.tokenizer_folder = self.folder / "tokenizer"
         self.train_data = self.folder / "data" / "train"  # the training split as ids
+        self.reference_folder = self.folder / "reference"  # log-probabilities or parameters of a reference model
         self.checkpoint_folder = self.folder / "checkpoints"  # one folder per saved step
         self.published_folder = self.folder / "published"  # the files that came with an imported model
         self.metrics_file = self.folder / "metrics.jsonl"  # the log

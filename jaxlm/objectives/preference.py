@@ -47,6 +47,10 @@ class PolicyObjective:
         """True if the loss needs log-probabilities of a reference."""
         return True
 
+    def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
+        """The loss of a prepared batch."""
+        raise NotImplementedError
+
     def prepare_batch(self, model: Any, params: Params, batch: Batch) -> Batch:
         """Return the batch with all that depends on the whole of it, or on other parameters; it has no gradient.
 

@@ -48,9 +48,12 @@ def _synthetic_columns(experiment: Experiment, source_length: int, target_length
     """One example in every column of the task's batches, with the given numbers of ids."""
     rows = {"source": np.full(source_length, DUMMY_ID), "target": np.full(target_length, DUMMY_ID)}
     rows |= {"label": np.full(source_length, 0), "class": np.full(1, 0), "loss_mask": np.ones(target_length + 1)}
+    rows |= {f"other_{name}": rows[name] for name in ("target", "loss_mask")}
     columns = {name: Ragged.from_rows([rows[name]]) for name in experiment.task.batch_columns if name in rows}
     if "number" in experiment.task.batch_columns:
         columns["class"] = Ragged.from_rows([np.zeros(1)], np.float32)
+    if "other_target" in columns:
+        columns["reference"] = Ragged.from_rows([np.zeros(2)], np.float32)
     if isinstance(experiment.tokenizer, WordsWithChars):
         columns["character"] = Ragged.from_rows([np.full(4, DUMMY_ID)] * source_length)
     return columns

@@ -31,6 +31,7 @@ from jaxlm.pytree import named_leaves, swap_leaves
 from jaxlm.training.initialize import load_init_params, resolve_init
 from jaxlm.training.metrics_log import MetricsLog, metric_sign
 from jaxlm.training.profiling import StepProfiler, profile_steps
+from jaxlm.training.reference import with_reference
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.setup import VALID_BATCH_TOKENS, TrainSetup, load_data, open_run, setup_training
 from jaxlm.training.state import TrainState
@@ -78,6 +79,7 @@ def train(
         setup = setup_training(experiment, workdir, print_status, run_options)
         checkpoints = stack.enter_context(workdir.open_checkpoints(experiment))
         state, meta, step = _init_or_resume(setup, checkpoints)
+        setup = with_reference(setup, state.params, is_new=step is None)
         is_main = multihost.is_first()
         metric, again = experiment.best_metric, meta.get("evaluation_due", False)
         log = MetricsLog(workdir, experiment.steps, step, metric, is_main=is_main, evaluate_again=again)
@@ -146,7 +148,8 @@ class TrainLoop:
             batch = next(batches)
             wait_seconds = time.perf_counter() - began_waiting
             self.profiler.before_step(step + 1)
-            state, metrics = self.setup.compiled.train_step(state, put_batch(batch, self.setup.mesh))
+            batch = self.setup.add_reference(put_batch(batch, self.setup.mesh))
+            state, metrics = self.setup.compiled.train_step(state, batch)
             step += 1
             self.meter.add(metrics, wait_seconds)
             if self.first_step_seconds is None:

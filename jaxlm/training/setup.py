@@ -24,6 +24,7 @@ from jaxlm.models.properties import check_positions, with_special_ids
 from jaxlm.pytree import partition, tree_bytes
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.step import CompiledStep, build_compiled_step, make_init_fn
+from jaxlm.types import Batch
 from jaxlm.workdir import Workdir, describe_fingerprints
 
 VALID_BATCH_TOKENS = 8192
@@ -42,12 +43,16 @@ class OpenRun:
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """All three phases: the run, its batches (this host's rows), and its train step, compiled for the mesh."""
+    """All three phases: the run, its batches (this host's rows), and its train step, compiled for the mesh.
+
+    add_reference: what a reference model adds to each batch before the train step (`jaxlm.training.reference`).
+    """
 
     run: OpenRun
     batches: HostShard
     mesh: Mesh
     compiled: CompiledStep
+    add_reference: Callable[[Batch], Batch] = lambda batch: batch
 
 
 def setup_training(

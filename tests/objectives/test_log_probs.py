@@ -52,7 +52,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", 4 * V)
 
 
-@pytest.mark.parametrize("size", [1, 4, 100])
+@pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("valid", [VALID, VALID | True, VALID & False], ids=["some", "all", "none"])
 def test_values_and_gradients(monkeypatch, size, valid):
     monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", size * V)

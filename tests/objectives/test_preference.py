@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fixtures.preference_rows import ROWS, VOCAB, Bigram, bigram_params, oracle_log_probs, preference_batch
+from fixtures.preference_rows import ROWS, Bigram, bigram_params, oracle_log_probs, preference_batch
 
 from jaxlm.errors import UserError
 from jaxlm.objectives.preference import KTO, PairwisePreference
@@ -209,4 +209,3 @@ def test_options_without_effect_are_refused(make, message):
 def test_a_batch_without_its_reference_is_refused():
     with pytest.raises(UserError, match="lacks the log-probabilities of the reference"):
         PairwisePreference().prepare_batch(Bigram(), PARAMS, replace(BATCH, reference_logprob_BA=None))
-    assert VOCAB == 11

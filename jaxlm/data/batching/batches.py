@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.data.batching.collate import collate
+from jaxlm.data.batching.collate import OTHER, collate
 from jaxlm.data.batching.shuffle import EpochOrder
 from jaxlm.data.ragged import Columns, Ragged, first_nonzero
 from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
@@ -193,6 +193,8 @@ def select_examples(columns: Columns, max_lengths: dict[str, int], too_long: str
     if not count:
         raise UserError("the data set is empty: there is nothing to make batches of; check its path and its filter")
     lengths = {name: column.lengths + 1 for name, column in texts.items()}
+    if OTHER + "target" in columns:  # both answers of a row have one shape
+        lengths["target"] = np.maximum(lengths["target"], columns[OTHER + "target"].lengths + 1)
     fits = np.all([lengths[name] <= max_lengths[name] for name in texts], axis=0)
     is_kept = fits if too_long == "drop" else np.ones(count, bool)
     if too_long == "truncate" and "loss_mask" in columns:  # without a label before the cut there is nothing to learn

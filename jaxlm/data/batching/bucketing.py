@@ -8,9 +8,11 @@ from typing import Literal
 import numpy as np
 
 from jaxlm.data.batching.batches import Bucket, PlannedBatches, check_row_count, effective_length, select_examples
+from jaxlm.data.batching.collate import OTHER
 from jaxlm.data.batching.shuffle import permutation
 from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
+from jaxlm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ class Packing:
         self, columns: Columns, seed: int = 0, divisor: int = 1, *, special: SpecialIds = OWN_SPECIAL_IDS
     ) -> PlannedBatches:
         """Batches whose rows are multiples of `divisor` too. Raises UserError if no example or too few rows fit."""
+        if OTHER + "target" in columns:
+            raise UserError("pairs of answers cannot share a row with others: choose batching=Buckets(...)")
         capacity = {"source": self.source_length or self.length, "target": self.length}
         selected = select_examples(columns, capacity, self.too_long)
         multiple = math.lcm(self.row_multiple, divisor)

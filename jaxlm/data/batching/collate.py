@@ -9,7 +9,10 @@ Columns, each a `Ragged` of ids:
 | "loss_mask" | 1 or 0 for each id of the target and its EOS | `loss_mask_BT`                                       |
 | "label"     | an id for each token of the source           | `token_label_BS`, -1 where there is none             |
 | "class"     | one id (int), or one number (float32)        | `class_B`, -1 for filler rows; `value_B`, NaN there  |
+| "reference" | two numbers, float32                         | `reference_logprob_BA`, 0 for filler rows            |
 | "character" | the spelling of one token of all the sources | `character_BSW`, 0 after the last character          |
+
+"other_target" and "other_loss_mask" are those of a second answer to the prompt of each row: the batch `other`.
 """
 
 from typing import Any
@@ -21,7 +24,10 @@ from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.data.tokenizers.simple import MAX_WORD_CHARS
 from jaxlm.types import Batch
 
-TEXT_COLUMNS = ("source", "target")
+OTHER = "other_"
+"""The prefix of the columns of a second answer."""
+
+TEXT_COLUMNS = ("source", "target", OTHER + "target")
 """The columns whose lengths decide which examples share a batch."""
 
 
@@ -63,6 +69,11 @@ def collate(
         field = "value_B" if labels.dtype == np.float32 else "class_B"
         fields[field] = np.full(num_rows, np.nan, np.float32) if field == "value_B" else np.full(num_rows, -1, np.int32)
         fields[field][row_index] = labels
+    if "reference" in columns:
+        fields["reference_logprob_BA"] = np.zeros((num_rows, 2), np.float32)
+        fields["reference_logprob_BA"][row_index] = columns["reference"].gather(examples)[0].reshape(-1, 2)
+    if other := {name.removeprefix(OTHER): column for name, column in columns.items() if name.startswith(OTHER)}:
+        fields["other"] = collate(other, examples, row_index, shape, packed, special)
     return Batch(**fields)
 
 
