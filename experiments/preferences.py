@@ -7,8 +7,8 @@
 
 `base` is a language model of the English side of minilang. `sample` draws four answers to each of 8,000 prompts, the
 first word of a sentence, and judges them by the grammar of minilang: an answer is good if the sentence is grammatical
-and its speaker's sentiment is positive. A prompt whose answers differ gives a pair for `data/praise.pairs.jsonl` and
-judged answers for `data/praise.judged.jsonl`. `judge` samples from the first run and from each of the others and prints
+and its speaker's sentiment is positive. A prompt whose answers differ gives a pair for `data/praise.pairs.train.jsonl`
+and two judged answers for `data/praise.judged.train.jsonl`; one prompt of twenty is for `valid`, one for `test`. `judge` samples from the first run and from each of the others and prints
 a row for each: the share of praise and of ungrammatical sentences, the win rate against the first run (ties count one
 half), the divergence from it in nats per answer, and the length of an answer.
 """
@@ -18,67 +18,50 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 import jaxlm
 from jaxlm import (
+    KTO,
     AdamW,
+    BradleyTerry,
     Buckets,
+    ChatTemplate,
     Constant,
     Decoder,
     Experiment,
     FineTuning,
-    HashSplit,
+    GenerationDefaults,
+    JudgedFile,
     LanguageModeling,
-    MiniLang,
+    MiniLangTexts,
+    PairwisePreference,
+    PreferenceFile,
+    Preferences,
+    RewardModel,
     UserError,
     Words,
+    analyze,
     run_this_experiment,
 )
-from jaxlm.data.chat.preferences import JudgedFile, PreferenceFile
-from jaxlm.data.chat.template import ChatTemplate
-from jaxlm.data.files import ReadStats
-from jaxlm.data.minilang.corpus import analyze
-from jaxlm.data.sources.text import TextSource
-from jaxlm.inference.generate import GenerationDefaults
-from jaxlm.models.reward_model import RewardModel
-from jaxlm.objectives.preference import KTO, PairKind, PairwisePreference
-from jaxlm.objectives.reward_model import BradleyTerry
-from jaxlm.tasks.preferences import Preferences
 
 VOCAB = 141
+SPLITS = (("train", 20_000), ("valid", 1000), ("test", 1000))
 DATA = "data/praise"
 SENTENCE = ChatTemplate(roles=(("user", "", ""),), answer_before=" ")
 """Prompt and answer are one sentence."""
 
 
-@dataclass(frozen=True)
-class Sentences(TextSource):
-    """English sentences of minilang."""
-
-    split: Literal["train", "valid", "test"] = "train"
-    count: int = 20_000
-
-    def describe(self) -> str:
-        return f"minilang, {self.split}: {self.count:,} English sentences"
-
-    def read(self, stats: ReadStats) -> Iterator[str]:
-        for english, _ in MiniLang(self.split, self.count):
-            stats.kept += 1
-            yield english
-
-
 def base() -> Experiment:
     """The language model: a decoder of 3 layers and width 96, 1,000 steps of 4,096 positions."""
     return Experiment(
-        task=LanguageModeling(Sentences(), Sentences("valid", 1000), Sentences("test", 1000), windows=None),
+        task=LanguageModeling(
+            *(MiniLangTexts(split, count, english_only=True) for split, count in SPLITS), windows=None
+        ),
         tokenizer=Words(VOCAB),
         model=Decoder(VOCAB, 96, 4, 384, 3, max_length=32, position="rotary"),
         batching=Buckets(tokens=4096, max_length=24, max_shapes=3),
@@ -117,8 +100,7 @@ def praise_orpo() -> Experiment:
 
 def praise_kto() -> Experiment:
     """KTO of answers that are judged one by one (Ethayarajh et al. 2024)."""
-    data = JudgedFile(f"{DATA}.judged.jsonl")
-    return _preferences(data, KTO(beta=0.5))
+    return _preferences("judged", JudgedFile, KTO(beta=0.5))
 
 
 def praise_reward() -> Experiment:
@@ -129,13 +111,12 @@ def praise_reward() -> Experiment:
     )
 
 
-def _pairs(kind: PairKind, beta: float = 0.1, nll_weight: float = 0.0, gamma: float = 0.0) -> Experiment:
-    objective = PairwisePreference(kind=kind, beta=beta, nll_weight=nll_weight, gamma=gamma)
-    return _preferences(PreferenceFile(f"{DATA}.pairs.jsonl"), objective)
+def _pairs(kind: str, **options: float) -> Experiment:
+    return _preferences("pairs", PreferenceFile, PairwisePreference(kind=kind, **options))
 
 
-def _preferences(data, objective) -> Experiment:
-    train, valid, test = (HashSplit(data, split, valid=0.05, test=0.05) for split in ("train", "valid", "test"))
+def _preferences(name: str, reader, objective) -> Experiment:
+    train, valid, test = (reader(f"{DATA}.{name}.{split}.jsonl") for split in ("train", "valid", "test"))
     start = base()
     return replace(
         start,
@@ -172,27 +153,31 @@ def draw(workdir: str, prompts: list[str], each: int, seed: int = 0) -> list[lis
 
 def first_words(count: int, split: str) -> list[str]:
     """The first words of sentences of minilang: the prompts."""
-    return [english.split()[0] for english in islice(Sentences(split, count), count)]
+    return [english.split()[0] for english in MiniLangTexts(split, count)]
 
 
 def sample(workdir: str, out: str, prompts: int = 8000) -> None:
-    """Write the pairs and the judged answers."""
+    """Write the pairs and the judged answers of the three splits."""
     rng, words = random.Random(0), first_words(prompts, "train")
     counts: Counter[str] = Counter()
+    rows: dict[str, list[dict]] = {}
+    for number, (prompt, answers) in enumerate(zip(words, draw(workdir, words, 4), strict=True)):
+        split = {0: "valid", 1: "test"}.get(number % 20, "train")
+        good = [answer for answer in answers if verdict(f"{prompt} {answer}") == "P"]
+        bad = [answer for answer in answers if answer and answer not in good]
+        counts.update(verdict(f"{prompt} {answer}") for answer in answers)
+        if not (good and bad):
+            continue
+        chosen, rejected = rng.choice(good), rng.choice(bad)
+        pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        judged = [{"prompt": prompt, "completion": text, "label": text is chosen} for text in (chosen, rejected)]
+        rows.setdefault(f"pairs.{split}", []).append(pair)
+        rows.setdefault(f"judged.{split}", []).extend(judged)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{out}.pairs.jsonl", "w") as pairs, open(f"{out}.judged.jsonl", "w") as judged:
-        for prompt, answers in zip(words, draw(workdir, words, 4), strict=True):
-            good = [answer for answer in answers if verdict(f"{prompt} {answer}") == "P"]
-            bad = [answer for answer in answers if answer and answer not in good]
-            counts.update(verdict(f"{prompt} {answer}") for answer in answers)
-            if not (good and bad):
-                continue
-            chosen, rejected = rng.choice(good), rng.choice(bad)
-            print(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}), file=pairs)
-            for answer, label in ((chosen, True), (rejected, False)):
-                print(json.dumps({"prompt": prompt, "completion": answer, "label": label}), file=judged)
-            counts["pairs"] += 1
-    print({name: count if name == "pairs" else round(count / (4 * prompts), 3) for name, count in counts.items()})
+    for name, records in rows.items():
+        Path(f"{out}.{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    print(f"{sum(len(records) for name, records in rows.items() if 'pairs' in name):,} pairs;", end=" ")
+    print(", ".join(f"{name} {count / (4 * prompts):.3f}" for name, count in counts.most_common()))
 
 
 def judge(workdirs: list[str], count: int = 1000) -> None:
@@ -204,7 +189,7 @@ def judge(workdirs: list[str], count: int = 1000) -> None:
         answers = [answer for (answer,) in draw(workdir, prompts, 1, seed=index)]
         sentences = [f"{prompt} {answer}".strip() for prompt, answer in zip(prompts, answers, strict=True)]
         verdicts = [verdict(sentence) for sentence in sentences]
-        good = [found == "P" for found in verdicts]
+        good = [each == "P" for each in verdicts]
         first = first or good
         wins = np.mean([0.5 + (ours - theirs) / 2 for ours, theirs in zip(good, first, strict=True)])
         scores = (jaxlm.load(workdir).score(sentences), base.score(sentences))

@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from jaxlm.objectives.labels import TokenClassification as TokenClassification
     from jaxlm.objectives.masked_lm import MaskedLM as MaskedLM
     from jaxlm.objectives.next_token import NextToken as NextToken
+    from jaxlm.objectives.preference import KTO as KTO, PairwisePreference as PairwisePreference
+    from jaxlm.objectives.reward_model import BradleyTerry as BradleyTerry
     from jaxlm.tasks.classification import Classification as Classification
     from jaxlm.tasks.instruction_tuning import InstructionTuning as InstructionTuning
     from jaxlm.tasks.language_modeling import LanguageModeling as LanguageModeling
     from jaxlm.tasks.masked_lm import MaskedLanguageModeling as MaskedLanguageModeling
+    from jaxlm.tasks.preferences import Preferences as Preferences
     from jaxlm.tasks.regression import TextRegression as TextRegression
     from jaxlm.tasks.span_corruption import T5_SENTINELS as T5_SENTINELS, Denoising as Denoising
     from jaxlm.tasks.tagging import Tagging as Tagging
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from jaxlm.models.finetune_heads import TextClassifier as TextClassifier, TokenClassifier as TokenClassifier
     from jaxlm.models.ngram import NGram as NGram
     from jaxlm.models.prefix_lm import PrefixLM as PrefixLM
+    from jaxlm.models.reward_model import RewardModel as RewardModel
     from jaxlm.models.rnn_classifier import RecurrentClassifier as RecurrentClassifier
     from jaxlm.models.rnn_lm import RecurrentLM as RecurrentLM
     from jaxlm.models.rnn_seq2seq import Seq2Seq as Seq2Seq
@@ -75,7 +79,7 @@ if TYPE_CHECKING:
     from jaxlm.data.chat.preferences import JudgedFile as JudgedFile, PairPreferences as PairPreferences
     from jaxlm.data.chat.preferences import PreferenceFile as PreferenceFile
     from jaxlm.data.minilang.commands import MiniLangCommands as MiniLangCommands, MiniLangTexts as MiniLangTexts
-    from jaxlm.data.minilang.corpus import MiniLang as MiniLang
+    from jaxlm.data.minilang.corpus import MiniLang as MiniLang, analyze as analyze
     from jaxlm.data.minilang.sources import MiniLangMinimalPairs as MiniLangMinimalPairs
     from jaxlm.data.minilang.sources import MiniLangSentiment as MiniLangSentiment
     from jaxlm.data.minilang.sources import MiniLangTags as MiniLangTags
@@ -107,6 +111,7 @@ if TYPE_CHECKING:
     from jaxlm.grammar.constraint import choices as choices, copy_from_source as copy_from_source
     from jaxlm.grammar.constraint import json_schema as json_schema, regex as regex
     from jaxlm.inference.base import TrainedModel as TrainedModel
+    from jaxlm.inference.generate import GenerationDefaults as GenerationDefaults
     from jaxlm.inference.generate import GenerationRequest as GenerationRequest
     from jaxlm.inference.translate import Search as Search
 

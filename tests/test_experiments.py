@@ -13,9 +13,11 @@ from jaxlm.config.serialization import from_json, to_json
 from jaxlm.data.minilang.corpus import MiniLang
 from jaxlm.data.tokenizers.simple import Bytes
 from jaxlm.experiment import Experiment, load_experiment, variants
+from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.finetune_heads import FineTunable
 from jaxlm.models.properties import abstract_params, dummy_batch
+from jaxlm.models.reward_model import RewardModel
 from jaxlm.tasks.classification import Classification
 from jaxlm.tasks.regression import TextRegression
 from jaxlm.tasks.tagging import Tagging
@@ -34,7 +36,9 @@ def readable(experiment: Experiment) -> Experiment:
     model = experiment.model
     if not isinstance(model, FineTunable) or model.model is not None:
         return experiment
-    trunk = Encoder(experiment.tokenizer.vocab_size, 8, 2, 12, 1, max_length=512)
+    vocab = experiment.tokenizer.vocab_size
+    is_reward = isinstance(model, RewardModel)
+    trunk = Decoder(vocab, 8, 2, 12, 1) if is_reward else Encoder(vocab, 8, 2, 12, 1, max_length=512)
     return replace(experiment, model=model.with_trunk(trunk))
 
 
@@ -52,6 +56,8 @@ def test_the_parts_fit_together(name):
     logits = jax.eval_shape(model.apply, {"params": params}, dummy_batch(2, 16))
     shapes = {Tagging: (2, 16, -1), Classification: (2, -1), TextRegression: (2, 1)}
     expected = shapes.get(type(experiment.task), (2, 16, vocab))
+    if isinstance(model, RewardModel):
+        expected = (2,)
     if expected[-1] < 0:
         expected = (*expected[:-1], len(experiment.task.labels))
     assert logits.shape == expected and logits.dtype == "float32"

@@ -20,7 +20,7 @@ import numpy as np
 from jaxlm.data.batching.collate import OTHER
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.batching.shuffle import permutation
-from jaxlm.data.chat.dialogue import Dialogue, Preference, Turn
+from jaxlm.data.chat.dialogue import Dialogue, InvalidRecord, Preference, Turn
 from jaxlm.data.chat.encoding import DialogueEncoder
 from jaxlm.data.chat.jinja_template import JinjaChatTemplate
 from jaxlm.data.chat.template import PLAIN, ChatTemplate
@@ -110,7 +110,7 @@ class Preferences(Task):
         return DialogueEncoder(tokenizer, self.chat_template)
 
     def _encode(self, source: Source, tokenizer: Tokenizer, rows: list[Any]) -> Columns:
-        encode = partial(_answer_columns, self._encoder(tokenizer))
+        encode = partial(_answer_columns, self._encoder(tokenizer), name=source.describe())
         if isinstance(rows[0], Preference):
             columns = encode([row.prompt.with_answer(row.chosen) for row in rows])
             other = encode([row.prompt.with_answer(row.rejected) for row in rows])
@@ -163,7 +163,7 @@ class Preferences(Task):
             return answers
         parts = [lines[index].rpartition("\t") for index in indices]
         dialogues = [Dialogue((Turn("user", prompt),)).with_answer(answer) for prompt, _, answer in parts]
-        columns = _answer_columns(self._encoder(trained.tokenizer), dialogues)
+        columns = _answer_columns(self._encoder(trained.tokenizer), dialogues, "the lines")
         score_NA, _ = self._scores(trained, columns, progress)
         for index, (score,) in zip(indices, score_NA.tolist(), strict=True):
             answers[index] = Answer(f"{score:.4f}", {"source": lines[index], "score": score})
@@ -213,9 +213,12 @@ def _score_batch(model: Any, params: Params, batch: Batch) -> Array:
     return jnp.stack([score_R, rows.label_valid_BT.sum(1)], -1).reshape(len(batch.target_BT), -1, 2)
 
 
-def _answer_columns(encoder: DialogueEncoder, dialogues: Sequence[Dialogue]) -> dict[str, Ragged]:
+def _answer_columns(encoder: DialogueEncoder, dialogues: Sequence[Dialogue], name: str) -> dict[str, Ragged]:
     """The columns "target" and "loss_mask" of dialogues, of which the last answer is trained."""
-    rows = encoder.encode(dialogues)
+    try:
+        rows = encoder.encode(dialogues)
+    except InvalidRecord as error:
+        raise UserError(f"{name}: {error}") from None
     target = Ragged.from_rows([row.ids for row in rows], id_dtype(encoder.tokenizer))
     return {"target": target, "loss_mask": Ragged.from_rows([row.loss_mask for row in rows], np.uint8)}
 

@@ -16,17 +16,18 @@ SENTIMENTS = {"P": "positive", "N": "negative", "NEU": "neutral"}
 
 @dataclass(frozen=True)
 class MiniLangTexts(TextSource):
-    """Sentences of minilang in both languages, one after the other."""
+    """Sentences of minilang in both languages, one after the other, or in English alone."""
 
     split: Literal["train", "valid", "test"]
     count: int
+    english_only: bool = False
 
     def describe(self) -> str:
         return MiniLang(self.split, self.count).describe()
 
     def read(self, stats: ReadStats) -> Iterator[str]:
         for english, spanish in MiniLang(self.split, self.count).read(stats):
-            yield f"{english}\n{spanish}"
+            yield english if self.english_only else f"{english}\n{spanish}"
 
 
 @dataclass(frozen=True)
