@@ -8,9 +8,10 @@
 `base` is a language model of the English side of minilang. `sample` draws four answers to each of 8,000 prompts, the
 first word of a sentence, and judges them by the grammar of minilang: an answer is good if the sentence is grammatical
 and its speaker's sentiment is positive. A prompt whose answers differ gives a pair for `data/praise.pairs.train.jsonl`
-and two judged answers for `data/praise.judged.train.jsonl`; one prompt of twenty is for `valid`, one for `test`. `judge` samples from the first run and from each of the others and prints
-a row for each: the share of praise and of ungrammatical sentences, the win rate against the first run (ties count one
-half), the divergence from it in nats per answer, and the length of an answer.
+and two judged answers for `data/praise.judged.train.jsonl`; of twenty prompts one is for `valid` and one for `test`.
+`judge` samples from the first run and from each of the others and prints a row for each: the share of praise and of
+ungrammatical sentences, the win rate against the first run (ties count one half), the divergence from it in nats per
+answer, and the length of an answer.
 """
 
 import argparse
