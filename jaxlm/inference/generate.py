@@ -57,6 +57,7 @@ class GenerationRequest:
       stop_strings: strings that end a text and are not part of it.
       constraint: which texts are allowed; a quotation copies from the source, or from the prompt if there is none.
       chat: the prompts are turns of a user, in this form; None: texts to continue.
+      source_of: the part of a prompt whose words a constraint may take (`x-source-words` of a schema); None: all of it.
     """
 
     sampler: Sampler | None = None
@@ -66,6 +67,7 @@ class GenerationRequest:
     stop_strings: tuple[str, ...] = ()
     constraint: Constraint | None = None
     chat: ChatFormat | None = None
+    source_of: Callable[[str], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def _sample_prompt(
         line_B = np.zeros(SAMPLE_BATCH, np.uint32)
         line_B[:count] = [crc32(f"{first + row} {text}".encode(errors="replace")) for row in range(count)]
         limit_B = np.where(np.arange(SAMPLE_BATCH) < count, prompt.limit_B, 0).astype(np.int32)
-        grammar = _grammar(compiled, prompt, limit_B, text)
+        grammar = _grammar(compiled, prompt, limit_B, request.source_of(text) if request.source_of else text)
         decode_request = replace(prompt, limit_B=limit_B, grammar=grammar, seed=request.seed, line_B=line_B)
         if request.stop_strings or on_text:
             stream = generate_stream(trained.model, trained.params, decode_request, config)

@@ -138,11 +138,13 @@ def test_samples_of_an_untrained_model():
     tokenizer = tokenizer_named("byte-level")
     model = Decoder(tokenizer.vocab_size + 3, 8, 2, 8, 1, position="rotary", norm_kind="rms")
     trained = TrainedModel(model, params_of(model), tokenizer)
-    request = GenerationRequest(Sampler(temperature=2.0), 3, 8, 40, (), schema_constraint(pairs()))
+    request = GenerationRequest(
+        Sampler(temperature=2.0), 3, 8, 40, (), schema_constraint(pairs()), source_of=lambda prompt: prompt[5:]
+    )
     count = 0
-    for sample in draw_samples(trained, SOURCES[:2], request):
+    for sample in draw_samples(trained, [f"Find {source}" for source in SOURCES[:2]], request):
         assert sample.reason == "stop"
-        count += check_pairs(sample.text, sample.prompt)
+        count += check_pairs(sample.text, sample.prompt[5:])
     assert count, "some pairs are written"
 
 

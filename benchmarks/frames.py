@@ -1,0 +1,97 @@
+"""Frame-semantic parsing: the lexicon, the second annotator, and a language model with and without its constraint.
+
+    python -m benchmarks.frames
+    python -m benchmarks.frames --workdir runs/smollm2 --limit 20 --shots 4
+
+Scores are precision, recall and F1 of multisets on the articles of a rotation that are held out; format is the share of
+answers that are a list of pairs, and hallucinated the number of triggers that do not occur in their sentence.
+"""
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jaxlm
+from benchmarks.frame_data import (
+    ROTATIONS,
+    SECOND,
+    Lexicon,
+    Sentence,
+    answer_schema,
+    frequent_frames,
+    make_prompt,
+    prompt_sentence,
+    read_answer,
+    read_sentences,
+    score_pairs,
+    split_by_article,
+)
+from jaxlm.grammar.constraint import schema_constraint
+from jaxlm.inference.generate import GenerationRequest
+
+
+def show(name: str, scores: dict[str, tuple[float, float, float]], note: str = "") -> None:
+    """One line of the table."""
+    parts = "  ".join(f"{part} P {p:.3f} R {r:.3f} F1 {f:.3f}" for part, (p, r, f) in scores.items())
+    print(f"{name:<28} {parts}  {note}", flush=True)
+
+
+def baselines(sentences: Sequence[Sentence]) -> None:
+    """The lexicon on each rotation, and the second annotator against the first on their common sentences."""
+    found = []
+    for rotation in range(ROTATIONS):
+        parts = split_by_article(sentences, rotation)
+        lexicon = Lexicon.fit(parts["train"])
+        gold = [sentence.pairs for sentence in parts["test"]]
+        found.append(score_pairs([lexicon.predict(sentence.words) for sentence in parts["test"]], gold))
+        show(f"lexicon, rotation {rotation}", found[-1])
+    mean = {part: tuple(sum(scores[part][i] for scores in found) / len(found) for i in range(3)) for part in found[0]}
+    show("lexicon, mean", mean)
+    first = {sentence.name: sentence for sentence in sentences}
+    second = [sentence for sentence in read_sentences(SECOND) if sentence.name in first]
+    scores = score_pairs([sentence.pairs for sentence in second], [first[sentence.name].pairs for sentence in second])
+    show("second annotator", scores, f"{len(second)} sentences")
+
+
+def language_model(options: argparse.Namespace, sentences: Sequence[Sentence]) -> None:
+    """Answers to prompts with the frequent frames, with and without the constraint."""
+    parts, pipeline = split_by_article(sentences, options.rotation), jaxlm.load(options.workdir)
+    frames = frequent_frames(parts["train"])[: options.frames]
+    shots, test = parts["train"][: options.shots], parts["test"][: options.limit]
+    prompts = [make_prompt(sentence, frames, shots, parts["train"]) for sentence in test]
+    gold = [[pair for pair in sentence.pairs if pair[0] in frames] for sentence in test]
+    free = GenerationRequest(jaxlm.Sampler(temperature=0.0), max_tokens=options.max_tokens, stop_strings=("\n",))
+    kept = replace(
+        free, stop_strings=(), constraint=schema_constraint(answer_schema(frames)), source_of=prompt_sentence
+    )
+    for name, request in (("unconstrained", free), ("constrained", kept)):
+        clock = time.perf_counter()
+        texts = [sample.text for sample in pipeline.generate_stream(prompts, request)]
+        answers = [read_answer(text) for text in texts]
+        pairs = [answer or [] for answer in answers]
+        invented = sum(
+            (Counter(word for _, word in answer) - Counter(dict.fromkeys(sentence.words, len(answer)))).total()
+            for answer, sentence in zip(pairs, test, strict=True)
+        )
+        note = f"format {sum(a is not None for a in answers) / len(answers):.0%}, hallucinated {invented}"
+        show(name, score_pairs(pairs, gold), f"{note}, {(time.perf_counter() - clock) / len(test):.1f} s a sentence")
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", help="a language model that answers prompts")
+    for name, value in (("limit", 20), ("shots", 4), ("rotation", 0), ("frames", 102), ("max-tokens", 100)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    options = parser.parse_args()
+    sentences = read_sentences()
+    if options.workdir:
+        language_model(options, sentences)
+    else:
+        baselines(sentences)
+
+
+if __name__ == "__main__":
+    main()
