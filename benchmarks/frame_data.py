@@ -86,8 +86,8 @@ class Lexicon:
             words.update(word.lower() for word in sentence.words)
             for frame, word in sentence.pairs:
                 frames.setdefault(word.lower(), Counter())[frame] += 1
-        kept = {word: found for word, found in frames.items() if 2 * found.total() >= words[word]}
-        return cls({word: found.most_common(1)[0][0] for word, found in kept.items()})
+        kept = {word: counts for word, counts in frames.items() if 2 * counts.total() >= words[word]}
+        return cls({word: counts.most_common(1)[0][0] for word, counts in kept.items()})
 
     def predict(self, words: Sequence[str]) -> list[tuple[str, str]]:
         """(frame, trigger) of the words of a sentence."""
@@ -138,7 +138,7 @@ def make_prompt(
     words: dict[str, Counter[str]] = {frame: Counter() for frame in frames}
     for frame, word in (pair for other in triggers for pair in other.pairs if pair[0] in words):
         words[frame][word] += 1
-    listed = [f"- {frame}: {', '.join(word for word, _ in found.most_common(3))}" for frame, found in words.items()]
+    listed = [f"- {frame}: {', '.join(word for word, _ in counts.most_common(3))}" for frame, counts in words.items()]
     rules = (
         "Find each word of a sentence that brings one of these situations to mind, and name the situation. Use only "
         'the sentence. Write one JSON list [["NAME", "word"], ...] in the order of the words, or [] if there is none.'

@@ -40,14 +40,17 @@ def show(name: str, scores: dict[str, tuple[float, float, float]], note: str = "
 
 def baselines(sentences: Sequence[Sentence]) -> None:
     """The lexicon on each rotation, and the second annotator against the first on their common sentences."""
-    found = []
+    rotations = []
     for rotation in range(ROTATIONS):
         parts = split_by_article(sentences, rotation)
         lexicon = Lexicon.fit(parts["train"])
         gold = [sentence.pairs for sentence in parts["test"]]
-        found.append(score_pairs([lexicon.predict(sentence.words) for sentence in parts["test"]], gold))
-        show(f"lexicon, rotation {rotation}", found[-1])
-    mean = {part: tuple(sum(scores[part][i] for scores in found) / len(found) for i in range(3)) for part in found[0]}
+        rotations.append(score_pairs([lexicon.predict(sentence.words) for sentence in parts["test"]], gold))
+        show(f"lexicon, rotation {rotation}", rotations[-1])
+    mean = {
+        part: tuple(sum(scores[part][i] for scores in rotations) / len(rotations) for i in range(3))
+        for part in rotations[0]
+    }
     show("lexicon, mean", mean)
     first = {sentence.name: sentence for sentence in sentences}
     second = [sentence for sentence in read_sentences(SECOND) if sentence.name in first]
