@@ -45,6 +45,7 @@ class Checkpoints:
         self._metrics: dict[int, float | None] = {}
         self._corrupt_steps: set[int] = set()
         self._current_step: int | None = None  # the step last saved or restored by this object
+        self._barrier = step_io.SaveBarrier()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -89,6 +90,12 @@ class Checkpoints:
         if self._manager is not None:
             with self._save_errors():
                 self._manager.wait_until_finished()
+
+    def check_save(self) -> None:
+        """Raise UserError if the save in the background has failed. Cheap enough for every step."""
+        with self._save_errors():
+            if self._barrier.failure:
+                raise self._barrier.failure
 
     def close(self) -> None:
         """Wait, and end Orbax's threads. Raises UserError if the last save failed."""
@@ -216,8 +223,7 @@ class Checkpoints:
             else:
                 policy = _PreservationPolicy(self.keep, self._metrics if self.keep_best is not None else {})
                 # Folders are made in the call: one that cannot be made is an error at once, not after minutes.
-                barrier = step_io.wait_for_hosts
-                in_call = ocp.AsyncOptions(create_directories_asynchronously=False, barrier_sync_fn=barrier)
+                in_call = ocp.AsyncOptions(create_directories_asynchronously=False, barrier_sync_fn=self._barrier)
                 options = ocp.CheckpointManagerOptions(
                     cleanup_tmp_directories=True, preservation_policy=policy, async_options=in_call
                 )

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,21 @@ def import_orbax() -> Any:
     return orbax.checkpoint
 
 
-def wait_for_hosts(*, key: str, timeout_ms: int) -> None:
-    """Orbax's barrier for all hosts. A host on which the save has failed does not wait there, since the others may wait
-    at another one: its error, in whose handling Orbax calls this, is raised at once and ends the run everywhere."""
-    if jax.process_count() > 1:
-        if error := sys.exc_info()[1]:
+class SaveBarrier:
+    """Orbax's barrier for all hosts. The thread of a save that has failed does not wait there, since others may wait at
+    another one: `failure` is its error, in whose handling Orbax calls this."""
+
+    def __init__(self) -> None:
+        self.caller = threading.current_thread()
+        self.failure: Exception | None = None
+
+    def __call__(self, *, key: str, timeout_ms: int) -> None:
+        error: Any = sys.exc_info()[1]
+        if error is not None and threading.current_thread() is not self.caller:
+            self.failure = error
             raise error
-        import_orbax().multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+        if jax.process_count() > 1:
+            import_orbax().multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def write_step(manager: Any, step: int, trees: dict[str, Any], meta: dict, metric: dict | None) -> None:

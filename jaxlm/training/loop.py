@@ -22,7 +22,7 @@ from jaxlm.config.serialization import to_json
 from jaxlm.data.batching.loader import DataLoader
 from jaxlm.distributed import multihost
 from jaxlm.distributed.placement import put_batch, replicate
-from jaxlm.errors import UserError
+from jaxlm.errors import SaveError, UserError
 from jaxlm.experiment import Experiment, check_closed_form, load_experiment
 from jaxlm.filesystem import lock_folder
 from jaxlm.inference.base import TrainedModel
@@ -158,6 +158,7 @@ class TrainLoop:
             self.profiler.after_step(step, metrics)
             self.log.set_step(step)
             self.on_step()
+            self.checkpoints.check_save()
             state, reason = self._log_eval_save(state, step, stopped)
         self.checkpoints.wait()
         if stopped.is_set() and multihost.num_hosts() == 1:
@@ -180,8 +181,10 @@ class TrainLoop:
         if step % experiment.evaluate_every == 0 or ends:
             try:
                 state, reason = self._evaluate_unless_stopped(state, step, reason, stopped)
-            except UserError:  # a failed evaluation must not lose the trained parameters
-                if multihost.num_hosts() == 1:  # with several, the others may be waiting in another collective
+            except UserError as error:  # a failed evaluation must not lose the trained parameters
+                if multihost.num_hosts() == 1 and not isinstance(
+                    error, SaveError
+                ):  # with several, the others may be waiting in another collective
                     self._save(state, step)
                 raise
         if step % experiment.checkpoint_every == 0 or ends or reason:
@@ -195,6 +198,7 @@ class TrainLoop:
 
         def look() -> None:
             self.on_step()
+            self.checkpoints.check_save()
             interrupt_evaluation(stopped)
 
         self.evaluation_due = True

@@ -1,8 +1,10 @@
 """Laws of checkpoints: what comes back is bit for bit what went in, for the right reader, from the steps that stay."""
 
+import errno
 import json
 import os
 import shutil
+import threading
 import warnings
 
 import jax
@@ -13,7 +15,7 @@ from fixtures.tiny_state import ABSTRACT, assert_same, listing, make_state, thre
 
 from jaxlm.checkpoint import manager
 from jaxlm.checkpoint.manager import Checkpoints
-from jaxlm.errors import UserError
+from jaxlm.errors import SaveError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,26 @@ def test_policy_by_brute_force():
         top = max((m for m in metrics.values() if m is not None), default=None)
         best = next((s for s in steps if metrics[s] == top), None) if top is not None else None
         assert got == [s in steps[-keep:] or s == best for s in steps]
+
+
+def test_a_save_that_fails_in_the_background_is_reported_before_the_next_one(tmp_path):
+    """Its thread does not wait for other hosts, which wait for it elsewhere."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1), {})
+        checkpoints.check_save()
+
+        def fail() -> None:
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            except OSError:
+                with pytest.raises(OSError, match="No space left"):
+                    checkpoints._barrier(key="all", timeout_ms=1)
+
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        with pytest.raises(SaveError, match="step 1 was not saved .*No space left on device"):
+            checkpoints.check_save()
 
 
 def test_going_back_in_time_is_refused(folder):
