@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.faults.contents import first_difference, read_contents
 from benchmarks.faults.families import write_texts
 from benchmarks.faults.fork_server import HANGS, ROOT, environment
-from benchmarks.faults.injector import armed, compile_injector
+from benchmarks.faults.injector import armed, compile_injector, read_log
 from jaxlm.distributed.multihost import RESTART_EXIT_CODE
 
 LIMIT_SECONDS, NEVER_SECONDS, KILLED_AFTER = 60.0, 330.0, 400.0
@@ -109,7 +109,7 @@ class Pair:
             faults.append("too late")
         if name != "late" and f"host {host}" not in err[1 - host].replace("process", "host"):
             faults.append(f"host {host} is not named")
-        if mishap.disk_full and not re.search("disk is full|No space left", err[host]):
+        if mishap.disk_full and not re.search("disk is full|No space left|check the disk", err[host]):
             faults.append(f"host {host} does not say that its disk is full: {err[host].strip()[-200:]}")
         if strays := [line for line in err[1 - host].splitlines() if STRAY.search(line)]:
             faults.append(f"words of C++: {strays[0][:100]}")
@@ -146,6 +146,11 @@ class Pair:
         survivors = [index for index in processes if not (mishap and mishap.struck and index == host)]
         _wait_for(lambda: all(processes[index].poll() is not None for index in survivors))
         seconds = time.monotonic() - began
+        if mishap and mishap.disk_full:
+            operations = read_log(workdir.with_name(f"{workdir.name}.log"))
+            seconds = time.time() - next(
+                (operation.seconds for operation in operations if operation.struck), time.time()
+            )
         codes: list[int | str] = []
         for index in range(2):
             codes.append(_code(processes.get(index)))
