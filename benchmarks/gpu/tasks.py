@@ -48,7 +48,7 @@ def _tasks() -> list[Task]:
     tasks += [task(8, "beam", decoding.beam, 60)]
     tasks += [task(8, f"sampling_{rows}", decoding.sampling, 60, rows) for rows in (8, 64)]
     tasks += [task(8, "beam_command_buffers", decoding.beam, 60, **COMMAND_BUFFERS)]
-    tasks += [task(9, "as_it_is", runs.same_bits, 90, False), task(9, "deterministic", runs.same_bits, 90, True)]
+    tasks += [task(9, "as_it_is", runs.same_bits, 90, False), task(9, "exact", runs.same_bits, 90, True)]
     tasks += [task(10, "too_large", limits.too_large, 90), task(10, "loader", limits.loader, 30)]
     # The large models last: each takes a minute, and what comes before explains most of what they show.
     for name in late:

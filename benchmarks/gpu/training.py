@@ -12,13 +12,13 @@ from benchmarks.gpu.figures import Session
 from benchmarks.gpu.trace import record_kernels
 
 GPT2 = ["experiments.gpt2:small"]
-UNROLLED = ["--no-model.scan", "--remat", "none", "--grad-accum", "8"]
+UNROLLED = ["--model.no-scan", "--remat", "none", "--grad-accum", "8"]
 
 RUNS: dict[str, tuple[str, list[str], dict[str, str]]] = {
     "gpt2": ("llm.c: 475k tokens/s, MFU >= 50 %", GPT2, {}),
     "gpt2_full": ("", [*GPT2, "--model.scan", "--remat", "full", "--grad-accum", "8"], {}),
     "gpt2_dots": ("", [*GPT2, "--model.scan", "--remat", "dots", "--grad-accum", "8"], {}),
-    "gpt2_unrolled_dots": ("", [*GPT2, "--no-model.scan", "--remat", "dots", "--grad-accum", "8"], {}),
+    "gpt2_unrolled_dots": ("", [*GPT2, "--model.no-scan", "--remat", "dots", "--grad-accum", "8"], {}),
     "gpt2_unrolled": ("the best of these", [*GPT2, *UNROLLED], {}),
     "gpt2_o1": ("as the line above", [*GPT2, *UNROLLED], {"JAX_OPTIMIZATION_LEVEL": "O1"}),
     "gpt2_xl": ("MFU >= 60 %", ["experiments.gpt2:xl", "--batching.rows", "64", "--grad-accum", "8"], {}),
@@ -72,7 +72,8 @@ def run_bench(session: Session, name: str, words: list[str]) -> dict[str, Any]:
     small = DRY_WORDS[name.partition("_")[0]].split() if session.dry else []
     if session.dry and "--grad-accum" in run:
         small += ["--grad-accum", "2"]
-    return run_jaxlm(["bench", *run, "--synthetic", "--json", *words, *small], {} if session.dry else environment)
+    options = ["--synthetic", "--no-compile-times", "--json"]
+    return run_jaxlm(["bench", *run, *options, *words, *small], {} if session.dry else environment)
 
 
 def run_jaxlm(words: list[str], environment: dict[str, str] | None = None) -> dict[str, Any]:

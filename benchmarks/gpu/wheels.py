@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-WHEELS = ("grain", "array-record")
+WHEELS = ("grain", "array-record", "portpicker")
 """What jaxlm imports in `train` and `bench` that the machine has not; tensorflow-datasets is for WMT14's text only."""
 
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")

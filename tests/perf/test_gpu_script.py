@@ -7,10 +7,11 @@ import sys
 import pytest
 
 from benchmarks.gpu import __main__ as script
-from benchmarks.gpu import wheels
+from benchmarks.gpu import training, wheels
 from benchmarks.gpu.figures import Session
 from benchmarks.gpu.tasks import TASKS
 from benchmarks.gpu.trace import Kernels, _covered, read_kernels
+from jaxlm.cli.training import bench
 
 CORRECT_ON_A_GPU = [name for name, task in TASKS.items() if task.part in (1, 2, 3)]
 CHEAP = ("0.ceilings", "10.loader")
@@ -29,6 +30,15 @@ def run(name, out, dry):
 @pytest.mark.parametrize("name", CHEAP)
 def test_a_task_runs_dry(name, tmp_path):
     run(name, tmp_path, dry=True)
+
+
+@pytest.mark.parametrize("name", training.RUNS)
+def test_words_of_a_run_are_options(name):
+    dry = training.DRY_WORDS[name.partition("_")[0]].split()
+    for words in (training.RUNS[name][1], dry):
+        experiment = training.RUNS[name][1][0]
+        options = [word for word in words if word != experiment]
+        assert bench._parser().parse_experiment([experiment, *options, "--synthetic", "--json", "--profile", "x"])
 
 
 @pytest.mark.slow
