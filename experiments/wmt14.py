@@ -1,6 +1,6 @@
 """WMT14 translation with the recipes of "Attention Is All You Need" (Vaswani et al. 2017, sections 5 and 6).
 
-    jaxlm train experiments.wmt14:base_en_de --workdir runs/wmt14 --model.dtype bfloat16
+    jaxlm train experiments.wmt14:base_en_de --workdir runs/wmt14
 
 The text comes from tensorflow-datasets (`wmt14_translate/de-en` and `fr-en`, prepared as ArrayRecord; see README,
 "WMT14"). The paper reports tokenised, compound-split BLEU on newstest2014: 27.3 (base) and 28.4 (big) for German, 38.1

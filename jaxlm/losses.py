@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxlm.distributed.sharding import UNCONSTRAINED, constrain, num_shards
+from jaxlm.distributed.platforms import choices_for
+from jaxlm.distributed.sharding import num_shards
+from jaxlm.nn.layers.position_chunks import ChunkLoop, constrain_groups, to_groups
 from jaxlm.types import Array, State
-
-MAX_CHUNK_LOGITS = 2**21  # per chunk and device: 8 MiB of float32, about a core's share of the cache
-MAX_CHUNK_LOGITS_WIDE = 2**25  # if the features are wide: 128 MiB
 
 NEVER_LOGIT = -1e9
 """The logit of an outcome that cannot be, such as a choice that a row lacks, if -inf would give a NaN gradient.
@@ -54,70 +53,39 @@ def mean_figure(value_B: Array, mask_B: Array) -> Array:
 
 def cross_entropy(
     readout: Callable[[Array], Array], features_BTD: Array, label_BT: Array, valid_BT: Array,
-    label_smoothing: float = 0.0,
+    label_smoothing: float = 0.0, is_sparse: bool = False,
 ) -> Loss:  # fmt: skip
     """Return the cross-entropy of the labels against (1 - e) one-hot + e uniform (Szegedy et al. 2016, section 7).
 
-    The logits of all B x T positions never exist together: a loop over chunks of the valid positions computes the
-    loss and, in the same pass, the gradients of the features and of the parameters of `readout`; padding costs nothing.
+    The logits of all B x T positions never exist together: a loop over chunks of positions computes the loss and, in
+    the same pass, the gradients of the features and of the parameters of `readout`. `ChunkLoop` says which positions
+    it takes; is_sparse: few of them are valid (masked tokens).
     If tokens are sharded, positions form G groups that do not cross devices. All groups are processed in parallel, in
     as many steps as the group with the most valid positions needs, and gradients are summed over groups at the end.
     """
-    readout, size, inputs, _ = chunk_inputs(readout, features_BTD, label_BT, valid_BT)
-    total, nll, count = _chunked_cross_entropy(readout, (label_smoothing, size), *inputs)
+    readout, loop, inputs, _ = chunk_inputs(readout, features_BTD, label_BT, valid_BT, is_sparse)
+    total, nll, count = _chunked_cross_entropy(readout, (label_smoothing, loop), *inputs)
     return Loss(total=total, nll=nll, count=count)
 
 
 def chunk_inputs(
-    readout: Callable[[Array], Array], features_BTD: Array, label_BT: Array, valid_BT: Array
-) -> tuple[Callable, int, tuple[Any, ...], list[int]]:
-    """The inputs of a loop over chunks of positions: the readout with its parameters as a second argument, positions
-    per chunk, (parameters, features, labels, valid mask, outcomes that cannot be), and the groups of each axis.
+    readout: Callable[[Array], Array], features_BTD: Array, label_BT: Array, valid_BT: Array, is_sparse: bool = False
+) -> tuple[Callable, ChunkLoop, tuple[Any, ...], list[int]]:
+    """The inputs of a loop over chunks of positions: the readout with its parameters as a second argument, the loop,
+    (parameters, features, labels, valid mask, outcomes that cannot be), and the groups of each axis.
     """
     groups = [
         math.gcd(size, num_shards(features_BTD, name))
         for size, name in zip(label_BT.shape, ("batch", "sequence"), strict=True)
     ]
-    features, label_GM, valid_GM = (_to_groups(x, *groups) for x in (features_BTD, label_BT, valid_BT))
+    features, label_GM, valid_GM = (to_groups(x, *groups) for x in (features_BTD, label_BT, valid_BT))
     vocab = jax.eval_shape(readout, features[:1, :1]).shape[-1]
-    size = _chunk_size(label_GM.shape[1], vocab, features.shape[-1])
+    loop = ChunkLoop.for_logits(label_GM.shape[1], vocab, features.shape[-1], choices_for(features_BTD), is_sparse)
     # Seen with features of 0, where no logit of a model that diverges could be mistaken for one of them.
     never_V = readout(jnp.zeros_like(features[:1, :1]))[0, 0] <= NEVER_LOGIT / 2
-    converted, weights = jax.closure_convert(readout, features[:1, :size])
+    converted, weights = jax.closure_convert(readout, features[:1, : loop.size])
     valid_GM &= ~never_V[label_GM]
-    return converted, size, (weights, features, label_GM, valid_GM, never_V), groups
-
-
-def _to_groups(x: Array, row_groups: int, position_groups: int) -> Array:
-    """(B, T, ...) -> (G, M, ...), with the groups in the order of the devices that hold rows and positions."""
-    (rows, length), trailing = x.shape[:2], x.shape[2:]
-    if position_groups == 1:
-        return x.reshape(row_groups, -1, *trailing)
-    x = x.reshape(row_groups, rows // row_groups, position_groups, length // position_groups, *trailing)
-    # (row group, row, position group, position) -> (row group, position group, row, position) -> (G, M)
-    return constrain_groups(jnp.swapaxes(x, 1, 2).reshape(row_groups * position_groups, -1, *trailing))
-
-
-def from_groups(x: Array, shape: tuple[int, ...], row_groups: int, position_groups: int) -> Array:
-    """The inverse of the split of positions into groups: (G, M) -> (B, T) = `shape`."""
-    if position_groups == 1:
-        return x.reshape(shape)
-    rows, length = shape
-    x = x.reshape(row_groups, position_groups, rows // row_groups, length // position_groups)
-    return jnp.swapaxes(x, 1, 2).reshape(shape)
-
-
-def constrain_groups(x: Array) -> Array:
-    """x (G, ...), split over the devices that hold its groups."""
-    return constrain(x, "group", *(UNCONSTRAINED,) * (x.ndim - 1))
-
-
-def _chunk_size(positions: int, vocab: int, width: int) -> int:
-    """Positions per chunk, R: as `MAX_CHUNK_LOGITS` allows, but not far below the width D of the features."""
-    # Every chunk reads the output table and adds to its gradient, V x D numbers each, against R x V logits: with R far
-    # below D the tables would cost more than the logits (a third of the loss at V = 10,000, D = 650).
-    size = max(MAX_CHUNK_LOGITS // vocab, min(width, MAX_CHUNK_LOGITS_WIDE // vocab), 1)
-    return -(-positions // max(round(positions / size), 1))  # chunks of equal size, rounded up
+    return converted, loop, (weights, features, label_GM, valid_GM, never_V), groups
 
 
 @struct.dataclass
@@ -127,31 +95,6 @@ class _LoopCarry:
     sums_G: tuple[Array, Array, Array]
     d_features: Array | None = None
     d_weights: Any = None
-
-
-def loop_over_chunks(
-    chunk: Callable, size: int, features: Array, label_GM: Array, valid_GM: Array, initial: Any
-) -> Any:
-    """Apply carry <- chunk(carry, first position, features, labels, valid mask) to all chunks of valid positions."""
-    count_G1 = valid_GM.sum(1, keepdims=True, dtype=jnp.int32)
-    # Valid positions first, then padded to whole chunks; the loop ends before chunks without valid positions.
-    order = jnp.pad(valid_first(valid_GM), ((0, 0), (0, -label_GM.shape[1] % size)))
-    features, label_GM = gather_positions(features, order), gather_positions(label_GM, order)
-
-    def step(index: Array, carry: Any) -> Any:
-        first = index * size
-        features_R, label_GR = (jax.lax.dynamic_slice_in_dim(x, first, size, 1) for x in (features, label_GM))
-        return chunk(carry, first, features_R, label_GR, first + jnp.arange(size)[None] < count_G1)
-
-    return jax.lax.fori_loop(0, (count_G1.max() + size - 1) // size, step, initial)
-
-
-def valid_first(valid_GM: Array) -> Array:
-    """The positions of each group, valid ones first; stable, so that their order stays."""
-    return jnp.argsort(~valid_GM, axis=1, stable=True)
-
-
-gather_positions = jax.vmap(lambda x, index_M: jnp.take(x, index_M, axis=0, mode="clip"))
 
 
 def _possible_share(is_never: Array) -> Array:
@@ -205,7 +148,7 @@ def logits_vjp(readout: Callable, features: Array, weights: Any) -> tuple[Array,
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _chunked_cross_entropy(readout, options, weights, features, label_GM, valid_GM, never_V):
-    smoothing, size = options
+    smoothing, loop = options
 
     def chunk(carry, first, features, label_GR, valid_GR):
         logits_GRV = grouped_logits(readout, features, weights)
@@ -213,12 +156,12 @@ def _chunked_cross_entropy(readout, options, weights, features, label_GM, valid_
         return _LoopCarry(jax.tree.map(jnp.add, carry.sums_G, sums_G))
 
     initial = _LoopCarry((jnp.zeros(len(features)),) * 3)
-    final = loop_over_chunks(chunk, size, features, label_GM, valid_GM, initial)
+    final = loop.run(chunk, features, label_GM, valid_GM, initial)
     return jax.tree.map(jnp.sum, final.sums_G)
 
 
 def _chunked_cross_entropy_fwd(readout, options, weights, features, label_GM, valid_GM, never_V):
-    smoothing, size = options
+    smoothing, loop = options
 
     def chunk(carry, first, features, label_GR, valid_GR):
         logits_GRV, pull = logits_vjp(readout, features, weights)
@@ -240,15 +183,15 @@ def _chunked_cross_entropy_fwd(readout, options, weights, features, label_GM, va
         sums_G = jax.tree.map(jnp.add, carry.sums_G, sums_G)
         return _LoopCarry(sums_G, d_features=d_features, d_weights=d_weights)
 
-    groups, padding = len(features), -label_GM.shape[1] % size
-    d_features = jnp.pad(jnp.zeros_like(features), [(0, 0), (0, padding)] + [(0, 0)] * (features.ndim - 2))
+    groups = len(features)
+    d_features = loop.pad(jnp.zeros_like(features))
     # One gradient of the weights per group, on its device: they are summed over devices once, after the loop.
     d_weights = jax.tree.map(lambda w: constrain_groups(jnp.zeros_like(w, shape=(groups, *w.shape))), weights)
     initial = _LoopCarry((jnp.zeros(groups),) * 3, d_features=d_features, d_weights=d_weights)
-    final = loop_over_chunks(chunk, size, features, label_GM, valid_GM, initial)
-    position_GM = jnp.argsort(valid_first(valid_GM), axis=1)  # the inverse permutation
+    final = loop.run(chunk, features, label_GM, valid_GM, initial)
+    restore = loop.inverse(valid_GM)
     d_weights = jax.tree.map(lambda d_weights_G: d_weights_G.sum(0), final.d_weights)
-    return jax.tree.map(jnp.sum, final.sums_G), (d_weights, gather_positions(final.d_features, position_GM))
+    return jax.tree.map(jnp.sum, final.sums_G), (d_weights, restore(final.d_features))
 
 
 def _chunked_cross_entropy_bwd(readout, options, residuals: Any, cotangents: tuple[Array, ...]):

@@ -1,15 +1,20 @@
 """The chunked cross-entropy against the plain one and against PyTorch, and its memory."""
 
+import contextlib
+import itertools
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm import losses
+from jaxlm.distributed.platforms import CHOICES, tracing_for
 from jaxlm.distributed.sharding import data_mesh, replicated_sharding, row_sharding
 from jaxlm.losses import NEVER_LOGIT, Loss, classification_loss, cross_entropy
+from jaxlm.nn.layers import position_chunks
+from jaxlm.nn.layers.position_chunks import ChunkLoop
 
 B, T, D, V = 3, 6, 5, 11
 RNG = np.random.default_rng(0)
@@ -62,15 +67,27 @@ def close(actual, expected, tolerance=1e-5):
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Chunks smaller than the width of the features, which the default would not give."""
-    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS_WIDE", 0)
+    monkeypatch.setattr(position_chunks, "MAX_CHUNK_LOGITS_WIDE", 0)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("size", [1, 4, 9, 10, 18, 100])
-def test_value_and_gradients(monkeypatch, size, smoothing):
+@pytest.fixture
+def chunk_logits():
+    """A function that sets the logits of a chunk and, if it is static, the loop, for what the test then traces."""
+    with contextlib.ExitStack() as stack:
+        yield lambda logits, static=False: stack.enter_context(
+            tracing_for(choices={"chunk_logits": logits, "static_loss": static})
+        )
+
+
+@pytest.mark.parametrize(
+    ("size", "smoothing", "static"),
+    [*itertools.product([1, 4, 9, 10, 18, 100], [0.0, 0.1], [False]), *itertools.product([3, 5, 100], [0.1], [True])],
+)
+def test_value_and_gradients(chunk_logits, monkeypatch, size, smoothing, static):
     """For every chunk size, of 9 real tokens: with respect to the features and the parameters of the readout."""
     assert VALID.sum() == 9
-    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", size * V)
+    monkeypatch.setattr(position_chunks, "TILE", 1)
+    chunk_logits(size * V, static)
     actual = value_and_grads(chunked, smoothing=smoothing)
     close(actual, value_and_grads(plain, smoothing=smoothing))
     loss = value(WEIGHTS, FEATURES, LABEL, VALID, smoothing)
@@ -87,8 +104,8 @@ def test_all_valid_and_none(valid):
 
 
 @pytest.mark.parametrize("logits", [1, 4 * V])
-def test_a_length_without_divisors(monkeypatch, logits):
-    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", logits)
+def test_a_length_without_divisors(chunk_logits, logits):
+    chunk_logits(logits)
     features, *rest = (np.concatenate([x, x[:, :1]], 1) for x in (FEATURES, LABEL, EVERYTHING))
     actual = jax.jit(jax.value_and_grad(lambda x: chunked(WEIGHTS, x, *rest).total))(features)
     close(actual, jax.value_and_grad(lambda x: plain(WEIGHTS, x, *rest))(features))
@@ -148,9 +165,11 @@ def test_against_torch(smoothing):
     close(weight_grads, {name: weight.grad.numpy() for name, weight in weights.items()})
 
 
-def test_the_logits_never_exist_together(monkeypatch):
+@pytest.mark.parametrize("static", [False, True])
+def test_the_logits_never_exist_together(chunk_logits, monkeypatch, static):
     """No array of B x T x V elements, neither in the traced program nor in the compiled one."""
-    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", 5 * V)
+    monkeypatch.setattr(position_chunks, "TILE", 1)
+    chunk_logits(5 * V, static)
     gradient = jax.jit(jax.grad(lambda w, x: chunked(w, x).total, (0, 1)))
     traced, compiled = gradient.trace(WEIGHTS, FEATURES), gradient.lower(WEIGHTS, FEATURES).compile()
     assert max(sizes(traced.jaxpr.jaxpr)) < B * T * V
@@ -195,16 +214,34 @@ def test_half_precision_features_get_float32_sums():
     ],
 )
 def test_size_of_a_chunk(monkeypatch, positions, vocab, width, expected):
-    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS_WIDE", 2**25)
-    assert losses._chunk_size(positions, vocab, width) == expected
+    monkeypatch.setattr(position_chunks, "MAX_CHUNK_LOGITS_WIDE", 2**25)
+    assert position_chunks._chunk_size(positions, vocab, width, 2**21) == expected
 
 
-def test_padding_has_no_logits(monkeypatch):
+@pytest.mark.parametrize(
+    "positions, vocab, logits, expected",
+    [
+        (65_536, 50_304, 2**29, (8192, 8)),  # 8 chunks without a remainder rather than 6 with one
+        (24_576, 37_000, 2**29, (12_288, 2)),
+        (16_384, 128_256, 2**29, (4096, 4)),
+        (1000, 37_000, 2**29, (1000, 1)),
+        (24_999, 37_000, 2**28, (8448, 3)),
+    ],
+)
+def test_chunks_of_a_static_loop(positions, vocab, logits, expected):
+    choices = replace(CHOICES["gpu"], chunk_logits=logits)
+    loop = ChunkLoop.for_logits(positions, vocab, 512, choices, is_sparse=False)
+    assert (loop.size, loop.num_chunks, loop.is_static) == (*expected, True)
+    sparse = ChunkLoop.for_logits(positions, vocab, 512, choices, is_sparse=True)
+    assert not sparse.is_static and sparse.size <= positions / 16 + position_chunks.TILE
+
+
+def test_padding_has_no_logits(chunk_logits):
     """The readout is called for the chunks that the real tokens fill only, with and without a gradient.
 
     One more position, of zeros, shows which outcomes cannot be.
     """
-    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", 2 * V)
+    chunk_logits(2 * V)
     calls = []
 
     def counted(features):
@@ -224,9 +261,11 @@ def test_padding_has_no_logits(monkeypatch):
             assert sorted(calls) == [(1, 1, D), *[(1, 2, D)] * -(-real // 2)]
 
 
-def test_tokens_stay_on_their_device(monkeypatch):
+@pytest.mark.parametrize("static", [False, True])
+def test_tokens_stay_on_their_device(chunk_logits, monkeypatch, static):
     """On eight devices with unequal padding: the same results, and only sums are communicated."""
-    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", 4 * V)
+    monkeypatch.setattr(position_chunks, "TILE", 2)
+    chunk_logits(4 * V, static)
     rng, mesh = np.random.default_rng(1), data_mesh(8)
     features, label = rng.normal(size=(16, T, D)).astype(np.float32), rng.integers(0, V, (16, T)).astype(np.int32)
     valid = np.arange(T)[None] < rng.integers(0, T + 1, (16, 1))

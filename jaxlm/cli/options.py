@@ -17,6 +17,7 @@ from jaxlm.cli.parser import (
     number_between,
 )
 from jaxlm.distributed.mesh_axes import parse_mesh_axes
+from jaxlm.distributed.platforms import parse_choices
 from jaxlm.errors import UserError
 from jaxlm.workdir import Workdir
 
@@ -93,11 +94,13 @@ def add_exact_option(parser: CommandParser) -> None:
 
 
 def add_memory_options(parser: CommandParser) -> None:
-    """`--shard-optimizer` and `--remat`."""
+    """`--shard-optimizer`, `--remat` and `--choices`."""
     text = "shard the optimizer state over the data axis too: less memory, slightly more communication"
     parser.add_flag("--shard-optimizer", text)
     text = "activations to recompute in the backward pass: none, all but matrix products (dots), or all (full)"
     parser.add_argument("--remat", choices=("none", "dots", "full"), help=text)
+    text = "replace choices of the platform, such as unrolled_layers=0,static_loss=0 (see docs/planning.md)"
+    parser.add_argument("--choices", type=_parse_choices, default={}, metavar="NAMES", help=text)
 
 
 def add_loader_options(parser: CommandParser) -> None:
@@ -123,6 +126,7 @@ def read_run_options(options: argparse.Namespace) -> "RunOptions":
         mesh=options.mesh,
         shard_optimizer_state=options.shard_optimizer,
         remat=options.remat,
+        choices=options.choices,
         threads=given.get("num_threads", 1),
         workers=given.get("num_workers", 0),
         step_timeout=seconds,
@@ -160,6 +164,13 @@ def _parse_profile_steps(text: str) -> tuple[int, int]:
 def _parse_mesh(text: str) -> dict[str, int]:
     try:
         return parse_mesh_axes(text)
+    except UserError as error:
+        raise UsageError(str(error)) from None
+
+
+def _parse_choices(text: str) -> dict[str, Any]:
+    try:
+        return parse_choices(text)
     except UserError as error:
         raise UsageError(str(error)) from None
 

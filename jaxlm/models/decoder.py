@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
 
+from jaxlm.distributed.platforms import resolve_dtype
 from jaxlm.nn.attention.kv_cache import KVCache
 from jaxlm.nn.attention.mask import causal_attention_mask, causal_mask, token_positions
 from jaxlm.nn.attention.multi_head import Attention
@@ -68,7 +69,8 @@ class Decoder(SequenceModel):
       attention_dropout, activation_dropout: dropout rate of the attention weights, and inside the feed-forward layer.
       init_std: standard deviation of the normal initialization; divided by sqrt(2 L) for projections into the residual
         stream (Radford et al. 2019).
-      dtype: dtype of activations and matrix products; parameters, scores, softmax and logits are always float32.
+      dtype: dtype of activations and matrix products, "auto": bfloat16 on accelerators and float32 on a CPU;
+        parameters, scores, softmax and logits are always float32.
       scan, remat: compile one layer and scan over all; recompute activations in the backward pass, see `Stack`.
     """
 
@@ -98,23 +100,24 @@ class Decoder(SequenceModel):
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
     init_std: float = 0.02
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     scan: bool = False
     remat: bool = False
 
     def setup(self) -> None:
+        dtype = resolve_dtype(self.dtype)
         init: Any = {"init_std": self.init_std, "out_init_std": self.init_std * (2 * self.layers) ** -0.5}
         attention = Attention(
-            self.width, self.heads, dropout=self.attention_dropout, dtype=self.dtype, kv_heads=self.kv_heads,
+            self.width, self.heads, dropout=self.attention_dropout, dtype=dtype, kv_heads=self.kv_heads,
             head_dim=self.head_dim, qkv_bias=self.qkv_bias, out_bias=self.out_bias,
             qk_norm=self.norm_epsilon if self.qk_norm else None, parent=None, **init,
         )  # fmt: skip
         ffn = FeedForward(
-            self.width, self.hidden, activation=self.activation, dropout=self.activation_dropout, dtype=self.dtype,
+            self.width, self.hidden, activation=self.activation, dropout=self.activation_dropout, dtype=dtype,
             bias=self.ffn_bias, parent=None, **init,
         )  # fmt: skip
         norm = Norm(self.norm, self.norm_kind, epsilon=self.norm_epsilon)
-        block = TransformerBlock(attention, ffn, norm=norm, dropout=self.dropout, dtype=self.dtype, parent=None)
+        block = TransformerBlock(attention, ffn, norm=norm, dropout=self.dropout, dtype=dtype, parent=None)
         self.stack = Stack(block, self.layers, scan=self.scan, remat=self.remat)
         init_table = nn.initializers.normal(self.init_std)
         self.embedding = param_or_quantized(self, "embedding", init_table, (self.vocab, self.width))
@@ -125,7 +128,7 @@ class Decoder(SequenceModel):
         )
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
-            self.last_norm = norm.make_layer(self.dtype)
+            self.last_norm = norm.make_layer(dtype)
 
     def max_target_tokens(self, source_tokens: Any = 0) -> int | None:
         return self.max_length if self.position == "learned" else None
@@ -171,7 +174,7 @@ class Decoder(SequenceModel):
         bound = None if state.kv_cache else tokens_BT.shape[1]  # without a cache this is the only call: positions < T
         encoding_BTD = self.absolute_position(position_BT, valid_BT, bound)
         x_BTD = embed_ids(self.embedding, tokens_BT) * self.embedding_scale + encoding_BTD
-        x_BTD = self.embedding_dropout(x_BTD.astype(jnp.dtype(self.dtype)))
+        x_BTD = self.embedding_dropout(x_BTD.astype(jnp.dtype(resolve_dtype(self.dtype))))
         if self.position != "rotary":
             return x_BTD, None
         return x_BTD, self.rotary.rotation(position_BT, self.head_dim or self.width // self.heads)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxlm.distributed.platforms import resolve_dtype
 from jaxlm.nn.attention.mask import MaskRule, attention_mask, token_positions
 from jaxlm.nn.attention.multi_head import Attention
 from jaxlm.nn.attention.token_order import UNSORTED, TokenOrder, token_order
@@ -39,7 +40,8 @@ class Encoder(nn.Module):
       activation: activation function of the feed-forward layers and of the masked language model head.
       dropout, attention_dropout: dropout rate of embeddings and sub-layers, and of the attention weights.
       init_std: standard deviation of the normal initialization.
-      dtype: dtype of activations and matrix products; parameters, scores, softmax and logits are always float32.
+      dtype: dtype of activations and matrix products, "auto": bfloat16 on accelerators and float32 on a CPU;
+        parameters, scores, softmax and logits are always float32.
       scan, remat: compile one layer and scan over all; recompute activations in the backward pass, see `Stack`.
       mlm_head: whether there is a masked language model head; without it the model has features only.
       add_pooling_layer: whether the pooling layer tanh(U x + d) exists without `nsp_head`: published checkpoints
@@ -61,33 +63,34 @@ class Encoder(nn.Module):
     dropout: float = 0.1
     attention_dropout: float = 0.1
     init_std: float = 0.02
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     scan: bool = False
     remat: bool = False
     mlm_head: bool = True
     add_pooling_layer: bool = False
 
     def setup(self) -> None:
+        dtype = resolve_dtype(self.dtype)
         init: Any = {"init_std": self.init_std, "out_init_std": self.init_std, "parent": None}
-        attention = Attention(self.width, self.heads, dropout=self.attention_dropout, dtype=self.dtype, **init)
-        ffn = FeedForward(self.width, self.hidden, activation=self.activation, dtype=self.dtype, **init)
+        attention = Attention(self.width, self.heads, dropout=self.attention_dropout, dtype=dtype, **init)
+        ffn = FeedForward(self.width, self.hidden, activation=self.activation, dtype=dtype, **init)
         norm = Norm(self.norm, epsilon=self.norm_epsilon)
-        block = TransformerBlock(attention, ffn, norm=norm, dropout=self.dropout, dtype=self.dtype, parent=None)
+        block = TransformerBlock(attention, ffn, norm=norm, dropout=self.dropout, dtype=dtype, parent=None)
         self.stack = Stack(block, self.layers, scan=self.scan, remat=self.remat)
         init_table = nn.initializers.normal(self.init_std)
         self.embedding = param_or_quantized(self, "embedding", init_table, (self.vocab, self.width))
         self.type_embedding = self.param("type_embedding", init_table, (self.num_token_types, self.width))
         self.position = PositionalEncoding(self.width, "learned", max_length=self.max_length, init_std=self.init_std)
-        self.embedding_norm = norm.make_layer(self.dtype)
+        self.embedding_norm = norm.make_layer(dtype)
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
-            self.last_norm = norm.make_layer(self.dtype)
+            self.last_norm = norm.make_layer(dtype)
         if self.add_pooling_layer or (self.mlm_head and self.nsp_head):
-            self.pooler = Linear(self.width, dtype=self.dtype, init_std=self.init_std)
+            self.pooler = Linear(self.width, dtype=dtype, init_std=self.init_std)
         if not self.mlm_head:
             return
-        self.transform = Linear(self.width, dtype=self.dtype, init_std=self.init_std)
-        self.transform_norm = norm.make_layer(self.dtype)
+        self.transform = Linear(self.width, dtype=dtype, init_std=self.init_std)
+        self.transform_norm = norm.make_layer(dtype)
         self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab,))
         if self.nsp_head:
             self.next_sentence = Linear(2, init_std=self.init_std)
@@ -128,7 +131,8 @@ class Encoder(nn.Module):
             position_BS = jnp.where(ids_BS == padding, padding, position_BS)
         bound = valid_BS.shape[1] + self.position_offset
         x_BSD = embed_ids(self.embedding, ids_BS) + self.position(position_BS, valid_BS, bound)
-        x_BSD = self.embedding_norm((x_BSD + jnp.broadcast_to(types, x_BSD.shape)).astype(jnp.dtype(self.dtype)))
+        dtype = jnp.dtype(resolve_dtype(self.dtype))
+        x_BSD = self.embedding_norm((x_BSD + jnp.broadcast_to(types, x_BSD.shape)).astype(dtype))
         return self.embedding_dropout(x_BSD), attention_mask(valid_BS, segment_BS, order)
 
     def readout(self, features: Array) -> Array:

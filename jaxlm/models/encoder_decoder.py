@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
 
+from jaxlm.distributed.platforms import resolve_dtype
 from jaxlm.nn.attention.kv_cache import BeamInvariant, KVCache, LayerCache
 from jaxlm.nn.attention.mask import attention_mask, causal_attention_mask, cross_attention_mask, token_positions
 from jaxlm.nn.attention.multi_head import Attention
@@ -67,7 +68,8 @@ class EncoderDecoder(SequenceModel):
       attention_dropout, activation_dropout: dropout rate of attention weights, and inside the FFN (paper: 0).
       tie_embeddings: the tables that are shared: "all" (source embedding, target embedding, output), "target" (the
         last two), "input" (the first two) or "none".
-      dtype: dtype of activations and matrix products; parameters, scores, softmax and logits are always float32.
+      dtype: dtype of activations and matrix products, "auto": bfloat16 on accelerators and float32 on a CPU;
+        parameters, scores, softmax and logits are always float32.
       scan, remat: compile one layer and scan over all; recompute activations in the backward pass, see `Stack`.
       source_vocab: size of the source vocabulary, if it differs (`tie_embeddings` "target" or "none").
       head_dim: width H of an attention head; None: D / N.
@@ -96,7 +98,7 @@ class EncoderDecoder(SequenceModel):
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
     tie_embeddings: Literal["all", "target", "input", "none"] = "all"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     scan: bool = False
     remat: bool = False
     source_vocab: int | None = None
@@ -113,16 +115,17 @@ class EncoderDecoder(SequenceModel):
     track_coverage: bool = False
 
     def setup(self) -> None:
+        dtype = resolve_dtype(self.dtype)
         norm = Norm(self.norm, self.norm_kind, epsilon=self.norm_epsilon)
         attention = Attention(
-            self.width, self.heads, dropout=self.attention_dropout, dtype=self.dtype, head_dim=self.head_dim,
+            self.width, self.heads, dropout=self.attention_dropout, dtype=dtype, head_dim=self.head_dim,
             qkv_bias=self.bias, out_bias=self.bias, scale_scores=self.scale_scores, parent=None,
         )  # fmt: skip
         ffn = FeedForward(
-            self.width, self.hidden, activation=self.activation, dropout=self.activation_dropout, dtype=self.dtype,
+            self.width, self.hidden, activation=self.activation, dropout=self.activation_dropout, dtype=dtype,
             bias=self.bias, parent=None,
         )  # fmt: skip
-        shared: Any = {"norm": norm, "dropout": self.dropout, "dtype": self.dtype, "parent": None}
+        shared: Any = {"norm": norm, "dropout": self.dropout, "dtype": dtype, "parent": None}
         encoder_block = TransformerBlock(attention, ffn, **shared)
         decoder_block = CrossAttentionBlock(attention, ffn, source_attention=attention.clone(), **shared)
         self.encoder = Stack(encoder_block, self.encoder_layers, scan=self.scan, remat=self.remat)
@@ -144,7 +147,7 @@ class EncoderDecoder(SequenceModel):
         self.target_position = PositionalEncoding(self.width, self.position, max_length=self.max_length)
         self.embedding_dropout = Dropout(self.dropout)
         if self.norm == "pre":
-            self.encoder_norm, self.decoder_norm = norm.make_layer(self.dtype), norm.make_layer(self.dtype)
+            self.encoder_norm, self.decoder_norm = norm.make_layer(dtype), norm.make_layer(dtype)
 
     def max_target_tokens(self, source_tokens: Any = 0) -> int | None:
         return self.max_length if self.position == "learned" else None
@@ -229,4 +232,4 @@ class EncoderDecoder(SequenceModel):
     def _embed_tokens(self, table, tokens_BT, position_BTD):
         scale = self.width**0.5 if self.embedding_scale is None else self.embedding_scale
         x_BTD = embed_ids(table, tokens_BT) * scale + position_BTD
-        return self.embedding_dropout(x_BTD.astype(jnp.dtype(self.dtype)))
+        return self.embedding_dropout(x_BTD.astype(jnp.dtype(resolve_dtype(self.dtype))))

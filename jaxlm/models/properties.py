@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxlm.data.tokenizers.base import SpecialIds
 from jaxlm.data.tokenizers.simple import MAX_WORD_CHARS
+from jaxlm.distributed.platforms import resolve_dtype
 from jaxlm.errors import UserError
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
@@ -20,6 +21,13 @@ from jaxlm.types import Batch, Params, State
 
 RUN_FIELDS = ("dropout", "attention_dropout", "activation_dropout", "init_std", "dtype", "scan", "remat")
 """The fields of a model that change how it is trained or run, and not the function that it computes."""
+
+
+def model_dtype(model: Any) -> str:
+    """Return the dtype of the products of a model, or of the model that it wraps, on this or the planned platform."""
+    while not hasattr(model, "dtype") and isinstance(getattr(model, "model", None), nn.Module):
+        model = model.model
+    return resolve_dtype(getattr(model, "dtype", "float32"))
 
 
 def max_input_positions(model: Any) -> int | None:

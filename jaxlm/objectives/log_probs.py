@@ -13,16 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.losses import (
-    chunk_inputs,
-    constrain_groups,
-    from_groups,
-    gather_positions,
-    grouped_logits,
-    logits_vjp,
-    loop_over_chunks,
-    valid_first,
-)
+from jaxlm.losses import chunk_inputs, grouped_logits, logits_vjp
+from jaxlm.nn.layers.position_chunks import constrain_groups, from_groups
 from jaxlm.types import Array
 
 
@@ -31,16 +23,16 @@ def token_log_probs(readout: Callable[[Array], Array], features_BTD: Array, labe
 
     `readout` maps features (B, T, D) to float32 logits (B, T, V). Positions that are not valid cost nothing.
     """
-    converted, size, (*inputs, _), groups = chunk_inputs(readout, features_BTD, label_BT, valid_BT)
-    return from_groups(_chunked_log_probs(converted, size, *inputs), label_BT.shape, *groups)
+    converted, loop, (*inputs, _), groups = chunk_inputs(readout, features_BTD, label_BT, valid_BT, is_sparse=True)
+    return from_groups(_chunked_log_probs(converted, loop, *inputs), label_BT.shape, *groups)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked_log_probs(readout, size, weights, features, label_GM, valid_GM):
-    return _chunked_log_probs_fwd(readout, size, weights, features, label_GM, valid_GM)[0]
+def _chunked_log_probs(readout, loop, weights, features, label_GM, valid_GM):
+    return _chunked_log_probs_fwd(readout, loop, weights, features, label_GM, valid_GM)[0]
 
 
-def _chunked_log_probs_fwd(readout, size, weights, features, label_GM, valid_GM):
+def _chunked_log_probs_fwd(readout, loop, weights, features, label_GM, valid_GM):
     def chunk(carry, first, features, label_GR, valid_GR):
         logits_GRV = grouped_logits(readout, features, weights)
         log_z_GR = jax.nn.logsumexp(logits_GRV, axis=-1)
@@ -48,23 +40,23 @@ def _chunked_log_probs_fwd(readout, size, weights, features, label_GM, valid_GM)
         log_prob_GR = jnp.where(valid_GR, label_logit_GR - log_z_GR, 0.0)
         return tuple(_update(whole, part, first) for whole, part in zip(carry, (log_prob_GR, log_z_GR), strict=True))
 
-    zeros_GM = jnp.zeros((len(features), label_GM.shape[1] + -label_GM.shape[1] % size))
+    zeros_GM = loop.pad(jnp.zeros(label_GM.shape))
     initial = (zeros_GM, zeros_GM)
     # Both in the order of the loop, valid positions first.
-    log_prob_GM, log_z_GM = loop_over_chunks(chunk, size, features, label_GM, valid_GM, initial)
-    log_prob_GM = gather_positions(log_prob_GM, _inverse_order(valid_GM))
+    log_prob_GM, log_z_GM = loop.run(chunk, features, label_GM, valid_GM, initial)
+    log_prob_GM = loop.inverse(valid_GM)(log_prob_GM)
     return log_prob_GM, (weights, features, label_GM, valid_GM, log_z_GM)
 
 
-def _chunked_log_probs_bwd(readout, size, residuals: Any, d_log_prob_GM: Array):
+def _chunked_log_probs_bwd(readout, loop, residuals: Any, d_log_prob_GM: Array):
     weights, features, label_GM, valid_GM, log_z_GM = residuals
-    padding = ((0, 0), (0, -label_GM.shape[1] % size))
-    d_log_prob_GM = jnp.pad(gather_positions(d_log_prob_GM, valid_first(valid_GM)), padding)
+    d_log_prob_GM = loop.in_order(d_log_prob_GM, valid_GM)
 
     def chunk(carry, first, features, label_GR, valid_GR):
         d_features, d_weights = carry
         logits_GRV, pull = logits_vjp(readout, features, weights)
-        d_log_prob_GR, log_z_GR = (jax.lax.dynamic_slice_in_dim(x, first, size, 1) for x in (d_log_prob_GM, log_z_GM))
+        parts = (jax.lax.dynamic_slice_in_dim(x, first, loop.size, 1) for x in (d_log_prob_GM, log_z_GM))
+        d_log_prob_GR, log_z_GR = parts
         # d log p(label) / d logits = one-hot - softmax
         is_label_GRV = jax.lax.broadcasted_iota(label_GR.dtype, logits_GRV.shape, 2) == label_GR[..., None]
         softmax_GRV = jnp.exp(logits_GRV - log_z_GR[..., None])
@@ -73,13 +65,13 @@ def _chunked_log_probs_bwd(readout, size, residuals: Any, d_log_prob_GM: Array):
         d_weights = jax.tree.map(lambda a, b: constrain_groups(a + b), d_weights, d_chunk_weights)
         return _update(d_features, d_chunk, first), d_weights
 
-    d_features = jnp.pad(jnp.zeros_like(features), [*padding, *((0, 0),) * (features.ndim - 2)])
+    d_features = loop.pad(jnp.zeros_like(features))
     # One gradient of the weights per group, on its device: they are summed over devices once, after the loop.
     d_weights = jax.tree.map(lambda w: constrain_groups(jnp.zeros_like(w, shape=(len(features), *w.shape))), weights)
     initial = (d_features, d_weights)
-    d_features, d_weights = loop_over_chunks(chunk, size, features, label_GM, valid_GM, initial)
+    d_features, d_weights = loop.run(chunk, features, label_GM, valid_GM, initial)
     d_weights = jax.tree.map(lambda d_weights_G: d_weights_G.sum(0), d_weights)
-    return d_weights, gather_positions(d_features, _inverse_order(valid_GM)), None, None
+    return d_weights, loop.inverse(valid_GM)(d_features), None, None
 
 
 _chunked_log_probs.defvjp(_chunked_log_probs_fwd, _chunked_log_probs_bwd)
@@ -87,8 +79,3 @@ _chunked_log_probs.defvjp(_chunked_log_probs_fwd, _chunked_log_probs_bwd)
 
 def _update(whole: Array, part: Array, first: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(whole, part, first, 1)
-
-
-def _inverse_order(valid_GM: Array) -> Array:
-    """The place in the loop of each position: the inverse of `valid_first`."""
-    return jnp.argsort(valid_first(valid_GM), axis=1)

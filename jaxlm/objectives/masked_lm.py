@@ -27,7 +27,7 @@ class MaskedLM:
         rngs = None if key is None else {"dropout": key}
         features_BSD, logits_BC = model.apply({"params": params}, batch, method=features_and_nsp_logits, rngs=rngs)
         readout, label_BS = partial(model.apply, {"params": params}, method="readout"), batch.token_label_BS
-        loss = cross_entropy(readout, features_BSD, jnp.maximum(label_BS, 0), label_BS >= 0)
+        loss = cross_entropy(readout, features_BSD, jnp.maximum(label_BS, 0), label_BS >= 0, is_sparse=True)
         if logits_BC is None:
             return loss
         weight = self.next_sentence_weight * label_BS.shape[1]

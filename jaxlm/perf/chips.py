@@ -6,7 +6,7 @@ is what libtpu 0.0.42 grants a program: 15.75 of the 16 GiB of a v5e. A product 
 unless a higher precision is requested.
 
 GPUs: NVIDIA's data sheets, of the boards with SXM sockets if there are several, without the factor 2 for sparsity;
-memory as the driver counts it, of which JAX takes three quarters (XLA_PYTHON_CLIENT_MEM_FRACTION). The network is one
+memory as the driver counts it, of which jaxlm takes 92 % (XLA_CLIENT_MEM_FRACTION). The network is one
 adapter per GPU, as in NVIDIA's own nodes (DGX). An L4 has only PCIe 4.0; 100 Gbit/s are assumed.
 
 Bandwidths of links that are listed as bidirectional are halved: one direction counts. A device of JAX is one chip,
@@ -16,7 +16,7 @@ except on TPU 7x, where it is one of two cores with a memory of its own.
 import re
 from dataclasses import dataclass
 
-from jaxlm.runtime import GIBIBYTE
+from jaxlm.runtime import GIBIBYTE, GPU_MEMORY_FRACTION
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,13 @@ CHIPS = (
     Chip("v6e", r"TPU v6 ?(lite|e)", 918e12, 918e12, 31.25 * GIBIBYTE, 1.638e12, 400e9, 12.5e9),
     Chip("7x", r"TPU ?7x", 2307e12, 2307e12, 189.5 * GIBIBYTE, 7.38e12, 600e9, 12.5e9, cores=2),
     #    name    device kind             bf16     f32 (TF32)  memory  memory/s  link/s  network/s
-    Chip("a100", r"A100", 312e12, 156e12, 85.1e9, 2.039e12, 300e9, 25e9, usable_fraction=0.75),
-    Chip("h100", r"\bH100 80GB HBM3$", 989e12, 494e12, 84.9e9, 3.35e12, 450e9, 50e9, usable_fraction=0.75),
-    Chip("h200", r"\bH200$", 989e12, 494e12, 150.1e9, 4.8e12, 450e9, 50e9, usable_fraction=0.75),
-    Chip("b200", r"\bB200$", 2250e12, 1125e12, 191e9, 8e12, 900e9, 50e9, usable_fraction=0.75),
-    Chip("l4", r"L4$", 121e12, 60e12, 23.7e9, 0.3e12, 32e9, 12.5e9, usable_fraction=0.75),
+    Chip("a100", r"A100", 312e12, 156e12, 85.1e9, 2.039e12, 300e9, 25e9, usable_fraction=GPU_MEMORY_FRACTION),
+    Chip(
+        "h100", r"\bH100 80GB HBM3$", 989e12, 494e12, 84.9e9, 3.35e12, 450e9, 50e9, usable_fraction=GPU_MEMORY_FRACTION
+    ),
+    Chip("h200", r"\bH200$", 989e12, 494e12, 150.1e9, 4.8e12, 450e9, 50e9, usable_fraction=GPU_MEMORY_FRACTION),
+    Chip("b200", r"\bB200$", 2250e12, 1125e12, 191e9, 8e12, 900e9, 50e9, usable_fraction=GPU_MEMORY_FRACTION),
+    Chip("l4", r"L4$", 121e12, 60e12, 23.7e9, 0.3e12, 32e9, 12.5e9, usable_fraction=GPU_MEMORY_FRACTION),
 )
 """Other boards of the same name (PCIe, NVL, superchips, MIG slices) have other peaks and do not match."""
 

@@ -70,6 +70,10 @@ class HloProgram:
         limits = [int(limit[1]) for limit in map(_LOOP_LIMIT.search, lines) if limit]
         return limits[0] if len(limits) == 1 else self.unknown_trip_count
 
+    def has_known_length(self, line: str) -> bool:
+        """True if the compiler noted the trip count of a `while`."""
+        return bool(_KNOWN_TRIP_COUNT.search(line))
+
 
 def parse_hlo(text: str, unknown_trip_count: int = 1) -> HloProgram:
     """The computations of the text of a compiled program."""

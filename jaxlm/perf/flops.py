@@ -19,7 +19,7 @@ import jax
 from jaxlm.experiment import Experiment
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
-from jaxlm.models.properties import abstract_params
+from jaxlm.models.properties import abstract_params, model_dtype
 from jaxlm.perf.chips import Chip, chip_for_device_kind
 from jaxlm.perf.dummy_batch import num_positions, shape_structs, synthetic_batch
 from jaxlm.types import Batch, Params
@@ -48,7 +48,7 @@ def count_step(experiment: Experiment, batch: Batch | None = None) -> StepFlops:
 
 def peak_flops(model: Any, chip: Chip | None, num_devices: int) -> float | None:
     """Dense peak FLOP/s of the devices for the dtype of the model; None for an unknown chip (a CPU)."""
-    return None if chip is None else chip.peak_flops(getattr(model, "dtype", "float32")) * num_devices
+    return None if chip is None else chip.peak_flops(model_dtype(model)) * num_devices
 
 
 def mfu(flops_per_second: float, peak: float | None) -> float | None:

@@ -12,7 +12,7 @@ from jaxlm.decode.prefill import decode_step, step_params
 from jaxlm.distributed import sharding
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
-from jaxlm.models.properties import abstract_params
+from jaxlm.models.properties import abstract_params, model_dtype
 from jaxlm.perf.chips import Chip, format_gib
 from jaxlm.perf.collectives import find_collectives
 from jaxlm.perf.dummy_batch import synthetic_batch
@@ -90,7 +90,7 @@ def plan_decoding(experiment: Experiment, mesh: sharding.AnyMesh, chip: Chip | N
     moved = seconds = None
     if compiled is not None:
         text, total = compiled.as_text() or "", memory.program_bytes(compiled.memory_analysis())
-        moved, dtype = bytes_moved(text), getattr(model, "dtype", "float32")
+        moved, dtype = bytes_moved(text), model_dtype(model)
         if chip:
             collectives = find_collectives(text)
             seconds = step_seconds(chip, dtype, flops / mesh.size, moved, collectives, [0] * mesh.size)

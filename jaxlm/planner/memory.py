@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 
+from jaxlm.distributed.platforms import choices_for
 from jaxlm.distributed.sharding import AnyMesh, num_batch_shards
 from jaxlm.experiment import Experiment
-from jaxlm.losses import MAX_CHUNK_LOGITS, MAX_CHUNK_LOGITS_WIDE, Loss
+from jaxlm.losses import Loss
+from jaxlm.nn.layers.position_chunks import MAX_CHUNK_LOGITS_WIDE
 from jaxlm.perf.chips import Chip
 from jaxlm.training.state import TrainState
 from jaxlm.types import Batch, Params
@@ -63,7 +65,7 @@ def analytic_memory(
     sizes |= {"activations": total_activation_bytes // shares, "gradients": sizes["parameters"]}
     widest = max((math.prod(leaf.shape[-2:]) * 4 for leaf in jax.tree.leaves(state.params)), default=0)
     vocab, width = getattr(model, "vocab", 0), getattr(model, "width", 0)
-    logits = 3 * 4 * max(MAX_CHUNK_LOGITS, min(width * vocab, MAX_CHUNK_LOGITS_WIDE))
+    logits = 3 * 4 * max(choices_for().chunk_logits, min(width * vocab, MAX_CHUNK_LOGITS_WIDE))
     sizes["temporaries"] = 2 * widest + (logits if vocab else 0)
     return sizes | {"total": sum(sizes.values())}
 

@@ -14,15 +14,17 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxlm.config.serialization import to_json
 from jaxlm.distributed.mesh_axes import AXES, resolve_mesh_shape
 from jaxlm.distributed.placement import batch_shardings
+from jaxlm.distributed.platforms import tracing_for
 from jaxlm.distributed.sharding import AnyMesh, make_mesh, num_batch_shards, unsharded_params, with_shardings
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
+from jaxlm.models.properties import model_dtype
 from jaxlm.perf.collectives import Collective, bytes_by_kind, find_collectives
 from jaxlm.perf.dummy_batch import adapt_batching, batch_summary, shape_structs, synthetic_batch
 from jaxlm.perf.flops import StepFlops, count_step, jaxpr_flops, mfu, peak_flops, unknown_trip_count
 from jaxlm.planner import memory
-from jaxlm.planner.analytic import analytic_bytes_moved, analytic_collectives
-from jaxlm.planner.hbm_traffic import bytes_moved
+from jaxlm.planner.analytic import analytic_bytes_moved, analytic_collectives, stack_modes
+from jaxlm.planner.hbm_traffic import ProgramCosts, program_costs
 from jaxlm.planner.roofline import StepTime, run_cost, step_seconds
 from jaxlm.planner.topology import Target
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
@@ -70,6 +72,8 @@ class RunPlan:
     batch: str
     tokens: int
     accumulate: int
+    layers: str
+    memory_options: list[str]
     memory: dict[str, int]
     available_memory: int | None
     fits: bool | None
@@ -77,6 +81,8 @@ class RunPlan:
     causal_halved_flops: int
     step_flops: int
     bytes_moved: int | None
+    launches: int | None
+    host_turns: int | None
     collectives: dict[str, dict[str, int]]
     seconds: StepTime | None
     peak_flops: float | None
@@ -117,22 +123,28 @@ class Workload:
 class _StepCosts(NamedTuple):
     memory: dict[str, int]
     collectives: list[Collective]
-    bytes_moved: int | None
+    program: ProgramCosts | None
     compile_seconds: float | None
 
 
 def make_plan(request: PlanRequest) -> RunPlan:
     """Count a step, compile it if something here can, and derive its costs."""
+    with tracing_for(request.target.chip, request.run_options.choices):
+        return _make_plan(request)
+
+
+def _make_plan(request: PlanRequest) -> RunPlan:
     mesh = request.make_mesh()
     experiment, changed_options = adapt_batching(request.experiment, num_batch_shards(mesh))
     experiment = dataclasses.replace(experiment, model=request.run_options.with_remat(experiment.model))
-    workload = count_workload(experiment) if request.compiles else _cached_workload(experiment)
+    workload = count_workload(experiment) if request.compiles else _cached_workload(experiment, request)
     rows = len(jax.tree.leaves(workload.batch)[0])
     check_batch_divisible(rows, experiment.grad_accum, num_batch_shards(mesh))
     step = build_compiled_step(experiment, workload.new_state, mesh, request.run_options)
     batch = with_shardings(workload.batch, batch_shardings(workload.batch, mesh))
     costs = (_compiled_costs if request.compiles else _analytic_costs)(workload, step, batch, mesh)
-    lists = {"changed_options": changed_options, "unsharded_params": unsharded_params(step.abstract_state.params, mesh)}
+    lists = {"changed_options": changed_options, "memory_options": request.run_options.memory_options()}
+    lists["unsharded_params"] = unsharded_params(step.abstract_state.params, mesh)
     return _assemble_plan(workload, request, mesh, costs, lists)
 
 
@@ -160,10 +172,11 @@ def count_workload(experiment: Experiment, with_activations: bool = False) -> Wo
     return Workload(experiment, batch, new_state, flops, jaxpr_flops(jaxpr), unknown_trip_count(jaxpr), residuals)
 
 
-def _cached_workload(experiment: Experiment) -> Workload:
+def _cached_workload(experiment: Experiment, request: PlanRequest) -> Workload:
     """The workload for analytic estimates, which does not depend on micro-batches: counted once for all meshes."""
     whole = dataclasses.replace(experiment, grad_accum=1)
-    key = json.dumps(to_json(whole))
+    chip = request.target.chip
+    key = json.dumps([to_json(whole), chip and chip.name, dict(request.run_options.choices)])
     if key not in _WORKLOADS:
         _WORKLOADS[key] = count_workload(whole, with_activations=True)
     return dataclasses.replace(_WORKLOADS[key], experiment=experiment)
@@ -182,14 +195,29 @@ def _compiled_costs(workload: Workload, step: CompiledStep, batch: Batch, mesh: 
     sizes |= {"temporaries": analysis.temp_size_in_bytes, "total": memory.program_bytes(analysis)}
     # The loss loops over the tokens of one device; the trip count is that of the tokens of all devices.
     rounds = math.ceil(workload.unknown_trip_count / (num_batch_shards(mesh) * mesh.shape["sequence"]))
-    return _StepCosts(sizes, find_collectives(text, rounds), bytes_moved(text, rounds), seconds)
+    return _StepCosts(sizes, find_collectives(text, rounds), program_costs(text, rounds), seconds)
 
 
 def _analytic_costs(workload: Workload, step: CompiledStep, batch: Batch, mesh: AnyMesh) -> _StepCosts:
     experiment, state = workload.experiment, step.abstract_state
-    sizes = memory.analytic_memory(experiment, state, batch, workload.activation_bytes, mesh)
+    positions = workload.flops.positions / (num_batch_shards(mesh) * mesh.shape["sequence"])
+    modes = stack_modes(experiment.model, positions / experiment.grad_accum)
+    activations = workload.activation_bytes
+    if modes and not any(scan or remat for _, scan, remat in modes):  # XLA keeps less than differentiation asks for
+        activations = int(sum(kept for kept, *_ in modes)) * experiment.grad_accum * num_batch_shards(mesh)
+        activations *= mesh.shape["sequence"]
+    sizes = memory.analytic_memory(experiment, state, batch, activations, mesh)
     collectives = analytic_collectives(experiment, state.params, batch, mesh)
-    return _StepCosts(sizes, collectives, analytic_bytes_moved(experiment, sizes), None)
+    program = ProgramCosts(analytic_bytes_moved(experiment, sizes, positions))
+    return _StepCosts(sizes, collectives, program, None)
+
+
+def _describe_layers(experiment: Experiment, positions: int, mesh: AnyMesh) -> str:
+    """The way in which stacks of layers run: `unrolled, remat none`; "" without such stacks."""
+    shares = experiment.grad_accum * num_batch_shards(mesh) * mesh.shape["sequence"]
+    modes = stack_modes(experiment.model, positions / shares)
+    texts = [f"{'scanned' if scan else 'unrolled'}, remat {remat or 'none'}" for _, scan, remat in modes]
+    return "; ".join(dict.fromkeys(texts))
 
 
 def _assemble_plan(
@@ -198,11 +226,11 @@ def _assemble_plan(
     experiment, target, chip = workload.experiment, request.target, request.target.chip
     limit = memory.available_memory(chip)
     seconds = None
-    if chip is not None and costs.bytes_moved is not None:
+    if chip is not None and costs.program is not None:
         # the outermost axis of the mesh crosses slices
         slice_ids = [device * target.num_slices // mesh.size for device in range(mesh.size)]
-        dtype, flops = getattr(experiment.model, "dtype", "float32"), workload.step_flops / mesh.size
-        seconds = step_seconds(chip, dtype, flops, costs.bytes_moved, costs.collectives, slice_ids)
+        dtype, flops = model_dtype(experiment.model), workload.step_flops / mesh.size
+        seconds = step_seconds(chip, dtype, flops, costs.program.bytes_moved, costs.collectives, slice_ids)
     bounds = (seconds.lower_bound, seconds.upper_bound) if seconds else ()
     num_chips = max(1, mesh.size // (chip.cores if chip else 1))
     return RunPlan(
@@ -217,13 +245,16 @@ def _assemble_plan(
         batch=batch_summary(workload.batch),
         tokens=workload.flops.positions,
         accumulate=experiment.grad_accum,
+        layers=_describe_layers(experiment, workload.flops.positions, mesh),
         memory=costs.memory,
         available_memory=limit,
         fits=None if limit is None else 0 < costs.memory["total"] <= limit,
         model_flops=workload.flops.full,
         causal_halved_flops=workload.flops.causal_halved,
         step_flops=workload.step_flops,
-        bytes_moved=costs.bytes_moved,
+        bytes_moved=costs.program and costs.program.bytes_moved,
+        launches=costs.program.launches if costs.program and costs.compile_seconds is not None else None,
+        host_turns=costs.program.host_turns if costs.program and costs.compile_seconds is not None else None,
         collectives=bytes_by_kind(costs.collectives),
         seconds=seconds,
         peak_flops=peak_flops(experiment.model, chip, mesh.size),

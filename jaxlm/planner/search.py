@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from jaxlm.distributed.mesh_axes import DATA, FSDP, REMAINING, SEQUENCE, TENSOR
@@ -15,6 +15,12 @@ from jaxlm.planner.plan import PlanRequest, RunPlan, abstract_mesh, make_plan
 
 MAX_COMPILED_FIXES = 3
 """Compiled candidates of `suggest_fix`."""
+
+MAX_VARIED = 6
+"""Meshes and micro-batches of a sweep for which other ways to run the layers are estimated too."""
+
+MAX_UNROLLED = 1000
+"""More layers than any model has."""
 
 MAX_TENSOR_SIZE = 8
 """Devices along `tensor` in a sweep: beyond a node, links are too slow."""
@@ -83,24 +89,67 @@ def _expected_bytes(estimate: RunPlan, last_plan: RunPlan, last_estimate: RunPla
     return min(size * compiled / estimated, size + compiled - estimated)
 
 
+Entry = tuple[RunPlan, PlanRequest]
+
+
 def sweep(request: PlanRequest, status: Callable[[str], None], compile_best: int = 0) -> list[RunPlan]:
-    """Plans of all meshes and micro-batches: the best `compile_best` compiled, then the other estimates; in each part
-    first those that fit, from the fastest step to the slowest."""
-    estimates: dict[tuple, tuple[RunPlan, PlanRequest]] = {}
+    """Plans of all meshes and micro-batches, the best also with other ways to run the layers: first `compile_best` of
+    them compiled, with the settings of the request on their best mesh, then the other estimates; in each part first
+    those that fit, from the fastest step to the slowest."""
     grad_accum = request.experiment.grad_accum
-    for mesh in _iter_mesh_shapes(request.target.num_devices):
-        for factor in (0, 0.25, 1, 2, 4):
-            changed = dataclasses.replace(request.experiment, grad_accum=max(1, int(grad_accum * factor)))
-            candidate = dataclasses.replace(request, experiment=changed, mesh_shape=mesh)
-            if (plan := _estimate(candidate)) is not None:
-                estimates[tuple(plan.mesh.items()), plan.accumulate] = plan, candidate
-    ranked = sorted(estimates.values(), key=lambda entry: _rank_key(entry[0]))
-    status(f"{len(ranked)} meshes and micro-batches, estimated analytically")
+    ranked = _ranked(
+        _with_accumulation(request, max(1, int(grad_accum * factor)), mesh_shape=mesh)
+        for mesh in _iter_mesh_shapes(request.target.num_devices)
+        for factor in (0, 0.25, 1, 2, 4)
+    )
+    best = [candidate for _, candidate in ranked[:MAX_VARIED]]
+    ranked = _ranked([candidate for _, candidate in ranked] + [v for c in best for v in _layer_variants(c)])
+    status(f"{len(ranked)} meshes, micro-batches and ways to run the layers, estimated analytically")
+    as_given = [entry for entry in ranked if _is_as_given(entry[1], request)]
+    chosen = ranked[:compile_best]
+    chosen += [entry for entry in as_given[:1] if compile_best and entry not in chosen]
     compiled = []
-    for number, (plan, candidate) in enumerate(ranked[:compile_best], 1):
-        status(f"compiling {number} of {compile_best}: --mesh {mesh_flag(plan.mesh)} --grad-accum {plan.accumulate}")
+    for number, (plan, candidate) in enumerate(chosen, 1):
+        status(f"compiling {number} of {len(chosen)}: {plan_options(plan)}")
         compiled.append(make_plan(candidate))
-    return sorted(compiled, key=_rank_key) + [plan for plan, _ in ranked[compile_best:]]
+    return sorted(compiled, key=_rank_key) + [entry[0] for entry in ranked if entry not in chosen]
+
+
+def plan_options(plan: RunPlan) -> str:
+    """The options that give a plan."""
+    return " ".join([f"--mesh {mesh_flag(plan.mesh)} --grad-accum {plan.accumulate}", *plan.memory_options])
+
+
+def _ranked(requests: Iterable[PlanRequest]) -> list[Entry]:
+    """The estimates, the best first; of requests with the same programs the first."""
+    entries: dict[Any, Entry] = {}
+    for candidate in requests:
+        if (plan := _estimate(candidate)) is not None:
+            entries.setdefault((tuple(plan.mesh.items()), plan.accumulate, plan.layers), (plan, candidate))
+    return sorted(entries.values(), key=lambda entry: _rank_key(entry[0]))
+
+
+def _with_accumulation(request: PlanRequest, grad_accum: int, **fields: Any) -> PlanRequest:
+    experiment = dataclasses.replace(request.experiment, grad_accum=grad_accum)
+    return dataclasses.replace(request, experiment=experiment, **fields)
+
+
+def _layer_variants(request: PlanRequest) -> Iterator[PlanRequest]:
+    """The request with every recomputation, scanned and unrolled."""
+    model, options = request.experiment.model, request.run_options
+    if not hasattr(model, "remat"):
+        return
+    limits = (0, MAX_UNROLLED) if model.scan else (None,)
+    remats: tuple[Any, ...] = ("none", "dots", "full")
+    for remat, limit in itertools.product(remats, limits):
+        choices = dict(options.choices) | ({} if limit is None else {"unrolled_layers": limit})
+        varied = dataclasses.replace(options, remat=remat, choices=choices)
+        yield dataclasses.replace(request, run_options=varied)
+
+
+def _is_as_given(candidate: PlanRequest, request: PlanRequest) -> bool:
+    same_accumulation = candidate.experiment.grad_accum == request.experiment.grad_accum
+    return same_accumulation and candidate.run_options == request.run_options
 
 
 def _max_fsdp_size(experiment: Experiment, num_devices: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from jaxlm.perf.chips import format_gib
 from jaxlm.perf.flops import FLOPS_CONVENTION
 from jaxlm.planner.plan import RunPlan
-from jaxlm.planner.search import mesh_flag
+from jaxlm.planner.search import mesh_flag, plan_options
 
 
 def plan_text(plan: RunPlan) -> str:
@@ -23,6 +23,8 @@ def plan_text(plan: RunPlan) -> str:
         *_traffic_lines(plan),
         *_time_lines(plan),
     ]
+    if plan.layers:
+        lines.insert(2, f"layers      {plan.layers}")
     if plan.unsharded_params:
         lines.append(f"unsharded   {'; '.join(plan.unsharded_params)}: the axes do not divide their sizes")
     return "\n".join(lines)
@@ -36,8 +38,12 @@ def plan_line(plan: RunPlan) -> str:
         time = f"{lower:8.3f} to {upper:8.3f} s a step, MFU {_mfu_range(plan)}"
     fits = {True: "fits", False: "does not fit", None: ""}[plan.fits]
     method = "analytic" if plan.compile_seconds is None else "compiled"
-    mesh = f"--mesh {mesh_flag(plan.mesh)} --grad-accum {plan.accumulate}"
-    return f"{mesh:48} {format_gib(plan.memory['total']):>8} GiB {fits:12} {time}  ({method})"
+    moved = "" if plan.bytes_moved is None else f"{plan.bytes_moved / 1e9:10,.1f} GB, "
+    moved += "" if plan.launches is None else f"{plan.launches:,} launches, "
+    layers = f", {plan.layers}" if plan.layers else ""
+    return (
+        f"{plan_options(plan):48} {format_gib(plan.memory['total']):>8} GiB {fits:12} {moved}{time}  ({method}{layers})"
+    )
 
 
 def _memory_line(plan: RunPlan) -> str:
@@ -56,7 +62,11 @@ def _traffic_lines(plan: RunPlan) -> list[str]:
         f"{FLOPS_CONVENTION}; with recomputation {plan.step_flops / plan.model_flops - 1:+.0%}"
     ]
     if plan.bytes_moved is not None:
-        lines.append(f"traffic     {plan.bytes_moved:.3g} bytes a step between a device and its memory")
+        launches = "" if plan.launches is None else f"; {plan.launches:,} launches"
+        turns = f", {plan.host_turns:,} turns of loops that wait for the host" if plan.host_turns else ""
+        lines.append(
+            f"traffic     {plan.bytes_moved:.3g} bytes a step between a device and its memory{launches}{turns}"
+        )
     if plan.collectives:
         kinds = [f"{kind} {c['count']:,} x, {format_gib(c['bytes'])} GiB" for kind, c in plan.collectives.items()]
         lines.append(f"network     {'; '.join(kinds)} a device and step")
@@ -78,8 +88,7 @@ def _time_lines(plan: RunPlan) -> list[str]:
         f"time        {_range_text(bounds, '.3g')} s a step (if all of these overlap, or none: {parts}), "
         f"{_range_text([plan.tokens / bound for bound in bounds], ',.0f')} tokens/s",
         f"MFU         {_mfu_range(plan)} of the dense peak ({peak:.3g} FLOP/s a chip), attention in full",
-        f"whole run   {plan.steps:,} steps: {_range_text(hours, ',.1f')} hours, "
-        f"{_range_text(chip_hours, ',.0f')} chip hours{costing}",
+        f"whole run   {plan.steps:,} steps: {_hours_text(hours)}, {_hours_text(chip_hours, 'chip ')}{costing}",
         "assumed     peaks and bandwidths of jaxlm/perf/chips.py; without evaluation, data loading and start-up",
     ]
 
@@ -88,6 +97,15 @@ def _mfu_range(plan: RunPlan) -> str:
     seconds: Any = plan.seconds
     shares = plan.mfu(seconds.upper_bound), plan.mfu(seconds.lower_bound)
     return " to ".join("n/a" if share is None else f"{share:.0%}" for share in shares)
+
+
+def _hours_text(hours: Iterable[float], unit: str = "") -> str:
+    """A range of hours, or of minutes or seconds, so that the smaller bound is at least 1."""
+    low, high = sorted(hours)
+    for factor, name in ((1, "hours"), (60, "minutes")):
+        if low * factor >= 1:
+            return f"{low * factor:,.1f} to {high * factor:,.1f} {unit}{name}"
+    return f"{low * 3600:,.3g} to {high * 3600:,.3g} {unit}seconds"
 
 
 def _range_text(bounds: Iterable[float], format_spec: str) -> str:

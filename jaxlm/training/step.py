@@ -11,6 +11,7 @@ import optax
 from flax import struct
 
 from jaxlm.distributed import multihost, sharding
+from jaxlm.distributed.platforms import tracing_for
 from jaxlm.experiment import Experiment
 from jaxlm.losses import Loss
 from jaxlm.models.properties import dummy_batch
@@ -50,6 +51,7 @@ class StepConfig:
         does not know them. None: all are trained.
       shard_optimizer_state: whether the optimizer state is also split over the axis `data`.
       compiler_options: options of XLA for the step (`jaxlm.perf.compiler_options`).
+      choices: replaces choices of the platform (`jaxlm.distributed.platforms`).
     """
 
     seed: int = 0
@@ -59,6 +61,7 @@ class StepConfig:
     is_trainable: Callable[[str], bool] | None = None
     shard_optimizer_state: bool = False
     compiler_options: Mapping[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, Any] = field(default_factory=dict)
 
 
 DEFAULT_STEP_CONFIG = StepConfig()
@@ -78,7 +81,8 @@ def make_train_step(
         if prepare_batch is not None:
             batch = prepare_batch(model, sharding.all_gather_params(state.params), batch)
         trained, frozen = partition(state.params, config.is_trainable or (lambda path: True))
-        grads, loss = gradients(trained, frozen, batch, rng_key(config.seed, "dropout", state.step))
+        with tracing_for(choices=config.choices):
+            grads, loss = gradients(trained, frozen, batch, rng_key(config.seed, "dropout", state.step))
         grads = jax.tree.map(lambda grad: grad / jnp.maximum(loss.count, 1.0), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
@@ -170,7 +174,7 @@ def build_compiled_step(
     schedule = experiment.optimizer.schedule.build(experiment.steps)
     config = StepConfig(
         experiment.seed, experiment.grad_accum, experiment.ema_decay, mesh,
-        experiment.finetuning.is_trainable, run_options.shard_optimizer_state, options,
+        experiment.finetuning.is_trainable, run_options.shard_optimizer_state, options, run_options.choices,
     )  # fmt: skip
     optimizer, model = experiment.optimizer.build(experiment.steps), run_options.with_remat(experiment.model)
     step = make_train_step(model, experiment.objective, optimizer, schedule, config)

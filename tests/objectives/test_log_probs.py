@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm import losses
+from jaxlm.distributed.platforms import tracing_for
 from jaxlm.distributed.sharding import data_mesh, replicated_sharding, row_sharding
 from jaxlm.losses import NEVER_LOGIT
+from jaxlm.nn.layers import position_chunks
 from jaxlm.objectives.log_probs import token_log_probs
 
 B, T, D, V = 3, 6, 5, 11
@@ -48,16 +49,17 @@ def close(actual, expected):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS_WIDE", 0)
-    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", 4 * V)
+    monkeypatch.setattr(position_chunks, "MAX_CHUNK_LOGITS_WIDE", 0)
+    with tracing_for(choices={"chunk_logits": 4 * V}):
+        yield
 
 
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("valid", [VALID, VALID | True, VALID & False], ids=["some", "all", "none"])
-def test_values_and_gradients(monkeypatch, size, valid):
-    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", size * V)
-    close(jax.jit(chunked)(WEIGHTS, FEATURES, LABEL, valid), plain(WEIGHTS, FEATURES, LABEL, valid))
-    close(gradients(chunked, LABEL, valid), gradients(plain, LABEL, valid))
+def test_values_and_gradients(size, valid):
+    with tracing_for(choices={"chunk_logits": size * V}):
+        close(jax.jit(chunked)(WEIGHTS, FEATURES, LABEL, valid), plain(WEIGHTS, FEATURES, LABEL, valid))
+        close(gradients(chunked, LABEL, valid), gradients(plain, LABEL, valid))
 
 
 def test_labels_that_cannot_be_and_labels_of_padding():

@@ -180,7 +180,7 @@ def test_the_best_of_a_sweep_are_compiled(tiny):
 
 def test_a_fix_is_compiled_and_fits(tiny):
     """On devices with a memory between that of the whole step and that of the step sharded over two."""
-    here = replace(find_target("here"), num_devices=2, devices=jax.devices()[:2])
+    here = replace(find_target("here"), chip=chip_by_name("a100"), num_devices=2, devices=jax.devices()[:2])
     whole, cut = (make_plan(PlanRequest("tiny", tiny, here, {axis: 2})) for axis in ("data", "fsdp"))
     assert cut.memory["total"] < whole.memory["total"]
     room = (cut.memory["total"] + whole.memory["total"]) // 2

@@ -12,6 +12,7 @@ from jaxlm.cli import output
 from jaxlm.cli.options import add_memory_options, add_mesh_option, read_run_options
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.parser import COMMANDS, UsageError, positive_number
+from jaxlm.distributed.platforms import tracing_for
 from jaxlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def main(argv: list[str]) -> int:
     fix = suggest_fix(plan, request, output.print_stderr) if plan.fits is False else None
     decoding = None
     if options.decode_batch_size:
-        decoding = plan_decoding(experiment, request.make_mesh(), target.chip, options.decode_batch_size)
+        with tracing_for(target.chip):
+            decoding = plan_decoding(experiment, request.make_mesh(), target.chip, options.decode_batch_size)
     _write_plan(plan, fix, decoding, options.json)
     return int(plan.fits is False or (decoding is not None and decoding.fits is False))
 

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlm.distributed.platforms import choices_for
 from jaxlm.distributed.sharding import num_shards
 from jaxlm.nn.layers.adapters import BOTTLENECK, LOW_RANK
 from jaxlm.nn.layers.dropout import Dropout
@@ -113,6 +114,8 @@ class FeedForward(nn.Module):
             gate_RF, up_RF = fused_projection(x_RD, hidden(name="gate"), hidden(name="up"))
             hidden_RF = GATED_ACTIVATIONS[self.activation](gate_RF) * up_RF
         else:
-            hidden_RF = ACTIVATIONS[self.activation](hidden(name="up")(x_RD))
+            activate = ACTIVATIONS[self.activation]
+            activate = jax.checkpoint(activate) if choices_for(x_RD).activation_remat else activate
+            hidden_RF = activate(hidden(name="up")(x_RD))
         hidden_RF = Dropout(self.dropout)(hidden_RF)
         return linear(self.width, init_std=self.out_init_std, name="down")(hidden_RF).reshape(x.shape)

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import DictKey, SequenceKey
 
+from jaxlm.distributed.platforms import PlatformChoices, choices_for, device_memory
 from jaxlm.distributed.sharding import all_gather_params, constrain, num_shards, save_all_but_gathered
 from jaxlm.nn.attention.kernels import save_attention
 from jaxlm.nn.attention.kv_cache import KVCache
 from jaxlm.nn.attention.multi_head import resolve_heads
+from jaxlm.nn.layers.linear import GATED_ACTIVATIONS
 from jaxlm.nn.weights.weight_formats import PackedKernel, WeightFormat, to_cpu_format
 from jaxlm.nn.weights.weight_users import note_layer, weight_path, weight_users
 from jaxlm.types import Array
@@ -33,9 +35,10 @@ REMAT_POLICIES = {
 class Stack(nn.Module):
     """`depth` copies of an unbound `block`, applied one after the other: block(x, *shared) -> x.
 
-    scan: compile one layer and scan over it, else unroll. remat: which activations to recompute in the backward pass
-    (Chen et al. 2016): none (False), all but the products with parameters and the results of attention kernels ("dots",
-    True), or all ("full").
+    scan: compile one layer and scan over it (True: unless the platform gains by unrolling), else unroll.
+    remat: which activations to recompute in the backward pass (Chen et al. 2016): none (False), all but the products
+    with parameters and the results of attention kernels ("dots"), all ("full"), or "dots" where the platform has no
+    room for all (True).
     """
 
     block: nn.Module
@@ -65,16 +68,23 @@ class Stack(nn.Module):
             y: Any = block.apply({"params": gathered}, x, *shared, rngs=rngs)
             return constrain(y, "batch", "sequence", None)
 
-        if self.remat:
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES["dots" if self.remat is True else self.remat])
+        scan, remat = self._scan_and_remat(x, isinstance(params_L, tuple))
+        if remat:
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat])
         elif num_shards(x, "embed") > 1:
             # Gathered weights must not be saved for the backward pass: that would undo FSDP. Gather them again.
             layer = jax.checkpoint(layer, policy=save_all_but_gathered)
-        if self.scan and not isinstance(params_L, tuple):
+        if scan:
             return jax.lax.scan(lambda x, layer_inputs: (layer(x, *layer_inputs), None), x, (params_L, keys_L))[0]
         for depth in range(self.depth):
             x = layer(x, layer_slice(params_L, depth), None if keys_L is None else keys_L[depth])
         return x
+
+    def _scan_and_remat(self, x_BTD: Array, is_unstacked: bool) -> tuple[bool, str]:
+        """`scan_and_remat` for the platform and the memory of the program in which x is traced."""
+        room = (device_memory(x_BTD)) / max(kept_bytes(self.block, x_BTD) * self.depth, 1)
+        scan, remat = scan_and_remat(self.scan, self.remat, self.depth, room, choices_for(x_BTD))
+        return scan and not is_unstacked, remat
 
     def empty_cache(self, rows: int, capacity: int) -> KVCache:
         """Return the cache of all layers, of blocks with `attention`."""
@@ -98,6 +108,35 @@ class Stack(nn.Module):
             note_layer(params_L, params := layer_slice(params_L, depth))
             variables = {"params": params}
             yield lambda method, *inputs, variables=variables: block.apply(variables, *inputs, method=method)
+
+
+def scan_and_remat(
+    scan: bool, remat: bool | str, depth: int, room: float, choices: PlatformChoices
+) -> tuple[bool, str]:
+    """Return whether a stack is scanned, and the name of its policy of recomputation ("" without one).
+
+    room: the memory of the device over the bytes of the stack's activations without recomputation.
+    """
+    scan = scan and depth > choices.unrolled_layers
+    if remat is True:
+        return scan, "" if not scan and 1.0 <= choices.kept_share * room else "dots"
+    name = remat or (choices.scan_remat if scan else "none")
+    return scan, "" if name == "none" else name
+
+
+def kept_bytes(block: Any, x_BTD: Array) -> int:
+    """Return about what one unrolled layer without recomputation keeps on each device for the backward pass."""
+    if not hasattr(block, "ffn") or not hasattr(block, "attention"):
+        return 0
+    num_attentions, is_gated = 1 + hasattr(block, "source_attention"), block.ffn.activation in GATED_ACTIVATIONS
+    positions = x_BTD.size // x_BTD.shape[-1] // num_shards(x_BTD, "batch") // num_shards(x_BTD, "sequence")
+    return positions * kept_numbers(x_BTD.shape[-1], block.ffn.hidden, num_attentions, is_gated) * x_BTD.dtype.itemsize
+
+
+def kept_numbers(width: int, hidden: int, num_attentions: int, is_gated: bool) -> int:
+    """Return the numbers per position that XLA keeps of a layer: of each sub-layer its norm and its sum, of attention
+    queries, keys, values and output, of the feed-forward layer the operands and results of its activation."""
+    return (2 + 6 * num_attentions) * width + (2 + is_gated) * hidden
 
 
 def decoding_params(params: Any, call: Callable[[Any], Any]) -> Any:

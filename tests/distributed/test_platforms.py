@@ -1,0 +1,92 @@
+"""The table of choices by platform: by chip, as options, and without an effect on what is computed."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.distributed.platforms import CHOICES, choices_for, parse_choices, resolve_dtype, tracing_for
+from jaxlm.errors import UserError
+from jaxlm.experiment import load_experiment
+from jaxlm.models.decoder import Decoder
+from jaxlm.nn.transformer.layer_stack import scan_and_remat
+from jaxlm.perf.chips import chip_by_name
+from jaxlm.perf.dummy_batch import synthetic_batch
+from jaxlm.training.run_options import RunOptions
+from jaxlm.training.step import build_compiled_step, make_init_fn
+
+STEPS = 20
+SWITCHES = {
+    "unrolled": {"unrolled_layers": 24},
+    "scan_remat": {"scan_remat": "dots"},
+    "static loop": {"static_loss": True, "chunk_logits": 1},
+    "static, unrolled chunks": {"static_loss": True, "chunk_logits": 2**14},
+    "all of a GPU": {"unrolled_layers": 24, "static_loss": True, "chunk_logits": 2**29},
+}
+
+
+def test_choices_by_chip():
+    """Logits of a chunk grow with the memory; a model's "auto" is the dtype of the platform."""
+    assert choices_for() == CHOICES["cpu"] and resolve_dtype("auto") == "float32"
+    sizes = {"v5e": 27, "v6e": 28, "v5p": 29, "l4": 27, "h100": 29, "h200": 29}
+    for name, exponent in sizes.items():
+        with tracing_for(chip_by_name(name)):
+            assert choices_for().chunk_logits == 2**exponent, name
+            assert resolve_dtype("auto") == "bfloat16" and resolve_dtype("float32") == "float32"
+    with tracing_for(chip_by_name("v5e"), {"static_loss": False}), tracing_for(choices={"chunk_logits": 5}):
+        assert choices_for() == replace(CHOICES["tpu"], chunk_logits=5, static_loss=False)
+
+
+def test_layers_by_platform():
+    """A GPU unrolls up to 24 layers and keeps their activations if there is room; an explicit option comes first."""
+    cpu, gpu = CHOICES["cpu"], CHOICES["gpu"]
+    assert [scan_and_remat(True, True, depth, 0.0, cpu) for depth in (2, 48)] == [(True, "dots")] * 2
+    assert [scan_and_remat(True, True, 24, room, gpu) for room in (2.4, 2.6)] == [(False, "dots"), (False, "")]
+    assert scan_and_remat(True, True, 25, 100.0, gpu) == (True, "dots")
+    assert scan_and_remat(True, False, 25, 1.0, gpu) == (True, "dots") and scan_and_remat(True, False, 25, 1.0, cpu)[0]
+    assert scan_and_remat(True, "full", 12, 100.0, gpu) == (False, "full")
+    assert scan_and_remat(False, False, 99, 0.0, gpu) == (False, "")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "dtype=float32", "static_loss", "static_loss=yes", "chunk_logits=0", "scan_remat=x"]
+)
+def test_wrong_choices_are_refused(text):
+    with pytest.raises(UserError, match="expected"):
+        parse_choices(text)
+
+
+def test_choices_are_read_as_options_write_them():
+    choices = {"unrolled_layers": 0, "kept_share": 0.5, "scan_remat": "full", "chunk_logits": 7, "static_loss": False}
+    (_, written) = RunOptions(choices=choices).memory_options()[0].split()
+    assert parse_choices(written) == choices
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    small = load_experiment("experiments.char_gpt:cpu")
+    model = Decoder(69, 32, 2, 64, 3, max_length=64, scan=True, dropout=0.1, tie_embeddings=False)
+    return replace(small, model=model, batching=replace(small.batching, length=32, rows=8))
+
+
+def losses_of(experiment, choices):
+    """The losses of STEPS steps on random ids."""
+    made = build_compiled_step(experiment, make_init_fn(experiment), None, RunOptions(choices=choices))
+    batch, state, losses = synthetic_batch(experiment), made.init_state(), []
+    rng = np.random.default_rng(0)
+    for _ in range(STEPS):
+        ids = rng.integers(4, 69, (8, 33)).astype(np.int32)
+        state, metrics = made.train_step(state, replace(batch, target_BT=ids[:, :-1], label_BT=ids[:, 1:]))
+        losses.append(metrics.total)
+    return np.asarray(jax.device_get(losses))
+
+
+@pytest.fixture(scope="module")
+def plain_losses(experiment):
+    return losses_of(experiment, {})
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_no_choice_changes_the_losses(experiment, plain_losses, name):
+    np.testing.assert_allclose(losses_of(experiment, SWITCHES[name]), plain_losses, rtol=1e-6)

@@ -1,0 +1,91 @@
+"""What must hold of the programs compiled for an H100 and a v5e: no logits and no scores of all positions in memory,
+loops whose lengths are known, donated buffers, few bytes and launches.
+
+Each is compiled, with few layers, in a process of its own, where the compiler is installed.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from fixtures.cli_runs import environment
+
+GPU = pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is None, reason="needs JAX's CUDA plugin")
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None or "TPU_LIBRARY_PATH" in os.environ
+TPU = pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu to compile for TPUs: pip install libtpu")
+
+FACTS = """
+import json, re, sys
+from dataclasses import replace
+from jaxlm.planner.topology import find_target, set_compiler_flags
+set_compiler_flags(sys.argv[1])
+import numpy as np
+from benchmarks.compiled_steps import use_stand_in
+from jaxlm.distributed.platforms import tracing_for
+from jaxlm.distributed.placement import batch_shardings
+from jaxlm.distributed.sharding import make_mesh, with_shardings
+from jaxlm.experiment import load_experiment
+from jaxlm.perf.dummy_batch import shape_structs, synthetic_batch
+from jaxlm.planner.hbm_traffic import program_costs
+from jaxlm.pytree import tree_bytes
+from jaxlm.training.step import build_compiled_step, make_init_fn
+
+name, layers, rows = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+experiment, target = load_experiment(name), find_target(sys.argv[1])
+if not target.chip.is_tpu:
+    use_stand_in()
+model = experiment.model.clone(layers=layers, vocab=8192)
+batching = replace(experiment.batching, rows=rows)
+experiment = replace(experiment, model=model, batching=batching, grad_accum=1)
+batch, mesh = shape_structs(synthetic_batch(experiment)), make_mesh({}, target.devices)
+with tracing_for(target.chip, {"chunk_logits": 2**24}):
+    step = build_compiled_step(experiment, make_init_fn(experiment), mesh)
+    lowered = step.train_step.lower(step.abstract_state, with_shardings(batch, batch_shardings(batch, mesh)))
+compiled = lowered.compile()
+text, analysis = compiled.as_text(), compiled.memory_analysis()
+shapes = {tuple(int(n) for n in s.split(",")) for s in re.findall(r"\\b(?:f32|bf16|s32|pred)\\[([\\d,]+)\\]", text)}
+print(json.dumps({
+    "shapes": sorted(shapes), "costs": program_costs(text), "donated": analysis.alias_size_in_bytes,
+    "state": tree_bytes(step.abstract_state), "rows": rows, "length": batching.length, "heads": model.heads,
+}))
+"""
+
+
+def facts(*words):
+    argv = [sys.executable, "-c", FACTS, *map(str, words)]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check(program):
+    rows, length, heads = program["rows"], program["length"], program["heads"]
+    assert not [shape for shape in program["shapes"] if shape[-1] == 8192 and _size(shape[:-1]) >= rows * length]
+    assert not [
+        shape for shape in program["shapes"] if shape[-2:] == [length, length] and _size(shape[:-2]) >= rows * heads
+    ]
+    assert program["costs"][2] == 0, "turns of loops whose length the compiler does not know"
+    assert program["donated"] >= program["state"]
+
+
+def _size(shape):
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+@pytest.mark.slow
+@GPU
+def test_a_gpu():
+    program = facts("h100:1", "experiments.gpt2:small", 2, 16)
+    check(program)
+
+
+@pytest.mark.slow
+@TPU
+def test_a_tpu():
+    check(facts("v5e:1x1", "experiments.gpt2:small", 2, 8))
