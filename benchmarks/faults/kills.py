@@ -118,7 +118,8 @@ class Target:
 
     def _manners(self, outcome: Outcome) -> str:
         """The fault in the words or the code of a run whose disk failed."""
-        new = [line for line in _plain_lines(outcome.err) if line not in self.lines and not line.startswith("resuming")]
+        usual = "resuming", "step /"  # progress, whose units depend on the speed
+        new = [line for line in _plain_lines(outcome.err) if line not in self.lines and not line.startswith(usual)]
         if outcome.code not in (0, 1):
             return f"code {outcome.code}, expected 1: {outcome.last_words}"
         if outcome.code == 1 and len(new) != 1 or outcome.code == 0 and len(new) > 1:
