@@ -9,6 +9,7 @@
 | `activation_remat`| no      | yes          | no           | `--choices activation_remat=0`                     |
 | `chunk_logits`    | 2^21    | 2^27 to 2^29 | 2^27 to 2^29 | `--choices chunk_logits=N`                         |
 | `static_loss`     | no      | yes          | yes          | `--choices static_loss=0`                          |
+| `attention_kernel`| none    | cuDNN        | splash       | `--choices attention_kernel=0`                     |
 
 None of them changes what is computed but for rounding; `PlatformChoices` has the reasons.
 """
@@ -45,6 +46,8 @@ class PlatformChoices:
         table and its gradient, which each chunk moves, cost more: as many as fit a thirtieth of the memory.
       static_loss: the loss takes all positions, in a number of chunks that the compiler knows. A loop that ends after
         the real tokens saves the padding, but before each of its turns a GPU's host waits for the device.
+      attention_kernel: attention by the platform's kernel where there is one (`jaxlm.nn.attention.kernels`): the scores
+        of all pairs of positions then never exist in memory. The blocks of the TPU's: `jaxlm.nn.attention.splash`.
     """
 
     dtype: str = "float32"
@@ -54,6 +57,7 @@ class PlatformChoices:
     activation_remat: bool = False
     chunk_logits: int = 2**21
     static_loss: bool = False
+    attention_kernel: bool = True
 
 
 MIN_WIDE_CHUNK, MAX_WIDE_CHUNK = 2**27, 2**29
@@ -133,6 +137,7 @@ _VALUES: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "activation_remat": (_read_bool, "[01]", "0 or 1"),
     "chunk_logits": (int, r"[1-9]\d{0,11}", "a number of logits"),
     "static_loss": (_read_bool, "[01]", "0 or 1"),
+    "attention_kernel": (_read_bool, "[01]", "0 or 1"),
 }
 """The choices that `--choices` can replace: how a value is read, its form, and what is expected."""
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax._src.interpreters.partial_eval import dce_jaxpr
 
+from jaxlm.distributed.platforms import tracing_for
 from jaxlm.distributed.sharding import make_mesh, replicated_sharding, with_shardings
 from jaxlm.nn.attention import cudnn, kernels, mask, token_order
 from jaxlm.nn.attention.mask import attention_mask, causal_attention_mask, cross_attention_mask
@@ -177,5 +178,7 @@ def test_what_cudnn_does_not_compute(gpu, monkeypatch):
     assert find(query, key) is not None
     others = {"dtype": jnp.float32}, {"shape": (ROWS, LENGTH, HEADS, 132)}, {"shape": (ROWS, 100, HEADS, WIDTH)}
     assert all(find(query.update(**other), key) is None for other in others)
+    with tracing_for(choices={"attention_kernel": False}):
+        assert find(query, key) is None
     monkeypatch.setattr(kernels, "has_cudnn", lambda: False)
     assert find(query, key) is None

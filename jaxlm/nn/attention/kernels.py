@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.distributed.mesh_axes import SEQUENCE, TENSOR
+from jaxlm.distributed.platforms import choices_for
 from jaxlm.distributed.sharding import LOGICAL_AXIS_RULES, device_kind_of, partition_spec, platform_of
 from jaxlm.nn.attention.cudnn import CUDNN_FORWARD, cudnn_attention, has_cudnn
 from jaxlm.nn.attention.kernel_choice import remembered_kernel
@@ -41,7 +42,7 @@ def find_attention_kernel(query_BTNH: Array, key_BSGH: Array) -> AttentionKernel
     platform = platform_of(query_BTNH)
     if platform not in KERNEL_PLATFORMS or min(query_BTNH.shape[1], key_BSGH.shape[1]) < MIN_LENGTH:
         return None
-    if not _mesh_divides(query_BTNH, key_BSGH):
+    if not (_mesh_divides(query_BTNH, key_BSGH) and choices_for(query_BTNH).attention_kernel):
         return None
     if platform == "tpu":
         return functools.partial(run_on_each_device, splash_attention)
