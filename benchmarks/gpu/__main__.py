@@ -1,7 +1,7 @@
 """Ten minutes on one GPU: what is correct, how fast it is, and where the time goes, most instructive figures first.
 
     benchmarks/gpu.sh --out figures                     everything, within 570 seconds
-    benchmarks/gpu.sh --out figures --only 4,6          some parts, or single tasks: 4.gpt2_unrolled
+    benchmarks/gpu.sh --out figures --only 4,6          some parts, or single tasks: 4.gpt2_scanned
     benchmarks/gpu.sh --out figures --wheels wheels     after `python -m benchmarks.gpu.wheels wheels`
     python -m benchmarks.gpu --out figures --dry        small shapes on the CPU, to test the script itself
 

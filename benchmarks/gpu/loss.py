@@ -1,16 +1,18 @@
-"""Part 3: the chunked cross-entropy with its gradients, by the number of logits in a chunk."""
+"""Part 3: the chunked cross-entropy with its gradients, by the number of logits in a chunk and the kind of its loop."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 from benchmarks.gpu.figures import Session, milliseconds, repeats
 
 SHAPES = {"gpt2": (16_384, 768, 50_304), "wmt14": (25_000, 512, 37_000), "llama": (8192, 2048, 128_256)}
 """Name -> positions, width of the features, vocabulary."""
 
-CHUNK_LOGITS = (2**25, 2**27, 2**28, 2**29)
+SWITCHES: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "dynamic trip count": {"static_loss": False},
+    **{f"2^{exponent} logits": {"chunk_logits": 2**exponent} for exponent in (25, 27, 28, 29)},
+}
+"""Label -> choices of `jaxlm.distributed.platforms` that are replaced."""
 
 
 def measure(session: Session, name: str) -> None:
@@ -18,6 +20,7 @@ def measure(session: Session, name: str) -> None:
     import jax
     import jax.numpy as jnp
 
+    from jaxlm.distributed.platforms import tracing_for
     from jaxlm.losses import cross_entropy
 
     positions, width, vocab = (session.size(n) for n in SHAPES[name])
@@ -34,10 +37,13 @@ def measure(session: Session, name: str) -> None:
 
         return cross_entropy(readout, features_BTD, label_BT, valid_BT).total
 
-    sizes = {"as it is": None} | {f"2^{size.bit_length() - 1} logits": size for size in CHUNK_LOGITS}
     totals = {}
-    for label, size in sizes.items():
-        with chunks_of(None if size is None else session.size(size)):
+    for label, switched in SWITCHES.items():
+        small = {
+            name: session.size(int(value)) if name == "chunk_logits" else value for name, value in switched.items()
+        }
+        with tracing_for(choices=small):
+            # A function of its own, so that JAX does not take the program of the last one.
             gradient = jax.jit(jax.value_and_grad(lambda *inputs: loss(*inputs), (0, 1)))
             totals[label] = float(gradient(features_BTD, table_VD)[0])
             time = milliseconds(lambda f=gradient: f(features_BTD, table_VD), **repeats(session))
@@ -45,15 +51,3 @@ def measure(session: Session, name: str) -> None:
         session.figure(f"{name}, {label}", time, f"ms, {rate:.0f} TFLOP/s", "half of the bfloat16 product of part 0")
     spread = max(totals.values()) / min(totals.values()) - 1
     session.figure(f"{name}, spread of the loss over chunks", spread, "", "< 1e-4", bool(spread < 1e-4))
-
-
-@contextlib.contextmanager
-def chunks_of(logits: int | None) -> Iterator[None]:
-    """The loss computes in chunks of that number of logits; None: of its own choice."""
-    from jaxlm import losses
-
-    if logits is None:
-        yield
-        return
-    with mock.patch.multiple(losses, MAX_CHUNK_LOGITS=logits, MAX_CHUNK_LOGITS_WIDE=logits):
-        yield

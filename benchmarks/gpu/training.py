@@ -12,15 +12,15 @@ from benchmarks.gpu.figures import Session
 from benchmarks.gpu.trace import record_kernels
 
 GPT2 = ["experiments.gpt2:small"]
-UNROLLED = ["--model.no-scan", "--remat", "none", "--grad-accum", "8"]
+SCANNED = ["--choices", "unrolled_layers=0"]
 
 RUNS: dict[str, tuple[str, list[str], dict[str, str]]] = {
-    "gpt2": ("llm.c: 475k tokens/s, MFU >= 50 %", GPT2, {}),
-    "gpt2_full": ("", [*GPT2, "--model.scan", "--remat", "full", "--grad-accum", "8"], {}),
-    "gpt2_dots": ("", [*GPT2, "--model.scan", "--remat", "dots", "--grad-accum", "8"], {}),
-    "gpt2_unrolled_dots": ("", [*GPT2, "--model.no-scan", "--remat", "dots", "--grad-accum", "8"], {}),
-    "gpt2_unrolled": ("the best of these", [*GPT2, *UNROLLED], {}),
-    "gpt2_o1": ("as the line above", [*GPT2, *UNROLLED], {"JAX_OPTIMIZATION_LEVEL": "O1"}),
+    "gpt2": ("llm.c: 475k tokens/s, MFU >= 50 %", [*GPT2, "--grad-accum", "8"], {}),
+    "gpt2_scanned": ("fewer than gpt2", [*GPT2, *SCANNED, "--grad-accum", "8"], {}),
+    "gpt2_full": ("fewer than gpt2", [*GPT2, *SCANNED, "--remat", "full", "--grad-accum", "8"], {}),
+    "gpt2_small_parts": ("fewer than gpt2", [*GPT2, "--grad-accum", "32"], {}),
+    "gpt2_dynamic_loss": ("fewer than gpt2", [*GPT2, "--choices", "static_loss=0", "--grad-accum", "8"], {}),
+    "gpt2_o1": ("as gpt2", [*GPT2, "--grad-accum", "8"], {"JAX_OPTIMIZATION_LEVEL": "O1"}),
     "gpt2_xl": ("MFU >= 60 %", ["experiments.gpt2:xl", "--batching.rows", "64", "--grad-accum", "8"], {}),
     "wmt14_base": ("> 600k real tokens/s", ["experiments.wmt14:base_en_de", "--model.dtype", "bfloat16"], {}),
     "wmt14_base_float32": ("", ["experiments.wmt14:base_en_de", "--model.dtype", "float32"], {}),
