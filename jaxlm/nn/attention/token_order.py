@@ -34,6 +34,10 @@ class TokenOrder:
         """Return ids or masks (B, T) in this order."""
         return x_BT if self.index_BT is None else jnp.take_along_axis(jnp.asarray(x_BT), self.index_BT, axis=1)
 
+    def sort_features(self, x_BTD: Array) -> Array:
+        """Return features (B, T, D) in this order."""
+        return x_BTD if self.index_BT is None else _permute(x_BTD, self.index_BT, self.inverse_BT)
+
     def restore(self, x_BTD: Array) -> Array:
         """Return the features of sorted positions in the given order."""
         return x_BTD if self.index_BT is None else _permute(x_BTD, self.inverse_BT, self.index_BT)
@@ -46,6 +50,11 @@ def token_order(valid_BT: Array, segment_BT: Array | None) -> TokenOrder:
     """Return the order of tokens before padding for a GPU; for other platforms and for packed rows the identity."""
     if platform_of(valid_BT) != "gpu" or segment_BT is not None or num_shards(valid_BT, "sequence") > 1:
         return UNSORTED
+    return tokens_before_padding(valid_BT)
+
+
+def tokens_before_padding(valid_BT: Array) -> TokenOrder:
+    """Return the order in which the tokens of each row come first, each part in the given order."""
     valid_BT = jnp.asarray(valid_BT)
     rank_BT, padding_rank_BT = (jnp.cumsum(x_BT, axis=1, dtype=jnp.int32) for x_BT in (valid_BT, ~valid_BT))
     inverse_BT = jnp.where(valid_BT, rank_BT, rank_BT[:, -1:] + padding_rank_BT) - 1

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxlm.distributed.sharding import LOGICAL_AXIS_RULES, partition_spec, platform_of
+from jaxlm.nn.attention.token_order import tokens_before_padding
 from jaxlm.nn.rnn.cells import Carry
 from jaxlm.types import Array
 
@@ -62,26 +63,13 @@ def _run_on_device(packed, x_BTD, carries, valid_BT):
 
     hidden, memory = (jnp.stack([getattr(c, name) for c in carries]) for name in ("hidden_BD", "memory_BD"))
     width, directions = carries[0].hidden_BD.shape[1], len(carries)
-    order_BT = jnp.argsort(~valid_BT, axis=1, stable=True)
-    place_BT = jnp.argsort(order_BT, axis=1)
+    order = tokens_before_padding(valid_BT)
     length_B = valid_BT.sum(1, dtype=jnp.int32)
     hidden_BTD, hidden, memory = rnn.lstm(
-        _permute(x_BTD, order_BT, place_BT), hidden, memory, packed, jnp.maximum(length_B, 1), x_BTD.shape[2], width, 1,
+        order.sort_features(x_BTD), hidden, memory, packed, jnp.maximum(length_B, 1), x_BTD.shape[2], width, 1,
         0.0, directions == 2,
     )  # fmt: skip
     is_empty_B1 = length_B[:, None] == 0  # cuDNN takes no empty row
     after = (Carry(hidden[i], memory[i]) for i in range(directions))
     keep_empty = functools.partial(jax.tree.map, lambda old_BD, new_BD: jnp.where(is_empty_B1, old_BD, new_BD))
-    return _permute(hidden_BTD, place_BT, order_BT), tuple(map(keep_empty, carries, after))
-
-
-@jax.custom_vjp
-def _permute(x_BTD: Array, order_BT: Array, inverse_BT: Array) -> Array:
-    """The positions of each row in another order. Its gradient is a gather too, not a scatter with atomic sums."""
-    return jnp.take_along_axis(x_BTD, order_BT[:, :, None], axis=1, mode="clip")
-
-
-_permute.defvjp(
-    lambda x_BTD, order_BT, inverse_BT: (_permute(x_BTD, order_BT, inverse_BT), (order_BT, inverse_BT)),
-    lambda orders, d_x_BTD: (_permute(d_x_BTD, orders[1], orders[0]), None, None),
-)
+    return order.restore(hidden_BTD), tuple(map(keep_empty, carries, after))
