@@ -30,6 +30,8 @@ _CALLED_COMPUTATION = re.compile(r"\b(?:calls|to_apply|body|true_computation|fal
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _SLICE_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _LOOP_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_FUSED_START, _FUSED_DONE = "async-collective-start", "async-collective-done"  # fusions of a TPU
+_NO_WORK = {"parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "copy", "after-all"}
 _KNOWN_TRIP_COUNT = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 
 
@@ -43,6 +45,7 @@ class Collective:
       bytes: of its results on one device, in all these times.
       replica_group: the devices of the first group that takes part, by their indices in the mesh (empty: all).
       across_slices: whether it connects slices of TPUs, through their hosts.
+      overlaps: whether the program computes between its start and its end.
     """
 
     kind: str
@@ -51,6 +54,7 @@ class Collective:
     bytes: int
     replica_group: tuple[int, ...] = ()
     across_slices: bool = False
+    overlaps: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,17 +112,25 @@ def find_collectives(compiled: Any, unknown_trip_count: int = 1) -> list[Collect
 
 
 def bytes_by_kind(collectives: list[Collective]) -> dict[str, dict[str, int]]:
-    """Kind -> {"count": runs, "bytes": of the results on one device}."""
+    """Kind -> {"count": runs, "bytes": of the results on one device, "overlapped": runs during which it computes}."""
     totals: dict[str, dict[str, int]] = {}
     for kind in COLLECTIVE_KINDS:
         if same := [collective for collective in collectives if collective.kind == kind]:
             totals[kind] = {"count": sum(c.count for c in same), "bytes": sum(c.bytes for c in same)}
+            totals[kind]["overlapped"] = sum(c.count for c in same if c.overlaps)
     return totals
 
 
-def _iter_collectives(program: HloProgram, name: str, count: int, seen: set[str]) -> Iterator[Collective]:
-    """The collectives of a computation that runs `count` times, and of the computations that it calls."""
-    for line in program.computations.get(name, ()):
+def _iter_collectives(
+    program: HloProgram, name: str, count: int, seen: set[str], overlaps: bool = False
+) -> Iterator[Collective]:
+    """The collectives of a computation that runs `count` times, and of the computations that it calls.
+
+    `overlaps`: whether the computation is the start of a collective that overlaps.
+    """
+    lines = program.computations.get(name, [])
+    starts = _overlapping_starts(lines)
+    for line in lines:
         if not (instruction := INSTRUCTION_PATTERN.match(line)):
             continue
         op, result = instruction["op"], instruction["result"]
@@ -132,11 +144,29 @@ def _iter_collectives(program: HloProgram, name: str, count: int, seen: set[str]
             if key not in seen:
                 seen |= {key} - {""}
                 collective = _make_collective(kind, result, count, is_async_start=op.endswith("-start"))
-                yield dataclasses.replace(collective, replica_group=_first_replica_group(line))
+                in_use = overlaps or instruction["name"] in starts
+                yield dataclasses.replace(collective, replica_group=_first_replica_group(line), overlaps=in_use)
             continue
         repeats = program.trip_count(line) if op == "while" else 1
         for called in [*_CALLED_COMPUTATION.findall(line), *branch_names(line)]:
-            yield from _iter_collectives(program, called, count * repeats, seen)
+            yield from _iter_collectives(program, called, count * repeats, seen, instruction["name"] in starts)
+
+
+def _overlapping_starts(lines: list[str]) -> set[str]:
+    """The instructions of a computation, in its order, that start what ends after some computing."""
+    waiting: set[str] = set()
+    overlapping: set[str] = set()
+    for instruction in filter(None, map(INSTRUCTION_PATTERN.match, lines)):
+        name, op = instruction["name"], instruction["op"]
+        if op.endswith("-start") or name.startswith(_FUSED_START):
+            waiting.add(name)
+        elif op.endswith("-done"):
+            waiting -= set(re.findall(r"[\w.-]+", instruction["operands"]))
+        elif name.startswith(_FUSED_DONE):
+            waiting.discard(name.replace(_FUSED_DONE, _FUSED_START))
+        elif op not in _NO_WORK:
+            overlapping |= waiting
+    return overlapping
 
 
 def _make_collective(kind: str, result: str, count: int, is_async_start: bool = False) -> Collective:

@@ -68,7 +68,10 @@ def _traffic_lines(plan: RunPlan) -> list[str]:
             f"traffic     {plan.bytes_moved:.3g} bytes a step between a device and its memory{launches}{turns}"
         )
     if plan.collectives:
-        kinds = [f"{kind} {c['count']:,} x, {format_gib(c['bytes'])} GiB" for kind, c in plan.collectives.items()]
+        kinds = [
+            f"{kind} {c['count']:,} x ({c['overlapped']:,} during computation), {format_gib(c['bytes'])} GiB"
+            for kind, c in plan.collectives.items()
+        ]
         lines.append(f"network     {'; '.join(kinds)} a device and step")
     return lines
 

@@ -236,6 +236,7 @@ def test_loops_and_pairs_are_counted_once_each():
 ENTRY %main (a: f32[4]) -> f32[8] {
   %w = (s32[], f32[4,8]{1,0}) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"12"}}
   %s = (bf16[4,4]{1,0}, bf16[16,4]{1,0}) all-gather-start(%b), channel_id=4
+  %m = f32[8]{0} multiply(%a, %a)
   %d = bf16[16,4]{1,0} all-gather-done(%s)
   %r = (f32[8]{0}, f32[]) all-reduce(%g, %h), channel_id=7, to_apply=%add
   %f1 = f32[8]{0} fusion(%a), kind=kCustom, calls=%fused
@@ -243,6 +244,27 @@ ENTRY %main (a: f32[4]) -> f32[8] {
 }
 """
     assert bytes_by_kind(find_collectives(text)) == {
-        "all-gather": {"count": 12 + 1 + 1, "bytes": 12 * 32 * 8 * 4 + 16 * 4 * 2 + 8 * 4},
-        "all-reduce": {"count": 1, "bytes": 8 * 4 + 4},
+        "all-gather": {"count": 12 + 1 + 1, "bytes": 12 * 32 * 8 * 4 + 16 * 4 * 2 + 8 * 4, "overlapped": 1},
+        "all-reduce": {"count": 1, "bytes": 8 * 4 + 4, "overlapped": 0},
     }
+
+
+def test_a_pair_overlaps_if_something_is_computed_between():
+    """In a scheduled program: asynchronous instructions of GPUs, and the fusions of TPUs with a collective in them."""
+    text = """
+%fused (p: f32[4]) -> f32[8] {
+  ROOT %r = f32[8]{0} all-gather(%p), channel_id=5, dimensions={0}
+}
+ENTRY %main (a: f32[4]) -> f32[8] {
+  %s1 = (f32[8]{0}, f32[8]{0}) all-reduce-start(%a), channel_id=1
+  %b = f32[8]{0} bitcast(%a)
+  %d1 = f32[8]{0} all-reduce-done(%s1)
+  %async-collective-start.2 = (f32[4]{0}, f32[8]{0}) fusion(%a), kind=kCustom, calls=%fused
+  %g = f32[8]{0} get-tuple-element(%async-collective-start.2), index=1
+  MIDDLE
+  %async-collective-done.2 = f32[8]{0} fusion(%g), kind=kCustom
+}
+"""
+    for middle, overlapped in ("%f = f32[8]{0} fusion(%a), kind=kLoop", 1), ("%f = f32[8]{0} copy(%a)", 0):
+        totals = bytes_by_kind(find_collectives(text.replace("MIDDLE", middle)))
+        assert totals["all-gather"]["overlapped"] == overlapped and totals["all-reduce"]["overlapped"] == 0

@@ -33,6 +33,7 @@ def test_a_slice_of_tpus():
     """With the kernel of attention in it: there are no scores in memory, which grow with the square of the length."""
     found = plan("--topology", "v5e:2x2", "--mesh", "fsdp=4", "--decode-batch-size", "8")
     assert found["compiler"] == "libtpu for v5e" and found["compile_seconds"] > 0 and found["fits"]
+    assert found["collectives"]["all-gather"]["overlapped"] > 0
     assert (
         found["collectives"]["all-gather"]["bytes"] > 0
         and 0 < found["mfu"]["lower_bound"] < found["mfu"]["upper_bound"]
@@ -46,4 +47,7 @@ def test_a_slice_of_tpus():
 @pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is None, reason="needs JAX's CUDA plugin")
 def test_a_node_of_gpus():
     found = plan("--topology", "h100:8", "--mesh", "fsdp=8")
-    assert found["compile_seconds"] > 0 and found["fits"] and found["collectives"]["all-gather"]["count"] > 0
+    collectives = found["collectives"]
+    assert found["compile_seconds"] > 0 and found["fits"] and collectives["all-gather"]["count"] > 0
+    shares = {kind: total["overlapped"] / total["count"] for kind, total in collectives.items()}
+    assert shares["all-gather"] > 0.5, shares
