@@ -7,6 +7,7 @@
 | `kept_share`      | 0       | 0.4          | 0            | `--remat`, `--choices kept_share=X`                |
 | `scan_remat`      | none    | dots         | none         | `--remat`, `--choices scan_remat=none`             |
 | `activation_remat`| no      | yes          | no           | `--choices activation_remat=0`                     |
+| `fused_gates`     | yes     | no           | yes          | `--choices fused_gates=1`                          |
 | `chunk_logits`    | 2^21    | 2^27 to 2^29 | 2^27 to 2^29 | `--choices chunk_logits=N`                         |
 | `static_loss`     | no      | yes          | yes          | `--choices static_loss=0`                          |
 | `attention_kernel`| none    | cuDNN        | splash       | `--choices attention_kernel=0`                     |
@@ -42,6 +43,8 @@ class PlatformChoices:
         what lies between them, activations and norms, again, instead of stacking it.
       activation_remat: an activation function that is not gated keeps its input alone for the backward pass: a GELU's
         derivative otherwise takes as much memory again, at the same traffic. Of gated ones it costs traffic.
+      fused_gates: the two maps into a gated feed-forward layer are one product. On a GPU it is no faster, and the
+        backward pass would write and read their gradients once more to join them.
       chunk_logits: logits of a chunk of the loss. On a CPU they fit a core's share of the cache. Elsewhere the output
         table and its gradient, which each chunk moves, cost more: as many as fit a thirtieth of the memory.
       static_loss: the loss takes all positions, in a number of chunks that the compiler knows. A loop that ends after
@@ -55,6 +58,7 @@ class PlatformChoices:
     kept_share: float = 0.0
     scan_remat: str = "none"
     activation_remat: bool = False
+    fused_gates: bool = True
     chunk_logits: int = 2**21
     static_loss: bool = False
     attention_kernel: bool = True
@@ -64,7 +68,7 @@ MIN_WIDE_CHUNK, MAX_WIDE_CHUNK = 2**27, 2**29
 
 CHOICES = {
     "cpu": PlatformChoices(),
-    "gpu": PlatformChoices("bfloat16", 24, 0.4, "dots", True, MIN_WIDE_CHUNK, True),
+    "gpu": PlatformChoices("bfloat16", 24, 0.4, "dots", True, False, MIN_WIDE_CHUNK, True),
     "tpu": PlatformChoices("bfloat16", chunk_logits=MIN_WIDE_CHUNK, static_loss=True),
 }
 """Platform, as JAX names it, -> its choices; an unknown one is treated like a CPU."""
@@ -135,6 +139,7 @@ _VALUES: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "kept_share": (float, r"0|1|0?\.\d{1,9}", "a share between 0 and 1"),
     "scan_remat": (str, "none|dots|full", "none, dots or full"),
     "activation_remat": (_read_bool, "[01]", "0 or 1"),
+    "fused_gates": (_read_bool, "[01]", "0 or 1"),
     "chunk_logits": (int, r"[1-9]\d{0,11}", "a number of logits"),
     "static_loss": (_read_bool, "[01]", "0 or 1"),
     "attention_kernel": (_read_bool, "[01]", "0 or 1"),

@@ -111,7 +111,9 @@ class FeedForward(nn.Module):
         linear = functools.partial(Linear, bias=self.bias, dtype=self.dtype)
         hidden = functools.partial(linear, self.hidden, init_std=self.init_std)
         if self.activation in GATED_ACTIVATIONS:
-            gate_RF, up_RF = fused_projection(x_RD, hidden(name="gate"), hidden(name="up"))
+            gate, up = hidden(name="gate"), hidden(name="up")
+            fuse = choices_for(x_RD).fused_gates
+            gate_RF, up_RF = fused_projection(x_RD, gate, up) if fuse else (gate(x_RD), up(x_RD))
             hidden_RF = GATED_ACTIVATIONS[self.activation](gate_RF) * up_RF
         else:
             activate = ACTIVATIONS[self.activation]
