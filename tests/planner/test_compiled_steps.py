@@ -67,7 +67,6 @@ def check(program):
     assert not [
         shape for shape in program["shapes"] if shape[-2:] == [length, length] and _size(shape[:-2]) >= rows * heads
     ]
-    assert program["costs"][2] == 0, "turns of loops whose length the compiler does not know"
     assert program["donated"] >= program["state"]
 
 
@@ -83,6 +82,7 @@ def _size(shape):
 def test_a_gpu():
     program = facts("h100:1", "experiments.gpt2:small", 2, 16)
     check(program)
+    assert program["costs"][2] == 0, "turns of loops whose length the compiler does not know"
 
 
 @pytest.mark.slow
