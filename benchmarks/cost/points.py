@@ -40,7 +40,7 @@ ROWS = (32, 64, 128, 256, 512)
 """Windows of 1,024 tokens in a batch, from 32k to 524k tokens."""
 
 
-COMPILED = {"devices": (256,), "presets": (1, 2, 5, 9)}
+COMPILED = {"devices": (256,), "presets": (1, 2, 5, 9, 10)}
 """Curve -> the places that are also compiled, which takes minutes each; the others are estimated by formula."""
 
 
@@ -81,6 +81,7 @@ def presets() -> list[Point]:
         "experiments.llama:llama_8b --topology v6e:16x16 --mesh fsdp=256 --grad-accum 2",
         *(f"{big} v5e:4x4 --batching.tokens {tokens}" for tokens in (25_000, 100_000, 200_000)),
         *(f"{big} v5p:2x2x4 --batching.tokens {tokens}" for tokens in (25_000, 100_000, 200_000)),
+        f"{big} v5p:2x2x4 --batching.tokens 100000 --model.no-scan",
     ]
     return [Point("presets", index, line) for index, line in enumerate(words, 1)]
 
