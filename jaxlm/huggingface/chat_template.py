@@ -62,8 +62,6 @@ def start_of_chat(template: JinjaChatTemplate, tokenizer: PublishedTokenizer) ->
     except InvalidRecord:
         return tokenizer
     first = int(prompt[1]) if len(prompt) > 1 else None
-    return (
-        replace(tokenizer, special=replace(tokenizer.special, start=first))
-        if first in encoder.control_ids
-        else tokenizer
-    )
+    if first not in encoder.control_ids:
+        return tokenizer
+    return replace(tokenizer, special=replace(tokenizer.special, start=first))

@@ -1,4 +1,4 @@
-"""Log-probabilities of single tokens that can be differentiated, without the logits of all positions at once.
+"""Log-probabilities that can be differentiated, without the logits of all positions at once: of tokens, and of answers.
 
 `cross_entropy` (`jaxlm.losses`) needs the sum alone, so that its forward pass computes the gradient too. The losses of
 preferences and rewards are functions of the log-probabilities: the weight of each token is known after the forward
@@ -7,15 +7,20 @@ Shape letters as in `jaxlm.losses`: G groups of tokens, M = B T / G positions pe
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from jaxlm.losses import chunk_inputs, grouped_logits, logits_vjp
 from jaxlm.nn.layers.position_chunks import constrain_groups, from_groups
-from jaxlm.types import Array
+from jaxlm.types import Array, ArrayOrNone, Batch, Params
+
+PAIR_SIDES = ("chosen", "rejected")
+"""The two answers of a pair, in the order of axis A."""
 
 
 def token_log_probs(readout: Callable[[Array], Array], features_BTD: Array, label_BT: Array, valid_BT: Array) -> Array:
@@ -41,9 +46,8 @@ def _chunked_log_probs_fwd(readout, loop, weights, features, label_GM, valid_GM)
         return tuple(_update(whole, part, first) for whole, part in zip(carry, (log_prob_GR, log_z_GR), strict=True))
 
     zeros_GM = loop.pad(jnp.zeros(label_GM.shape))
-    initial = (zeros_GM, zeros_GM)
     # Both in the order of the loop, valid positions first.
-    log_prob_GM, log_z_GM = loop.run(chunk, features, label_GM, valid_GM, initial)
+    log_prob_GM, log_z_GM = loop.run(chunk, features, label_GM, valid_GM, (zeros_GM, zeros_GM))
     log_prob_GM = loop.inverse(valid_GM)(log_prob_GM)
     return log_prob_GM, (weights, features, label_GM, valid_GM, log_z_GM)
 
@@ -68,8 +72,7 @@ def _chunked_log_probs_bwd(readout, loop, residuals: Any, d_log_prob_GM: Array):
     d_features = loop.pad(jnp.zeros_like(features))
     # One gradient of the weights per group, on its device: they are summed over devices once, after the loop.
     d_weights = jax.tree.map(lambda w: constrain_groups(jnp.zeros_like(w, shape=(len(features), *w.shape))), weights)
-    initial = (d_features, d_weights)
-    d_features, d_weights = loop.run(chunk, features, label_GM, valid_GM, initial)
+    d_features, d_weights = loop.run(chunk, features, label_GM, valid_GM, (d_features, d_weights))
     d_weights = jax.tree.map(lambda d_weights_G: d_weights_G.sum(0), d_weights)
     return d_weights, loop.inverse(valid_GM)(d_features), None, None
 
@@ -79,3 +82,60 @@ _chunked_log_probs.defvjp(_chunked_log_probs_fwd, _chunked_log_probs_bwd)
 
 def _update(whole: Array, part: Array, first: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(whole, part, first, 1)
+
+
+@struct.dataclass
+class AnswerLogProbs:
+    """Of the A = 1 or 2 answers of each row: the sum over its tokens in nats, and their number, EOS counted.
+
+    row_nll_B: mean -log p of all tokens of the first answer's row, the prompt too; None unless it was asked for.
+    """
+
+    total_BA: Array
+    count_BA: Array
+    row_nll_B: ArrayOrNone = None
+
+    @property
+    def mean_BA(self) -> Array:
+        """Log-probability per token; 0 for a row without an answer."""
+        return self.total_BA / jnp.maximum(self.count_BA, 1.0)
+
+
+def stack_answers(batch: Batch) -> Batch:
+    """Return the batch with the other answer of row b as row 2 b + 1: both stay on the device of the row."""
+    if batch.other is None:
+        return batch
+    first = replace(batch, other=None)
+    pairs = jax.tree.map(lambda a, b: jnp.stack([a, b], 1), first, with_other_answer(batch))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pairs)  # (B, 2, ...) -> (2 B, ...)
+
+
+def with_other_answer(batch: Batch) -> Batch:
+    """Return the batch of the other answers alone; all else, such as a source, is that of the rows."""
+    fields = {name: value for name, value in vars(batch.other).items() if value is not None}
+    return replace(batch, **fields, other=None)
+
+
+def answer_log_probs(
+    model: Any, params: Params, batch: Batch, key: Array | None = None, whole_rows: bool = False
+) -> AnswerLogProbs:
+    """Return the log-probabilities of the answers of a batch, differentiable; dropout only with a key.
+
+    whole_rows: also compute `row_nll_B`, which needs the log-probabilities of the prompts.
+    """
+
+    def features(module: Any, rows: Batch) -> Array:
+        return module.extend(rows.target_BT, module.start(rows, 0), rows.target_valid_BT)[0]
+
+    rows, rngs = stack_answers(batch), None if key is None else {"dropout": key}
+    features_RTD = model.apply({"params": params}, rows, method=features, rngs=rngs)
+    readout, mask_RT = partial(model.apply, {"params": params}, method="readout"), rows.label_valid_BT
+    scored_RT = rows.target_valid_BT if whole_rows else mask_RT
+    log_prob_RT = token_log_probs(readout, features_RTD, rows.label_BT, scored_RT)
+    shape = len(batch.target_BT), -1
+    total_BA = jnp.where(mask_RT, log_prob_RT, 0.0).sum(1).reshape(shape)
+    count_BA = mask_RT.sum(1, dtype=jnp.float32).reshape(shape)
+    if not whole_rows:
+        return AnswerLogProbs(total_BA, count_BA)
+    nll_RA = -log_prob_RT.sum(1) / jnp.maximum(rows.target_valid_BT.sum(1), 1)
+    return AnswerLogProbs(total_BA, count_BA, nll_RA.reshape(shape)[:, 0])

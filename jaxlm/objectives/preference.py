@@ -1,5 +1,30 @@
-"""Learning from preferences without a reward model: pairs of answers (DPO and its kin), and judged answers (KTO)."""
+"""Learning from preferences without a reward model: pairs of answers (DPO and its kin), and judged answers (KTO).
 
+S sums the log-probabilities of an answer's tokens, its EOS included, n counts them; w is the chosen answer, l the
+rejected one, r marks the reference model. Every loss is a function of the scores u of both answers:
+
+| score u             | reference | per token | losses                             |
+|---------------------|-----------|-----------|------------------------------------|
+| S - S^r             | yes       | no        | dpo, robust, hinge, apo_zero       |
+| (S - S^r) / n       | yes       | yes       | dpo_norm, ipo                      |
+| S                   | no        | no        | cpo                                |
+| S / n               | no        | yes       | simpo, orpo                        |
+
+With z = beta (u_w - u_l) - gamma, smoothing e, and sigma the logistic function:
+
+| loss          | per pair                                                | source                             |
+|---------------|---------------------------------------------------------|------------------------------------|
+| dpo, dpo_norm | -(1 - e) log sigma(z) - e log sigma(-z)                 | Rafailov et al. 2023; e: cDPO      |
+| robust        | [-(1 - e) log sigma(z) + e log sigma(-z)] / (1 - 2 e)   | Chowdhury et al. 2024              |
+| hinge         | max(0, 1 - z)                                           | Zhao et al. 2023 (SLiC)            |
+| ipo           | (u_w - u_l - 1 / (2 beta))^2                            | Azar et al. 2024                   |
+| apo_zero      | 1 - sigma(beta u_w) + sigma(beta u_l)                   | D'Oosterlinck et al. 2024          |
+| cpo           | -log sigma(z)                                           | Xu et al. 2024                     |
+| simpo         | -log sigma(z)                                           | Meng et al. 2024                   |
+| orpo          | -beta log sigma(o_w - o_l), o = u - log(1 - e^u)        | Hong et al. 2024                   |
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,8 +34,7 @@ import jax.numpy as jnp
 from jaxlm.errors import UserError
 from jaxlm.losses import Loss, mean_figure
 from jaxlm.nn.layers.adapters import drop_adapters
-from jaxlm.objectives.answers import PAIR_SIDES, AnswerLogProbs, answer_log_probs, with_other_answer
-from jaxlm.objectives.pair_losses import PAIR_LOSSES, PairLoss, kto_loss
+from jaxlm.objectives.log_probs import PAIR_SIDES, answer_log_probs, with_other_answer
 from jaxlm.types import Array, Batch, Params
 
 ReferenceKind = Literal["stored", "live", "base"]
@@ -63,15 +87,78 @@ class PolicyObjective:
         reference_BA = answer_log_probs(model, drop_adapters(params), batch).total_BA
         return replace(batch, reference_logprob_BA=jax.lax.stop_gradient(reference_BA))
 
-    def _log_probs(
-        self, model: Any, params: Params, batch: Batch, key: Array | None, whole_rows: bool = False
-    ) -> AnswerLogProbs:
-        return answer_log_probs(model, params, batch, key if self.dropout else None, whole_rows)
+
+@dataclass(frozen=True)
+class PairLoss:
+    """A loss of pairs: (scores of the chosen answers (B,), of the rejected ones (B,), options) -> (B,), in nats.
+
+    Attributes:
+      uses_reference: whether the log-probabilities of the reference model are subtracted from the score.
+      per_token: whether the score is divided by the number of tokens.
+      options: the options that the loss reads in addition to `beta`.
+    """
+
+    loss: Callable[[Array, Array, Any], Array]
+    uses_reference: bool = True
+    per_token: bool = False
+    options: tuple[str, ...] = ()
+
+
+def _logistic(chosen_B: Array, rejected_B: Array, options: Any) -> Array:
+    z_B = options.beta * (chosen_B - rejected_B) - options.gamma
+    smoothing = options.label_smoothing
+    return -(1.0 - smoothing) * jax.nn.log_sigmoid(z_B) - smoothing * jax.nn.log_sigmoid(-z_B)
+
+
+def _robust(chosen_B: Array, rejected_B: Array, options: Any) -> Array:
+    z_B, smoothing = options.beta * (chosen_B - rejected_B), options.label_smoothing
+    loss_B = -(1.0 - smoothing) * jax.nn.log_sigmoid(z_B) + smoothing * jax.nn.log_sigmoid(-z_B)
+    return loss_B / (1.0 - 2.0 * smoothing)
+
+
+def _hinge(chosen_B: Array, rejected_B: Array, options: Any) -> Array:
+    return jax.nn.relu(1.0 - options.beta * (chosen_B - rejected_B))
+
+
+def _ipo(chosen_B: Array, rejected_B: Array, options: Any) -> Array:
+    return (chosen_B - rejected_B - 1.0 / (2.0 * options.beta)) ** 2
+
+
+def _apo_zero(chosen_B: Array, rejected_B: Array, options: Any) -> Array:
+    return 1.0 - jax.nn.sigmoid(options.beta * chosen_B) + jax.nn.sigmoid(options.beta * rejected_B)
+
+
+def _odds_ratio(chosen_B: Array, rejected_B: Array, options: Any) -> Array:
+    return -options.beta * jax.nn.log_sigmoid(_log_odds(chosen_B) - _log_odds(rejected_B))
+
+
+MAX_LOG_PROB = -1e-6
+"""The odds of a probability of 1 are infinite: nearer to it they stay as they are here."""
+
+
+def _log_odds(log_prob_B: Array) -> Array:
+    """log p / (1 - p) of log p."""
+    log_prob_B = jnp.minimum(log_prob_B, MAX_LOG_PROB)
+    return log_prob_B - jnp.log1p(-jnp.exp(log_prob_B))
+
+
+PAIR_LOSSES: dict[str, PairLoss] = {
+    "dpo": PairLoss(_logistic, options=("label_smoothing",)),
+    "dpo_norm": PairLoss(_logistic, per_token=True, options=("label_smoothing",)),
+    "robust": PairLoss(_robust, options=("label_smoothing",)),
+    "hinge": PairLoss(_hinge),
+    "ipo": PairLoss(_ipo, per_token=True),
+    "apo_zero": PairLoss(_apo_zero),
+    "cpo": PairLoss(_logistic, uses_reference=False),
+    "simpo": PairLoss(_logistic, uses_reference=False, per_token=True, options=("gamma",)),
+    "orpo": PairLoss(_odds_ratio, uses_reference=False, per_token=True),
+}
+"""Name -> loss: the tables at the top."""
 
 
 @dataclass(frozen=True)
 class PairwisePreference(PolicyObjective):
-    """A loss of pairs of answers (`jaxlm.objectives.pair_losses` has the formulas), averaged over pairs.
+    """A loss of pairs of answers (the head of `jaxlm.objectives.preference` has the formulas), averaged over pairs.
 
     Attributes:
       kind: the loss.
@@ -111,10 +198,13 @@ class PairwisePreference(PolicyObjective):
         return self._loss.uses_reference
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
-        """Sum over the pairs, whose number is the count; the figures are those of `_figures`."""
+        """Sum over the pairs, whose number is the count.
+
+        Figures: rewards (beta times the scores), their margin, the share of pairs with one above 0, log p, and lengths.
+        """
         is_orpo = self.kind == "orpo"
         whole_rows = (self.nll_of or ("row" if is_orpo else "answer")) == "row" and (is_orpo or self.nll_weight > 0)
-        answers = self._log_probs(model, params, batch, key, whole_rows)
+        answers = answer_log_probs(model, params, batch, key if self.dropout else None, whole_rows)
         score_BA = answers.total_BA - batch.reference_logprob_BA if self.uses_reference else answers.total_BA
         if self._loss.per_token:
             score_BA = score_BA / jnp.maximum(answers.count_BA, 1.0)
@@ -123,17 +213,13 @@ class PairwisePreference(PolicyObjective):
         loss_B += (1.0 if is_orpo else self.nll_weight) * (answers.row_nll_B if whole_rows else nll_B)
         is_pair_B = (answers.count_BA > 0).all(1)  # rows that only fill a shape have no answers
         total, nll = (jnp.where(is_pair_B, x_B, 0.0).sum() for x_B in (loss_B, jax.lax.stop_gradient(nll_B)))
-        figures = _pair_figures(self.beta * score_BA, answers, is_pair_B)
+        reward_BA = self.beta * score_BA
+        margin_B = reward_BA[:, 0] - reward_BA[:, 1]
+        columns = {"rewards": reward_BA, "logp": answers.total_BA, "length": answers.count_BA}
+        values = {f"{name}/{side}": x_BA[:, a] for name, x_BA in columns.items() for a, side in enumerate(PAIR_SIDES)}
+        values |= {"margin": margin_B, "accuracy": (margin_B > 0).astype(jnp.float32)}
+        figures = {name: mean_figure(value_B, is_pair_B) for name, value_B in values.items()}
         return Loss(total=total, nll=nll, count=is_pair_B.sum(dtype=jnp.float32), figures=figures)
-
-
-def _pair_figures(reward_BA: Array, answers: AnswerLogProbs, is_pair_B: Array) -> dict[str, Array]:
-    """Rewards (beta times the scores), their margin, the share of pairs in which it is above 0, log p, and lengths."""
-    margin_B = reward_BA[:, 0] - reward_BA[:, 1]
-    columns = {"rewards": reward_BA, "logp": answers.total_BA, "length": answers.count_BA}
-    values = {f"{name}/{side}": x_BA[:, a] for name, x_BA in columns.items() for a, side in enumerate(PAIR_SIDES)}
-    values |= {"margin": margin_B, "accuracy": (margin_B > 0).astype(jnp.float32)}
-    return {name: mean_figure(value_B, is_pair_B) for name, value_B in values.items()}
 
 
 @dataclass(frozen=True)
@@ -166,10 +252,11 @@ class KTO(PolicyObjective):
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
         """Sum over the rows with a judgment, whose number is the count."""
-        answers = self._log_probs(model, params, batch, key)
+        answers = answer_log_probs(model, params, batch, key if self.dropout else None)
         reward_B = answers.total_BA[:, 0] - batch.reference_logprob_BA[:, 0]
         is_judged_B, is_desirable_B = batch.class_B >= 0, batch.class_B == 1
-        loss_B = kto_loss(reward_B, batch.baseline_B, is_desirable_B, self.beta)
+        sign_B = jnp.where(is_desirable_B, 1.0, -1.0)
+        loss_B = 1.0 - jax.nn.sigmoid(self.beta * sign_B * (reward_B - batch.baseline_B))
         loss_B *= jnp.where(is_desirable_B, self.desirable_weight, self.undesirable_weight)
         nll_B = jax.lax.stop_gradient(-answers.mean_BA[:, 0])
         total, nll = (jnp.where(is_judged_B, x_B, 0.0).sum() for x_B in (loss_B, nll_B))

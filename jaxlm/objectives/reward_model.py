@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.losses import Loss, mean_figure
-from jaxlm.objectives.answers import PAIR_SIDES, stack_answers, with_other_answer
-from jaxlm.objectives.pair_losses import bradley_terry_loss
+from jaxlm.objectives.log_probs import PAIR_SIDES, stack_answers, with_other_answer
 from jaxlm.types import Array, Batch, Params
 
 
@@ -33,7 +32,9 @@ class BradleyTerry:
         count_BA = jnp.stack([side.label_valid_BT.sum(1) for side in (batch, with_other_answer(batch))], 1)
         is_pair_B = (count_BA > 0).all(1)
         margin_B = 0.0 if batch.value_B is None else jnp.nan_to_num(batch.value_B)
-        loss_B = bradley_terry_loss(score_BA[:, 0], score_BA[:, 1], margin_B, self.center)
+        loss_B = self.center * (score_BA[:, 0] + score_BA[:, 1]) ** 2 - jax.nn.log_sigmoid(
+            score_BA[:, 0] - score_BA[:, 1] - margin_B
+        )
         total = jnp.where(is_pair_B, loss_B, 0.0).sum()
         figures = {f"score/{side}": mean_figure(score_BA[:, a], is_pair_B) for a, side in enumerate(PAIR_SIDES)}
         figures["accuracy"] = mean_figure((score_BA[:, 0] > score_BA[:, 1]).astype(jnp.float32), is_pair_B)

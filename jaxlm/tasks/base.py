@@ -12,8 +12,12 @@ from typing import Any, ClassVar
 import jax
 
 from jaxlm import runtime
+from jaxlm.data.chat.encoding import DialogueEncoder
+from jaxlm.data.chat.jinja_template import JinjaChatTemplate
+from jaxlm.data.chat.template import PLAIN, ChatTemplate
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns
+from jaxlm.data.sources.base import Source
 from jaxlm.data.sources.text import TextSource
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.distributed.placement import put_like_params, serialize_on_cpu
@@ -120,6 +124,34 @@ class TextTask(Task):
 
     def texts(self) -> Iterator[str]:
         return iter(self.train)
+
+
+@dataclass(frozen=True)
+class ChatTask(Task):
+    """Base of the tasks whose data are dialogues, or answers to them."""
+
+    train: Source
+    valid: Source
+    test: Source
+    extra_tests: dict[str, Source] = field(default_factory=dict)
+    chat_template: ChatTemplate | JinjaChatTemplate | None = PLAIN
+
+    def check(self) -> None:
+        for source in (self.valid, self.test, *self.extra_tests.values()):
+            source.check()
+
+    def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
+        """Raises UserError without a chat template, and if the tokenizer lacks its control tokens."""
+        self.encoder(tokenizer)
+
+    def encoder(self, tokenizer: Tokenizer) -> DialogueEncoder:
+        """The encoder of dialogues. Raises UserError without a chat template."""
+        if self.chat_template is None:
+            raise UserError(
+                "the task has no chat template, and neither has the model that it starts from: set chat_template, such "
+                "as PLAIN, in the experiment"
+            )
+        return DialogueEncoder(tokenizer, self.chat_template)
 
 
 class CorruptedTextTask(TextTask):

@@ -1,39 +1,50 @@
 """The task of supervised fine-tuning on dialogues: learn the answers and their ends, given all that is before them."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from jaxlm import runtime
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.chat.dialogue import Dialogue, InvalidRecord, Turn
-from jaxlm.data.chat.encoding import ChatFormat, DialogueEncoder, EncodedDialogue, cut_prompt
-from jaxlm.data.chat.jinja_template import JinjaChatTemplate
-from jaxlm.data.chat.template import PLAIN, ChatTemplate
+from jaxlm.data.chat.encoding import ChatFormat, DialogueEncoder, cut_prompt, dialogue_columns
+from jaxlm.data.chat.template import PLAIN
 from jaxlm.data.files import ReadStats
-from jaxlm.data.ragged import Columns, Ragged
-from jaxlm.data.sources.base import Source, WithStats
-from jaxlm.data.storage.columns import id_dtype
+from jaxlm.data.ragged import Columns
+from jaxlm.data.sources.base import WithStats
 from jaxlm.data.storage.token_cache import cached_columns
 from jaxlm.data.tokenizers.base import Tokenizer
-from jaxlm.decode.generate import GenerationConfig
+from jaxlm.decode.generate import GenerationConfig, generate
+from jaxlm.decode.request import DecodeRequest
+from jaxlm.decode.results import FINISH_REASONS, FINISH_STOP
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
-from jaxlm.inference.answers import GeneratedAnswer, answer_prompts
-from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, cut_to_positions, non_blank, to_single_line
+from jaxlm.inference.base import (
+    EVAL_BATCH_TOKENS,
+    Answer,
+    ProgressCallback,
+    TrainedModel,
+    cut_to_positions,
+    non_blank,
+    to_single_line,
+)
 from jaxlm.inference.generate import GenerationDefaults
 from jaxlm.losses import Loss
 from jaxlm.metrics.text import perplexity
+from jaxlm.models.properties import max_target_positions
 from jaxlm.objectives.next_token import NextToken
-from jaxlm.tasks.base import EVAL_SPLITS, Task, make_eval_step, mean_losses, prefix_valid, sum_losses
+from jaxlm.tasks.base import EVAL_SPLITS, ChatTask, make_eval_step, mean_losses, prefix_valid, sum_losses
+from jaxlm.types import Batch
 
 
 @dataclass(frozen=True)
-class InstructionTuning(Task):
+class InstructionTuning(ChatTask):
     """Dialogues, of which the loss covers the trained answers and their ends. `predict` answers a question a line.
 
     Attributes:
@@ -47,11 +58,6 @@ class InstructionTuning(Task):
       answer_pattern: a regular expression; `evaluate` counts the answers that match it as a whole.
     """
 
-    train: Source[Dialogue]
-    valid: Source[Dialogue]
-    test: Source[Dialogue]
-    extra_tests: dict[str, Source[Dialogue]] = field(default_factory=dict)
-    chat_template: ChatTemplate | JinjaChatTemplate | None = PLAIN
     cut_prompts_to: int = 0
     batch_tokens: int = 8192
     generation: GenerationDefaults = GenerationDefaults(Sampler(temperature=0.0), max_tokens=200)
@@ -71,28 +77,11 @@ class InstructionTuning(Task):
         except re.error as error:
             raise UserError(f"answer_pattern {self.answer_pattern!r} is not a regular expression: {error}") from None
 
-    def check(self) -> None:
-        for source in (self.valid, self.test, *self.extra_tests.values()):
-            source.check()
-
-    def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
-        """Raises UserError without a chat template, and if the tokenizer lacks its control tokens."""
-        self.encoder(tokenizer)
-
     def texts(self) -> Iterator[str]:
         """The pieces of the training dialogues, as the template writes them."""
         template = self.chat_template or PLAIN
         for dialogue in self.train:
             yield "".join(piece.text for piece in template.pieces(dialogue))
-
-    def encoder(self, tokenizer: Tokenizer) -> DialogueEncoder:
-        """The encoder of dialogues. Raises UserError without a chat template."""
-        if self.chat_template is None:
-            raise UserError(
-                "the task has no chat template, and neither has the model that it starts from: set chat_template, such "
-                "as PLAIN, in the experiment"
-            )
-        return DialogueEncoder(tokenizer, self.chat_template)
 
     def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
         """The columns "target" and "loss_mask"; `read_stats` also counts what the encoding changed."""
@@ -105,7 +94,7 @@ class InstructionTuning(Task):
             if count := sum(dialogue in held_out for dialogue in block):
                 stats.note("also in the validation split", count)
             try:
-                return _columns(self._encode(encoder, block, stats, first), tokenizer)
+                return self._encode(encoder, block, stats, first)
             except InvalidRecord as error:
                 raise UserError(f"{self.train.describe()}, {error}") from None
 
@@ -121,13 +110,13 @@ class InstructionTuning(Task):
 
     def _encode(
         self, encoder: DialogueEncoder, dialogues: Sequence[Dialogue], stats: ReadStats, first: int = 1
-    ) -> list[EncodedDialogue]:
+    ) -> Columns:
         rows = encoder.encode(dialogues, stats, first)
         for index, row in enumerate(rows):
             if self.cut_prompts_to and len(row.loss_mask) > self.cut_prompts_to and row.loss_mask.any():
                 rows[index] = encoder.encode([cut_prompt(encoder, dialogues[index], self.cut_prompts_to)])[0]
                 stats.note("prompts cut at their beginning")
-        return rows
+        return dialogue_columns(rows, encoder.tokenizer)
 
     def validate(self, trained: TrainedModel, objective: Any, batch_tokens: int) -> dict[str, float]:
         """Loss per trained label (the value that training minimizes), and the perplexity of the answers."""
@@ -137,8 +126,8 @@ class InstructionTuning(Task):
 
     def _eval_columns(self, trained: TrainedModel, dialogues: Sequence[Dialogue]) -> tuple[Columns, np.ndarray]:
         """The columns of dialogues within the positions of the model, and which rows were cut."""
-        rows = self._encode(self.encoder(trained.tokenizer), dialogues, ReadStats())
-        return cut_to_positions(trained.model, _columns(rows, trained.tokenizer))
+        columns = self._encode(self.encoder(trained.tokenizer), dialogues, ReadStats())
+        return cut_to_positions(trained.model, columns)
 
     def _losses(self, trained: TrainedModel, columns: Columns, objective: Any) -> list[Loss]:
         evaluate, special = make_eval_step(trained.model, objective), trained.tokenizer.special
@@ -162,40 +151,74 @@ class InstructionTuning(Task):
             progress(len(dialogues))
         if not answers:
             return figures
-        texts = [answer.text.strip() for answer in answers]
+        texts = [text.strip() for text, _ in answers]
         references = [dialogue.turns[len(question.turns)].content.strip() for question, dialogue in questions]
-        matches = {"ended": [answer.ended for answer in answers]}
+        matches = {"ended": [reason == FINISH_REASONS[FINISH_STOP] for _, reason in answers]}
         matches["exact_match"] = [text == reference for text, reference in zip(texts, references, strict=True)]
         if self.answer_pattern:
             matches["pattern_match"] = [bool(re.fullmatch(self.answer_pattern, text, re.DOTALL)) for text in texts]
         percent = {name: 100.0 * float(np.mean(values)) for name, values in matches.items()}
         return figures | {"answers": len(answers)} | percent
 
-    def answer(self, trained: TrainedModel, prompts: Sequence[Dialogue]) -> list[GeneratedAnswer]:
-        """The answer of the model to each dialogue that waits for one."""
+    def answer(self, trained: TrainedModel, prompts: Sequence[Dialogue]) -> list[tuple[str, str]]:
+        """The answer of the model to each dialogue that waits for one, and the reason of its end."""
         encoder = self.encoder(trained.tokenizer)
         masks = self.generation.logit_masks
         masks = replace(masks, suppress_tokens=(*masks.suppress_tokens, *trained.tokenizer.special.suppress))
         config = GenerationConfig(self.generation.new_tokens, encoder.stop_ids, self.generation.sampler, masks)
-        return answer_prompts(trained, encoder.encode_prompts(prompts), config)
+        return _answer_prompts(trained, encoder.encode_prompts(prompts), config)
 
     def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """The last turns before the answers of the first test dialogues, and the model's answers."""
         prompts = [_question(dialogue) for dialogue in islice(self.test, count)]
-        for prompt, answer in zip(prompts, self.answer(trained, prompts), strict=True):
-            yield f"{to_single_line(prompt.turns[-1].content)} -> {to_single_line(answer.text)}"
+        for prompt, (text, _) in zip(prompts, self.answer(trained, prompts), strict=True):
+            yield f"{to_single_line(prompt.turns[-1].content)} -> {to_single_line(text)}"
 
     def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
         """The answer to each line as a turn of the user."""
         answers = [Answer("", {"text": "", "reason": "none"}) for _ in lines]
         indices, chat = non_blank(lines), ChatFormat(self.chat_template or PLAIN)
         written = self.answer(trained, [chat.dialogue(lines[index]) for index in indices])
-        for index, answer in zip(indices, written, strict=True):
-            text = answer.text.strip()
-            answers[index] = Answer(to_single_line(text), {"text": text, "reason": answer.reason})
+        for index, (text, reason) in zip(indices, written, strict=True):
+            answers[index] = Answer(to_single_line(text), {"text": text.strip(), "reason": reason})
         if progress:
             progress(len(lines))
         return answers
+
+
+def _answer_prompts(
+    trained: TrainedModel, prompts: Sequence[np.ndarray], config: GenerationConfig
+) -> list[tuple[str, str]]:
+    """(text, reason of its end) of the answer to each prompt (ids, BOS first); no position for it leaves it empty.
+
+    A sampled answer depends on the number of its prompt, not on its batch.
+    """
+    answers: dict[int, tuple[str, str]] = {}
+    positions = max_target_positions(trained.model)
+    width_N = np.array([8 << max(0, math.ceil(math.log2(len(ids) / 8))) for ids in prompts])
+    for width in np.unique(width_N).tolist():  # few shapes: each one is compiled
+        chosen = np.flatnonzero(width_N == width)
+        rows = max(EVAL_BATCH_TOKENS // (width + config.length) // 8, 1) * 8
+        rows = min(rows, 8 << max(0, math.ceil(math.log2(len(chosen) / 8))))
+        for first in range(0, len(chosen), rows):
+            runtime.between_batches()
+            row_B = chosen[first : first + rows].tolist()
+            prompt_BP, valid_BP = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
+            limit_B, line_B = np.zeros(rows, np.int32), np.zeros(rows, np.uint32)
+            valid_BP[:, -1] = True  # the rows that only fill the shape
+            for row, number in enumerate(row_B):
+                size = len(prompts[number])
+                prompt_BP[row, width - size :], valid_BP[row, width - size :] = prompts[number], True
+                limit_B[row] = config.length if positions is None else np.clip(positions - size + 1, 0, config.length)
+                line_B[row] = number
+            batch = Batch(target_BT=prompt_BP, target_valid_BT=valid_BP)
+            request = DecodeRequest(batch, prompt_BP, valid_BP, limit_B, line_B=line_B)
+            output = generate(trained.model, trained.params, request, config)
+            tokens_BT, length_B, reason_B = map(np.asarray, (output.tokens_BT, output.length_B, output.reason_B))
+            for row, number in enumerate(row_B):
+                ids = tokens_BT[row, : length_B[row] - (reason_B[row] == FINISH_STOP)].tolist()
+                answers[number] = trained.tokenizer.decode([ids])[0], FINISH_REASONS[reason_B[row]]
+    return [answers[number] for number in range(len(prompts))]
 
 
 def _question(dialogue: Dialogue) -> Dialogue:
@@ -206,10 +229,3 @@ def _question(dialogue: Dialogue) -> Dialogue:
 
 def _is_trained_answer(turn: Turn) -> bool:
     return turn.role == "assistant" and turn.trained
-
-
-def _columns(rows: Sequence[EncodedDialogue], tokenizer: Tokenizer) -> dict[str, Ragged]:
-    return {
-        "target": Ragged.from_rows([row.ids for row in rows], id_dtype(tokenizer)),
-        "loss_mask": Ragged.from_rows([row.loss_mask for row in rows], np.uint8),
-    }

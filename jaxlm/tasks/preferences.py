@@ -7,7 +7,7 @@ random order that has another prompt. Both answers of a row share the ids of the
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,13 +21,10 @@ from jaxlm.data.batching.collate import OTHER
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.batching.shuffle import permutation
 from jaxlm.data.chat.dialogue import Dialogue, InvalidRecord, Preference, Turn
-from jaxlm.data.chat.encoding import DialogueEncoder
-from jaxlm.data.chat.jinja_template import JinjaChatTemplate
-from jaxlm.data.chat.template import PLAIN, ChatTemplate
+from jaxlm.data.chat.encoding import DialogueEncoder, dialogue_columns
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns, Ragged, first_nonzero
 from jaxlm.data.sources.base import Source, WithStats
-from jaxlm.data.storage.columns import id_dtype
 from jaxlm.data.storage.token_cache import cached_columns
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.distributed import multihost
@@ -35,8 +32,8 @@ from jaxlm.errors import UserError
 from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel, non_blank, to_single_line
 from jaxlm.inference.generate import GenerationDefaults
 from jaxlm.models.reward_model import RewardModel
-from jaxlm.objectives.answers import PAIR_SIDES, answer_log_probs, stack_answers
-from jaxlm.tasks.base import EVAL_SPLITS, Task, make_eval_step, mean_losses, prefix_valid
+from jaxlm.objectives.log_probs import PAIR_SIDES, answer_log_probs, stack_answers
+from jaxlm.tasks.base import EVAL_SPLITS, ChatTask, make_eval_step, mean_losses, prefix_valid
 from jaxlm.types import Array, Batch, Params
 
 MAX_LENGTH_CORRELATION = 0.5
@@ -44,7 +41,7 @@ MAX_LENGTH_CORRELATION = 0.5
 
 
 @dataclass(frozen=True)
-class Preferences(Task):
+class Preferences(ChatTask):
     """Pairs of answers, or judged answers.
 
     Attributes:
@@ -54,11 +51,6 @@ class Preferences(Task):
       batch_tokens: positions per batch of evaluation.
     """
 
-    train: Source
-    valid: Source
-    test: Source
-    extra_tests: dict[str, Source] = field(default_factory=dict)
-    chat_template: ChatTemplate | JinjaChatTemplate | None = PLAIN
     generation: GenerationDefaults = GenerationDefaults()
     batch_tokens: int = EVAL_BATCH_TOKENS
 
@@ -66,14 +58,6 @@ class Preferences(Task):
     input_kind: ClassVar[str] = "text"
     batch_columns: ClassVar[tuple[str, ...]] = ("target", "loss_mask", "other_target", "other_loss_mask", "class")
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "accuracy", "margin")
-
-    def check(self) -> None:
-        for source in (self.valid, self.test, *self.extra_tests.values()):
-            source.check()
-
-    def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
-        """Raises UserError without a chat template, and if the tokenizer lacks its control tokens."""
-        self._encoder(tokenizer)
 
     def texts(self) -> Iterator[str]:
         """Prompts and answers of the training split."""
@@ -101,16 +85,8 @@ class Preferences(Task):
             block_size=sys.maxsize,  # at once: the other answer of a row may be that of any other one
         )
 
-    def _encoder(self, tokenizer: Tokenizer) -> DialogueEncoder:
-        if self.chat_template is None:
-            raise UserError(
-                "the task has no chat template, and neither has the model that it starts from: set chat_template, such "
-                "as PLAIN, in the experiment"
-            )
-        return DialogueEncoder(tokenizer, self.chat_template)
-
     def _encode(self, source: Source, tokenizer: Tokenizer, rows: list[Any]) -> Columns:
-        encode = partial(_answer_columns, self._encoder(tokenizer), name=source.describe())
+        encode = partial(_answer_columns, self.encoder(tokenizer), name=source.describe())
         if isinstance(rows[0], Preference):
             columns = encode([row.prompt.with_answer(row.chosen) for row in rows])
             other = encode([row.prompt.with_answer(row.rejected) for row in rows])
@@ -163,7 +139,7 @@ class Preferences(Task):
             return answers
         parts = [lines[index].rpartition("\t") for index in indices]
         dialogues = [Dialogue((Turn("user", prompt),)).with_answer(answer) for prompt, _, answer in parts]
-        columns = _answer_columns(self._encoder(trained.tokenizer), dialogues, "the lines")
+        columns = _answer_columns(self.encoder(trained.tokenizer), dialogues, "the lines")
         score_NA, _ = self._scores(trained, columns, progress)
         for index, (score,) in zip(indices, score_NA.tolist(), strict=True):
             answers[index] = Answer(f"{score:.4f}", {"source": lines[index], "score": score})
@@ -216,11 +192,9 @@ def _score_batch(model: Any, params: Params, batch: Batch) -> Array:
 def _answer_columns(encoder: DialogueEncoder, dialogues: Sequence[Dialogue], name: str) -> dict[str, Ragged]:
     """The columns "target" and "loss_mask" of dialogues, of which the last answer is trained."""
     try:
-        rows = encoder.encode(dialogues)
+        return dialogue_columns(encoder.encode(dialogues), encoder.tokenizer)
     except InvalidRecord as error:
         raise UserError(f"{name}: {error}") from None
-    target = Ragged.from_rows([row.ids for row in rows], id_dtype(encoder.tokenizer))
-    return {"target": target, "loss_mask": Ragged.from_rows([row.loss_mask for row in rows], np.uint8)}
 
 
 def _mismatched(columns: Columns, name: str) -> dict[str, Ragged]:

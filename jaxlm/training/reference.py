@@ -26,7 +26,7 @@ from jaxlm.distributed.sharding import all_gather_params
 from jaxlm.errors import UserError
 from jaxlm.filesystem import remove_folder, write_atomic
 from jaxlm.json_files import read_json
-from jaxlm.objectives.answers import answer_log_probs
+from jaxlm.objectives.log_probs import answer_log_probs
 from jaxlm.objectives.preference import PolicyObjective
 from jaxlm.pytree import named_leaves
 from jaxlm.tasks.base import make_eval_step, mean_losses

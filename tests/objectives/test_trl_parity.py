@@ -9,7 +9,7 @@ import pytest
 
 from jaxlm.huggingface.convert import load_pretrained
 from jaxlm.models.reward_model import RewardModel
-from jaxlm.objectives.answers import answer_log_probs
+from jaxlm.objectives.log_probs import answer_log_probs
 from jaxlm.objectives.preference import KTO, PairwisePreference
 from jaxlm.objectives.reward_model import BradleyTerry
 from jaxlm.types import Batch

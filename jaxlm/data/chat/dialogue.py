@@ -1,15 +1,12 @@
 """Dialogues, and answers to them that are preferred or judged: what all readers of chat data give."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 from jaxlm.data.files import ReadStats
 from jaxlm.errors import UserError
 
-Role = Literal["system", "user", "assistant", "tool"]
-
-TURN_ROLES: tuple[str, ...] = get_args(Role)
+TURN_ROLES = ("system", "user", "assistant", "tool")
 
 
 class InvalidRecord(UserError):
@@ -95,8 +92,10 @@ def build_prompt(turns: Iterable[Turn], stats: ReadStats, tools: str = "", stric
     return dialogue
 
 
-def build_dialogue(turns: Iterable[Turn], stats: ReadStats, tools: str = "", strict: bool = False) -> Dialogue | None:
-    """A dialogue with an answer to learn from; None, which `stats` counts, if an answer is empty or none is trained.
+def build_dialogue(
+    turns: Iterable[Turn], stats: ReadStats, tools: str = "", strict: bool = False
+) -> Iterator[Dialogue]:
+    """A dialogue to learn from; none, which `stats` counts, if an answer is empty or none is trained.
 
     Raises InvalidRecord for an unknown role, a system turn that is not the first, a dialogue without an answer and NUL
     characters. Two turns of one role in a row are joined by a blank line and counted; if `strict` they are a fault.
@@ -107,11 +106,10 @@ def build_dialogue(turns: Iterable[Turn], stats: ReadStats, tools: str = "", str
         raise InvalidRecord("the dialogue has no turn of the assistant: there is nothing to learn from")
     if not all(turn.content.strip() for turn in answers):
         stats.note("with an empty answer left out")
-        return None
-    if not any(turn.trained for turn in answers):
+    elif not any(turn.trained for turn in answers):
         stats.note("without a trained answer left out")
-        return None
-    return dialogue
+    else:
+        yield dialogue
 
 
 def _build(turns: Iterable[Turn], stats: ReadStats, tools: str, strict: bool) -> Dialogue:

@@ -19,6 +19,8 @@ from jaxlm.data.chat.dialogue import Dialogue, InvalidRecord, Turn
 from jaxlm.data.chat.jinja_template import JinjaChatTemplate
 from jaxlm.data.chat.template import ChatTemplate, Piece
 from jaxlm.data.files import ReadStats
+from jaxlm.data.ragged import Ragged
+from jaxlm.data.storage.columns import id_dtype
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.pretrained import FastTokenizer, PretrainedSentencePiece, parse_tokenizer_json
 from jaxlm.errors import UserError
@@ -53,17 +55,8 @@ class ChatFormat:
         return Dialogue((*((Turn("system", self.system),) if self.system else ()), Turn("user", prompt)))
 
 
-@dataclass(frozen=True)
-class _Span:
-    """Parts that are encoded together, one after the other; or a text without control tokens; or the id of EOS."""
-
-    parts: tuple[Piece, ...]
-    is_plain: bool = False
-
-    @property
-    def beginnings(self) -> list[str]:
-        """The text up to the end of each part."""
-        return list(accumulate(part.text for part in self.parts))
+_Span = tuple[bool, list[Piece]]
+"""(False, parts that are encoded together, one after the other), or (True, texts without control tokens, and EOS)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +132,8 @@ class DialogueEncoder:
                 rows.append(self._spans(dialogue, unsafe, add_generation_prompt, stats))
             except InvalidRecord as error:
                 raise InvalidRecord(f"dialogue {number}: {error}") from None
-        texts = [text for row in rows for span in row if not span.is_plain for text in span.beginnings]
+        joined = [parts for row in rows for is_plain, parts in row if not is_plain]
+        texts = [text for parts in joined for text in accumulate(part.text for part in parts)]
         joint = iter(self.tokenizer.encode(texts) if texts else ())
         for row in rows:
             parts = [part for span in row for part in self._encode_span(span, joint, stats)]
@@ -161,10 +155,7 @@ class DialogueEncoder:
     def _spans(
         self, dialogue: Dialogue, unsafe: frozenset[str], add_generation_prompt: bool, stats: ReadStats
     ) -> list[_Span]:
-        """The pieces of a dialogue, cut at EOS and around contents that hold a control token.
-
-        A mark takes the place of such a content in the template.
-        """
+        """The pieces, cut at EOS and around contents with a control token, for which the template gets a mark."""
         if dialogue.tools in unsafe:
             raise InvalidRecord("the tools hold a control token of the tokenizer: remove it from their texts")
         kept: list[str] = []
@@ -174,29 +165,33 @@ class DialogueEncoder:
                 turns[index] = replace(turn, content=f"{MARK}{len(kept)}{MARK}")
                 kept.append(turn.content)
                 stats.note(CONTROL_AS_TEXT)
-        spans: list[_Span] = []
-        group: list[Piece] = []
+        pieces: list[tuple[bool, Piece]] = []
         for piece in self.template.pieces(replace(dialogue, turns=tuple(turns)), add_generation_prompt):
             for index, text in enumerate(re.split(f"{MARK}([0-9]+){MARK}", piece.text) if kept else [piece.text]):
                 if index % 2 or piece.is_eos:
-                    spans += [_Span(_merge(group))] if group else []
-                    spans.append(_Span((replace(piece, text=kept[int(text)] if index % 2 else ""),), is_plain=True))
-                    group = []
+                    pieces.append((True, replace(piece, text=kept[int(text)] if index % 2 else "")))
                 elif text:
-                    group.append(replace(piece, text=text))
-        return [*spans, _Span(_merge(group))] if group else spans
+                    pieces.append((False, replace(piece, text=text)))
+        spans = []
+        for is_plain, group in groupby(pieces, key=lambda entry: entry[0]):
+            parts = [piece for _, piece in group]
+            if not is_plain:  # neighbors that are alike are one part
+                alike = groupby(parts, key=lambda piece: (piece.answer, piece.trained))
+                parts = [Piece("".join(piece.text for piece in same), *flags) for flags, same in alike]
+            spans.append((is_plain, parts))
+        return spans
 
     def _encode_span(
         self, span: _Span, joint: Iterator[np.ndarray], stats: ReadStats
     ) -> Iterator[tuple[np.ndarray, bool]]:
         """(ids, trained) of each part of a span; `joint` gives the ids of its beginnings."""
-        if span.is_plain:
-            (part,) = span.parts
-            eos = np.array([self.tokenizer.special.eos])
-            yield eos if part.is_eos else self._encode_plain(part.text), part.trained
-            return
+        is_plain, parts = span
         before = np.zeros(0, np.int32)
-        for part in span.parts:
+        for part in parts:
+            if is_plain:
+                eos = np.array([self.tokenizer.special.eos])
+                yield eos if part.is_eos else self._encode_plain(part.text), part.trained
+                continue
             whole = next(joint)
             if np.array_equal(whole[: len(before)], before):
                 new = whole[len(before) :]
@@ -226,6 +221,12 @@ class DialogueEncoder:
         return np.concatenate([first, *(ids[len(line_break) :] for ids in rest)])  # without the space of SentencePiece
 
 
+def dialogue_columns(rows: Sequence[EncodedDialogue], tokenizer: Tokenizer) -> dict[str, Ragged]:
+    """The columns "target" and "loss_mask" of these rows."""
+    target = Ragged.from_rows([row.ids for row in rows], id_dtype(tokenizer))
+    return {"target": target, "loss_mask": Ragged.from_rows([row.loss_mask for row in rows], np.uint8)}
+
+
 def cut_prompt(encoder: DialogueEncoder, dialogue: Dialogue, max_tokens: int) -> Dialogue:
     """The dialogue without the beginning of its prompt, so that its row has at most `max_tokens` tokens with EOS.
 
@@ -252,9 +253,3 @@ def cut_prompt(encoder: DialogueEncoder, dialogue: Dialogue, max_tokens: int) ->
 
     size = max(bisect(range(len(content)), False, key=lambda size: not fits(ending(size))) - 1, 1)
     return replace(dialogue, turns=tuple(ending(size)))
-
-
-def _merge(pieces: list[Piece]) -> tuple[Piece, ...]:
-    """The pieces with those joined that follow each other and are alike."""
-    groups = groupby(pieces, key=lambda piece: (piece.answer, piece.trained))
-    return tuple(Piece("".join(piece.text for piece in group), *flags) for flags, group in groups)

@@ -17,10 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from jaxlm.data.chat.dialogue import Dialogue, InvalidRecord, Turn, build_dialogue
-from jaxlm.data.chat.records import RecordFile
+from jaxlm.data.chat.records import PairRecords, RecordFile
 from jaxlm.data.files import ReadStats
-from jaxlm.data.sources.base import Pairs, Source, iter_pairs
-from jaxlm.errors import UserError
 
 NO_INPUT = ("noinput", "no input", "no input.", "<noinput>", "<no input>", "n/a")
 """Inputs that mean that there is none, compared without case."""
@@ -46,8 +44,7 @@ class AlpacaFile(RecordFile[Dialogue]):
     def _rows(self, record: Mapping[str, Any], stats: ReadStats) -> Iterator[Dialogue]:
         question = _instruct(self._text(record, "instruction"), self._text(record, "input", ""), self.no_input, stats)
         turns = Turn("system", self._text(record, "system", "")), Turn("user", question)
-        dialogue = build_dialogue([*turns, Turn("assistant", self._text(record, "output"))], stats, strict=self.strict)
-        yield from (dialogue,) if dialogue else ()
+        return build_dialogue([*turns, Turn("assistant", self._text(record, "output"))], stats, strict=self.strict)
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,7 @@ class SelfInstructFile(RecordFile[Dialogue]):
         for instance in instances:
             question = _instruct(instruction, self._text(instance, "input", ""), self.no_input, stats)
             turns = Turn("user", question), Turn("assistant", self._text(instance, "output"))
-            if dialogue := build_dialogue(turns, stats, strict=self.strict):
-                yield dialogue
+            yield from build_dialogue(turns, stats, strict=self.strict)
 
 
 def _instruct(instruction: str, given: str, no_input: tuple[str, ...], stats: ReadStats) -> str:
@@ -93,8 +89,7 @@ class ConversationFile(RecordFile[Dialogue]):
         last = max((index for index, turn in enumerate(turns) if turn.role == "assistant"), default=0)
         if self.last_only:
             turns = [replace(turn, trained=turn.trained and index == last) for index, turn in enumerate(turns)]
-        dialogue = build_dialogue(turns, stats, self._tools(record), self.strict)
-        yield from (dialogue,) if dialogue else ()
+        return build_dialogue(turns, stats, self._tools(record), self.strict)
 
 
 @dataclass(frozen=True)
@@ -132,7 +127,10 @@ def read_turns(messages: Any, names: Mapping[str, str], where: str) -> list[Turn
         if known is None:
             raise InvalidRecord(f"turn {len(turns) + 1} has the unknown role {role!r}, expected one of "
                                 f"{', '.join(SHAREGPT_ROLES)}")  # fmt: skip
-        text = _content(content) + _calls(message.get("tool_calls"))
+        calls = [
+            call.get("function", call) if isinstance(call, dict) else call for call in message.get("tool_calls") or ()
+        ]
+        text = _content(content) + "\n".join(json.dumps(call, ensure_ascii=False) for call in calls)
         turns.append(Turn(known, text, trained=bool(weight) and message.get("trained", True) is not False))
     return turns
 
@@ -147,12 +145,6 @@ def _content(content: Any) -> str:
             raise InvalidRecord(f"a content holds {part!r:.60}, expected a text or parts of the type 'text'")
         texts.append(part)
     return "".join(texts)
-
-
-def _calls(calls: Any) -> str:
-    """The calls of an answer as JSON, one a line."""
-    functions = [call.get("function", call) if isinstance(call, dict) else call for call in calls or ()]
-    return "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
 
 
 @dataclass(frozen=True)
@@ -171,37 +163,20 @@ class QuestionFile(RecordFile[Dialogue]):
         answer = self._text(record, "answer")
         answer = re.sub("<<[^<>]*>>", "", answer) if self.drop_calculations else answer
         turns = Turn("user", self._text(record, "question")), Turn("assistant", answer)
-        dialogue = build_dialogue(turns, stats, strict=self.strict)
-        yield from (dialogue,) if dialogue else ()
-
-
-def final_answer(answer: str) -> str:
-    """The text after the last "####" of a worked answer, without the commas in numbers; "" if there is none."""
-    return answer.rpartition("####")[2].strip().replace(",", "") if "####" in answer else ""
+        return build_dialogue(turns, stats, strict=self.strict)
 
 
 @dataclass(frozen=True)
-class PairDialogues(Source[Dialogue]):
+class PairDialogues(PairRecords[Dialogue]):
     """The pairs of any source as dialogues of two turns: `PairDialogues(Tsv("answers.tsv", 0, 1))`.
 
     Attributes:
       system: the system turn of all of them; "" for none.
     """
 
-    pairs: Pairs
     system: str = ""
 
-    def describe(self) -> str:
-        return f"{self.pairs.describe()}, as dialogues"
+    ROWS: ClassVar[str] = "dialogues"
 
-    def read(self, stats: ReadStats) -> Iterator[Dialogue]:
-        for number, (question, answer) in enumerate(iter_pairs(self.pairs, stats), start=1):
-            turns = Turn("system", self.system), Turn("user", question), Turn("assistant", answer)
-            try:
-                dialogue = build_dialogue(turns, stats)
-            except InvalidRecord as error:
-                raise UserError(f"{self.pairs.describe()}, pair {number}: {error}. Fix the pair.") from None
-            if dialogue is None:
-                stats.kept -= 1
-            else:
-                yield dialogue
+    def _rows(self, left: str, right: str, stats: ReadStats) -> Iterator[Dialogue]:
+        return build_dialogue((Turn("system", self.system), Turn("user", left), Turn("assistant", right)), stats)

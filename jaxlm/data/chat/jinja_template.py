@@ -6,7 +6,7 @@
 import functools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -63,7 +63,12 @@ class JinjaChatTemplate:
                         f"the chat template changes the text before turn {index + 1}, so the loss cannot cover every "
                         "answer: train on the last one alone (last_only=True of the reader)"
                     )
-                pieces += [Piece(prompt[len(shown) :]), *self._answer(whole[len(prompt) :], index + 1 == len(turns))]
+                answer = whole[len(prompt) :]  # up to its last end token; without one it ends with EOS
+                ends = [match.end() for token in self.end_tokens for match in re.finditer(re.escape(token), answer)]
+                end = max(ends, default=len(answer))
+                pieces += [Piece(prompt[len(shown) :]), Piece(answer[:end], answer=True, trained=True)]
+                is_eos = not ends and index + 1 == len(turns)
+                pieces += [Piece("", answer=is_eos, trained=is_eos, is_eos=is_eos), Piece(answer[end:])]
                 shown = whole
         whole = self.render(dialogue, turns, add_generation_prompt)
         if not whole.startswith(shown):
@@ -77,15 +82,6 @@ class JinjaChatTemplate:
                 "without them (fields={'tools': ''})"
             )
         return [piece for piece in (*pieces, Piece(whole[len(shown) :])) if piece.text or piece.is_eos]
-
-    def _answer(self, text: str, is_last: bool) -> Iterator[Piece]:
-        """An answer up to its last end token, and the text after it; without an end token it ends with EOS."""
-        ends = [match.end() for token in self.end_tokens for match in re.finditer(re.escape(token), text)]
-        end = max(ends, default=len(text))
-        yield Piece(text[:end], answer=True, trained=True)
-        if not ends and is_last:
-            yield Piece("", answer=True, trained=True, is_eos=True)
-        yield Piece(text[end:])
 
     def render(self, dialogue: Dialogue, turns: Iterable[Turn], add_generation_prompt: bool = False) -> str:
         """The text of some turns of a dialogue. Raises InvalidRecord with the template's own message if it fails."""

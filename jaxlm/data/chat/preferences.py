@@ -14,10 +14,8 @@ from typing import Any, ClassVar
 
 from jaxlm.data.chat.dialogue import InvalidRecord, Judged, Preference, Turn, build_prompt
 from jaxlm.data.chat.instructions import read_turns
-from jaxlm.data.chat.records import RecordFile
+from jaxlm.data.chat.records import PairRecords, RecordFile
 from jaxlm.data.files import ReadStats
-from jaxlm.data.sources.base import Pairs, Source, iter_pairs
-from jaxlm.errors import UserError
 
 LABELS = {True: True, "true": True, "1": True, False: False, "false": False, "0": False}
 """The labels of answers that are good or bad; 1 equals True, and texts have no case."""
@@ -36,17 +34,14 @@ class PreferenceFile(RecordFile[Preference]):
     )  # fmt: skip
 
     def _rows(self, record: Mapping[str, Any], stats: ReadStats) -> Iterator[Preference]:
-        answers = [self._answer(record, name) for name in ("chosen", "rejected")]
-        (chosen_turns, chosen), (rejected_turns, rejected) = answers
+        (chosen_turns, chosen), (rejected_turns, rejected) = (
+            self._answer(record, name) for name in ("chosen", "rejected")
+        )
         if chosen_turns != rejected_turns:
             raise InvalidRecord("the chosen and the rejected answer have different prompts")
         given = prompt_turns(self, record)
-        if (
-            given
-            and chosen_turns
-            and [turn for turn in given if turn.role != "system"]
-            != [turn for turn in chosen_turns if turn.role != "system"]
-        ):
+        spoken = [[turn for turn in turns if turn.role != "system"] for turns in (given, chosen_turns)]
+        if given and chosen_turns and spoken[0] != spoken[1]:
             raise InvalidRecord("the prompt differs from the messages before the chosen answer")
         if not given and not chosen_turns:
             raise InvalidRecord(f"expected a prompt under 'prompt', found only {', '.join(map(repr, record))}")
@@ -56,7 +51,7 @@ class PreferenceFile(RecordFile[Preference]):
         margin = self._value(record, "margin") or 0.0
         if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
             raise InvalidRecord(f"the margin is {margin!r:.40}, expected a finite number")
-        yield from make_preference(Preference(prompt, chosen, rejected, float(margin)), stats)
+        return make_preference(Preference(prompt, chosen, rejected, float(margin)), stats)
 
     def _answer(self, record: Mapping[str, Any], name: str) -> tuple[list[Turn], str]:
         """The turns before an answer, if it is a list of messages, and its text."""
@@ -125,23 +120,13 @@ class JudgedFile(RecordFile[Judged]):
 
 
 @dataclass(frozen=True)
-class PairPreferences(Source[Preference]):
+class PairPreferences(PairRecords[Preference]):
     """Prompt, chosen and rejected answer in three columns: `PairPreferences(Tsv("pairs.tsv", (0, 1), 2))`."""
 
-    pairs: Pairs
+    ROWS: ClassVar[str] = "preferences"
 
-    def describe(self) -> str:
-        return f"{self.pairs.describe()}, as preferences"
-
-    def read(self, stats: ReadStats) -> Iterator[Preference]:
-        for number, (left, rejected) in enumerate(iter_pairs(self.pairs, stats), start=1):
-            prompt, separator, chosen = left.rpartition("\t")
-            try:
-                if not separator:
-                    raise InvalidRecord("expected a prompt and a chosen answer with a TAB between them")
-                preference = Preference(build_prompt([Turn("user", prompt)], stats), chosen, rejected)
-                rows = list(make_preference(preference, stats))
-            except InvalidRecord as error:
-                raise UserError(f"{self.pairs.describe()}, pair {number}: {error}. Fix the pair.") from None
-            stats.kept += len(rows) - 1
-            yield from rows
+    def _rows(self, left: str, right: str, stats: ReadStats) -> Iterator[Preference]:
+        prompt, separator, chosen = left.rpartition("\t")
+        if not separator:
+            raise InvalidRecord("expected a prompt and a chosen answer with a TAB between them")
+        return make_preference(Preference(build_prompt([Turn("user", prompt)], stats), chosen, right), stats)

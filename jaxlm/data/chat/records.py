@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic
 
 from jaxlm.data.chat.dialogue import InvalidRecord
 from jaxlm.data.files import MAX_TEXT_BYTES, OnBadLine, ReadStats, find_file, iter_lines, open_text
-from jaxlm.data.sources.base import Row, Source
+from jaxlm.data.sources.base import Pairs, Row, Source, iter_pairs
 from jaxlm.errors import UserError
 from jaxlm.filesystem import format_bytes
 from jaxlm.json_files import parse_json
@@ -95,6 +95,31 @@ class RecordFile(Source[Row], Generic[Row]):
         return value if parsed else ""
 
 
+@dataclass(frozen=True)
+class PairRecords(Source[Row], Generic[Row]):
+    """Base of the readers of the pairs of any source: a subclass makes rows of a pair (`_rows`), which `ROWS` names."""
+
+    pairs: Pairs
+
+    ROWS: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"{self.pairs.describe()}, as {self.ROWS}"
+
+    def read(self, stats: ReadStats) -> Iterator[Row]:
+        for number, (left, right) in enumerate(iter_pairs(self.pairs, stats), start=1):
+            try:
+                rows = list(self._rows(left, right, stats))
+            except InvalidRecord as error:
+                raise UserError(f"{self.pairs.describe()}, pair {number}: {error}. Fix the pair.") from None
+            stats.kept += len(rows) - 1
+            yield from rows
+
+    def _rows(self, left: str, right: str, stats: ReadStats) -> Iterator[Row]:
+        """The row of a pair, or none. Raises InvalidRecord."""
+        raise NotImplementedError
+
+
 def iter_records(
     path: str, on_bad_line: OnBadLine, stats: ReadStats, max_text_bytes: int = MAX_TEXT_BYTES
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -122,11 +147,10 @@ def iter_records(
                 stats.skipped += 1
         return
     for number, line in enumerate(iter_lines(file, on_bad_line, stats, max_text_bytes), start=1):
-        if line is not None and not line.strip():
+        if line is None or not line.strip():
+            stats.skipped += line is None
             continue
         try:
-            if line is None:
-                raise UserError("not UTF-8")
             record = parse_json(line, f"{file}, line {number}", dict, LINE_CURE, max_text_bytes)
         except UserError:
             if on_bad_line == "error":

@@ -4,7 +4,6 @@ A trained piece is an answer and the end that the model must write after it. Pro
 follows an answer's end are not trained, so the loss mask is exact by construction.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jaxlm.data.chat.dialogue import Dialogue, InvalidRecord, Turn
@@ -77,7 +76,9 @@ class ChatTemplate:
         inside: list[Piece] = []  # the system turn, until the user's turn that holds it
         for turn in turns:
             if turn.role == "assistant":
-                pieces += self._answer(turn)
+                end = Piece(self.answer_end, answer=True, trained=turn.trained, is_eos=not self.answer_end)
+                content = Piece(self.answer_space + self._content(turn), answer=True, trained=turn.trained)
+                pieces += [Piece(self.answer_before.rstrip(" ")), content, end, Piece(self.answer_after)]
             elif turn.role == "system" and self.system_in_first_user:
                 inside = list(self._turn(turn))
             else:
@@ -97,12 +98,6 @@ class ChatTemplate:
         known = ", ".join(role for role, _, _ in self.roles)
         raise InvalidRecord(f"the chat template has no {turn.role} turn, only {known} and assistant")
 
-    def _answer(self, turn: Turn) -> Iterator[Piece]:
-        yield Piece(self.answer_before.rstrip(" "))
-        yield Piece(self.answer_space + self._content(turn), answer=True, trained=turn.trained)
-        yield Piece(self.answer_end, answer=True, trained=turn.trained, is_eos=not self.answer_end)
-        yield Piece(self.answer_after)
-
     def _content(self, turn: Turn) -> str:
         return turn.content.strip() if self.strip else turn.content
 
@@ -120,12 +115,8 @@ ALPACA = ChatTemplate(
 """The headings of Alpaca (Taori et al. 2023)."""
 
 
-def _chatml_role(role: str) -> tuple[str, str, str]:
-    return role, f"<|im_start|>{role}\n", "<|im_end|>\n"
-
-
 CHATML = ChatTemplate(
-    roles=tuple(map(_chatml_role, ("system", "user", "tool"))),
+    roles=tuple((role, f"<|im_start|>{role}\n", "<|im_end|>\n") for role in ("system", "user", "tool")),
     answer_before="<|im_start|>assistant\n", answer_end="<|im_end|>", answer_after="\n",
     control_tokens=("<|im_start|>", "<|im_end|>"),
 )  # fmt: skip
@@ -138,13 +129,12 @@ LLAMA2 = ChatTemplate(
 """Llama 2 Chat (Touvron et al. 2023)."""
 
 
-def _llama3_role(role: str, name: str) -> tuple[str, str, str]:
-    return role, f"<|start_header_id|>{name}<|end_header_id|>\n\n", "<|eot_id|>"
-
-
 LLAMA3 = ChatTemplate(
     begin="<|begin_of_text|>",
-    roles=(_llama3_role("system", "system"), _llama3_role("user", "user"), _llama3_role("tool", "ipython")),
+    roles=tuple(
+        (role, f"<|start_header_id|>{name}<|end_header_id|>\n\n", "<|eot_id|>")
+        for role, name in (("system", "system"), ("user", "user"), ("tool", "ipython"))
+    ),
     answer_before="<|start_header_id|>assistant<|end_header_id|>\n\n", answer_end="<|eot_id|>", strip=True,
     control_tokens=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
 )  # fmt: skip

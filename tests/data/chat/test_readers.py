@@ -16,7 +16,6 @@ from jaxlm.data.chat.instructions import (
     QuestionFile,
     SelfInstructFile,
     ShareGptFile,
-    final_answer,
 )
 from jaxlm.data.chat.preferences import JudgedFile, PairPreferences, PreferenceFile
 from jaxlm.data.files import ReadStats
@@ -75,8 +74,7 @@ def test_formats_of_instructions(tmp_path):
     ]  # fmt: skip
     problems = [{"question": "48 / 2?", "answer": "<<48/2=24>>24 it is.\n#### 1,024"}]
     (row,) = QuestionFile(_write(tmp_path / "q.jsonl", problems), drop_calculations=True)
-    assert row.turns[1].content.startswith("24 it is.") and final_answer(row.turns[1].content) == "1024"
-    assert final_answer("no mark") == ""
+    assert row.turns[1].content == "24 it is.\n#### 1,024"
     (tmp_path / "p.tsv").write_text("2 + 2?\t4\n3 + 3?\t6\n", encoding="utf-8")
     pairs = PairDialogues(Tsv(str(tmp_path / "p.tsv"), 0, 1), system="Add.")
     assert [row.turns[-1].content for row in pairs] == ["4", "6"] and next(iter(pairs)).turns[0].role == "system"
