@@ -74,10 +74,8 @@ def chunk_inputs(
     """The inputs of a loop over chunks of positions: the readout with its parameters as a second argument, the loop,
     (parameters, features, labels, valid mask, outcomes that cannot be), and the groups of each axis.
     """
-    groups = [
-        math.gcd(size, num_shards(features_BTD, name))
-        for size, name in zip(label_BT.shape, ("batch", "sequence"), strict=True)
-    ]
+    shards = (num_shards(features_BTD, name) for name in ("batch", "sequence"))
+    groups = list(map(math.gcd, label_BT.shape, shards))
     features, label_GM, valid_GM = (to_groups(x, *groups) for x in (features_BTD, label_BT, valid_BT))
     vocab = jax.eval_shape(readout, features[:1, :1]).shape[-1]
     loop = ChunkLoop.for_logits(label_GM.shape[1], vocab, features.shape[-1], choices_for(features_BTD), is_sparse)
@@ -86,15 +84,6 @@ def chunk_inputs(
     converted, weights = jax.closure_convert(readout, features[:1, : loop.size])
     valid_GM &= ~never_V[label_GM]
     return converted, loop, (weights, features, label_GM, valid_GM, never_V), groups
-
-
-@struct.dataclass
-class _LoopCarry:
-    """Sums (total, nll, count) and, for the gradient, `d_features` in loop order and `d_weights` of each group."""
-
-    sums_G: tuple[Array, Array, Array]
-    d_features: Array | None = None
-    d_weights: Any = None
 
 
 def _possible_share(is_never: Array) -> Array:
@@ -153,11 +142,10 @@ def _chunked_cross_entropy(readout, options, weights, features, label_GM, valid_
     def chunk(carry, first, features, label_GR, valid_GR):
         logits_GRV = grouped_logits(readout, features, weights)
         sums_G, *_ = _chunk_sums(logits_GRV, label_GR, valid_GR, smoothing, never_V)
-        return _LoopCarry(jax.tree.map(jnp.add, carry.sums_G, sums_G))
+        return jax.tree.map(jnp.add, carry, sums_G)
 
-    initial = _LoopCarry((jnp.zeros(len(features)),) * 3)
-    final = loop.run(chunk, features, label_GM, valid_GM, initial)
-    return jax.tree.map(jnp.sum, final.sums_G)
+    sums_G = loop.run(chunk, features, label_GM, valid_GM, (jnp.zeros(len(features)),) * 3)
+    return jax.tree.map(jnp.sum, sums_G)
 
 
 def _chunked_cross_entropy_fwd(readout, options, weights, features, label_GM, valid_GM, never_V):
@@ -178,20 +166,19 @@ def _chunked_cross_entropy_fwd(readout, options, weights, features, label_GM, va
         target_GRV = jnp.where(is_label_GRV, label_target, other_target) * valid[..., None]
         d_logits_GRV = exp_GRV * (valid / sum_GR)[..., None] - target_GRV
         d_chunk, d_chunk_weights = pull(d_logits_GRV)
-        d_features = jax.lax.dynamic_update_slice_in_dim(carry.d_features, d_chunk, first, 1)
-        d_weights = jax.tree.map(lambda a, b: constrain_groups(a + b), carry.d_weights, d_chunk_weights)
-        sums_G = jax.tree.map(jnp.add, carry.sums_G, sums_G)
-        return _LoopCarry(sums_G, d_features=d_features, d_weights=d_weights)
+        all_sums_G, d_features, d_weights = carry
+        d_features = jax.lax.dynamic_update_slice_in_dim(d_features, d_chunk, first, 1)
+        d_weights = jax.tree.map(lambda a, b: constrain_groups(a + b), d_weights, d_chunk_weights)
+        return jax.tree.map(jnp.add, all_sums_G, sums_G), d_features, d_weights
 
     groups = len(features)
     d_features = loop.pad(jnp.zeros_like(features))
     # One gradient of the weights per group, on its device: they are summed over devices once, after the loop.
     d_weights = jax.tree.map(lambda w: constrain_groups(jnp.zeros_like(w, shape=(groups, *w.shape))), weights)
-    initial = _LoopCarry((jnp.zeros(groups),) * 3, d_features=d_features, d_weights=d_weights)
-    final = loop.run(chunk, features, label_GM, valid_GM, initial)
-    restore = loop.inverse(valid_GM)
-    d_weights = jax.tree.map(lambda d_weights_G: d_weights_G.sum(0), final.d_weights)
-    return jax.tree.map(jnp.sum, final.sums_G), (d_weights, restore(final.d_features))
+    initial = (jnp.zeros(groups),) * 3, d_features, d_weights
+    sums_G, d_features, d_weights = loop.run(chunk, features, label_GM, valid_GM, initial)
+    d_weights = jax.tree.map(lambda d_weights_G: d_weights_G.sum(0), d_weights)
+    return jax.tree.map(jnp.sum, sums_G), (d_weights, loop.inverse(valid_GM)(d_features))
 
 
 def _chunked_cross_entropy_bwd(readout, options, residuals: Any, cotangents: tuple[Array, ...]):

@@ -215,7 +215,8 @@ def test_half_precision_features_get_float32_sums():
 )
 def test_size_of_a_chunk(monkeypatch, positions, vocab, width, expected):
     monkeypatch.setattr(position_chunks, "MAX_CHUNK_LOGITS_WIDE", 2**25)
-    assert position_chunks._chunk_size(positions, vocab, width, 2**21) == expected
+    choices = replace(CHOICES["cpu"], chunk_logits=2**21)
+    assert ChunkLoop.for_logits(positions, vocab, width, choices, is_sparse=False).size == expected
 
 
 @pytest.mark.parametrize(

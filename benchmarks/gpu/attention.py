@@ -115,9 +115,8 @@ def _implementations(session: Session, case: Case, length_B: Any) -> dict[str, C
     import jax
     import jax.numpy as jnp
 
-    from jaxlm.nn.attention.mask import causal_attention_mask, cross_attention_mask
+    from jaxlm.nn.attention.mask import UNSORTED, TokenOrder, attention_mask, causal_attention_mask
     from jaxlm.nn.attention.multi_head import dot_product_attention
-    from jaxlm.nn.attention.token_order import UNSORTED, TokenOrder
 
     kernel = partial(jax.nn.dot_product_attention, implementation="xla" if session.dry else "cudnn")
     lengths = {"key_value_seq_lengths": length_B}
@@ -131,7 +130,7 @@ def _implementations(session: Session, case: Case, length_B: Any) -> dict[str, C
             mask = causal_attention_mask(valid_BS, None, case.window, order)
         else:
             target = jnp.ones((case.rows, case.target), bool), None
-            mask = cross_attention_mask(target, (valid_BS, None), order)
+            mask = attention_mask(valid_BS, None, order, target)
         return dot_product_attention(query, key, value, mask)
 
     def plain(query: Any, key: Any, value: Any) -> Any:

@@ -116,7 +116,7 @@ def _check_attention_times() -> Check:
     """Time cuDNN against plain products, and remember the faster one for the layers."""
     import jax
 
-    from jaxlm.nn.attention.kernel_choice import remember_times
+    from jaxlm.nn.attention.kernels import remember_times
 
     kind = jax.local_devices()[0].device_kind
     times = time_attention({"cudnn": "cudnn", "plain": "xla"})

@@ -16,7 +16,7 @@ from flax import struct
 
 from jaxlm.errors import UserError
 from jaxlm.grammar.source_dfa import SourceRow, SourceTemplate
-from jaxlm.grammar.token_dfa import TokenDFA, require_limit, stack_token_dfas
+from jaxlm.grammar.token_dfa import TokenDFA
 from jaxlm.types import Array
 
 
@@ -35,7 +35,7 @@ class TokenGrammar(Protocol):
 
 @struct.dataclass
 class BatchedDFA:
-    """One table of one or several automata, and the start state of each row: a `TokenGrammar` with state_BK.
+    """The table of an automaton, and the start state of each row: a `TokenGrammar` with state_BK.
 
     class_V: the class of each id. next_QC: the state after an id of that class, -1 if it is forbidden. distance_Q: the
     least number of ids to the end of a text, EOS counted.
@@ -52,12 +52,10 @@ class BatchedDFA:
 
     def allowed_tokens(self, state_BK: Array, remaining_B: Array, size: int) -> Array:
         """True_BKV; ids beyond those of the tokenizer are forbidden. Raises UserError if the model has fewer ids."""
-        padding = _padding(self.class_V, size)
         next_BKC = jnp.take(self.next_QC, state_BK, axis=0, mode="clip")
         distance_BKC = jnp.take(self.distance_Q, next_BKC, mode="clip")
         fits_BKC = (next_BKC >= 0) & (distance_BKC < remaining_B[:, None, None])
-        allowed_BKV = jnp.take(fits_BKC, self.class_V, axis=2, mode="clip")  # classes -> ids
-        return jnp.pad(allowed_BKV, padding)
+        return _pad_ids(jnp.take(fits_BKC, self.class_V, axis=2, mode="clip"), size)  # classes -> ids
 
     def advance(self, state_BK: Array, token_BK: Array) -> Array:
         """The next state_BK; it is unchanged after a forbidden id, which no live hypothesis contains."""
@@ -91,7 +89,7 @@ class SourceGrammar:
 
     def allowed_tokens(self, state_BK: Array, remaining_B: Array, size: int) -> Array:
         """True_BKV; ids beyond those of the tokenizer are forbidden. Raises UserError if the model has fewer ids."""
-        padding, row_B1 = _padding(self.class_V, size), jnp.arange(state_BK.shape[0])[:, None]
+        row_B1 = jnp.arange(state_BK.shape[0])[:, None]
 
         def fits(next_BKC: Array) -> Array:
             distance_BKC = self.distance_BQ.at[row_B1[:, :, None], next_BKC].get(mode="clip")
@@ -101,7 +99,7 @@ class SourceGrammar:
         own_BKC = fits(self.next_BRC.at[row_B1, self._row_state(state_BK)].get(mode="clip"))
         allowed_BKV = jnp.take(shared_BKC, self.class_V, axis=2, mode="clip")
         allowed_BKV |= jnp.take_along_axis(own_BKC, self.class_BV[:, None, :], axis=2, mode="clip")
-        return jnp.pad(allowed_BKV, padding)
+        return _pad_ids(allowed_BKV, size)
 
     def advance(self, state_BK: Array, token_BK: Array) -> Array:
         """The next state_BK; it is unchanged after a forbidden id."""
@@ -114,14 +112,14 @@ class SourceGrammar:
         return jnp.where(next_BK >= 0, next_BK, state_BK)
 
 
-def _padding(class_V: Array, size: int) -> Sequence[tuple[int, int]]:
-    """The padding of ids_BKV beyond those of the tokenizer. Raises UserError if the model has fewer ids."""
-    known = class_V.shape[0]
+def _pad_ids(allowed_BKV: Array, size: int) -> Array:
+    """False for ids beyond those of the tokenizer. Raises UserError if the model has fewer ids."""
+    known = allowed_BKV.shape[-1]
     if known > size:
         raise UserError(
             f"the grammar was made for a tokenizer of {known} ids, but the model has {size}: use its own tokenizer"
         )
-    return (0, 0), (0, 0), (0, size - known)
+    return jnp.pad(allowed_BKV, ((0, 0), (0, 0), (0, size - known)))
 
 
 def batch_source_rows(template: SourceTemplate, sources: Sequence[str], limit_B: Any) -> SourceGrammar:
@@ -132,9 +130,7 @@ def batch_source_rows(template: SourceTemplate, sources: Sequence[str], limit_B:
     nothing = SourceRow(np.zeros_like(template.class_V), np.full((1, 1), -1), np.full(template.end + 1, -1))
     row_of = {source: template.row(source) for source, limit in zip(sources, limit_B, strict=True) if limit > 0}
     rows = [row_of[source] if limit > 0 else nothing for source, limit in zip(sources, limit_B, strict=True)]
-    for row, limit in zip(rows, limit_B, strict=True):
-        if limit > 0:
-            require_limit(template.description, int(row.distance_Q[0]), int(limit))
+    _require_limits(template.description, [int(row.distance_Q[0]) for row in rows], limit_B)
     states, classes = (1 << (max(row.next_RC.shape[axis] for row in rows) - 1).bit_length() for axis in (0, 1))
     next_BRC = np.full((len(rows), states, classes), -1, np.int32)
     distance_BQ = np.full((len(rows), template.end + 1 + states), np.iinfo(np.int32).max, np.int32)
@@ -153,17 +149,24 @@ def batch_source_rows(template: SourceTemplate, sources: Sequence[str], limit_B:
     )
 
 
-def batch_dfas(dfas: Sequence[TokenDFA], dfa_index_B: Any, limit_B: Any) -> BatchedDFA:
-    """Return the grammar in which row b follows `dfas[dfa_index_B[b]]` within limit_B[b] tokens.
+def batch_dfa(dfa: TokenDFA, limit_B: Any) -> BatchedDFA:
+    """Return the grammar in which row b follows `dfa` within limit_B[b] tokens.
 
     Raises UserError if a limit is too small for any text. A row with limit 0 stays empty and needs no text.
     """
-    table, starts = stack_token_dfas(dfas)
-    for index, limit in zip(np.asarray(dfa_index_B), np.asarray(limit_B), strict=True):
-        if limit > 0:
-            dfas[index].require_reachable(int(limit))
-    start_B = np.asarray(starts, np.int32)[np.asarray(dfa_index_B)]
-    return BatchedDFA(*map(jnp.asarray, (table.class_V, table.next_QC, table.distance_Q, start_B)))
+    _require_limits(dfa.description, [dfa.shortest_length] * len(limit_B), limit_B)
+    start_B = np.zeros(len(limit_B), np.int32)
+    return BatchedDFA(*map(jnp.asarray, (dfa.class_V, dfa.next_QC, dfa.distance_Q, start_B)))
+
+
+def _require_limits(description: str, shortest_lengths: Sequence[int], limit_B: Any) -> None:
+    """Raises UserError if a limit above 0 is less than the length of the row's shortest text."""
+    for length, limit in zip(shortest_lengths, np.asarray(limit_B), strict=True):
+        if 0 < limit < length:
+            raise UserError(
+                f"{description}: the shortest text that matches has {length} tokens (EOS counted), and the limit "
+                f"is {limit}: allow {length} or more, as in --max-tokens {length}"
+            )
 
 
 def apply_grammar(logprob_BKV: Array, grammar: TokenGrammar | None, state: Any, remaining_B: Array) -> Array:

@@ -43,7 +43,7 @@ class PlatformChoices:
         what lies between them, activations and norms, again, instead of stacking it.
       activation_remat: an activation function that is not gated keeps its input alone for the backward pass: a GELU's
         derivative otherwise takes as much memory again, at the same traffic. Of gated ones it costs traffic.
-      fused_gates: the two maps into a gated feed-forward layer are one product. On a GPU it is no faster, and the
+      fused_gates: the two maps into a gated feed-forward layer are one product. On a GPU it is not faster, and the
         backward pass would write and read their gradients once more to join them.
       chunk_logits: logits of a chunk of the loss. On a CPU they fit a core's share of the cache. Elsewhere the output
         table and its gradient, which each chunk moves, cost more: as many as fit a thirtieth of the memory.

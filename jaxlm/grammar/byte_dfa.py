@@ -59,11 +59,17 @@ class ByteDFA:
 
 
 def strings_to_dfa(texts: Iterable[str], max_states: int = MAX_STATES) -> ByteDFA:
-    """Return the trie of some texts. Raises UserError if there are none, or if it has more than `max_states` states."""
+    """Return the trie of some texts. Raises UserError if there are none, one is not UTF-8, or it is too large."""
     rows, accepting = [np.full(256, -1, np.int32)], [False]
     for text in texts:
         state = START_STATE
-        for byte in encode_choice(text):
+        try:
+            encoded = text.encode()
+        except UnicodeEncodeError:  # half surrogates, as of bytes that were not UTF-8
+            raise UserError(
+                f"the choice {text[:80]!r} is not UTF-8, and cannot be written: correct or remove it"
+            ) from None
+        for byte in encoded:
             if rows[state][byte] < 0:
                 if len(rows) >= max_states:
                     raise UserError(
@@ -80,14 +86,6 @@ def strings_to_dfa(texts: Iterable[str], max_states: int = MAX_STATES) -> ByteDF
     return ByteDFA(np.stack(rows), np.asarray(accepting))
 
 
-def encode_choice(text: str) -> bytes:
-    """Return the UTF-8 of a choice. Raises UserError if it has half surrogates, as of bytes that were not UTF-8."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"the choice {text[:80]!r} is not UTF-8, and cannot be written: correct or remove it") from None
-
-
 @dataclass
 class NFA:
     """A nondeterministic automaton under construction: edges that read a byte of a range, and epsilon edges."""
@@ -100,10 +98,12 @@ class NFA:
     def _grow(self, elements: int = 1) -> None:
         self.size += elements
         if self.size > NODES_PER_STATE * self.max_states:
-            raise UserError(
-                f"the expression is too large (over {NODES_PER_STATE * self.max_states:,} nodes and edges, "
-                f"{NODES_PER_STATE} for each of {self.max_states:,} states): {SIZE_HINT}"
-            )
+            raise self.too_large("over", "nodes and edges", NODES_PER_STATE)
+
+    def too_large(self, measure: str, what: str, per_state: int) -> UserError:
+        """The error of a bound in proportion to the states."""
+        return UserError(f"the expression is too large ({measure} {per_state * self.max_states:,} {what}, {per_state} "
+                         f"for each of {self.max_states:,} states): {SIZE_HINT}")  # fmt: skip
 
     def add_node(self) -> int:
         """Add a node and return its number. Raises UserError if there are too many."""
@@ -164,10 +164,7 @@ def determinize(nfa: NFA, start: int, end: int) -> ByteDFA:
                 members += len(reached) + len(closures[reached])
             subset = closures[reached]
             if members > MEMBERS_PER_STATE * nfa.max_states:
-                raise UserError(
-                    f"the expression is too large (sets of over {MEMBERS_PER_STATE * nfa.max_states:,} nodes, "
-                    f"{MEMBERS_PER_STATE} for each of {nfa.max_states:,} states): {SIZE_HINT}"
-                )
+                raise nfa.too_large("sets of over", "nodes", MEMBERS_PER_STATE)
             if subset not in number:
                 number[subset] = len(number)
                 waiting.append(subset)

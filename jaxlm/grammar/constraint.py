@@ -8,9 +8,11 @@ from typing import Any
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.token_bytes import get_token_bytes
 from jaxlm.errors import UserError
-from jaxlm.grammar.byte_dfa import MAX_STATES, ByteDFA, strings_to_dfa
-from jaxlm.grammar.json_schema import schema_to_dfa
+from jaxlm.grammar.byte_dfa import MAX_STATES, NFA, ByteDFA, determinize, strings_to_dfa
+from jaxlm.grammar.json_schema import SOURCE_WORDS, SchemaBuilder
 from jaxlm.grammar.regex import regex_to_dfa
+from jaxlm.grammar.schema_values import SchemaPlace
+from jaxlm.grammar.source_dfa import HOLE, QUOTE
 from jaxlm.json_files import read_json
 
 MAX_SCHEMA_BYTES = 1 << 22
@@ -57,8 +59,19 @@ def json_schema(file: Path, max_states: int = MAX_STATES) -> Constraint:
 
 def schema_constraint(schema: Any, max_states: int = MAX_STATES) -> Constraint:
     """JSON that a schema, as a Python object, admits. Raises UserError if it is too large or not supported."""
-    made = schema_to_dfa(schema, max_states)
-    return Constraint("the JSON schema", made.automaton, None, False, made.literals, made.source_words, max_states)
+    nfa = NFA(max_states)
+    start, end = nfa.add_node(), nfa.add_node()
+    builder = SchemaBuilder(nfa, schema)
+    builder.add_value(schema, start, end, SchemaPlace())
+    automaton, words = determinize(nfa, start, end), builder.source_words or {0}
+    if len(words) > 1:
+        raise UserError(f"JSON schema: {SOURCE_WORDS} of {sorted(words)}, expected one number in a schema")
+    if ((automaton.next_QX[:, HOLE] >= 0) & (automaton.next_QX[:, QUOTE] >= 0)).any():
+        raise UserError(
+            f"JSON schema: a string with {SOURCE_WORDS} and another string may be at the same place: remove one"
+        )
+    literals = frozenset(builder.literals)
+    return Constraint("the JSON schema", automaton, None, False, literals, max(words), max_states)
 
 
 def copy_from_source(opening: str, closing: str) -> Constraint:

@@ -8,16 +8,14 @@ before and after the point and an exponent of at most two digits, and control ch
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from jaxlm.errors import UserError
 from jaxlm.grammar import utf8
-from jaxlm.grammar.byte_dfa import MAX_STATES, NFA, ByteDFA, determinize
+from jaxlm.grammar.byte_dfa import NFA
 from jaxlm.grammar.regex import RegexBuilder
 from jaxlm.grammar.schema_values import SchemaPlace, json_types, read_bounds, shorten_json, write_json
-from jaxlm.grammar.source_dfa import HOLE, QUOTE
+from jaxlm.grammar.source_dfa import HOLE
 
 MAX_LEVELS = 100
 """Levels of a schema; a reference is a level."""
@@ -43,42 +41,12 @@ TYPE_KEYWORDS = {
 }
 
 
-@dataclass(frozen=True)
-class SchemaDFA:
-    """The automaton of a schema.
+class SchemaBuilder:
+    """Adds the parts of a schema to an automaton, each between two nodes; `root` resolves references.
 
-    literals: the values of enum and const and the names, which a tokenizer must be able to write.
-    source_words: the most words of a string from the source, which is an edge `HOLE`; 0 if there is none.
+    Raises UserError for what is not supported, with its place as in #/properties/age. `literals`: the values of enum
+    and const and the names; `source_words`: the most words of a string from the source, which is an edge `HOLE`.
     """
-
-    automaton: ByteDFA
-    literals: frozenset[str]
-    source_words: int = 0
-
-
-def schema_to_dfa(schema: Any, max_states: int = MAX_STATES) -> SchemaDFA:
-    """Return the automaton of a schema.
-
-    Raises UserError for what is not supported, with its place as in #/properties/age, and for over `max_states` states.
-    """
-    nfa = NFA(max_states)
-    start, end = nfa.add_node(), nfa.add_node()
-    builder = _SchemaBuilder(nfa, schema)
-    builder.add_value(schema, start, end, SchemaPlace())
-    automaton = determinize(nfa, start, end)
-    if len(builder.source_words) > 1:
-        raise UserError(
-            f"JSON schema: {SOURCE_WORDS} of {sorted(builder.source_words)}, expected one number in a schema"
-        )
-    if ((automaton.next_QX[:, HOLE] >= 0) & (automaton.next_QX[:, QUOTE] >= 0)).any():
-        raise UserError(
-            f"JSON schema: a string with {SOURCE_WORDS} and another string may be at the same place: remove one"
-        )
-    return SchemaDFA(automaton, frozenset(builder.literals), *builder.source_words)
-
-
-class _SchemaBuilder:
-    """Adds the parts of a schema to an automaton, each between two nodes; `root` resolves references."""
 
     def __init__(self, nfa: NFA, root: Any):
         self.nfa, self.root, self.literals = nfa, root, set[str]()

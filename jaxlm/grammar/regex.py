@@ -135,7 +135,9 @@ class RegexBuilder:
             if str(kind) == "NEGATE":
                 negated = True
             elif str(kind) == "CATEGORY":
-                ranges += _category_ranges(str(content), flags)
+                word = str(content).removeprefix("CATEGORY_")
+                matched = utf8.category_ranges(CATEGORY_ESCAPES[word.removeprefix("NOT_")], bool(flags & re.ASCII))
+                ranges += utf8.complement_ranges(matched) if word.startswith("NOT_") else matched
             else:
                 pair = content if str(kind) == "RANGE" else (content, content)
                 ranges += utf8.ignore_case(*pair) if flags & re.IGNORECASE else [pair]
@@ -155,9 +157,3 @@ def _flatten_repeat(repeat: tuple[int, Any, Any]) -> tuple[int, Any, Any]:
             break
         items = value[3]
     return repeat
-
-
-def _category_ranges(name: str, flags: int) -> tuple[Range, ...]:
-    word = name.removeprefix("CATEGORY_").removeprefix("NOT_")
-    ranges = utf8.category_ranges(CATEGORY_ESCAPES[word], bool(flags & re.ASCII))
-    return utf8.complement_ranges(ranges) if "NOT_" in name else ranges

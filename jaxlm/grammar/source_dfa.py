@@ -26,6 +26,7 @@ Transitions = tuple[np.ndarray, np.ndarray]
 """Ids, and the state after each."""
 
 NO_TRANSITIONS = np.zeros(0, np.int64), np.zeros(0, np.int64)
+NO_TEXT = ByteDFA(np.full((1, 256), FORBIDDEN), np.zeros(1, bool))
 
 
 def source_spans(source: str, words: int) -> list[str]:
@@ -114,11 +115,7 @@ class SourceTemplate:
         """The byte automaton with the tree of the source's spans in the place of each edge HOLE."""
         texts = [json.dumps(span, ensure_ascii=False) for span in source_spans(source, self.words)]
         texts = [text for text in texts if not re.search(f"[\ud800-\udfff{ESCAPE_CHAR}]", text)]
-        tree = (
-            strings_to_dfa(texts, self.max_states)
-            if texts
-            else ByteDFA(np.full((1, 256), FORBIDDEN), np.zeros(1, bool))
-        )
+        tree = strings_to_dfa(texts, self.max_states) if texts else NO_TEXT
         after_Q = self.automaton.next_QX[:, HOLE]
         parts = [self.automaton.next_QX.copy()]
         parts[0][:, HOLE] = FORBIDDEN

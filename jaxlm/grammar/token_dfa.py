@@ -28,7 +28,7 @@ HASH_SEEDS = (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03)  # odd multipliers of the 
 
 @dataclass(frozen=True)
 class TokenDFA:
-    """The class of each id, the next state by class, and distances.
+    """The class of each id, the next state by class, and distances. The start is state 0.
 
     distance_Q is the least number of ids that complete a text from a state, EOS counted: 0 at the end, 1 if EOS is
     allowed. `description` names the constraint in messages.
@@ -37,26 +37,12 @@ class TokenDFA:
     class_V: np.ndarray
     next_QC: np.ndarray
     distance_Q: np.ndarray
-    start: int
     description: str
 
     @property
     def shortest_length(self) -> int:
         """The number of ids of the shortest text, EOS counted."""
-        return int(self.distance_Q[self.start])
-
-    def require_reachable(self, max_tokens: int) -> None:
-        """Raises UserError if no text fits into the limit."""
-        require_limit(self.description, self.shortest_length, max_tokens)
-
-
-def require_limit(description: str, shortest_length: int, max_tokens: int) -> None:
-    """Raises UserError if no text fits into the limit."""
-    if max_tokens < shortest_length:
-        raise UserError(
-            f"{description}: the shortest text that matches has {shortest_length} tokens (EOS counted), and the limit "
-            f"is {max_tokens}: allow {shortest_length} or more, as in --max-tokens {shortest_length}"
-        )
+        return int(self.distance_Q[START_STATE])
 
 
 def build_token_dfa(
@@ -90,7 +76,8 @@ def build_token_dfa(
         next_QC[row, ids] = number[reached]
     accepting_Q = automaton.accepting_Q[[START_STATE, *states]]
     next_QC[:-1, class_V.reshape(-1)[tokenizer.special.eos]] = np.where(accepting_Q, len(next_QC) - 1, FORBIDDEN)
-    distance_Q = distances_to_end(next_QC)
+    from_E, column_E = np.nonzero(next_QC >= 0)
+    distance_Q = shortest_distances(from_E, next_QC[from_E, column_E], len(next_QC), len(next_QC) - 1)
     if distance_Q[0] < 0:
         raise UserError(
             f"{description}: no text that matches can be written by this tokenizer ({type(tokenizer).__name__}, "
@@ -151,10 +138,7 @@ class TokenTable:
 def _reachable_states(
     automaton: ByteDFA, first: TokenTable, later: TokenTable, eos: int
 ) -> tuple[list[int], np.ndarray]:
-    """Return the byte states that whole ids reach, and two 64-bit digests_V2 of each id's column of the table.
-
-    The table itself, states x ids, may not fit into memory: ids with equal digests form a class.
-    """
+    """The byte states that whole ids reach, and two digests_V2 of each id's column: the table may not fit in memory."""
     states: list[int] = []
     known = np.zeros(len(automaton.accepting_Q), bool)
     digest_V2 = np.zeros((first.size, 2), np.uint64)
@@ -181,12 +165,6 @@ def hash_states(state_I: np.ndarray, number: int) -> np.ndarray:
     return np.stack(hashes, axis=1)
 
 
-def distances_to_end(next_QC: np.ndarray) -> np.ndarray:
-    """Return the number of steps_Q from each state to the last one; -1 if it is unreachable."""
-    from_E, column_E = np.nonzero(next_QC >= 0)
-    return shortest_distances(from_E, next_QC[from_E, column_E], len(next_QC), len(next_QC) - 1)
-
-
 def shortest_distances(from_E: np.ndarray, to_E: np.ndarray, size: int, end: int) -> np.ndarray:
     """Return the number of edges_Q from each of `size` nodes to `end` (breadth-first search); -1 if none lead there."""
     edge_E = np.unique(from_E.astype(np.int64) * size + to_E)
@@ -206,7 +184,7 @@ def _prune(class_V: np.ndarray, next_QC: np.ndarray, distance_Q: np.ndarray, des
     """Remove the states that do not reach the end, and merge classes that have become equal."""
     kept = np.flatnonzero(distance_Q >= 0)
     if len(kept) == len(next_QC):
-        return TokenDFA(class_V, next_QC, distance_Q, 0, description)
+        return TokenDFA(class_V, next_QC, distance_Q, description)
     number = np.full(len(next_QC) + 1, FORBIDDEN, np.int32)  # FORBIDDEN, -1, reads the last entry
     number[kept] = np.arange(len(kept))
     next_QC = number[next_QC[kept]]
@@ -216,25 +194,7 @@ def _prune(class_V: np.ndarray, next_QC: np.ndarray, distance_Q: np.ndarray, des
         digest_C2[classes] += hash_states(next_C[classes], row)
     _, column_C, class_C = np.unique(digest_C2, axis=0, return_index=True, return_inverse=True)
     class_V = class_C.reshape(-1)[class_V].astype(np.int32)
-    return TokenDFA(class_V, np.ascontiguousarray(next_QC[:, column_C]), distance_Q[kept], 0, description)
-
-
-def stack_token_dfas(automata: Sequence[TokenDFA]) -> tuple[TokenDFA, list[int]]:
-    """Return several automata as one table, and the start state of each. Raises UserError if their ids differ."""
-    sizes = sorted({len(dfa.class_V) for dfa in automata})
-    if len(sizes) != 1:
-        raise UserError(f"automata of {sizes} ids: expected one or more, made with one tokenizer")
-    # A class of the common table is a combination of classes, one of each automaton.
-    class_CA, class_V = np.unique(np.stack([dfa.class_V for dfa in automata], axis=1), axis=0, return_inverse=True)
-    tables, starts, offset = [], [], 0
-    for number, dfa in enumerate(automata):
-        table = dfa.next_QC[:, class_CA[:, number]]
-        tables.append(np.where(table >= 0, table + offset, FORBIDDEN).astype(np.int32))
-        starts.append(offset + dfa.start)
-        offset += len(table)
-    distance_Q = np.concatenate([dfa.distance_Q for dfa in automata])
-    description = " and ".join(dict.fromkeys(dfa.description for dfa in automata))
-    return TokenDFA(class_V.reshape(-1).astype(np.int32), np.concatenate(tables), distance_Q, 0, description), starts
+    return TokenDFA(class_V, np.ascontiguousarray(next_QC[:, column_C]), distance_Q[kept], description)
 
 
 def exclude_word(automaton: ByteDFA, word: bytes) -> ByteDFA:

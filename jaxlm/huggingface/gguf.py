@@ -54,18 +54,6 @@ def _nibbles(byte_NX: np.ndarray) -> np.ndarray:
     return np.concatenate([byte_NX & 15, byte_NX >> 4], axis=-1)
 
 
-def _q4_0(block_NX: np.ndarray) -> np.ndarray:
-    return _half(block_NX, 0) * (_nibbles(block_NX[:, 2:]).view(np.int8) - np.int8(8))
-
-
-def _q4_1(block_NX: np.ndarray) -> np.ndarray:
-    return _half(block_NX, 0) * _nibbles(block_NX[:, 4:]) + _half(block_NX, 2)
-
-
-def _q8_0(block_NX: np.ndarray) -> np.ndarray:
-    return _half(block_NX, 0) * block_NX[:, 2:].view(np.int8)
-
-
 def _q4_k(block_NX: np.ndarray) -> np.ndarray:
     packed = block_NX[:, 4:16]  # 8 scales and 8 minima of 6 bits: 4 + 4 whole ones, whose upper bits belong to others
     low, high, upper = packed[:, :8] & 63, packed[:, 8:], packed[:, :8] >> 6 << 4
@@ -88,9 +76,11 @@ def _q6_k(block_NX: np.ndarray) -> np.ndarray:
 BLOCK_TYPES = {
     0: BlockType("F32", 1, 4, lambda block_NX: block_NX.view("<f4")),
     1: BlockType("F16", 1, 2, lambda block_NX: block_NX.view("<f2").astype(np.float32)),
-    2: BlockType("Q4_0", 32, 18, _q4_0),
-    3: BlockType("Q4_1", 32, 20, _q4_1),
-    8: BlockType("Q8_0", 32, 34, _q8_0),
+    2: BlockType(
+        "Q4_0", 32, 18, lambda block_NX: _half(block_NX, 0) * (_nibbles(block_NX[:, 2:]).view("i1") - np.int8(8))
+    ),
+    3: BlockType("Q4_1", 32, 20, lambda block_NX: _half(block_NX, 0) * _nibbles(block_NX[:, 4:]) + _half(block_NX, 2)),
+    8: BlockType("Q8_0", 32, 34, lambda block_NX: _half(block_NX, 0) * block_NX[:, 2:].view(np.int8)),
     12: BlockType("Q4_K", 256, 144, _q4_k),
     14: BlockType("Q6_K", 256, 210, _q6_k),
     30: BlockType("BF16", 1, 2, lambda block_NX: block_NX.view(ml_dtypes.bfloat16).astype(np.float32)),
@@ -127,7 +117,6 @@ class GGUFArray:
 class GGUFFile:
     """The metadata and the arrays of a file, by name."""
 
-    path: Path
     metadata: dict[str, Any]
     arrays: dict[str, GGUFArray]
 
@@ -151,7 +140,7 @@ def read_gguf(path: Path) -> GGUFFile:
             raise reader.error(f"the entry {name[:60]!r} occurs twice")
         metadata[name] = reader.value(reader.number("<u4"), name)
     entries = [_array_entry(reader) for _ in range(num_arrays)]
-    return GGUFFile(path, metadata, _map_arrays(reader, entries, metadata.get("general.alignment", 32)))
+    return GGUFFile(metadata, _map_arrays(reader, entries, metadata.get("general.alignment", 32)))
 
 
 class _Reader:

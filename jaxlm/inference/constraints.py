@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.decode.copy_constraint import make_copy_constraint
-from jaxlm.decode.grammar import TokenGrammar, batch_dfas, batch_source_rows
+from jaxlm.decode.grammar import TokenGrammar, batch_dfa, batch_source_rows
 from jaxlm.grammar.constraint import Constraint, delimiter_id, require_writable
 from jaxlm.grammar.source_dfa import SourceTemplate
 from jaxlm.grammar.token_dfa import TokenDFA, build_token_dfa
@@ -36,7 +36,7 @@ class TokenConstraint:
         if self.template:
             return batch_source_rows(self.template, sources, limit_B)
         if self.dfa:
-            return batch_dfas([self.dfa], np.zeros(len(source_BS), np.int32), limit_B)
+            return batch_dfa(self.dfa, limit_B)
         return make_copy_constraint(source_BS, valid_BS, *self.delimiter_ids)
 
 

@@ -22,9 +22,8 @@ from flax import struct
 
 from jaxlm.distributed.platforms import resolve_dtype
 from jaxlm.nn.attention.kv_cache import KVCache
-from jaxlm.nn.attention.mask import causal_attention_mask, causal_mask, token_positions
+from jaxlm.nn.attention.mask import UNSORTED, causal_attention_mask, causal_mask, token_order, token_positions
 from jaxlm.nn.attention.multi_head import Attention
-from jaxlm.nn.attention.token_order import UNSORTED, token_order
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.layers.linear import FeedForward

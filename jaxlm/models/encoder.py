@@ -12,9 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxlm.distributed.platforms import resolve_dtype
-from jaxlm.nn.attention.mask import MaskRule, attention_mask, token_positions
+from jaxlm.nn.attention.mask import UNSORTED, MaskRule, TokenOrder, attention_mask, token_order, token_positions
 from jaxlm.nn.attention.multi_head import Attention
-from jaxlm.nn.attention.token_order import UNSORTED, TokenOrder, token_order
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.layers.linear import ACTIVATIONS, FeedForward, Linear

@@ -15,9 +15,8 @@ from flax import struct
 
 from jaxlm.distributed.platforms import resolve_dtype
 from jaxlm.nn.attention.kv_cache import BeamInvariant, KVCache, LayerCache
-from jaxlm.nn.attention.mask import attention_mask, causal_attention_mask, cross_attention_mask, token_positions
+from jaxlm.nn.attention.mask import UNSORTED, attention_mask, causal_attention_mask, token_order, token_positions
 from jaxlm.nn.attention.multi_head import Attention
-from jaxlm.nn.attention.token_order import UNSORTED, token_order
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.layers.linear import FeedForward
@@ -208,9 +207,8 @@ class EncoderDecoder(SequenceModel):
             state = replace(state, kv_cache=replace(kv_cache, layers=tuple(caches)))
         else:
             both_orders = order if source.segment_BS is None else UNSORTED
-            source_mask_BTS = cross_attention_mask(
-                (valid_BT, segment_BT), (source.valid_BS, source.segment_BS), both_orders
-            )
+            target = valid_BT, segment_BT
+            source_mask_BTS = attention_mask(source.valid_BS, source.segment_BS, both_orders, target)
             mask_BTT, bias_BNTT = causal_attention_mask(valid_BT, segment_BT, order=order), None
             if self.position == "relative":
                 bias_BNTT = self.target_relative(position_BT[:, :, None] - position_BT[:, None])

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from jaxlm.cli import device_checks, system_checks
-from jaxlm.nn.attention import kernel_choice
+from jaxlm.nn.attention import kernels
 
 ASKED = ["libtpu==0.0.42.*; extra == 'tpu'", 'jax-cuda12-plugin[with-cuda]<=0.10.2,>=0.10.2; extra == "cuda12"']
 ASKED += ['jax-cuda13-plugin[with-cuda]<=0.10.2,>=0.10.2; extra == "cuda13"', "numpy>=2.0"]
@@ -131,16 +131,16 @@ def test_the_computations_run_here():
 
 def test_the_faster_attention_is_remembered(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path))
-    kernel_choice._stored_times.cache_clear()
-    assert kernel_choice.remembered_kernel("NVIDIA H200") is None
-    kernel_choice.remember_times("NVIDIA H200", {"cudnn": 1.2, "plain": 4.5})
-    kernel_choice.remember_times("NVIDIA A100", {"cudnn": 2.0, "plain": 1.5})
-    assert kernel_choice.remembered_kernel("NVIDIA H200") == "cudnn"
-    assert kernel_choice.remembered_kernel("NVIDIA A100") == "plain"
-    (tmp_path / kernel_choice.TIMES_FILE).write_bytes(b"damaged")
-    kernel_choice._stored_times.cache_clear()
-    assert kernel_choice.remembered_kernel("NVIDIA H200") is None  # and is timed again
-    kernel_choice._stored_times.cache_clear()
+    kernels._stored_times.cache_clear()
+    assert kernels.remembered_kernel("NVIDIA H200") is None
+    kernels.remember_times("NVIDIA H200", {"cudnn": 1.2, "plain": 4.5})
+    kernels.remember_times("NVIDIA A100", {"cudnn": 2.0, "plain": 1.5})
+    assert kernels.remembered_kernel("NVIDIA H200") == "cudnn"
+    assert kernels.remembered_kernel("NVIDIA A100") == "plain"
+    (tmp_path / kernels.TIMES_FILE).write_bytes(b"damaged")
+    kernels._stored_times.cache_clear()
+    assert kernels.remembered_kernel("NVIDIA H200") is None  # and is timed again
+    kernels._stored_times.cache_clear()
 
 
 @pytest.mark.parametrize("text, status", [("always [madvise] never", "optional"), ("[always] madvise never", "ok")])

@@ -17,7 +17,7 @@ from benchmarks.frame_data import (
     split_by_article,
     write_answer,
 )
-from jaxlm.grammar.json_schema import schema_to_dfa
+from jaxlm.grammar.constraint import schema_constraint
 
 SENTENCES = [
     Sentence("en_a001", ("He", "went", "and", "went"), ((1, "Motion"), (3, "Motion"))),
@@ -49,7 +49,7 @@ def test_answers_and_prompts():
     assert read_answer('[["a", 1]]') is None and read_answer("3") is None
     prompt = make_prompt(SENTENCES[1], ["Motion", "Statement"], SENTENCES[:1], SENTENCES)
     assert prompt_sentence(prompt) == SENTENCES[1].text == '"I say' and "- Motion: went, Went\n" in prompt
-    assert schema_to_dfa(answer_schema(["Motion"])).source_words == 1
+    assert schema_constraint(answer_schema(["Motion"])).source_words == 1
     json.dumps(answer_schema(["Motion"]))
 
 

@@ -13,12 +13,11 @@ from jaxlm.data.tokenizers.token_bytes import get_token_bytes
 from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.generate import GenerationConfig, generate
-from jaxlm.decode.grammar import batch_dfas
+from jaxlm.decode.grammar import batch_dfa
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
-from jaxlm.grammar.constraint import json_schema, require_writable
-from jaxlm.grammar.json_schema import schema_to_dfa
+from jaxlm.grammar.constraint import json_schema, require_writable, schema_constraint
 from jaxlm.grammar.token_dfa import build_token_dfa
 
 TEXT = {"type": "string"}
@@ -71,7 +70,7 @@ def valid(value, schema, root=PERSON):
 
 ROWS = 250
 TOKENIZER = Bytes().fit()
-AUTOMATON = build_token_dfa(schema_to_dfa(PERSON).automaton, TOKENIZER, "the schema")
+AUTOMATON = build_token_dfa(schema_constraint(PERSON).automaton, TOKENIZER, "the schema")
 LIMIT = AUTOMATON.shortest_length + np.arange(ROWS) % 40
 
 
@@ -95,7 +94,7 @@ def check(tokens, length):
 def test_a_thousand_samples_are_valid(request_, temperature):
     """250 at each of four temperatures, with limits from the shortest possible text."""
     model, request = request_
-    request = replace(request, grammar=batch_dfas([AUTOMATON], np.zeros(ROWS, int), LIMIT))
+    request = replace(request, grammar=batch_dfa(AUTOMATON, LIMIT))
     config = GenerationConfig(int(LIMIT.max()), sampler=Sampler(temperature, top_p=0.95))
     output = jax.device_get(generate(model, {}, request, config))
     assert len(check(output.tokens_BT, output.length_B)) > 20
@@ -104,7 +103,7 @@ def test_a_thousand_samples_are_valid(request_, temperature):
 def test_beams_are_valid(request_):
     model, request = request_
     first = jax.tree.map(lambda leaf: leaf[:8] if np.ndim(leaf) else leaf, request)
-    first = replace(first, grammar=batch_dfas([AUTOMATON], np.zeros(8, int), first.limit_B))
+    first = replace(first, grammar=batch_dfa(AUTOMATON, first.limit_B))
     hypotheses = jax.device_get(beam_search(model, {}, first, BeamSearchConfig(64, beam=Beam(3, 1))))
     texts = TOKENIZER.decode(hypotheses.tokens_BNT[:, 0].tolist())
     assert all(valid(json.loads(text), PERSON) for text in texts)
@@ -181,7 +180,7 @@ def test_beams_are_valid(request_):
     ],
 )
 def test_expressions(schema, yes, no):
-    automaton = schema_to_dfa(schema).automaton
+    automaton = schema_constraint(schema).automaton
     assert all(automaton.accepts(text.encode()) and json.loads(text) is not ... for text in yes)
     assert not any(automaton.accepts(text.encode()) for text in no)
 
@@ -234,16 +233,17 @@ def nested(levels: int):
 
 
 def test_schemas_grow_by_their_size_and_not_by_their_levels(tmp_path):
-    assert len(schema_to_dfa(nested(40)).automaton.next_QX) < 45 * len(schema_to_dfa(nested(1)).automaton.next_QX)
+    states = {levels: len(schema_constraint(nested(levels)).automaton.next_QX) for levels in (1, 40)}
+    assert states[40] < 45 * states[1]
     with pytest.raises(UserError, match="the schema has over 100 levels"):
-        schema_to_dfa(nested(60))
+        schema_constraint(nested(60))
     twice = {
         f"a{k}": {"type": "object", "properties": {x: {"$ref": f"#/$defs/a{k + 1}"} for x in "xy"}} for k in range(40)
     }
     with pytest.raises(UserError, match="over 300,000 nodes and edges, 15 for each of 20,000 states"):
-        schema_to_dfa({"$ref": "#/$defs/a0", "$defs": twice | {"a40": TEXT}})
+        schema_constraint({"$ref": "#/$defs/a0", "$defs": twice | {"a40": TEXT}})
     with pytest.raises(UserError, match="over 100 states.*--max-states"):
-        schema_to_dfa(nested(10), max_states=100)
+        schema_constraint(nested(10), max_states=100)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_files_that_are_refused(tmp_path, content, message):
 @pytest.mark.parametrize(("schema", "message"), REFUSED)
 def test_schemas_that_are_refused(schema, message):
     with pytest.raises(UserError, match=message):
-        schema_to_dfa(schema)
+        schema_constraint(schema)
 
 
 def test_each_literal_can_be_written_or_is_named(tmp_path):

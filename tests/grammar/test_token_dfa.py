@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +10,11 @@ from jaxlm.data.tokenizers.base import EOS, NUM_SPECIALS
 from jaxlm.data.tokenizers.sentencepiece import SentencePiece
 from jaxlm.data.tokenizers.simple import Bytes, Characters, Words, WordsWithChars
 from jaxlm.data.tokenizers.token_bytes import get_token_bytes
+from jaxlm.decode.grammar import batch_dfa
 from jaxlm.errors import UserError
-from jaxlm.grammar.byte_dfa import strings_to_dfa
+from jaxlm.grammar.byte_dfa import START_STATE, strings_to_dfa
 from jaxlm.grammar.regex import regex_to_dfa
-from jaxlm.grammar.token_dfa import build_token_dfa, stack_token_dfas
+from jaxlm.grammar.token_dfa import build_token_dfa
 from jaxlm.grammar.utf8 import complement_ranges, utf8_byte_sequences
 from jaxlm.inference.text_stream import ContinuationDecoder
 
@@ -64,7 +64,7 @@ def test_sets_of_characters_in_utf8():
 
 
 def accepts(automaton, ids):
-    state = automaton.start
+    state = START_STATE
     for index in [*ids, EOS]:
         state = automaton.next_QC[state, automaton.class_V[index]]
         if state < 0:
@@ -131,15 +131,7 @@ def test_distances(name):
         after = automaton.next_QC[state][automaton.next_QC[state] >= 0]
         assert automaton.distance_Q[state] == 1 + automaton.distance_Q[after].min()
     with pytest.raises(UserError, match=f"shortest text that matches has {automaton.shortest_length} tokens"):
-        automaton.require_reachable(automaton.shortest_length - 1)
-
-
-def test_stacked_automata_equal_single_ones():
-    tokenizer = TOKENIZERS["bytes"]
-    alone = [build_token_dfa(regex_to_dfa(pattern), tokenizer) for pattern in ("(ab)*", "[a-c]{2}|é")]
-    both, starts = stack_token_dfas(alone)
-    for (ids, _), (start, each) in itertools.product(rows_of("bytes"), zip(starts, alone, strict=True)):
-        assert accepts(replace(both, start=start), ids) == accepts(each, ids)
+        batch_dfa(automaton, [automaton.shortest_length - 1])
 
 
 def test_sentencepiece_texts_contain_no_escape():

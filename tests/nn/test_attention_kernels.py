@@ -7,17 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.nn.attention import mask, splash, token_order
+from jaxlm.nn.attention import mask, splash
 from jaxlm.nn.attention.cudnn import cudnn_attention
 from jaxlm.nn.attention.kernels import find_attention_kernel
-from jaxlm.nn.attention.mask import (
-    MaskRule,
-    attention_mask,
-    causal_attention_mask,
-    causal_mask,
-    cross_attention_mask,
-    segment_mask,
-)
+from jaxlm.nn.attention.mask import MaskRule, attention_mask, causal_attention_mask, causal_mask, segment_mask
 from jaxlm.nn.attention.multi_head import dot_product_attention
 from jaxlm.nn.attention.splash import splash_attention
 
@@ -54,8 +47,7 @@ CASES = {"shared keys, packed": ("packed", 2, None), "window": ("padded", 1, 20)
 @pytest.fixture
 def on_accelerator(monkeypatch):
     """Pretend that the program is compiled for an accelerator."""
-    monkeypatch.setattr(mask, "platform_of", lambda x: "tpu")
-    monkeypatch.setattr(token_order, "platform_of", lambda x: "gpu")
+    monkeypatch.setattr(mask, "platform_of", lambda x: "gpu")
 
 
 @pytest.mark.parametrize("kernel", kernels())
@@ -75,7 +67,7 @@ def test_cross_attention(packed, kernel, on_accelerator):
     segment_BS = None if segment_BT is None else segment_BT[:, :129]
     valid_BS = (jnp.arange(129)[None] < jnp.array([[90], [0]])) & (segment_BS is None or segment_BS > 0)
     plain = valid_BS[:, None] & segment_mask(segment_BT, segment_BS, valid_BT)
-    seen = cross_attention_mask((valid_BT, segment_BT), (valid_BS, segment_BS))
+    seen = attention_mask(valid_BS, segment_BS, target=(valid_BT, segment_BT))
     _same(kernels()[kernel], draw(2, 129), plain, seen, valid_BT)
 
 
@@ -100,13 +92,13 @@ def test_tokens_before_padding_without_causality(source, on_accelerator):
         _same(kernels()["cudnn"], given, valid_BT[:, None], attention_mask(valid_BT, None, order), valid_BT)
         return
     valid_BS = jnp.arange(source)[None] < jnp.array([[90], [0]])
-    seen = cross_attention_mask((valid_BT, None), (valid_BS, None), order)
+    seen = attention_mask(valid_BS, None, order, (valid_BT, None))
     _same(kernels()["cudnn"], given, valid_BS[:, None], seen, valid_BT)
 
 
 def sorted_rows(length: int, source: int | None = None):
     """An order of tokens before padding, valid positions in it, and queries, keys and values."""
-    order = token_order.token_order(jnp.asarray(np.random.default_rng(1).random((B, length)) < 0.8), None)
+    order = mask.token_order(jnp.asarray(np.random.default_rng(1).random((B, length)) < 0.8), None)
     valid_BT = order.sort(jnp.asarray(np.random.default_rng(1).random((B, length)) < 0.8))
     assert order.tokens_first and not (valid_BT[:, 1:] & ~valid_BT[:, :-1]).any()
     query, *_ = draw(2, length)

@@ -11,8 +11,8 @@ from jax._src.interpreters.partial_eval import dce_jaxpr
 
 from jaxlm.distributed.platforms import tracing_for
 from jaxlm.distributed.sharding import make_mesh, replicated_sharding, with_shardings
-from jaxlm.nn.attention import cudnn, kernels, mask, token_order
-from jaxlm.nn.attention.mask import attention_mask, causal_attention_mask, cross_attention_mask
+from jaxlm.nn.attention import cudnn, kernels, mask
+from jaxlm.nn.attention.mask import attention_mask, causal_attention_mask
 from jaxlm.nn.attention.multi_head import Attention, dot_product_attention
 from jaxlm.nn.layers.linear import FeedForward
 from jaxlm.nn.layers.norm import Norm
@@ -37,7 +37,7 @@ def gpu(monkeypatch):
 def pretend(platform: str, monkeypatch) -> str:
     from jax._src.cudnn import fused_attention_stablehlo
 
-    for module in (mask, kernels, token_order):
+    for module in (mask, kernels):
         monkeypatch.setattr(module, "platform_of", lambda x: platform)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: cudnn.PLANNED_VERSION)
     return platform
@@ -71,7 +71,7 @@ def gradients(rule_of):
     """The gradients of an attention with the mask that `rule_of` gives for the valid positions of both sides."""
 
     def total(query, key, value, valid_BT, valid_BS):
-        seen = rule_of(token_order.token_order(valid_BT, None), valid_BT, valid_BS)
+        seen = rule_of(mask.token_order(valid_BT, None), valid_BT, valid_BS)
         return dot_product_attention(query, key, value, seen).astype(jnp.float32).sum()
 
     return jax.grad(total, argnums=(0, 1, 2))
@@ -82,7 +82,7 @@ RULES = {
     "causal, odd": (LENGTH - 1, lambda order, t, s: causal_attention_mask(t, None, order=order), "PADDING_CAUSAL", 5),
     "window": (LENGTH, lambda order, t, s: causal_attention_mask(t, None, 20, order), "CAUSAL", 3),
     "both ways": (LENGTH, lambda order, t, s: attention_mask(t, None, order), "PADDING", 5),
-    "cross": (LENGTH - 1, lambda order, t, s: cross_attention_mask((t, None), (s, None), order), "PADDING", 5),
+    "cross": (LENGTH - 1, lambda order, t, s: attention_mask(s, None, order, (t, None)), "PADDING", 5),
 }
 
 
@@ -139,7 +139,7 @@ def test_remat_saves_what_the_backward_kernel_needs(platform, scan, remat):
     stack = Stack(block, 2, scan=scan, remat=remat)
 
     def total(params, x_BTD, valid_BT):
-        seen = causal_attention_mask(valid_BT, None, order=token_order.token_order(valid_BT, None))
+        seen = causal_attention_mask(valid_BT, None, order=mask.token_order(valid_BT, None))
         return jnp.square(stack.apply({"params": params}, x_BTD, seen).astype(jnp.float32)).sum()
 
     inputs = jnp.zeros((ROWS, LENGTH, HEADS * WIDTH), jnp.bfloat16), jnp.ones((ROWS, LENGTH), bool)

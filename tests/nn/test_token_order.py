@@ -9,7 +9,7 @@ import pytest
 from fixtures.zoo import GPT2, ZOO, batch_of, by_example, examples, params_of
 
 from jaxlm.models.encoder import Encoder
-from jaxlm.nn.attention import kernels, mask, multi_head, token_order
+from jaxlm.nn.attention import kernels, mask, multi_head
 from jaxlm.nn.attention.cudnn import cudnn_attention
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.types import Batch
@@ -26,14 +26,13 @@ def gpu(monkeypatch):
         rules.append(rule)
         return kernels.run_on_each_device(cudnn_attention, query, key, value, rule, scale, implementation="xla")
 
-    for module in (mask, token_order):
-        monkeypatch.setattr(module, "platform_of", lambda x: "gpu")
+    monkeypatch.setattr(mask, "platform_of", lambda x: "gpu")
     monkeypatch.setattr(multi_head, "find_attention_kernel", lambda query, key: attend)
     return rules
 
 
 def test_sorted_and_restored(gpu):
-    order = token_order.token_order(VALID_BT, None)
+    order = mask.token_order(VALID_BT, None)
     assert order.tokens_first
     np.testing.assert_array_equal(order.sort(VALID_BT), np.sort(VALID_BT)[:, ::-1])
     ids_BT = np.arange(20, dtype=np.int32).reshape(4, 5)
@@ -45,9 +44,9 @@ def test_sorted_and_restored(gpu):
 
 
 def test_other_platforms_and_packed_rows_keep_their_order(monkeypatch):
-    assert token_order.token_order(VALID_BT, None) == token_order.UNSORTED
-    monkeypatch.setattr(token_order, "platform_of", lambda x: "gpu")
-    assert not token_order.token_order(VALID_BT, VALID_BT.astype(np.int32)).tokens_first
+    assert mask.token_order(VALID_BT, None) == mask.UNSORTED
+    monkeypatch.setattr(mask, "platform_of", lambda x: "gpu")
+    assert not mask.token_order(VALID_BT, VALID_BT.astype(np.int32)).tokens_first
 
 
 ANIMALS = ["transformer", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pre", "llama", "mistral"))]

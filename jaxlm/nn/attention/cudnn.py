@@ -20,6 +20,7 @@ Tested with XLA's implementation of the same arguments, and lowered for a GPU; n
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxlm.nn.attention.mask import MaskRule, pad_to_multiple
 from jaxlm.types import Array
@@ -69,6 +70,7 @@ def cudnn_attention(
         if mask_rule.window is not None:
             options["local_window_size"] = mask_rule.window - 1, 0
         if not (mask_rule.causal and whole_blocks):
-            options["query_seq_lengths"], options["key_value_seq_lengths"] = mask_rule.lengths()
+            for name, x_BS in (("query_seq_lengths", mask_rule.query_BT), ("key_value_seq_lengths", mask_rule.key_BS)):
+                options[name] = jnp.maximum((x_BS > 0).sum(1, dtype=jnp.int32), 1)  # the kernel requires 1 or more
     mixed_BTNH = jax.nn.dot_product_attention(*inputs, **options)
     return (mixed_BTNH if mask_rule.to_itself else mask_rule.zero_unseeing(mixed_BTNH))[:, :target]

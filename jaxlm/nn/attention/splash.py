@@ -84,24 +84,17 @@ def splash_attention(
     if mask_rule.causal or mask_rule.window is not None:
         left = None if mask_rule.window is None else mask_rule.window - 1
         mask = masks.LocalMask(shape, (left, 0 if mask_rule.causal else None), 0)
+    chip = chip_for_device_kind(device_kind_of(query_BTNH))
+    blocks = SPLASH_BLOCKS["default" if chip is None or chip.name not in SPLASH_BLOCKS else chip.name]
+    head_bytes = query_BTNH.shape[-1] * query_BTNH.dtype.itemsize
+    q, kv = (blocks.best_size(size, head_bytes, mask_rule) for size in shape)
+    is_fused = shape[1] // kv <= MAX_PARTIAL_SUMS
+    backward: Any = {"use_fused_bwd_kernel": True} if is_fused else {"block_q_dq": q, "block_kv_dq": kv}
+    sizes = kernels.BlockSizes(q, kv, kv, block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv, **backward)
     kernel = kernels.make_splash_mha(
         mask=masks.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=1, interpret=interpret,
-        block_sizes=kernels.BlockSizes(**_block_sizes(shape, query_BTNH, mask_rule)),
-        residual_checkpoint_name=RESIDUAL_NAME,
+        block_sizes=sizes, residual_checkpoint_name=RESIDUAL_NAME,
     )  # fmt: skip
     mixed_BNTH = jax.vmap(kernel)(*(jnp.swapaxes(x, 1, 2) for x in inputs), segments)
     mixed_BTNH = jnp.swapaxes(mixed_BNTH, 1, 2)
     return (mixed_BTNH if mask_rule.to_itself else mask_rule.zero_unseeing(mixed_BTNH))[:, :target]
-
-
-def _block_sizes(shape: tuple[int, int], query_BTNH: Array, mask_rule: MaskRule) -> dict[str, Any]:
-    """Return the arguments of `BlockSizes` for (T, S), multiples of LANES."""
-    chip = chip_for_device_kind(device_kind_of(query_BTNH))
-    head_bytes = query_BTNH.shape[-1] * query_BTNH.dtype.itemsize
-    blocks = SPLASH_BLOCKS["default" if chip is None or chip.name not in SPLASH_BLOCKS else chip.name]
-    q, kv = (blocks.best_size(size, head_bytes, mask_rule) for size in shape)
-    sizes = {"block_q": q, "block_kv": kv, "block_kv_compute": kv}
-    sizes |= {"block_q_dkv": q, "block_kv_dkv": kv, "block_kv_dkv_compute": kv}
-    if shape[1] // kv <= MAX_PARTIAL_SUMS:
-        return sizes | {"use_fused_bwd_kernel": True}
-    return sizes | {"block_q_dq": q, "block_kv_dq": kv}

@@ -62,9 +62,16 @@ class ChunkLoop:
         cls, positions: int, vocab: int, width: int, choices: PlatformChoices, is_sparse: bool
     ) -> "ChunkLoop":
         """The loop that a platform chooses to compute logits (positions, vocab) from features of this width."""
-        size = _chunk_size(positions, vocab, width, choices.chunk_logits)
+        # Every chunk reads the output table and adds to its gradient, V x D numbers each, against R x V logits: with R
+        # far below D the tables would cost more than the logits (a third of the loss at V = 10,000, D = 650).
+        size = max(choices.chunk_logits // vocab, min(width, MAX_CHUNK_LOGITS_WIDE // vocab), 1)
+        size = -(-positions // max(round(positions / size), 1))  # chunks of equal size, rounded up
         if choices.static_loss:
-            size = _tiled_size(positions, min(size, -(-positions // SPARSE_CHUNKS)) if is_sparse else size)
+            # A multiple of TILE, without a remainder if it need not be less than half of the size for that.
+            size = min(size, -(-positions // SPARSE_CHUNKS)) if is_sparse else size
+            tiles, count = -(-positions // TILE), -(-positions // size)
+            count = next((divisor for divisor in range(count, 2 * count) if tiles % divisor == 0), count)
+            size = min(-(-tiles // count) * TILE, positions)
         return cls(size, -(-positions // size), choices.static_loss and not is_sparse)
 
     def pad(self, x: Array) -> Array:
@@ -105,21 +112,6 @@ class ChunkLoop:
             return lambda x: x[:, : valid_GM.shape[1]]
         position_GM = jnp.argsort(_valid_first(valid_GM), axis=1)  # the inverse permutation
         return lambda x: _gather_positions(x, position_GM)
-
-
-def _chunk_size(positions: int, vocab: int, width: int, chunk_logits: int) -> int:
-    """Positions per chunk, R: as `chunk_logits` allows, but not far below the width D of the features."""
-    # Every chunk reads the output table and adds to its gradient, V x D numbers each, against R x V logits: with R far
-    # below D the tables would cost more than the logits (a third of the loss at V = 10,000, D = 650).
-    size = max(chunk_logits // vocab, min(width, MAX_CHUNK_LOGITS_WIDE // vocab), 1)
-    return -(-positions // max(round(positions / size), 1))  # chunks of equal size, rounded up
-
-
-def _tiled_size(positions: int, size: int) -> int:
-    """A multiple of TILE near `size`, without a remainder if it need not be less than half of `size` for that."""
-    tiles, count = -(-positions // TILE), -(-positions // size)
-    count = next((divisor for divisor in range(count, 2 * count) if tiles % divisor == 0), count)
-    return min(-(-tiles // count) * TILE, positions)
 
 
 def _valid_first(valid_GM: Array) -> Array:

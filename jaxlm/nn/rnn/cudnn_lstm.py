@@ -7,15 +7,14 @@ lack of a GPU.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxlm.distributed.sharding import LOGICAL_AXIS_RULES, partition_spec, platform_of
-from jaxlm.nn.attention.token_order import tokens_before_padding
+from jaxlm.distributed.sharding import num_shards, partition_spec, platform_of
+from jaxlm.nn.attention.mask import tokens_before_padding
 from jaxlm.nn.rnn.cells import Carry
 from jaxlm.types import Array
 
@@ -29,9 +28,7 @@ def is_available(x_BTD: Array) -> bool:
         return False
     from jax.experimental import rnn
 
-    mesh = jax.typeof(x_BTD).sharding.mesh
-    shards = math.prod(mesh.shape.get(axis, 1) for axis in LOGICAL_AXIS_RULES["batch"])
-    return getattr(rnn, "gpu_rnn", None) is not None and x_BTD.shape[0] % shards == 0
+    return getattr(rnn, "gpu_rnn", None) is not None and x_BTD.shape[0] % num_shards(x_BTD, "batch") == 0
 
 
 def pack_params(directions: Sequence[tuple[Array, Array, Array]]) -> Array:
