@@ -5,6 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from jaxlm.cli.system_checks import Check, error_line
 
 NEEDED_LIBRARIES = {
@@ -25,37 +28,31 @@ def check_computations(platform: str) -> Iterator[Check]:
         try:
             run()
         except Exception as error:  # what a broken library raises is unknown
-            yield Check(name, f"{library} failed: {error_line(error)}", "missing", library_fix(library))
+            yield Check(name, f"{library} failed: {error_line(error)}", "missing", _library_fix(library))
         else:
             yield Check(name, f"by {library}, with its gradient ({time.perf_counter() - start:.2f} s)")
             if (platform, name) == ("gpu", "attention"):
                 yield _check_attention_times()
 
 
-def library_fix(library: str) -> str:
+def _library_fix(library: str) -> str:
     """The command that most often repairs a library of an accelerator."""
     if library in ("cuBLAS", "cuDNN") and os.environ.get("LD_LIBRARY_PATH"):
         return f"unset LD_LIBRARY_PATH (a {library} there hides the one that JAX was installed with)"
+    if library == "XLA":
+        return "pip install --upgrade jax"
     extra = "tpu" if library in ("libtpu", "Pallas and Mosaic") else "cuda13"
-    return (
-        "pip install --upgrade jax" if library == "XLA" else f"pip install --upgrade --force-reinstall 'jax[{extra}]'"
-    )
+    return f"pip install --upgrade --force-reinstall 'jax[{extra}]'"
 
 
 def run_product() -> None:
     """A product of 16-bit matrices and its gradient."""
-    import jax
-    import jax.numpy as jnp
-
     x = jnp.ones((256, 256), jnp.bfloat16)
     jax.block_until_ready(jax.jit(jax.grad(lambda x: (x @ x).sum().astype(jnp.float32)))(x))
 
 
 def run_attention() -> None:
     """Causal attention as the layers compute it here, and its gradient."""
-    import jax
-    import jax.numpy as jnp
-
     from jaxlm.nn.attention.mask import causal_attention_mask
     from jaxlm.nn.attention.multi_head import dot_product_attention
 
@@ -68,9 +65,6 @@ def run_attention() -> None:
 
 def run_lstm() -> None:
     """An LSTM layer as `jaxlm.nn.rnn` runs it here, and its gradient."""
-    import jax
-    import jax.numpy as jnp
-
     from jaxlm.nn.rnn.cells import LSTM
     from jaxlm.nn.rnn.layers import Recurrent
 
@@ -84,26 +78,8 @@ def run_lstm() -> None:
     jax.block_until_ready(gradient(jnp.ones((2, 4, 32))))
 
 
-def time_attention(implementations: dict[str, str]) -> dict[str, float]:
-    """Milliseconds of causal attention with its gradient by each: name -> `jax.nn.dot_product_attention`'s name."""
-    import jax
-    import jax.numpy as jnp
-
-    def loss(query_BTNH: Any, implementation: Any) -> Any:
-        mixed = jax.nn.dot_product_attention(
-            query_BTNH, query_BTNH, query_BTNH, is_causal=True, implementation=implementation
-        )
-        return mixed.astype(jnp.float32).sum()
-
-    query_BTNH = jnp.ones(ATTENTION_SHAPE, jnp.bfloat16)
-    gradient = jax.jit(jax.grad(loss), static_argnums=1)
-    return {name: _milliseconds(lambda: gradient(query_BTNH, value)) for name, value in implementations.items()}  # noqa: B023
-
-
 def _milliseconds(call: Callable[[], Any], repeats: int = 10) -> float:
     """The shortest of some runs after the first, which compiles."""
-    import jax
-
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -113,13 +89,17 @@ def _milliseconds(call: Callable[[], Any], repeats: int = 10) -> float:
 
 
 def _check_attention_times() -> Check:
-    """Time cuDNN against plain products, and remember the faster one for the layers."""
-    import jax
-
+    """Time cuDNN against plain products, with their gradients, and remember the faster one for the layers."""
     from jaxlm.nn.attention.kernels import remember_times
 
-    kind = jax.local_devices()[0].device_kind
-    times = time_attention({"cudnn": "cudnn", "plain": "xla"})
+    def loss(query_BTNH: Any, name: Any) -> Any:
+        mixed = jax.nn.dot_product_attention(query_BTNH, query_BTNH, query_BTNH, is_causal=True, implementation=name)
+        return mixed.astype(jnp.float32).sum()
+
+    kind, query_BTNH = jax.local_devices()[0].device_kind, jnp.ones(ATTENTION_SHAPE, jnp.bfloat16)
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    implementations = {"cudnn": "cudnn", "plain": "xla"}
+    times = {name: _milliseconds(lambda: gradient(query_BTNH, value)) for name, value in implementations.items()}  # noqa: B023
     remember_times(kind, times)
     text = ", ".join(f"{name} {milliseconds:.2f} ms" for name, milliseconds in times.items())
     return Check("attention time", f"{text}: {min(times, key=times.__getitem__)} is remembered for {kind}")

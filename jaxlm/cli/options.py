@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import itertools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +73,7 @@ def read_constraint(options: argparse.Namespace) -> "Constraint | None":
 
 def add_run_options(parser: CommandParser) -> None:
     """Options of devices, memory and processes; none of them changes the result."""
-    add_mesh_option(parser)
-    add_memory_options(parser)
+    add_device_options(parser)
     add_loader_options(parser)
     text = "address of process 0 (not needed with Slurm, Open MPI or on a TPU pod)"
     parser.add_argument("--coordinator-address", metavar="HOST:PORT", help=text)
@@ -84,55 +84,42 @@ def add_run_options(parser: CommandParser) -> None:
     parser.add_argument("--step-timeout", type=minutes, metavar="M", help=text)
     text = "write a trace of steps A to B to WORKDIR/profile; SIGUSR1 asks for one of the next five steps"
     parser.add_argument("--profile-steps", type=_parse_profile_steps, metavar="A:B", help=text)
-    add_exact_option(parser)
 
 
-def add_exact_option(parser: CommandParser) -> None:
-    """`--exact`."""
-    text = "on a GPU: only operations that give the same bits each time, which may be slower"
-    parser.add_flag("--exact", f"{text} (a CPU and a TPU always do)")
-
-
-def add_memory_options(parser: CommandParser) -> None:
-    """`--shard-optimizer`, `--remat` and `--choices`."""
+def add_device_options(parser: CommandParser) -> None:
+    """`--mesh`, `--shard-optimizer`, `--remat` and `--choices`."""
+    _add_mesh_option(parser)
     text = "shard the optimizer state over the data axis too: less memory, slightly more communication"
     parser.add_flag("--shard-optimizer", text)
     text = "activations to recompute in the backward pass: none, all but matrix products (dots), or all (full)"
     parser.add_argument("--remat", choices=("none", "dots", "full"), help=text)
     text = "replace choices of the platform, such as unrolled_layers=0,static_loss=0 (see docs/planning.md)"
-    parser.add_argument("--choices", type=_parse_choices, default={}, metavar="NAMES", help=text)
+    parser.add_argument("--choices", type=_option_type(parse_choices), default={}, metavar="NAMES", help=text)
 
 
 def add_loader_options(parser: CommandParser) -> None:
-    """`--num-threads` and `--num-workers`."""
+    """`--num-threads`, `--num-workers` and `--exact`."""
     parser.add_int("--num-threads", "threads that prepare batches", minimum=0, default=1)
     parser.add_int("--num-workers", "processes that prepare batches", minimum=0, default=0)
+    text = "on a GPU: only operations that give the same bits each time, which may be slower"
+    parser.add_flag("--exact", f"{text} (a CPU and a TPU always do)")
 
 
-def add_mesh_option(parser: CommandParser) -> None:
-    """`--mesh`."""
+def _add_mesh_option(parser: CommandParser) -> None:
     text = "devices per axis of the mesh, such as data=2,fsdp=4 (axes: data, fsdp, sequence, tensor; -1: all others)"
-    parser.add_argument("--mesh", type=_parse_mesh, metavar="AXES", help=text)
+    parser.add_argument("--mesh", type=_option_type(parse_mesh_axes), metavar="AXES", help=text)
 
 
 def read_run_options(options: argparse.Namespace) -> "RunOptions":
     """The options of devices and memory and, if the command has them, of the data loader and the step timeout."""
     from jaxlm.training.run_options import RunOptions
 
-    given: dict[str, Any] = {"step_timeout": None, "profile_steps": None, **vars(options)}
-    minutes = given["step_timeout"]
-    seconds: Any = None if minutes is None else 60 * minutes
-    return RunOptions(
-        mesh=options.mesh,
-        shard_optimizer_state=options.shard_optimizer,
-        remat=options.remat,
-        choices=options.choices,
-        threads=given.get("num_threads", 1),
-        workers=given.get("num_workers", 0),
-        step_timeout=seconds,
-        profile_steps=given["profile_steps"],
-        exact=given.get("exact", False),
-    )
+    names = {"shard_optimizer": "shard_optimizer_state", "num_threads": "threads", "num_workers": "workers"}
+    given = {names.get(name, name): value for name, value in vars(options).items()}
+    if given.get("step_timeout") is not None:
+        given["step_timeout"] *= 60  # from minutes
+    fields = [field.name for field in dataclasses.fields(RunOptions)]
+    return RunOptions(**{name: given[name] for name in fields if name in given})
 
 
 def read_coordinator(options: argparse.Namespace) -> "CoordinatorConfig | None":
@@ -161,18 +148,16 @@ def _parse_profile_steps(text: str) -> tuple[int, int]:
     return first, last
 
 
-def _parse_mesh(text: str) -> dict[str, int]:
-    try:
-        return parse_mesh_axes(text)
-    except UserError as error:
-        raise UsageError(str(error)) from None
+def _option_type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of an option that a function of a lower floor parses."""
 
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except UserError as error:
+            raise UsageError(str(error)) from None
 
-def _parse_choices(text: str) -> dict[str, Any]:
-    try:
-        return parse_choices(text)
-    except UserError as error:
-        raise UsageError(str(error)) from None
+    return convert
 
 
 def workdir_parser(command: str, summary: str, *groups: str) -> CommandParser:
@@ -184,7 +169,7 @@ def workdir_parser(command: str, summary: str, *groups: str) -> CommandParser:
     checkpoint.add_argument("--average-last", type=int_at_least(1), metavar="N", help=text)
     checkpoint.add_argument("--step", type=int_at_least(0), metavar="K", help="use the checkpoint of step K")
     parser.add_int("--batch-tokens", "source positions per batch (default: as in the experiment)")
-    add_mesh_option(parser)
+    _add_mesh_option(parser)
     add_trust_option(parser)
     for group in groups:
         OPTION_GROUPS[group](parser)
@@ -235,20 +220,17 @@ def load_pipeline(options: argparse.Namespace, experiment: "Experiment | None" =
 
 def _with_task_options(task: Any, options: argparse.Namespace) -> Any:
     """The task with the options of this command. Raises UsageError for an option that does not apply to it."""
-    if task.search is not None:
-        return dataclasses.replace(task, search=_with_search_options(task.search, options))
-    given = [name for name in ("num_beams", "length_penalty", "attention") if getattr(options, name, None)]
-    given += ["n_best"] if (getattr(options, "n_best", None) or 1) > 1 else []
-    if given:
-        raise UsageError(f"--{given[0].replace('_', '-')}: the task {type(task).__name__} does not search")
-    if options.batch_tokens and hasattr(task, "batch_tokens"):
-        return dataclasses.replace(task, batch_tokens=options.batch_tokens)
-    return task
-
-
-def _with_search_options(search: Any, options: argparse.Namespace) -> Any:
-    given = vars(options)
-    num_beams, n_best = given.get("num_beams") or search.beam.num_beams, given.get("n_best") or 1
+    given, search = vars(options), task.search
+    n_best = given.get("n_best") or 1
+    if search is None:
+        unused = [name for name in ("num_beams", "length_penalty", "attention") if given.get(name)]
+        unused += ["n_best"] if n_best > 1 else []
+        if unused:
+            raise UsageError(f"--{unused[0].replace('_', '-')}: the task {type(task).__name__} does not search")
+        if options.batch_tokens and hasattr(task, "batch_tokens"):
+            return dataclasses.replace(task, batch_tokens=options.batch_tokens)
+        return task
+    num_beams = given.get("num_beams") or search.beam.num_beams
     if given.get("num_beams") and n_best > num_beams:
         raise UsageError(f"--n-best {n_best} needs --num-beams {n_best} or more, found --num-beams {num_beams}")
     changes: dict[str, Any] = {"num_beams": max(num_beams, n_best), "num_return_sequences": n_best}
@@ -256,4 +238,5 @@ def _with_search_options(search: Any, options: argparse.Namespace) -> Any:
         penalty = "power" if search.beam.length_penalty_kind == "none" else search.beam.length_penalty_kind
         changes |= {"length_penalty": options.length_penalty, "length_penalty_kind": penalty}
     limits = {"batch_tokens": options.batch_tokens or search.batch_tokens, "attention": given.get("attention") or False}
-    return dataclasses.replace(search, beam=dataclasses.replace(search.beam, **changes), **limits)
+    search = dataclasses.replace(search, beam=dataclasses.replace(search.beam, **changes), **limits)
+    return dataclasses.replace(task, search=search)

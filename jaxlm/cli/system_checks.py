@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -27,7 +28,6 @@ CHIP_FILES = re.compile(r"accel\d+|vfio/\d+|nvidia\d+")
 """The files in /dev that a process has open while it uses a TPU or an NVIDIA GPU."""
 
 TPU_LOCK = Path("/tmp/libtpu_lockfile")
-
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -57,23 +57,20 @@ def error_line(error: Exception) -> str:
 
 def within(seconds: float, call: Callable[[], T]) -> T:
     """The result of a call, or its error. Raises TimeoutError if it takes longer; the call then stays in a thread."""
-    results: list[T] = []
-    errors: list[BaseException] = []
+    answer: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.append(call())
+            answer.set_result(call())
         except BaseException as error:
-            errors.append(error)
+            answer.set_exception(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
+    if not answer.done():
         raise TimeoutError(f"no answer in {seconds:g} s")
-    return results[0]
+    return answer.result()
 
 
 def pod_hosts() -> int:
@@ -177,11 +174,7 @@ def _check_plugin(name: str, prefix: str, distribution: str, extra: str, unused:
 
 def _required_version(distribution: str, extra: str) -> str:
     """The version that the installed JAX requires in an extra, "" if it names none: `==0.0.42.*` is 0.0.42."""
-    try:
-        requirements = importlib.metadata.requires("jax") or []
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-    for requirement in requirements:
+    for requirement in (installed_version("jax") and importlib.metadata.requires("jax")) or ():
         package, _, condition = requirement.partition(";")
         in_extra = re.search(rf"extra == ['\"]{extra}['\"]", condition)
         if in_extra and re.match(rf"{re.escape(distribution)}\b(?!-)", package):

@@ -64,13 +64,11 @@ def detect_launcher() -> str:
 
 
 def _is_slurm_shell() -> bool:
-    """True in an interactive shell of Slurm, which is one process, however many tasks its step has.
-
-    A step that is started from such a shell inherits its variables, but not its terminal.
-    """
+    """True in an interactive shell of Slurm, which is one process, however many tasks its step has."""
     if os.environ.get("SLURM_STEP_ID") == INTERACTIVE_STEP:
         return True
-    named_so = (
-        os.environ.get("SLURM_JOB_NAME") in ("interactive", "bash", "sh", "zsh") or "SLURM_PTY_PORT" in os.environ
+    is_named_so = os.environ.get("SLURM_JOB_NAME") in ("interactive", "bash", "sh", "zsh")
+    # A step that is started from such a shell inherits its variables, but not its terminal.
+    return (is_named_so or "SLURM_PTY_PORT" in os.environ) and (
+        "SLURM_TASK_PID" not in os.environ or (sys.stdin is not None and sys.stdin.isatty())
     )
-    return named_so and ("SLURM_TASK_PID" not in os.environ or (sys.stdin is not None and sys.stdin.isatty()))

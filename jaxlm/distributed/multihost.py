@@ -66,10 +66,8 @@ class CoordinatorConfig:
 
 
 def connect(coordinator_config: CoordinatorConfig | None = None) -> None:
-    """Join the other processes, if any: those of the options, or those started by Slurm, Open MPI or a TPU pod.
-
-    Call it before the first array is made. Raises UserError if the connection fails.
-    """
+    """Join the other processes, if any: those of the options, or those started by Slurm, Open MPI or a TPU pod. Call it
+    before the first array is made. Raises UserError if the connection fails."""
     launcher, missing = "--coordinator-address" if coordinator_config else detect_launcher(), ""
     if jax.distributed.is_initialized() or not launcher:
         return
@@ -201,10 +199,8 @@ def check_same(facts: dict[str, Any], cure: str) -> None:
 
 
 def check_hosts(config: str, versions: dict[str, str]) -> str:
-    """Check before training that all hosts have the same versions and experiment, and that their devices can add.
-
-    Returns a line that confirms this, or "" for a single process. Raises AgreedError with the host and the difference.
-    """
+    """A line that confirms that all hosts have the same versions and experiment, and that their devices can add; "" for
+    a single process. Raises AgreedError with the host and the difference."""
     if num_hosts() == 1:
         return ""
     facts = {"experiment": hashlib.sha256(config.encode()).hexdigest()[:12], **versions}
@@ -246,20 +242,15 @@ def fail_together() -> Iterator[None]:
 
 
 def step_timeout(seconds: float | None) -> float:
-    """The seconds without a step after which a process ends, 0: never.
-
-    None is STEP_TIMEOUT with several processes, since a collective waits without end for a process that hangs; else 0.
-    """
+    """The seconds without a step after which a process ends, 0: never. None is STEP_TIMEOUT with several processes,
+    since a collective waits without end for a process that hangs; else 0."""
     return (STEP_TIMEOUT if num_hosts() > 1 else 0.0) if seconds is None else seconds
 
 
 @contextlib.contextmanager
 def watchdog(seconds: float | None) -> Iterator[Callable[[], None]]:
-    """A function to call after every step: without a call for this many seconds the process ends.
-
-    Then this host or another one hangs. The clock starts with the first call, since compilation may take long.
-    `seconds`: see `step_timeout`.
-    """
+    """A function to call after every step: without a call for this many seconds (see `step_timeout`) the process ends,
+    since a host hangs. The clock starts with the first call: compilation may take long."""
     seconds = step_timeout(seconds)
     deadline, is_over = math.inf, threading.Event()
 
@@ -284,9 +275,8 @@ def watchdog(seconds: float | None) -> Iterator[Callable[[], None]]:
 def abort(reason: str, code: int) -> None:
     """End this process immediately, without waiting for the other hosts."""
     with _abort_lock:  # the first thread to come ends the process
-        cure = (
-            ": start every process again; the run resumes from its last checkpoint" if code == RESTART_EXIT_CODE else ""
-        )
+        cure = ": start every process again; the run resumes from its last checkpoint"
+        cure = cure if code == RESTART_EXIT_CODE else ""
         print(f"jaxlm: {_liveness[0].name if _liveness else host_name()}: {reason}{cure}", file=sys.stderr, flush=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # these are the last words, also if C++ loses host 0 meanwhile
         for liveness in _liveness:

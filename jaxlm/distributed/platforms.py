@@ -1,18 +1,6 @@
-"""Differences between programs for a CPU, a GPU and a TPU: one table, each choice with its reason and its switch.
+"""Differences between programs for a CPU, a GPU and a TPU: `CHOICES`, with the reasons in `PlatformChoices`.
 
-| choice            | CPU     | GPU          | TPU          | switch (of `train`, `bench`, `plan`)               |
-|-------------------|---------|--------------|--------------|----------------------------------------------------|
-| `dtype`           | float32 | bfloat16     | bfloat16     | `--model.dtype`                                    |
-| `unrolled_layers` | 0       | 24           | 0            | `--choices unrolled_layers=N`, `--model.no-scan`   |
-| `kept_share`      | 0       | 0.4          | 0            | `--remat`, `--choices kept_share=X`                |
-| `scan_remat`      | none    | dots         | none         | `--remat`, `--choices scan_remat=none`             |
-| `activation_remat`| no      | yes          | no           | `--choices activation_remat=0`                     |
-| `fused_gates`     | yes     | no           | yes          | `--choices fused_gates=1`                          |
-| `chunk_logits`    | 2^21    | 2^27 to 2^29 | 2^27 to 2^29 | `--choices chunk_logits=N`                         |
-| `static_loss`     | no      | yes          | yes          | `--choices static_loss=0`                          |
-| `attention_kernel`| none    | cuDNN        | splash       | `--choices attention_kernel=0`                     |
-
-None of them changes what is computed but for rounding; `PlatformChoices` has the reasons.
+None of them changes what is computed but for rounding; docs/planning.md has them as a table, with their switches.
 """
 
 import math
@@ -74,20 +62,15 @@ CHOICES = {
 """Platform, as JAX names it, -> its choices; an unknown one is treated like a CPU."""
 
 
-@dataclass(frozen=True)
-class _Target:
-    chip: Chip | None
-    choices: Mapping[str, Any]
-
-
-_target: ContextVar[_Target | None] = ContextVar("platform_target", default=None)
+_target: ContextVar[tuple[Chip | None, Mapping[str, Any]]] = ContextVar("platform_target", default=(None, {}))
+"""The chip that is traced for (None: this machine's) and the choices that are replaced."""
 
 
 @contextmanager
 def tracing_for(chip: Chip | None = None, choices: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Trace what is in this block with the choices for a chip (None: for the devices of the arrays), some replaced."""
-    outer = _target.get() or _Target(None, {})
-    token = _target.set(_Target(chip or outer.chip, {**outer.choices, **(choices or {})}))
+    outer_chip, outer_choices = _target.get()
+    token = _target.set((chip or outer_chip, {**outer_choices, **(choices or {})}))
     try:
         yield
     finally:
@@ -96,12 +79,11 @@ def tracing_for(chip: Chip | None = None, choices: Mapping[str, Any] | None = No
 
 def choices_for(x: Any = None) -> PlatformChoices:
     """The choices for the program in which x is traced; without x, for the devices of this process."""
-    target = _target.get() or _Target(None, {})
     row = CHOICES.get(_platform(x), CHOICES["cpu"])
     if row.chunk_logits >= MIN_WIDE_CHUNK and (memory := device_memory(x)):
         logits = 2 ** int(math.log2(memory / 30 / 4))
         row = replace(row, chunk_logits=min(max(logits, MIN_WIDE_CHUNK), MAX_WIDE_CHUNK))
-    return replace(row, **target.choices)
+    return replace(row, **_target.get()[1])
 
 
 def device_memory(x: Any = None) -> float:
@@ -110,8 +92,7 @@ def device_memory(x: Any = None) -> float:
 
     from jaxlm.distributed.sharding import device_kind_of
 
-    chip = (target := _target.get()) and target.chip
-    chip = chip or chip_for_device_kind(jax.devices()[0].device_kind if x is None else device_kind_of(x))
+    chip = _target.get()[0] or chip_for_device_kind(jax.devices()[0].device_kind if x is None else device_kind_of(x))
     return chip.memory / chip.cores if chip else 0.0
 
 
@@ -121,8 +102,8 @@ def resolve_dtype(dtype: str) -> str:
 
 
 def _platform(x: Any = None) -> str:
-    if (target := _target.get()) and target.chip:
-        return "tpu" if target.chip.is_tpu else "gpu"
+    if chip := _target.get()[0]:
+        return "tpu" if chip.is_tpu else "gpu"
     import jax
 
     from jaxlm.distributed.sharding import platform_of
@@ -130,19 +111,17 @@ def _platform(x: Any = None) -> str:
     return jax.default_backend() if x is None else platform_of(x)
 
 
-def _read_bool(value: str) -> bool:
-    return value == "1"
-
+_SWITCH: Any = (lambda value: value == "1", "[01]", "0 or 1")
 
 _VALUES: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "unrolled_layers": (int, r"\d{1,9}", "a number of layers"),
     "kept_share": (float, r"0|1|0?\.\d{1,9}", "a share between 0 and 1"),
     "scan_remat": (str, "none|dots|full", "none, dots or full"),
-    "activation_remat": (_read_bool, "[01]", "0 or 1"),
-    "fused_gates": (_read_bool, "[01]", "0 or 1"),
+    "activation_remat": _SWITCH,
+    "fused_gates": _SWITCH,
     "chunk_logits": (int, r"[1-9]\d{0,11}", "a number of logits"),
-    "static_loss": (_read_bool, "[01]", "0 or 1"),
-    "attention_kernel": (_read_bool, "[01]", "0 or 1"),
+    "static_loss": _SWITCH,
+    "attention_kernel": _SWITCH,
 }
 """The choices that `--choices` can replace: how a value is read, its form, and what is expected."""
 

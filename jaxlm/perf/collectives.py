@@ -124,10 +124,7 @@ def bytes_by_kind(collectives: list[Collective]) -> dict[str, dict[str, int]]:
 def _iter_collectives(
     program: HloProgram, name: str, count: int, seen: set[str], overlaps: bool = False
 ) -> Iterator[Collective]:
-    """The collectives of a computation that runs `count` times, and of the computations that it calls.
-
-    `overlaps`: whether the computation is the start of a collective that overlaps.
-    """
+    """Those of a computation that runs `count` times (`overlaps`: as the start of one), and of what it calls."""
     lines = program.computations.get(name, [])
     starts = _overlapping_starts(lines)
     for line in lines:
@@ -154,8 +151,7 @@ def _iter_collectives(
 
 def _overlapping_starts(lines: list[str]) -> set[str]:
     """The instructions of a computation, in its order, that start what ends after some computing."""
-    waiting: set[str] = set()
-    overlapping: set[str] = set()
+    waiting, overlapping = set[str](), set[str]()
     for instruction in filter(None, map(INSTRUCTION_PATTERN.match, lines)):
         name, op = instruction["name"], instruction["op"]
         if op.endswith("-start") or name.startswith(_FUSED_START):

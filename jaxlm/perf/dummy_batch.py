@@ -39,13 +39,8 @@ def synthetic_batch(experiment: Experiment) -> Batch:
         longest = min(longest, batching.tokens // batching.row_multiple)  # a batch has at least `row_multiple` rows
     else:
         longest = batching.length
-    source = getattr(batching, "source_length", None) or longest
-    columns = _synthetic_columns(experiment, min(source, longest) - 1, longest - 1)
-    return batching.batches(columns, experiment.seed)[0]
-
-
-def _synthetic_columns(experiment: Experiment, source_length: int, target_length: int) -> dict[str, Ragged]:
-    """One example in every column of the task's batches, with the given numbers of ids."""
+    source_length = min(getattr(batching, "source_length", None) or longest, longest) - 1
+    target_length = longest - 1
     rows = {"source": np.full(source_length, DUMMY_ID), "target": np.full(target_length, DUMMY_ID)}
     rows |= {"label": np.full(source_length, 0), "class": np.full(1, 0), "loss_mask": np.ones(target_length + 1)}
     rows |= {f"other_{name}": rows[name] for name in ("target", "loss_mask")}
@@ -56,7 +51,7 @@ def _synthetic_columns(experiment: Experiment, source_length: int, target_length
         columns["reference"] = Ragged.from_rows([np.zeros(2)], np.float32)
     if isinstance(experiment.tokenizer, WordsWithChars):
         columns["character"] = Ragged.from_rows([np.full(4, DUMMY_ID)] * source_length)
-    return columns
+    return batching.batches(columns, experiment.seed)[0]
 
 
 def batch_summary(batch: Batch) -> str:

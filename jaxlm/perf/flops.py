@@ -51,11 +51,6 @@ def peak_flops(model: Any, chip: Chip | None, num_devices: int) -> float | None:
     return None if chip is None else chip.peak_flops(model_dtype(model)) * num_devices
 
 
-def mfu(flops_per_second: float, peak: float | None) -> float | None:
-    """The share of the peak that the model's FLOP/s reach; None if the peak is unknown."""
-    return None if peak is None else flops_per_second / peak
-
-
 def make_mfu_fn(experiment: Experiment, mesh: jax.sharding.Mesh) -> Callable[[float], float] | None:
     """A function from real tokens/s to MFU; None on devices whose peak is unknown (a CPU)."""
     device: Any = mesh.devices.flat[0]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,8 +23,8 @@ from jaxlm.distributed.sharding import data_mesh, make_mesh, num_batch_shards
 from jaxlm.experiment import Experiment
 from jaxlm.perf.chips import chip_for_device_kind
 from jaxlm.perf.dummy_batch import adapt_batching, synthetic_batch
-from jaxlm.perf.flops import FLOPS_CONVENTION, StepFlops, count_step, mfu, peak_flops
-from jaxlm.planner.memory import program_bytes
+from jaxlm.perf.flops import FLOPS_CONVENTION, StepFlops, count_step, peak_flops
+from jaxlm.planner.estimates import program_bytes
 from jaxlm.planner.plan import check_has_steps
 from jaxlm.training.profiling import start_trace
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
@@ -52,29 +52,21 @@ class SameBatch:
         return self.batch
 
 
-@dataclass
-class Timings:
-    """The timed steps: seconds of each, real tokens, and FLOPs with causal attention in full and halved."""
+class TimedStep(NamedTuple):
+    """A timed step: its seconds, and the FLOPs of all positions of its batch, of which `tokens` are real."""
 
-    step_times: list[float] = field(default_factory=list)
-    tokens: float = 0.0
-    flops: float = 0.0
-    causal_halved_flops: float = 0.0
-
-    def add_step(self, seconds: float, tokens: float, flops: StepFlops) -> None:
-        """Count a step. `flops` are those of all positions of its batch, of which `tokens` are real."""
-        self.step_times.append(seconds)
-        self.tokens += tokens
-        self.flops += tokens * flops.full / flops.positions
-        self.causal_halved_flops += tokens * flops.causal_halved / flops.positions
+    seconds: float
+    tokens: float
+    flops: StepFlops
 
 
+@dataclass(frozen=True)
 class StepCache:
     """The train step, compiled once for each shape of a batch."""
 
-    def __init__(self, step: CompiledStep, mesh: Any):
-        self.step, self.mesh = step, mesh
-        self.compiled_by_shape: dict[Any, Any] = {}
+    step: CompiledStep
+    mesh: Any
+    compiled_by_shape: dict[Any, Any] = field(default_factory=dict)
 
     def for_batch(self, batch: Any) -> Any:
         """The compiled step for batches of this shape."""
@@ -118,8 +110,8 @@ def run_benchmark(
         # One step is not measured: it starts threads and maps the pages of libraries and code.
         jax.block_until_ready(programs.for_batch(batches[0])(init_state(), put_batch(batches[0], mesh)))
         memory_before, ordered = _reset_peak_memory(), itertools.chain([first_batch], loader)
-        timings = _time_steps(experiment, programs, init_state(), ordered, steps, profile)
-    metrics = _benchmark_metrics(experiment, timings, mesh)
+        timed = _time_steps(experiment, programs, init_state(), ordered, steps, profile)
+    metrics = _benchmark_metrics(experiment, timed, mesh)
     metrics |= {"compile_seconds": compile_seconds, "mfu_convention": MFU_CONVENTION}
     metrics |= _peak_memory(mesh.devices.flat[0], memory_before)
     return metrics | {"planned_memory_bytes": planned_bytes, "synthetic": synthetic}
@@ -128,11 +120,7 @@ def run_benchmark(
 def _compile(
     make_step: Callable[[], CompiledStep], batch: Any, mesh: Any, compile_times: bool
 ) -> tuple[StepCache, dict[str, float]]:
-    """The step, compiled for a batch, and the seconds that took.
-
-    With `compile_times` it is compiled with an empty cache ("cold") and read from that cache ("warm"); else the user's
-    cache is used ("first").
-    """
+    """The step and the seconds to compile it: with an empty cache and from that cache, or with the user's cache."""
     seconds, old = {}, jax.config.values["jax_compilation_cache_dir"]
 
     def compile_step(name: str) -> StepCache:
@@ -158,50 +146,53 @@ def _compile(
 
 def _time_steps(
     experiment: Experiment, programs: StepCache, state: Any, batches: Iterator, steps: int, profile: Path | None
-) -> Timings:
+) -> list[TimedStep]:
     """Run steps as training does, with `MAX_STEPS_IN_FLIGHT` dispatched ahead; each shape has its warm-up steps."""
-    timings, steps_by_shape = Timings(), collections.Counter[Any]()
-    flops: dict[Any, StepFlops] = {}
-    pending: collections.deque[tuple[Any, StepFlops]] = collections.deque()
+    timed, pending = list[TimedStep](), collections.deque[tuple[Any, StepFlops]]()
+    flops, steps_by_shape = dict[Any, StepFlops](), collections.Counter[Any]()
     with contextlib.ExitStack() as stack:
         last = time.perf_counter()
-        while len(timings.step_times) < steps:
+        while len(timed) < steps:
             batch = next(batches)
             if (shape := batch_shapes(batch)) not in flops:
                 flops[shape] = count_step(experiment, batch)
             is_timed = steps_by_shape[shape] >= WARMUP_STEPS
             steps_by_shape[shape] += 1
-            if profile is not None and is_timed and not timings.step_times and not pending:
+            if profile is not None and is_timed and not timed and not pending:
                 start_trace(profile)
                 stack.callback(jax.profiler.stop_trace)
                 last = time.perf_counter()
             state, metrics = programs.for_batch(batch)(state, put_batch(batch, programs.mesh))
             pending.append((metrics, flops[shape]))
-            max_pending = min(MAX_STEPS_IN_FLIGHT, steps - len(timings.step_times) - 1) if is_timed else 0
+            max_pending = min(MAX_STEPS_IN_FLIGHT, steps - len(timed) - 1) if is_timed else 0
             while pending and len(pending) > max_pending:
                 done, step_flops = pending.popleft()
                 tokens = float(done.count)  # waits for the step
                 now = time.perf_counter()
                 if is_timed:
-                    timings.add_step(now - last, tokens, step_flops)
-                    max_pending = min(max_pending, steps - len(timings.step_times) - 1)
+                    timed.append(TimedStep(now - last, tokens, step_flops))
+                    max_pending = min(max_pending, steps - len(timed) - 1)
                 last = now
-    return timings
+    return timed
 
 
-def _benchmark_metrics(experiment: Experiment, timings: Timings, mesh: Any) -> dict[str, Any]:
-    kind, seconds = mesh.devices.flat[0].device_kind, sum(timings.step_times)
+def _benchmark_metrics(experiment: Experiment, timed: list[TimedStep], mesh: Any) -> dict[str, Any]:
+    kind, step_times = mesh.devices.flat[0].device_kind, [step.seconds for step in timed]
+    seconds = sum(step_times)
     peak = peak_flops(experiment.model, chip_for_device_kind(kind), mesh.size)
-    rates = {"full": timings.flops / seconds, "causal_halved": timings.causal_halved_flops / seconds}
+    rates = {
+        name: sum(step.tokens * getattr(step.flops, name) / step.flops.positions for step in timed) / seconds
+        for name in ("full", "causal_halved")
+    }
     return {
         "device": kind,
         "devices": mesh.size,
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
-        "steps": len(timings.step_times),
-        "tokens_per_second": timings.tokens / seconds,
-        "step_seconds": {f"p{q}": float(np.percentile(timings.step_times, q)) for q in (10, 50, 90, 99)},
+        "steps": len(timed),
+        "tokens_per_second": sum(step.tokens for step in timed) / seconds,
+        "step_seconds": {f"p{q}": float(np.percentile(step_times, q)) for q in (10, 50, 90, 99)},
         "flops_per_second": rates,
-        "mfu": {name: "n/a" if peak is None else mfu(rate, peak) for name, rate in rates.items()},
+        "mfu": {name: "n/a" if peak is None else rate / peak for name, rate in rates.items()},
     }
 
 

@@ -1,7 +1,6 @@
 """The plan of one decoding step: one more token in each row, compiled like the train step."""
 
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,9 @@ from jaxlm.perf.chips import Chip, format_gib
 from jaxlm.perf.collectives import find_collectives
 from jaxlm.perf.dummy_batch import synthetic_batch
 from jaxlm.perf.flops import count_flops
-from jaxlm.planner import memory
-from jaxlm.planner.hbm_traffic import bytes_moved
-from jaxlm.planner.roofline import StepTime, step_seconds
+from jaxlm.planner import estimates
+from jaxlm.planner.estimates import StepTime, step_seconds
+from jaxlm.planner.hbm_traffic import program_costs
 from jaxlm.types import Batch, Params, State
 
 
@@ -84,17 +83,16 @@ def plan_decoding(experiment: Experiment, mesh: sharding.AnyMesh, chip: Chip | N
     params = sharding.with_shardings(params, param_shardings)
     state = sharding.with_shardings(state, sharding.decode_state_shardings(state, mesh))
     token, valid = sharding.with_shardings((token, valid), sharding.row_sharding(mesh))
-    start = time.perf_counter()
-    compiled, total = memory.compile_or_bytes_needed(jax.jit(step, donate_argnums=2).lower(params, token, state, valid))
-    compile_seconds = time.perf_counter() - start
+    program = jax.jit(step, donate_argnums=2)
+    compiled, total, compile_seconds = estimates.compile_program(program, params, token, state, valid)
     moved = seconds = None
     if compiled is not None:
-        text, total = compiled.as_text() or "", memory.program_bytes(compiled.memory_analysis())
-        moved, dtype = bytes_moved(text), model_dtype(model)
+        text, dtype = compiled.as_text() or "", model_dtype(model)
+        moved = program_costs(text).bytes_moved
         if chip:
             collectives = find_collectives(text)
             seconds = step_seconds(chip, dtype, flops / mesh.size, moved, collectives, [0] * mesh.size)
-    limit = memory.available_memory(chip)
+    limit = estimates.available_memory(chip)
     fits = False if compiled is None else None if limit is None else total <= limit
-    capacity, state_bytes = batch.target_BT.shape[1], memory.shard_bytes(state)
+    capacity, state_bytes = batch.target_BT.shape[1], estimates.shard_bytes(state)
     return DecodePlan(num_rows, capacity, state_bytes, total, fits, flops, moved, seconds, compile_seconds)

@@ -40,11 +40,6 @@ def program_costs(text: str, unknown_trip_count: int = 1) -> ProgramCosts:
     return ProgramCosts(arguments).plus(_computation_costs(program, program.entry))
 
 
-def bytes_moved(text: str, unknown_trip_count: int = 1) -> int:
-    """Bytes per device; `unknown_trip_count`: how often a loop of unknown length runs."""
-    return program_costs(text, unknown_trip_count).bytes_moved
-
-
 def _computation_costs(program: HloProgram, name: str) -> ProgramCosts:
     total, lines = ProgramCosts(), program.computations.get(name, [])
     for line in lines:

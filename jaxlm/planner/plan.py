@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,11 +20,10 @@ from jaxlm.experiment import Experiment
 from jaxlm.models.properties import model_dtype
 from jaxlm.perf.collectives import Collective, bytes_by_kind, find_collectives
 from jaxlm.perf.dummy_batch import adapt_batching, batch_summary, shape_structs, synthetic_batch
-from jaxlm.perf.flops import StepFlops, count_step, jaxpr_flops, mfu, peak_flops, unknown_trip_count
-from jaxlm.planner import memory
-from jaxlm.planner.analytic import analytic_bytes_moved, analytic_collectives, stack_modes
+from jaxlm.perf.flops import StepFlops, count_step, jaxpr_flops, peak_flops, unknown_trip_count
+from jaxlm.planner import estimates
+from jaxlm.planner.estimates import StepTime, run_cost, step_seconds
 from jaxlm.planner.hbm_traffic import ProgramCosts, program_costs
-from jaxlm.planner.roofline import StepTime, run_cost, step_seconds
 from jaxlm.planner.topology import Target
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.setup import check_batch_divisible
@@ -92,7 +90,7 @@ class RunPlan:
 
     def mfu(self, seconds: float) -> float | None:
         """Model-FLOPs utilization of a step of that time."""
-        return mfu(self.model_flops / seconds, self.peak_flops)
+        return None if self.peak_flops is None else self.model_flops / seconds / self.peak_flops
 
     def to_json(self) -> dict[str, Any]:
         """The fields as one object; `seconds` with its bounds, and with the figures that follow from them."""
@@ -130,22 +128,21 @@ class _StepCosts(NamedTuple):
 def make_plan(request: PlanRequest) -> RunPlan:
     """Count a step, compile it if something here can, and derive its costs."""
     with tracing_for(request.target.chip, request.run_options.choices):
-        return _make_plan(request)
-
-
-def _make_plan(request: PlanRequest) -> RunPlan:
-    mesh = request.make_mesh()
-    experiment, changed_options = adapt_batching(request.experiment, num_batch_shards(mesh))
-    experiment = dataclasses.replace(experiment, model=request.run_options.with_remat(experiment.model))
-    workload = count_workload(experiment) if request.compiles else _cached_workload(experiment, request)
-    rows = len(jax.tree.leaves(workload.batch)[0])
-    check_batch_divisible(rows, experiment.grad_accum, num_batch_shards(mesh))
-    step = build_compiled_step(experiment, workload.new_state, mesh, request.run_options)
-    batch = with_shardings(workload.batch, batch_shardings(workload.batch, mesh))
-    costs = (_compiled_costs if request.compiles else _analytic_costs)(workload, step, batch, mesh)
-    lists = {"changed_options": changed_options, "memory_options": request.run_options.memory_options()}
-    lists["unsharded_params"] = unsharded_params(step.abstract_state.params, mesh)
-    return _assemble_plan(workload, request, mesh, costs, lists)
+        mesh = request.make_mesh()
+        experiment, changed_options = adapt_batching(request.experiment, num_batch_shards(mesh))
+        experiment = dataclasses.replace(experiment, model=request.run_options.with_remat(experiment.model))
+        workload = count_workload(experiment) if request.compiles else _cached_workload(experiment, request)
+        rows = len(jax.tree.leaves(workload.batch)[0])
+        check_batch_divisible(rows, experiment.grad_accum, num_batch_shards(mesh))
+        step = build_compiled_step(experiment, workload.new_state, mesh, request.run_options)
+        batch = with_shardings(workload.batch, batch_shardings(workload.batch, mesh))
+        costs = (_compiled_costs if request.compiles else _analytic_costs)(workload, step, batch, mesh)
+        fields = {"changed_options": changed_options, "memory_options": request.run_options.memory_options()}
+        fields["unsharded_params"] = unsharded_params(step.abstract_state.params, mesh)
+        shares = experiment.grad_accum * num_batch_shards(mesh) * mesh.shape["sequence"]
+        modes = estimates.stack_modes(experiment.model, workload.flops.positions / shares)
+        texts = [f"{'scanned' if scan else 'unrolled'}, remat {remat or 'none'}" for _, scan, remat in modes]
+        return _assemble_plan(workload, request, mesh, costs, layers="; ".join(dict.fromkeys(texts)), **fields)
 
 
 def abstract_mesh(mesh_shape: Mapping[str, int], num_devices: int) -> AbstractMesh:
@@ -167,7 +164,7 @@ def count_workload(experiment: Experiment, with_activations: bool = False) -> Wo
     step = build_compiled_step(experiment, new_state, None)
     jaxpr = jax.make_jaxpr(step.train_step)(step.abstract_state, batch).jaxpr
     carried_batch, params = dataclasses.replace(batch, state=step.abstract_state.carry), step.abstract_state.params
-    residuals = memory.activation_bytes(experiment, params, carried_batch) if with_activations else 0
+    residuals = estimates.activation_bytes(experiment, params, carried_batch) if with_activations else 0
     flops = count_step(experiment, carried_batch)
     return Workload(experiment, batch, new_state, flops, jaxpr_flops(jaxpr), unknown_trip_count(jaxpr), residuals)
 
@@ -186,13 +183,12 @@ _WORKLOADS: dict[str, Workload] = {}
 
 
 def _compiled_costs(workload: Workload, step: CompiledStep, batch: Batch, mesh: AnyMesh) -> _StepCosts:
-    sizes, start = memory.state_memory(step.abstract_state, batch), time.perf_counter()
-    compiled, bytes_needed = memory.compile_or_bytes_needed(step.train_step.lower(step.abstract_state, batch))
-    seconds = time.perf_counter() - start
+    sizes = estimates.state_memory(step.abstract_state, batch)
+    compiled, total, seconds = estimates.compile_program(step.train_step, step.abstract_state, batch)
     if compiled is None:
-        return _StepCosts(sizes | {"total": bytes_needed}, [], None, seconds)
-    text, analysis = compiled.as_text(), compiled.memory_analysis()
-    sizes |= {"temporaries": analysis.temp_size_in_bytes, "total": memory.program_bytes(analysis)}
+        return _StepCosts(sizes | {"total": total}, [], None, seconds)
+    text = compiled.as_text()
+    sizes |= {"temporaries": compiled.memory_analysis().temp_size_in_bytes, "total": total}
     # The loss loops over the tokens of one device; the trip count is that of the tokens of all devices.
     rounds = math.ceil(workload.unknown_trip_count / (num_batch_shards(mesh) * mesh.shape["sequence"]))
     return _StepCosts(sizes, find_collectives(text, rounds), program_costs(text, rounds), seconds)
@@ -201,30 +197,22 @@ def _compiled_costs(workload: Workload, step: CompiledStep, batch: Batch, mesh: 
 def _analytic_costs(workload: Workload, step: CompiledStep, batch: Batch, mesh: AnyMesh) -> _StepCosts:
     experiment, state = workload.experiment, step.abstract_state
     positions = workload.flops.positions / (num_batch_shards(mesh) * mesh.shape["sequence"])
-    modes = stack_modes(experiment.model, positions / experiment.grad_accum)
+    modes = estimates.stack_modes(experiment.model, positions / experiment.grad_accum)
     activations = workload.activation_bytes
     if modes and not any(scan or remat for _, scan, remat in modes):  # XLA keeps less than differentiation asks for
         activations = int(sum(kept for kept, *_ in modes)) * experiment.grad_accum * num_batch_shards(mesh)
         activations *= mesh.shape["sequence"]
-    sizes = memory.analytic_memory(experiment, state, batch, activations, mesh)
-    collectives = analytic_collectives(experiment, state.params, batch, mesh)
-    program = ProgramCosts(analytic_bytes_moved(experiment, sizes, positions))
+    sizes = estimates.analytic_memory(experiment, state, batch, activations, mesh)
+    collectives = estimates.analytic_collectives(experiment, state.params, batch, mesh)
+    program = ProgramCosts(estimates.analytic_bytes_moved(experiment, sizes, positions))
     return _StepCosts(sizes, collectives, program, None)
 
 
-def _describe_layers(experiment: Experiment, positions: int, mesh: AnyMesh) -> str:
-    """The way in which stacks of layers run: `unrolled, remat none`; "" without such stacks."""
-    shares = experiment.grad_accum * num_batch_shards(mesh) * mesh.shape["sequence"]
-    modes = stack_modes(experiment.model, positions / shares)
-    texts = [f"{'scanned' if scan else 'unrolled'}, remat {remat or 'none'}" for _, scan, remat in modes]
-    return "; ".join(dict.fromkeys(texts))
-
-
 def _assemble_plan(
-    workload: Workload, request: PlanRequest, mesh: AnyMesh, costs: _StepCosts, lists: dict[str, list[str]]
+    workload: Workload, request: PlanRequest, mesh: AnyMesh, costs: _StepCosts, **other_fields: Any
 ) -> RunPlan:
     experiment, target, chip = workload.experiment, request.target, request.target.chip
-    limit = memory.available_memory(chip)
+    limit, is_compiled = estimates.available_memory(chip), costs.compile_seconds is not None
     seconds = None
     if chip is not None and costs.program is not None:
         # the outermost axis of the mesh crosses slices
@@ -240,12 +228,11 @@ def _assemble_plan(
         chips=num_chips,
         chip=chip.name if chip else target.compiler,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
-        compiler=target.compiler if costs.compile_seconds is not None else f"analytic ({target.compiler})",
+        compiler=target.compiler if is_compiled else f"analytic ({target.compiler})",
         compile_seconds=costs.compile_seconds,
         batch=batch_summary(workload.batch),
         tokens=workload.flops.positions,
         accumulate=experiment.grad_accum,
-        layers=_describe_layers(experiment, workload.flops.positions, mesh),
         memory=costs.memory,
         available_memory=limit,
         fits=None if limit is None else 0 < costs.memory["total"] <= limit,
@@ -253,12 +240,12 @@ def _assemble_plan(
         causal_halved_flops=workload.flops.causal_halved,
         step_flops=workload.step_flops,
         bytes_moved=costs.program and costs.program.bytes_moved,
-        launches=costs.program.launches if costs.program and costs.compile_seconds is not None else None,
-        host_turns=costs.program.host_turns if costs.program and costs.compile_seconds is not None else None,
+        launches=costs.program.launches if costs.program and is_compiled else None,
+        host_turns=costs.program.host_turns if costs.program and is_compiled else None,
         collectives=bytes_by_kind(costs.collectives),
         seconds=seconds,
         peak_flops=peak_flops(experiment.model, chip, mesh.size),
         steps=experiment.steps,
         run_costs=[run_cost(bound, experiment.steps, num_chips, request.price) for bound in bounds],
-        **lists,
+        **other_fields,
     )

@@ -1,5 +1,6 @@
 """Search over meshes, micro-batches and rematerialization: fixes for a step that does not fit, and a ranking."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -9,7 +10,6 @@ from typing import Any
 from jaxlm.distributed.mesh_axes import DATA, FSDP, REMAINING, SEQUENCE, TENSOR
 from jaxlm.distributed.sharding import unsharded_params
 from jaxlm.errors import UserError
-from jaxlm.experiment import Experiment
 from jaxlm.models.properties import abstract_params
 from jaxlm.planner.plan import PlanRequest, RunPlan, abstract_mesh, make_plan
 
@@ -31,7 +31,12 @@ def candidate_fixes(request: PlanRequest) -> Iterator[tuple[str, PlanRequest]]:
     make the change, and the request with it."""
     experiment, run_options, num_devices = request.experiment, request.run_options, request.target.num_devices
     kept = {axis: size for axis, size in request.mesh_shape.items() if axis in (TENSOR, SEQUENCE)}
-    sharded = {FSDP: _max_fsdp_size(experiment, num_devices // math.prod(kept.values()))} | kept
+    params, fsdp = abstract_params(experiment.model), num_devices // math.prod(kept.values())
+    halved = (
+        fsdp >> shift for shift in range(fsdp.bit_length() - 1)
+    )  # the largest that shards every parameter, or all
+    fsdp = next((n for n in halved if not unsharded_params(params, abstract_mesh({FSDP: n}, n))), fsdp)
+    sharded = {FSDP: fsdp} | kept
     sharded |= {DATA: REMAINING} if math.prod(sharded.values()) < num_devices else {}
     meshes: list[Mapping[str, int]] = [sharded] if num_devices > 1 and sharded != request.mesh_shape else []
     meshes.append(request.mesh_shape)
@@ -42,12 +47,8 @@ def candidate_fixes(request: PlanRequest) -> Iterator[tuple[str, PlanRequest]]:
         options += [f"--remat {remat}"] if remat != run_options.remat else []
         options += [f"--grad-accum {grad_accum}"] if factor > 1 else []
         if options:
-            parts: dict[str, Any] = {
-                "experiment": dataclasses.replace(experiment, grad_accum=grad_accum),
-                "mesh_shape": mesh,
-            }
-            parts["run_options"] = dataclasses.replace(run_options, remat=remat)
-            yield " ".join(options), dataclasses.replace(request, **parts)
+            varied = dataclasses.replace(run_options, remat=remat)
+            yield " ".join(options), _with_accumulation(request, grad_accum, mesh_shape=mesh, run_options=varied)
 
 
 def suggest_fix(plan: RunPlan, request: PlanRequest, status: Callable[[str], None]) -> tuple[str, RunPlan] | None:
@@ -69,16 +70,15 @@ def suggest_fix(plan: RunPlan, request: PlanRequest, status: Callable[[str], Non
             return options, last_plan
         num_compiled += 1
         if num_compiled == MAX_COMPILED_FIXES:
-            return None
+            break
     return None
 
 
 def _estimate(request: PlanRequest) -> RunPlan | None:
     """The plan without compiling; None if the devices cannot share the rows."""
-    try:
+    with contextlib.suppress(UserError):
         return make_plan(dataclasses.replace(request, use_compiler=False))
-    except UserError:
-        return None
+    return None
 
 
 def _expected_bytes(estimate: RunPlan, last_plan: RunPlan, last_estimate: RunPlan) -> float:
@@ -105,7 +105,8 @@ def sweep(request: PlanRequest, status: Callable[[str], None], compile_best: int
     best = [candidate for _, candidate in ranked[:MAX_VARIED]]
     ranked = _ranked([candidate for _, candidate in ranked] + [v for c in best for v in _layer_variants(c)])
     status(f"{len(ranked)} meshes, micro-batches and ways to run the layers, estimated analytically")
-    as_given = [entry for entry in ranked if _is_as_given(entry[1], request)]
+    given = grad_accum, request.run_options
+    as_given = [entry for entry in ranked if (entry[1].experiment.grad_accum, entry[1].run_options) == given]
     chosen = ranked[:compile_best]
     chosen += [entry for entry in as_given[:1] if compile_best and entry not in chosen]
     compiled = []
@@ -139,24 +140,11 @@ def _layer_variants(request: PlanRequest) -> Iterator[PlanRequest]:
     model, options = request.experiment.model, request.run_options
     if not hasattr(model, "remat"):
         return
-    limits = (0, MAX_UNROLLED) if model.scan else (None,)
+    limits: list[dict[str, int]] = [{"unrolled_layers": n} for n in (0, MAX_UNROLLED)] if model.scan else [{}]
     remats: tuple[Any, ...] = ("none", "dots", "full")
     for remat, limit in itertools.product(remats, limits):
-        choices = dict(options.choices) | ({} if limit is None else {"unrolled_layers": limit})
-        varied = dataclasses.replace(options, remat=remat, choices=choices)
+        varied = dataclasses.replace(options, remat=remat, choices={**options.choices, **limit})
         yield dataclasses.replace(request, run_options=varied)
-
-
-def _is_as_given(candidate: PlanRequest, request: PlanRequest) -> bool:
-    same_accumulation = candidate.experiment.grad_accum == request.experiment.grad_accum
-    return same_accumulation and candidate.run_options == request.run_options
-
-
-def _max_fsdp_size(experiment: Experiment, num_devices: int) -> int:
-    """The largest size of `fsdp` that shards every parameter; all devices if there is none."""
-    params = abstract_params(experiment.model)
-    halved = (num_devices >> shift for shift in range(num_devices.bit_length() - 1))
-    return next((n for n in halved if not unsharded_params(params, abstract_mesh({FSDP: n}, n))), num_devices)
 
 
 def mesh_flag(mesh: Mapping[str, int]) -> str:

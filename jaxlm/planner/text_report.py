@@ -15,11 +15,17 @@ def plan_text(plan: RunPlan) -> str:
     chips = f"{plan.chips} chips" + (f", {plan.devices} devices" if plan.devices != plan.chips else "")
     where = f"{plan.experiment} on {plan.topology} ({chips}), --mesh {mesh_flag(plan.mesh)}"
     micro_batches = f" in {plan.accumulate} micro-batches" if plan.accumulate > 1 else ""
+    parts = ", ".join(f"{name} {format_gib(size)}" for name, size in plan.memory.items() if name != "total" and size)
+    memory = format_gib(plan.memory["total"])
+    if plan.fits is not None:
+        needed = memory if plan.memory["total"] else "more than the available memory,"
+        memory = f"{needed} of {format_gib(plan.available_memory or 0)}"
+    fits = {True: ": fits", False: ": does not fit", None: ""}[plan.fits]
     options = f"; train needs {' '.join(plan.changed_options)} for it" if plan.changed_options else ""
     lines = [
         f"{where}; {compiled}{plan.compiler}",
         f"batch       {plan.batch}{micro_batches}: {plan.tokens:,} tokens a step, padding included{options}",
-        _memory_line(plan),
+        f"memory      {memory} GiB a device ({parts}){fits}",
         *_traffic_lines(plan),
         *_time_lines(plan),
     ]
@@ -44,16 +50,6 @@ def plan_line(plan: RunPlan) -> str:
     return (
         f"{plan_options(plan):48} {format_gib(plan.memory['total']):>8} GiB {fits:12} {moved}{time}  ({method}{layers})"
     )
-
-
-def _memory_line(plan: RunPlan) -> str:
-    parts = ", ".join(f"{name} {format_gib(size)}" for name, size in plan.memory.items() if name != "total" and size)
-    total = plan.memory["total"]
-    if plan.fits is None:
-        return f"memory      {format_gib(total)} GiB a device ({parts})"
-    needed = format_gib(total) if total else "more than the available memory,"
-    fits = "fits" if plan.fits else "does not fit"
-    return f"memory      {needed} of {format_gib(plan.available_memory or 0)} GiB a device ({parts}): {fits}"
 
 
 def _traffic_lines(plan: RunPlan) -> list[str]:

@@ -63,10 +63,6 @@ class Target:
     compiler: str
     num_slices: int = 1
 
-    @property
-    def num_chips(self) -> int:
-        return self.num_devices // (self.chip.cores if self.chip else 1)
-
 
 def set_compiler_flags(name: str) -> None:
     """Keep a plan for other hardware off the devices of this machine. Call before JAX is imported."""

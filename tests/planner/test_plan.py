@@ -17,11 +17,11 @@ from jaxlm.experiment import load_experiment
 from jaxlm.perf.chips import chip_by_name, chip_for_device_kind
 from jaxlm.perf.collectives import Collective, find_collectives
 from jaxlm.perf.dummy_batch import synthetic_batch
-from jaxlm.planner import memory
+from jaxlm.planner import estimates
 from jaxlm.planner.bench import run_benchmark
-from jaxlm.planner.hbm_traffic import bytes_moved
+from jaxlm.planner.estimates import run_cost, step_seconds, wire_bytes
+from jaxlm.planner.hbm_traffic import program_costs
 from jaxlm.planner.plan import PlanRequest, count_workload, make_plan
-from jaxlm.planner.roofline import run_cost, step_seconds, wire_bytes
 from jaxlm.planner.search import candidate_fixes, mesh_flag, suggest_fix, sweep
 from jaxlm.planner.topology import find_target
 from jaxlm.training.run_options import RunOptions
@@ -69,11 +69,11 @@ def test_moved_bytes_of_a_known_program():
     """Two arguments are read, the product is written, and read by the caller."""
     x = jnp.ones((64, 64))
     text = jax.jit(lambda x, y: x @ y).lower(x, x).compile().as_text()
-    assert bytes_moved(text) == pytest.approx(4 * 64 * 64 * 4, rel=0.01)
+    assert program_costs(text).bytes_moved == pytest.approx(4 * 64 * 64 * 4, rel=0.01)
 
     def repeated(length):
         loop = jax.jit(lambda x: jax.lax.scan(lambda x, _: (jnp.sin(x) @ x, None), x, None, length=length)[0])
-        return bytes_moved(loop.lower(x).compile().as_text())
+        return program_costs(loop.lower(x).compile().as_text()).bytes_moved
 
     assert (repeated(60) - repeated(40)) % (20 * 2 * 64 * 64 * 4) < 20 * 100  # whole arrays, and the counter
     assert repeated(60) > 60 * 2 * 2 * 64 * 64 * 4
@@ -108,9 +108,9 @@ def test_seconds_follow_from_the_table_of_chips():
 
 def test_out_of_memory_messages_of_xla():
     message = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: ... (21.50G) exceeds available HBM (15.75G)"
-    assert memory.oom_bytes(RuntimeError(message)) == int(21.5 * 2**30)
-    assert memory.oom_bytes(RuntimeError("RESOURCE_EXHAUSTED: no number")) == 0
-    assert memory.oom_bytes(RuntimeError("something else")) is None
+    assert estimates.oom_bytes(RuntimeError(message)) == int(21.5 * 2**30)
+    assert estimates.oom_bytes(RuntimeError("RESOURCE_EXHAUSTED: no number")) == 0
+    assert estimates.oom_bytes(RuntimeError("something else")) is None
 
 
 def test_the_state_is_sharded_by_the_mesh(tiny):

@@ -62,7 +62,14 @@ def main(argv: list[str]) -> int:
         "data": [_check_dataset(name, file) for name, file in DATASETS.items()],
     }
     num_missing = sum(check.status == "missing" for checks in sections.values() for check in checks)
-    _print_checks(sections, f"{num_missing} to fix" if num_missing else "jaxlm can run here")
+    color = {"ok": "32", "missing": "1;31", "optional": "33"}  # without rich, which may be what is missing
+    for title, checks in sections.items():
+        print(title)
+        for check in checks:
+            status = f"{check.status:10}"
+            status = f"\x1b[{color[check.status]}m{status}\x1b[0m" if sys.stdout.isatty() else status
+            print(f"  {check.name:25}{status}{check.detail}{check.fix and f'. To fix it: {check.fix}'}")
+    print(f"{num_missing} to fix" if num_missing else "jaxlm can run here")
     return 1 if num_missing else 0
 
 
@@ -105,8 +112,15 @@ def _check_devices() -> Iterator[Check]:
         import jax
 
         devices = within(BACKEND_SECONDS, jax.local_devices)
-        backend = jax.default_backend()
-        yield from _describe_devices(devices, f"{backend}{setting}", jax.process_count())
+        backend, num_processes = jax.default_backend(), jax.process_count()
+        yield Check("backend", f"{backend}{setting}")
+        limits = {device.device_kind: (device.memory_stats() or {}).get("bytes_limit", 0) for device in devices}
+        for kind, count in sorted(collections.Counter(device.device_kind for device in devices).items()):
+            memory = f", {limits[kind] / runtime.GIBIBYTE:,.1f} GiB each" if limits[kind] else ""
+            yield Check("devices", f"{count} x {kind}{memory}")
+        if backend == "tpu" and pod_hosts() > 1 and num_processes not in (1, pod_hosts()):
+            detail = f"{num_processes} processes met, TPU_WORKER_HOSTNAMES names {pod_hosts()} hosts"
+            yield Check("pod", detail, "missing", "start it on all hosts of the pod")
         from jaxlm.cli.device_checks import check_computations
 
         yield from check_computations(backend)
@@ -126,18 +140,6 @@ def _check_devices() -> Iterator[Check]:
         yield _check_cpu_kernels()
     yield from check_accelerators(backend)
     yield from check_device_holders(backend)
-
-
-def _describe_devices(devices: list, backend: str, num_processes: int) -> Iterator[Check]:
-    yield Check("backend", backend)
-    kinds = collections.Counter(device.device_kind for device in devices)
-    limits = {device.device_kind: (device.memory_stats() or {}).get("bytes_limit", 0) for device in devices}
-    for kind, count in sorted(kinds.items()):
-        memory = f", {limits[kind] / runtime.GIBIBYTE:,.1f} GiB each" if limits[kind] else ""
-        yield Check("devices", f"{count} x {kind}{memory}")
-    if backend.startswith("tpu") and pod_hosts() > 1 and num_processes not in (1, pod_hosts()):
-        detail = f"{num_processes} processes met, TPU_WORKER_HOSTNAMES names {pod_hosts()} hosts"
-        yield Check("pod", detail, "missing", "start it on all hosts of the pod")
 
 
 def _check_cpu_kernels() -> Check:
@@ -162,15 +164,3 @@ def _check_dataset(name: str, file: str) -> Check:
         return Check(name, str(find_file(file).parent))
     except UserError:
         return Check(name, f"no {file}", "optional", f"export JAXLM_DATA=FOLDER that holds {file.split('/')[0]}/")
-
-
-def _print_checks(sections: dict[str, list[Check]], verdict: str) -> None:
-    """A block of lines a section, in color on a terminal; without rich, which may be what is missing."""
-    color = {"ok": "32", "missing": "1;31", "optional": "33"}
-    for title, checks in sections.items():
-        print(title)
-        for check in checks:
-            status = f"{check.status:10}"
-            status = f"\x1b[{color[check.status]}m{status}\x1b[0m" if sys.stdout.isatty() else status
-            print(f"  {check.name:25}{status}{check.detail}{check.fix and f'. To fix it: {check.fix}'}")
-    print(verdict)

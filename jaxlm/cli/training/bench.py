@@ -4,13 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.cli import output
-from jaxlm.cli.options import (
-    add_exact_option,
-    add_loader_options,
-    add_memory_options,
-    add_mesh_option,
-    read_run_options,
-)
+from jaxlm.cli.options import add_device_options, add_loader_options, read_run_options
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.parser import COMMANDS, int_at_least
 from jaxlm.errors import UserError
@@ -49,9 +43,7 @@ def _parser() -> ExperimentParser:
     parser.add_argument("--profile", type=Path, metavar="DIR", help=text)
     text = "compile once, with the compilation cache, instead of timing compilation without and with it"
     parser.add_flag("--no-compile-times", text)
-    add_mesh_option(parser)
-    add_exact_option(parser)
-    add_memory_options(parser)
+    add_device_options(parser)
     add_loader_options(parser)
     parser.add_flag("--json", "print one JSON object")
     return parser

@@ -9,7 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli import output
-from jaxlm.cli.options import add_memory_options, add_mesh_option, read_run_options
+from jaxlm.cli.options import add_device_options, read_run_options
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.parser import COMMANDS, UsageError, positive_number
 from jaxlm.distributed.platforms import tracing_for
@@ -101,8 +101,7 @@ def _parser() -> ExperimentParser:
     text = "`v5e:4x4`, `v5p:2x2x4`, `h100:8`, `h100:2x8` (nodes x GPUs), or `here` for this machine (the default)"
     parser.add_argument("--topology", default="here", metavar="T", help=text)
     parser.add_int("--num-slices", "number of slices of this topology, connected by a slower network", default=1)
-    add_mesh_option(parser)
-    add_memory_options(parser)
+    add_device_options(parser)
     text = "price per chip and hour; the plan then includes the cost"
     parser.add_argument("--price", type=positive_number, metavar="P", help=text)
     parser.add_int("--decode-batch-size", "also plan a decoding step with a batch of ROWS rows", metavar="ROWS")
