@@ -103,7 +103,7 @@ def lora() -> Experiment:
     experiment = instructions()
     task = replace(experiment.task, chat_template=None, answered=50)
     finetuning = FineTuning(lora=LoRA(rank=8))
-    return replace(experiment, task=task, finetuning=finetuning, batching=Packing(256, tokens=1024, row_multiple=4),
+    return replace(experiment, task=task, finetuning=finetuning, batching=Packing(256, tokens=2048),
                    steps=150, evaluate_every=50, checkpoint_every=50)  # fmt: skip
 
 

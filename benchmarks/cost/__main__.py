@@ -141,7 +141,7 @@ def _table(label: str, records: Iterable[dict[str, Any]]) -> str:
 
 
 def _preset_table(records: Iterable[dict[str, Any]]) -> str:
-    head = ["`jaxlm plan experiments.`", "by", "tokens a step", "GiB a chip", "step s", "MFU", "middle"]
+    head = ["experiment and options", "by", "tokens a step", "GiB a chip", "step s", "MFU", "middle"]
     rows = [" | ".join(head)]
     for record in sorted(records, key=lambda record: (record["x"], record["compiled"])):
         words = record["command"].removesuffix(" --analytic").partition("experiments.")[2]

@@ -12,7 +12,7 @@ from benchmarks.gpu.figures import Session
 from benchmarks.gpu.trace import record_kernels
 
 GPT2 = ["experiments.gpt2:small"]
-SCANNED = ["--choices", "unrolled_layers=0"]
+SCANNED = ["--choices", "unrolled_depth=0"]
 
 RUNS: dict[str, tuple[str, list[str], dict[str, str]]] = {
     "gpt2": ("llm.c: 475k tokens/s, MFU >= 50 %", [*GPT2, "--grad-accum", "8"], {}),

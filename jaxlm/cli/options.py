@@ -93,7 +93,7 @@ def add_device_options(parser: CommandParser) -> None:
     parser.add_flag("--shard-optimizer", text)
     text = "activations to recompute in the backward pass: none, all but matrix products (dots), or all (full)"
     parser.add_argument("--remat", choices=("none", "dots", "full"), help=text)
-    text = "replace choices of the platform, such as unrolled_layers=0,static_loss=0 (see docs/planning.md)"
+    text = "replace choices of the platform, such as unrolled_depth=0,static_loss=0 (see docs/planning.md)"
     parser.add_argument("--choices", type=_option_type(parse_choices), default={}, metavar="NAMES", help=text)
 
 

@@ -22,7 +22,7 @@ class PlatformChoices:
     Attributes:
       dtype: of activations and products of a model whose dtype is "auto". Accelerators have units for bfloat16 and
         attention kernels that ask for it, and it halves the traffic; CPUs compute it slowly.
-      unrolled_layers: a stack of at most this many layers is unrolled though the model says `scan`. A scan writes all
+      unrolled_depth: a stack of at most this many layers is unrolled though the model says `scan`. A scan writes all
         that the backward pass wants into stacks; unrolled, XLA computes most of it again inside its fusions, with half
         the launches. It compiles longer, hence a limit; 0: as the model says.
       kept_share: unrolled activations are kept, though the model says `remat`, if they are estimated to take at most
@@ -42,7 +42,7 @@ class PlatformChoices:
     """
 
     dtype: str = "float32"
-    unrolled_layers: int = 0
+    unrolled_depth: int = 0
     kept_share: float = 0.0
     scan_remat: str = "none"
     activation_remat: bool = False
@@ -114,7 +114,7 @@ def _platform(x: Any = None) -> str:
 _SWITCH: Any = (lambda value: value == "1", "[01]", "0 or 1")
 
 _VALUES: dict[str, tuple[Callable[[str], Any], str, str]] = {
-    "unrolled_layers": (int, r"\d{1,9}", "a number of layers"),
+    "unrolled_depth": (int, r"\d{1,9}", "a number of layers"),
     "kept_share": (float, r"0|1|0?\.\d{1,9}", "a share between 0 and 1"),
     "scan_remat": (str, "none|dots|full", "none, dots or full"),
     "activation_remat": _SWITCH,
@@ -127,7 +127,7 @@ _VALUES: dict[str, tuple[Callable[[str], Any], str, str]] = {
 
 
 def parse_choices(text: str) -> dict[str, Any]:
-    """`unrolled_layers=0,static_loss=0` -> {"unrolled_layers": 0, "static_loss": False}. Raises UserError."""
+    """`unrolled_depth=0,static_loss=0` -> {"unrolled_depth": 0, "static_loss": False}. Raises UserError."""
     given: dict[str, Any] = {}
     for part in text.replace(" ", "").split(","):
         name, equals, value = part.partition("=")

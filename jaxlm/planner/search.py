@@ -140,7 +140,7 @@ def _layer_variants(request: PlanRequest) -> Iterator[PlanRequest]:
     model, options = request.experiment.model, request.run_options
     if not hasattr(model, "remat"):
         return
-    limits: list[dict[str, int]] = [{"unrolled_layers": n} for n in (0, MAX_UNROLLED)] if model.scan else [{}]
+    limits: list[dict[str, int]] = [{"unrolled_depth": n} for n in (0, MAX_UNROLLED)] if model.scan else [{}]
     remats: tuple[Any, ...] = ("none", "dots", "full")
     for remat, limit in itertools.product(remats, limits):
         varied = dataclasses.replace(options, remat=remat, choices={**options.choices, **limit})

@@ -18,11 +18,11 @@ from jaxlm.training.step import build_compiled_step, make_init_fn
 
 STEPS = 20
 SWITCHES = {
-    "unrolled": {"unrolled_layers": 24},
+    "unrolled": {"unrolled_depth": 24},
     "scan_remat": {"scan_remat": "dots"},
     "static loop": {"static_loss": True, "chunk_logits": 1},
     "static, unrolled chunks": {"static_loss": True, "chunk_logits": 2**14},
-    "all of a GPU": {"unrolled_layers": 24, "static_loss": True, "chunk_logits": 2**29},
+    "all of a GPU": {"unrolled_depth": 24, "static_loss": True, "chunk_logits": 2**29},
 }
 
 
@@ -58,7 +58,7 @@ def test_wrong_choices_are_refused(text):
 
 
 def test_choices_are_read_as_options_write_them():
-    choices = {"unrolled_layers": 0, "kept_share": 0.5, "scan_remat": "full", "chunk_logits": 7, "static_loss": False}
+    choices = {"unrolled_depth": 0, "kept_share": 0.5, "scan_remat": "full", "chunk_logits": 7, "static_loss": False}
     (_, written) = RunOptions(choices=choices).memory_options()[0].split()
     assert parse_choices(written) == choices
 

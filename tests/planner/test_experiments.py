@@ -12,6 +12,7 @@ from jaxlm.decode.prefill import decode_step, step_params
 from jaxlm.errors import UserError
 from jaxlm.experiment import load_experiment
 from jaxlm.models.properties import abstract_params
+from jaxlm.models.reward_model import RewardModel
 from jaxlm.perf.dummy_batch import adapt_batching, num_positions, shape_structs, synthetic_batch
 from jaxlm.planner.decode_plan import decode_step_shapes
 from jaxlm.planner.plan import PlanRequest, make_plan
@@ -52,9 +53,13 @@ def test_every_experiment_has_shapes(name):
     model, batch = experiment.model, synthetic_batch(experiment)
     if getattr(experiment.batching, "carry_rows", 0):
         batch = replace(batch, state=jax.eval_shape(make_init_fn(experiment)).carry)
-    loss = jax.eval_shape(lambda p, b: experiment.objective(model, p, b, None), abstract_params(model), batch)
+    objective = experiment.objective
+    prepare_batch = getattr(objective, "prepare_batch", lambda model, params, batch: batch)
+    loss = jax.eval_shape(
+        lambda p, b: objective(model, p, prepare_batch(model, p, b), None), abstract_params(model), batch
+    )
     assert loss.total.shape == loss.count.shape == ()
-    if isinstance(experiment.task, SupervisedTask | MaskedLanguageModeling):
+    if isinstance(experiment.task, SupervisedTask | MaskedLanguageModeling) or isinstance(model, RewardModel):
         with pytest.raises(UserError, match="no decoding step"):
             decode_step_shapes(model, batch, 8)
         return

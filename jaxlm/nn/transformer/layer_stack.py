@@ -117,7 +117,7 @@ def scan_and_remat(
 
     room: the memory of the device over the bytes of the stack's activations without recomputation.
     """
-    scan = scan and depth > choices.unrolled_layers
+    scan = scan and depth > choices.unrolled_depth
     if remat is True:
         return scan, "" if not scan and 1.0 <= choices.kept_share * room else "dots"
     name = remat or (choices.scan_remat if scan else "none")
