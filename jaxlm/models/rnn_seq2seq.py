@@ -1,8 +1,8 @@
 """Recurrent sequence-to-sequence models: an encoder reads the source, a decoder predicts the target.
 
-    m_1 .. m_S, final = encoder(x_1 .. x_S),    s_0 = tanh(W_0 final + b_0)
+    m_1 .. m_S, z = encoder(x_1 .. x_S),        s_0 = tanh(W_0 z + b_0)
     "first":      s_t = f(s_{t-1}, e_t)                                          (Sutskever et al. 2014)
-    "every":      s_t = f(s_{t-1}, [e_t; c]),  c = tanh(W_c final),  o_t = tanh(W_o [c; h_t])    (Cho et al. 2014)
+    "every":      s_t = f(s_{t-1}, [e_t; c]),  c = tanh(W_c z),  o_t = tanh(W_o [c; h_t])    (Cho et al. 2014)
     "attention":  c_t = sum_s a_ts m_s,  a_t = softmax_s score(query, m_s),  o_t = tanh(W_o [c_t; h_t])
       attend "after":    s_t = f(s_{t-1}, e_t), the query is h_t                 (Luong et al. 2015, section 3)
       attend "before":   s_t = f(s_{t-1}, [e_t; c_t]), the query is h_{t-1}      (Bahdanau et al. 2015, section 3.1)
@@ -11,7 +11,7 @@
     p(y_t | y_<t, x) = softmax(E o_t + b)
 
 e_t is the embedding of the token read at t, s_t the carries of the decoder, h_t the output of its top layer, f its
-cells. `final` is the last carries of every layer and direction of the encoder.
+cells. z is the last carries of every layer and direction of the encoder.
 """
 
 from collections.abc import Callable
@@ -72,7 +72,7 @@ class Seq2Seq(SequenceModel):
       vocab: size of the vocabulary of source and target, V.
       width: width of the embeddings, of o_t and of the context c of "every" step.
       encoder, decoder: the recurrent networks; the encoder may be bidirectional.
-      context: the decoder reads the encoder's `final` state at the "first" step or "every" step, or uses "attention".
+      context: the decoder reads the encoder's last state z at the "first" step or "every" step, or uses "attention".
       score: attention score function, see `jaxlm.nn.rnn.attention`.
       attention_order: attend "after" the cell has read the token (Luong) or "before" (Bahdanau), so that it reads c_t.
       input_feeding, coverage: see `jaxlm.models.rnn_seq2seq`. Without both, "after" computes all positions in parallel.
