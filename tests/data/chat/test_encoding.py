@@ -177,6 +177,7 @@ FAMILIES = {
 @pytest.mark.parametrize("of", [SHORT, dialogue("Hi", "Hello", "2 + 2?", "4")], ids=["system", "turns"])
 def test_declared_families_are_those_of_jinja(family, of):
     """The same text, and the same of it trained, answer by answer."""
+    pytest.importorskip("jinja2")
     declared, source, special_tokens, end = FAMILIES[family]
     jinja = JinjaChatTemplate(source, special_tokens, (end,))
     trained = [[], []]

@@ -5,10 +5,12 @@ import re
 import pytest
 from fixtures.chat import CHATML_SOURCE, dialogue
 
-from jaxlm.data.chat import jinja_sandbox
 from jaxlm.data.chat.dialogue import Dialogue, InvalidRecord, Turn
 from jaxlm.data.chat.jinja_template import JinjaChatTemplate
 from jaxlm.errors import UserError
+
+pytest.importorskip("jinja2")
+from jaxlm.data.chat import jinja_sandbox  # noqa: E402
 
 TALK = dialogue("2 + 2?", "4", "3 + 3?", "6")
 
