@@ -158,13 +158,12 @@ def _chunked_cross_entropy_fwd(readout, options, weights, features, label_GM, va
         valid = valid_GR.astype(logits_GRV.dtype)
         uniform = smoothing / logits_GRV.shape[-1]
         is_label_GRV = jax.lax.broadcasted_iota(label_GR.dtype, logits_GRV.shape, 2) == label_GR[..., None]
-        label_target, other_target = 1.0 - smoothing + uniform, uniform
+        label_GR1, other = (valid * (1.0 - smoothing + uniform))[..., None], (valid * uniform)[..., None]
         if smoothing:  # V counts the outcomes that can be
             share = _possible_share(never_V)
-            label_target += uniform * (share - 1.0)
-            other_target = jnp.where(never_V, 0.0, uniform * share)[None, None]
-        target_GRV = jnp.where(is_label_GRV, label_target, other_target) * valid[..., None]
-        d_logits_GRV = exp_GRV * (valid / sum_GR)[..., None] - target_GRV
+            label_GR1 += other * (share - 1.0)
+            other = other * jnp.where(never_V, 0.0, share)[None, None]
+        d_logits_GRV = exp_GRV * (valid / sum_GR)[..., None] - jnp.where(is_label_GRV, label_GR1, other)
         d_chunk, d_chunk_weights = pull(d_logits_GRV)
         all_sums_G, d_features, d_weights = carry
         d_features = jax.lax.dynamic_update_slice_in_dim(d_features, d_chunk, first, 1)
