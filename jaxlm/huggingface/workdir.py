@@ -100,6 +100,8 @@ SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.spm", "merges.txt")
 
 def import_model(path: Path, new_workdir: Path, **model_fields: Any) -> Experiment:
     """Make a workdir of a GGUF file, or of a folder that `save_pretrained` wrote. See `import_folder`."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name a GGUF file, or a folder that `save_pretrained` wrote")
     if not path.is_file():
         return import_folder(path, new_workdir, **model_fields)
     Workdir(new_workdir).check_empty()

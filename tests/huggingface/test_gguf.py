@@ -269,6 +269,12 @@ def test_models_that_are_not_read(tmp_path, name):
     assert "/tmp" not in str(error.value).replace(str(path), "")
 
 
+def test_a_file_that_does_not_exist(tmp_path):
+    with pytest.raises(UserError, match=r"none\.gguf does not exist: name a GGUF file, or a folder"):
+        import_model(tmp_path / "none.gguf", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_factors_of_rotary_rates(tmp_path):
     """Factors that Llama 3.1 computes are its rule; others are refused, also linear and YaRN rules are read."""
     from jaxlm.nn.layers.positions import LinearScaling, Llama3Scaling, Yarn
