@@ -5,7 +5,6 @@ one to choose with and two to test with, in five rotations. A system that writes
 list of pairs [frame, word] in the order of the words; `answer_schema` admits nothing else.
 """
 
-import gzip
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxlm import SplitName
-from jaxlm.data.files import find_file
+from jaxlm.data.chat.records import iter_records
+from jaxlm.data.files import ReadStats
 
 FIRST, SECOND = "frames_other/en_out_gavin.jsonl.gz", "frames_other/en_out_sarah.jsonl.gz"
 """The sentences of the first annotator, and 400 of them by a second one."""
@@ -45,11 +45,9 @@ class Sentence:
 
 def read_sentences(path: str = FIRST) -> list[Sentence]:
     """The sentences of a file of JSON lines: {"id", "tokens", "frames": [{"trigger": place, "frame": name}]}."""
-    with gzip.open(find_file(path), "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
     return [
         Sentence(row["id"], tuple(row["tokens"]), tuple(sorted((f["trigger"], f["frame"]) for f in row["frames"])))
-        for row in rows
+        for _, row in iter_records(path, "error", ReadStats())
     ]
 
 
@@ -107,6 +105,13 @@ def score_pairs(
         precision, recall = (common / max(sum(bag[side].total() for bag in bags), 1) for side in (0, 1))
         scores[name] = precision, recall, 2 * precision * recall / max(precision + recall, 1e-9)
     return scores
+
+
+def score_second_annotator(first: Iterable[Sentence]) -> tuple[int, dict[str, tuple[float, float, float]]]:
+    """The number of sentences that the second annotator has in common with the first, and the scores on them."""
+    pairs = {sentence.name: sentence.pairs for sentence in first}
+    common = [sentence for sentence in read_sentences(SECOND) if sentence.name in pairs]
+    return len(common), score_pairs([sentence.pairs for sentence in common], [pairs[s.name] for s in common])
 
 
 def answer_schema(frames: Sequence[str]) -> dict[str, Any]:

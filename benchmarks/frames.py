@@ -17,7 +17,6 @@ from dataclasses import replace
 import jaxlm
 from benchmarks.frame_data import (
     ROTATIONS,
-    SECOND,
     Lexicon,
     Sentence,
     answer_schema,
@@ -27,6 +26,7 @@ from benchmarks.frame_data import (
     read_answer,
     read_sentences,
     score_pairs,
+    score_second_annotator,
     split_by_article,
 )
 from jaxlm.grammar.constraint import schema_constraint
@@ -54,10 +54,8 @@ def baselines(sentences: Sequence[Sentence]) -> None:
         for part in rotations[0]
     }
     show("lexicon, mean", mean)
-    first = {sentence.name: sentence for sentence in sentences}
-    second = [sentence for sentence in read_sentences(SECOND) if sentence.name in first]
-    scores = score_pairs([sentence.pairs for sentence in second], [first[sentence.name].pairs for sentence in second])
-    show("second annotator", scores, f"{len(second)} sentences")
+    count, scores = score_second_annotator(sentences)
+    show("second annotator", scores, f"{count} sentences")
 
 
 def language_model(options: argparse.Namespace, sentences: Sequence[Sentence]) -> None:

@@ -71,16 +71,17 @@ def commands() -> Experiment:
 def text_base() -> Experiment:
     """A decoder of 4 layers, width 256, that reads WikiText-2 in 4,000 pieces."""
     train, valid = (TextFile(f"wikitext2/{split}.txt.gz") for split in ("train", "valid"))
-    return Experiment(
+    start = base()
+    return replace(
+        start,
         task=LanguageModeling(train, valid, valid, windows=Windows(length=256, rows=8)),
         tokenizer=SentencePiece(4000),
         model=Decoder(4000, 256, 8, 1024, 4, max_length=512, position="rotary"),
         batching=Windows(length=256, rows=8, carry_state=False),
-        optimizer=AdamW(CosineDecay(peak=2e-3, warmup=100), b2=0.99, weight_decay=0.1, clip=1.0),
+        optimizer=replace(start.optimizer, schedule=CosineDecay(peak=2e-3, warmup=100)),
         steps=1200,
         evaluate_every=300,
         checkpoint_every=300,
-        best_metric="valid/nll",
     )
 
 
@@ -112,11 +113,12 @@ def _instructions(dialogues: AlpacaFile | Concat, steps: int) -> Experiment:
         return HashSplit(dialogues, name, valid=0.1, test=0.1)
 
     task = InstructionTuning(split("train"), split("valid"), split("test"), cut_prompts_to=512, answered=100)
+    start = text_base()
     return replace(
-        text_base(),
+        start,
         task=task,
         batching=Packing(length=512, tokens=4096, too_long="truncate"),
-        optimizer=AdamW(CosineDecay(peak=5e-4, warmup=30), b2=0.99, weight_decay=0.1, clip=1.0),
+        optimizer=replace(start.optimizer, schedule=CosineDecay(peak=5e-4, warmup=30)),
         steps=steps,
         evaluate_every=100,
         checkpoint_every=100,

@@ -5,7 +5,6 @@ For an encoder-decoder the prompt is the source, and a sample is an answer to it
 and a sample continues it.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -15,7 +14,7 @@ from zlib import crc32
 import jax
 import numpy as np
 
-from jaxlm.data.batching.eval_batches import eval_batches
+from jaxlm.data.batching.eval_batches import eval_batches, round_up_size
 from jaxlm.data.chat.encoding import ChatFormat, DialogueEncoder
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.base import Tokenizer
@@ -139,7 +138,7 @@ def draw_samples(
     encoder = DialogueEncoder(trained.tokenizer, request.chat.template) if request.chat else None
     for text in prompts:
         if search is None:
-            prompt, room, is_cut = _encode_prefix(trained, text, request, defaults)
+            prompt, room, is_cut = _encode_prefix(trained, text, request, defaults, encoder)
         else:
             prompt, room, is_cut = _encode_source(trained, text, request, search)
         stop = encoder.stop_ids if encoder else special.end_ids
@@ -171,10 +170,13 @@ def _encode_source(
 
 
 def _encode_prefix(
-    trained: TrainedModel, text: str, request: GenerationRequest, defaults: GenerationDefaults
+    trained: TrainedModel,
+    text: str,
+    request: GenerationRequest,
+    defaults: GenerationDefaults,
+    encoder: DialogueEncoder | None,
 ) -> tuple[DecodeRequest, int, bool]:
-    if request.chat:
-        encoder = DialogueEncoder(trained.tokenizer, request.chat.template)
+    if request.chat and encoder:
         (ids,) = encoder.encode_prompts([request.chat.dialogue(text)])
     else:
         ids = np.concatenate([[trained.tokenizer.special.start], trained.tokenizer.encode([text])[0]])
@@ -191,7 +193,7 @@ def _encode_prefix(
             ids = np.append(ids[:1], ids[len(ids) - positions + min(limit, max(positions // 2, 1)) :])
         room = min(limit, positions)
         limit = min(limit, positions - len(ids) + 1)  # the last token is not read
-    width = 8 << max(0, math.ceil(math.log2(len(ids) / 8)))  # few shapes to compile: 8, 16, 32, ...
+    width = round_up_size(len(ids))
     prompt_BP = np.pad(ids.astype(np.int32), (width - len(ids), 0))[None]
     valid_BP = np.arange(width)[None] >= width - len(ids)
     batch = Batch(target_BT=prompt_BP, target_valid_BT=valid_BP)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.losses import Loss, mean_figure
-from jaxlm.objectives.log_probs import PAIR_SIDES, stack_answers, with_other_answer
+from jaxlm.objectives.log_probs import PAIR_SIDES, stack_answers
 from jaxlm.types import Array, Batch, Params
 
 
@@ -28,9 +28,9 @@ class BradleyTerry:
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
         """Sum over the pairs, whose number is the count."""
         rngs = {"dropout": key} if self.dropout and key is not None else None
-        score_BA = model.apply({"params": params}, stack_answers(batch), rngs=rngs).reshape(-1, 2)
-        count_BA = jnp.stack([side.label_valid_BT.sum(1) for side in (batch, with_other_answer(batch))], 1)
-        is_pair_B = (count_BA > 0).all(1)
+        rows = stack_answers(batch)
+        score_BA = model.apply({"params": params}, rows, rngs=rngs).reshape(-1, 2)
+        is_pair_B = rows.label_valid_BT.any(1).reshape(-1, 2).all(1)
         margin_B = 0.0 if batch.value_B is None else jnp.nan_to_num(batch.value_B)
         loss_B = self.center * (score_BA[:, 0] + score_BA[:, 1]) ** 2 - jax.nn.log_sigmoid(
             score_BA[:, 0] - score_BA[:, 1] - margin_B

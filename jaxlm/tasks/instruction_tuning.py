@@ -1,6 +1,5 @@
 """The task of supervised fine-tuning on dialogues: learn the answers and their ends, given all that is before them."""
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxlm import runtime
-from jaxlm.data.batching.eval_batches import eval_batches
-from jaxlm.data.chat.dialogue import Dialogue, InvalidRecord, Turn
+from jaxlm.data.batching.eval_batches import eval_batches, round_up_size
+from jaxlm.data.chat.dialogue import Dialogue, InvalidRecord
 from jaxlm.data.chat.encoding import ChatFormat, DialogueEncoder, cut_prompt, dialogue_columns
 from jaxlm.data.chat.template import PLAIN
 from jaxlm.data.files import ReadStats
@@ -144,7 +143,7 @@ class InstructionTuning(ChatTask):
         _, nll, count = sum_losses(self._losses(trained, columns, NextToken()))
         figures: dict[str, Any] = {"split": split, "lines": len(dialogues), "tokens": int(count)}
         figures |= {"truncated": int(is_cut_N.sum()), "nll": nll / count, "perplexity": perplexity(nll / count)}
-        answerable = (dialogue for dialogue in dialogues if any(map(_is_trained_answer, dialogue.turns)))
+        answerable = (dialogue for dialogue in dialogues if any(turn.is_trained_answer for turn in dialogue.turns))
         questions = [(_question(dialogue), dialogue) for dialogue in islice(answerable, self.answered)]
         answers = self.answer(trained, [question for question, _ in questions])
         if progress:
@@ -195,11 +194,10 @@ def _answer_prompts(
     """
     answers: dict[int, tuple[str, str]] = {}
     positions = max_target_positions(trained.model)
-    width_N = np.array([8 << max(0, math.ceil(math.log2(len(ids) / 8))) for ids in prompts])
+    width_N = np.array([round_up_size(len(ids)) for ids in prompts])
     for width in np.unique(width_N).tolist():  # few shapes: each one is compiled
         chosen = np.flatnonzero(width_N == width)
-        rows = max(EVAL_BATCH_TOKENS // (width + config.length) // 8, 1) * 8
-        rows = min(rows, 8 << max(0, math.ceil(math.log2(len(chosen) / 8))))
+        rows = min(max(EVAL_BATCH_TOKENS // (width + config.length) // 8, 1) * 8, round_up_size(len(chosen)))
         for first in range(0, len(chosen), rows):
             runtime.between_batches()
             row_B = chosen[first : first + rows].tolist()
@@ -223,9 +221,5 @@ def _answer_prompts(
 
 def _question(dialogue: Dialogue) -> Dialogue:
     """The dialogue before its first trained answer."""
-    index = next((i for i, turn in enumerate(dialogue.turns) if _is_trained_answer(turn)), len(dialogue.turns))
+    index = next((i for i, turn in enumerate(dialogue.turns) if turn.is_trained_answer), len(dialogue.turns))
     return replace(dialogue, turns=dialogue.turns[:index])
-
-
-def _is_trained_answer(turn: Turn) -> bool:
-    return turn.role == "assistant" and turn.trained

@@ -34,12 +34,16 @@ def eval_batches(
     while len(ranked):
         length = _round_up_length(min(int(longer[ranked[0]]), limit), limit if max_length else sys.maxsize)
         rows = max(tokens // length // row_multiple, 1) * row_multiple
-        # The last rows take a smaller shape: 1, 2, 4, ... times the row multiple.
-        rows = min(rows, row_multiple << (math.ceil(len(ranked) / row_multiple) - 1).bit_length())
+        rows = min(rows, round_up_size(len(ranked), row_multiple))  # the last rows take a smaller shape
         chosen, ranked = ranked[:rows], ranked[rows:]
         row_B = np.concatenate([chosen, np.full(rows - len(chosen), -1)])
         runtime.between_batches()
         yield row_B, collate_rows(columns, row_B, length, special)
+
+
+def round_up_size(size: int, multiple: int = 8) -> int:
+    """The first of 1, 2, 4, ... times `multiple` that is not below `size`, 1 or more: few shapes are compiled."""
+    return multiple << (math.ceil(size / multiple) - 1).bit_length()
 
 
 def collate_rows(columns: Columns, row_B: np.ndarray, length: int, special: SpecialIds = OWN_SPECIAL_IDS) -> Batch:
@@ -68,7 +72,7 @@ def queue_shapes(column: Ragged, tokens: int, max_length: int) -> Iterator[tuple
             count = int((level >= level[count]).sum())
         rows, ranked, level = ranked[:count], ranked[count:], level[count:]
         if count <= slots:
-            slots = min(slots, 1 << (count - 1).bit_length())
+            slots = min(slots, round_up_size(count, 1))
             yield rows, length, slots, slots
         else:
             yield rows, length, slots, slots // 8

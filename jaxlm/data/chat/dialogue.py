@@ -26,6 +26,11 @@ class Turn:
     content: str
     trained: bool = True
 
+    @property
+    def is_trained_answer(self) -> bool:
+        """True for an answer that the loss covers."""
+        return self.role == "assistant" and self.trained
+
 
 @dataclass(frozen=True)
 class Dialogue:
@@ -86,8 +91,8 @@ class Judged:
 def build_prompt(turns: Iterable[Turn], stats: ReadStats, tools: str = "", strict: bool = False) -> Dialogue:
     """A dialogue that waits for an answer. Raises InvalidRecord for one that has no question."""
     dialogue = _build(turns, stats, tools, strict)
-    if not dialogue.turns or dialogue.turns[-1].role not in ("user", "tool"):
-        last = dialogue.turns[-1].role if dialogue.turns else "nothing"
+    last = dialogue.turns[-1].role if dialogue.turns else "nothing"
+    if last not in ("user", "tool"):
         raise InvalidRecord(f"the prompt ends with {last}, expected a turn of the user or of a tool")
     return dialogue
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.storage.columns import id_dtype
 from jaxlm.data.tokenizers.base import Tokenizer
-from jaxlm.data.tokenizers.pretrained import FastTokenizer, PretrainedSentencePiece, parse_tokenizer_json
+from jaxlm.data.tokenizers.pretrained import FastTokenizer, PretrainedSentencePiece
 from jaxlm.errors import UserError
 
 ENCODED_ALONE = "answers whose first token would join the prompt's last one, encoded alone"
@@ -203,17 +202,20 @@ class DialogueEncoder:
             yield new, part.trained
 
     @cached_property
-    def _plain_tokenizer(self) -> Any:
-        tokenizer = parse_tokenizer_json(self.tokenizer.tokenizer_json)  # type: ignore[attr-defined]
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+    def _plain_tokenizer(self) -> Tokenizer | None:
+        """A published tokenizer that takes control tokens as their characters; None for another one."""
+        if isinstance(self.tokenizer, PretrainedSentencePiece):
+            return replace(self.tokenizer, added_tokens=())
+        if not isinstance(self.tokenizer, FastTokenizer):
+            return None
+        plain = replace(self.tokenizer)
+        plain._tokenizer.encode_special_tokens = True
+        return plain
 
     def _encode_plain(self, text: str) -> np.ndarray:
         """The ids of a text in which nothing is a control token."""
-        if isinstance(self.tokenizer, FastTokenizer):
-            return np.array(self._plain_tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
-        if isinstance(self.tokenizer, PretrainedSentencePiece):
-            return replace(self.tokenizer, added_tokens=()).encode([text])[0]
+        if self._plain_tokenizer is not None:
+            return self._plain_tokenizer.encode([text])[0]
         parts = [text]  # a token that is cut after its first character is not found
         for token in self.template.control_tokens:
             parts = [half for part in parts for half in part.replace(token, f"{token[0]}\0{token[1:]}").split("\0")]
@@ -238,7 +240,7 @@ def cut_prompt(encoder: DialogueEncoder, dialogue: Dialogue, max_tokens: int) ->
         (row,) = encoder.encode([replace(dialogue, turns=tuple(turns))])
         return len(row.loss_mask) <= max_tokens
 
-    end = 1 + max(index for index, turn in enumerate(dialogue.turns) if turn.role == "assistant" and turn.trained)
+    end = 1 + max(index for index, turn in enumerate(dialogue.turns) if turn.is_trained_answer)
     turns = list(dialogue.turns[:end])
     first = int(turns[0].role == "system")
     users = [index for index, turn in enumerate(turns) if turn.role == "user"]

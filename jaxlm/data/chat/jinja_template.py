@@ -55,7 +55,7 @@ class JinjaChatTemplate:
         """
         turns, shown, pieces = dialogue.turns, "", []
         for index, turn in enumerate(turns):
-            if turn.role == "assistant" and turn.trained:
+            if turn.is_trained_answer:
                 prompt = self.render(dialogue, turns[:index], add_generation_prompt=True)
                 whole = self.render(dialogue, turns[: index + 1])
                 if not (prompt.startswith(shown) and whole.startswith(prompt)):
@@ -70,7 +70,8 @@ class JinjaChatTemplate:
                 is_eos = not ends and index + 1 == len(turns)
                 pieces += [Piece("", answer=is_eos, trained=is_eos, is_eos=is_eos), Piece(answer[end:])]
                 shown = whole
-        whole = self.render(dialogue, turns, add_generation_prompt)
+        is_shown = not add_generation_prompt and any(turn.is_trained_answer for turn in turns[-1:])
+        whole = shown if is_shown else self.render(dialogue, turns, add_generation_prompt)
         if not whole.startswith(shown):
             raise InvalidRecord("the chat template changes answers that are followed by another turn")
         for number, turn in enumerate(turns, start=1):
