@@ -5,8 +5,8 @@
 
 `before` replaces all choices of the platform (`jaxlm.distributed.platforms`) by those of a CPU, and takes the dtype and
 the recomputation that the preset had; `after` is what `train` does on the GPU, with the micro-batches that `plan
---sweep` recommends. Attention is replaced by an element-wise stand-in, q k + v, in both: cuDNN's kernels cannot be
-compiled without cuDNN, and plain products would hide all else. What the kernels move and launch comes on top: four
+--sweep` recommends. Attention is replaced by an element-wise stand-in, q k + v, in both: float32 has no kernel, and its
+plain products would hide all else. What the kernels of 16-bit types move and launch comes on top: four
 arrays of the size of the queries in the forward pass and eight in the backward pass, three or four launches a layer.
 
 Each program is compiled in a process of its own and printed at once as a line of JSON; a table follows.

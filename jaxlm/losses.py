@@ -117,7 +117,7 @@ def grouped_logits(readout: Callable, features: Array, weights: Any) -> Array:
     return jax.vmap(lambda features: readout(features[None], *weights)[0])(features)
 
 
-def logits_vjp(readout: Callable, features: Array, weights: Any) -> tuple[Array, Callable]:
+def _logits_vjp(readout: Callable, features: Array, weights: Any) -> tuple[Array, Callable]:
     """`grouped_logits` and its pullback to the features and, per group (G, ...), the weights."""
 
     def pull_group(features: Array, d_logits_RV: Array) -> tuple[Array, Any]:
@@ -133,6 +133,31 @@ def logits_vjp(readout: Callable, features: Array, weights: Any) -> tuple[Array,
         return d_features, jax.tree.map(lambda leaf: leaf[None], d_weights)
 
     return logits_GRV, pull_single
+
+
+def run_with_gradients(
+    readout: Callable, loop: ChunkLoop, inputs: tuple[Any, ...], differentiate: Callable, initial: Any
+) -> tuple[Any, tuple[Any, Array]]:
+    """Run a loop of carry, d_logits <- differentiate(carry, first position, logits, labels, valid mask) over chunks.
+
+    inputs: (weights, features, labels, valid mask). Returns the last carry and the gradients of weights and features.
+    """
+    weights, features, label_GM, valid_GM = inputs
+
+    def chunk(carry, first, features, label_GR, valid_GR):
+        carry, d_features, d_weights = carry
+        logits_GRV, pull = _logits_vjp(readout, features, weights)
+        carry, d_logits_GRV = differentiate(carry, first, logits_GRV, label_GR, valid_GR)
+        d_chunk, d_chunk_weights = pull(d_logits_GRV)
+        d_features = jax.lax.dynamic_update_slice_in_dim(d_features, d_chunk, first, 1)
+        return carry, d_features, jax.tree.map(lambda a, b: constrain_groups(a + b), d_weights, d_chunk_weights)
+
+    # One gradient of the weights per group, on its device: they are summed over devices once, after the loop.
+    d_weights = jax.tree.map(lambda w: constrain_groups(jnp.zeros_like(w, shape=(len(features), *w.shape))), weights)
+    initial = initial, loop.pad(jnp.zeros_like(features)), d_weights
+    last, d_features, d_weights = loop.run(chunk, features, label_GM, valid_GM, initial)
+    d_weights = jax.tree.map(lambda d_weights_G: d_weights_G.sum(0), d_weights)
+    return last, (d_weights, loop.inverse(valid_GM)(d_features))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -151,8 +176,7 @@ def _chunked_cross_entropy(readout, options, weights, features, label_GM, valid_
 def _chunked_cross_entropy_fwd(readout, options, weights, features, label_GM, valid_GM, never_V):
     smoothing, loop = options
 
-    def chunk(carry, first, features, label_GR, valid_GR):
-        logits_GRV, pull = logits_vjp(readout, features, weights)
+    def differentiate(all_sums_G, first, logits_GRV, label_GR, valid_GR):
         sums_G, exp_GRV, sum_GR = _chunk_sums(logits_GRV, label_GR, valid_GR, smoothing, never_V)
         # d_logits = softmax - target, with (1 - e) + e / V at the label and e / V elsewhere; 0 at invalid positions.
         valid = valid_GR.astype(logits_GRV.dtype)
@@ -164,20 +188,11 @@ def _chunked_cross_entropy_fwd(readout, options, weights, features, label_GM, va
             label_GR1 += other * (share - 1.0)
             other = other * jnp.where(never_V, 0.0, share)[None, None]
         d_logits_GRV = exp_GRV * (valid / sum_GR)[..., None] - jnp.where(is_label_GRV, label_GR1, other)
-        d_chunk, d_chunk_weights = pull(d_logits_GRV)
-        all_sums_G, d_features, d_weights = carry
-        d_features = jax.lax.dynamic_update_slice_in_dim(d_features, d_chunk, first, 1)
-        d_weights = jax.tree.map(lambda a, b: constrain_groups(a + b), d_weights, d_chunk_weights)
-        return jax.tree.map(jnp.add, all_sums_G, sums_G), d_features, d_weights
+        return jax.tree.map(jnp.add, all_sums_G, sums_G), d_logits_GRV
 
-    groups = len(features)
-    d_features = loop.pad(jnp.zeros_like(features))
-    # One gradient of the weights per group, on its device: they are summed over devices once, after the loop.
-    d_weights = jax.tree.map(lambda w: constrain_groups(jnp.zeros_like(w, shape=(groups, *w.shape))), weights)
-    initial = (jnp.zeros(groups),) * 3, d_features, d_weights
-    sums_G, d_features, d_weights = loop.run(chunk, features, label_GM, valid_GM, initial)
-    d_weights = jax.tree.map(lambda d_weights_G: d_weights_G.sum(0), d_weights)
-    return jax.tree.map(jnp.sum, sums_G), (d_weights, loop.inverse(valid_GM)(d_features))
+    inputs = weights, features, label_GM, valid_GM
+    sums_G, gradients = run_with_gradients(readout, loop, inputs, differentiate, (jnp.zeros(len(features)),) * 3)
+    return jax.tree.map(jnp.sum, sums_G), gradients
 
 
 def _chunked_cross_entropy_bwd(readout, options, residuals: Any, cotangents: tuple[Array, ...]):

@@ -111,8 +111,7 @@ def work(name: str, out: Path, dry: bool) -> int:
 def _environment(options: argparse.Namespace) -> dict[str, str]:
     """The environment of the tasks, with the wheels installed if --wheels names a folder of them."""
     environment = dict(os.environ)
-    for name, value in (("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9"), ("TF_CPP_MIN_LOG_LEVEL", "2")):
-        environment.setdefault(name, value)
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
     if options.wheels:
         from benchmarks.gpu.wheels import install

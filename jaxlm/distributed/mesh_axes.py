@@ -11,7 +11,7 @@ In this order, neighbors along `tensor`, the last axis, are closest in the netwo
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from jaxlm.errors import UserError
 
@@ -22,12 +22,7 @@ REMAINING = -1  # the size of an axis that takes the remaining devices
 def parse_mesh_axes(text: str) -> dict[str, int]:
     """`fsdp=4,data=2` -> {"fsdp": 4, "data": 2}, in any order. Raises UserError for an unknown axis or a wrong size."""
     sizes: dict[str, int] = {}
-    for part in text.replace(" ", "").split(","):
-        name, equals, number = part.partition("=")
-        if name not in AXES or not equals:
-            raise UserError(f"--mesh {text}: found {part!r}, expected AXIS=SIZE with an axis of {', '.join(AXES)}")
-        if name in sizes:
-            raise UserError(f"--mesh {text}: the axis {name} is there twice, expected once")
+    for name, number in split_pairs("--mesh", text, "AXIS=SIZE with an axis", AXES).items():
         if not number.removeprefix("-").isdigit() or not (int(number) == REMAINING or int(number) > 0):
             raise UserError(
                 f"--mesh {text}: found the size {number!r} of {name}, expected 1 or more, or -1 (the remaining devices)"
@@ -36,6 +31,19 @@ def parse_mesh_axes(text: str) -> dict[str, int]:
     if list(sizes.values()).count(REMAINING) > 1:
         raise UserError(f"--mesh {text}: only one axis can be -1 and take the remaining devices")
     return sizes
+
+
+def split_pairs(option: str, text: str, form: str, names: Collection[str]) -> dict[str, str]:
+    """`a=1, b=x` -> {"a": "1", "b": "x"}. Raises UserError for an unknown name, or one that is there twice."""
+    pairs: dict[str, str] = {}
+    for part in text.replace(" ", "").split(","):
+        name, equals, value = part.partition("=")
+        if name not in names or not equals:
+            raise UserError(f"{option} {text}: found {part!r}, expected {form} of {', '.join(names)}")
+        if name in pairs:
+            raise UserError(f"{option} {text}: {name} is there twice, expected once")
+        pairs[name] = value
+    return pairs
 
 
 def resolve_mesh_shape(axis_sizes: Mapping[str, int], devices: int) -> dict[str, int]:

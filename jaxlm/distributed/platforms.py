@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxlm.distributed.mesh_axes import split_pairs
 from jaxlm.errors import UserError
 from jaxlm.perf.chips import Chip, chip_for_device_kind
 
@@ -129,10 +130,7 @@ _VALUES: dict[str, tuple[Callable[[str], Any], str, str]] = {
 def parse_choices(text: str) -> dict[str, Any]:
     """`unrolled_depth=0,static_loss=0` -> {"unrolled_depth": 0, "static_loss": False}. Raises UserError."""
     given: dict[str, Any] = {}
-    for part in text.replace(" ", "").split(","):
-        name, equals, value = part.partition("=")
-        if name not in _VALUES or not equals:
-            raise UserError(f"--choices {text}: found {part!r}, expected NAME=VALUE with one of {', '.join(_VALUES)}")
+    for name, value in split_pairs("--choices", text, "NAME=VALUE with one", _VALUES).items():
         convert, pattern, expected = _VALUES[name]
         if not re.fullmatch(pattern, value):
             raise UserError(f"--choices {text}: found the value {value!r:.40} of {name}, expected {expected}")

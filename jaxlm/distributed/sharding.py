@@ -99,6 +99,11 @@ def num_batch_shards(mesh: AnyMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES["batch"])
 
 
+def num_token_shards(mesh: AnyMesh) -> int:
+    """The number of devices over which the tokens of a batch, its rows and their positions, are split."""
+    return num_batch_shards(mesh) * mesh.shape[SEQUENCE]
+
+
 def data_mesh(devices: int | None = None) -> Mesh:
     """A mesh that splits the rows of a batch over all devices, or over the first `devices` of them."""
     return make_mesh({} if devices is None else {DATA: devices})

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxlm.losses import chunk_inputs, grouped_logits, logits_vjp
-from jaxlm.nn.layers.position_chunks import constrain_groups, from_groups
+from jaxlm.losses import chunk_inputs, grouped_logits, run_with_gradients
+from jaxlm.nn.layers.position_chunks import from_groups
 from jaxlm.types import Array, ArrayOrNone, Batch, Params
 
 PAIR_SIDES = ("chosen", "rejected")
@@ -43,7 +43,8 @@ def _chunked_log_probs_fwd(readout, loop, weights, features, label_GM, valid_GM)
         log_z_GR = jax.nn.logsumexp(logits_GRV, axis=-1)
         label_logit_GR = jnp.take_along_axis(logits_GRV, label_GR[..., None], axis=-1)[..., 0]
         log_prob_GR = jnp.where(valid_GR, label_logit_GR - log_z_GR, 0.0)
-        return tuple(_update(whole, part, first) for whole, part in zip(carry, (log_prob_GR, log_z_GR), strict=True))
+        parts = zip(carry, (log_prob_GR, log_z_GR), strict=True)
+        return tuple(jax.lax.dynamic_update_slice_in_dim(whole, part, first, 1) for whole, part in parts)
 
     zeros_GM = loop.pad(jnp.zeros(label_GM.shape))
     # Both in the order of the loop, valid positions first.
@@ -53,35 +54,23 @@ def _chunked_log_probs_fwd(readout, loop, weights, features, label_GM, valid_GM)
 
 
 def _chunked_log_probs_bwd(readout, loop, residuals: Any, d_log_prob_GM: Array):
-    weights, features, label_GM, valid_GM, log_z_GM = residuals
+    *_, valid_GM, log_z_GM = residuals
     d_log_prob_GM = loop.in_order(d_log_prob_GM, valid_GM)
 
-    def chunk(carry, first, features, label_GR, valid_GR):
-        d_features, d_weights = carry
-        logits_GRV, pull = logits_vjp(readout, features, weights)
+    def differentiate(carry, first, logits_GRV, label_GR, valid_GR):
         parts = (jax.lax.dynamic_slice_in_dim(x, first, loop.size, 1) for x in (d_log_prob_GM, log_z_GM))
         d_log_prob_GR, log_z_GR = parts
         # d log p(label) / d logits = one-hot - softmax
         is_label_GRV = jax.lax.broadcasted_iota(label_GR.dtype, logits_GRV.shape, 2) == label_GR[..., None]
         softmax_GRV = jnp.exp(logits_GRV - log_z_GR[..., None])
         weight_GR1 = jnp.where(valid_GR, d_log_prob_GR, 0.0)[..., None]
-        d_chunk, d_chunk_weights = pull(weight_GR1 * (is_label_GRV - softmax_GRV))
-        d_weights = jax.tree.map(lambda a, b: constrain_groups(a + b), d_weights, d_chunk_weights)
-        return _update(d_features, d_chunk, first), d_weights
+        return carry, weight_GR1 * (is_label_GRV - softmax_GRV)
 
-    d_features = loop.pad(jnp.zeros_like(features))
-    # One gradient of the weights per group, on its device: they are summed over devices once, after the loop.
-    d_weights = jax.tree.map(lambda w: constrain_groups(jnp.zeros_like(w, shape=(len(features), *w.shape))), weights)
-    d_features, d_weights = loop.run(chunk, features, label_GM, valid_GM, (d_features, d_weights))
-    d_weights = jax.tree.map(lambda d_weights_G: d_weights_G.sum(0), d_weights)
-    return d_weights, loop.inverse(valid_GM)(d_features), None, None
+    _, gradients = run_with_gradients(readout, loop, residuals[:4], differentiate, ())
+    return *gradients, None, None
 
 
 _chunked_log_probs.defvjp(_chunked_log_probs_fwd, _chunked_log_probs_bwd)
-
-
-def _update(whole: Array, part: Array, first: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(whole, part, first, 1)
 
 
 @struct.dataclass

@@ -13,6 +13,7 @@ Bandwidths of links that are listed as bidirectional are halved: one direction c
 except on TPU 7x, where it is one of two cores with a memory of its own.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -55,6 +56,8 @@ class Chip:
         return (self.bf16_flops if dtype == "bfloat16" else self.f32_flops) / self.cores
 
 
+_gpu = functools.partial(Chip, usable_fraction=GPU_MEMORY_FRACTION)
+
 CHIPS = (
     #    name   device kind            bf16     f32      memory            memory/s  link/s network/s cores
     Chip("v4", r"TPU v4$", 275e12, 275e12, 30.75 * GIBIBYTE, 1.2e12, 300e9, 6.25e9),
@@ -63,13 +66,11 @@ CHIPS = (
     Chip("v6e", r"TPU v6 ?(lite|e)", 918e12, 918e12, 31.25 * GIBIBYTE, 1.638e12, 400e9, 12.5e9),
     Chip("7x", r"TPU ?7x", 2307e12, 2307e12, 189.5 * GIBIBYTE, 7.38e12, 600e9, 12.5e9, cores=2),
     #    name    device kind             bf16     f32 (TF32)  memory  memory/s  link/s  network/s
-    Chip("a100", r"A100", 312e12, 156e12, 85.1e9, 2.039e12, 300e9, 25e9, usable_fraction=GPU_MEMORY_FRACTION),
-    Chip(
-        "h100", r"\bH100 80GB HBM3$", 989e12, 494e12, 84.9e9, 3.35e12, 450e9, 50e9, usable_fraction=GPU_MEMORY_FRACTION
-    ),
-    Chip("h200", r"\bH200$", 989e12, 494e12, 150.1e9, 4.8e12, 450e9, 50e9, usable_fraction=GPU_MEMORY_FRACTION),
-    Chip("b200", r"\bB200$", 2250e12, 1125e12, 191e9, 8e12, 900e9, 50e9, usable_fraction=GPU_MEMORY_FRACTION),
-    Chip("l4", r"L4$", 121e12, 60e12, 23.7e9, 0.3e12, 32e9, 12.5e9, usable_fraction=GPU_MEMORY_FRACTION),
+    _gpu("a100", r"A100", 312e12, 156e12, 85.1e9, 2.039e12, 300e9, 25e9),
+    _gpu("h100", r"\bH100 80GB HBM3$", 989e12, 494e12, 84.9e9, 3.35e12, 450e9, 50e9),
+    _gpu("h200", r"\bH200$", 989e12, 494e12, 150.1e9, 4.8e12, 450e9, 50e9),
+    _gpu("b200", r"\bB200$", 2250e12, 1125e12, 191e9, 8e12, 900e9, 50e9),
+    _gpu("l4", r"L4$", 121e12, 60e12, 23.7e9, 0.3e12, 32e9, 12.5e9),
 )
 """Other boards of the same name (PCIe, NVL, superchips, MIG slices) have other peaks and do not match."""
 

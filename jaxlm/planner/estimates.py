@@ -17,7 +17,7 @@ import jax
 
 from jaxlm.distributed.mesh_axes import DATA, FSDP, SEQUENCE, TENSOR
 from jaxlm.distributed.platforms import choices_for, device_memory
-from jaxlm.distributed.sharding import AnyMesh, num_batch_shards
+from jaxlm.distributed.sharding import AnyMesh, num_token_shards
 from jaxlm.experiment import Experiment
 from jaxlm.losses import Loss
 from jaxlm.models.decoder import Decoder
@@ -109,14 +109,11 @@ def activation_bytes(experiment: Experiment, params: Params, batch: Batch) -> in
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in residuals)
 
 
-def analytic_memory(
-    experiment: Experiment, state: TrainState, batch: Batch, total_activation_bytes: int, mesh: AnyMesh
-) -> dict[str, int]:
+def analytic_memory(model: Any, state: TrainState, batch: Batch, activations: int) -> dict[str, int]:
     """Bytes per device, accurate to a third (what a compiler fuses or copies is unknown): state, gradients, activations
     of the device's share of a micro-batch, and the largest temporaries, which are logits and gathered parameters."""
-    model, sizes = experiment.model, state_memory(state, batch)
-    shares = experiment.grad_accum * num_batch_shards(mesh) * mesh.shape["sequence"]
-    sizes |= {"activations": total_activation_bytes // shares, "gradients": sizes["parameters"]}
+    sizes = state_memory(state, batch)
+    sizes |= {"activations": activations, "gradients": sizes["parameters"]}
     widest = max((math.prod(leaf.shape[-2:]) * 4 for leaf in jax.tree.leaves(state.params)), default=0)
     vocab, width = getattr(model, "vocab", 0), getattr(model, "width", 0)
     logits = 3 * 4 * max(choices_for().chunk_logits, min(width * vocab, MAX_CHUNK_LOGITS_WIDE))
@@ -131,7 +128,7 @@ def analytic_collectives(experiment: Experiment, params: Params, batch: Batch, m
     item_bytes = 2 if model_dtype(model) == "bfloat16" else 4
     num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) // sizes[TENSOR]
     layers = getattr(model, "layers", 0) or getattr(model, "encoder_layers", 0) + getattr(model, "decoder_layers", 0)
-    tokens = max(leaf.size for leaf in jax.tree.leaves(batch)) / (steps * num_batch_shards(mesh) * sizes[SEQUENCE])
+    tokens = max(leaf.size for leaf in jax.tree.leaves(batch)) / (steps * num_token_shards(mesh))
     activations = tokens * getattr(model, "width", 0) * item_bytes
     estimates = [
         ("all-gather", FSDP, 2 * steps, num_params * item_bytes),
@@ -149,6 +146,9 @@ def analytic_collectives(experiment: Experiment, params: Params, batch: Batch, m
     return collectives
 
 
+StackMode = tuple[float, bool, str]
+"""Of a stack of layers: the bytes that it keeps without recomputation, whether it is scanned, what it recomputes."""
+
 LAYER_TRAFFIC = {(False, ""): 5.0, (False, "dots"): 6.0, (True, "dots"): 9.4, (True, ""): 15.5}
 """Bytes that a layer moves, in units of the activations that it keeps without recomputation: by whether it is scanned
 and by what is recomputed. From GPT-2 and Transformer base, compiled for an H100 (`benchmarks.compiled_steps`)."""
@@ -160,14 +160,16 @@ BYTES_PER_LOGIT = 12
 """Bytes that the loss moves for each logit, by the same programs."""
 
 
-def analytic_bytes_moved(experiment: Experiment, memory: dict[str, int], positions: float) -> int:
+def analytic_bytes_moved(
+    experiment: Experiment, memory: dict[str, int], positions: float, modes: list[StackMode]
+) -> int:
     """Bytes per device: state and gradients are read and written once, weights read twice per micro-batch and gradients
     added up; then logits and layers, by what compiled programs move. `positions`: of the device, in the whole step."""
     per_step = 2 * (memory["parameters"] + memory["optimizer"] + memory["gradients"])
     per_micro_batch = 2 * memory["parameters"] + 2 * memory["gradients"]
     layers = experiment.grad_accum * sum(
         LAYER_TRAFFIC[scan, remat and "dots"] * (FULL_REMAT_TRAFFIC if remat == "full" else 1.0) * kept
-        for kept, scan, remat in stack_modes(experiment.model, positions / experiment.grad_accum)
+        for kept, scan, remat in modes
     )
     if not layers:
         per_micro_batch += 4 * memory["activations"]
@@ -175,9 +177,8 @@ def analytic_bytes_moved(experiment: Experiment, memory: dict[str, int], positio
     return int(per_step + experiment.grad_accum * per_micro_batch + layers + logits)
 
 
-def stack_modes(model: Any, positions: float) -> list[tuple[float, bool, str]]:
-    """Of each stack of a Transformer: the bytes that it keeps without recomputation, whether it is scanned, and what it
-    recomputes, on the planned platform."""
+def stack_modes(model: Any, positions: float) -> list[StackMode]:
+    """The mode of each stack of a Transformer on the planned platform."""
     if not isinstance(model, Decoder | Encoder | EncoderDecoder):
         return []
     stacks = [(model.encoder_layers, 1), (model.decoder_layers, 2)] if isinstance(model, EncoderDecoder) else []

@@ -11,10 +11,10 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxlm.config.serialization import to_json
+from jaxlm.distributed import sharding
 from jaxlm.distributed.mesh_axes import AXES, resolve_mesh_shape
 from jaxlm.distributed.placement import batch_shardings
 from jaxlm.distributed.platforms import tracing_for
-from jaxlm.distributed.sharding import AnyMesh, make_mesh, num_batch_shards, unsharded_params, with_shardings
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.models.properties import model_dtype
@@ -22,7 +22,7 @@ from jaxlm.perf.collectives import Collective, bytes_by_kind, find_collectives
 from jaxlm.perf.dummy_batch import adapt_batching, batch_summary, shape_structs, synthetic_batch
 from jaxlm.perf.flops import StepFlops, count_step, jaxpr_flops, peak_flops, unknown_trip_count
 from jaxlm.planner import estimates
-from jaxlm.planner.estimates import StepTime, run_cost, step_seconds
+from jaxlm.planner.estimates import StackMode, StepTime, run_cost, step_seconds
 from jaxlm.planner.hbm_traffic import ProgramCosts, program_costs
 from jaxlm.planner.topology import Target
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
@@ -47,10 +47,10 @@ class PlanRequest:
     def compiles(self) -> bool:
         return self.use_compiler and self.target.devices is not None
 
-    def make_mesh(self) -> AnyMesh:
+    def make_mesh(self) -> sharding.AnyMesh:
         """A mesh of the target's devices; an abstract mesh if nothing here can compile for them."""
         if self.target.devices is not None:
-            return make_mesh(self.mesh_shape, self.target.devices)
+            return sharding.make_mesh(self.mesh_shape, self.target.devices)
         return abstract_mesh(self.mesh_shape, self.target.num_devices)
 
 
@@ -129,18 +129,19 @@ def make_plan(request: PlanRequest) -> RunPlan:
     """Count a step, compile it if something here can, and derive its costs."""
     with tracing_for(request.target.chip, request.run_options.choices):
         mesh = request.make_mesh()
-        experiment, changed_options = adapt_batching(request.experiment, num_batch_shards(mesh))
+        experiment, changed_options = adapt_batching(request.experiment, sharding.num_batch_shards(mesh))
         experiment = dataclasses.replace(experiment, model=request.run_options.with_remat(experiment.model))
         workload = count_workload(experiment) if request.compiles else _cached_workload(experiment, request)
         rows = len(jax.tree.leaves(workload.batch)[0])
-        check_batch_divisible(rows, experiment.grad_accum, num_batch_shards(mesh))
+        check_batch_divisible(rows, experiment.grad_accum, sharding.num_batch_shards(mesh))
         step = build_compiled_step(experiment, workload.new_state, mesh, request.run_options)
-        batch = with_shardings(workload.batch, batch_shardings(workload.batch, mesh))
-        costs = (_compiled_costs if request.compiles else _analytic_costs)(workload, step, batch, mesh)
+        batch = sharding.with_shardings(workload.batch, batch_shardings(workload.batch, mesh))
+        positions = workload.flops.positions / sharding.num_token_shards(mesh)
+        modes = estimates.stack_modes(experiment.model, positions / experiment.grad_accum)
+        parts = workload, step, batch, mesh
+        costs = _compiled_costs(*parts) if request.compiles else _analytic_costs(*parts, positions, modes)
         fields = {"changed_options": changed_options, "memory_options": request.run_options.memory_options()}
-        fields["unsharded_params"] = unsharded_params(step.abstract_state.params, mesh)
-        shares = experiment.grad_accum * num_batch_shards(mesh) * mesh.shape["sequence"]
-        modes = estimates.stack_modes(experiment.model, workload.flops.positions / shares)
+        fields["unsharded_params"] = sharding.unsharded_params(step.abstract_state.params, mesh)
         texts = [f"{'scanned' if scan else 'unrolled'}, remat {remat or 'none'}" for _, scan, remat in modes]
         return _assemble_plan(workload, request, mesh, costs, layers="; ".join(dict.fromkeys(texts)), **fields)
 
@@ -182,7 +183,7 @@ def _cached_workload(experiment: Experiment, request: PlanRequest) -> Workload:
 _WORKLOADS: dict[str, Workload] = {}
 
 
-def _compiled_costs(workload: Workload, step: CompiledStep, batch: Batch, mesh: AnyMesh) -> _StepCosts:
+def _compiled_costs(workload: Workload, step: CompiledStep, batch: Batch, mesh: sharding.AnyMesh) -> _StepCosts:
     sizes = estimates.state_memory(step.abstract_state, batch)
     compiled, total, seconds = estimates.compile_program(step.train_step, step.abstract_state, batch)
     if compiled is None:
@@ -190,26 +191,26 @@ def _compiled_costs(workload: Workload, step: CompiledStep, batch: Batch, mesh: 
     text = compiled.as_text()
     sizes |= {"temporaries": compiled.memory_analysis().temp_size_in_bytes, "total": total}
     # The loss loops over the tokens of one device; the trip count is that of the tokens of all devices.
-    rounds = math.ceil(workload.unknown_trip_count / (num_batch_shards(mesh) * mesh.shape["sequence"]))
+    rounds = math.ceil(workload.unknown_trip_count / sharding.num_token_shards(mesh))
     return _StepCosts(sizes, find_collectives(text, rounds), program_costs(text, rounds), seconds)
 
 
-def _analytic_costs(workload: Workload, step: CompiledStep, batch: Batch, mesh: AnyMesh) -> _StepCosts:
+def _analytic_costs(
+    workload: Workload, step: CompiledStep, batch: Batch, mesh: sharding.AnyMesh, positions: float,
+    modes: list[StackMode],
+) -> _StepCosts:  # fmt: skip
     experiment, state = workload.experiment, step.abstract_state
-    positions = workload.flops.positions / (num_batch_shards(mesh) * mesh.shape["sequence"])
-    modes = estimates.stack_modes(experiment.model, positions / experiment.grad_accum)
-    activations = workload.activation_bytes
+    activations = workload.activation_bytes // (experiment.grad_accum * sharding.num_token_shards(mesh))
     if modes and not any(scan or remat for _, scan, remat in modes):  # XLA keeps less than differentiation asks for
-        activations = int(sum(kept for kept, *_ in modes)) * experiment.grad_accum * num_batch_shards(mesh)
-        activations *= mesh.shape["sequence"]
-    sizes = estimates.analytic_memory(experiment, state, batch, activations, mesh)
+        activations = int(sum(kept for kept, *_ in modes))
+    sizes = estimates.analytic_memory(experiment.model, state, batch, activations)
     collectives = estimates.analytic_collectives(experiment, state.params, batch, mesh)
-    program = ProgramCosts(estimates.analytic_bytes_moved(experiment, sizes, positions))
+    program = ProgramCosts(estimates.analytic_bytes_moved(experiment, sizes, positions, modes))
     return _StepCosts(sizes, collectives, program, None)
 
 
 def _assemble_plan(
-    workload: Workload, request: PlanRequest, mesh: AnyMesh, costs: _StepCosts, **other_fields: Any
+    workload: Workload, request: PlanRequest, mesh: sharding.AnyMesh, costs: _StepCosts, **other_fields: Any
 ) -> RunPlan:
     experiment, target, chip = workload.experiment, request.target, request.target.chip
     limit, is_compiled = estimates.available_memory(chip), costs.compile_seconds is not None

@@ -32,9 +32,8 @@ def candidate_fixes(request: PlanRequest) -> Iterator[tuple[str, PlanRequest]]:
     experiment, run_options, num_devices = request.experiment, request.run_options, request.target.num_devices
     kept = {axis: size for axis, size in request.mesh_shape.items() if axis in (TENSOR, SEQUENCE)}
     params, fsdp = abstract_params(experiment.model), num_devices // math.prod(kept.values())
-    halved = (
-        fsdp >> shift for shift in range(fsdp.bit_length() - 1)
-    )  # the largest that shards every parameter, or all
+    halved = (fsdp >> shift for shift in range(fsdp.bit_length() - 1))
+    # The largest that shards every parameter, or all.
     fsdp = next((n for n in halved if not unsharded_params(params, abstract_mesh({FSDP: n}, n))), fsdp)
     sharded = {FSDP: fsdp} | kept
     sharded |= {DATA: REMAINING} if math.prod(sharded.values()) < num_devices else {}

@@ -182,9 +182,8 @@ class TrainLoop:
             try:
                 state, reason = self._evaluate_unless_stopped(state, step, reason, stopped)
             except UserError as error:  # a failed evaluation must not lose the trained parameters
-                if multihost.num_hosts() == 1 and not isinstance(
-                    error, SaveError
-                ):  # with several, the others may be waiting in another collective
+                # With several hosts, the others may be waiting in another collective.
+                if multihost.num_hosts() == 1 and not isinstance(error, SaveError):
                     self._save(state, step)
                 raise
         if step % experiment.checkpoint_every == 0 or ends or reason:

@@ -75,14 +75,14 @@ def make_train_step(
     gradients = _make_gradient_fn(model, objective, config.grad_accum)
     prepare_batch = getattr(objective, "prepare_batch", None)  # all that depends on the whole batch, without gradient
 
+    @tracing_for(choices=config.choices)
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         if state.carry is not None:
             batch = replace(batch, state=state.carry)
         if prepare_batch is not None:
             batch = prepare_batch(model, sharding.all_gather_params(state.params), batch)
         trained, frozen = partition(state.params, config.is_trainable or (lambda path: True))
-        with tracing_for(choices=config.choices):
-            grads, loss = gradients(trained, frozen, batch, rng_key(config.seed, "dropout", state.step))
+        grads, loss = gradients(trained, frozen, batch, rng_key(config.seed, "dropout", state.step))
         grads = jax.tree.map(lambda grad: grad / jnp.maximum(loss.count, 1.0), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)

@@ -50,7 +50,16 @@ def test_layers_by_platform():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "dtype=float32", "static_loss", "static_loss=yes", "chunk_logits=0", "scan_remat=x"]
+    "text",
+    [
+        "",
+        "dtype=float32",
+        "static_loss",
+        "static_loss=yes",
+        "static_loss=0,static_loss=1",
+        "chunk_logits=0",
+        "scan_remat=x",
+    ],
 )
 def test_wrong_choices_are_refused(text):
     with pytest.raises(UserError, match="expected"):

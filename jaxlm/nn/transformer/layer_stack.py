@@ -82,7 +82,7 @@ class Stack(nn.Module):
 
     def _scan_and_remat(self, x_BTD: Array, is_unstacked: bool) -> tuple[bool, str]:
         """`scan_and_remat` for the platform and the memory of the program in which x is traced."""
-        room = (device_memory(x_BTD)) / max(kept_bytes(self.block, x_BTD) * self.depth, 1)
+        room = device_memory(x_BTD) / max(kept_bytes(self.block, x_BTD) * self.depth, 1)
         scan, remat = scan_and_remat(self.scan, self.remat, self.depth, room, choices_for(x_BTD))
         return scan and not is_unstacked, remat
 
