@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import jax
 
 from jaxlm import runtime
+from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.chat.encoding import DialogueEncoder
 from jaxlm.data.chat.jinja_template import JinjaChatTemplate
 from jaxlm.data.chat.template import PLAIN, ChatTemplate
@@ -232,6 +233,12 @@ def make_eval_step(model: Any, objective: Any) -> Any:
         return result
 
     return evaluate
+
+
+def batch_losses(trained: TrainedModel, columns: Columns, objective: Any, batch_tokens: int) -> list[Any]:
+    """The `Loss` of every batch of the columns, of about `batch_tokens` positions each."""
+    evaluate, special = make_eval_step(trained.model, objective), trained.tokenizer.special
+    return [evaluate(trained.params, batch) for _, batch in eval_batches(columns, batch_tokens, special=special)]
 
 
 def sum_losses(losses: list[Any]) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxlm import runtime
-from jaxlm.data.batching.eval_batches import eval_batches, round_up_size
+from jaxlm.data.batching.eval_batches import round_up_size
 from jaxlm.data.chat.dialogue import Dialogue, InvalidRecord
 from jaxlm.data.chat.encoding import ChatFormat, DialogueEncoder, cut_prompt, dialogue_columns
 from jaxlm.data.chat.template import PLAIN
@@ -34,11 +34,10 @@ from jaxlm.inference.base import (
     to_single_line,
 )
 from jaxlm.inference.generate import GenerationDefaults
-from jaxlm.losses import Loss
 from jaxlm.metrics.text import perplexity
 from jaxlm.models.properties import max_target_positions
 from jaxlm.objectives.next_token import NextToken
-from jaxlm.tasks.base import EVAL_SPLITS, ChatTask, make_eval_step, mean_losses, prefix_valid, sum_losses
+from jaxlm.tasks.base import EVAL_SPLITS, ChatTask, batch_losses, mean_losses, prefix_valid, sum_losses
 from jaxlm.types import Batch
 
 
@@ -120,7 +119,7 @@ class InstructionTuning(ChatTask):
     def validate(self, trained: TrainedModel, objective: Any, batch_tokens: int) -> dict[str, float]:
         """Loss per trained label (the value that training minimizes), and the perplexity of the answers."""
         columns, _ = self._eval_columns(trained, list(self.valid))
-        figures = mean_losses(self._losses(trained, columns, objective))
+        figures = mean_losses(batch_losses(trained, columns, objective, self.batch_tokens))
         return prefix_valid(figures | {"perplexity": perplexity(figures["nll"])})
 
     def _eval_columns(self, trained: TrainedModel, dialogues: Sequence[Dialogue]) -> tuple[Columns, np.ndarray]:
@@ -128,19 +127,13 @@ class InstructionTuning(ChatTask):
         columns = self._encode(self.encoder(trained.tokenizer), dialogues, ReadStats())
         return cut_to_positions(trained.model, columns)
 
-    def _losses(self, trained: TrainedModel, columns: Columns, objective: Any) -> list[Loss]:
-        evaluate, special = make_eval_step(trained.model, objective), trained.tokenizer.special
-        return [
-            evaluate(trained.params, batch) for _, batch in eval_batches(columns, self.batch_tokens, special=special)
-        ]
-
     def evaluate(self, trained: TrainedModel, split: str, progress: ProgressCallback = None) -> dict[str, Any]:
         """The perplexity of the answers, and of what the model answers itself to the first `answered` dialogues:
         percent that it ended by itself, that are the reference, and that match `answer_pattern`.
         """
         dialogues = list(self.split(split))
         columns, is_cut_N = self._eval_columns(trained, dialogues)
-        _, nll, count = sum_losses(self._losses(trained, columns, NextToken()))
+        _, nll, count = sum_losses(batch_losses(trained, columns, NextToken(), self.batch_tokens))
         figures: dict[str, Any] = {"split": split, "lines": len(dialogues), "tokens": int(count)}
         figures |= {"truncated": int(is_cut_N.sum()), "nll": nll / count, "perplexity": perplexity(nll / count)}
         answerable = (dialogue for dialogue in dialogues if any(turn.is_trained_answer for turn in dialogue.turns))

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.batching.lm_windows import Windows
 from jaxlm.data.chat.jinja_template import JinjaChatTemplate
 from jaxlm.data.chat.template import ChatTemplate
@@ -23,7 +22,7 @@ from jaxlm.inference.generate import GenerationDefaults, GenerationRequest, draw
 from jaxlm.losses import Loss
 from jaxlm.metrics.text import perplexity
 from jaxlm.models.properties import check_positions, zero_model_state
-from jaxlm.tasks.base import EVAL_SPLITS, TextTask, make_eval_step, mean_losses, prefix_valid, sum_losses
+from jaxlm.tasks.base import EVAL_SPLITS, TextTask, batch_losses, make_eval_step, mean_losses, prefix_valid, sum_losses
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,11 @@ class LanguageModeling(TextTask):
 
     def _losses(self, trained: TrainedModel, columns: Columns, objective: Any) -> list[Loss]:
         """The loss of each batch of texts, or of each window with the state carried over from the one before it."""
-        evaluate, special = make_eval_step(trained.model, objective), trained.tokenizer.special
         if self.windows is None:
             columns, _ = cut_to_positions(trained.model, columns)
-            eval_rows = eval_batches(columns, self.batch_tokens, special=special)
-            return [evaluate(trained.params, batch) for _, batch in eval_rows]
-        losses, state = [], None
-        batches = replace(self.windows, carry_state=True).batches(columns, special=special)
+            return batch_losses(trained, columns, objective, self.batch_tokens)
+        evaluate, losses, state = make_eval_step(trained.model, objective), [], None
+        batches = replace(self.windows, carry_state=True).batches(columns, special=trained.tokenizer.special)
         check_positions(trained.model, batches.longest_example())
         for k in range(batches.batches_per_epoch):
             batch = batches[k]

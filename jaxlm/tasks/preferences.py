@@ -33,7 +33,7 @@ from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, Tr
 from jaxlm.inference.generate import GenerationDefaults
 from jaxlm.models.reward_model import RewardModel
 from jaxlm.objectives.log_probs import PAIR_SIDES, answer_log_probs, stack_answers
-from jaxlm.tasks.base import EVAL_SPLITS, ChatTask, make_eval_step, mean_losses, prefix_valid
+from jaxlm.tasks.base import EVAL_SPLITS, ChatTask, batch_losses, mean_losses, prefix_valid
 from jaxlm.types import Array, Batch, Params
 
 MAX_LENGTH_CORRELATION = 0.5
@@ -107,9 +107,7 @@ class Preferences(ChatTask):
         columns = dict(self.encode_split("valid", trained.tokenizer))
         if (reference := getattr(objective, "valid_reference", None)) is not None:
             columns["reference"] = reference
-        evaluate = make_eval_step(trained.model, objective)
-        batches = eval_batches(columns, batch_tokens, special=trained.tokenizer.special)
-        figures = mean_losses([evaluate(trained.params, batch) for _, batch in batches])
+        figures = mean_losses(batch_losses(trained, columns, objective, batch_tokens))
         if isinstance(trained.model, RewardModel):
             figures |= self._score_figures(trained, columns)
         return prefix_valid(figures)

@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns
 from jaxlm.data.sources.base import Pair, PairSource, WithStats
@@ -16,7 +15,7 @@ from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, cut_to_positions, to_single_line
 from jaxlm.inference.translate import Search, answer_attention_weights, to_answer, translate
 from jaxlm.metrics.text import BleuTokenizer, bleu, chrf, moses_bleu, perplexity
-from jaxlm.tasks.base import EVAL_SPLITS, Task, make_eval_step, mean_losses, prefix_valid
+from jaxlm.tasks.base import EVAL_SPLITS, Task, batch_losses, mean_losses, prefix_valid
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,8 @@ class Translation(Task):
     def validate(self, trained: TrainedModel, objective: Any, batch_tokens: int) -> dict[str, float]:
         """Loss and perplexity of all validation pairs, BLEU of the first `valid_examples`."""
         pairs = list(self.valid)
-        columns, evaluate = encode_pairs(pairs, trained.tokenizer), make_eval_step(trained.model, objective)
-        columns, _ = cut_to_positions(trained.model, columns)
-        batches = eval_batches(columns, batch_tokens, special=trained.tokenizer.special)
-        figures = mean_losses([evaluate(trained.params, batch) for _, batch in batches])
+        columns, _ = cut_to_positions(trained.model, encode_pairs(pairs, trained.tokenizer))
+        figures = mean_losses(batch_losses(trained, columns, objective, batch_tokens))
         figures["perplexity"] = perplexity(figures["nll"])
         decoded = pairs[: self.valid_examples]
         answers = _translate_pairs(trained, decoded, self.valid_search or self.search)
