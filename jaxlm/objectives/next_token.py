@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxlm.errors import UserError
 from jaxlm.losses import Loss, cross_entropy
 from jaxlm.models.rnn_lm import activation_penalty
+from jaxlm.objectives.log_probs import token_log_probs
 from jaxlm.types import Array, Batch, Params, State
 
 
@@ -24,11 +25,18 @@ class NextToken:
     Attributes:
       label_smoothing: weight of the uniform distribution in the target distribution.
       activation_reg, temporal_reg: alpha and beta of `activation_penalty` (RNN language models), in training only.
+      kind: "nll", or "dft": each term is multiplied by p(label), which has no gradient: labels that the model finds
+        unlikely weigh less (dynamic fine-tuning, Wu et al. 2025).
     """
 
     label_smoothing: float = 0.0
     activation_reg: float = 0.0
     temporal_reg: float = 0.0
+    kind: Literal["nll", "dft"] = "nll"
+
+    def __post_init__(self) -> None:
+        if self.kind == "dft" and self.label_smoothing:
+            raise UserError(f"label_smoothing = {self.label_smoothing} has no effect on kind = 'dft': set one of them")
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
         """Sum over the valid labels that the batch's loss mask covers; dropout only with a key."""
@@ -53,6 +61,12 @@ class NextToken:
             nll = -jnp.where(batch.label_valid_BT, logprob_BT, 0.0).sum()
             return Loss(total=nll, nll=nll, count=batch.label_valid_BT.sum(dtype=jnp.float32), state=state)
         readout = partial(model.apply, {"params": params}, method="readout")
+        if self.kind == "dft":
+            logprob_BT = token_log_probs(readout, features_BTD, batch.label_BT, batch.label_valid_BT)
+            total, fixed_BT = penalty, jax.lax.stop_gradient(logprob_BT)
+            total -= (jnp.exp(fixed_BT) * logprob_BT).sum()
+            count = batch.label_valid_BT.sum(dtype=jnp.float32)
+            return Loss(total=total, nll=-fixed_BT.sum(), count=count, state=state)
         loss = cross_entropy(readout, features_BTD, batch.label_BT, batch.label_valid_BT, self.label_smoothing)
         return replace(loss, total=loss.total + penalty, state=state)
 

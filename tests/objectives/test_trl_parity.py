@@ -1,4 +1,4 @@
-"""The losses of preferences against TRL 1.16 on tiny random models: the loss, and the gradient of two parameters."""
+"""The losses of post-training against TRL 1.16 on tiny random models: the loss, and the gradient of two parameters."""
 
 import os
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ import pytest
 from jaxlm.huggingface.convert import load_pretrained
 from jaxlm.models.reward_model import RewardModel
 from jaxlm.objectives.log_probs import answer_log_probs
+from jaxlm.objectives.next_token import NextToken
 from jaxlm.objectives.preference import KTO, PairwisePreference
 from jaxlm.objectives.reward_model import BradleyTerry
 from jaxlm.types import Batch
@@ -20,7 +21,7 @@ pytest.importorskip("trl", minversion="1.16")
 datasets = pytest.importorskip("datasets")
 import tokenizers  # noqa: E402
 import transformers  # noqa: E402
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer  # noqa: E402
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer  # noqa: E402
 from trl.experimental.cpo import CPOConfig, CPOTrainer  # noqa: E402
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
 
@@ -138,6 +139,23 @@ def compare(objective, batch, model, params, loss, theirs, head="model."):
 def fresh(tiny, name="policy"):
     kind = transformers.LlamaForSequenceClassification if name == "reward" else transformers.LlamaForCausalLM
     return kind.from_pretrained(getattr(tiny, name), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["nll", "dft"])
+def test_supervised(tiny, kind):
+    """A mean over the tokens of all answers: the lengths differ."""
+    rows = pair_rows().rename_column("chosen", "completion").remove_columns("rejected")
+    arguments = SFTConfig(
+        output_dir=str(tiny.folder), max_length=None, loss_type=kind, completion_only_loss=True, packing=False,
+        **ARGUMENTS,
+    )  # fmt: skip
+    trainer = SFTTrainer(fresh(tiny), arguments, train_dataset=rows, processing_class=tiny.tokenizer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.eval()
+    ids, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
+    ours = Batch(**target_fields(ids, batch["attention_mask"], labels != -100))
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    compare(NextToken(kind=kind), ours, *load_pretrained(tiny.policy)[:2], loss, trainer.model)
 
 
 def dpo(tiny, rows, options):
