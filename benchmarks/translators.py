@@ -89,7 +89,7 @@ def _ours(folder: Path, source_BS: np.ndarray, new: int, beam: int, variant: str
     from jaxlm.decode.beam_search import beam_search
     from jaxlm.decode.request import DecodeRequest
     from jaxlm.huggingface.convert import load_pretrained
-    from jaxlm.pipeline.inference_params import cast_for_inference, prepare_params
+    from jaxlm.pipeline.pipeline import cast_for_inference, prepare_params
     from jaxlm.types import Batch
 
     if variant == "lstm":

@@ -46,7 +46,7 @@ def _ours(folder: Path, prompt_BP: np.ndarray, new: int, variant: str) -> Any:
     from jaxlm.decode.request import DecodeRequest
     from jaxlm.decode.sampling import Sampler
     from jaxlm.huggingface.convert import load_pretrained
-    from jaxlm.pipeline.inference_params import cast_for_inference, prepare_params
+    from jaxlm.pipeline.pipeline import cast_for_inference, prepare_params
     from jaxlm.types import Batch
 
     net, params, _ = load_pretrained(folder / "model")

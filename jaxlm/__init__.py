@@ -101,7 +101,7 @@ if TYPE_CHECKING:
     from jaxlm.data.tokenizers.sentencepiece import SentencePiece as SentencePiece
     from jaxlm.data.tokenizers.simple import Bytes as Bytes, Characters as Characters, Words as Words
     from jaxlm.data.tokenizers.simple import WordsWithChars as WordsWithChars
-    from jaxlm.metrics.spans import iob2_tags as iob2_tags
+    from jaxlm.metrics.classification import iob2_tags as iob2_tags
 
     # Decoding
     from jaxlm.decode.beam_config import Beam as Beam

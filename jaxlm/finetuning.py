@@ -14,7 +14,7 @@ import jax
 
 from jaxlm.errors import UserError, list_some
 from jaxlm.nn.layers.adapters import BOTTLENECK, LOW_RANK, init_bottleneck, init_lora, linear_paths, map_linears
-from jaxlm.nn.weights.weight_users import weight_users
+from jaxlm.nn.weights.weight_formats import weight_users
 from jaxlm.pytree import named_leaves
 from jaxlm.types import Array, Params
 

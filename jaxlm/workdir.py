@@ -161,7 +161,7 @@ class Workdir:
         return experiment
 
     def check_data_unchanged(self, fingerprints: dict[str, Any]) -> None:
-        """Write the fingerprints of the training data (see `jaxlm.data.storage.columns`) to data.json.
+        """Write the fingerprints of the training data (see `jaxlm.data.storage.token_cache`) to data.json.
 
         Raises UserError if a run with checkpoints began with other data: its batches could not be reproduced.
         """

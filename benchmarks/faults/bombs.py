@@ -137,9 +137,9 @@ def _shards(path: Path) -> None:
 
 
 def _safetensors(path: Path) -> None:
-    from jaxlm.huggingface import safetensors
+    from jaxlm.huggingface.checkpoint_folder import read_safetensors
 
-    safetensors.read_file(path)
+    read_safetensors(path)
 
 
 def _saved_tokenizer(path: Path) -> None:

@@ -121,9 +121,9 @@ def _published(kind: str, name: str) -> Reader:
         save_published(kind, folder)
         if name.endswith(".index.json"):
             (folder / "model.safetensors").rename(folder / "a.safetensors")
-            from jaxlm.huggingface import safetensors
+            from jaxlm.huggingface.checkpoint_folder import read_safetensors
 
-            names = dict.fromkeys(safetensors.read_file(folder / "a.safetensors"), "a.safetensors")
+            names = dict.fromkeys(read_safetensors(folder / "a.safetensors"), "a.safetensors")
             (folder / name).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": names}))
         return [(folder / name).read_bytes()]
 

@@ -82,7 +82,7 @@ def _measure(session: Session, label: str, model: Any, search: Callable, request
     import jax
 
     from jaxlm.models.properties import abstract_params
-    from jaxlm.pipeline.inference_params import cast_for_inference, prepare_params
+    from jaxlm.pipeline.pipeline import cast_for_inference, prepare_params
 
     positions = int(request.limit_B[0])
     drawn = _random_params(abstract_params(model))

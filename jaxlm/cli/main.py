@@ -3,14 +3,15 @@
 Exit codes: 0 success, 1 failure, 2 wrong command line, 130 interrupted, 141 the reader of the output closed it.
 """
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 import traceback
 
 from jaxlm import __version__
 from jaxlm.cli.parser import COMMANDS, EXIT_INTERRUPTED, UsageError, command_module, did_you_mean
-from jaxlm.cli.standard_streams import close_stdout, open_streams
 from jaxlm.errors import SaveError, one_line
 
 EXIT_BROKEN_PIPE = 141
@@ -62,3 +63,39 @@ def _run_command(argv: list[str]) -> int:
             f"no command {command!r}{did_you_mean(command, COMMANDS)} (the commands are {', '.join(COMMANDS)})"
         )
     return 0
+
+
+class Messages(io.TextIOWrapper):
+    """Standard error. A message that nobody can read is lost; it does not end a run."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+def open_streams() -> None:
+    """Let closed streams end in the null device: the next file to be opened must not take the number of one of them,
+    since libraries write messages to that number."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None or sys.stderr is sys.__stderr__:
+        sys.stderr = Messages(open(2, "wb", closefd=False), "utf-8", "backslashreplace", line_buffering=True)
+
+
+def close_stdout() -> None:
+    """Write what is pending; what cannot be written is lost, and Python's own flush at exit finds nothing to do."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor (in tests)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,10 +24,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.decode import beam_state
-from jaxlm.decode.beam_config import BeamSearchConfig
+from jaxlm.decode.beam_config import BeamSearchConfig, ScoreParams, can_stop, log_coverage, make_score_params
 from jaxlm.decode.beam_state import LiveBeams
 from jaxlm.decode.grammar import TokenGrammar, advance_grammar, apply_grammar
-from jaxlm.decode.length_penalty import ScoreParams, can_stop, log_coverage, make_score_params
 from jaxlm.decode.logit_masks import ForcedPrefix, apply_logit_masks
 from jaxlm.decode.prefill import (
     decode_step,

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from jaxlm.decode.beam_config import Beam
-from jaxlm.decode.length_penalty import ScoreParams, final_score
+from jaxlm.decode.beam_config import Beam, ScoreParams, final_score
 from jaxlm.decode.logit_masks import is_in_ids
 from jaxlm.decode.results import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Hypotheses
-from jaxlm.decode.top_k import chunk_size, chunked_top_k
+from jaxlm.decode.sampling import chunk_size, chunked_top_k
 from jaxlm.types import Array
 
 

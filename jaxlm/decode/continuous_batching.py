@@ -15,9 +15,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxlm import runtime
-from jaxlm.decode.beam_config import BeamSearchConfig
+from jaxlm.decode.beam_config import BeamSearchConfig, ScoreParams
 from jaxlm.decode.beam_search import BeamState, SearchInputs, beam_step, best_hypotheses, initial_beam_state, specialize
-from jaxlm.decode.length_penalty import ScoreParams
 from jaxlm.decode.prefill import repeat_while, steps_per_check
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import Hypotheses

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from jaxlm.grammar import utf8
-from jaxlm.grammar.byte_dfa import NFA
+from jaxlm.grammar.byte_dfa import NFA, complement_ranges, normalize_ranges
 from jaxlm.grammar.regex import RegexBuilder
 from jaxlm.grammar.schema_values import SchemaPlace, json_types, read_bounds, shorten_json, write_json
 from jaxlm.grammar.source_dfa import HOLE
@@ -242,9 +241,9 @@ class SchemaBuilder:
         escaped = [character for character in SHORT_ESCAPES if (character in characters) != others]
         for character in escaped:
             self.nfa.add_text(start, end, "\\" + SHORT_ESCAPES[character])
-        ranges = utf8.normalize_ranges((ord(character), ord(character)) for character in characters)
-        excluded = ranges if others else utf8.complement_ranges(ranges)
-        self.nfa.add_characters(start, end, utf8.complement_ranges([*excluded, *NOT_IN_STRINGS]))
+        ranges = normalize_ranges((ord(character), ord(character)) for character in characters)
+        excluded = ranges if others else complement_ranges(ranges)
+        self.nfa.add_characters(start, end, complement_ranges([*excluded, *NOT_IN_STRINGS]))
 
     def add_separator(self, text: str, start: int, end: int) -> None:
         """Add a comma or a colon, and at most one space."""

@@ -11,9 +11,20 @@ from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 from jaxlm.errors import UserError
-from jaxlm.grammar import utf8
-from jaxlm.grammar.byte_dfa import AT_BEGIN, AT_END, MAX_STATES, NFA, ByteDFA, determinize
-from jaxlm.grammar.utf8 import MAX_CODE_POINT, Range
+from jaxlm.grammar.byte_dfa import (
+    AT_BEGIN,
+    AT_END,
+    MAX_CODE_POINT,
+    MAX_STATES,
+    NFA,
+    ByteDFA,
+    Range,
+    category_ranges,
+    complement_ranges,
+    determinize,
+    ignore_case,
+    normalize_ranges,
+)
 
 CATEGORY_ESCAPES = {"DIGIT": r"\d", "SPACE": r"\s", "WORD": r"\w"}
 BEGIN_ANCHORS, END_ANCHORS = ("AT_BEGINNING", "AT_BEGINNING_STRING"), ("AT_END", "AT_END_STRING")
@@ -128,7 +139,7 @@ class RegexBuilder:
     def character_ranges(self, name: str, value: Any, flags: int) -> tuple[Range, ...]:
         """Return the character set of an item that reads one character."""
         if name == "ANY":
-            return ((0, MAX_CODE_POINT),) if flags & re.DOTALL else utf8.complement_ranges([(10, 10)])
+            return ((0, MAX_CODE_POINT),) if flags & re.DOTALL else complement_ranges([(10, 10)])
         items = value if name == "IN" else [(_parser.LITERAL, value)]
         negated, ranges = name == "NOT_LITERAL", list[Range]()
         for kind, content in items:
@@ -136,12 +147,12 @@ class RegexBuilder:
                 negated = True
             elif str(kind) == "CATEGORY":
                 word = str(content).removeprefix("CATEGORY_")
-                matched = utf8.category_ranges(CATEGORY_ESCAPES[word.removeprefix("NOT_")], bool(flags & re.ASCII))
-                ranges += utf8.complement_ranges(matched) if word.startswith("NOT_") else matched
+                matched = category_ranges(CATEGORY_ESCAPES[word.removeprefix("NOT_")], bool(flags & re.ASCII))
+                ranges += complement_ranges(matched) if word.startswith("NOT_") else matched
             else:
                 pair = content if str(kind) == "RANGE" else (content, content)
-                ranges += utf8.ignore_case(*pair) if flags & re.IGNORECASE else [pair]
-        return utf8.complement_ranges(ranges) if negated else utf8.normalize_ranges(ranges)
+                ranges += ignore_case(*pair) if flags & re.IGNORECASE else [pair]
+        return complement_ranges(ranges) if negated else normalize_ranges(ranges)
 
 
 def _flatten_repeat(repeat: tuple[int, Any, Any]) -> tuple[int, Any, Any]:

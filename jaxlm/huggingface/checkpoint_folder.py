@@ -1,16 +1,18 @@
 """A checkpoint folder of Hugging Face Transformers: `config.json`, and safetensors in one file or several."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+import ml_dtypes
 import numpy as np
 
 from jaxlm.errors import UserError
-from jaxlm.huggingface import safetensors
-from jaxlm.json_files import read_json
+from jaxlm.filesystem import open_atomic
+from jaxlm.json_files import check_type, parse_json, read_json
 
 CONFIG_FILE, WEIGHTS_FILE, WEIGHTS_INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -66,7 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """All arrays of the folder by name, mapped into memory. Raises UserError if they are missing or only pickled."""
     if whole := published_file(folder, WEIGHTS_FILE):
-        return safetensors.read_file(whole)
+        return read_safetensors(whole)
     if not published_file(folder, WEIGHTS_INDEX_FILE):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         reason = f"; {', '.join(pickled)} would have to be unpickled, which executes its content" if pickled else ""
@@ -76,7 +78,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         )
     purpose = "which names the file of each array"
     shard_of = read_description(folder, WEIGHTS_INDEX_FILE, purpose, WeightsIndex)["weight_map"]
-    shards = {name: safetensors.read_file(_shard_path(folder, name)) for name in sorted(set(shard_of.values()))}
+    shards = {name: read_safetensors(_shard_path(folder, name)) for name in sorted(set(shard_of.values()))}
     missing = [f"{name} in {shard}" for name, shard in shard_of.items() if name not in shards[shard]]
     if missing:
         raise UserError(f"{folder / WEIGHTS_INDEX_FILE} names missing arrays: {', '.join(missing[:5])}: fetch it again")
@@ -92,12 +94,12 @@ def write_folder(
     for stale in (*folder.glob("model-*-of-*.safetensors"), folder / WEIGHTS_FILE, folder / WEIGHTS_INDEX_FILE):
         stale.unlink(missing_ok=True)
     if len(shards) == 1:
-        safetensors.write_file(folder / WEIGHTS_FILE, shards[0])
+        write_safetensors(folder / WEIGHTS_FILE, shards[0])
     else:
         shard_of: dict[str, str] = {}
         for number, shard in enumerate(shards, 1):
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            safetensors.write_file(folder / file, shard)
+            write_safetensors(folder / file, shard)
             shard_of |= dict.fromkeys(shard, file)
         size = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(shard_of.items()))}
@@ -134,3 +136,88 @@ def read_description(folder: Path, name: str, purpose: str, annotation: Any = di
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+DTYPES: dict[str, Any] = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
+    "I32": np.int32, "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16,
+    "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+
+DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+
+MAX_HEADER_BYTES = 100_000_000
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, mapped into memory and not yet read; nothing is unpickled.
+
+    8 bytes   length n of the header, little-endian
+    n bytes   JSON: {name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, "__metadata__": {...}}
+    rest      the arrays in row-major order, offsets counted from here, without gaps
+
+    Raises UserError if the file is cut short, too long, or not of this format.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise UserError(
+                f"{path} has {size} bytes, but its header says that it alone has {length}: the file is cut short or is "
+                "no safetensors file; fetch it again"
+            )
+        raw = file.read(length)
+    header = parse_json(raw, f"{path}: its header", dict[str, dict], cure="fetch the file again")
+    header.pop("__metadata__", None)
+    places = {name: _parse_entry(entry, f"{path}: {name}") for name, entry in header.items()}
+    at = 0
+    for begin, end in sorted(place[2:] for place in places.values()):
+        if begin != at:
+            raise UserError(f"{path}: its arrays overlap or leave gaps (byte {begin}, expected {at}): fetch it again")
+        at = end
+    if at != size - 8 - length:
+        raise UserError(f"{path} holds {size - 8 - length} bytes of arrays, its header names {at}: fetch it again")
+    data = np.memmap(path, np.uint8, "r", 8 + length) if size > 8 + length else np.zeros(0, np.uint8)
+    return {
+        name: data[begin:end].view(dtype).reshape(shape) for name, (dtype, shape, begin, end) in places.items()
+    }  # fmt: skip
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write the arrays, in the order of their names' widths and then names; the file appears when it is whole."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]
+        }  # fmt: skip
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with open_atomic(path) as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for name in names:
+            file.write(np.ascontiguousarray(tensors[name]).tobytes())
+
+
+class ArrayEntry(TypedDict):
+    """The description of one array in the header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def _parse_entry(entry: dict[str, Any], place: str) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    """Dtype, shape, begin and end of one array. Raises UserError if they do not fit each other."""
+    check_type(entry, ArrayEntry, place, cure="fetch the file again")
+    if entry["dtype"] not in DTYPES:
+        raise UserError(
+            f"{place} has the dtype {entry['dtype'][:20]}, expected one of {', '.join(DTYPES)}: quantized weights are "
+            "not read; fetch the model in float32, float16 or bfloat16"
+        )
+    dtype, shape, (begin, end) = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
+    if min((*shape, begin)) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+        raise UserError(f"{place} has {end - begin} bytes for the shape {shape} of {dtype}: fetch the file again")
+    return dtype, shape, begin, end

@@ -19,15 +19,20 @@ from jaxlm.data.tokenizers.pretrained import PretrainedTokenizer
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.filesystem import create_folder, write_atomic
-from jaxlm.huggingface.chat_template import read_chat_template, start_of_chat
 from jaxlm.huggingface.checkpoint_folder import published_file, read_config
 from jaxlm.huggingface.convert import find_architecture, load_pretrained, read_array_dtypes, save_pretrained
 from jaxlm.huggingface.encoders import label_names
 from jaxlm.huggingface.generation_config import check_ids, read_generation_config, with_generation_defaults
 from jaxlm.huggingface.gguf_model import unpack_gguf
-from jaxlm.huggingface.tokenizer_files import ModelKind, find_mask_token, read_tokenizer
+from jaxlm.huggingface.tokenizer_files import (
+    ModelKind,
+    find_mask_token,
+    read_chat_template,
+    read_tokenizer,
+    start_of_chat,
+)
 from jaxlm.json_files import read_json
-from jaxlm.metrics.spans import forbidden_transitions
+from jaxlm.metrics.classification import forbidden_transitions
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.finetune_heads import FineTunable, TokenClassifier, is_encoder

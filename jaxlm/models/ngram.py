@@ -1,6 +1,6 @@
 """n-gram language models by counting (Chen and Goodman 1998), looked up inside jit.
 
-The tables are tries of sorted arrays (`jaxlm.ngram.backoff`). After a history of n - 1 words, with h_j its
+The tables are tries of sorted arrays (`jaxlm.ngram.counts`). After a history of n - 1 words, with h_j its
 last j words:
 
     log p(w) = logprob(w);   for j = 1 ... n - 1:   log p(w) <- logprob(h_j w) if h_j w is in the table,
@@ -19,8 +19,7 @@ from jaxlm.data.ragged import Ragged
 from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.losses import NEVER_LOGIT
-from jaxlm.ngram.backoff import BackoffLevel, BackoffTables, to_tables
-from jaxlm.ngram.counts import count_ngrams
+from jaxlm.ngram.counts import BackoffLevel, BackoffTables, count_ngrams, to_tables
 from jaxlm.ngram.smoothing import KneserNey, Smoothing
 from jaxlm.nn.layers.context_window import NO_TOKEN, Window, initial_window, slide_window
 from jaxlm.types import Array, Batch, SequenceModel

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxlm.errors import UserError
 from jaxlm.losses import Loss, classification_loss
-from jaxlm.metrics.spans import forbidden_transitions
+from jaxlm.metrics.classification import forbidden_transitions
 from jaxlm.models.rnn_classifier import RecurrentReader
 from jaxlm.nn.layers.crf import CRF
 from jaxlm.nn.layers.word_embedding import require_unpacked, word_mask

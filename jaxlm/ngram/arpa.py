@@ -10,7 +10,7 @@ r"""ARPA files: the exchange format of back-off n-gram models, read and written 
     ...
     \end\
 
-Plain text or gzip. In memory a model is a `jaxlm.ngram.backoff.BackoffTables`, in natural logs.
+Plain text or gzip. In memory a model is a `jaxlm.ngram.counts.BackoffTables`, in natural logs.
 """
 
 import gzip
@@ -27,7 +27,7 @@ from jaxlm.data.files import find_file, read_lines
 from jaxlm.data.tokenizers.base import BOS, EOS, PAD, UNK
 from jaxlm.errors import UserError
 from jaxlm.filesystem import open_atomic
-from jaxlm.ngram.backoff import LOG_ZERO, BackoffLevel, BackoffTables, to_levels, to_tables
+from jaxlm.ngram.counts import LOG_ZERO, BackoffLevel, BackoffTables, to_levels, to_tables
 
 LN10 = math.log(10.0)
 

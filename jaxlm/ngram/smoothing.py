@@ -6,7 +6,7 @@ Interpolated smoothing takes a mass from the count c(h w) of every n-gram and di
     gamma(h) = sum_w taken(h w) / S(h)
 
 down to the uniform distribution over all words, `<unk>` and `</s>` included, `<s>` and padding not. An n-gram that is
-pruned has all its mass taken. In back-off form (`jaxlm.ngram.backoff`) p is the probability of the n-gram, gamma the
+pruned has all its mass taken. In back-off form (`jaxlm.ngram.counts`) p is the probability of the n-gram, gamma the
 weight of its history. Chen and Goodman 1998; modified Kneser-Ney as in Heafield et al. 2013 (KenLM's lmplz).
 """
 
@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxlm.errors import UserError
-from jaxlm.ngram.backoff import LOG_ZERO, BackoffLevel, BackoffTables, to_tables
-from jaxlm.ngram.counts import NGrams
+from jaxlm.ngram.counts import LOG_ZERO, BackoffLevel, BackoffTables, NGrams, to_tables
 
 
 @dataclass(frozen=True)

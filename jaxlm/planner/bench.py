@@ -22,15 +22,13 @@ from jaxlm.distributed.placement import put_batch
 from jaxlm.distributed.sharding import data_mesh, make_mesh, num_batch_shards
 from jaxlm.experiment import Experiment
 from jaxlm.perf.chips import chip_for_device_kind
-from jaxlm.perf.dummy_batch import adapt_batching, synthetic_batch
-from jaxlm.perf.flops import FLOPS_CONVENTION, StepFlops, count_step, peak_flops
+from jaxlm.perf.flops import FLOPS_CONVENTION, StepFlops, adapt_batching, count_step, peak_flops, synthetic_batch
 from jaxlm.planner.estimates import program_bytes
 from jaxlm.planner.plan import check_has_steps
-from jaxlm.training.profiling import start_trace
+from jaxlm.training.profiling import MAX_STEPS_IN_FLIGHT, start_trace
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.setup import check_batch_divisible, setup_training
 from jaxlm.training.step import CompiledStep, build_compiled_step, make_init_fn
-from jaxlm.training.throughput import MAX_STEPS_IN_FLIGHT
 from jaxlm.workdir import Workdir
 
 WARMUP_STEPS = 2

@@ -14,8 +14,7 @@ from jaxlm.experiment import Experiment
 from jaxlm.models.properties import abstract_params, model_dtype
 from jaxlm.perf.chips import Chip, format_gib
 from jaxlm.perf.collectives import find_collectives
-from jaxlm.perf.dummy_batch import synthetic_batch
-from jaxlm.perf.flops import count_flops
+from jaxlm.perf.flops import count_flops, synthetic_batch
 from jaxlm.planner import estimates
 from jaxlm.planner.estimates import StepTime, step_seconds
 from jaxlm.planner.hbm_traffic import program_costs

@@ -19,8 +19,17 @@ from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.models.properties import model_dtype
 from jaxlm.perf.collectives import Collective, bytes_by_kind, find_collectives
-from jaxlm.perf.dummy_batch import adapt_batching, batch_summary, shape_structs, synthetic_batch
-from jaxlm.perf.flops import StepFlops, count_step, jaxpr_flops, peak_flops, unknown_trip_count
+from jaxlm.perf.flops import (
+    StepFlops,
+    adapt_batching,
+    batch_summary,
+    count_step,
+    jaxpr_flops,
+    peak_flops,
+    shape_structs,
+    synthetic_batch,
+    unknown_trip_count,
+)
 from jaxlm.planner import estimates
 from jaxlm.planner.estimates import StackMode, StepTime, run_cost, step_seconds
 from jaxlm.planner.hbm_traffic import ProgramCosts, program_costs

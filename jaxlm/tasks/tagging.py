@@ -16,8 +16,15 @@ from jaxlm.data.tokenizers.base import Tokenizer, encode_words
 from jaxlm.distributed import multihost
 from jaxlm.errors import UserError
 from jaxlm.inference.base import EVAL_BATCH_TOKENS, Answer, ProgressCallback, TrainedModel, apply_to_rows
-from jaxlm.metrics.classification import accuracy, confusion_matrix, macro_f1, per_class_counts
-from jaxlm.metrics.spans import extract_spans, forbidden_transitions, score_spans
+from jaxlm.metrics.classification import (
+    accuracy,
+    confusion_matrix,
+    extract_spans,
+    forbidden_transitions,
+    macro_f1,
+    per_class_counts,
+    score_spans,
+)
 from jaxlm.models.properties import max_input_positions
 from jaxlm.tasks.supervised import LabelTask, source_columns
 

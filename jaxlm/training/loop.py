@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import runtime
-from jaxlm.checkpoint.checksum import checksums
 from jaxlm.checkpoint.manager import Checkpoints
+from jaxlm.checkpoint.step_io import checksums
 from jaxlm.config.serialization import to_json
 from jaxlm.data.batching.loader import DataLoader
 from jaxlm.distributed import multihost
@@ -30,7 +30,7 @@ from jaxlm.perf.flops import make_mfu_fn
 from jaxlm.pytree import named_leaves, swap_leaves
 from jaxlm.training.initialize import load_init_params, resolve_init
 from jaxlm.training.metrics_log import MetricsLog, metric_sign
-from jaxlm.training.profiling import StepProfiler, profile_steps
+from jaxlm.training.profiling import StepProfiler, ThroughputMeter, profile_steps
 from jaxlm.training.reference import with_reference
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.setup import VALID_BATCH_TOKENS, TrainSetup, load_data, open_run, setup_training
@@ -42,7 +42,6 @@ from jaxlm.training.stopping import (
     stop_reason,
     stop_signals,
 )
-from jaxlm.training.throughput import ThroughputMeter
 from jaxlm.workdir import Workdir
 
 

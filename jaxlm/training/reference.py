@@ -15,11 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.checkpoint.checksum import checksums
+from jaxlm.checkpoint.step_io import checksums
 from jaxlm.data.batching.eval_batches import eval_batches
 from jaxlm.data.ragged import Columns, Ragged
-from jaxlm.data.storage.columns import fingerprints
-from jaxlm.data.storage.token_cache import cached_columns
+from jaxlm.data.storage.token_cache import cached_columns, fingerprints
 from jaxlm.distributed import multihost
 from jaxlm.distributed.placement import put_like_params, serialize_on_cpu
 from jaxlm.distributed.sharding import all_gather_params

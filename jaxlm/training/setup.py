@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxlm.data.batching.batches import Batches, HostShard, RunningText
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns
-from jaxlm.data.storage.columns import fingerprints, update_digest
+from jaxlm.data.storage.token_cache import fingerprints, update_digest
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.distributed import multihost
 from jaxlm.distributed.placement import host_rows

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from fixtures.tiny_state import make_state
 
-from jaxlm.checkpoint.checksum import checksums
+from jaxlm.checkpoint.step_io import checksums
 from jaxlm.pytree import named_leaves
 
 
 def reference(array: np.ndarray) -> str:
-    """The definition of `jaxlm.checkpoint.checksum`, in Python integers."""
+    """The definition of `jaxlm.checkpoint.step_io`, in Python integers."""
     width = min(array.dtype.itemsize, 4)
     words = [int(x) for x in np.ascontiguousarray(array).reshape(-1).view(f"uint{8 * width}")]
     first = second = 0

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fixtures import cli_runs
 
-from jaxlm.cli.tpu_types import parse_tpu_type
 from jaxlm.cli.training import launch
+from jaxlm.cli.training.launch import parse_tpu_type
 from jaxlm.errors import UserError
 from jaxlm.filesystem import check_writable
 

@@ -12,13 +12,13 @@ from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.sampling import (
     Sampler,
     apply_filters,
+    chunked_top_k,
     filter_min_p,
     filter_top_k,
     filter_top_p,
     line_rng_keys,
     sample,
 )
-from jaxlm.decode.top_k import chunked_top_k
 from jaxlm.errors import UserError
 
 

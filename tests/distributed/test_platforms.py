@@ -12,7 +12,7 @@ from jaxlm.experiment import load_experiment
 from jaxlm.models.decoder import Decoder
 from jaxlm.nn.transformer.layer_stack import scan_and_remat
 from jaxlm.perf.chips import chip_by_name
-from jaxlm.perf.dummy_batch import synthetic_batch
+from jaxlm.perf.flops import synthetic_batch
 from jaxlm.training.run_options import RunOptions
 from jaxlm.training.step import build_compiled_step, make_init_fn
 

@@ -12,10 +12,9 @@ from jaxlm.data.tokenizers.simple import Bytes, Characters, Words, WordsWithChar
 from jaxlm.data.tokenizers.token_bytes import get_token_bytes
 from jaxlm.decode.grammar import batch_dfa
 from jaxlm.errors import UserError
-from jaxlm.grammar.byte_dfa import START_STATE, strings_to_dfa
+from jaxlm.grammar.byte_dfa import START_STATE, complement_ranges, strings_to_dfa, utf8_byte_sequences
 from jaxlm.grammar.regex import regex_to_dfa
 from jaxlm.grammar.token_dfa import build_token_dfa
-from jaxlm.grammar.utf8 import complement_ranges, utf8_byte_sequences
 from jaxlm.inference.text_stream import ContinuationDecoder
 
 TEXTS = [

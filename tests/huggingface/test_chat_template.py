@@ -15,8 +15,8 @@ from jaxlm.data.sources.parallel import Tsv
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.finetuning import FineTuning
-from jaxlm.huggingface.chat_template import read_chat_template, start_of_chat
 from jaxlm.huggingface.convert import save_pretrained
+from jaxlm.huggingface.tokenizer_files import read_chat_template, start_of_chat
 from jaxlm.huggingface.workdir import import_folder
 from jaxlm.models.decoder import Decoder
 from jaxlm.pipeline.pipeline import load

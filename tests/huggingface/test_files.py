@@ -9,8 +9,8 @@ import pytest
 from fixtures.zoo import GPT2, LLAMA, TRANSFORMER, params_of
 
 from jaxlm.errors import UserError
-from jaxlm.huggingface import safetensors
 from jaxlm.huggingface.architecture import Architecture
+from jaxlm.huggingface.checkpoint_folder import read_safetensors, write_safetensors
 from jaxlm.huggingface.convert import ARCHITECTURES, load_pretrained, save_pretrained
 from jaxlm.models.encoder import Encoder
 
@@ -42,24 +42,24 @@ def edit(path, **entries):
 
 def test_the_format_is_that_of_its_library(tmp_path):
     library = pytest.importorskip("safetensors.numpy")
-    safetensors.write_file(tmp_path / "ours", TENSORS)
+    write_safetensors(tmp_path / "ours", TENSORS)
     library.save_file({name: x for name, x in TENSORS.items() if x.dtype != ml_dtypes.bfloat16}, tmp_path / "theirs")
-    for found in (library.load_file(tmp_path / "ours"), safetensors.read_file(tmp_path / "ours")):
+    for found in (library.load_file(tmp_path / "ours"), read_safetensors(tmp_path / "ours")):
         assert set(found) == set(TENSORS)
         for name, tensor in TENSORS.items():
             assert found[name].dtype == tensor.dtype
             np.testing.assert_array_equal(found[name], tensor)
-    for name, tensor in safetensors.read_file(tmp_path / "theirs").items():
+    for name, tensor in read_safetensors(tmp_path / "theirs").items():
         np.testing.assert_array_equal(tensor, TENSORS[name])
 
 
 @pytest.mark.parametrize("keep", [0, 5, 8, 30, -1, -24])
 def test_a_file_that_is_cut_short(tmp_path, keep):
-    safetensors.write_file(tmp_path / "x", TENSORS)
+    write_safetensors(tmp_path / "x", TENSORS)
     whole = (tmp_path / "x").read_bytes()
     (tmp_path / "x").write_bytes(whole[:keep])
     with pytest.raises(UserError, match=r"x.*(bytes|damaged).*fetch"):
-        safetensors.read_file(tmp_path / "x")
+        read_safetensors(tmp_path / "x")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_header_that_lies(tmp_path, entry):
     raw = json.dumps({"x": entry}).encode()
     (tmp_path / "x").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(8))
     with pytest.raises(UserError, match="fetch"):
-        safetensors.read_file(tmp_path / "x")
+        read_safetensors(tmp_path / "x")
 
 
 def test_all_that_does_not_fit_is_listed(folder):
@@ -153,11 +153,9 @@ def test_a_trunk_without_its_head(tmp_path):
     save_pretrained(tmp_path, GPT2, params_of(GPT2))
     tensors = {
         name.removeprefix("transformer."): np.array(x)
-        for name, x in safetensors.read_file(tmp_path / "model.safetensors").items()
+        for name, x in read_safetensors(tmp_path / "model.safetensors").items()
     }
-    safetensors.write_file(
-        tmp_path / "model.safetensors", {**tensors, "h.0.attn.bias": np.ones((1, 1, 4, 4), np.uint8)}
-    )
+    write_safetensors(tmp_path / "model.safetensors", {**tensors, "h.0.attn.bias": np.ones((1, 1, 4, 4), np.uint8)})
     _, params, _ = load_pretrained(tmp_path)
     np.testing.assert_array_equal(params["embedding"], params_of(GPT2)["embedding"])
 
@@ -168,10 +166,10 @@ def test_names_of_old(tmp_path):
     save_pretrained(tmp_path, model, params_of(model))
     tensors = {
         name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): np.array(x)
-        for name, x in safetensors.read_file(tmp_path / "model.safetensors").items()
+        for name, x in read_safetensors(tmp_path / "model.safetensors").items()
     }
     more = {"bert.pooler.dense.weight": np.ones((8, 8)), "cls.seq_relationship.bias": np.ones(2)}  # neither is whole
-    safetensors.write_file(tmp_path / "model.safetensors", {**tensors, **more})
+    write_safetensors(tmp_path / "model.safetensors", {**tensors, **more})
     found, params, _ = load_pretrained(tmp_path)
     assert found == model
     np.testing.assert_array_equal(params["embedding_norm"]["scale"], params_of(model)["embedding_norm"]["scale"])

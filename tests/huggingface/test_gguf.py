@@ -127,9 +127,9 @@ def test_the_model_is_that_of_the_same_arrays_in_a_folder(tmp_path, layout, tied
     import_model(path, tmp_path / "run")
     trained = Workdir(tmp_path / "run").load()
     export_folder(tmp_path / "run", tmp_path / "folder")
-    from jaxlm.huggingface import safetensors
+    from jaxlm.huggingface.checkpoint_folder import read_safetensors
 
-    written = safetensors.read_file(tmp_path / "folder" / "model.safetensors")
+    written = read_safetensors(tmp_path / "folder" / "model.safetensors")
     expected = expected_arrays(stored, layout)
     assert written.keys() == expected.keys()
     for name, values in expected.items():

@@ -17,7 +17,7 @@ from jaxlm.data.tokenizers.base import SpecialIds
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.finetuning import Adapters, FineTuning, LoRA
-from jaxlm.huggingface import safetensors
+from jaxlm.huggingface.checkpoint_folder import read_safetensors, write_safetensors
 from jaxlm.huggingface.convert import load_pretrained, save_pretrained
 from jaxlm.huggingface.workdir import import_folder
 from jaxlm.models.decoder import Decoder
@@ -78,7 +78,7 @@ def headed(model: Any, params: Any) -> np.ndarray:
 
 
 def same_files(first: Path, second: Path) -> None:
-    ours, theirs = (safetensors.read_file(folder / "model.safetensors") for folder in (first, second))
+    ours, theirs = (read_safetensors(folder / "model.safetensors") for folder in (first, second))
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
@@ -120,10 +120,8 @@ def test_what_a_file_holds_beside_its_architecture(tmp_path):
     assert load_pretrained(tmp_path / "pairs")[0].nsp_head
     made("RobertaForMaskedLM", tmp_path / "a")
     pooler = {"roberta.pooler.dense.weight": np.ones((16, 16), np.float32), "roberta.pooler.dense.bias": np.ones(16)}
-    kept = {name: np.array(x) for name, x in safetensors.read_file(tmp_path / "a" / "model.safetensors").items()}
-    safetensors.write_file(
-        tmp_path / "a" / "model.safetensors", kept | {n: x.astype(np.float32) for n, x in pooler.items()}
-    )
+    kept = {name: np.array(x) for name, x in read_safetensors(tmp_path / "a" / "model.safetensors").items()}
+    write_safetensors(tmp_path / "a" / "model.safetensors", kept | {n: x.astype(np.float32) for n, x in pooler.items()})
     model, params, config = load_pretrained(tmp_path / "a")
     assert model.add_pooling_layer and not model.nsp_head
     save_pretrained(tmp_path / "b", model, params, config)

@@ -12,7 +12,7 @@ import pytest
 from fixtures.zoo import GPT2, LLAMA, params_of
 
 from jaxlm.errors import UserError
-from jaxlm.huggingface import safetensors
+from jaxlm.huggingface.checkpoint_folder import read_safetensors, write_safetensors
 from jaxlm.huggingface.convert import load_pretrained, save_pretrained
 from jaxlm.huggingface.workdir import export_folder, import_folder
 from jaxlm.models.encoder import Encoder
@@ -114,7 +114,7 @@ def rewrite(path: Path, header: str, data: bytes) -> None:
 @pytest.mark.parametrize("name", ["config", "side file", "fp8", "int8", "4 bit"])
 def test_quantized_weights(llama, name):
     path, key = llama / "model.safetensors", "model.layers.0.self_attn.q_proj.weight"
-    tensors = {array: np.array(tensor) for array, tensor in safetensors.read_file(path).items()}
+    tensors = {array: np.array(tensor) for array, tensor in read_safetensors(path).items()}
     if name == "config":
         edit(llama, quantization_config={"quant_method": "gptq", "bits": 4})
     elif name == "side file":
@@ -124,12 +124,12 @@ def test_quantized_weights(llama, name):
         header[key]["dtype"] = "F8_E4M3"
         rewrite(path, json.dumps(header), data)
     elif name == "int8":
-        safetensors.write_file(path, tensors | {key: tensors[key].astype(np.int8)})
+        write_safetensors(path, tensors | {key: tensors[key].astype(np.int8)})
     else:
         del tensors[key]
         packed = {"qweight": np.zeros((2, 8), np.int32), "scales": np.zeros((1, 8), np.float16)}
         tensors |= {key.replace("weight", part): array for part, array in packed.items()}
-        safetensors.write_file(path, tensors)
+        write_safetensors(path, tensors)
     with pytest.raises(UserError, match="quantized"):
         load_pretrained(llama)
 
@@ -172,11 +172,11 @@ def test_an_array_has_one_name_and_digits_that_fit(llama):
     with pytest.raises(UserError, match=f"the name '{name}' is in an object twice"):
         load_pretrained(llama)
     rewrite(path, text, data)
-    tensors = {array: np.array(tensor) for array, tensor in safetensors.read_file(path).items()}
+    tensors = {array: np.array(tensor) for array, tensor in read_safetensors(path).items()}
     exact = {array: tensor.astype(np.float64) for array, tensor in tensors.items()}
-    safetensors.write_file(path, exact)
+    write_safetensors(path, exact)
     load_pretrained(llama)
-    safetensors.write_file(path, exact | {"model.norm.weight": exact["model.norm.weight"] + 1e-12})
+    write_safetensors(path, exact | {"model.norm.weight": exact["model.norm.weight"] + 1e-12})
     with pytest.raises(UserError, match=r"model.norm.weight is float64 with digits beyond float32"):
         load_pretrained(llama)
 
@@ -237,11 +237,11 @@ def test_the_cache_of_the_hub(gpt2, tmp_path):
 def test_export_keeps_the_dtype_of_each_array(gpt2, tmp_path, stated, entry):
     """Arrays come back bit for bit, whatever dtype config.json states; a changed model loses no digits."""
     path = gpt2 / "model.safetensors"
-    tensors = {name: np.array(tensor) for name, tensor in safetensors.read_file(path).items()}
+    tensors = {name: np.array(tensor) for name, tensor in read_safetensors(path).items()}
     dtypes = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]
     for index, name in enumerate(sorted(tensors)):
         tensors[name] = tensors[name].astype(dtypes[index % 4])
-    safetensors.write_file(path, tensors)
+    write_safetensors(path, tensors)
     config = json.loads((gpt2 / "config.json").read_text())
     del config["dtype"]
     (gpt2 / "config.json").write_text(json.dumps(config | {entry: stated}))

@@ -6,7 +6,14 @@ from collections import Counter
 import pytest
 
 from jaxlm.errors import UserError
-from jaxlm.metrics.spans import SENTENCE_START, Counts, extract_spans, forbidden_transitions, iob2_tags, score_spans
+from jaxlm.metrics.classification import (
+    SENTENCE_START,
+    Counts,
+    extract_spans,
+    forbidden_transitions,
+    iob2_tags,
+    score_spans,
+)
 
 TAGS = iob2_tags("a", "b-c")
 

@@ -21,8 +21,7 @@ from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
 from jaxlm.losses import NEVER_LOGIT
 from jaxlm.models.ngram import NGram
-from jaxlm.ngram.backoff import LOG_ZERO, to_levels, to_tables
-from jaxlm.ngram.counts import count_ngrams
+from jaxlm.ngram.counts import LOG_ZERO, count_ngrams, to_levels, to_tables
 from jaxlm.ngram.smoothing import KneserNey, StupidBackoff, WittenBell, adjusted_counts, estimate_discounts
 from jaxlm.types import Batch
 

@@ -24,7 +24,7 @@ from jaxlm.nn.layers.embedding import vocab_logits
 from jaxlm.nn.layers.linear import Linear
 from jaxlm.nn.weights import cpu_kernels
 from jaxlm.nn.weights.weight_formats import Bfloat16, Int8, PackedKernel, WeightFormat
-from jaxlm.pipeline.inference_params import cast_for_inference, prepare_params
+from jaxlm.pipeline.pipeline import cast_for_inference, prepare_params
 from jaxlm.types import Batch, SequenceModel
 
 V, D = 17, 8

@@ -13,7 +13,7 @@ from jaxlm.data.tokenizers.simple import WordTokenizer
 from jaxlm.errors import UserError
 from jaxlm.models.ngram import NGram
 from jaxlm.ngram.arpa import read_arpa, write_arpa
-from jaxlm.ngram.backoff import LOG_ZERO
+from jaxlm.ngram.counts import LOG_ZERO
 from jaxlm.ngram.smoothing import KneserNey, StupidBackoff, WittenBell
 from jaxlm.types import Batch
 

@@ -10,7 +10,7 @@ from jaxlm.errors import UserError
 from jaxlm.finetuning import Adapters, FineTuning, LoRA
 from jaxlm.nn.layers.adapters import merge_lora
 from jaxlm.nn.layers.linear import Linear, fused_projection
-from jaxlm.pipeline.inference_params import cast_for_inference, prepare_params
+from jaxlm.pipeline.pipeline import cast_for_inference, prepare_params
 from jaxlm.pytree import named_leaves
 
 BATCH = batch_of(examples(4), 6, 6)

@@ -18,7 +18,7 @@ from jaxlm.nn.attention.kv_cache import CacheView, LayerCache
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.weights import cpu_kernels
 from jaxlm.nn.weights.weight_formats import PackedKernel, concat_kernels, kernel_matmul, to_cpu_format
-from jaxlm.pipeline.inference_params import prepare_params
+from jaxlm.pipeline.pipeline import prepare_params
 
 needs_kernels = pytest.mark.skipif(cpu_kernels.panel_width() == 0, reason="no C compiler, or JAXLM_NATIVE=0")
 PRODUCTS = [(1, 5, 3), (8, 768, 50), (17, 700, 33), (128, 1100, 96), (3, 1, 32), (31, 513, 1)]

@@ -20,7 +20,7 @@ from jaxlm.models.ensemble import Ensemble, ensemble_params
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
 from jaxlm.nn.transformer.layer_stack import decoding_params
 from jaxlm.nn.weights.weight_formats import Int8, kernel_matmul, quantize_rows
-from jaxlm.pipeline.inference_params import cast_for_inference, prepare_params
+from jaxlm.pipeline.pipeline import cast_for_inference, prepare_params
 from jaxlm.training.loop import train
 
 BATCH = batch_of(examples(6), 6, 6)

@@ -10,8 +10,15 @@ from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.properties import abstract_params
 from jaxlm.objectives.next_token import NextToken
 from jaxlm.perf.chips import CHIPS, chip_by_name, chip_for_device_kind
-from jaxlm.perf.dummy_batch import shape_structs, synthetic_batch
-from jaxlm.perf.flops import causal_attention_flops, count_flops, jaxpr_flops, model_flops, unknown_trip_count
+from jaxlm.perf.flops import (
+    causal_attention_flops,
+    count_flops,
+    jaxpr_flops,
+    model_flops,
+    shape_structs,
+    synthetic_batch,
+    unknown_trip_count,
+)
 from jaxlm.types import Batch
 
 A, B = jax.ShapeDtypeStruct((3, 5), jnp.float32), jax.ShapeDtypeStruct((5, 7), jnp.float32)

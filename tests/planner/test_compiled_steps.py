@@ -28,7 +28,7 @@ from jaxlm.distributed.platforms import tracing_for
 from jaxlm.distributed.placement import batch_shardings
 from jaxlm.distributed.sharding import make_mesh, with_shardings
 from jaxlm.experiment import load_experiment
-from jaxlm.perf.dummy_batch import shape_structs, synthetic_batch
+from jaxlm.perf.flops import shape_structs, synthetic_batch
 from jaxlm.planner.hbm_traffic import program_costs
 from jaxlm.pytree import tree_bytes
 from jaxlm.training.step import build_compiled_step, make_init_fn

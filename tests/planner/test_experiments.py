@@ -13,7 +13,7 @@ from jaxlm.errors import UserError
 from jaxlm.experiment import load_experiment
 from jaxlm.models.properties import abstract_params
 from jaxlm.models.reward_model import RewardModel
-from jaxlm.perf.dummy_batch import adapt_batching, num_positions, shape_structs, synthetic_batch
+from jaxlm.perf.flops import adapt_batching, num_positions, shape_structs, synthetic_batch
 from jaxlm.planner.decode_plan import decode_step_shapes
 from jaxlm.planner.plan import PlanRequest, make_plan
 from jaxlm.planner.topology import find_target

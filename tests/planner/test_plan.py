@@ -16,7 +16,7 @@ from jaxlm.errors import UserError
 from jaxlm.experiment import load_experiment
 from jaxlm.perf.chips import chip_by_name, chip_for_device_kind
 from jaxlm.perf.collectives import Collective, find_collectives
-from jaxlm.perf.dummy_batch import synthetic_batch
+from jaxlm.perf.flops import synthetic_batch
 from jaxlm.planner import estimates
 from jaxlm.planner.bench import run_benchmark
 from jaxlm.planner.estimates import run_cost, step_seconds, wire_bytes

@@ -14,8 +14,8 @@ from jaxlm.models.prefix_lm import PrefixLM
 from jaxlm.models.rnn_lm import RecurrentLM
 from jaxlm.nn.rnn.cells import Elman
 from jaxlm.nn.rnn.layers import Recurrent
-from jaxlm.report.figures import gradient_flow_figure
-from jaxlm.report.gradient_flow import gradient_flow
+from jaxlm.report.html import gradient_flow_figure
+from jaxlm.report.run_summary import gradient_flow
 
 ELMAN = RecurrentLM(VOCAB, 6, Recurrent(Elman(5), layers=2), tie_embeddings=False)
 ROWS = examples(5, low=4, high=12)

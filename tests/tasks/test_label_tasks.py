@@ -18,7 +18,7 @@ from jaxlm.data.sources.parallel import ParallelFiles
 from jaxlm.data.tokenizers.simple import Characters, Words, WordsWithChars
 from jaxlm.errors import UserError
 from jaxlm.inference.base import TrainedModel
-from jaxlm.metrics.spans import iob2_tags
+from jaxlm.metrics.classification import iob2_tags
 from jaxlm.models.bag_of_words import BagOfWords
 from jaxlm.models.rnn_tagger import RecurrentTagger
 from jaxlm.nn.layers.word_embedding import CharacterCNN

@@ -19,7 +19,7 @@ from jaxlm.data.chat.jinja_template import JinjaChatTemplate
 from jaxlm.data.chat.template import ChatTemplate, Piece
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Ragged
-from jaxlm.data.storage.columns import id_dtype
+from jaxlm.data.storage.token_cache import id_dtype
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.pretrained import FastTokenizer, PretrainedSentencePiece
 from jaxlm.errors import UserError

@@ -10,9 +10,8 @@ from jaxlm.data.files import MAX_TEXT_BYTES, OnBadLine, ReadStats, find_file, it
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.sources.base import Source, WithStats
 from jaxlm.data.sources.parallel import JsonLines
-from jaxlm.data.storage.columns import DamagedColumn
 from jaxlm.data.storage.shards import REBUILD_HINT, SHARD_INDEX, read_index
-from jaxlm.data.storage.token_cache import encode_texts
+from jaxlm.data.storage.token_cache import DamagedColumn, encode_texts
 from jaxlm.data.tokenizers.base import TOKENIZE_BATCH_SIZE, Tokenizer
 from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.errors import UserError

@@ -23,8 +23,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypedDict
 
-from jaxlm.data.storage.columns import StoredColumn, update_digest, write_columns
-from jaxlm.data.storage.token_cache import encode_texts
+from jaxlm.data.storage.token_cache import StoredColumn, encode_texts, update_digest, write_columns
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.loading import load_tokenizer
 from jaxlm.errors import UserError

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.nn.weights.weight_formats import WeightFormat, matmul_by_rows
-from jaxlm.nn.weights.weight_users import note_use
+from jaxlm.nn.weights.weight_formats import WeightFormat, matmul_by_rows, note_use
 from jaxlm.types import Array
 
 

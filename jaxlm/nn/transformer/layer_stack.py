@@ -19,8 +19,14 @@ from jaxlm.nn.attention.kernels import save_attention
 from jaxlm.nn.attention.kv_cache import KVCache
 from jaxlm.nn.attention.multi_head import resolve_heads
 from jaxlm.nn.layers.linear import GATED_ACTIVATIONS
-from jaxlm.nn.weights.weight_formats import PackedKernel, WeightFormat, to_cpu_format
-from jaxlm.nn.weights.weight_users import note_layer, weight_path, weight_users
+from jaxlm.nn.weights.weight_formats import (
+    PackedKernel,
+    WeightFormat,
+    note_layer,
+    to_cpu_format,
+    weight_path,
+    weight_users,
+)
 from jaxlm.types import Array
 
 REMAT_POLICIES = {

@@ -12,7 +12,7 @@ from jaxlm.data.sources.conll import UPOS_TAGS, ColumnFile, ConllU, RepairTags, 
 from jaxlm.data.sources.parallel import JsonLines, ParallelFiles, Tsv
 from jaxlm.data.sources.transforms import HashSplit
 from jaxlm.errors import UserError
-from jaxlm.metrics.spans import iob2_tags
+from jaxlm.metrics.classification import iob2_tags
 
 CONLLU = """\
 # sent_id = 1

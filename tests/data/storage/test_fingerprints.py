@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jaxlm.data.ragged import ConcatArray, Ragged
-from jaxlm.data.storage import columns
-from jaxlm.data.storage.columns import fingerprints
+from jaxlm.data.storage import token_cache
+from jaxlm.data.storage.token_cache import fingerprints
 
 IDS = np.arange(1000, dtype=np.int32)
 ENDS = np.array([0, 10, 400, 1000])
@@ -17,7 +17,7 @@ def of(ids=IDS, ends=ENDS):
 
 @pytest.mark.parametrize("run", [4096, 2], ids=["whole", "sampled"])
 def test_it_is_of_the_ids_and_of_where_rows_end(run, monkeypatch):
-    monkeypatch.setattr(columns, "SAMPLE_LENGTH", run)
+    monkeypatch.setattr(token_cache, "SAMPLE_LENGTH", run)
     fingerprint = of()
     assert (fingerprint["rows"], fingerprint["ids"]) == (3, 1000)
     assert fingerprint == of(IDS.astype(np.uint16)) == of(ConcatArray([IDS[:300], IDS[300:]]))
