@@ -1,0 +1,83 @@
+"""The frames of FrameNet (Baker et al. 1998) that occur in the English sentences, and three sets of them."""
+
+from typing import Literal
+
+FrameSet = Literal["violent", "frequent", "all"]
+"""Six frames of violence, those that occur ten times or more, or all."""
+
+ALL = tuple(
+    """
+Cardinal_numbers Calendric_unit Being_in_category Political_locales People Quantity Relative_time Text Locale
+Existence Kinship Age Performers_and_roles Locale_by_use Frequency Leadership Physical_artworks Proper_reference
+Temperature Ordinal_numbers Direction Organization Aggregate Judgment Observable_body_parts Relational_quantity
+Statement Temporal_collocation People_by_age Color Foreign_or_domestic_country Self_motion Concessive
+Perception_active Performers Sequence Size Degree Desiring Social_event Expertise Have_associated
+Personal_relationship Businesses Cause_temperature_change People_by_origin People_by_vocation Giving Origin
+Part_inner_outer Win_prize Becoming Behind_the_scenes Cogitation Education_teaching Experiencer_focus Measure_duration
+Natural_features Part_whole Placing Capability Desirability Event_instance Getting Importance Performing_arts
+Sole_instance Activity_start Building_subparts Clothing Similarity Amalgamation Artificiality Causation Awareness
+Containers Dead_or_alive Information Seeking Simultaneity Accoutrements Aiming Arriving Buildings Event Possession
+Successful_action Text_creation Attempt Competition Emotion_directed Hostile_encounter Increment Motion
+Part_orientational Perception_experience Reason Request Substance Type Using Version_sequence
+Actually_occurring_entity Being_named Communication Expensiveness Inclusion Releasing Surpassing Appearance
+Collaboration First_experience Labeling Locative_relation Manufacturing Morality_evaluation Shapes Time_vector
+Wealthiness Becoming_aware Contacting Continued_state_of_affairs Difficulty Documents Earnings_and_losses First_rank
+Food Gizmo History Intentionally_act Killing Likelihood Public_services Purpose Secrecy_status Assistance Attention
+Cause_change Cause_harm Change_of_leadership Change_position_on_a_scale Commerce_sell Death Duplication Hit_target
+Ineffability Intentionally_create Judgment_communication Linguistic_meaning Means Predicament Reveal_secret Sign
+Sounds Speed Subjective_influence Supporting Taking Weapon Activity_finish Arranging Beat_opponent Becoming_a_member
+Being_employed Cause_motion Cotheme Creating Defend Departing Duration_attribute Electricity Experiencer_obj Fear
+Intoxicants Mental_property Money Motion_directional Name_conferral Offering Openness People_by_morality
+Rewards_and_punishments Roadways Success_or_failure Topic Typicality Activity_ongoing Activity_prepare Aesthetics
+Appointing Attack Cause_change_of_position_on_a_scale Cause_to_fragment Compatibility Completeness Craft Damaging
+Eclipse Emotions_of_mental_activity Employing Entity Evidence Excreting Expressing_publicly Forming_relationships
+Hiring Idiosyncrasy Make_acquaintance Medical_specialties Position_on_a_scale Project Receiving Recording
+Religious_belief Research Sending Stimulus_focus Store Sufficiency Temporal_subregion Timespan Usefulness Working_on
+Accomplishment Adjusting Artifact Attaching Attention_getting Attributed_information Be_in_control Being_at_risk
+Being_attached Biological_urge Body_description_holistic Bringing Candidness Cause_expansion Cause_to_perceive
+Chatting Choosing Come_together Coming_to_be Commemorative Communication_manner Compliance Deciding Deserving
+Destroying Discussion Emotion_active Estimating Examination Exchange Exertive_force Fame Familiarity Fields
+Grant_permission Hiding_objects Hit_or_miss Instance Judgment_direct_address Mass_motion Measurable_attributes
+Medical_conditions Membership Memory Mental_stimulus_exp_focus Offenses Omen Operating_a_system Opinion Partiality
+Permitting Precipitation Process Process_start Referring_by_name Reshaping Respond_to_proposal Scrutiny Sensation
+Sent_items System Taking_sides Wearing Weather Activity_pause Adducing Arrest Attempt_suasion Becoming_separated
+Being_in_operation Being_located Being_necessary Body_mark Body_movement Breathing Building Carry_goods Catastrophe
+Cause_to_end Change_direction Chemical Cognitive_connection Colonization Coming_to_believe Commerce_buy
+Communicate_categorization Communication_response Complaining Confronting_problem Connecting_architecture Containing
+Contingency Control Correctness Custom Daring Delivery Destiny Differentiation Dimension Diversity Domain
+Dominate_situation Encounter Evoking Execution Exemplar Exhaust_resource Expectation Hair_configuration
+Having_or_lacking_access Hindering Indigenous_origin Individual_history Infrastructure Ingredients Installing
+Labor_product Location_in_time Make_agreement_on_action Manipulate_into_doing Measure_linear_extent Military
+Moving_in_place Network Objective_influence Obviousness Occupy_rank Part_piece Participation Path_traveled
+Place_weight_on Popularity Posture Preventing Process_end Questioning Reasoning Remembering_information Repel
+Representing Residence Set_of_interrelated_entities Sign_agreement Speak_on_topic State_continue Surviving Telling
+Transfer Travel Vehicle Visiting Waiting Abandonment Accuracy Activity_resume Activity_stop Adding_up Adopt_selection
+Adorning Aging Agree_or_refuse_to_act Amassing Ambient_temperature Appeal Appellations Architectural_part Attending
+Avoiding Be_in_agreement_on_assessment Bearing_arms Being_detached Being_obligated Being_operational Being_strong
+Biological_area Board_vehicle Body_decoration Bungling Categorization Cause_change_of_strength Cause_impact
+Cause_to_amalgamate Cause_to_be_wet Cause_to_make_progress Cause_to_start Ceasing_to_be Change_operational_state
+Change_posture Coincidence Coming_up_with Commerce_pay Commerce_scenario Commitment Committing_crime
+Communication_means Commutative_process Connectors Conquering Create_representation Criminal_investigation Cure
+Cutting Desirable_event Dispersal Distinctiveness Dominate_competitor Economy Escaping Estimated_value
+Evaluative_comparison Eventive_affecting Exclude_member Exercising Expansion Expected_location_of_person
+Explaining_the_facts Extreme_value Fairness_evaluation Fastener Finish_competition Firing Forging Frugality
+Gathering_up Giving_in Go_into_shape Grooming Identicality Impact Ingestion Inspecting Institutions Interrupt_process
+Intoxication Justifying Launch_process Law Left_to_do Locale_by_ownership Location_of_light Make_cognitive_connection
+Make_noise Make_possible_to_do Manipulation Measure_area Medical_professionals Mention Motion_noise Noise_makers
+Nuclear_process Optical_image Part_edge Part_ordered_segments Path_shape People_along_political_spectrum
+People_by_jurisdiction Perception_body Point_of_dispute Possibilities Preliminaries Presence Preserving Prevarication
+Process_completed_state Process_continue Process_stop Processing_materials Progress Prominence Quarreling Range Rank
+Rape Reading Redirecting Regard Relational_natural_features Relational_political_locales Remainder Removing Renting
+Required_event Resolve_problem Response Risky_situation Rite Ruling_legally Run_risk Scarcity Seeking_to_achieve
+Separating Shopping Simple_name Smuggling Sociability Social_connection Source_of_getting Spelling_and_pronouncing
+Stage_of_progress Studying Subjective_temperature Submitting_documents Subordinates_and_superiors Supply Taking_time
+Terms_of_agreement Tolerating Touring Translating Traversing Trust Trying_out Undergo_change Verdict
+""".split()
+)
+"""The most frequent first."""
+
+FRAMES: dict[FrameSet, tuple[str, ...]] = {
+    "violent": ("Attack", "Cause_harm", "Execution", "Hostile_encounter", "Killing", "Rape"),
+    "frequent": ALL[:102],
+    "all": ALL,
+}
