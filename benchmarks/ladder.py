@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-RUNGS = ("first", "every", "one_network", "dot", "general", "additive", "transformer")
+RUNGS = ("first", "every", "one_network", "dot", "general", "additive", "convolutional", "transformer")
 """From the simplest model to the best."""
 RESULT = "result.json"
 

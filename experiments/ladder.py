@@ -4,8 +4,8 @@
     jaxlm train experiments.ladder:general --workdir runs/general --max-minutes 5
 
 From a context that is looked at once, over a context at every step, to attention by each score, one network for both
-languages, and the Transformer. All rungs share data, vocabulary (4,000 pieces), batches and optimizer, and are about
-of one size (1.5 to 2.9 million parameters). The rungs that begin with `minilang_` translate the built-in corpus.
+languages, convolutions, and the Transformer. All rungs share data, vocabulary (4,000 pieces), batches and optimizer,
+and are about of one size (1.5 to 2.9 million parameters). The rungs that begin with `minilang_` translate the built-in corpus.
 
 Measured on two shared cores, five minutes each, test2016 BLEU: first 8.0, every 17.9, dot 29.5, general 29.7, additive
 24.9, one_network 3.9 (a busy five minutes), transformer 32.1.
@@ -21,6 +21,7 @@ from jaxlm import (
     AdamW,
     Beam,
     Buckets,
+    ConvSeq2Seq,
     EncoderDecoder,
     Experiment,
     InverseSqrt,
@@ -72,6 +73,11 @@ def one_network() -> Experiment:
     return _multi30k(_one_network(VOCAB))
 
 
+def convolutional() -> Experiment:
+    """Multi30k en-de: gated convolutions, attention in each layer of the decoder (Gehring et al. 2017)."""
+    return _multi30k(_convolutional(VOCAB))
+
+
 def transformer() -> Experiment:
     """Multi30k en-de: a Transformer of 3 + 3 layers (Vaswani et al. 2017)."""
     return _multi30k(_transformer(VOCAB))
@@ -107,6 +113,11 @@ def minilang_one_network() -> Experiment:
     return _minilang(_one_network(MINILANG_VOCAB))
 
 
+def minilang_convolutional() -> Experiment:
+    """The built-in corpus: gated convolutions, attention in each layer of the decoder."""
+    return _minilang(_convolutional(MINILANG_VOCAB))
+
+
 def minilang_transformer() -> Experiment:
     """The built-in corpus: a Transformer of 3 + 3 layers."""
     return _minilang(_transformer(MINILANG_VOCAB))
@@ -126,6 +137,11 @@ def _transformer(vocab: int) -> EncoderDecoder:
     return EncoderDecoder(
         vocab, width=WIDTH // 2, heads=4, hidden=WIDTH, encoder_layers=3, decoder_layers=3, norm="pre", dropout=0.1
     )
+
+
+def _convolutional(vocab: int) -> ConvSeq2Seq:
+    layers = ((WIDTH // 2, 3),) * 4
+    return ConvSeq2Seq(vocab, WIDTH // 2, layers, layers[:3], dropout=0.1, tie_embeddings="target")
 
 
 def _multi30k(model: nn.Module) -> Experiment:

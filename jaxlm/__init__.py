@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     # Models and their parts
     from jaxlm.models.bag_of_words import BagOfWords as BagOfWords
+    from jaxlm.models.convolutional import ConvLM as ConvLM, ConvSeq2Seq as ConvSeq2Seq
     from jaxlm.models.decoder import Decoder as Decoder
     from jaxlm.models.encoder import Encoder as Encoder
     from jaxlm.models.encoder_decoder import EncoderDecoder as EncoderDecoder
@@ -50,9 +51,9 @@ if TYPE_CHECKING:
     from jaxlm.models.prefix_lm import PrefixLM as PrefixLM
     from jaxlm.models.reward_model import RewardModel as RewardModel
     from jaxlm.models.rnn_classifier import RecurrentClassifier as RecurrentClassifier
+    from jaxlm.models.rnn_classifier import RecurrentTagger as RecurrentTagger
     from jaxlm.models.rnn_lm import RecurrentLM as RecurrentLM
     from jaxlm.models.rnn_seq2seq import Seq2Seq as Seq2Seq
-    from jaxlm.models.rnn_tagger import RecurrentTagger as RecurrentTagger
     from jaxlm.ngram.smoothing import KneserNey as KneserNey, WittenBell as WittenBell
     from jaxlm.nn.layers.positions import Llama3Scaling as Llama3Scaling, Rotary as Rotary
     from jaxlm.nn.layers.word_embedding import CharacterCNN as CharacterCNN

@@ -1,4 +1,4 @@
-"""The recurrent text classifier: encode the text, pool the hidden states into one vector, classify it.
+"""Recurrent classifiers of a text, whose hidden states are pooled into one vector, and of each of its tokens.
 
 first      h_1
 last       h_S of the forward network and h_1 of the backward network                   (Sutskever et al. 2014, 2)
@@ -14,9 +14,12 @@ import jax.numpy as jnp
 
 from jaxlm.data.tokenizers.base import OWN_SPECIAL_IDS, SpecialIds
 from jaxlm.errors import UserError
+from jaxlm.losses import Loss, classification_loss
+from jaxlm.metrics.classification import forbidden_transitions
+from jaxlm.nn.layers.crf import CRF
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.linear import Linear
-from jaxlm.nn.layers.word_embedding import CharacterCNN, WordEmbedding, require_unpacked
+from jaxlm.nn.layers.word_embedding import CharacterCNN, WordEmbedding, require_unpacked, word_mask
 from jaxlm.nn.rnn.cells import LSTM
 from jaxlm.nn.rnn.layers import Recurrent
 from jaxlm.types import Array, Batch
@@ -107,3 +110,49 @@ class RecurrentClassifier(RecurrentReader):
         """Return logits (B, C). EOS is read like a word, so that a row without words has a position to pool."""
         require_unpacked(batch)
         return self.output(self.drop(self.pool(self.encode(batch), batch.source_valid_BS)))
+
+
+class RecurrentTagger(RecurrentReader):
+    """A label for each source token (Huang et al. 2015; Ma and Hovy 2016).
+
+    emission_t = W dropout(h_t) + b; p(y_t) = softmax(emission_t), or with a CRF p(y_1 ... y_S) of its chain
+    (`jaxlm.nn.layers.crf`).
+
+    Attributes:
+      crf: score whole label sequences.
+      tag_names: names of the labels if they are IOB2; the CRF then forbids an I- tag that continues no span.
+    """
+
+    crf: bool = False
+    tag_names: tuple[str, ...] = ()
+
+    def setup(self) -> None:
+        super().setup()
+        if self.crf:
+            self.chain = CRF(self.num_labels, forbidden_transitions(self.tag_names))
+
+    def __call__(self, batch: Batch) -> Array:
+        """Return logits (B, S, C), which are the emissions of the CRF."""
+        if self.crf:
+            require_unpacked(batch)  # the chain would continue from text to text
+        logits_BSC = self.output(self.drop(self.encode(batch)))
+        if self.crf and self.is_initializing():
+            self.chain.viterbi(logits_BSC, batch.source_valid_BS)  # creates the parameters of the chain
+        return logits_BSC
+
+    def loss(self, batch: Batch, smoothing: float = 0.0) -> Loss:
+        """Return -log p of `token_label_BS`, a label of -1 summed over all labels by a CRF; counts labels."""
+        logits_BSC = self(batch)
+        if not self.crf:
+            return classification_loss(logits_BSC, batch.token_label_BS, smoothing)
+        if smoothing:
+            raise UserError(f"label smoothing {smoothing} with a CRF: expected 0, or a tagger with crf=False")
+        total = self.chain(logits_BSC, batch.token_label_BS, word_mask(batch)).sum()
+        return Loss(total=total, nll=total, count=(batch.token_label_BS >= 0).sum(dtype=jnp.float32))
+
+    def predict_labels(self, batch: Batch) -> Array:
+        """Return the best label of each word, or with a CRF the best label sequence, (B, S) int32; -1 elsewhere."""
+        logits_BSC, word_BS = self(batch), word_mask(batch)
+        if self.crf:
+            return self.chain.viterbi(logits_BSC, word_BS)
+        return jnp.where(word_BS, logits_BSC.argmax(-1), -1).astype(jnp.int32)

@@ -20,7 +20,7 @@ from jaxlm.errors import UserError
 from jaxlm.inference.base import TrainedModel
 from jaxlm.metrics.classification import iob2_tags
 from jaxlm.models.bag_of_words import BagOfWords
-from jaxlm.models.rnn_tagger import RecurrentTagger
+from jaxlm.models.rnn_classifier import RecurrentTagger
 from jaxlm.nn.layers.word_embedding import CharacterCNN
 from jaxlm.nn.rnn.cells import LSTM
 from jaxlm.nn.rnn.layers import Recurrent

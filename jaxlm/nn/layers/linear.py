@@ -51,7 +51,7 @@ class Linear(nn.Module):
 
     def __call__(self, x: Array) -> Array:
         """(..., D) -> (..., F)."""
-        return self.apply_adapters(x, _affine(x, *self.kernel_and_bias(x.shape[-1]), jnp.dtype(self.dtype)))
+        return self.apply_adapters(x, affine(x, *self.kernel_and_bias(x.shape[-1]), jnp.dtype(self.dtype)))
 
     def apply_adapters(self, x: Array, y: Array) -> Array:
         """Return the output y = x W + b as changed by the adapters of the map, if any (`jaxlm.nn.layers.adapters`)."""
@@ -72,12 +72,13 @@ def fused_projection(x: Array, *maps: Linear) -> list[Array]:
         return [linear(x) for linear in maps]
     kernels, biases = zip(*(linear.kernel_and_bias(x.shape[-1]) for linear in maps), strict=True)
     bias = None if biases[0] is None else jnp.concatenate(biases)
-    y = _affine(x, concat_kernels(kernels), bias, jnp.dtype(maps[0].dtype))
+    y = affine(x, concat_kernels(kernels), bias, jnp.dtype(maps[0].dtype))
     ends = [sum(linear.features for linear in maps[: count + 1]) for count in range(len(maps) - 1)]
     return [linear.apply_adapters(x, part) for linear, part in zip(maps, jnp.split(y, ends, axis=-1), strict=True)]
 
 
-def _affine(x: Array, kernel: Any, bias: Array | None, dtype: Any) -> Array:
+def affine(x: Array, kernel: Any, bias: Array | None, dtype: Any) -> Array:
+    """Return x W + b, computed as a product of rank 2: (..., D) -> (..., F) in `dtype`."""
     y = kernel_matmul(merge_leading_axes(x), kernel, dtype)
     if bias is not None:
         y = y + bias.astype(dtype).reshape(*(1,) * (y.ndim - 1), -1)
