@@ -5,7 +5,8 @@
 
 From a context that is looked at once, over a context at every step, to attention by each score, one network for both
 languages, convolutions, and the Transformer. All rungs share data, vocabulary (4,000 pieces), batches and optimizer,
-and are about of one size (1.5 to 2.9 million parameters). The rungs that begin with `minilang_` translate the built-in corpus.
+and are about of one size (1.5 to 2.9 million parameters). The rungs that begin with `minilang_` translate the
+built-in corpus.
 
 Measured on two shared cores, five minutes each, test2016 BLEU: first 8.0, every 17.9, dot 29.5, general 29.7, additive
 24.9, one_network 3.9 (a busy five minutes), transformer 32.1.
