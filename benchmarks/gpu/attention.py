@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu.figures import Session, error_text, milliseconds, repeats
+from benchmarks.gpu.figures import Session, repeats
+from jaxlm.cli.device_checks import milliseconds
+from jaxlm.cli.system_checks import error_line
 
 MAX_ERROR = 2e-2
 """Of an output or gradient in bfloat16, relative to the largest value of the reference."""
@@ -53,7 +55,7 @@ def measure(session: Session, name: str) -> None:
         except Exception as failure:  # a shape that the kernel refuses is a figure
             is_ours = implementation.startswith("jaxlm")
             session.figure(
-                label, error_text(failure), good="jaxlm runs every shape", correct=False if is_ours else None
+                label, error_line(failure), good="jaxlm runs every shape", correct=False if is_ours else None
             )
             continue
         session.figure(f"{label}, error", error, "of the maximum", f"< {MAX_ERROR}", bool(error < MAX_ERROR))

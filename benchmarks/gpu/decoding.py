@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.figures import Session, milliseconds, repeats
+from benchmarks.gpu.figures import Session, repeats
 from benchmarks.gpu.trace import record_kernels
+from jaxlm.cli.device_checks import milliseconds
 
 BOS, EOS = 2, 3
 

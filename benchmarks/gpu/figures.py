@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,25 +45,6 @@ class Session:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def milliseconds(call: Callable[[], Any], repeats: int = 10, rounds: int = 3) -> float:
-    """Milliseconds of a call that returns JAX arrays: the best round of several calls that are dispatched together."""
-    import jax
-
-    jax.block_until_ready(call())  # compiles
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.perf_counter()
-        results = [call() for _ in range(repeats)]
-        jax.block_until_ready(results)
-        best = min(best, (time.perf_counter() - start) / repeats)
-    return 1000 * best
-
-
 def repeats(session: Session) -> dict[str, int]:
     """The repetitions of `milliseconds`: one in a dry run."""
     return {"repeats": 1, "rounds": 1} if session.dry else {}
-
-
-def error_text(error: Exception) -> str:
-    """An exception as the value of a figure."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -4,7 +4,8 @@ import shutil
 import subprocess
 import sys
 
-from benchmarks.gpu.figures import Session, milliseconds, repeats
+from benchmarks.gpu.figures import Session, repeats
+from jaxlm.cli.device_checks import milliseconds
 
 
 def machine(session: Session) -> None:

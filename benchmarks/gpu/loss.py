@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from benchmarks.gpu.figures import Session, milliseconds, repeats
+from benchmarks.gpu.figures import Session, repeats
+from jaxlm.cli.device_checks import milliseconds
 
 SHAPES = {"gpt2": (16_384, 768, 50_304), "wmt14": (25_000, 512, 37_000), "llama": (8192, 2048, 128_256)}
 """Name -> positions, width of the features, vocabulary."""

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from benchmarks.gpu.figures import Session, milliseconds, repeats
+from benchmarks.gpu.figures import Session, repeats
+from jaxlm.cli.device_checks import milliseconds
 
 SHAPES = {"medium": (35, 20, 650), "wide": (50, 128, 1024), "large": (35, 20, 1500)}
 """Name -> T, B, D: of a word language model (Zaremba et al. 2014, medium and large), and one that fills the device."""

@@ -6,18 +6,14 @@ read once; inside a fusion nothing is moved. An update in place moves the update
 that is read several times once, and an array that stays in a cache in full.
 """
 
-import re
 from typing import NamedTuple
 
-from jaxlm.perf.collectives import ARRAY_PATTERN, INSTRUCTION_PATTERN, HloProgram, array_bytes, branch_names, parse_hlo
+from jaxlm.perf.hlo import HloProgram, Instruction, parse_hlo
 
 NO_TRAFFIC_OPS = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all while conditional call partition-id replica-id "
     "optimization-barrier copy-start opt-barrier".split()
 )
-
-_FAST_MEMORY = re.compile(r"S\(\d+\)")
-"""The mark of an array in the chip's own fast memory."""
 
 
 class ProgramCosts(NamedTuple):
@@ -36,61 +32,34 @@ class ProgramCosts(NamedTuple):
 def program_costs(text: str, unknown_trip_count: int = 1) -> ProgramCosts:
     """The costs by a program's text; `unknown_trip_count`: how often a loop of unknown length runs."""
     program = parse_hlo(text, unknown_trip_count)
-    arguments = sum(_result_bytes(line) for line in program.computations[program.entry] if " parameter(" in line)
+    arguments = sum(one.bytes for one in program.computations[program.entry].values() if one.op == "parameter")
     return ProgramCosts(arguments).plus(_computation_costs(program, program.entry))
 
 
 def _computation_costs(program: HloProgram, name: str) -> ProgramCosts:
-    total, lines = ProgramCosts(), program.computations.get(name, [])
-    for line in lines:
-        if not (instruction := INSTRUCTION_PATTERN.match(line)):
-            continue
-        op = instruction["op"]
-        if op == "while":
-            if body := re.search(r"body=%?([\w.-]+)", line):
-                turns = program.trip_count(line)
-                total = total.plus(_computation_costs(program, body[1]), turns)
-                total = total.plus(ProgramCosts(host_turns=0 if program.has_known_length(line) else turns))
-        elif op in ("conditional", "call"):
-            called = re.findall(r"(?:to_apply|true_computation|false_computation)=%?([\w.-]+)", line)
-            branches = [_computation_costs(program, name) for name in called + branch_names(line)]
-            total = total.plus(max(branches, default=ProgramCosts()))
-        elif op not in NO_TRAFFIC_OPS and not op.endswith("-start") and "AllocateBuffer" not in line:
-            total = total.plus(ProgramCosts(2 * _bytes_written(program, lines, line, op), launches=1))
+    total, computation = ProgramCosts(), program.computations.get(name, {})
+    for one in computation.values():
+        if one.op in ("while", "conditional", "call"):
+            costs = max((_computation_costs(program, called) for called in one.called), default=ProgramCosts())
+            turns = program.trip_count(one) if one.op == "while" else 1
+            waits = one.op == "while" and one.known_trip_count is None
+            total = total.plus(costs, turns).plus(ProgramCosts(host_turns=turns * waits))
+        elif one.op not in NO_TRAFFIC_OPS and not one.op.endswith("-start") and "AllocateBuffer" not in one.line:
+            total = total.plus(ProgramCosts(2 * _bytes_written(program, computation, one), launches=1))
     return total
 
 
-def _bytes_written(program: HloProgram, lines: list[str], line: str, op: str) -> int:
-    """Bytes of the result, or of the part that is updated in place."""
-    if op == "dynamic-update-slice":
-        return _update_bytes(lines, line)
-    caller = _defining_line(lines, line, 0) if op == "fusion-done" else line  # its other half names the computation
-    if op in ("fusion", "fusion-done") and (called := re.search(r"calls=%?([\w.-]+)", caller)):
-        fused = program.computations.get(called[1], [])
-        root = next((inner for inner in fused if inner.lstrip().startswith("ROOT ")), "")
-        updates = [inner for inner in fused if " dynamic-update-slice(" in inner]
-        if updates and ("tuple(" in root or _result_bytes(root) == max(map(_result_bytes, updates))):
-            whole = sum(map(_result_bytes, updates))
-            return max(_result_bytes(line) - whole, 0) + sum(_update_bytes(fused, inner) for inner in updates)
-    return _result_bytes(line)
-
-
-def _update_bytes(lines: list[str], line: str) -> int:
-    """Bytes of the update, the second operand of a dynamic-update-slice, by the line that computes it."""
-    return _result_bytes(_defining_line(lines, line, 1))
-
-
-def _defining_line(lines: list[str], line: str, operand: int) -> str:
-    """The line that computes an operand of an instruction; "" if there is none."""
-    instruction = INSTRUCTION_PATTERN.match(line)
-    operands = re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", instruction["operands"] if instruction else "")
-    names = re.findall(r"%?([\w.-]+)(?:,|$)", operands)
-    result = re.compile(rf"\s*(?:ROOT )?%?{re.escape(names[operand]) if len(names) > operand else ''} = ")
-    return next((other for other in lines if result.match(other)), "")
-
-
-def _result_bytes(line: str) -> int:
-    """Bytes of the result of a line, without arrays in fast memory."""
-    instruction = INSTRUCTION_PATTERN.match(line)
-    arrays = ARRAY_PATTERN.findall(instruction["result"] if instruction else "")
-    return sum(array_bytes(dtype, shape) for dtype, shape, layout in arrays if not _FAST_MEMORY.search(layout))
+def _bytes_written(program: HloProgram, computation: dict[str, Instruction], one: Instruction) -> int:
+    """Bytes of the result, or of the part that is updated in place: the second operand of a dynamic-update-slice."""
+    if one.op == "dynamic-update-slice":
+        update = computation.get(one.operands[1]) if len(one.operands) > 1 else None
+        return update.bytes if update else 0
+    started = one if one.op == "fusion" else computation.get("".join(one.operands[:1]))  # of its two halves, the first
+    if one.op in ("fusion", "fusion-done") and started is not None and started.called:
+        fused = program.computations.get(started.called[0], {})
+        updates = [inner for inner in fused.values() if inner.op == "dynamic-update-slice"]
+        root = next((inner for inner in fused.values() if inner.line.lstrip().startswith("ROOT ")), one)
+        if updates and (root.op == "tuple" or root.bytes == max(update.bytes for update in updates)):
+            whole = sum(update.bytes for update in updates)
+            return max(one.bytes - whole, 0) + sum(_bytes_written(program, fused, update) for update in updates)
+    return one.bytes

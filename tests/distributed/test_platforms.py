@@ -10,6 +10,7 @@ from jaxlm.distributed.platforms import CHOICES, choices_for, parse_choices, res
 from jaxlm.errors import UserError
 from jaxlm.experiment import load_experiment
 from jaxlm.models.decoder import Decoder
+from jaxlm.nn.transformer import layer_stack
 from jaxlm.nn.transformer.layer_stack import scan_and_remat
 from jaxlm.perf.chips import chip_by_name
 from jaxlm.perf.flops import synthetic_batch
@@ -20,10 +21,13 @@ STEPS = 20
 SWITCHES = {
     "unrolled": {"unrolled_depth": 24},
     "scan_remat": {"scan_remat": "dots"},
+    "all recomputed": {"scan_remat": "full"},
+    "activation_remat": {"activation_remat": True},
     "static loop": {"static_loss": True, "chunk_logits": 1},
     "static, unrolled chunks": {"static_loss": True, "chunk_logits": 2**14},
-    "all of a GPU": {"unrolled_depth": 24, "static_loss": True, "chunk_logits": 2**29},
+    "all of a GPU": {"unrolled_depth": 24, "static_loss": True, "chunk_logits": 2**29, "activation_remat": True},
 }
+"""Choices by which the losses may not change; `attention_kernel` has no effect on a CPU, which has none."""
 
 
 def test_choices_by_chip():
@@ -75,7 +79,7 @@ def test_choices_are_read_as_options_write_them():
 @pytest.fixture(scope="module")
 def experiment():
     small = load_experiment("experiments.char_gpt:cpu")
-    model = Decoder(69, 32, 2, 64, 3, max_length=64, scan=True, dropout=0.1, tie_embeddings=False)
+    model = Decoder(69, 32, 2, 64, 2, max_length=64, scan=True, dropout=0.1, tie_embeddings=False)
     return replace(small, model=model, batching=replace(small.batching, length=32, rows=8))
 
 
@@ -91,6 +95,10 @@ def losses_of(experiment, choices):
     return np.asarray(jax.device_get(losses))
 
 
+def with_model(experiment, **fields):
+    return replace(experiment, model=experiment.model.clone(**fields))
+
+
 @pytest.fixture(scope="module")
 def plain_losses(experiment):
     return losses_of(experiment, {})
@@ -99,3 +107,18 @@ def plain_losses(experiment):
 @pytest.mark.parametrize("name", SWITCHES)
 def test_no_choice_changes_the_losses(experiment, plain_losses, name):
     np.testing.assert_allclose(losses_of(experiment, SWITCHES[name]), plain_losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("memory", [0.0, 80e9], ids=["recomputed", "kept"])
+def test_what_is_kept_does_not_change_the_losses(experiment, plain_losses, memory, monkeypatch):
+    """Unrolled layers of a model that says `remat`, on a device that has no room for their activations, or has it."""
+    rooms = []
+    monkeypatch.setattr(layer_stack, "device_memory", lambda _: rooms.append(memory) or memory)
+    losses = losses_of(with_model(experiment, remat=True), {"unrolled_depth": 24, "kept_share": 0.4})
+    assert rooms
+    np.testing.assert_allclose(losses, plain_losses, rtol=1e-6)
+
+
+def test_two_products_into_a_gated_layer_do_not_change_the_losses(experiment):
+    gated = with_model(experiment, activation="swiglu")
+    np.testing.assert_allclose(losses_of(gated, {"fused_gates": False}), losses_of(gated, {}), rtol=1e-6)
