@@ -245,6 +245,7 @@ def test_what_stops_one_stops_all_at_one_step(kind, reason):
     assert codes == [0, 0]
     for index, (met, dealt, told, agreed, stopped) in enumerate(said):
         assert met["share"] == [index, 2] and met["met"].startswith("2 hosts of 1 x cpu")
+        assert met["timeout"] == multihost.STEP_TIMEOUT
         assert dealt["dealt"] == [["a", 0], ["b", 1], ["c", 0]]
         assert told == {"long": [3_000_000, 3_000_001], "first": 0}
         assert agreed["agreed"].startswith("host 1 of 2 (") and agreed["agreed"].endswith("): no data here")
@@ -264,6 +265,17 @@ def test_a_host_that_is_lost_ends_all(kind, code, victim):
     assert "start every process again" in last
     assert not any(words in err[1 - victim] for words in ("Check failure stack trace", "terminate called", "bad_cast"))
     assert code < 0 or f"jaxlm: host {victim} of 2" in err[victim] and "the disk is full" in err[victim]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_host_that_hangs_ends_all(victim):
+    """Its heartbeats go on. The watchdog of each host ends it, or hears of the other's, and says where it was."""
+    codes, _, err = mishap("hang", victim)
+    assert codes == [multihost.RESTART_EXIT_CODE] * 2, err
+    last = [text.splitlines()[-1] for text in err]
+    assert all("no step for 5 s" in line and "start every process again" in line for line in last), last
+    assert any("host_program.py" in text for text in err), err
 
 
 def test_hosts_with_other_data_are_named(monkeypatch, tmp_path):
