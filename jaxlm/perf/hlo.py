@@ -27,8 +27,8 @@ class Instruction(NamedTuple):
     @property
     def arrays(self) -> list[tuple[tuple[int, ...], int, bool]]:
         """Of each array of the result its shape, its bytes, and whether it stays in the chip's own fast memory."""
-        found = [(dtype, parse_ints(shape), layout) for dtype, shape, layout in _ARRAY.findall(self.result)]
-        return [(shape, _num_bytes(dtype, shape), bool(_FAST_MEMORY.search(layout))) for dtype, shape, layout in found]
+        arrays = [(dtype, parse_ints(shape), layout) for dtype, shape, layout in _ARRAY.findall(self.result)]
+        return [(shape, _num_bytes(dtype, shape), bool(_FAST_MEMORY.search(layout))) for dtype, shape, layout in arrays]
 
     @property
     def bytes(self) -> int:
@@ -77,8 +77,8 @@ def parse_hlo(text: str, unknown_trip_count: int = 1) -> HloProgram:
             name = head[2]
             computations[name] = {}
             entry = name if head[1] else entry
-        elif name and (found := _INSTRUCTION.match(line)):
-            computations[name][found[1]] = Instruction(line, *found.groups())
+        elif name and (parts := _INSTRUCTION.match(line)):
+            computations[name][parts[1]] = Instruction(line, *parts.groups())
     return HloProgram(computations, entry, unknown_trip_count)
 
 

@@ -1,7 +1,7 @@
 """What must hold of the programs compiled for an H100 and a v5e: no logits and no scores of all positions in memory,
-loops whose lengths are known, donated buffers, few bytes and launches.
+loops whose lengths are known, donated buffers; and of the presets on an H100 the bounds on bytes, launches and memory.
 
-Each is compiled, with few layers, in a process of its own, where the compiler is installed.
+Each is compiled in a process of its own, where the compiler is installed; a preset, with all its layers, takes minutes.
 """
 
 import importlib.util
@@ -12,6 +12,8 @@ import sys
 
 import pytest
 from fixtures.cli_runs import environment
+
+from benchmarks.compiled_steps import CASES
 
 GPU = pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is None, reason="needs JAX's CUDA plugin")
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None or "TPU_LIBRARY_PATH" in os.environ
@@ -55,7 +57,11 @@ print(json.dumps({
 
 
 def facts(*words):
-    argv = [sys.executable, "-c", FACTS, *map(str, words)]
+    return last_line("-c", FACTS, *words)
+
+
+def last_line(*words):
+    argv = [sys.executable, *map(str, words)]
     done = subprocess.run(argv, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -89,3 +95,14 @@ def test_a_gpu():
 @TPU
 def test_a_tpu():
     check(facts("v5e:1x1", "experiments.gpt2:small", 2, 8))
+
+
+@pytest.mark.slow
+@GPU
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.max_bytes])
+def test_the_bounds_of_a_preset(name):
+    """Bytes and launches of a step with the choices of a GPU, the memory of the chip, and no turn that waits."""
+    found = last_line("-m", "benchmarks.compiled_steps", "--worker", name, "after")
+    assert found["fits"] and found["host_turns"] == 0, found
+    assert found["bytes"] <= CASES[name].max_bytes, found
+    assert found["launches"] <= (CASES[name].max_launches or found["launches"]), found

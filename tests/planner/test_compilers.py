@@ -13,7 +13,7 @@ import pytest
 from fixtures.cli_runs import environment
 
 SMALL = ["--model.width", "64", "--model.heads", "2", "--model.hidden", "128", "--model.scan"]
-SMALL += ["--batching.length", "128", "--batching.rows", "8", "--model.dtype", "bfloat16"]
+SMALL += ["--batching.length", "128", "--batching.rows", "16", "--model.dtype", "bfloat16"]
 
 
 def plan(*words):
@@ -31,14 +31,11 @@ def lacks_libtpu():
 @pytest.mark.skipif(lacks_libtpu(), reason="needs libtpu to compile for TPUs: pip install libtpu")
 def test_a_slice_of_tpus():
     """With the kernel of attention in it: there are no scores in memory, which grow with the square of the length."""
-    found = plan("--topology", "v5e:2x2", "--mesh", "fsdp=4", "--decode-batch-size", "8")
+    found = plan("--topology", "v5e:4x4", "--mesh", "fsdp=16", "--decode-batch-size", "16")
     assert found["compiler"] == "libtpu for v5e" and found["compile_seconds"] > 0 and found["fits"]
-    assert found["collectives"]["all-gather"]["overlapped"] > 0
-    assert (
-        found["collectives"]["all-gather"]["bytes"] > 0
-        and 0 < found["mfu"]["lower_bound"] < found["mfu"]["upper_bound"]
-    )
-    assert found["decoding"]["rows"] == 8 and found["decoding"]["fits"]
+    check_collectives(found["collectives"])
+    assert 0 < found["mfu"]["lower_bound"] < found["mfu"]["upper_bound"]
+    assert found["decoding"]["rows"] == 16 and found["decoding"]["fits"]
     several = plan("--topology", "v5e:2x2", "--num-slices", "2", "--mesh", "data=2,fsdp=4")
     assert several["devices"] == 8 and several["seconds"]["network"] > 0
 
@@ -47,7 +44,12 @@ def test_a_slice_of_tpus():
 @pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is None, reason="needs JAX's CUDA plugin")
 def test_a_node_of_gpus():
     found = plan("--topology", "h100:8", "--mesh", "fsdp=8")
-    collectives = found["collectives"]
-    assert found["compile_seconds"] > 0 and found["fits"] and collectives["all-gather"]["count"] > 0
-    shares = {kind: total["overlapped"] / total["count"] for kind, total in collectives.items()}
-    assert shares["all-gather"] > 0.5, shares
+    assert found["compile_seconds"] > 0 and found["fits"]
+    check_collectives(found["collectives"])
+
+
+def check_collectives(by_kind):
+    """Parameters are gathered while the device computes, gradients are reduced, and nothing else is exchanged."""
+    assert by_kind.keys() <= {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}, by_kind
+    assert by_kind["all-gather"]["overlapped"] / by_kind["all-gather"]["count"] > 0.5, by_kind
+    assert any(by_kind.get(kind, {}).get("bytes") for kind in ("all-reduce", "reduce-scatter")), by_kind
