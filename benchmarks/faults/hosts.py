@@ -26,11 +26,9 @@ from jaxlm.distributed.multihost import RESTART_EXIT_CODE
 
 LIMIT_SECONDS, NEVER_SECONDS, KILLED_AFTER = 60.0, 330.0, 400.0
 RUN = ["--steps", 300, "--log-every", 50, "--checkpoint-every", 100, "--evaluate-every", 150]
-STRAY = re.compile(
-    r"terminate called|bad_cast|Traceback|\.cc:\d+\](?! (Polled an error|Failed to retrieve preemption))"
-)
-"""Words on stderr that do not come from jaxlm. Two lines of JAX's log may precede the last words: its clients write
-them when host 0 has stopped to answer, and only a log level that hides all errors of its libraries would omit them."""
+STRAY = re.compile(r"terminate called|bad_cast|Traceback|(?<!service_agent)(?<!sync_manager)\.cc:\d+\]")
+"""Words on stderr that do not come from jaxlm. Lines of JAX's coordination agent and preemption manager may precede the
+last words: they log it when host 0 does not answer, and only a level that hides all errors would omit them."""
 STRIKE_AT = "100"
 """The checkpoint after which a host is struck."""
 DISK_FULL_AT = 30

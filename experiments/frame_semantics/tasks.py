@@ -23,10 +23,10 @@ from jaxlm.tasks.base import prefix_valid
 def check_sentences(task: Any) -> None:
     """Raises UserError if the splits of a task are of several rotations or sets of frames: they would overlap."""
     splits = (task.train, task.valid, task.test, *task.extra_tests.values())
-    found = {(source.rotation, source.frames) for source in splits if isinstance(source, FrameSentences)}
-    if len(found) > 1:
+    kinds = {(source.rotation, source.frames) for source in splits if isinstance(source, FrameSentences)}
+    if len(kinds) > 1:
         raise UserError(
-            f"the splits have the rotations and frames {sorted(found)}: give all of them the same "
+            f"the splits have the rotations and frames {sorted(kinds)}: give all of them the same "
             "(--task.train.rotation, --task.valid.rotation, --task.test.rotation)"
         )
 
@@ -57,8 +57,8 @@ class FrameTagging(Tagging):
 
     def _valid_metrics(self, gold: Ragged, predicted: Ragged) -> dict[str, float]:
         right = gold.flat == predicted.flat
-        has_frame, found = gold.flat > 0, predicted.flat > 0
-        f1 = 2 * (right & has_frame).sum() / max(has_frame.sum() + found.sum(), 1)
+        has_frame, has_answer = gold.flat > 0, predicted.flat > 0
+        f1 = 2 * (right & has_frame).sum() / max(has_frame.sum() + has_answer.sum(), 1)
         return {"accuracy": float(right.mean()), "f1": float(f1)}
 
     def _answer(self, line: str, output: np.ndarray | None) -> Answer:

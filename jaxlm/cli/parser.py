@@ -13,6 +13,7 @@ from jaxlm.errors import UserError
 
 COMMANDS = {
     "list": "list the experiments, one per line",
+    "data": "list, fetch or check the data sets that the experiments read",
     "show": "show an experiment: its configuration, parameters, batch size and FLOPs per step",
     "plan": "estimate memory, time and cost of a run on given hardware, which this machine need not have",
     "bench": "measure tokens/s, step times, compile time, memory and MFU on this machine",
@@ -35,7 +36,7 @@ COMMANDS = {
 COMMAND_PACKAGES = {
     "training": ("plan", "bench", "prepare", "train", "launch", "merge"),
     "inference": ("evaluate", "predict", "generate", "score", "embed"),
-    "tools": ("list", "show", "report", "import-hf", "export-hf", "doctor"),
+    "tools": ("list", "data", "show", "report", "import-hf", "export-hf", "doctor"),
 }
 
 EXIT_INTERRUPTED = 130

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
+from jaxlm.data.catalog import get_command
 from jaxlm.errors import UserError
 
 OnBadLine = Literal["error", "replace", "skip"]
@@ -105,7 +106,8 @@ def find_file(path: str | Path) -> Path:
     if not path.is_absolute():
         places = (os.environ.get("JAXLM_DATA"), "data", ".")
         folders = [Path(place).expanduser() for place in places if place]
-        cure = "Set JAXLM_DATA to the folder that holds it, or give an absolute path."
+        command = get_command(path)
+        cure = f"{f'Fetch it with {command}, or set' if command else 'Set'} JAXLM_DATA to the folder that holds it."
     twin = path.with_suffix("") if path.suffix == ".gz" else path.with_name(path.name + ".gz")
     tried = [folder / name for folder in folders for name in (path, twin)]
     for candidate in tried:

@@ -22,6 +22,7 @@ from jaxlm.cli.system_checks import (
     pod_hosts,
     within,
 )
+from jaxlm.data.catalog import get_command
 from jaxlm.data.files import find_file
 from jaxlm.errors import UserError
 
@@ -163,4 +164,4 @@ def _check_dataset(name: str, file: str) -> Check:
     try:
         return Check(name, str(find_file(file).parent))
     except UserError:
-        return Check(name, f"no {file}", "optional", f"export JAXLM_DATA=FOLDER that holds {file.split('/')[0]}/")
+        return Check(name, f"no {file}", "optional", get_command(file).strip("`") or "export JAXLM_DATA=FOLDER")

@@ -6,6 +6,8 @@ from typing import Any
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.parser import COMMANDS
 from jaxlm.config.display import format_config
+from jaxlm.config.serialization import to_json
+from jaxlm.data.catalog import data_sets_of
 from jaxlm.errors import UserError
 
 
@@ -32,6 +34,8 @@ def main(argv: list[str]) -> int:
     total = sum(sizes.values())
     print(f"{options.experiment}\n")
     print(format_config(experiment))
+    if names := data_sets_of(to_json(experiment)):
+        print(f"\ndata {', '.join(names)} (`jaxlm data get {' '.join(names)}`)")
     print(f"\nparameters {total:,}" + (f", of which {trainable:,} are trained" if trainable < total else ""))
     for name, size in sizes.items():
         print(f"  {name:24}{size:>16,}  {size / total:6.1%}")

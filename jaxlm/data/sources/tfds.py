@@ -4,6 +4,7 @@ The folder `<data_dir>/<name>/<config>/<version>` describes itself, so no builde
 records in the array_record format without TensorFlow; the tfrecord format needs TensorFlow and is refused.
 """
 
+import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 from jaxlm.data.files import MAX_TEXT_BYTES, OnBadLine, ReadStats, decode_invalid_utf8, too_large
 from jaxlm.data.sources.base import FilteredPairs
-from jaxlm.errors import UserError
+from jaxlm.errors import UserError, one_line
 
 VERSION_PATTERN = re.compile(r"\d+\.\d+\.\d+")
 
@@ -112,12 +113,22 @@ class Tfds(FilteredPairs):
         raise UserError(f"no TFDS dataset in {root / name / (version or '<version>')}. {self._prepare_command()}")
 
     def _prepare_command(self) -> str:
-        """The command that makes the dataset. TFDS needs TensorFlow to find its wmt builders, so it imports them."""
-        imported = re.match(r"wmt(1[3-9]|_t2t)", self.name)
-        module = f", tensorflow_datasets.translate.{imported[0]}" if imported else ""
-        where = f", data_dir={self.data_dir!r}" if self.data_dir else ""
-        return (
-            "To prepare it (this downloads the corpus): "
-            f'python -c "import tensorflow_datasets as tfds{module}; '
-            f"tfds.builder({self.name!r}{where}, file_format='array_record').download_and_prepare()\""
-        )
+        where = f" TFDS_DATA_DIR={self.data_dir}" if self.data_dir else ""
+        return f"To prepare it (this downloads the corpus):{where} `jaxlm data get {self.name}`"
+
+
+def prepare_data_set(name: str) -> None:
+    """Download a data set of tensorflow-datasets into $TFDS_DATA_DIR and write it as ArrayRecord. Raises UserError."""
+    try:
+        import tensorflow_datasets as tfds
+
+        if name.startswith("wmt"):  # without TensorFlow its builders are not found unless their module is imported
+            importlib.import_module(f"tensorflow_datasets.translate.{name.partition('_')[0]}")
+        data_dir = os.environ.get("TFDS_DATA_DIR")
+        tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
+    except ImportError as error:
+        raise UserError(
+            f"{name} needs more packages ({error}): pip install tensorflow-datasets array-record"
+        ) from error
+    except Exception as error:
+        raise UserError(f"tensorflow-datasets could not prepare {name} ({one_line(error)}): start again") from error

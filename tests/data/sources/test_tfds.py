@@ -98,9 +98,7 @@ def test_what_is_not_there_is_named_with_the_cure(data_dir, tmp_path):
         list(source(tmp_path))
     for part in (
         f"{tmp_path}/wmt14_translate/de-en",
-        "translate.wmt14",
-        "file_format='array_record'",
-        "download_and_p",
+        f"TFDS_DATA_DIR={tmp_path} `jaxlm data get wmt14_translate/de-en`",
     ):
         assert part in str(error.value)
     with pytest.raises(UserError, match=r"de-en/3\.0\.0"):
