@@ -25,6 +25,7 @@ import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -187,10 +188,11 @@ def sample(workdir: str, out: str, prompts: int = 8000) -> None:
     print(", ".join(f"{name} {count / (4 * prompts):.3f}" for name, count in counts.most_common()))
 
 
-def judge(workdirs: list[str], count: int = 1000) -> None:
-    """Print a row for each run; the others are compared with the first one."""
+def judge(workdirs: list[str], count: int = 1000) -> Iterator[dict[str, float]]:
+    """The figures of each run: shares of praise and of ungrammatical sentences, win rate against the first run,
+    divergence from it in nats per answer, and words per answer.
+    """
     prompts, base = first_words(count, "test"), jaxlm.load(workdirs[0])
-    print(f"{'run':28}{'praise':>8}{'ungrammatical':>15}{'win rate':>10}{'KL':>7}{'length':>8}")
     first: list[bool] = []
     for index, workdir in enumerate(workdirs):
         answers = [answer for (answer,) in draw(workdir, prompts, 1, seed=index)]
@@ -198,15 +200,23 @@ def judge(workdirs: list[str], count: int = 1000) -> None:
         verdicts = [verdict(sentence) for sentence in sentences]
         good = [each == "P" for each in verdicts]
         first = first or good
-        wins = np.mean([0.5 + (ours - theirs) / 2 for ours, theirs in zip(good, first, strict=True)])
+        wins = [0.5 + (ours - theirs) / 2 for ours, theirs in zip(good, first, strict=True)]
         scores = (jaxlm.load(workdir).score(sentences), base.score(sentences))
         # The first token is the prompt.
         own, reference = (sum(sum(score.token_logprobs[1:]) for score in side) for side in scores)
-        length = np.mean([len(answer.split()) for answer in answers])
-        print(
-            f"{workdir:28}{np.mean(good):8.3f}{np.mean([v == 'ungrammatical' for v in verdicts]):15.3f}{wins:10.3f}"
-            f"{(own - reference) / count:7.2f}{length:8.2f}"
-        )
+        yield {
+            "praise": float(np.mean(good)),
+            "ungrammatical": float(np.mean([each == "ungrammatical" for each in verdicts])),
+            "win rate": float(np.mean(wins)),
+            "KL": (own - reference) / count,
+            "length": float(np.mean([len(answer.split()) for answer in answers])),
+        }
+
+
+def show_judgments(workdirs: list[str], count: int = 1000) -> None:
+    """Print a row for each run; the others are compared with the first one."""
+    for workdir, figures in zip(workdirs, judge(workdirs, count), strict=True):
+        print(f"{workdir:28}" + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()), flush=True)
 
 
 def main() -> None:
@@ -223,7 +233,7 @@ def main() -> None:
     command.add_argument("workdirs", nargs="+")
     command.add_argument("--count", type=int, default=1000)
     options = vars(parser.parse_args())
-    {"sample": sample, "judge": judge}[options.pop("command")](**options)
+    {"sample": sample, "judge": show_judgments}[options.pop("command")](**options)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ def read_contents(folder: Path) -> dict[str, Any]:
     values["experiment.json"] = {name: experiment[name] for name in ("format", "experiment")}
     for meta in folder.glob("checkpoints/*/meta/metadata"):
         values[f"checkpoint {meta.parents[1].name}"] = json.loads(meta.read_bytes())
-    for file in (folder / "data.json", *folder.glob("tokenizer/*"), *folder.glob("data/**/*")):
+    stored = (path for name in ("tokenizer", "data", "reference") for path in folder.glob(f"{name}/**/*"))
+    for file in (folder / "data.json", *stored):
         if file.is_file() and not LITTER.search(str(file.relative_to(folder))):
             values[str(file.relative_to(folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
     names = [str(path.relative_to(folder)) for path in (*folder.glob("*"), *folder.glob("checkpoints/*"))]

@@ -17,12 +17,19 @@ from jaxlm import (
     Encoder,
     EncoderDecoder,
     Experiment,
+    GenerationDefaults,
+    InstructionTuning,
     LanguageModeling,
     MaskedLanguageModeling,
     MaskedLM,
     MaskedLMRows,
     MiniLang,
+    MiniLangCommands,
     MiniLangTags,
+    Packing,
+    PairPreferences,
+    PairwisePreference,
+    Preferences,
     Recurrent,
     RecurrentTagger,
     Search,
@@ -32,13 +39,14 @@ from jaxlm import (
     TextFile,
     TokenClassification,
     Translation,
+    Tsv,
     Windows,
     Words,
     WordsWithChars,
 )
 
-FAMILIES = ("translation", "recurrent", "language_model", "tagger", "masked_lm")
-TEXTS, MASK = "faults.txt", "[MASK]"
+FAMILIES = ("translation", "recurrent", "language_model", "tagger", "masked_lm", "instructions", "preferences")
+TEXTS, PAIRS, MASK = "faults.txt", "faults.tsv", "[MASK]"
 SEARCH = Search(Beam(1), max_len_ratio=0.2, max_len_extra=2, batch_tokens=512, max_source_len=24)
 SPLITS = MiniLang("train", 64), MiniLang("valid", 4), MiniLang("test", 4)
 OPTIMIZER = AdamW(Constant(1e-2), weight_decay=0.01, clip=1.0)
@@ -46,9 +54,11 @@ RUN = {"steps": 12, "log_every": 2, "evaluate_every": 4, "checkpoint_every": 4, 
 
 
 def write_texts(folder: Path, count: int = 200) -> Path:
-    """Make the file of the language models in a folder: a sentence a line."""
-    file = folder / TEXTS
-    file.write_text("".join(f"{english}\n" for english, _ in MiniLang("train", count)), encoding="utf-8")
+    """Make the files of the language models in a folder: a sentence a line, returned, and pairs of answers."""
+    file, sentences = folder / TEXTS, [english for english, _ in MiniLang("train", count)]
+    file.write_text("".join(f"{sentence}\n" for sentence in sentences), encoding="utf-8")
+    pairs = zip(sentences, sentences[1:], sentences[2:], strict=False)
+    (folder / PAIRS).write_text("".join("\t".join(pair) + "\n" for pair in pairs), encoding="utf-8")
     return file
 
 
@@ -94,3 +104,19 @@ def masked_lm() -> Experiment:
     tokenizer = SentencePiece(100, byte_fallback=False, user_defined_symbols=(MASK,))
     model = Encoder(100, 16, 2, 32, 1, max_length=32)
     return Experiment(task, model, tokenizer, rows, objective=MaskedLM(), best_metric="valid/nll", **RUN)
+
+
+def instructions() -> Experiment:
+    """Supervised fine-tuning of a decoder on packed dialogues."""
+    splits = (MiniLangCommands(split, count) for split, count in (("train", 64), ("valid", 4), ("test", 4)))
+    task = InstructionTuning(*splits, generation=GenerationDefaults(max_tokens=4))
+    parts = Decoder(260, 16, 2, 32, 1, max_length=256, dropout=0.1), Bytes(), Packing(256, tokens=2048)
+    return Experiment(task, *parts, best_metric="valid/nll", **RUN)
+
+
+def preferences() -> Experiment:
+    """DPO of a decoder, with a stored reference."""
+    pairs = PairPreferences(Tsv(PAIRS, (0, 1), 2))
+    task = Preferences(pairs, pairs, pairs, generation=GenerationDefaults(max_tokens=4))
+    parts = Decoder(260, 16, 2, 32, 1, max_length=256), Bytes(), Buckets(tokens=2048, max_shapes=1, max_length=256)
+    return Experiment(task, *parts, objective=PairwisePreference(), best_metric="valid/loss", **RUN)

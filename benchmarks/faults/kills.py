@@ -1,6 +1,6 @@
 """Kills and failing disks at every file operation: each run must be finished by the same command, bit for bit.
 
-`python -m benchmarks.faults.kills` strikes the training of five families, and `jaxlm prepare`, at every file operation
+`python -m benchmarks.faults.kills` strikes the training of seven families, and `jaxlm prepare`, at every file operation
 of the first second and at drawn ones of the rest; then it kills at random times. An error of the disk must end the
 process within ENDS_WITHIN seconds, with one sentence. Prints a row for each family, and each fault with its cure: the
 family, the mode and the number strike again.
