@@ -1,10 +1,6 @@
 """The experiment: one frozen object with everything that decides what a run computes, and nothing of the machine."""
 
-import importlib
-import importlib.util
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +9,7 @@ import jax
 
 from jaxlm.config.display import differences
 from jaxlm.config.serialization import check_config
+from jaxlm.config.trust import import_module_or_file
 from jaxlm.data.batching.batches import RunningText
 from jaxlm.data.batching.bucketing import Buckets, Packing
 from jaxlm.data.tokenizers.base import Tokenizer
@@ -140,7 +137,7 @@ def load_experiment(name: str) -> Experiment:
         else the first one). Raises UserError that names the variants if there is no such module or function.
     """
     where, _, variant = name.partition(":") if not name[1:3] == ":\\" else (name, "", "")
-    module = _import_module(where)
+    module = import_module_or_file(where)
     makers = variants(module)
     own = [name for name, maker in makers.items() if getattr(maker, "__module__", None) == module.__name__]
     variant = variant or ("experiment" if "experiment" in own else next(iter(own), ""))
@@ -165,26 +162,3 @@ def variants(module: ModuleType) -> dict:
         if not name.startswith("_")
         and getattr(value, "__annotations__", {}).get("return") in (Experiment, "Experiment")
     }
-
-
-def _import_module(path_or_name: str) -> ModuleType:
-    if path_or_name.endswith(".py") or "/" in path_or_name:
-        file = Path(path_or_name)
-        if not file.is_file() or file.suffix != ".py":
-            raise UserError(f"cannot find the experiment file {path_or_name}: `jaxlm list` shows the experiments")
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        assert spec is not None and spec.loader is not None  # it ends in .py
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(file.stem, module)
-        spec.loader.exec_module(module)
-        return module
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(path_or_name)
-    except ModuleNotFoundError as error:
-        if error.name and (path_or_name == error.name or path_or_name.startswith(error.name + ".")):
-            raise UserError(
-                f"cannot find the experiment {path_or_name!r}: `jaxlm list` shows the experiments"
-            ) from None
-        raise

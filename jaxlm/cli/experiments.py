@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxlm.cli.parser import UsageError, did_you_mean
-from jaxlm.config.trust import MAX_SOURCE_BYTES
+from jaxlm.config.trust import MAX_SOURCE_BYTES, import_module_or_file
 from jaxlm.errors import UserError
 from jaxlm.filesystem import read_bounded
 
 if TYPE_CHECKING:
+    from jaxlm.corpora.corpus import Corpus
     from jaxlm.experiment import Experiment
 
 EXPERIMENTS_PACKAGE, DEFAULT_VARIANT = "experiments", "experiment"
@@ -76,17 +77,32 @@ def resolve_experiment(name: str) -> str:
 
 
 def import_experiment(name: str) -> "Experiment":
-    """The experiment of a name from `resolve_experiment`; imports Flax.
+    """The experiment of a name from `resolve_experiment`; imports Flax."""
+    _search_all_folders()
+    from jaxlm import experiment
 
-    `import experiments.x` then searches all folders; by default Python takes a package from one of them.
-    """
+    return experiment.load_experiment(name)
+
+
+def load_corpus(name: str) -> "Corpus":
+    """The Corpus that the function `module:name` returns. Raises UserError if there is none."""
+    from jaxlm.corpora.corpus import Corpus
+
+    where, _, variant = resolve_experiment(name).partition(":")
+    _search_all_folders()
+    value = getattr(import_module_or_file(where), variant)
+    corpus = value() if callable(value) else value
+    if not isinstance(corpus, Corpus):
+        raise UserError(f"{name} is a {type(corpus).__name__}, expected a function that returns a jaxlm.Corpus")
+    return corpus
+
+
+def _search_all_folders() -> None:
+    """Let `import experiments.x` search all folders; by default Python takes a package from one of them."""
     with contextlib.suppress(ModuleNotFoundError):
         package = importlib.import_module(EXPERIMENTS_PACKAGE)
         old_paths = [str(Path(path).resolve()) for path in package.__path__]
         package.__path__ = list(dict.fromkeys([*map(str, _experiment_folders()), *old_paths]))
-    from jaxlm import experiment
-
-    return experiment.load_experiment(name)
 
 
 def _experiment_folders() -> list[Path]:

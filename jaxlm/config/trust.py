@@ -7,10 +7,12 @@ files that this user has trained with on this machine, at the same place and wit
 import contextlib
 import hashlib
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TypedDict
 
 from jaxlm.errors import UserError
@@ -119,3 +121,27 @@ def _remembered() -> set[str]:
         with contextlib.suppress(OSError, UserError, UnicodeDecodeError):
             return set(read_bounded(file, MAX_REMEMBERED_BYTES).decode().splitlines())
     return set()
+
+
+def import_module_or_file(path_or_name: str) -> ModuleType:
+    """The module of `package.module` or `path/to/file.py`. Raises UserError if there is none."""
+    if path_or_name.endswith(".py") or "/" in path_or_name:
+        file = Path(path_or_name)
+        if not file.is_file() or file.suffix != ".py":
+            raise UserError(f"cannot find the experiment file {path_or_name}: `jaxlm list` shows the experiments")
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None and spec.loader is not None  # it ends in .py
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(file.stem, module)
+        spec.loader.exec_module(module)
+        return module
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(path_or_name)
+    except ModuleNotFoundError as error:
+        if error.name and (path_or_name == error.name or path_or_name.startswith(error.name + ".")):
+            raise UserError(
+                f"cannot find the experiment {path_or_name!r}: `jaxlm list` shows the experiments"
+            ) from None
+        raise

@@ -6,9 +6,8 @@ agree in a band of r rows with probability J^r, and so in one of b bands with 1 
 al., Mining of Massive Datasets, 3.4). Groups are the connected components of the pairs that are found.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -72,29 +71,35 @@ class Duplicates:
             key_DB = mix(key_DB + rows_DBR[:, :, row])
         return key_DB
 
-    def near_pairs(self, bands: Sequence[np.ndarray], signatures: Any, keep_D: np.ndarray) -> Iterator[np.ndarray]:
-        """[pairs, 2] of documents that share a band and pass `verify`.
+    def near_pairs(
+        self, bands: Sequence[np.ndarray], starts: Sequence[int], signatures: Callable[[np.ndarray], np.ndarray],
+        keep_D: np.ndarray,
+    ) -> Iterator[np.ndarray]:  # fmt: skip
+        """int64[pairs, 2] of documents that share a band and pass `verify`.
 
         Args:
-          bands: of each part, (key, document) sorted by key, of the type BAND; documents count through all parts.
-          signatures: `signatures[documents]` is uint32[documents, bands * rows].
+          bands: of each part, the table `BAND` sorted by key; document d of part p is `starts[p] + d` of all.
+          signatures: documents -> uint32[documents, bands * rows].
           keep_D: the documents to be paired.
         """
         edges = np.array([i << 56 for i in range(KEY_RANGES)], np.uint64)
         limits = [np.append(np.searchsorted(part["key"], edges), len(part)) for part in bands]
         for index in range(KEY_RANGES):
-            entries = np.concatenate(
-                [part[limit[index] : limit[index + 1]] for part, limit in zip(bands, limits, strict=True)]
+            ranges = [part[limit[index] : limit[index + 1]] for part, limit in zip(bands, limits, strict=True)]
+            key_N = np.concatenate([part["key"] for part in ranges])
+            document_N = np.concatenate(
+                [part["document"].astype(np.int64) + start for part, start in zip(ranges, starts, strict=False)]
             )
-            entries = entries[keep_D[entries["document"]]]
-            entries = entries[np.lexsort((entries["document"], entries["key"]))]
+            order_N = np.lexsort((document_N, key_N))
+            order_N = order_N[keep_D[document_N[order_N]]]
+            key_N, document_N = key_N[order_N], document_N[order_N]
             for gap in range(1, MAX_NEIGHBORS):
-                same = np.flatnonzero(entries["key"][gap:] == entries["key"][:-gap])
+                same = np.flatnonzero(key_N[gap:] == key_N[:-gap])
                 if not len(same):
                     break
-                pair_P2 = np.stack([entries["document"][same], entries["document"][same + gap]], 1)
+                pair_P2 = np.unique(np.stack([document_N[same], document_N[same + gap]], 1), axis=0)
                 if self.verify:
-                    agree_P = (signatures[pair_P2[:, 0]] == signatures[pair_P2[:, 1]]).mean(1)
+                    agree_P = (signatures(pair_P2[:, 0]) == signatures(pair_P2[:, 1])).mean(1)
                     pair_P2 = pair_P2[agree_P >= self.threshold - 0.05]
                 yield pair_P2
 

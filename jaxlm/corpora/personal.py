@@ -34,7 +34,7 @@ PATTERNS: dict[str, str] = {
     r"(?![\w-]|\.\d)",
     "phone": r"(?<![\w.,:/$€£#=-])(?:\+ ?|\(\+?)?\d(?:[ ().\-/]{0,3}\d){6,14}(?![\w-]|[.,:/]\d)",
 }
-"""How each kind is found. Every pattern has bounded repetitions, so that a long line costs no more than a short one."""
+"""The pattern of each kind; every one has bounded repetitions, so that a long line costs no more than a short one."""
 
 MASKS = {"email": "[EMAIL]", "phone": "[PHONE]", "ip": "[IP]", "card": "[CARD]", "iban": "[IBAN]", "id": "[ID]"}
 MASKS["secret"] = "[SECRET]"

@@ -22,9 +22,10 @@ def pairs_of(texts, step: Duplicates):
     bands = np.empty(keys.size, BAND)
     bands["key"], bands["document"] = keys.reshape(-1), np.repeat(np.arange(len(texts)), step.bands)
     bands.sort(order=("key", "document"))
-    cut = len(bands) // 3  # as if of two parts; each is sorted, and so are their pieces
-    found = step.near_pairs([bands[::2], bands[1::2], bands[:0]], signatures, np.ones(len(texts), bool))
-    assert cut or not texts
+    cut = len(texts) // 3  # as if of several parts
+    parts = [bands[bands["document"] < cut], bands[bands["document"] >= cut], bands[:0]]
+    parts[1]["document"] -= cut
+    found = step.near_pairs(parts, [0, cut, len(texts)], signatures.__getitem__, np.ones(len(texts), bool))
     return {tuple(pair) for part in found for pair in part.tolist()}
 
 

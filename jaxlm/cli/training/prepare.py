@@ -15,7 +15,7 @@ from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, add_bad_line_o
 from jaxlm.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxlm.data.sources.text import Documents
+    from jaxlm.data.sources.text import Documents, TextSource
     from jaxlm.data.tokenizers.base import Tokenizer
 
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
@@ -28,6 +28,8 @@ DEFAULT_VOCAB_SIZE = 32_000
 def main(argv: list[str]) -> int:
     """Write the shards and print a summary."""
     options = _parser().parse(argv)
+    if ":" in options.files[0] and not Path(options.files[0]).exists():
+        return _prepare_corpus(options)
     from jaxlm.data.files import ReadStats
     from jaxlm.data.storage.shards import build_shards
 
@@ -57,11 +59,42 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _prepare_corpus(options: argparse.Namespace) -> int:
+    """`jaxlm prepare MODULE:NAME`: the three passes of a Corpus, or a look at its first documents."""
+    from jaxlm.cli.experiments import load_corpus
+    from jaxlm.corpora.passes import Builder
+    from jaxlm.corpora.personal import MASKS, Personal
+    from jaxlm.corpora.write import build_corpus
+    from jaxlm.data.files import ReadStats
+
+    stats, start = ReadStats(), time.perf_counter()
+    processes, part_bytes = options.num_workers or os.cpu_count() or 1, options.shard_mb * MEBIBYTE
+    builder = Builder(load_corpus(options.files[0]), options.out, processes, part_bytes)
+    if options.sample:
+        for line in builder.sample(options.sample):
+            output.write_line(line)
+        return 0
+    if any(isinstance(step, Personal) for step in builder.corpus.steps) and not options.tokenizer:
+        options.user_defined_symbol += MASKS.values()
+
+    def on_part(record: dict, kept: bool) -> None:
+        counts = f"{record['read']:,} documents read, {record['kept']:,} pass the filters"
+        output.print_stderr(f"part {record['name']} {'exists' if kept else 'written'}: {counts}")
+
+    totals = build_corpus(builder, lambda texts: _get_tokenizer(options, texts), stats, on_part)
+    output.print_stderr(f"{stats}")
+    seconds = round(time.perf_counter() - start, 3)
+    output.write_line(output.json_line(totals | {"out": str(options.out), "seconds": seconds}))
+    return 0
+
+
 def _parser() -> CommandParser:
     parser = CommandParser("prepare", COMMANDS["prepare"])
-    text = "UTF-8 text or JSON lines, plain or compressed; a relative path is looked for in $JAXLM_DATA, data/ and ."
+    text = "UTF-8 text or JSON lines, plain or compressed; a relative path is looked for in $JAXLM_DATA, data/ and .; "
+    text += "or MODULE:NAME, a function that returns a Corpus, with its own sources and steps"
     parser.add_argument("files", metavar="FILE", nargs="+", help=text)
     parser.add_argument("--out", type=Path, metavar="D", required=True, help="the folder of shards to create or resume")
+    parser.add_int("--sample", "of a Corpus: print what each rule would drop of N documents a source; write nothing")
     text = "a document is a line (the default), a block of lines between blank lines, the lines from one heading "
     text += "(see --heading) to the next, or a field of a JSON line (the default for *.jsonl)"
     parser.add_argument("--unit", choices=("line", "block", "heading", "json"), help=text)
@@ -102,7 +135,7 @@ def _documents(options: argparse.Namespace) -> "Documents":
         raise UsageError(str(error)) from error
 
 
-def _get_tokenizer(options: argparse.Namespace, documents: "Documents") -> "Tokenizer":
+def _get_tokenizer(options: argparse.Namespace, documents: "TextSource") -> "Tokenizer":
     """The tokenizer of `--tokenizer`, or that of an earlier call, or a new one."""
     from jaxlm.data.tokenizers.loading import load_saved_tokenizer, load_tokenizer
     from jaxlm.data.tokenizers.sentencepiece import SentencePiece

@@ -11,6 +11,7 @@ is of the same text and its files have the bytes that were written.
 
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypedDict
@@ -170,19 +172,30 @@ def _iter_records(
 ) -> Iterator[tuple[ShardRecord, bool]]:
     """The record of every shard in order, and whether it was kept."""
     checked = ((shard, _reusable_record(shard, folder, tokenizer)) for shard in shards)
+    here = partial(write_shard, folder=folder, tokenizer=tokenizer)
+    return map_in_order(here if processes == 1 else _write_in_worker, checked, processes, str(folder))
+
+
+def map_in_order(
+    function: Callable[[Any], Any], items: Iterable[tuple[Any, Any]], processes: int, folder: str = ""
+) -> Iterator[tuple[Any, bool]]:
+    """(result, True) of every (item, result that exists), and (function(item), False) of every (item, None), in order.
+
+    `processes` processes call the function, this one if there is one; at most `processes + 2` items are in memory.
+    `folder` has a tokenizer for `_worker_state`. Raises UserError if one of them is killed.
+    """
     if processes == 1:
-        for shard, record in checked:
-            yield (record, True) if record else (write_shard(shard, folder, tokenizer), False)
+        yield from ((function(item), False) if result is None else (result, True) for item, result in items)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _init_worker, (str(folder),)) as pool:
-        pending: deque[Future | ShardRecord] = deque()
+    with ProcessPoolExecutor(processes, context, _init_worker, (folder,)) as pool:
+        pending: deque[tuple[Future | None, Any]] = deque()
         try:
-            for shard, record in checked:
-                pending.append(record or pool.submit(_write_in_worker, shard))
+            for item, result in items:
+                pending.append((pool.submit(function, item) if result is None else None, result))
                 while len(pending) > processes + 1:
-                    yield _resolve(pending.popleft())
-            yield from map(_resolve, pending)
+                    yield _resolve(*pending.popleft())
+            yield from itertools.starmap(_resolve, pending)
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError(
                 "a process that made shards was killed, perhaps for want of memory: repeat the command with fewer "
@@ -192,8 +205,8 @@ def _iter_records(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _resolve(record: "Future | ShardRecord") -> tuple[ShardRecord, bool]:
-    return (record, True) if isinstance(record, ShardRecord) else (record.result(), False)
+def _resolve(future: "Future | None", result: Any) -> tuple[Any, bool]:
+    return (result, True) if future is None else (future.result(), False)
 
 
 def _reusable_record(shard: ShardInput, folder: Path, tokenizer: Tokenizer) -> ShardRecord | None:
@@ -227,7 +240,8 @@ _worker_state: list[tuple[Path, Tokenizer]] = []
 
 def _init_worker(folder: str) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _worker_state.append((Path(folder), load_tokenizer(Path(folder) / "tokenizer")))
+    if folder:
+        _worker_state.append((Path(folder), load_tokenizer(Path(folder) / "tokenizer")))
 
 
 def _exit_with_parent() -> None:

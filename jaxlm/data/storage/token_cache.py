@@ -178,7 +178,7 @@ class StoredColumn:
     def is_intact(self, folder: Path) -> bool:
         """True if both files have the bytes that were written. Reads them whole."""
         try:
-            return tuple(_crc32_of_file(file) for file in self.files(folder)) == self.crc32
+            return tuple(crc32_of_file(file) for file in self.files(folder)) == self.crc32
         except OSError:
             return False
 
@@ -229,7 +229,8 @@ def _ends_header(rows: int) -> bytes:
     return header.getvalue()
 
 
-def _crc32_of_file(file: Path) -> int:
+def crc32_of_file(file: Path) -> int:
+    """The checksum of a file's bytes."""
     crc32 = 0
     with file.open("rb") as stream:
         while block := stream.read(1 << 22):
