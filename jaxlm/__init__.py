@@ -87,11 +87,13 @@ if TYPE_CHECKING:
     from jaxlm.data.pretraining.masked_lm import MaskedLMRows as MaskedLMRows
     from jaxlm.data.pretraining.span_corruption import PrefixLMWindows as PrefixLMWindows
     from jaxlm.data.pretraining.span_corruption import SpanCorruption as SpanCorruption
+    from jaxlm.data.sources.arrow import ArrowTable as ArrowTable
     from jaxlm.data.sources.base import PairSource as PairSource
     from jaxlm.data.sources.classification import SENTIMENT_LABELS as SENTIMENT_LABELS, LabeledLines as LabeledLines
     from jaxlm.data.sources.classification import MapLabels as MapLabels, RteXml as RteXml
     from jaxlm.data.sources.conll import UPOS_TAGS as UPOS_TAGS, ColumnFile as ColumnFile, ConllU as ConllU
     from jaxlm.data.sources.conll import RepairTags as RepairTags
+    from jaxlm.data.sources.parallel import Csv as Csv, JsonLines as JsonLines
     from jaxlm.data.sources.parallel import ParallelFiles as ParallelFiles, Tsv as Tsv
     from jaxlm.data.sources.text import Documents as Documents, TextFile as TextFile
     from jaxlm.data.sources.tfds import Tfds as Tfds

@@ -44,7 +44,7 @@ READABLE: dict[str, bytes | tuple[bytes, ...]] = {
 
 COMPRESSED_ENDINGS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zip": "zip", ".zst": "Zstandard"}
 
-TABLE_CURE = "Write its texts as JSON lines: pandas.read_parquet(FILE).to_json(NEW, orient='records', lines=True)."
+TABLE_CURE = "In an experiment, ArrowTable(FILE, SOURCE, TARGET) reads pairs from its columns."
 
 UNREADABLE = (
     (b"PAR1\x15", "a Parquet table", TABLE_CURE),

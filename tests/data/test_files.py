@@ -138,7 +138,7 @@ def test_compressed_files_are_read_whatever_their_name(ending, tmp_path):
 
 OTHER = [
     (b"\x28\xb5\x2f\xfd\x04\x88abc", "Zstandard|damaged"),
-    (b"PAR1\x15\x04\x15\xb0", "a Parquet table, expected text.*read_parquet"),
+    (b"PAR1\x15\x04\x15\xb0", "a Parquet table, expected text.*ArrowTable"),
     (b"7z\xbc\xaf\x27\x1c\0", "a 7-Zip archive.*7z x"),
     (b"a.txt" + bytes(252) + b"ustar" + bytes(250), "a tar archive.*tar xf"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of Git LFS.*git lfs pull"),

@@ -1,16 +1,21 @@
 """Pairs from files: two parallel files, tab-separated columns, JSON lines."""
 
+import csv
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from jaxlm.data.files import MAX_TEXT_BYTES, OnBadLine, ReadStats, find_file, iter_lines
 from jaxlm.data.sources.base import FilteredPairs
 from jaxlm.errors import UserError
 from jaxlm.json_files import unique_names
+
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+"""The delimiters that are recognized, and their names."""
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -86,10 +91,10 @@ class Tsv(FilteredPairs):
 
     def _read_rows(self, stats: ReadStats) -> Iterator[tuple[str | None, str | None]]:
         file = find_file(self.path)
-        lines = enumerate(iter_lines(file, self.on_bad_line, stats, self.max_text_bytes), start=1)
+        records = self._iter_records(file, stats)
         places = self._selected_columns
         if any(isinstance(column, str) for column in places):
-            names: list[int | str] = [*(next(lines)[1] or "").split("\t")]
+            names: list[int | str] = [*(next(records)[1] or ())]
             if wrong := [column for column in places if names.count(column) != 1]:
                 raise UserError(
                     f"{file}, line 1 lacks the column {', '.join(map(repr, wrong))}, or has it twice: it names "
@@ -97,24 +102,77 @@ class Tsv(FilteredPairs):
                 )
             places = tuple(names.index(column) for column in places)
         need = max(places) + 1  # type: ignore[type-var, operator]
-        for number, line in lines:
-            columns = [] if line is None else line.split("\t")
-            if len(columns) >= need:
+        for number, columns in records:
+            if columns is not None and len(columns) >= need:
                 *texts, target = (columns[place] for place in places)  # type: ignore[index]
-                yield "\t".join(texts), target
-            elif line == "":
+                yield texts[0] if len(texts) == 1 else "\t".join(text.replace("\t", " ") for text in texts), target
+            elif columns in ([], [""]):
                 yield "", ""
             else:
-                if line is not None and self.on_bad_line == "error":
+                if columns is not None and self.on_bad_line == "error":
                     raise UserError(
-                        f"{file}, line {number}: {len(columns)} columns, expected at least {need} between tabs. "
+                        f"{file}, line {number}: {len(columns)} columns, expected at least {need} {self._between()}. "
                         "Fix the line or the column numbers, or set on_bad_line='skip'."
                     )
                 yield None, None
 
+    def _iter_records(self, file: Path, stats: ReadStats) -> Iterator[tuple[int, list[str] | None]]:
+        """(number of the line, its columns); None for a line that cannot be read."""
+        for number, line in enumerate(iter_lines(file, self.on_bad_line, stats, self.max_text_bytes), start=1):
+            yield number, None if line is None else line.split("\t")
+
+    def _between(self) -> str:
+        return "between tabs"
+
     def _place(self, number: int) -> str:
         has_header = any(isinstance(column, str) for column in self._selected_columns)
         return f"{find_file(self.path)}, line {number + 1 + has_header}"
+
+
+@dataclass(frozen=True)
+class Csv(Tsv):
+    """Comma-separated values with quotes, as spreadsheets and pandas write them (RFC 4180).
+
+    A quoted field may hold the delimiter, line breaks, and quotes (doubled). Columns are chosen as in `Tsv`.
+
+    Attributes:
+      delimiter: None: that of `, ; TAB |` which the first line has most of, outside of quotes.
+    """
+
+    delimiter: str | None = None
+
+    def describe(self) -> str:
+        return f"{super().describe()}, {self._between()}"
+
+    def _iter_records(self, file: Path, stats: ReadStats) -> Iterator[tuple[int, list[str] | None]]:
+        delimiter = self.delimiter or self._find_delimiter()
+        lines = (
+            "" if line is None else line + "\n"
+            for line in iter_lines(file, self.on_bad_line, stats, self.max_text_bytes)
+        )
+        csv.field_size_limit(self.max_text_bytes)
+        reader, begins = csv.reader(lines, delimiter=delimiter, strict=True), 1
+        while True:
+            try:
+                columns: list[str] | None = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if self.on_bad_line == "error" or "unexpected end" in str(error):
+                    hint = "a quote that opens there has no end" if "unexpected end" in str(error) else error
+                    raise UserError(f"{file}, line {begins}: {hint}. Fix it, or set on_bad_line='skip'.") from None
+                columns = None
+            yield begins, columns
+            begins = reader.line_num + 1
+
+    def _find_delimiter(self) -> str:
+        first = next(iter_lines(find_file(self.path), "replace", ReadStats(), self.max_text_bytes), None) or ""
+        bare = re.sub(r'"(?:[^"]|"")*("|$)', "", first)
+        return max(DELIMITERS, key=bare.count)
+
+    def _between(self) -> str:
+        delimiter = self.delimiter or self._find_delimiter()
+        return f"separated by {DELIMITERS.get(delimiter, repr(delimiter))}"
 
 
 @dataclass(frozen=True)
@@ -168,6 +226,8 @@ class JsonLines(FilteredPairs):
         if value is None and "." in key:
             outer, inner = key.split(".", 1)
             return self._text_at(record.get(outer), inner, stats)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)  # a class
         if not isinstance(value, str):
             keys = f"only {', '.join(map(repr, record)) or 'no key'}"
             raise ValueError(f"expected a text under {key!r}, found {type(value).__name__ if key in record else keys}")

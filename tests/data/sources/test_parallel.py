@@ -158,7 +158,7 @@ def test_json_lines(folder):
         ('{"en": "a"}', "line 2: expected a text under 'de', found only 'en'"),
         ('{"en": "a", "de": "A", "en": "b"}', "line 2: the name 'en' is in an object twice"),
         ("{}", "line 2: expected a text under 'en', found no key|found only no key"),
-        ('{"en": "a", "de": 3}', "line 2: expected a text under 'de', found int"),
+        ('{"en": "a", "de": 3.5}', "line 2: expected a text under 'de', found float"),
         ('{"en": "a", "de": null}', "line 2: expected a text under 'de', found NoneType"),
         ('{"en": "a", "de": "\\ud83d"}', "line 2: the text under 'de' holds half of a surrogate pair"),
     ],
