@@ -226,9 +226,9 @@ class PretrainedSentencePiece(SerializableTokenizer):
         size = len(vocab) or processor.get_piece_size()
         if vocab:
             ids_by_row = [_text_ids(row, size, self.special) for row in rows]
-            pieces_by_row = ([vocab[i] for i in ids if i not in self._hidden_ids] for ids in ids_by_row)
+            pieces_by_row = ([self._shown_pieces[i] for i in ids if i in self._shown_pieces] for ids in ids_by_row)
             return [processor.decode_pieces(pieces).strip() for pieces in pieces_by_row]
-        shown = {token.id: token.content for token in self.added_tokens if not token.special}
+        shown = {token.id: replace_surrogates(token.content) for token in self.added_tokens if not token.special}
         texts = []
         for row in rows:
             ids = _text_ids(row, max([size, *(index + 1 for index in shown)]), self.special)
@@ -240,10 +240,10 @@ class PretrainedSentencePiece(SerializableTokenizer):
         return texts
 
     @functools.cached_property
-    def _hidden_ids(self) -> frozenset[int]:
-        vocab = self.target_vocab or self.vocab
-        named = (index for index, piece in enumerate(vocab) if piece in ("</s>", "<pad>", "<unk>"))
-        return frozenset(named).union([self.special.unk or 0])
+    def _shown_pieces(self) -> dict[int, str]:
+        """The pieces that `decode` shows, without halves of surrogate pairs, which SentencePiece does not take."""
+        hidden, pieces = ("</s>", "<pad>", "<unk>"), enumerate(self.target_vocab or self.vocab)
+        return {i: replace_surrogates(p) for i, p in pieces if p not in hidden and i != (self.special.unk or 0)}
 
     def to_bytes(self) -> bytes:
         models = [base64.b64encode(model).decode() for model in (self.source_model, self.target_model)]
