@@ -49,11 +49,11 @@ class ArrowTable(FilteredPairs):
                 if any(text is not None and len(text) > self.max_text_bytes for text in texts):
                     raise UserError(f"{file}, row {number}: {too_large('the text', self.max_text_bytes)}")
                 *sources, target = texts
-                if None in sources:
+                parts = [part for part in sources if part is not None]
+                if len(parts) < len(sources):
                     yield None, None
                 else:
-                    parts = [part.replace("\t", " ") for part in sources] if len(sources) > 1 else sources
-                    yield "\t".join(parts), target
+                    yield parts[0] if len(parts) == 1 else "\t".join(p.replace("\t", " ") for p in parts), target
 
     def _iter_batches(self) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
         """The rows of each file as records, a batch at a time. Raises UserError for a file or a column."""

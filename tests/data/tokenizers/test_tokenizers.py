@@ -129,7 +129,7 @@ def test_half_surrogates_do_not_stop_it(tokenizer):
 
 def test_half_surrogates_in_a_published_vocabulary_do_not_stop_it():
     pieces = SentencePiece(266).fit(["one two"] * 10).model
-    vocab = ("", "<unk>", "</s>", ">>es<<", "\u2581one", "\ud800")
+    vocab = ("", "<unk>", "</s>", ">>es<<", "one", "\ud800")
     tokenizer = PretrainedSentencePiece(pieces, pieces, 6, SpecialIds(pad=0, unk=1, eos=2), vocab)
     assert tokenizer.decode([[4, 5, 2]]) == ["one?"]
 
