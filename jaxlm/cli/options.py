@@ -198,14 +198,39 @@ OPTION_GROUPS = {"constraint": _add_constraint_options, "model": _add_model_opti
 
 
 def experiment_with_options(options: argparse.Namespace) -> "Experiment":
-    """The workdir's experiment with the command's options. Checks the folder before JAX is imported."""
+    """The workdir's experiment with the command's options. Checks the folder before JAX is imported.
+
+    Raises UsageError for an option that does not apply to the task.
+    """
     folder = Workdir(options.workdir)
     folder.check()
     from jaxlm import runtime
 
     runtime.configure_process()
     experiment = folder.read_experiment()
-    return dataclasses.replace(experiment, task=_with_task_options(experiment.task, options))
+    task: Any = experiment.task
+    given, search = vars(options), task.search
+    n_best = given.get("n_best") or 1
+    changes: dict[str, Any] = {}
+    if search is None:
+        unused = [name for name in ("num_beams", "length_penalty", "attention") if given.get(name)]
+        unused += ["n_best"] if n_best > 1 else []
+        if unused:
+            raise UsageError(f"--{unused[0].replace('_', '-')}: the task {type(task).__name__} does not search")
+        if options.batch_tokens and hasattr(task, "batch_tokens"):
+            changes = {"batch_tokens": options.batch_tokens}
+    else:
+        num_beams = given.get("num_beams") or search.beam.num_beams
+        if given.get("num_beams") and n_best > num_beams:
+            raise UsageError(f"--n-best {n_best} needs --num-beams {n_best} or more, found --num-beams {num_beams}")
+        of_beam: dict[str, Any] = {"num_beams": max(num_beams, n_best), "num_return_sequences": n_best}
+        if given.get("length_penalty") is not None:
+            penalty = "power" if search.beam.length_penalty_kind == "none" else search.beam.length_penalty_kind
+            of_beam |= {"length_penalty": options.length_penalty, "length_penalty_kind": penalty}
+        tokens, attention = options.batch_tokens or search.batch_tokens, given.get("attention") or False
+        beam = dataclasses.replace(search.beam, **of_beam)
+        changes = {"search": dataclasses.replace(search, beam=beam, batch_tokens=tokens, attention=attention)}
+    return dataclasses.replace(experiment, task=dataclasses.replace(task, **changes))
 
 
 def load_pipeline(options: argparse.Namespace, experiment: "Experiment | None" = None) -> "Pipeline":
@@ -216,27 +241,3 @@ def load_pipeline(options: argparse.Namespace, experiment: "Experiment | None" =
     names = ("average_last", "step", "mesh", "precision", "ensemble", "ensemble_mean")
     pipeline = load(options.workdir, **{name: getattr(options, name) for name in names if hasattr(options, name)})
     return dataclasses.replace(pipeline, experiment=experiment)
-
-
-def _with_task_options(task: Any, options: argparse.Namespace) -> Any:
-    """The task with the options of this command. Raises UsageError for an option that does not apply to it."""
-    given, search = vars(options), task.search
-    n_best = given.get("n_best") or 1
-    if search is None:
-        unused = [name for name in ("num_beams", "length_penalty", "attention") if given.get(name)]
-        unused += ["n_best"] if n_best > 1 else []
-        if unused:
-            raise UsageError(f"--{unused[0].replace('_', '-')}: the task {type(task).__name__} does not search")
-        if options.batch_tokens and hasattr(task, "batch_tokens"):
-            return dataclasses.replace(task, batch_tokens=options.batch_tokens)
-        return task
-    num_beams = given.get("num_beams") or search.beam.num_beams
-    if given.get("num_beams") and n_best > num_beams:
-        raise UsageError(f"--n-best {n_best} needs --num-beams {n_best} or more, found --num-beams {num_beams}")
-    changes: dict[str, Any] = {"num_beams": max(num_beams, n_best), "num_return_sequences": n_best}
-    if given.get("length_penalty") is not None:
-        penalty = "power" if search.beam.length_penalty_kind == "none" else search.beam.length_penalty_kind
-        changes |= {"length_penalty": options.length_penalty, "length_penalty_kind": penalty}
-    limits = {"batch_tokens": options.batch_tokens or search.batch_tokens, "attention": given.get("attention") or False}
-    search = dataclasses.replace(search, beam=dataclasses.replace(search.beam, **changes), **limits)
-    return dataclasses.replace(task, search=search)

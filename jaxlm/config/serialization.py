@@ -45,8 +45,11 @@ def to_json(value: Any, path: str = "config") -> Any:
         return {"type": "pathlib.Path", "value": str(value)}
     if type(value) is tuple:
         return [to_json(item, f"{path}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Mapping) and "type" not in value and all(type(key) is str for key in value):
+        return {key: to_json(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, Mapping):
-        return _mapping_to_json(value, path)
+        items = [[to_json(key, path), to_json(item, f"{path}[{key!r}]")] for key, item in value.items()]
+        return {"type": "dict", "items": items}
     if isinstance(value, np.dtype):
         return {"type": "numpy.dtype", "value": value.name}
     if _is_dtype_class(value):
@@ -139,12 +142,6 @@ def type_name(cls: type, path: str = "config") -> str:
     if "<locals>" in cls.__qualname__:
         raise UserError(f"{path}: {module}.{cls.__qualname__} is defined inside a function; move it to the top level")
     return f"{module}.{cls.__qualname__}"
-
-
-def _mapping_to_json(value: Mapping, path: str) -> dict:
-    if "type" not in value and all(type(key) is str for key in value):
-        return {key: to_json(item, f"{path}.{key}") for key, item in value.items()}
-    return {"type": "dict", "items": [[to_json(key, path), to_json(value[key], f"{path}[{key!r}]")] for key in value]}
 
 
 def _is_dtype_class(value: Any) -> bool:

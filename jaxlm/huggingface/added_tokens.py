@@ -12,8 +12,8 @@ from typing import Any, TypedDict
 
 from jaxlm.data.tokenizers.pretrained import AddedToken
 from jaxlm.errors import UserError
-from jaxlm.huggingface.checkpoint_folder import FETCH_AGAIN, published_file
-from jaxlm.json_files import check_type, read_json
+from jaxlm.huggingface.checkpoint_folder import FETCH_AGAIN, read_optional
+from jaxlm.json_files import check_type
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -48,8 +48,7 @@ class DeclaredToken:
 def declared_tokens(folder: Path) -> list[DeclaredToken]:
     """The tokens that a folder names, by increasing ids. Raises UserError if its files are damaged."""
     config, special_map, added = (
-        read_json(path, dict, FETCH_AGAIN) if (path := published_file(folder, name)) else {}
-        for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        read_optional(folder, f"{name}.json") for name in ("tokenizer_config", "special_tokens_map", "added_tokens")
     )
     place = folder / "tokenizer_config.json"
     entries = config.get("added_tokens_decoder") or {}

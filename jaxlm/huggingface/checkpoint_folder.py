@@ -60,6 +60,11 @@ def published_file(folder: Path, name: str) -> Path | None:
     return path
 
 
+def read_optional(folder: Path, name: str, annotation: Any = dict) -> dict[str, Any]:
+    """A JSON file of the folder; {} if there is none. Raises UserError if it has another type."""
+    return read_json(path, annotation, FETCH_AGAIN) if (path := published_file(folder, name)) else {}
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`. Raises UserError if it is missing or not a JSON object."""
     return read_description(folder, CONFIG_FILE, "which describes the model", ModelDescription)

@@ -4,10 +4,10 @@ The layouts of llama and qwen2 are read. In that of llama the rows of query and 
 the rotary pairs; it is undone when an array is read.
 """
 
+import importlib
 import json
 import math
 import re
-import struct
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -222,20 +222,16 @@ def _byte_level(tokens: Sequence[str], added: Mapping[str, Any], given: Mapping[
 
 
 def _sentencepiece(tokens: Sequence[str], kinds: Sequence[int], scores: Sequence[float]) -> bytes:
-    """A SentencePiece model, a protocol buffer: pieces (field 1), the options of training (2) and normalization (3)."""
+    """A SentencePiece model, which keeps repeated spaces."""
+    protocol: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+
     if len(scores) != len(tokens) or not all(map(math.isfinite, scores)):
         raise UserError(f"its tokenizer has {len(scores):,} scores of {len(tokens):,} tokens, or infinite ones")
-    pieces = [_field(1, _field(1, token.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + bytes([kind]))
-              for token, kind, score in zip(tokens, kinds, scores, strict=True)]  # fmt: skip
-    unknown = kinds.index(UNKNOWN) if UNKNOWN in kinds else 0
-    options = b"\x18\x02" + b"\xc0\x02" + _varint(unknown)  # model_type BPE, unk_id
-    options += b"\x98\x02\x01" if BYTE in kinds else b""  # byte_fallback
-    return b"".join(pieces) + _field(2, options) + _field(3, b"\x20\x00")  # keep repeated spaces
-
-
-def _varint(number: int) -> bytes:
-    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + _varint(number >> 7)
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
+    model = protocol.ModelProto()
+    for token, kind, score in zip(tokens, kinds, scores, strict=True):
+        model.pieces.add(piece=token, score=score, type=kind)
+    trainer = model.trainer_spec
+    trainer.model_type, trainer.byte_fallback = trainer.BPE, BYTE in kinds
+    trainer.unk_id = kinds.index(UNKNOWN) if UNKNOWN in kinds else 0
+    model.normalizer_spec.remove_extra_whitespaces = False
+    return model.SerializeToString()

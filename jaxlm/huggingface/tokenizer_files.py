@@ -14,7 +14,7 @@ from jaxlm.data.tokenizers.sentencepiece import parse_sentencepiece
 from jaxlm.errors import UserError
 from jaxlm.filesystem import read_bounded
 from jaxlm.huggingface.added_tokens import add_tokens, declared_tokens, find_added_tokens
-from jaxlm.huggingface.checkpoint_folder import FETCH_AGAIN, published_file, read_description
+from jaxlm.huggingface.checkpoint_folder import FETCH_AGAIN, published_file, read_optional
 from jaxlm.json_files import MAX_JSON_BYTES, parse_json, read_json
 
 ModelKind = Literal["decoder", "encoder", "encoder_decoder"]
@@ -85,8 +85,7 @@ def read_tokenizer(
 
 def _check_options(folder: Path, content: str) -> None:
     """Raises UserError for an option of tokenizer_config.json by which Transformers changes tokenizer.json."""
-    path = published_file(folder, "tokenizer_config.json")
-    options = read_json(path, dict, FETCH_AGAIN) if path else {}
+    path, options = folder / "tokenizer_config.json", read_optional(folder, "tokenizer_config.json")
     cure = "load and save the tokenizer with Transformers, which writes both files again"
     if options.get("split_special_tokens"):
         raise UserError(f"{path} has split_special_tokens = true, which jaxlm does not support: {cure}")
@@ -108,20 +107,20 @@ def _check_options(folder: Path, content: str) -> None:
 def _prepend_scheme(folder: Path, config: Mapping[str, Any]) -> Literal["", "first", "always"]:
     if config.get("model_type") not in LLAMA_TYPES:
         return ""
-    path = published_file(folder, "tokenizer_config.json")
-    options = read_json(path, LlamaOptions, FETCH_AGAIN) if path else {}
+    options = read_optional(folder, "tokenizer_config.json", LlamaOptions)
     if options.get("add_prefix_space") is False:
         raise UserError(
-            f"{path} has add_prefix_space = false, which needs a tokenizer.json: `save_pretrained` writes one"
+            f"{folder / 'tokenizer_config.json'} has add_prefix_space = false, which needs a tokenizer.json: "
+            "`save_pretrained` writes one"
         )
     return "always" if options.get("legacy") else "first"
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
     try:
-        return read_bounded(path, MAX_JSON_BYTES).decode()
+        return read_bounded(path, max_bytes).decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): fetch it again") from None
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}): {FETCH_AGAIN}") from None
 
 
 def find_mask_token(folder: Path, tokenizer: FastTokenizer | PretrainedSentencePiece) -> str:
@@ -205,13 +204,13 @@ def _find_id(folder: Path, role: str, piece_to_id: PieceToId) -> int | None:
     return next((token_id for token_id in ids if token_id is not None), None)
 
 
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    return read_optional(folder, "special_tokens_map.json") | read_optional(folder, "tokenizer_config.json")
+
+
 def _tokens_of_role(folder: Path, role: str) -> tuple[str, ...]:
     """The token of a role by the tokenizer configuration of the folder, or the usual ones if it names none."""
-    names: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if published_file(folder, name):
-            names |= read_description(folder, name, "which names the special tokens")
-    token = names.get(role)
+    token = _tokenizer_config(folder).get(role)
     if token is None:
         return DEFAULT_SPECIAL_TOKENS[role]
     text = token.get("content") if isinstance(token, dict) else token
@@ -228,18 +227,13 @@ PublishedTokenizer = FastTokenizer | PretrainedSentencePiece
 
 def read_chat_template(folder: Path, tokenizer: PublishedTokenizer) -> JinjaChatTemplate | None:
     """The template of a folder, or None. Of several by name it is that called "default"."""
-    configs: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        configs |= read_json(path, dict, FETCH_AGAIN) if (path := published_file(folder, name)) else {}
+    configs = _tokenizer_config(folder)
     source = configs.get("chat_template")
     if isinstance(source, list):
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = named.get("default")
     if path := published_file(folder, "chat_template.jinja"):
-        try:
-            source = read_bounded(path, MAX_TEMPLATE_BYTES).decode()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 (byte {error.start}): {FETCH_AGAIN}") from None
+        source = _read_text(path, MAX_TEMPLATE_BYTES)
     if source is None:
         return None
     if not isinstance(source, str):

@@ -51,14 +51,10 @@ class TextStream:
             whole = whole[: min(stops)]
             self.ended = True
         elif not last:
-            whole = whole[: len(whole) - self._incomplete_suffix(whole)]
+            parts = min(len(whole) - len(whole.rstrip(REPLACEMENT_CHAR)), MAX_PARTIAL_BYTES)
+            starts = [size for stop in self.stop_strings for size in range(1, len(stop)) if whole.endswith(stop[:size])]
+            whole = whole[: len(whole) - max([parts, *starts])]
         if not whole.startswith(self.text):
             return ""
         piece, self.text = whole[len(self.text) :], whole
         return piece
-
-    def _incomplete_suffix(self, whole: str) -> int:
-        """The number of final characters that may still change: of partial characters, or of a partial stop string."""
-        parts = min(len(whole) - len(whole.rstrip(REPLACEMENT_CHAR)), MAX_PARTIAL_BYTES)
-        starts = [size for stop in self.stop_strings for size in range(1, len(stop)) if whole.endswith(stop[:size])]
-        return max([parts, *starts])

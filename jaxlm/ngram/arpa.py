@@ -48,7 +48,20 @@ def write_arpa(path: str | Path, tables: Any, words: Sequence[str]) -> None:
     Raises UserError unless each id has a word of its own without white space.
     """
     path, levels = Path(path), to_levels(tables)
-    names = _check_words(words, len(levels[0].word))
+    vocab = len(levels[0].word)
+    if len(words) != vocab:
+        raise UserError(f"{len(words)} words for a model of {vocab} ids: give the tokenizer of the model")
+    names = list(words)
+    for word, index in SPECIAL_WORDS.items():
+        names[index] = word
+    seen = {UNKNOWN_NAMES[1]}
+    for index, word in enumerate(names[1:], start=1):
+        if not word or re.search(r"[ \t\r\n\0]", word) or word in seen:
+            raise UserError(
+                f"id {index} is the word {word!r}: words of an ARPA file are not empty, unique and without white "
+                "space. Give write_arpa names for such ids, as in '<space>'."
+            )
+        seen.add(word)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_atomic(path) as raw:
         lines = (text.encode() for text in _format_lines(levels, names))
@@ -77,23 +90,6 @@ def _format_lines(levels: Sequence[BackoffLevel], words: Sequence[str]) -> Itera
             if n > 1 or row != PAD:
                 yield f"{p:.9g}\t{name}\t{weight:.9g}\n" if n < len(levels) else f"{p:.9g}\t{name}\n"
     yield "\n\\end\\\n"
-
-
-def _check_words(words: Sequence[str], vocab: int) -> list[str]:
-    if len(words) != vocab:
-        raise UserError(f"{len(words)} words for a model of {vocab} ids: give the tokenizer of the model")
-    names = list(words)
-    for word, index in SPECIAL_WORDS.items():
-        names[index] = word
-    seen = {UNKNOWN_NAMES[1]}
-    for index, word in enumerate(names[1:], start=1):
-        if not word or re.search(r"[ \t\r\n\0]", word) or word in seen:
-            raise UserError(
-                f"id {index} is the word {word!r}: words of an ARPA file are not empty, unique and without white "
-                "space. Give write_arpa names for such ids, as in '<space>'."
-            )
-        seen.add(word)
-    return names
 
 
 def read_arpa(path: str | Path) -> tuple[BackoffTables, tuple[str, ...]]:

@@ -94,7 +94,9 @@ def jaxpr_flops(jaxpr: Any) -> int:
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name == "dot_general":
-            total += _dot_flops(equation)
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
         elif name == "conv_general_dilated":
             total += _conv_flops(equation)
         elif name == "cond":
@@ -134,12 +136,6 @@ def _inner_jaxprs(equation: Any) -> Iterator[Any]:
             jaxpr = getattr(item, "jaxpr", item)
             if hasattr(jaxpr, "eqns"):
                 yield jaxpr
-
-
-def _dot_flops(equation: Any) -> int:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
 
 
 def _conv_flops(equation: Any) -> int:

@@ -107,7 +107,11 @@ def run_benchmark(
         first_batch = next(loader)
         # One step is not measured: it starts threads and maps the pages of libraries and code.
         jax.block_until_ready(programs.for_batch(batches[0])(init_state(), put_batch(batches[0], mesh)))
-        memory_before, ordered = _reset_peak_memory(), itertools.chain([first_batch], loader)
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        memory_before, ordered = _process_memory("VmRSS"), itertools.chain([first_batch], loader)
         timed = _time_steps(experiment, programs, init_state(), ordered, steps, profile)
     metrics = _benchmark_metrics(experiment, timed, mesh)
     metrics |= {"compile_seconds": compile_seconds, "mfu_convention": MFU_CONVENTION}
@@ -201,15 +205,6 @@ def _peak_memory(device: Any, memory_before: int) -> dict[str, Any]:
         return {"peak_memory_bytes": peak, "peak_memory_is": "of the first device, by its own count"}
     growth: Any = _process_memory("VmHWM") - memory_before if memory_before else "n/a"
     return {"peak_memory_bytes": growth, "peak_memory_is": "growth of the process since the state"}
-
-
-def _reset_peak_memory() -> int:
-    """Restart the peak count of this process; its bytes now, 0 on systems without such a count (not Linux)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _process_memory("VmRSS")
 
 
 def _process_memory(name: str) -> int:

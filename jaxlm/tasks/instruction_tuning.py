@@ -153,12 +153,37 @@ class InstructionTuning(ChatTask):
         return figures | {"answers": len(answers)} | percent
 
     def answer(self, trained: TrainedModel, prompts: Sequence[Dialogue]) -> list[tuple[str, str]]:
-        """The answer of the model to each dialogue that waits for one, and the reason of its end."""
-        encoder = self.encoder(trained.tokenizer)
-        masks = self.generation.logit_masks
+        """The answer of the model to each dialogue that waits for one, and the reason of its end; no position for it
+        leaves it empty. A sampled answer depends on the number of its prompt, not on its batch.
+        """
+        encoder, masks = self.encoder(trained.tokenizer), self.generation.logit_masks
         masks = replace(masks, suppress_tokens=(*masks.suppress_tokens, *trained.tokenizer.special.suppress))
         config = GenerationConfig(self.generation.new_tokens, encoder.stop_ids, self.generation.sampler, masks)
-        return _answer_prompts(trained, encoder.encode_prompts(prompts), config)
+        answers: dict[int, tuple[str, str]] = {}
+        ids_of_prompts, positions = encoder.encode_prompts(prompts), max_target_positions(trained.model)
+        width_N = np.array([round_up_size(len(ids)) for ids in ids_of_prompts])
+        for width in np.unique(width_N).tolist():  # few shapes: each one is compiled
+            chosen = np.flatnonzero(width_N == width)
+            rows = min(max(EVAL_BATCH_TOKENS // (width + config.length) // 8, 1) * 8, round_up_size(len(chosen)))
+            for first in range(0, len(chosen), rows):
+                runtime.between_batches()
+                row_B = chosen[first : first + rows].tolist()
+                prompt_BP, valid_BP = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
+                limit_B, line_B = np.zeros(rows, np.int32), np.zeros(rows, np.uint32)
+                valid_BP[:, -1] = True  # the rows that only fill the shape
+                for row, number in enumerate(row_B):
+                    size = len(ids_of_prompts[number])
+                    prompt_BP[row, width - size :], valid_BP[row, width - size :] = ids_of_prompts[number], True
+                    room = config.length if positions is None else np.clip(positions - size + 1, 0, config.length)
+                    limit_B[row], line_B[row] = room, number
+                batch = Batch(target_BT=prompt_BP, target_valid_BT=valid_BP)
+                request = DecodeRequest(batch, prompt_BP, valid_BP, limit_B, line_B=line_B)
+                output = generate(trained.model, trained.params, request, config)
+                tokens_BT, length_B, reason_B = map(np.asarray, (output.tokens_BT, output.length_B, output.reason_B))
+                for row, number in enumerate(row_B):
+                    ids = tokens_BT[row, : length_B[row] - (reason_B[row] == FINISH_STOP)].tolist()
+                    answers[number] = trained.tokenizer.decode([ids])[0], FINISH_REASONS[reason_B[row]]
+        return [answers[number] for number in range(len(prompts))]
 
     def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """The last turns before the answers of the first test dialogues, and the model's answers."""
@@ -176,40 +201,6 @@ class InstructionTuning(ChatTask):
         if progress:
             progress(len(lines))
         return answers
-
-
-def _answer_prompts(
-    trained: TrainedModel, prompts: Sequence[np.ndarray], config: GenerationConfig
-) -> list[tuple[str, str]]:
-    """(text, reason of its end) of the answer to each prompt (ids, BOS first); no position for it leaves it empty.
-
-    A sampled answer depends on the number of its prompt, not on its batch.
-    """
-    answers: dict[int, tuple[str, str]] = {}
-    positions = max_target_positions(trained.model)
-    width_N = np.array([round_up_size(len(ids)) for ids in prompts])
-    for width in np.unique(width_N).tolist():  # few shapes: each one is compiled
-        chosen = np.flatnonzero(width_N == width)
-        rows = min(max(EVAL_BATCH_TOKENS // (width + config.length) // 8, 1) * 8, round_up_size(len(chosen)))
-        for first in range(0, len(chosen), rows):
-            runtime.between_batches()
-            row_B = chosen[first : first + rows].tolist()
-            prompt_BP, valid_BP = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
-            limit_B, line_B = np.zeros(rows, np.int32), np.zeros(rows, np.uint32)
-            valid_BP[:, -1] = True  # the rows that only fill the shape
-            for row, number in enumerate(row_B):
-                size = len(prompts[number])
-                prompt_BP[row, width - size :], valid_BP[row, width - size :] = prompts[number], True
-                limit_B[row] = config.length if positions is None else np.clip(positions - size + 1, 0, config.length)
-                line_B[row] = number
-            batch = Batch(target_BT=prompt_BP, target_valid_BT=valid_BP)
-            request = DecodeRequest(batch, prompt_BP, valid_BP, limit_B, line_B=line_B)
-            output = generate(trained.model, trained.params, request, config)
-            tokens_BT, length_B, reason_B = map(np.asarray, (output.tokens_BT, output.length_B, output.reason_B))
-            for row, number in enumerate(row_B):
-                ids = tokens_BT[row, : length_B[row] - (reason_B[row] == FINISH_STOP)].tolist()
-                answers[number] = trained.tokenizer.decode([ids])[0], FINISH_REASONS[reason_B[row]]
-    return [answers[number] for number in range(len(prompts))]
 
 
 def _question(dialogue: Dialogue) -> Dialogue:

@@ -45,13 +45,8 @@ class LanguageModeling(TextTask):
     chat_template: ChatTemplate | JinjaChatTemplate | None = None
 
     eval_only_fields: ClassVar[tuple[str, ...]] = (
-        *EVAL_SPLITS,
-        "windows",
-        "batch_tokens",
-        "sample_tokens",
-        "generation",
-        "chat_template",
-    )
+        *EVAL_SPLITS, "windows", "batch_tokens", "sample_tokens", "generation", "chat_template"
+    )  # fmt: skip
     input_kind: ClassVar[str] = "text"
     batch_columns: ClassVar[tuple[str, ...]] = ("target",)
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity")

@@ -35,13 +35,7 @@ from jaxlm.training.reference import with_reference
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.setup import VALID_BATCH_TOKENS, TrainSetup, load_data, open_run, setup_training
 from jaxlm.training.state import TrainState
-from jaxlm.training.stopping import (
-    EarlyStopping,
-    EvaluationInterrupted,
-    interrupt_evaluation,
-    stop_reason,
-    stop_signals,
-)
+from jaxlm.training.stopping import EarlyStopping, EvaluationInterrupted, stop_reason, stop_signals
 from jaxlm.workdir import Workdir
 
 
@@ -197,7 +191,8 @@ class TrainLoop:
         def look() -> None:
             self.on_step()
             self.checkpoints.check_save()
-            interrupt_evaluation(stopped)
+            if stopped.is_set() and multihost.num_hosts() == 1:  # several hosts stop at a step only, together
+                raise EvaluationInterrupted
 
         self.evaluation_due = True
         try:

@@ -75,7 +75,9 @@ class MetricsLog:
         write_all(self._file, json.dumps(record, allow_nan=False).encode() + b"\n")
         self._update_best(step, values)
         if self._tensorboard:
-            self._write_events(step, values)
+            first_step = None if self._resume_step is None else self._resume_step + 1
+            self._events = self._events or EventFile(self.workdir.tensorboard_folder, first_step)
+            self._events.write(step, {name: float(x) for name, x in values.items() if not isinstance(x, str)})
         best = f"{self.best_metric} {format_number(self._best[0])} at {self._best[1]}" if self._best else ""
         self._display.update(step, values, best)
 
@@ -102,12 +104,6 @@ class MetricsLog:
             return
         if self._best is None or metric_sign(self.best_metric or "") * (value - self._best[0]) > 0:
             self._best = value, step
-
-    def _write_events(self, step: int, values: Mapping[str, float | str]) -> None:
-        if self._events is None:
-            first_step = None if self._resume_step is None else self._resume_step + 1
-            self._events = EventFile(self.workdir.tensorboard_folder, first_step)
-        self._events.write(step, {name: float(value) for name, value in values.items() if not isinstance(value, str)})
 
 
 def truncate_metrics(path: Path, step: int | None, evaluate_again: bool = False) -> list[dict[str, Any]]:

@@ -117,8 +117,13 @@ def open_run(
     """
     check_writable(workdir.folder, checkpoint_bytes * (experiment.keep_checkpoints + 1))
     workdir.open_or_create(experiment)
-    if not workdir.tokenizer_folder.is_dir():
-        _make_tokenizer(experiment, workdir, notify)
+    if not workdir.tokenizer_folder.is_dir() and experiment.finetuning.init:
+        workdir.copy_tokenizer(Workdir(experiment.finetuning.init))
+    elif not workdir.tokenizer_folder.is_dir():
+        notify(f"tokenizer: fitting {experiment.tokenizer} to {experiment.task.describe()}")
+        new_tokenizer = experiment.tokenizer.fit(experiment.task.texts())
+        experiment.check_vocabulary(new_tokenizer)  # before it is saved: a workdir never holds one that does not fit
+        new_tokenizer.save(workdir.tokenizer_folder)
     tokenizer = workdir.load_tokenizer()
     experiment.check_vocabulary(tokenizer)
     metrics = [f"valid/{name}" for name in experiment.task.metric_names]
@@ -127,17 +132,6 @@ def open_run(
     experiment.task.check_model(experiment.model, tokenizer)
     model = with_special_ids(experiment.model, tokenizer.special)
     return OpenRun(replace(experiment, model=model), workdir, tokenizer, notify)
-
-
-def _make_tokenizer(experiment: Experiment, workdir: Workdir, notify: Callable[[str], None]) -> None:
-    """Copy the tokenizer of `finetuning.init`, or fit a new one to the training texts."""
-    if experiment.finetuning.init:
-        workdir.copy_tokenizer(Workdir(experiment.finetuning.init))
-        return
-    notify(f"tokenizer: fitting {experiment.tokenizer} to {experiment.task.describe()}")
-    tokenizer = experiment.tokenizer.fit(experiment.task.texts())
-    experiment.check_vocabulary(tokenizer)  # before it is saved: a workdir never holds one that does not fit
-    tokenizer.save(workdir.tokenizer_folder)
 
 
 def load_data(run: OpenRun) -> Columns:

@@ -42,12 +42,6 @@ class EvaluationInterrupted(Exception):
     """A signal has come during an evaluation, which the resumed run repeats."""
 
 
-def interrupt_evaluation(stopped: threading.Event) -> None:
-    """Raise EvaluationInterrupted after a signal. Several hosts stop at a step only, together."""
-    if stopped.is_set() and multihost.num_hosts() == 1:
-        raise EvaluationInterrupted
-
-
 def stop_reason(stopped: threading.Event, step: int, timed_out: bool) -> str | None:
     """Why to stop after this step, "interrupted" or "time" (if this host's clock has `timed_out`); the same on all."""
     if multihost.num_hosts() == 1:

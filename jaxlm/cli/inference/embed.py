@@ -29,11 +29,8 @@ def main(argv: list[str]) -> int:
     from jaxlm.models.finetune_heads import is_encoder
     from jaxlm.models.properties import max_input_positions
 
-    source, clock, num_truncated = (
-        StdinLines(options.on_bad_line, max_line_bytes=options.max_line_mb * MEGABYTE),
-        output.Clock(),
-        0,
-    )
+    source = StdinLines(options.on_bad_line, max_line_bytes=options.max_line_mb * MEGABYTE)
+    clock, num_truncated = output.Clock(), 0
     limit, batch_tokens = max_input_positions(pipeline.model), options.batch_tokens or EVAL_BATCH_TOKENS
     has_markers = is_encoder(unwrap_trunk(pipeline).model)
     all_vectors: list[Any] = []

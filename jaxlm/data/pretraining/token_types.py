@@ -29,7 +29,18 @@ WORD_START_MARKS = ("\u2581", "\u0120", "\u010a")
 def token_flag_columns(tokenizer: Tokenizer, symbols: Sequence[str]) -> dict[str, Ragged]:
     """The columns "piece" and "symbol"; the symbol "" is the unknown id, for vocabularies without a mask token."""
     columns = mask_token_column(tokenizer, symbols)
-    flags_V = _token_flags(tokenizer)
+    flags_V = np.zeros(tokenizer.vocab_size, np.uint8)
+    # A piece starts a word by its space, or in a published vocabulary by its mark or if it lacks WordPiece's "##".
+    if isinstance(tokenizer, FastTokenizer):
+        is_word_piece = any(piece.startswith("##") for piece in tokenizer.pieces)
+        for index, piece in enumerate(tokenizer.pieces):
+            if piece and index not in tokenizer.control_ids:
+                starts_word = not piece.startswith("##") if is_word_piece else piece.startswith(WORD_START_MARKS)
+                flags_V[index] = _flags(starts_word, piece.encode())
+    else:
+        for index, text in enumerate(get_token_bytes(tokenizer).rest):
+            if text:
+                flags_V[index] = _flags(text[:1].isspace(), text.rstrip())
     flags_V[columns["symbol"].flat] = 0
     return {"piece": Ragged(flags_V, np.arange(len(flags_V) + 1)), **columns}
 
@@ -53,22 +64,6 @@ def mask_token_id(tokenizer: Tokenizer, symbol: str) -> int:
             "or mask with the unknown id (the empty symbol)"
         )
     return ids[-1]
-
-
-def _token_flags(tokenizer: Tokenizer) -> np.ndarray:
-    """A piece starts a word by its space, or in a published vocabulary by its mark or if it lacks WordPiece's "##"."""
-    flags_V = np.zeros(tokenizer.vocab_size, np.uint8)
-    if isinstance(tokenizer, FastTokenizer):
-        is_word_piece = any(piece.startswith("##") for piece in tokenizer.pieces)
-        for index, piece in enumerate(tokenizer.pieces):
-            if piece and index not in tokenizer.control_ids:
-                starts_word = not piece.startswith("##") if is_word_piece else piece.startswith(WORD_START_MARKS)
-                flags_V[index] = _flags(starts_word, piece.encode())
-    else:
-        for index, text in enumerate(get_token_bytes(tokenizer).rest):
-            if text:
-                flags_V[index] = _flags(text[:1].isspace(), text.rstrip())
-    return flags_V
 
 
 def _flags(starts_word: bool, text: bytes) -> int:

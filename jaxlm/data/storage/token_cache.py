@@ -157,7 +157,9 @@ class StoredColumn:
     def open(self, folder: Path) -> Ragged:
         """The rows, memory-mapped. Raises DamagedColumn if the sizes or the ends do not fit this record."""
         ids_file, ends_file = self.files(folder)
-        header = _ends_header(self.rows)
+        buffer = io.BytesIO()
+        np.lib.format.write_array_header_1_0(buffer, {"descr": "<i8", "fortran_order": False, "shape": (self.rows,)})
+        header = buffer.getvalue()
         try:
             size = ids_file.stat().st_size
             content = read_bounded(ends_file, len(header) + 8 * self.rows)
@@ -220,13 +222,6 @@ def update_digest(digest: Any, text: str) -> int:
     content = text.encode("utf-8", "surrogatepass")
     digest.update(len(content).to_bytes(8, "little") + content)
     return len(content)
-
-
-def _ends_header(rows: int) -> bytes:
-    """The header of the NumPy file of `rows` int64."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (rows,)})
-    return header.getvalue()
 
 
 def crc32_of_file(file: Path) -> int:

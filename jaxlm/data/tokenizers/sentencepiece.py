@@ -75,21 +75,20 @@ class SentencePiece:
                 minloglevel=LOG_FATAL_ONLY,
             )  # fmt: skip
         except RuntimeError as error:
-            raise self._explain_error(error) from error
+            problem = f"SentencePiece could not learn from this text: {error}"
+            if match := VOCAB_TOO_LARGE_PATTERN.search(str(error)):
+                problem = (
+                    f"asked for a SentencePiece vocabulary of {match[1]} pieces, and this text gives at most "
+                    f"{match[2]}: set vocab_size={match[2]} or less, or fit on more text"
+                )
+            elif match := VOCAB_TOO_SMALL_PATTERN.search(str(error)):
+                problem = (
+                    f"asked for a SentencePiece vocabulary of {match[1]} pieces, and this text needs at least "
+                    f"{match[2]} (its characters, special ids and bytes): set vocab_size={match[2]} or more, or a "
+                    "lower coverage"
+                )
+            raise UserError(problem) from error
         return SentencePieceTokenizer(model.getvalue())
-
-    def _explain_error(self, error: RuntimeError) -> UserError:
-        if match := VOCAB_TOO_LARGE_PATTERN.search(str(error)):
-            return UserError(
-                f"asked for a SentencePiece vocabulary of {match[1]} pieces, and this text gives at most {match[2]}: "
-                f"set vocab_size={match[2]} or less, or fit on more text"
-            )
-        if match := VOCAB_TOO_SMALL_PATTERN.search(str(error)):
-            return UserError(
-                f"asked for a SentencePiece vocabulary of {match[1]} pieces, and this text needs at least {match[2]} "
-                f"(its characters, special ids and bytes): set vocab_size={match[2]} or more, or a lower coverage"
-            )
-        return UserError(f"SentencePiece could not learn from this text: {error}")
 
 
 @dataclass(frozen=True)

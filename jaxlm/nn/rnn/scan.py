@@ -68,7 +68,9 @@ def _unroll_backward(cell, reverse, residuals, cotangents):
         return jnp.concatenate([after_TBD[1:], first_BD[None]] if reverse else [first_BD[None], after_TBD[:-1]])
 
     before_T = jax.tree.map(carries_before, after_T, carry)
-    UT = _transpose(U, product_TBG.shape[0])
+    # A CPU is twice as slow at reading U across at every position. The barrier keeps XLA from folding the transpose
+    # back into the products. It does not pay for few positions.
+    UT = U.T if product_TBG.shape[0] < 4 else jax.lax.optimization_barrier(U.T)
 
     def step_back(d_carry: Any, saved: Any) -> tuple[Any, Any]:
         (d_after, d_vectors), (d_hidden_BD, before, inputs, h_BG) = d_carry, saved
@@ -126,9 +128,3 @@ def _matmul(x_BD: Array, W: Array) -> Array:
 def _is_additive(cell: Cell, vectors: CellVectors) -> bool:
     """True if the two products enter as a sum, so that one array serves both, forward and backward."""
     return cell.additive and "recurrent_scale" not in vectors
-
-
-def _transpose(U: Array, length: int) -> Array:
-    """U^T, copied to memory in that order: a CPU is twice as slow at reading U across at every position."""
-    # The barrier keeps XLA from folding the transpose back into the products. It does not pay for few positions.
-    return U.T if length < 4 else jax.lax.optimization_barrier(U.T)

@@ -74,7 +74,9 @@ class Stack(nn.Module):
             y: Any = block.apply({"params": gathered}, x, *shared, rngs=rngs)
             return constrain(y, "batch", "sequence", None)
 
-        scan, remat = self._scan_and_remat(x, isinstance(params_L, tuple))
+        room = device_memory(x) / max(kept_bytes(self.block, x) * self.depth, 1)
+        scan, remat = scan_and_remat(self.scan, self.remat, self.depth, room, choices_for(x))
+        scan &= not isinstance(params_L, tuple)
         if remat:
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat])
         elif num_shards(x, "embed") > 1:
@@ -85,12 +87,6 @@ class Stack(nn.Module):
         for depth in range(self.depth):
             x = layer(x, layer_slice(params_L, depth), None if keys_L is None else keys_L[depth])
         return x
-
-    def _scan_and_remat(self, x_BTD: Array, is_unstacked: bool) -> tuple[bool, str]:
-        """`scan_and_remat` for the platform and the memory of the program in which x is traced."""
-        room = device_memory(x_BTD) / max(kept_bytes(self.block, x_BTD) * self.depth, 1)
-        scan, remat = scan_and_remat(self.scan, self.remat, self.depth, room, choices_for(x_BTD))
-        return scan and not is_unstacked, remat
 
     def empty_cache(self, rows: int, capacity: int) -> KVCache:
         """Return the cache of all layers, of blocks with `attention`."""
