@@ -3,14 +3,10 @@
 Each is compiled in a process of its own, since a loaded compiler stays.
 """
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from fixtures.cli_runs import environment
+from fixtures.compilers import NEEDS_CUDA, NEEDS_LIBTPU, last_json
 
 LENGTH, LAYERS = 512, 2
 
@@ -44,14 +40,11 @@ print(json.dumps({
 
 
 def facts(topology, axes, scan):
-    argv = [sys.executable, "-c", FACTS, topology, *map(json.dumps, (axes, LENGTH, LAYERS, scan))]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return last_json("-c", FACTS, topology, *map(json.dumps, (axes, LENGTH, LAYERS, scan)))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is None, reason="needs JAX's CUDA plugin")
+@NEEDS_CUDA
 @pytest.mark.parametrize(("topology", "axes"), [("h100:1", {}), ("h100:8", {"data": 4, "tensor": 2})], ids=str)
 def test_cudnn(topology, axes):
     """Each kernel once a layer, though the model has remat; no mask, no scores, and nothing gathered for the order."""
@@ -61,10 +54,7 @@ def test_cudnn(topology, axes):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ,
-    reason="needs libtpu to compile for TPUs: pip install libtpu",
-)
+@NEEDS_LIBTPU
 def test_splash_attention():
     """One layer, scanned: one forward and one fused backward kernel."""
     found = facts("v5e:2x2", {"data": 4}, scan=True)

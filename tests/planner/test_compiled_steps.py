@@ -4,20 +4,12 @@ loops whose lengths are known, donated buffers; and of the presets on an H100 th
 Each is compiled in a process of its own, where the compiler is installed; a preset, with all its layers, takes minutes.
 """
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
+import math
 
 import pytest
-from fixtures.cli_runs import environment
+from fixtures.compilers import NEEDS_CUDA, NEEDS_LIBTPU, last_json
 
 from benchmarks.compiled_steps import CASES
-
-GPU = pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is None, reason="needs JAX's CUDA plugin")
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None or "TPU_LIBRARY_PATH" in os.environ
-TPU = pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu to compile for TPUs: pip install libtpu")
 
 FACTS = """
 import json, re, sys
@@ -56,53 +48,35 @@ print(json.dumps({
 """
 
 
-def facts(*words):
-    return last_line("-c", FACTS, *words)
-
-
-def last_line(*words):
-    argv = [sys.executable, *map(str, words)]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def check(program):
     rows, length, heads = program["rows"], program["length"], program["heads"]
-    assert not [shape for shape in program["shapes"] if shape[-1] == 8192 and _size(shape[:-1]) >= rows * length]
+    assert not [shape for shape in program["shapes"] if shape[-1] == 8192 and math.prod(shape[:-1]) >= rows * length]
     assert not [
-        shape for shape in program["shapes"] if shape[-2:] == [length, length] and _size(shape[:-2]) >= rows * heads
+        shape for shape in program["shapes"] if shape[-2:] == [length, length] and math.prod(shape[:-2]) >= rows * heads
     ]
     assert program["donated"] >= program["state"]
 
 
-def _size(shape):
-    size = 1
-    for n in shape:
-        size *= n
-    return size
-
-
 @pytest.mark.slow
-@GPU
+@NEEDS_CUDA
 def test_a_gpu():
-    program = facts("h100:1", "experiments.gpt2:small", 2, 16)
+    program = last_json("-c", FACTS, "h100:1", "experiments.gpt2:small", 2, 16)
     check(program)
     assert program["costs"][2] == 0, "turns of loops whose length the compiler does not know"
 
 
 @pytest.mark.slow
-@TPU
+@NEEDS_LIBTPU
 def test_a_tpu():
-    check(facts("v5e:1x1", "experiments.gpt2:small", 2, 8))
+    check(last_json("-c", FACTS, "v5e:1x1", "experiments.gpt2:small", 2, 8))
 
 
 @pytest.mark.slow
-@GPU
+@NEEDS_CUDA
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.max_bytes])
 def test_the_bounds_of_a_preset(name):
     """Bytes and launches of a step with the choices of a GPU, the memory of the chip, and no turn that waits."""
-    found = last_line("-m", "benchmarks.compiled_steps", "--worker", name, "after")
+    found = last_json("-m", "benchmarks.compiled_steps", "--worker", name, "after")
     assert found["fits"] and found["host_turns"] == 0, found
     assert found["bytes"] <= CASES[name].max_bytes, found
     assert found["launches"] <= (CASES[name].max_launches or found["launches"]), found

@@ -1,34 +1,18 @@
-"""Plans compiled for absent hardware, if libtpu or JAX's CUDA plugin is installed.
-
-Each runs in a process of its own, since a loaded compiler stays.
-"""
-
-import importlib.util
-import json
-import os
-import subprocess
-import sys
+"""Plans compiled for absent hardware, if libtpu or JAX's CUDA plugin is installed."""
 
 import pytest
-from fixtures.cli_runs import environment
+from fixtures.compilers import NEEDS_CUDA, NEEDS_LIBTPU, last_json
 
 SMALL = ["--model.width", "64", "--model.heads", "2", "--model.hidden", "128", "--model.scan"]
 SMALL += ["--batching.length", "128", "--batching.rows", "16", "--model.dtype", "bfloat16"]
 
 
 def plan(*words):
-    argv = [sys.executable, "-m", "jaxlm", "plan", "experiments.char_gpt:cpu", *words, *SMALL, "--json"]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def lacks_libtpu():
-    return importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ
+    return last_json("-m", "jaxlm", "plan", "experiments.char_gpt:cpu", *words, *SMALL, "--json")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(lacks_libtpu(), reason="needs libtpu to compile for TPUs: pip install libtpu")
+@NEEDS_LIBTPU
 def test_a_slice_of_tpus():
     """With the kernel of attention in it: there are no scores in memory, which grow with the square of the length."""
     found = plan("--topology", "v5e:4x4", "--mesh", "fsdp=16", "--decode-batch-size", "16")
@@ -41,7 +25,7 @@ def test_a_slice_of_tpus():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is None, reason="needs JAX's CUDA plugin")
+@NEEDS_CUDA
 def test_a_node_of_gpus():
     found = plan("--topology", "h100:8", "--mesh", "fsdp=8")
     assert found["compile_seconds"] > 0 and found["fits"]
