@@ -40,9 +40,7 @@ ROWS = (32, 64, 128, 256, 512)
 """Windows of 1,024 tokens in a batch, from 32k to 524k tokens."""
 
 
-COMPILED = {
-    "tokens": (32_768, 524_288), "parameters": (124e6, 1558e6), "devices": (1, 16, 256), "presets": (1, 2, 3, 5, 9, 10)
-}  # fmt: skip
+COMPILED = {"devices": (256,), "presets": (1, 2, 5, 9, 10)}
 """Curve -> the places that are also compiled, which takes minutes each; the others are estimated by formula."""
 
 
