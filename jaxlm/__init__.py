@@ -95,6 +95,19 @@ if TYPE_CHECKING:
     from jaxlm.data.sources.conll import RepairTags as RepairTags
     from jaxlm.data.sources.parallel import Csv as Csv, JsonLines as JsonLines
     from jaxlm.data.sources.parallel import ParallelFiles as ParallelFiles, Tsv as Tsv
+    from jaxlm.corpora.contamination import Decontaminate as Decontaminate
+    from jaxlm.corpora.corpus import (
+        Corpus as Corpus,
+        CorpusSource as CorpusSource,
+        Licenses as Licenses,
+        Terms as Terms,
+    )
+    from jaxlm.corpora.duplicates import Duplicates as Duplicates
+    from jaxlm.corpora.filters import C4 as C4, FineWeb as FineWeb, GopherQuality as GopherQuality
+    from jaxlm.corpora.filters import GopherRepetition as GopherRepetition, Language as Language
+    from jaxlm.corpora.opt_out import OptOut as OptOut
+    from jaxlm.corpora.personal import Personal as Personal
+    from jaxlm.data.sources.mixed import Mixed as Mixed, Temperature as Temperature, UniMax as UniMax
     from jaxlm.data.sources.text import Documents as Documents, TextFile as TextFile
     from jaxlm.data.sources.tfds import Tfds as Tfds
     from jaxlm.data.sources.transforms import Concat as Concat, HashSplit as HashSplit, RelabelTags as RelabelTags

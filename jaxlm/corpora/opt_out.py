@@ -46,8 +46,8 @@ class OptOutRules:
                     continue
                 if (match := ENTRY.fullmatch(line.strip())) is None or match.lastindex is None:
                     raise UserError(
-                        f"{find_file(part.path)}, line {number}: {line!r:.80} is not an entry of an opt-out list: expected "
-                        "a domain, an address (https://...), an id of 32 hexadecimal digits, digest:X "
+                        f"{find_file(part.path)}, line {number}: {line!r:.80} is not an entry of an opt-out list: "
+                        "expected a domain, an address (https://...), an id of 32 digits, digest:X "
                         "or text:TEXT; a header line begins with #"
                     )
                 entries[match.lastindex - 1].add(match[match.lastindex])

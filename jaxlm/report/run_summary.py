@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.data.batching.mixture import make_batches
 from jaxlm.data.files import ReadStats
 from jaxlm.errors import UserError
 from jaxlm.experiment import TrainedRun
@@ -74,7 +75,7 @@ class RunSummary:
         run, curves = self.trained, []
         columns = run.experiment.task.encode_train(run.tokenizer, self.workdir.train_data, ReadStats())
         special = run.tokenizer.special
-        batches = run.experiment.batching.batches(columns, run.experiment.seed, special=special)
+        batches = make_batches(run.experiment.batching, columns, run.experiment.seed, special)
         for batch in map(batches.__getitem__, range(GRADIENT_FLOW_BATCHES)):
             curves.append(gradient_flow(run.model, run.params, dataclasses.replace(batch, reset_B=None)))
         distances, norms = (np.concatenate(parts) for parts in zip(*curves, strict=True))

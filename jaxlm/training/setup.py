@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxlm.data.batching.batches import Batches, HostShard, RunningText
+from jaxlm.data.batching.mixture import MixedBatches, make_batches
 from jaxlm.data.files import ReadStats
 from jaxlm.data.ragged import Columns
 from jaxlm.data.storage.token_cache import fingerprints, update_digest
@@ -76,10 +77,12 @@ def setup_training(
             f"{type(experiment.batching).__name__} cuts running text into rows, and a loss mask needs whole examples: "
             "choose batching=Packing(...) or Buckets(...)"
         )
-    batches = experiment.batching.batches(columns, experiment.seed, special=run.tokenizer.special)
+    batches = make_batches(experiment.batching, columns, experiment.seed, run.tokenizer.special)
     _check_positions(run.experiment, batches)
     check_batch_divisible(batches.row_multiple, experiment.grad_accum, num_batch_shards(mesh))
     notify(_batch_summary(batches.statistics()))
+    if isinstance(batches, MixedBatches):
+        notify(batches.describe(experiment.steps))
     if mesh.size > 1:
         unsharded = [*unsharded_params(abstract.params, mesh), *_indivisible_lengths(batches, mesh)]
         sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
