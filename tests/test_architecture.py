@@ -1,6 +1,7 @@
 """The house rules, checked: which way imports point, how long things may be, their names, what an import costs."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -57,10 +58,12 @@ def _floor(module: str) -> str | None:
     return max(floors, key=len, default=None)
 
 
+@functools.cache
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+@functools.cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(_text(path), str(path))
 

@@ -77,10 +77,8 @@ def _names(tree: ast.AST) -> Iterator[str]:
 
 def count_old_english(path: Path) -> Counter:
     """How often each word, identifier and riddle occurs in a file."""
-    counts: Counter = Counter()
-    for prose in _prose(path):
-        for name, pattern in WORDS.items():
-            counts[name] += len(re.findall(pattern, prose, re.IGNORECASE))
+    prose = "\n".join(_prose(path))
+    counts = Counter({name: len(re.findall(pattern, prose, re.IGNORECASE)) for name, pattern in WORDS.items()})
     if path.suffix == ".py":
         tree = ast.parse(path.read_text(encoding="utf-8"))
         counts.update(f"`{name}`" for name in _names(tree) if name.strip("_").lower() in IDENTIFIERS)
