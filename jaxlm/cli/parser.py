@@ -18,7 +18,7 @@ COMMANDS = {
     "plan": "estimate memory, time and cost of a run on given hardware, which this machine need not have",
     "bench": "measure tokens/s, step times, compile time, memory and MFU on this machine",
     "prepare": "tokenize a corpus into shards with several processes",
-    "train": "train an experiment, or resume a stopped run",
+    "train": "train an experiment, or a recipe (translate, lm, classify, tag) on your files; or resume a stopped run",
     "launch": "train on a Cloud TPU slice, a Slurm cluster or GKE",
     "evaluate": "score a trained model on a split; prints one JSON object",
     "predict": "answer each line of standard input with one line",
@@ -32,6 +32,14 @@ COMMANDS = {
     "doctor": "check this machine: what works, what is missing, and the command that fixes it",
 }
 """Command -> summary. Each command is a module with `main(arguments) -> exit code` in one of `COMMAND_PACKAGES`."""
+
+RECIPES = {
+    "translate": "two files of which line n is a translation of line n, or a table (.csv .tsv .jsonl .parquet .arrow)",
+    "lm": "a text file",
+    "classify": "a table of texts and classes (.csv .tsv .jsonl .parquet .arrow)",
+    "tag": "a file of a word and its tag a line, with blank lines between sentences; or CoNLL-U",
+}
+"""The tasks that `jaxlm train` has a recipe for, and the files that each takes."""
 
 COMMAND_PACKAGES = {
     "training": ("plan", "bench", "prepare", "train", "launch", "merge"),

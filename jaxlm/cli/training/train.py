@@ -15,7 +15,7 @@ from jaxlm import runtime
 from jaxlm.cli import output
 from jaxlm.cli.options import add_run_options, read_coordinator, read_run_options
 from jaxlm.cli.overrides import ExperimentParser
-from jaxlm.cli.parser import COMMANDS, EXIT_INTERRUPTED, add_bad_line_option, positive_number
+from jaxlm.cli.parser import COMMANDS, EXIT_INTERRUPTED, RECIPES, add_bad_line_option, positive_number
 from jaxlm.filesystem import write_atomic
 from jaxlm.workdir import Workdir
 
@@ -28,6 +28,11 @@ NUM_EXAMPLES = 5
 @runtime.sigterm_as_interrupt()
 def main(argv: list[str]) -> int:
     """Train. Returns 130 if the run was interrupted."""
+    if argv and argv[0] in RECIPES:
+        from jaxlm.cli.training.recipes import write_recipe
+
+        argv = write_recipe(argv)
+        output.print_stderr(f"{argv[0]} is the experiment: edit it as you like")
     experiment, options = _parser().parse_experiment(argv, _set_on_bad_line)
     from jaxlm.distributed import multihost
 
