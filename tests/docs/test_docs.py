@@ -19,7 +19,8 @@ from fixtures.zoo import Animal
 
 from jaxlm.cli.main import main
 from jaxlm.cli.overrides import ExperimentParser
-from jaxlm.cli.parser import COMMANDS, CommandParser
+from jaxlm.cli.parser import COMMANDS, RECIPES, CommandParser
+from jaxlm.cli.training import recipes
 
 TINY = {
     "experiments.quickstart": "--steps 2 --task.train.count 5000 --task.valid.count 8 --task.test.count 8 "
@@ -98,6 +99,8 @@ def test_parsers_accept_every_command_line(command: CommandLine, inside: Path, r
         cut = words.index("--") if "--" in words else len(words)
         code, _ = run_command((*words[:cut], "--dry-run", *words[cut:]))
         assert code == 0, capfd.readouterr().err
+    elif words[0] == "train" and words[1:2] and words[1] in RECIPES:
+        assert recipes._parser(words[1]).parse_known_args(words[2:])[1] == []
     elif len(words) > 1:  # `jaxlm train` alone names the command
         request.getfixturevalue("parse_only")
         with pytest.raises(Accepted):

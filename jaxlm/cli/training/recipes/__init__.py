@@ -39,7 +39,7 @@ TRANSLATION_SIZES = {
     2_000_000: {"width": 512, "heads": 8, "hidden": 2048, "layers": 6, "dropout": 0.1, "peak": 7e-4, "warmup": 4000,
                 "steps": 100_000},
 }  # fmt: skip
-"""Sizes of the model from so many pairs on."""
+"""Sizes of the model, from this number of pairs on."""
 
 LM_SIZES = {
     0: {"width": 128, "heads": 4, "layers": 4, "dropout": 0.2, "peak": 2e-3, "warmup": 100, "steps": 2000},
@@ -47,7 +47,7 @@ LM_SIZES = {
     1_000_000_000: {"width": 768, "heads": 12, "layers": 12, "dropout": 0.0, "peak": 6e-4, "warmup": 2000,
                     "steps": 100_000},
 }  # fmt: skip
-"""Sizes of the model from so many characters on."""
+"""Sizes of the model, from this number of characters on."""
 
 
 @dataclass
@@ -83,9 +83,7 @@ def write_recipe(argv: list[str]) -> list[str]:
 
 
 def _parser(recipe: str) -> CommandParser:
-    parser = CommandParser(
-        f"train {recipe}", f"train the standard experiment of `{recipe}` on your files"
-    )
+    parser = CommandParser(f"train {recipe}", f"train the standard experiment of `{recipe}` on your files")
     parser.add_argument("--train", nargs="+", required=True, metavar="FILE", help=RECIPES[recipe])
     parser.add_argument("--valid", nargs="+", default=[], metavar="FILE", help="likewise (default: a part of --train)")
     parser.add_argument("--test", nargs="+", default=[], metavar="FILE", help="likewise (default: see --valid)")
@@ -172,7 +170,7 @@ def _splits(recipe: str, readers: list[Reader | None]) -> list[Reader]:
 
 
 def _values(recipe: str, train: Reader, valid: Reader, test: Reader) -> dict[str, Any]:
-    """What the template of a recipe takes: expressions, and sizes that fit the data."""
+    """The values in the template of a recipe: expressions, and sizes that fit the data."""
     values: dict[str, Any] = {"train": train.expression, "valid": valid.expression, "test": test.expression}
     values["imports"] = ", ".join(sorted(train.names | valid.names | test.names))
     if recipe == "lm":
