@@ -77,6 +77,19 @@ def _epochs(step: Callable[[Any], None], batches: list[Any], tokens: Any) -> tup
     return {"batches": len(batches), "tokens": int(tokens)}, run
 
 
+def _columns(loss: str, equal: bool) -> dict[str, Any]:
+    """The rows as columns of ids."""
+    from jaxlm.data.ragged import Ragged
+
+    rows, columns = make_rows(equal), {}
+    for side, prefix in enumerate(("", "other_") if loss == "dpo" else ("",)):
+        targets = [prompt + answers[side] for prompt, *answers in rows]
+        masks = [[0] * len(prompt) + [1] * (len(answers[side]) + 1) for prompt, *answers in rows]
+        columns[f"{prefix}target"] = Ragged.from_rows(targets, np.int32)
+        columns[f"{prefix}loss_mask"] = Ragged.from_rows(masks, np.uint8)
+    return columns
+
+
 def start_jaxlm(loss: str, equal: bool, folder: Path) -> tuple[dict[str, Any], Run]:
     """The step that `jaxlm train` runs."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -86,7 +99,6 @@ def start_jaxlm(loss: str, equal: bool, folder: Path) -> tuple[dict[str, Any], R
     import jax
 
     from jaxlm import AdamW, Buckets, Constant, NextToken, PairwisePreference
-    from jaxlm.data.ragged import Ragged
     from jaxlm.huggingface.convert import load_pretrained
     from jaxlm.models.properties import dummy_batch
     from jaxlm.objectives.log_probs import answer_log_probs
@@ -94,13 +106,7 @@ def start_jaxlm(loss: str, equal: bool, folder: Path) -> tuple[dict[str, Any], R
     from jaxlm.training.step import make_train_step
 
     model, params, _ = load_pretrained(folder)
-    rows = make_rows(equal)
-    sides = [[(prompt, answers[side]) for prompt, *answers in rows] for side in ((0, 1) if loss == "dpo" else (0,))]
-    columns = {}
-    for prefix, side in zip(("", "other_"), sides, strict=False):
-        columns[f"{prefix}target"] = Ragged.from_rows([prompt + answer for prompt, answer in side], np.int32)
-        masks = [[0] * len(prompt) + [1] * (len(answer) + 1) for prompt, answer in side]
-        columns[f"{prefix}loss_mask"] = Ragged.from_rows(masks, np.uint8)
+    columns = _columns(loss, equal)
     plan = Buckets(tokens=ROWS * LENGTH, max_length=LENGTH, lengths=(LENGTH,) if equal else None, max_shapes=3)
     planned = plan.batches(columns)
     batches = [planned[index] for index in range(int(planned.epoch_order.batches_per_epoch))]
@@ -122,8 +128,10 @@ def start_jaxlm(loss: str, equal: bool, folder: Path) -> tuple[dict[str, Any], R
     return _epochs(step, batches, tokens)
 
 
-def _text(ids: list[int]) -> str:
-    return " ".join(f"w{index}" for index in ids)
+def _record(*row: list[int]) -> dict[str, str]:
+    """A row of TRL's data."""
+    prompt, chosen, rejected = (" ".join(f"w{index}" for index in ids) for ids in row)
+    return {"prompt": f"<s> {prompt} ", "chosen": f"{chosen} </s>", "rejected": f"{rejected} </s>"}
 
 
 def start_trl(loss: str, equal: bool, folder: Path) -> tuple[dict[str, Any], Run]:
@@ -145,12 +153,7 @@ def start_trl(loss: str, equal: bool, folder: Path) -> tuple[dict[str, Any], Run
         "report_to": "none", "save_strategy": "no", "max_length": None, "per_device_train_batch_size": ROWS,
     }  # fmt: skip
 
-    rows = datasets.Dataset.from_list(
-        [
-            {"prompt": f"<s> {_text(prompt)} ", "chosen": f"{_text(first)} </s>", "rejected": f"{_text(second)} </s>"}
-            for prompt, first, second in make_rows(equal)
-        ]
-    )
+    rows = datasets.Dataset.from_list([_record(*row) for row in make_rows(equal)])
     if loss == "sft":
         rows = rows.rename_column("chosen", "completion").remove_columns("rejected")
         settings: Any = SFTConfig(completion_only_loss=True, packing=False, **arguments)
