@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxlm.experiment import Experiment as Experiment, load_experiment as load_experiment
     from jaxlm.pipeline.pipeline import Pipeline as Pipeline, load as load
     from jaxlm.runtime import configure_process as configure_process
+    from jaxlm.scaling.grid import Grid as Grid, GridRun as GridRun
     from jaxlm.training.loop import train as train
     from jaxlm.training.run_options import RunOptions as RunOptions
 

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from jaxlm.cli.parser import UsageError, did_you_mean
 from jaxlm.config.trust import MAX_SOURCE_BYTES, import_module_or_file
@@ -18,9 +18,9 @@ from jaxlm.errors import UserError
 from jaxlm.filesystem import read_bounded
 
 if TYPE_CHECKING:
-    from jaxlm.corpora.corpus import Corpus
     from jaxlm.experiment import Experiment
 
+T = TypeVar("T")
 EXPERIMENTS_PACKAGE, DEFAULT_VARIANT = "experiments", "experiment"
 
 
@@ -84,17 +84,16 @@ def import_experiment(name: str) -> "Experiment":
     return experiment.load_experiment(name)
 
 
-def load_corpus(name: str) -> "Corpus":
-    """The Corpus that the function `module:name` returns. Raises UserError if there is none."""
-    from jaxlm.corpora.corpus import Corpus
-
+def load_object(name: str, kind: type[T]) -> T:
+    """The object, such as a Corpus, that the function `module:name` returns. Raises UserError if there is none."""
     where, _, variant = resolve_experiment(name).partition(":")
     _search_all_folders()
-    value = getattr(import_module_or_file(where), variant)
-    corpus = value() if callable(value) else value
-    if not isinstance(corpus, Corpus):
-        raise UserError(f"{name} is a {type(corpus).__name__}, expected a function that returns a jaxlm.Corpus")
-    return corpus
+    value = getattr(import_module_or_file(where), variant, None)
+    value = value() if callable(value) else value
+    if not isinstance(value, kind):
+        expected = f"expected MODULE:NAME, a function that returns a jaxlm.{kind.__name__}"
+        raise UserError(f"{name} is a {type(value).__name__}, {expected}")
+    return value
 
 
 def _search_all_folders() -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "generate": "sample continuations of prompts, or answers to them",
     "score": "compute log-probabilities of given texts",
     "embed": "compute vectors of given texts or of their tokens",
+    "scale": "fit a scaling law to a table of runs, or to a grid of runs that it trains",
     "report": "write one HTML page that shows or compares runs",
     "import-hf": "convert a Hugging Face model (config.json, safetensors, tokenizer) or a GGUF file to a workdir",
     "export-hf": "convert a workdir to a Hugging Face Transformers model",
@@ -44,7 +45,7 @@ RECIPES = {
 COMMAND_PACKAGES = {
     "training": ("plan", "bench", "prepare", "train", "launch", "merge"),
     "inference": ("evaluate", "predict", "generate", "score", "embed"),
-    "tools": ("list", "data", "show", "report", "import-hf", "export-hf", "doctor"),
+    "tools": ("list", "data", "show", "scale", "report", "import-hf", "export-hf", "doctor"),
 }
 
 EXIT_INTERRUPTED = 130

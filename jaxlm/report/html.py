@@ -43,8 +43,12 @@ def render_html(runs: Sequence[RunSummary]) -> str:
         parts += _example_list(run)
         shown = format_config(run.trained.experiment)
         parts.append(f"<details><summary>configuration</summary><pre>{html.escape(shown)}</pre></details>")
-    title = html.escape("jaxlm: " + ", ".join(run.name for run in runs))
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return html_page("jaxlm: " + ", ".join(run.name for run in runs), parts)
+
+
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """The HTML document of a title and the elements of its body."""
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
 
 

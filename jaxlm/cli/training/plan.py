@@ -6,6 +6,7 @@ nothing here can compile for it, the estimate is analytic. Exit code 1 if the st
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli import output
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     from jaxlm.planner.text_report import plan_line
     from jaxlm.training.initialize import resolve_init
 
-    experiment = resolve_init(experiment)
+    experiment, budget = _for_budget(resolve_init(experiment), options)
     if options.topology == topology.HERE:  # the compilation cache cannot restore programs for other hardware
         runtime.configure_process()
     target = topology.find_target(options.topology, options.num_slices)
@@ -54,8 +55,24 @@ def main(argv: list[str]) -> int:
     if options.decode_batch_size:
         with tracing_for(target.chip):
             decoding = plan_decoding(experiment, request.make_mesh(), target.chip, options.decode_batch_size)
+    if budget:
+        (output.print_stderr if options.json else output.write_line)(budget)
     _write_plan(plan, fix, decoding, options.json)
     return int(plan.fits is False or (decoding is not None and decoding.fits is False))
+
+
+def _for_budget(experiment: "Experiment", options: argparse.Namespace) -> tuple["Experiment", str]:
+    """The experiment resized for `--budget`, and the text about it; without `--budget` as it is."""
+    if not options.budget:
+        if options.law or options.serve or options.far:
+            raise UsageError("--law, --serve and --far belong to --budget C: add it, or leave them out")
+        return experiment, ""
+    if not options.law:
+        raise UsageError("--budget C needs --law FILE, which `jaxlm scale fit TABLE --out FILE` writes: add it")
+    from jaxlm.scaling.budget import for_budget
+    from jaxlm.scaling.fit import read_law
+
+    return for_budget(experiment, read_law(options.law), options.budget, options.serve or 0.0, options.far)
 
 
 def _write_plan(plan: Any, fix: Any, decoding: Any, as_json: bool) -> None:
@@ -109,5 +126,11 @@ def _parser() -> ExperimentParser:
     text = "with --sweep: compile the N best and rank them by the compiler's figures"
     parser.add_int("--compile-best", text, default=0)
     parser.add_flag("--analytic", "do not compile: compute a quick estimate from formulas, accurate to a third")
+    text = "resize the model and set the steps to the best for C FLOPs by the scaling law of --law"
+    parser.add_argument("--budget", type=positive_number, metavar="C", help=text)
+    parser.add_argument("--law", type=Path, metavar="FILE", help="law.json of `jaxlm scale fit`")
+    text = "with --budget: the size that reaches the same loss at the least cost if TOKENS tokens are generated with it"
+    parser.add_argument("--serve", type=positive_number, metavar="TOKENS", help=text)
+    parser.add_flag("--far", "allow a --budget of more than 300 times the largest run of the law")
     parser.add_flag("--json", "print one JSON object")
     return parser

@@ -61,7 +61,8 @@ def main(argv: list[str]) -> int:
 
 def _prepare_corpus(options: argparse.Namespace) -> int:
     """`jaxlm prepare MODULE:NAME`: the three passes of a Corpus, or a look at its first documents."""
-    from jaxlm.cli.experiments import load_corpus
+    from jaxlm.cli.experiments import load_object
+    from jaxlm.corpora.corpus import Corpus
     from jaxlm.corpora.passes import Builder
     from jaxlm.corpora.personal import MASKS, Personal
     from jaxlm.corpora.write import build_corpus
@@ -69,7 +70,7 @@ def _prepare_corpus(options: argparse.Namespace) -> int:
 
     stats, start = ReadStats(), time.perf_counter()
     processes, part_bytes = options.num_workers or os.cpu_count() or 1, options.shard_mb * MEBIBYTE
-    builder = Builder(load_corpus(options.files[0]), options.out, processes, part_bytes)
+    builder = Builder(load_object(options.files[0], Corpus), options.out, processes, part_bytes)
     if options.sample:
         for line in builder.sample(options.sample):
             output.write_line(line)
