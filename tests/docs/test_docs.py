@@ -93,7 +93,7 @@ def run_command(words: tuple[str, ...], stdin: str = "") -> tuple[int, str]:
 def test_parsers_accept_every_command_line(command: CommandLine, inside: Path, request: pytest.FixtureRequest, capfd):
     words = command.words
     assert words[0] in COMMANDS or words[0].startswith("-"), f"no command {words[0]}"
-    if words[0] == "launch" and len(words) == 2:
+    if words[0] in ("launch", "scale") and len(words) == 2:
         assert main([*words, "--help"]) == 0
     elif words[0] == "launch":
         cut = words.index("--") if "--" in words else len(words)
