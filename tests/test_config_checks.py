@@ -56,6 +56,11 @@ WRONG = {
         10**7,
         "encoder_layers: expected at most 10000, found 10000000",
     ),
+    "a whole number that JAX cannot take": (
+        ("model", "norm_epsilon"),
+        2**40,
+        "norm_epsilon: expected at most 2147483647",
+    ),
     "no layers": (("model", "decoder_layers"), 0, "decoder_layers: expected 1 or more, found 0"),
     "a negative size": (("model", "width"), -8, "model.width: expected 1 or more, found -8"),
     "a size of zero": (("model", "heads"), 0, "model.heads: expected 1 or more, found 0"),

@@ -79,7 +79,7 @@ def _range(name: str, value: float) -> tuple[float, float]:
         return 0, 1
     if name in POSITIVE or isinstance(value, float):
         low = sys.float_info.min if name in POSITIVE else 0.0 if name in AT_LEAST_ZERO else -sys.float_info.max
-        return low, sys.float_info.max
+        return low, sys.float_info.max if isinstance(value, float) else MAX_INT
     if name == "seed":
         return 0, MAX_SEED
     if name in COLUMNS:

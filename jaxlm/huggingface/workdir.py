@@ -15,7 +15,7 @@ from jaxlm.data.batching.sequence_format import SequenceFormat
 from jaxlm.data.pretraining.masked_lm import MaskedLMRows
 from jaxlm.data.sources.parallel import ParallelFiles
 from jaxlm.data.sources.text import TextFile
-from jaxlm.data.tokenizers.pretrained import PretrainedTokenizer
+from jaxlm.data.tokenizers.loading import PretrainedTokenizer
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.filesystem import create_folder, write_atomic

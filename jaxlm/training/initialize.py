@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.data.tokenizers.pretrained import PretrainedTokenizer
+from jaxlm.data.tokenizers.loading import PretrainedTokenizer
 from jaxlm.errors import UserError, list_some
 from jaxlm.experiment import Experiment
 from jaxlm.models.finetune_heads import FineTunable

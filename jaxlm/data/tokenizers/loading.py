@@ -1,9 +1,9 @@
-"""Reading back a tokenizer that was saved."""
+"""Tokenizers that are not trained: those of published models, and those that were saved."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from jaxlm.data.files import find_file
 from jaxlm.data.tokenizers.base import TOKENIZER_JSON, Tokenizer, content_hash
@@ -22,6 +22,19 @@ CLASS_OF_KIND = {
 MAX_TOKENIZER_BYTES = 1 << 28
 
 DAMAGE_HINT = "Copy the folder again from its origin, or train a new tokenizer."
+
+
+@dataclass(frozen=True)
+class PretrainedTokenizer:
+    """The configuration of a tokenizer that came with a published model: it cannot be trained."""
+
+    vocab_size: int
+
+    def fit(self, texts: Iterable[str] = ()) -> Any:
+        """Raises UserError."""
+        raise UserError(
+            "the tokenizer of a published model cannot be trained: start from the workdir that `import-hf` wrote"
+        )
 
 
 class Description(TypedDict):

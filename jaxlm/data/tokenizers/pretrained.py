@@ -1,10 +1,11 @@
 """Tokenizers of published models: their own files, and the ids of their models."""
 
 import base64
+import contextlib
 import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, NotRequired, Self, TypedDict
 
@@ -16,19 +17,6 @@ from jaxlm.errors import UserError
 from jaxlm.json_files import check_type
 
 MAX_VOCAB_SIZE = 1 << 24
-
-
-@dataclass(frozen=True)
-class PretrainedTokenizer:
-    """The configuration of a tokenizer that came with a published model: it cannot be trained."""
-
-    vocab_size: int
-
-    def fit(self, texts: Iterable[str] = ()) -> Any:
-        """Raises UserError."""
-        raise UserError(
-            "the tokenizer of a published model cannot be trained: start from the workdir that `import-hf` wrote"
-        )
 
 
 class _Stored(TypedDict):
@@ -87,10 +75,8 @@ class FastTokenizer(SerializableTokenizer):
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Raises UserError for a token that the model does not embed, if the vocabulary has no unknown id."""
         texts = [replace_surrogates(text) for text in require_list(texts)]
-        try:
+        with _library_errors("cannot encode a text"):
             encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"tokenizer.json cannot encode a text: {error}") from None
         rows = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
         for row, ids in enumerate(rows):
             if len(beyond := np.flatnonzero(ids >= self.vocab_size)):  # tokens that were added to the tokenizer later
@@ -102,7 +88,8 @@ class FastTokenizer(SerializableTokenizer):
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         ids = [_text_ids(row, self.vocab_size, self.special) for row in rows]
-        return self._tokenizer.decode_batch(ids, skip_special_tokens=True)
+        with _library_errors("cannot decode ids"):
+            return self._tokenizer.decode_batch(ids, skip_special_tokens=True)
 
     def to_bytes(self) -> bytes:
         content = {"vocab_size": self.vocab_size, "special": asdict(self.special), "tokenizer": self.tokenizer_json}
@@ -268,15 +255,24 @@ def parse_tokenizer_json(content: str) -> Any:
         import tokenizers
     except ImportError as error:
         raise UserError("this tokenizer needs the library `tokenizers`: pip install 'jaxlm[hf]'") from error
-    try:
+    with _library_errors("cannot be read"):
         tokenizer = tokenizers.Tokenizer.from_str(content)
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"tokenizer.json cannot be read: {error}") from error
     tokenizer.no_truncation()  # some files truncate and pad every text to one length
     tokenizer.no_padding()
     if hasattr(tokenizer.model, "dropout"):  # of BPE: some files draw the pieces of a text at random
         tokenizer.model.dropout = None
     return tokenizer
+
+
+@contextlib.contextmanager
+def _library_errors(fault: str) -> Iterator[None]:
+    """Errors of the library `tokenizers`, panics of its Rust code included, as UserError."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"tokenizer.json {fault}: {error}") from error
 
 
 def _check_embedded(token: str, index: int, vocab_size: int, text: str) -> None:

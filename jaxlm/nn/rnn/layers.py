@@ -4,6 +4,8 @@ All that does not depend on the previous position is computed for all positions 
 x W + b and the loop of `jaxlm.nn.rnn.scan` around h U; its backward pass is one product each for dW, dU and dx.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -85,7 +87,7 @@ class Recurrent(nn.Module):
     variational: bool = False
     weight_drop: float = 0.0
     init_scale: float | None = None
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     @property
     def width(self) -> int:
