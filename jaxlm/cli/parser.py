@@ -17,7 +17,8 @@ COMMANDS = {
     "show": "show an experiment: its configuration, parameters, batch size and FLOPs per step",
     "plan": "estimate memory, time and cost of a run on given hardware, which this machine need not have",
     "bench": "measure tokens/s, step times, compile time, memory and MFU on this machine",
-    "prepare": "tokenize a corpus into shards with several processes",
+    "prepare": "clean a corpus, and tokenize it into shards, with several processes",
+    "audit": "report on a corpus, remove documents from it, or find the steps at which a run read one",
     "train": "train an experiment, or a recipe (translate, lm, classify, tag) on your files; or resume a stopped run",
     "launch": "train on a Cloud TPU slice, a Slurm cluster or GKE",
     "evaluate": "score a trained model on a split; prints one JSON object",
@@ -45,7 +46,7 @@ RECIPES = {
 COMMAND_PACKAGES = {
     "training": ("plan", "bench", "prepare", "train", "launch", "merge"),
     "inference": ("evaluate", "predict", "generate", "score", "embed"),
-    "tools": ("list", "data", "show", "scale", "report", "import-hf", "export-hf", "doctor"),
+    "tools": ("list", "data", "show", "scale", "audit", "report", "import-hf", "export-hf", "doctor"),
 }
 
 EXIT_INTERRUPTED = 130

@@ -70,9 +70,8 @@ class Builder:
     @cached_property
     def rules(self) -> OptOutRules:
         """The opt-out lists, and the documents that `jaxlm audit --forget` removed."""
-        file = self.folder / "forgotten.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        return OptOutRules(self.corpus.opt_out, self.corpus.seed, [json.loads(line)["id"] for line in lines])
+        forgotten = [line["id"] for line in read_lines_of(self.folder / "forgotten.jsonl")]
+        return OptOutRules(self.corpus.opt_out, self.corpus.seed, forgotten)
 
     @property
     def table(self) -> np.dtype:
@@ -231,6 +230,15 @@ def _bands(step: Duplicates, signature_DF: np.ndarray) -> np.ndarray:
     bands["key"] = step.band_keys(signature_DF).reshape(-1)
     bands["document"] = np.repeat(np.arange(len(signature_DF)), step.bands)
     return bands[np.lexsort((bands["document"], bands["key"]))]
+
+
+def read_lines_of(file: Path | str) -> list:
+    """The objects of a file of JSON lines, plain or compressed; of none, nothing."""
+    if not Path(file).exists():
+        return []
+    opener: Any = gzip.open if str(file).endswith(".gz") else open
+    with opener(file, "rt", encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def hex_id(identity: bytes) -> str:

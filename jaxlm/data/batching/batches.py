@@ -168,6 +168,11 @@ class PlannedBatches(Batches):
         shape = len(items), bucket.source, bucket.target
         return collate(self.columns, examples, row_index, shape, packed=self.packed, special=self.special)
 
+    def reads(self, k: int, row: int) -> bool:
+        """True if batch k has an example of the columns."""
+        bucket, items = self.epoch_order[k]
+        return bool((self.buckets[bucket].bins.gather(items)[0] == row).any())
+
     def statistics(self) -> dict[str, float]:
         """`tokens` and `positions` are those of a batch, of its targets if it has any."""
         tokens, per_epoch = self.selected.token_counts, self.epoch_order.batches_per_epoch

@@ -138,14 +138,8 @@ class WindowBatches(RunningTextBatches):
         return {"source": 0, "target": longest, "both": longest}
 
     def host_part(self, k: int, host_index: int, num_hosts: int) -> Batch:
-        epoch, window = divmod(k, self.batches_per_epoch)
-        length, size = self.config.length, len(self.stream)
-        if self.config.carry_state:
-            piece_B = np.arange(self.config.rows) * self._piece_length
-            first_B = piece_B + window * length
-            end_B = np.minimum(piece_B + self._piece_length, size)
-        else:
-            first_B, end_B = self._random_windows(epoch, window)
+        window, length, size = k % self.batches_per_epoch, self.config.length, len(self.stream)
+        first_B, end_B = self._edges(k)
         rows = host_slice(self.config.rows, host_index, num_hosts)
         index_BT = first_B[rows, None] + np.arange(length)
         valid_BT = (index_BT < end_B[rows, None]) & (index_BT >= 0)
@@ -169,14 +163,25 @@ class WindowBatches(RunningTextBatches):
         )
 
     def window_spans(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(first token, number of tokens) of each row of batch k, if windows are drawn."""
-        first_B, end_B = self._random_windows(*divmod(k, self.batches_per_epoch))
-        first_B = np.maximum(first_B, 0)
+        """(first token, number of tokens) of each row of batch k."""
+        first_B, end_B = self._edges(k)
+        end_B, first_B = np.minimum(end_B, first_B + self.config.length), np.maximum(first_B, 0)
         return first_B, np.maximum(end_B - first_B, 0)
 
-    def _random_windows(self, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(first token, end) of each row: every epoch has new cuts and a new order of its windows."""
+    def reads(self, k: int, row: int) -> bool:
+        """True if batch k has a token of a row of the column as an input or a label."""
+        starts, extra = self.stream.column.offsets, int(self.config.append_eos)
+        first, end = (int(starts[index]) + extra * index for index in (row, row + 1))
+        first_B, size_B = self.window_spans(k)
+        return bool(((first_B < end + 1) & (first_B + size_B > first) & (size_B > 0)).any())
+
+    def _edges(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(first token, end of the text) of each row; drawn windows have new cuts and a new order in every epoch."""
+        epoch, batch = divmod(k, self.batches_per_epoch)
         length = self.config.length
+        if self.config.carry_state:
+            piece_B = np.arange(self.config.rows) * self._piece_length
+            return piece_B + batch * length, np.minimum(piece_B + self._piece_length, len(self.stream))
         shift = int(permutation(length, self.seed, epoch, rng_lane=1)[0])
         order = self._permutation(self._num_random_windows, epoch)
         items = np.arange(batch * self.config.rows, (batch + 1) * self.config.rows)
