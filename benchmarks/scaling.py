@@ -1,4 +1,4 @@
-"""Refits of published tables of runs, beside the values that other fits of the same tables found.
+"""Refits of published tables of runs, next to the values that other fits of the same tables found.
 
     python -m benchmarks.scaling
 

@@ -20,7 +20,7 @@ from jaxlm.filesystem import read_bounded
 if TYPE_CHECKING:
     from jaxlm.experiment import Experiment
 
-T = TypeVar("T")
+Config = TypeVar("Config")
 EXPERIMENTS_PACKAGE, DEFAULT_VARIANT = "experiments", "experiment"
 
 
@@ -84,7 +84,7 @@ def import_experiment(name: str) -> "Experiment":
     return experiment.load_experiment(name)
 
 
-def load_object(name: str, kind: type[T]) -> T:
+def load_object(name: str, kind: type[Config]) -> Config:
     """The object, such as a Corpus, that the function `module:name` returns. Raises UserError if there is none."""
     where, _, variant = resolve_experiment(name).partition(":")
     _search_all_folders()

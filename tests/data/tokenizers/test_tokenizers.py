@@ -3,14 +3,12 @@
 import json
 import pickle
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from jaxlm.data.tokenizers.base import BOS, EOS, NUM_SPECIALS, OWN_SPECIAL_IDS, PAD, UNK, SpecialIds, content_hash
 from jaxlm.data.tokenizers.loading import CLASS_OF_KIND, load_tokenizer
-from jaxlm.data.tokenizers.pretrained import PretrainedSentencePiece, parse_tokenizer_json
 from jaxlm.data.tokenizers.sentencepiece import SentencePiece, sample_texts
 from jaxlm.data.tokenizers.simple import Bytes, Characters, Words
 from jaxlm.errors import UserError
@@ -126,28 +124,6 @@ def test_fingerprints_differ(fitted):
 def test_half_surrogates_do_not_stop_it(tokenizer):
     (row,) = tokenizer.encode(["a \ud83d b"])
     assert "\ud83d" not in tokenizer.decode([row])[0]
-
-
-def test_half_surrogates_in_a_published_vocabulary_do_not_stop_it():
-    pieces = SentencePiece(266).fit(["one two"] * 10).model
-    vocab = ("", "<unk>", "</s>", ">>es<<", "one", "\ud800")
-    tokenizer = PretrainedSentencePiece(pieces, pieces, 6, SpecialIds(pad=0, unk=1, eos=2), vocab)
-    assert tokenizer.decode([[4, 5, 2]]) == ["one?"]
-
-
-def test_a_panic_of_the_library_is_one_sentence(monkeypatch):
-    """Rust's panics are no Exceptions."""
-    tokenizers = pytest.importorskip("tokenizers")
-
-    class PanicException(BaseException):
-        pass
-
-    def panic(content: str) -> None:
-        raise PanicException("range end index 7 out of range")
-
-    monkeypatch.setattr(tokenizers, "Tokenizer", SimpleNamespace(from_str=panic))
-    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read: range end index 7"):
-        parse_tokenizer_json("{}")
 
 
 def test_one_text_is_refused(tokenizer):
