@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from fixtures.shared_steps import shared_steps  # noqa: F401 (a fixture)
 from fixtures.tiny_run import CASES, EXPERIMENT, LSTM, MODEL, lines, overfit, stored
 
 from jaxlm import runtime
