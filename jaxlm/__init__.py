@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from jaxlm.tasks.language_modeling import LanguageModeling as LanguageModeling
     from jaxlm.tasks.masked_lm import MaskedLanguageModeling as MaskedLanguageModeling
     from jaxlm.tasks.preferences import Preferences as Preferences
+    from jaxlm.tasks.prompting import Prompted as Prompted
     from jaxlm.tasks.regression import TextRegression as TextRegression
     from jaxlm.tasks.span_corruption import T5_SENTINELS as T5_SENTINELS, Denoising as Denoising
     from jaxlm.tasks.tagging import Tagging as Tagging

@@ -85,11 +85,11 @@ def import_experiment(name: str) -> "Experiment":
 
 
 def load_object(name: str, kind: type[Config]) -> Config:
-    """The object, such as a Corpus, that the function `module:name` returns. Raises UserError if there is none."""
+    """The object `module:name`, such as a Corpus or a function, or what it returns. Raises UserError without one."""
     where, _, variant = resolve_experiment(name).partition(":")
     _search_all_folders()
     value = getattr(import_module_or_file(where), variant, None)
-    value = value() if callable(value) else value
+    value = value() if callable(value) and not isinstance(value, kind) else value
     if not isinstance(value, kind):
         expected = f"expected MODULE:NAME, a function that returns a jaxlm.{kind.__name__}"
         raise UserError(f"{name} is a {type(value).__name__}, {expected}")

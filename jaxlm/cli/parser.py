@@ -21,7 +21,8 @@ COMMANDS = {
     "audit": "report on a corpus, remove documents from it, or find the steps at which a run read one",
     "train": "train an experiment, or a recipe (translate, lm, classify, tag) on your files; or resume a stopped run",
     "launch": "train on a Cloud TPU slice, a Slurm cluster or GKE",
-    "evaluate": "score a trained model on a split; prints one JSON object",
+    "evaluate": "score a trained model on a split, or against another one; prints one JSON object",
+    "prompt": "score a trained model on a task by prompts with examples (in-context learning)",
     "predict": "answer each line of standard input with one line",
     "generate": "sample continuations of prompts, or answers to them",
     "score": "compute log-probabilities of given texts",
@@ -45,7 +46,7 @@ RECIPES = {
 
 COMMAND_PACKAGES = {
     "training": ("plan", "bench", "prepare", "train", "launch", "merge"),
-    "inference": ("evaluate", "predict", "generate", "score", "embed"),
+    "inference": ("evaluate", "prompt", "predict", "generate", "score", "embed"),
     "tools": ("list", "data", "show", "scale", "audit", "report", "import-hf", "export-hf", "doctor"),
 }
 

@@ -7,6 +7,7 @@ figure of the Multi30k papers, on lower-cased tokenized text: some points higher
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -114,3 +115,16 @@ def _check_lengths(hypotheses: Sequence[str], references: Sequence[str]) -> None
         )
     if not references:
         raise UserError("no lines to score: both the hypotheses and the references are empty; check the files")
+
+
+def last_number(text: str) -> str:
+    """The last number in a text, without the commas between its digits; "" without one."""
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return numbers[-1].replace(",", "") if numbers else ""
+
+
+def token_f1(answer: str, reference: str) -> float:
+    """F1 of the words of two texts, lower-cased and without punctuation, as bags (Rajpurkar et al. 2016), 0 to 1."""
+    bags = [Counter(re.findall(r"\w+", text.lower())) for text in (answer, reference)]
+    common, sizes = (bags[0] & bags[1]).total(), [bag.total() for bag in bags]
+    return 2.0 * common / sum(sizes) if all(sizes) else float(sizes[0] == sizes[1])

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from jaxlm.data.chat.dialogue import Turn
 from jaxlm.data.chat.encoding import ChatFormat
 from jaxlm.decode.sampling import Sampler
 from jaxlm.distributed.sharding import make_mesh, train_state_shardings
@@ -90,6 +91,15 @@ class Pipeline(TrainedRun):
             raise UserError(f"the task {type(task).__name__} writes no text: `predict` answers lines")
         search = task.search if task.input_kind == "source" else None
         return draw_samples(self, prompts, request, search, on_text, self.generation_defaults)
+
+    def chat(self, turns: Iterable[str], request: GenerationRequest, on_text: TextCallback = None) -> Iterator[Sample]:
+        """An answer to each turn of a user in one dialogue, given all before it; blank turns are left out."""
+        chat = request.chat or self.chat_format()
+        for text in filter(str.strip, turns):
+            sample = next(self.generate_stream([text], dataclasses.replace(request, chat=chat), on_text))
+            yield sample
+            history = (*chat.history, Turn("user", text), Turn("assistant", sample.text))
+            chat = dataclasses.replace(chat, history=history)
 
     @property
     def generation_defaults(self) -> GenerationDefaults:

@@ -24,6 +24,7 @@ from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_REASONS, FINISH_STOP
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
+from jaxlm.grammar.constraint import Constraint
 from jaxlm.inference.base import (
     EVAL_BATCH_TOKENS,
     Answer,
@@ -33,6 +34,7 @@ from jaxlm.inference.base import (
     non_blank,
     to_single_line,
 )
+from jaxlm.inference.constraints import compile_constraint
 from jaxlm.inference.generate import GenerationDefaults
 from jaxlm.metrics.text import perplexity
 from jaxlm.models.properties import max_target_positions
@@ -137,7 +139,7 @@ class InstructionTuning(ChatTask):
         figures: dict[str, Any] = {"split": split, "lines": len(dialogues), "tokens": int(count)}
         figures |= {"truncated": int(is_cut_N.sum()), "nll": nll / count, "perplexity": perplexity(nll / count)}
         answerable = (dialogue for dialogue in dialogues if any(turn.is_trained_answer for turn in dialogue.turns))
-        questions = [(_question(dialogue), dialogue) for dialogue in islice(answerable, self.answered)]
+        questions = [(question_of(dialogue), dialogue) for dialogue in islice(answerable, self.answered)]
         answers = self.answer(trained, [question for question, _ in questions])
         if progress:
             progress(len(dialogues))
@@ -152,10 +154,13 @@ class InstructionTuning(ChatTask):
         percent = {name: 100.0 * float(np.mean(values)) for name, values in matches.items()}
         return figures | {"answers": len(answers)} | percent
 
-    def answer(self, trained: TrainedModel, prompts: Sequence[Dialogue]) -> list[tuple[str, str]]:
+    def answer(
+        self, trained: TrainedModel, prompts: Sequence[Dialogue], seed: int = 0, allowed: Constraint | None = None
+    ) -> list[tuple[str, str]]:
         """The answer of the model to each dialogue that waits for one, and the reason of its end; no position for it
-        leaves it empty. A sampled answer depends on the number of its prompt, not on its batch.
+        leaves it empty. A sampled answer depends on the seed and on the number of its prompt, not on its batch.
         """
+        grammar, compiled = None, allowed and compile_constraint(allowed, trained.tokenizer, continues=True)
         encoder, masks = self.encoder(trained.tokenizer), self.generation.logit_masks
         masks = replace(masks, suppress_tokens=(*masks.suppress_tokens, *trained.tokenizer.special.suppress))
         config = GenerationConfig(self.generation.new_tokens, encoder.stop_ids, self.generation.sampler, masks)
@@ -177,7 +182,10 @@ class InstructionTuning(ChatTask):
                     room = config.length if positions is None else np.clip(positions - size + 1, 0, config.length)
                     limit_B[row], line_B[row] = room, number
                 batch = Batch(target_BT=prompt_BP, target_valid_BT=valid_BP)
-                request = DecodeRequest(batch, prompt_BP, valid_BP, limit_B, line_B=line_B)
+                if compiled:
+                    texts = [prompts[number].turns[-1].content for number in row_B] + [""] * (rows - len(row_B))
+                    grammar = compiled.grammar(prompt_BP, valid_BP, limit_B, texts)
+                request = DecodeRequest(batch, prompt_BP, valid_BP, limit_B, None, grammar, seed, line_B)
                 output = generate(trained.model, trained.params, request, config)
                 tokens_BT, length_B, reason_B = map(np.asarray, (output.tokens_BT, output.length_B, output.reason_B))
                 for row, number in enumerate(row_B):
@@ -187,7 +195,7 @@ class InstructionTuning(ChatTask):
 
     def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
         """The last turns before the answers of the first test dialogues, and the model's answers."""
-        prompts = [_question(dialogue) for dialogue in islice(self.test, count)]
+        prompts = [question_of(dialogue) for dialogue in islice(self.test, count)]
         for prompt, (text, _) in zip(prompts, self.answer(trained, prompts), strict=True):
             yield f"{to_single_line(prompt.turns[-1].content)} -> {to_single_line(text)}"
 
@@ -203,7 +211,7 @@ class InstructionTuning(ChatTask):
         return answers
 
 
-def _question(dialogue: Dialogue) -> Dialogue:
+def question_of(dialogue: Dialogue) -> Dialogue:
     """The dialogue before its first trained answer."""
     index = next((i for i, turn in enumerate(dialogue.turns) if turn.is_trained_answer), len(dialogue.turns))
     return replace(dialogue, turns=dialogue.turns[:index])

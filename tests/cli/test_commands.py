@@ -203,3 +203,46 @@ def test_an_experiment_is_a_command(tmp_path):
     run = [sys.executable, "-m", "experiments.mine", "bigg"]
     found = subprocess.run(run, cwd=tmp_path, env=cli_runs.environment(), capture_output=True, text=True)
     assert found.returncode == 2 and "experiments.mine has no variant 'bigg': did you mean big?" in found.stderr
+
+
+def test_prompt_and_its_figure(command, workdir, tmp_path):
+    (tmp_path / "few.py").write_text(
+        "from jaxlm import Prompted\nROWS = [(f'{n}', 'ab'[n % 2]) for n in range(6)]\n"
+        "def task():\n    return Prompted(ROWS[:4], ROWS[4:], choices=('a', 'b'), delimiter=' ')\nOTHER = 3\n"
+    )
+    task, out = f"{tmp_path / 'few.py'}:task", tmp_path / "out.jsonl"
+    found = command("prompt", workdir, "--task", task, "--shots", "1,0", "--seeds", 2, "--out", out)
+    assert found.code == 0, found.err
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(each["shots"], each["seed"], each["lines"]) for each in records] == [(0, 0, 2), (1, 0, 2), (1, 1, 2)]
+    assert "    1 shots: accuracy 0." in found.err and " \u00b1 " in found.err
+    for words, message in (
+        (
+            ("--task", f"{tmp_path / 'few.py'}:OTHER"),
+            "is a int, expected MODULE:NAME, a function that returns a jaxlm.Prompted",
+        ),
+        (("--task", f"{tmp_path / 'few.py'}:nothing"), "has no variant 'nothing'"),
+        (("--task", "experiments.prompting"), "is a NoneType, expected MODULE:NAME"),
+        (("--task", task, "--shots", "1,x"), "expected an integer of at least 0, found 'x'"),
+        (("--task", task, "--regex", "a"), "answers are constrained, choices are calibrated"),
+    ):
+        refused = command("prompt", workdir, *words)
+        assert refused.code in (1, 2) and message in refused.err, refused.err
+
+
+def test_evaluate_against_itself(command, workdir, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    found = command("evaluate", workdir, "--against", workdir, "--limit", 2, "--max-tokens", 3, "--out", out)
+    assert found.code == 0, found.err
+    scores = json.loads(found.lines[-1])
+    assert (scores["prompts"], scores["win_rate"], scores["kl"]) == (2, 0.5, 0.0) and scores["judge"] == "reference"
+    assert len(out.read_text().splitlines()) == 2
+    refused = command("evaluate", workdir, "--judge", "shorter")
+    assert refused.code == 2 and "add --against WORKDIR" in refused.err
+    refused = command("evaluate", workdir, "--against", workdir, "--judge", "lengthy")
+    assert refused.code == 2 and "no experiment 'lengthy'" in refused.err
+
+
+def test_a_dialogue_of_several_turns_needs_chat(command, workdir):
+    found = command("generate", workdir, "--multi-turn")
+    assert found.code == 2 and "--multi-turn is one dialogue: add --chat" in found.err

@@ -1,11 +1,20 @@
 """`jaxlm evaluate D`: the scores of a split as one JSON object, the last line of stdout."""
 
+import argparse
+from itertools import islice
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from jaxlm.cli import output
+from jaxlm.cli.experiments import load_object
 from jaxlm.cli.options import experiment_with_options, load_pipeline, workdir_parser
-from jaxlm.cli.parser import COMMANDS, UsageError
+from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError
+from jaxlm.config.checks import MAX_SEED
 from jaxlm.errors import UserError
+from jaxlm.filesystem import write_atomic
+
+AGAINST_OPTIONS = ("judge", "temperature", "seed", "max_tokens", "limit", "out")
 
 
 def main(argv: list[str]) -> int:
@@ -13,7 +22,11 @@ def main(argv: list[str]) -> int:
     parser = workdir_parser("evaluate", COMMANDS["evaluate"], "search", "model")
     text = "train, valid, test (the default) or another test set of the experiment"
     parser.add_argument("--split", default="test", help=text)
+    _add_against_options(parser)
     options = parser.parse(argv)
+    given = [option for option in AGAINST_OPTIONS if getattr(options, option) is not None]
+    if given and not options.against:
+        raise UsageError(f"--{given[0].replace('_', '-')} belongs to a comparison: add --against WORKDIR")
     experiment = experiment_with_options(options)
     try:
         described = experiment.task.describe(options.split)
@@ -21,6 +34,8 @@ def main(argv: list[str]) -> int:
         raise UsageError(str(error)) from error
     output.print_stderr(f"{options.split}: {described}")
     pipeline = load_pipeline(options, experiment)
+    if options.against:
+        return _compare(options, pipeline)
     clock = output.Clock()
     with output.progress_bar(experiment.task.count(options.split)) as progress:
         scores = pipeline.evaluate(options.split, progress)
@@ -29,4 +44,36 @@ def main(argv: list[str]) -> int:
         names = ("num_beams", "length_penalty_kind", "length_penalty")
         record["search"] = {name: getattr(experiment.task.search.beam, name) for name in names}
     output.write_line(output.json_line(scores | record | clock.rates(scores["lines"])))
+    return 0
+
+
+def _add_against_options(parser: CommandParser) -> None:
+    text = "another model that answers the same prompts; print the win rate (ties are halves), divergence and lengths"
+    parser.add_argument("--against", type=Path, metavar="WORKDIR", help=text)
+    text = "with --against: reference (words shared with it; the default), shorter, longer, or module:name, a function "
+    parser.add_argument("--judge", metavar="NAME", help=text + "(prompts, answers, rows) -> rewards")
+    parser.add_float("--temperature", "with --against: softmax temperature of the answers (default: 0, greedy)")
+    parser.add_int("--seed", "with --against: random seed (default: 0)", minimum=0, maximum=MAX_SEED)
+    parser.add_int("--max-tokens", "with --against: maximum number of tokens of an answer (default: 100)")
+    parser.add_int("--limit", "with --against: maximum number of prompts (default: 200)")
+    text = "with --against: write prompts, answers and rewards as JSON lines"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=text)
+
+
+def _compare(options: argparse.Namespace, pipeline: Any) -> int:
+    from jaxlm.decode.sampling import Sampler
+    from jaxlm.inference.generate import GenerationDefaults
+    from jaxlm.pipeline.comparison import LENGTH_JUDGES, compare, read_prompts
+
+    name, clock = options.judge or "reference", output.Clock()
+    judge = name if name in ("reference", *LENGTH_JUDGES) else load_object(name, FunctionType)
+    items = list(islice(read_prompts(pipeline.experiment.task.split(options.split)), options.limit or 200))
+    changed = {"workdir": options.against, "step": None, "average_last": None}  # these choose a checkpoint of WORKDIR
+    other = load_pipeline(argparse.Namespace(**vars(options) | changed))
+    generation = GenerationDefaults(Sampler(temperature=options.temperature or 0.0), options.max_tokens or 100)
+    figures, records = compare((pipeline, other), items, judge, generation, options.seed or 0)
+    if options.out:
+        write_atomic(options.out, "".join(output.json_line(record) + "\n" for record in records))
+    record = {"workdir": str(options.workdir), "against": str(options.against), "split": options.split, "judge": name}
+    output.write_line(output.json_line(record | figures | clock.rates(len(items))))
     return 0

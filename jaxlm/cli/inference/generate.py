@@ -1,6 +1,7 @@
 """`jaxlm generate D --prompt TEXT`: sampled texts, each printed as soon as it is complete; on a terminal, by token."""
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from jaxlm.cli import output
 from jaxlm.cli.options import experiment_with_options, load_pipeline, read_constraint, workdir_parser
 from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError
-from jaxlm.cli.stdin_lines import MEGABYTE, add_line_limit_option
+from jaxlm.cli.stdin_lines import MEGABYTE, StdinLines, add_line_limit_option
 from jaxlm.config.checks import MAX_SEED
 
 
@@ -20,7 +21,9 @@ def main(argv: list[str]) -> int:
         from jaxlm.data.files import read_lines
 
         prompts += read_lines(options.file.absolute(), max_bytes=options.max_line_mb * MEGABYTE)
-    if not prompts:
+    if options.multi_turn and (not options.chat or options.num_samples > 1):
+        raise UsageError("--multi-turn is one dialogue: add --chat, and leave --num-samples out")
+    if not prompts and not options.multi_turn:
         raise UsageError("expected a prompt: give --prompt TEXT (any number of times) or --file FILE")
     if options.system is not None and not options.chat:
         raise UsageError("--system is the first turn of a dialogue: add --chat")
@@ -40,7 +43,12 @@ def main(argv: list[str]) -> int:
     chat: Any = pipeline.chat_format(options.system or "") if options.chat else None
     request = GenerationRequest(sampler, options.seed, *limits, constraint, chat)
     live = options.num_samples == 1 and not options.jsonl and (options.stream or sys.stdout.isatty())
-    samples, truncated = pipeline.generate_stream(prompts, request, _print_piece if live else None), set()
+    on_text, truncated = _print_piece if live else None, set()
+    if options.multi_turn:
+        lines = itertools.chain.from_iterable(StdinLines(max_line_bytes=options.max_line_mb * MEGABYTE).batches())
+        samples = pipeline.chat(prompts or lines, request, on_text)
+    else:
+        samples = pipeline.generate_stream(prompts, request, on_text)
     for sample in samples:
         truncated |= {sample.prompt} if sample.truncated else set()
         plain = to_single_line(sample.text, strip=False)
@@ -67,6 +75,8 @@ def _parser() -> CommandParser:
     add_line_limit_option(parser)
     parser.add_flag("--chat", "the prompts are turns of a user: put the model's chat template around them")
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system turn before each prompt")
+    text = "with --chat: the prompts, or without any the lines of standard input, are the user's turns of one dialogue"
+    parser.add_flag("--multi-turn", text)
     parser.add_float("--temperature", "softmax temperature; 0 is greedy decoding (default: 1)")
     parser.add_int("--top-k", "sample from the K most probable tokens, 0 for all", minimum=0, metavar="K")
     text = "sample from the fewest tokens whose probabilities sum to P (default: 1, all)"

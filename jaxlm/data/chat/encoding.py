@@ -44,14 +44,16 @@ class EncodedDialogue:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """The form in which `generate` asks: each prompt is a turn of the user, perhaps after a system turn."""
+    """The form in which `generate` asks: each prompt is a turn of the user, perhaps after a system turn and others."""
 
     template: ChatTemplate | JinjaChatTemplate
     system: str = ""
+    history: tuple[Turn, ...] = ()
 
     def dialogue(self, prompt: str) -> Dialogue:
         """The dialogue that waits for an answer."""
-        return Dialogue((*((Turn("system", self.system),) if self.system else ()), Turn("user", prompt)))
+        system = (Turn("system", self.system),) if self.system else ()
+        return Dialogue((*system, *self.history, Turn("user", prompt)))
 
 
 _Span = tuple[bool, list[Piece]]
