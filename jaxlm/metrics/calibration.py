@@ -29,9 +29,3 @@ def choice_figures(prob_NC: np.ndarray, gold_N: np.ndarray) -> dict[str, float]:
     ece = np.abs(np.bincount(bin_N, (chosen_N == gold_N) - confidence_N)).sum() / len(gold_N)
     brier = ((prob_NC - np.eye(prob_NC.shape[1])[gold_N]) ** 2).sum(axis=1).mean()
     return {"ece": ece, "brier": brier, "most_chosen": np.bincount(chosen_N).max() / len(gold_N)}
-
-
-def wilson_interval(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The score interval (95 %) of a share of n trials (Wilson 1927); with ties as halves it is rather too wide."""
-    center, half = share + z * z / (2 * n), z * (share * (1 - share) / n + (z / (2 * n)) ** 2) ** 0.5
-    return (center - half) / (1 + z * z / n), (center + half) / (1 + z * z / n)

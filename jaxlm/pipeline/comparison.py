@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.corpora.audit import wilson_interval
 from jaxlm.data.chat.dialogue import Dialogue, Turn
 from jaxlm.data.chat.template import ChatTemplate
 from jaxlm.decode.results import FINISH_REASONS, FINISH_STOP
 from jaxlm.errors import UserError
 from jaxlm.inference.generate import GenerationDefaults
-from jaxlm.metrics.calibration import wilson_interval
 from jaxlm.metrics.text import token_f1
 from jaxlm.pipeline.pipeline import Pipeline
 from jaxlm.pipeline.prompting import PromptedModel, last_turn
@@ -75,7 +75,7 @@ def compare(
     ended_N = np.array([reason == FINISH_REASONS[FINISH_STOP] for _, reason in answers[0]])
     logprob_2N = [np.where(ended_N, *(model.score(own, end)[:, 0] for end in (True, False))) for model in models]
     figures: dict[str, Any] = {"prompts": len(items), "win_rate": won_N.mean(), "ties": (won_N == 0.5).mean()}
-    figures |= {"interval": wilson_interval(won_N.mean(), len(items)), "kl": np.mean(logprob_2N[0] - logprob_2N[1])}
+    figures |= {"interval": wilson_interval(won_N.sum(), len(items)), "kl": np.mean(logprob_2N[0] - logprob_2N[1])}
     for name, x_2N in (("reward", reward_2N), ("words", words_2N)):
         figures |= {name: x_2N[0].mean(), f"{name}_against": x_2N[1].mean()}
     names = ("prompt", "reference", "answer", "answer_against", "reward", "reward_against", "won")
