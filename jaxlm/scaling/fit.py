@@ -43,7 +43,7 @@ def fit_law(name: str, runs: Runs, delta: float = 1e-3, near: Sequence[float] = 
     three best starts of a grid; with `near` from this theta and the best of a coarse grid."""
     from scipy.optimize import minimize
 
-    law, runs = LAWS[name], frontier(runs) if name == "compute" else runs
+    law, runs = LAWS[name], frontier(runs, LAWS[name].frontier)
     logs_3R = logarithms(runs)
     centers = logs_3R.mean(1)
     logs_3R -= centers[:, None]
@@ -70,10 +70,10 @@ def fit_law(name: str, runs: Runs, delta: float = 1e-3, near: Sequence[float] = 
 
 def check_runs(name: str, runs: Runs) -> None:
     """Raise UserError if the runs do not determine the law: the message names the exponent or the ridge."""
-    rows, least = len(frontier(runs) if name == "compute" else runs), LAWS[name].min_rows
-    if rows < least:
-        raise UserError(f"{rows} runs, expected {least} or more for the law {name}: add runs")
-    if name == "compute":
+    law, rows = LAWS[name], len(frontier(runs, LAWS[name].frontier))
+    if rows < law.min_rows:
+        raise UserError(f"{rows} runs, expected {law.min_rows} or more for the law {name}: add runs")
+    if law.frontier:
         return
     for values, variable in ((runs.params, "N"), (runs.tokens, "D")):
         if (distinct := len(np.unique(values))) < 3:
@@ -116,8 +116,10 @@ def predict_loss(name: str, theta: Sequence[float], runs: Runs) -> np.ndarray:
     return np.exp(LAWS[name].log_loss(theta, logarithms(runs))[0])
 
 
-def frontier(runs: Runs, variable: str = "flops") -> Runs:
-    """The runs that are better than every run with a smaller or equal value of a field, sorted by it."""
+def frontier(runs: Runs, variable: str) -> Runs:
+    """The runs that are better than all with a smaller or equal value of a field, sorted by it; all if it is ""."""
+    if not variable:
+        return runs
     runs = runs[np.lexsort((runs.loss, runs[variable]))]
     best = np.minimum.accumulate(runs.loss)
     return runs[np.r_[True, best[1:] < best[:-1]]]

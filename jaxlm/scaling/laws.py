@@ -1,9 +1,12 @@
 """Scaling laws: the loss as a function of parameters N, training tokens D and compute C = 6 N D.
 
-chinchilla   L = E + A N^-a + B D^-b            Hoffmann et al. 2022, approach 3
-overtrained  L = E + A N^-2h + B D^-2h          Gadre et al. 2024: A = s 6^-h, B = t 6^-h for (s M^h + t M^-h) C^-h
-compute      L = E + k C^-c, of the best run of each C
-kaplan       L = ((Nc / N)^p + Dc / D)^aD       Kaplan et al. 2020, equation 1.5, p = aN / aD
+    chinchilla   L = E + A N^-a + B D^-b            Hoffmann et al. 2022, approach 3
+    overtrained  L = E + A N^-2h + B D^-2h          Gadre et al. 2024: A = s 6^-h, B = t 6^-h for (s M^h + t M^-h) C^-h
+    compute      L = E + k C^-c
+    kaplan       L = ((Nc / N)^p + Dc / D)^aD       Kaplan et al. 2020, equation 1.5, p = aN / aD
+    kaplan-N     L = (Nc / N)^aN                    equation 1.1; kaplan-D and kaplan-C in the same way
+
+Laws of one variable are fitted to the runs that no run with less of it matches.
 """
 
 import itertools
@@ -26,6 +29,7 @@ class ScalingLaw:
       grids: where a fit starts, for each of e and g.
       squared: whether a fit minimizes squared errors of L, not a Huber loss of its logarithm.
       min_rows: the runs that a fit needs.
+      frontier: the field of which only runs are fitted that no run with less of it matches.
     """
 
     names: tuple[str, ...]
@@ -36,6 +40,7 @@ class ScalingLaw:
     grids: tuple[tuple[float, float], ...] = ((0.05, 0.95), (0.05, 0.95))
     squared: bool = False
     min_rows: int = 8
+    frontier: str = ""
 
     def parts(self, theta: Any) -> tuple[np.ndarray, np.ndarray, float]:
         """(t, r, g)."""
@@ -76,24 +81,27 @@ LAWS = {
     "chinchilla": ScalingLaw(("A", "B", "E", "a", "b"), (0, 1, 0), ((1, 0), (0, 1), (0, 0))),
     "kaplan": ScalingLaw(("Nc", "Dc", "aN", "aD"), (0, 1), ((1,), (0,)), (0, 1), True, ((0.1, 2.0), (0.02, 0.5))),
     "overtrained": ScalingLaw(("A", "B", "E", "2h"), (0, 1, 0), ((1,), (1,), (0,)), squared=True, min_rows=5),
-    "compute": ScalingLaw(("k", "E", "c"), (2, 2), ((1,), (0,)), min_rows=4),
+    "compute": ScalingLaw(("k", "E", "c"), (2, 2), ((1,), (0,)), min_rows=4, frontier="flops"),
+    "kaplan-N": ScalingLaw(("Nc", "aN"), (0,), ((1,),), min_rows=3, frontier="params"),
+    "kaplan-D": ScalingLaw(("Dc", "aD"), (1,), ((1,),), min_rows=3, frontier="tokens"),
+    "kaplan-C": ScalingLaw(("Cc", "aC"), (2,), ((1,),), min_rows=3, frontier="flops"),
 }
 
 
 def constants(law: str, theta: Sequence[float]) -> dict[str, float]:
     """The parameters as the paper of the law names them, and a_opt of N ~ C^a_opt at the lowest loss for C."""
-    logs, (p, q, *_), outer = LAWS[law].parts(theta)
-    if law == "kaplan":
-        return {"Nc": np.exp(logs[0] / p), "Dc": np.exp(logs[1]), "aN": p * outer, "aD": outer, "a_opt": q / (p + q)}
-    values = dict(zip(LAWS[law].names, [*np.exp(logs), *theta[len(logs) :]], strict=True))
-    return values if law == "compute" else values | {"a_opt": q / (p + q)}
+    logs, rates, outer = LAWS[law].parts(theta)
+    scales = np.exp(logs / rates if law.startswith("kaplan") else logs)
+    exponents = rates * outer if law == "kaplan" else theta[len(logs) :]
+    values = dict(zip(LAWS[law].names, [*scales, *exponents], strict=True))
+    return values if LAWS[law].frontier else values | {"a_opt": rates[1] / (rates[0] + rates[1])}
 
 
 def optimal_size(law: str, theta: Sequence[float], flops: float, serve: float = 0.0) -> tuple[float, float]:
     """(N, D) of the lowest loss for C = 6 N D = `flops`; with `serve` tokens to be generated, those of the same loss
     that minimize 6 N D + 2 N `serve` (Sardana et al. 2024)."""
-    if law == "compute":
-        raise UserError("the law `compute` has no N and no D: fit --law chinchilla, kaplan or overtrained")
+    if LAWS[law].frontier:
+        raise UserError(f"the law {law} has one variable, expected N and D: fit --law chinchilla or kaplan")
     (log_u, log_v, *_), (p, q, *_), _ = LAWS[law].parts(theta)
     params = np.exp((log_u - log_v + np.log(p / q) + q * np.log(flops / 6)) / (p + q))
     tokens = flops / 6 / params

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.scaling import fit
-from jaxlm.scaling.laws import constants, optimal_size
+from jaxlm.scaling.laws import LAWS, constants, optimal_size
 from jaxlm.scaling.table import Runs, logarithms
 
 DEFAULTS: dict[str, Any] = {"delta": 1e-3, "bootstrap": 1000, "seed": 0, "cut": None, "budgets": (), "at": ()}
@@ -23,7 +23,7 @@ def scaling_record(law: str, runs: Runs, **options: Any) -> dict[str, Any]:
     values = [constants(law, theta) for theta in (fitted["theta"], *fitted["samples"])]
     record: dict[str, Any] = {**fitted, "constants": {name: bounded([of[name] for of in values]) for name in values[0]}}
     record["left_out"] = fit.left_out_error(law, runs, options["cut"], options["delta"])
-    if law != "compute":
+    if not LAWS[law].frontier:
         record["envelope"] = fit.envelope(runs)
         record["minima"] = [(c, minimum and minimum[1]) for c, _, minimum in fit.isoflops(runs, options["budgets"])]
         budgets = options["at"] or [factor * fitted["largest_flops"] for factor in (1, 10, 100)]

@@ -14,6 +14,9 @@ TRUTH = {
     "kaplan": (0.74 * np.log(6.4e13), np.log(1.8e13), 0.74, 0.103),
     "overtrained": (np.log(150.0), np.log(250.0), np.log(1.8), 0.26),
     "compute": (np.log(2000.0), np.log(1.8), 0.16),
+    "kaplan-N": (0.076 * np.log(8.8e13), 0.076),
+    "kaplan-D": (0.095 * np.log(5.4e13), 0.095),
+    "kaplan-C": (0.05 * np.log(1e25), 0.05),
 }
 
 
@@ -40,6 +43,8 @@ def test_derivatives(law):
 def test_a_table_without_noise_is_recovered_in_any_units(law, scale):
     fitted = fit.fit_law(law, synthetic(law, scale))
     exponents = slice(len(LAWS[law].variables), None)
+    if law == "kaplan-N" and scale == 1:
+        assert constants(law, fitted["theta"]) == pytest.approx({"Nc": 8.8e13, "aN": 0.076}, rel=1e-3)
     np.testing.assert_allclose(fitted["theta"][exponents], TRUTH[law][exponents], rtol=0, atol=1e-4)
 
 

@@ -39,9 +39,7 @@ def main(argv: list[str]) -> int:
 
 def _parser(action: str) -> CommandParser:
     parser = CommandParser(f"scale {action}", COMMANDS["scale"])
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the law (default: law.json, of a grid in the workdir)"
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the law (default: law.json, for a grid in D)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="also write an HTML page with figures")
     return parser
 
@@ -107,6 +105,9 @@ def _grid(argv: list[str]) -> int:
         output.write_line(
             f"held out: {row['name']}, predicted {with_bounds(predicted)}, seen {row['loss']:.4g}: {error}"
         )
+    for row in (row for row in rows if row["use"] == "seed"):
+        same = [other["loss"] for other in rows if (other["params"], other["tokens"]) == (row["params"], row["tokens"])]
+        output.write_line(f"seeds: {row['name']} {row['loss']:.4g}, all of them {min(same):.4g} to {max(same):.4g}")
     columns = {"N with the readout": "params", "N without embeddings": "params_without_embedding"}
     tables = {name: fitted_runs(rows, column) for name, column in columns.items()}
     try:
