@@ -90,7 +90,13 @@ class Mixed(TextSource):
     def encode(self, tokenizer: Tokenizer, stats: ReadStats | None = None, folder: Path | None = None) -> "MixedColumn":
         """The ids of all sources one after the other; each has a subfolder of `folder`."""
         folders = [folder / f"source{index}" if folder else None for index in range(len(self.sources))]
-        parts = [source.encode(tokenizer, stats, part) for source, part in zip(self.sources, folders, strict=True)]
+        parts = []
+        for source, part in zip(self.sources, folders, strict=True):
+            counts = ReadStats()
+            parts.append(source.encode(tokenizer, counts, part))
+            if stats is not None:
+                stats.kept, stats.skipped = stats.kept + counts.kept, stats.skipped + counts.skipped
+                stats.replaced, stats.blank = stats.replaced + counts.replaced, stats.blank + counts.blank
         whole = Ragged.concat(parts)
         return MixedColumn(whole.flat, whole.offsets, self, tuple(parts))
 

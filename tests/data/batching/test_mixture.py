@@ -9,6 +9,7 @@ import pytest
 from jaxlm.data.batching.bucketing import Buckets, Packing
 from jaxlm.data.batching.lm_windows import Windows
 from jaxlm.data.batching.mixture import make_batches
+from jaxlm.data.files import ReadStats
 from jaxlm.data.pretraining.span_corruption import SpanCorruption
 from jaxlm.data.ragged import Ragged
 from jaxlm.data.sources.mixed import Mixed, MixedOrder, Temperature, UniMax
@@ -86,7 +87,9 @@ BATCHINGS = {
 @pytest.mark.parametrize("name", BATCHINGS)
 def test_batches(mixture, name: str):
     """A row has the text of one source; hosts make their rows of the same batch; shares follow weights."""
-    column = mixture.encode(Bytes().fit(iter(mixture)))
+    stats = ReadStats()
+    column = mixture.encode(Bytes().fit(iter(mixture)), stats)
+    assert stats.kept == 180 == len(column)
     tokenizer = Bytes().fit(iter(mixture))
     columns = {"target": column, "symbol": Ragged.from_rows([[150, 151, 152, 153, 154]])}
     batches = make_batches(
