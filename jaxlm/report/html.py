@@ -14,7 +14,7 @@ from jaxlm.errors import UserError
 from jaxlm.report.run_summary import RunSummary
 from jaxlm.training.metrics_log import metric_sign
 
-STYLE = """
+_STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1, h2 { font-weight: 600; } table { border-collapse: collapse; } td, th { padding: .25rem .8rem; text-align: left;
 border-bottom: 1px solid #ddd; } figure { display: inline-block; margin: 0 1rem 1rem 0; }
@@ -48,7 +48,7 @@ def render_html(runs: Sequence[RunSummary]) -> str:
 
 def html_page(title: str, parts: Sequence[str]) -> str:
     """The HTML document of a title and the elements of its body."""
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
 
 
