@@ -22,10 +22,10 @@ NOT_MEASURED = (
     "varieties of a language: markers are words, not dialects", "anything after tokenization",
 )  # fmt: skip
 
-STYLE = (
+AUDIT_STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}td,th{padding:.2rem .8rem;"
 )
-STYLE += "text-align:left;border-bottom:1px solid #ddd}"
+AUDIT_STYLE += "text-align:left;border-bottom:1px solid #ddd}"
 
 
 def wilson_interval(count: int, total: int) -> tuple[float, float]:
@@ -121,7 +121,7 @@ def render_audit(report: dict[str, Any], title: str) -> str:
             parts.append("<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>")
         else:
             parts.append(f"<pre>{html.escape(json.dumps(value, indent=1, ensure_ascii=False))}</pre>")
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{AUDIT_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
 
 
