@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jaxlm.objectives.labels import TokenClassification as TokenClassification
     from jaxlm.objectives.masked_lm import MaskedLM as MaskedLM
     from jaxlm.objectives.next_token import NextToken as NextToken
+    from jaxlm.objectives.policy_gradient import PolicyGradient as PolicyGradient
     from jaxlm.objectives.preference import KTO as KTO, PairwisePreference as PairwisePreference
     from jaxlm.objectives.reward_model import BradleyTerry as BradleyTerry
     from jaxlm.tasks.classification import Classification as Classification
@@ -36,9 +37,13 @@ if TYPE_CHECKING:
     from jaxlm.tasks.preferences import Preferences as Preferences
     from jaxlm.tasks.prompting import Prompted as Prompted
     from jaxlm.tasks.regression import TextRegression as TextRegression
+    from jaxlm.tasks.rewards import Rewards as Rewards
     from jaxlm.tasks.span_corruption import T5_SENTINELS as T5_SENTINELS, Denoising as Denoising
     from jaxlm.tasks.tagging import Tagging as Tagging
     from jaxlm.tasks.translation import Translation as Translation
+    from jaxlm.training.judges import AnswerJudge as AnswerJudge, Arithmetic as Arithmetic, ExactMatch as ExactMatch
+    from jaxlm.training.judges import JsonValid as JsonValid, LengthPenalty as LengthPenalty, RegexMatch as RegexMatch
+    from jaxlm.training.judges import RewardModelScore as RewardModelScore, WeightedSum as WeightedSum
 
     # Models and their parts
     from jaxlm.models.bag_of_words import BagOfWords as BagOfWords
@@ -89,8 +94,9 @@ if TYPE_CHECKING:
     from jaxlm.data.pretraining.masked_lm import MaskedLMRows as MaskedLMRows
     from jaxlm.data.pretraining.span_corruption import PrefixLMWindows as PrefixLMWindows
     from jaxlm.data.pretraining.span_corruption import SpanCorruption as SpanCorruption
+    from jaxlm.data.files import ReadStats as ReadStats
     from jaxlm.data.sources.arrow import ArrowTable as ArrowTable
-    from jaxlm.data.sources.base import PairSource as PairSource
+    from jaxlm.data.sources.base import PairSource as PairSource, Source as Source
     from jaxlm.data.sources.classification import SENTIMENT_LABELS as SENTIMENT_LABELS, LabeledLines as LabeledLines
     from jaxlm.data.sources.classification import MapLabels as MapLabels, RteXml as RteXml
     from jaxlm.data.sources.conll import UPOS_TAGS as UPOS_TAGS, ColumnFile as ColumnFile, ConllU as ConllU

@@ -79,6 +79,9 @@ class Batch:
       other: a second answer to the prompt of each row, a batch of the target fields alone (preferences).
       reference_logprob_BA: log-probabilities that a reference model gives to the answers of a row, in nats, float32.
       baseline_B: a number that belongs to the whole batch, in each of its rows (KTO's z0), float32.
+      old_logprob_BT, reference_logprob_BT: log-probabilities of the labels under the model that sampled them, and under
+        a reference model, in nats, float32 (rewards).
+      advantage_B: how much better a sampled answer is than expected, float32.
       state: if rows are such windows, the model's state after the previous batch, which the train step puts here.
     """
 
@@ -100,6 +103,9 @@ class Batch:
     other: Any = None
     reference_logprob_BA: ArrayOrNone = None
     baseline_B: ArrayOrNone = None
+    old_logprob_BT: ArrayOrNone = None
+    reference_logprob_BT: ArrayOrNone = None
+    advantage_B: ArrayOrNone = None
 
     @property
     def num_rows(self) -> int:

@@ -20,6 +20,7 @@ from jaxlm import (
     GenerationDefaults,
     InstructionTuning,
     LanguageModeling,
+    LengthPenalty,
     MaskedLanguageModeling,
     MaskedLM,
     MaskedLMRows,
@@ -27,11 +28,14 @@ from jaxlm import (
     MiniLangCommands,
     MiniLangTags,
     Packing,
+    PairDialogues,
     PairPreferences,
     PairwisePreference,
+    PolicyGradient,
     Preferences,
     Recurrent,
     RecurrentTagger,
+    Rewards,
     Search,
     SentencePiece,
     Seq2Seq,
@@ -45,7 +49,9 @@ from jaxlm import (
     WordsWithChars,
 )
 
-FAMILIES = ("translation", "recurrent", "language_model", "tagger", "masked_lm", "instructions", "preferences")
+FAMILIES = (
+    "translation", "recurrent", "language_model", "tagger", "masked_lm", "instructions", "preferences", "rewards"
+)  # fmt: skip
 TEXTS, PAIRS, MASK = "faults.txt", "faults.tsv", "[MASK]"
 SEARCH = Search(Beam(1), max_len_ratio=0.2, max_len_extra=2, batch_tokens=512, max_source_len=24)
 SPLITS = MiniLang("train", 64), MiniLang("valid", 4), MiniLang("test", 4)
@@ -120,3 +126,13 @@ def preferences() -> Experiment:
     task = Preferences(pairs, pairs, pairs, generation=GenerationDefaults(max_tokens=4))
     parts = Decoder(260, 16, 2, 32, 1, max_length=256), Bytes(), Buckets(tokens=2048, max_shapes=1, max_length=256)
     return Experiment(task, *parts, objective=PairwisePreference(), best_metric="valid/loss", **RUN)
+
+
+def rewards() -> Experiment:
+    """RLOO of a decoder that samples before each step, with a live reference."""
+    dialogues = PairDialogues(Tsv(PAIRS, 0, 1))
+    task = Rewards(dialogues, dialogues, dialogues, judge=LengthPenalty(0, 8))
+    parts = Decoder(260, 16, 2, 32, 1, max_length=256), Bytes(), Buckets(tokens=1024, max_shapes=1, max_length=256)
+    return Experiment(
+        task, *parts, objective=PolicyGradient(num_samples=2, max_tokens=4), best_metric="valid/reward", **RUN
+    )

@@ -26,7 +26,7 @@ average_last batch_tokens bottleneck_dim char_vocab_size checkpoint_every decay_
 grad_accum head_dim heads hidden keep_checkpoints kernel_size kv_heads length log_every max_distance max_length
 max_shapes max_source_len max_tokens min_count num_beams num_buckets num_labels num_return_sequences num_samples order
 original_max_positions prefix_steps rank row_multiple rows sample_size sample_tokens source_length source_vocab steps
-tokens vocab vocab_size width window word_width
+tokens updates vocab vocab_size width window word_width
 """.split()
 """Sizes. Other integers are 0 or more, layers at most `MAX_LAYERS`."""
 
@@ -41,8 +41,8 @@ POSITIVE = "decay_factor epsilon eps factor mean_noise_span_length norm_epsilon 
 """Numbers above 0."""
 
 AT_LEAST_ZERO = """
-activation_reg clip init_scale init_std lm_weight next_sentence_weight out_init_std peak step_timeout temporal_reg
-weight_decay
+activation_reg clip init_scale init_std kl lm_weight max_kl next_sentence_weight out_init_std peak step_timeout
+temporal_reg weight_decay
 """.split()
 """Numbers of 0 or more. Other numbers are finite; fractions may be negative."""
 

@@ -46,6 +46,13 @@ def perplexity(nll: float) -> float:
     return math.exp(min(nll, 700.0))
 
 
+def distinct_ngrams(texts: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """(different n-grams of words, all of them) for n = 1 and 2, whose ratio is distinct-n (Li et al. 2016)."""
+    words = [text.split() for text in texts]
+    ngrams = {n: [tuple(row[i : i + n]) for row in words for i in range(len(row) - n + 1)] for n in (1, 2)}
+    return {f"distinct/{n}": (len(set(rows)), len(rows)) for n, rows in ngrams.items()}
+
+
 def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenizer: BleuTokenizer | None = None) -> CorpusScore:
     """Corpus BLEU (Papineni et al., 2002) by sacreBLEU (Post, 2018), case kept, one reference a line.
 

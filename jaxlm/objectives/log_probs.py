@@ -105,6 +105,21 @@ def with_other_answer(batch: Batch) -> Batch:
     return replace(batch, **fields, other=None)
 
 
+def label_log_probs(
+    model: Any, params: Params, rows: Batch, scored_BT: Array, key: Array | None = None, temperature: float = 1.0
+) -> Array:
+    """Return log p(label) under softmax(logits / temperature), float32 (B, T) in nats, 0 where nothing is scored."""
+
+    def features(module: Any, rows: Batch) -> Array:
+        return module.extend(rows.target_BT, module.start(rows, 0), rows.target_valid_BT)[0]
+
+    rngs = None if key is None else {"dropout": key}
+    features_BTD = model.apply({"params": params}, rows, method=features, rngs=rngs)
+    readout = partial(model.apply, {"params": params}, method="readout")
+    scaled = readout if temperature == 1.0 else lambda features: readout(features) / temperature
+    return token_log_probs(scaled, features_BTD, rows.label_BT, scored_BT)
+
+
 def answer_log_probs(
     model: Any, params: Params, batch: Batch, key: Array | None = None, whole_rows: bool = False
 ) -> AnswerLogProbs:
@@ -113,14 +128,9 @@ def answer_log_probs(
     whole_rows: also compute `row_nll_B`, which needs the log-probabilities of the prompts.
     """
 
-    def features(module: Any, rows: Batch) -> Array:
-        return module.extend(rows.target_BT, module.start(rows, 0), rows.target_valid_BT)[0]
-
-    rows, rngs = stack_answers(batch), None if key is None else {"dropout": key}
-    features_RTD = model.apply({"params": params}, rows, method=features, rngs=rngs)
-    readout, mask_RT = partial(model.apply, {"params": params}, method="readout"), rows.label_valid_BT
-    scored_RT = rows.target_valid_BT if whole_rows else mask_RT
-    log_prob_RT = token_log_probs(readout, features_RTD, rows.label_BT, scored_RT)
+    rows = stack_answers(batch)
+    mask_RT = rows.label_valid_BT
+    log_prob_RT = label_log_probs(model, params, rows, rows.target_valid_BT if whole_rows else mask_RT, key)
     shape = len(batch.target_BT), -1
     total_BA = jnp.where(mask_RT, log_prob_RT, 0.0).sum(1).reshape(shape)
     count_BA = mask_RT.sum(1, dtype=jnp.float32).reshape(shape)

@@ -27,6 +27,7 @@ from jaxlm.experiment import Experiment
 from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.properties import abstract_params, check_positions, model_dtype
+from jaxlm.objectives.policy_gradient import PolicyGradient, answer_batch
 from jaxlm.perf.chips import Chip, chip_for_device_kind
 from jaxlm.types import Batch, Params
 
@@ -180,7 +181,11 @@ def synthetic_batch(experiment: Experiment) -> Batch:
         columns["reference"] = Ragged.from_rows([np.zeros(2)], np.float32)
     if isinstance(experiment.tokenizer, WordsWithChars):
         columns["character"] = Ragged.from_rows([np.full(4, DUMMY_ID)] * source_length)
-    return batching.batches(columns, experiment.seed)[0]
+    batch = batching.batches(columns, experiment.seed)[0]
+    if not isinstance(objective := experiment.objective, PolicyGradient):
+        return batch
+    size, length = len(batch.target_BT) * objective.num_samples, objective.max_tokens
+    return answer_batch(batch, np.ones((size, length)), np.full(size, length))
 
 
 def batch_summary(batch: Batch) -> str:

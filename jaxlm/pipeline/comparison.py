@@ -14,8 +14,8 @@ from jaxlm.inference.generate import GenerationDefaults
 from jaxlm.metrics.text import token_f1
 from jaxlm.pipeline.pipeline import Pipeline
 from jaxlm.pipeline.prompting import PromptedModel, last_turn
-from jaxlm.tasks.instruction_tuning import question_of
 from jaxlm.tasks.prompting import hash_text
+from jaxlm.tasks.rewards import judge_answers
 
 CONTINUED = ChatTemplate(roles=(("user", "", ""),), answer_before=" ")
 """The answer continues the text of the prompt after a space."""
@@ -26,10 +26,7 @@ LENGTH_JUDGES = {"shorter": -1, "longer": 1}
 def read_prompts(rows: Iterable[Any]) -> Iterator[tuple[Dialogue, str, Any]]:
     """(prompt, reference, row) of dialogues, preferences and pairs; the prompt of a text is half of its words."""
     for row in rows:
-        if isinstance(row, Dialogue):
-            prompt = question_of(row)
-            reference = "".join(turn.content for turn in row.turns[len(prompt.turns) :][:1])
-        elif hasattr(row, "prompt"):
+        if hasattr(row, "prompt"):
             prompt, reference = row.prompt, row.chosen if hasattr(row, "chosen") else row.answer
         else:
             text, reference = map(" ".join, np.array_split(row.split(), 2)) if isinstance(row, str) else row
@@ -69,7 +66,7 @@ def compare(
     else:
         order = [(side ^ hash_text(last_turn(prompt)) % 2, n) for n, prompt in enumerate(prompts) for side in (0, 1)]
         judged = [(last_turn(prompts[n]), texts[side][n], rows[n]) for side, n in order]
-        reward_2N[*np.transpose(order)] = _rewards(judge, *zip(*judged, strict=True))
+        reward_2N[*np.transpose(order)] = judge_answers(judge, *zip(*judged, strict=True))
     won_N = 0.5 + np.sign(reward_2N[0] - reward_2N[1]) / 2
     own = [(prompt, (text,)) for prompt, text in zip(prompts, texts[0], strict=True)]
     ended_N = np.array([reason == FINISH_REASONS[FINISH_STOP] for _, reason in answers[0]])
@@ -81,13 +78,3 @@ def compare(
     names = ("prompt", "reference", "answer", "answer_against", "reward", "reward_against", "won")
     columns = map(last_turn, prompts), references, *texts, *reward_2N.tolist(), won_N.tolist()
     return figures, [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _rewards(judge: Callable, prompts: Sequence[str], answers: Sequence[str], rows: Sequence[Any]) -> np.ndarray:
-    try:
-        rewards = np.asarray(judge(prompts, answers, rows), float)
-    except Exception as error:
-        raise UserError(f"the judge failed: {type(error).__name__}: {error}") from error
-    if rewards.shape != (len(answers),) or not np.isfinite(rewards).all():
-        raise UserError(f"the judge gave an array of shape {rewards.shape}, expected {len(answers)} finite numbers")
-    return rewards

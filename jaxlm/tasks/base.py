@@ -129,13 +129,20 @@ class TextTask(Task):
 
 @dataclass(frozen=True)
 class ChatTask(Task):
-    """Base of the tasks whose data are dialogues, or answers to them."""
+    """Base of the tasks whose data are dialogues, or answers to them.
+
+    Attributes:
+      train, valid, test: sources of them; `extra_tests` are further test sets by name.
+      chat_template: the text around the turns; None: that of the model of `finetuning.init`.
+    """
 
     train: Source
     valid: Source
     test: Source
     extra_tests: dict[str, Source] = field(default_factory=dict)
     chat_template: ChatTemplate | JinjaChatTemplate | None = PLAIN
+
+    input_kind: ClassVar[str] = "text"
 
     def check(self) -> None:
         for source in (self.valid, self.test, *self.extra_tests.values()):
@@ -144,6 +151,10 @@ class ChatTask(Task):
     def check_model(self, model: Any, tokenizer: Tokenizer) -> None:
         """Raises UserError without a chat template, and if the tokenizer lacks its control tokens."""
         self.encoder(tokenizer)
+
+    def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
+        task: Any = self
+        return task.encode_split("train", tokenizer, folder, read_stats)
 
     def encoder(self, tokenizer: Tokenizer) -> DialogueEncoder:
         """The encoder of dialogues. Raises UserError without a chat template."""

@@ -44,30 +44,98 @@ from jaxlm.types import Batch
 
 
 @dataclass(frozen=True)
-class InstructionTuning(ChatTask):
-    """Dialogues, of which the loss covers the trained answers and their ends. `predict` answers a question a line.
+class AnsweringTask(ChatTask):
+    """Base of the tasks whose model answers. `predict` answers a question a line.
 
     Attributes:
-      train, valid, test: sources of `Dialogue`s; `extra_tests` are further test sets by name.
-      chat_template: the text around the turns; None: that of the model of `finetuning.init`.
+      generation: the sampler (greedy search unless it says otherwise) and the limits of answers.
+    """
+
+    generation: GenerationDefaults = GenerationDefaults(Sampler(temperature=0.0), max_tokens=200)
+
+    def texts(self) -> Iterator[str]:
+        """The pieces of the training dialogues, as the template writes them."""
+        template = self.chat_template or PLAIN
+        for dialogue in self.train:
+            yield "".join(piece.text for piece in template.pieces(dialogue))
+
+    def answer(
+        self, trained: TrainedModel, prompts: Sequence[Dialogue], seed: int = 0, allowed: Constraint | None = None
+    ) -> list[tuple[str, str]]:
+        """The answer of the model to each dialogue that waits for one, and the reason of its end; no position for it
+        leaves it empty. A sampled answer depends on the seed and on the number of its prompt, not on its batch.
+        """
+        grammar, compiled = None, allowed and compile_constraint(allowed, trained.tokenizer, continues=True)
+        encoder, masks = self.encoder(trained.tokenizer), self.generation.logit_masks
+        masks = replace(masks, suppress_tokens=(*masks.suppress_tokens, *trained.tokenizer.special.suppress))
+        config = GenerationConfig(self.generation.new_tokens, encoder.stop_ids, self.generation.sampler, masks)
+        answers: dict[int, tuple[str, str]] = {}
+        ids_of_prompts, positions = encoder.encode_prompts(prompts), max_target_positions(trained.model)
+        width_N = np.array([round_up_size(len(ids)) for ids in ids_of_prompts])
+        for width in np.unique(width_N).tolist():  # few shapes: each one is compiled
+            chosen = np.flatnonzero(width_N == width)
+            rows = min(max(EVAL_BATCH_TOKENS // (width + config.length) // 8, 1) * 8, round_up_size(len(chosen)))
+            for first in range(0, len(chosen), rows):
+                runtime.between_batches()
+                row_B = chosen[first : first + rows].tolist()
+                prompt_BP, valid_BP = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
+                limit_B, line_B = np.zeros(rows, np.int32), np.zeros(rows, np.uint32)
+                valid_BP[:, -1] = True  # the rows that only fill the shape
+                for row, number in enumerate(row_B):
+                    size = len(ids_of_prompts[number])
+                    prompt_BP[row, width - size :], valid_BP[row, width - size :] = ids_of_prompts[number], True
+                    room = config.length if positions is None else np.clip(positions - size + 1, 0, config.length)
+                    limit_B[row], line_B[row] = room, number
+                batch = Batch(target_BT=prompt_BP, target_valid_BT=valid_BP)
+                if compiled:
+                    texts = [prompts[number].turns[-1].content for number in row_B] + [""] * (rows - len(row_B))
+                    grammar = compiled.grammar(prompt_BP, valid_BP, limit_B, texts)
+                request = DecodeRequest(batch, prompt_BP, valid_BP, limit_B, None, grammar, seed, line_B)
+                output = generate(trained.model, trained.params, request, config)
+                tokens_BT, length_B, reason_B = map(np.asarray, (output.tokens_BT, output.length_B, output.reason_B))
+                for row, number in enumerate(row_B):
+                    ids = tokens_BT[row, : length_B[row] - (reason_B[row] == FINISH_STOP)].tolist()
+                    answers[number] = trained.tokenizer.decode([ids])[0], FINISH_REASONS[reason_B[row]]
+        return [answers[number] for number in range(len(prompts))]
+
+    def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
+        """The last turns before the answers of the first test dialogues, and the model's answers."""
+        prompts = [row.prompt for row in islice(self.test, count)]
+        for prompt, (text, _) in zip(prompts, self.answer(trained, prompts), strict=True):
+            yield f"{to_single_line(prompt.turns[-1].content)} -> {to_single_line(text)}"
+
+    def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
+        """The answer to each line as a turn of the user."""
+        answers = [Answer("", {"text": "", "reason": "none"}) for _ in lines]
+        indices, chat = non_blank(lines), ChatFormat(self.chat_template or PLAIN)
+        written = self.answer(trained, [chat.dialogue(lines[index]) for index in indices])
+        for index, (text, reason) in zip(indices, written, strict=True):
+            answers[index] = Answer(to_single_line(text), {"text": text.strip(), "reason": reason})
+        if progress:
+            progress(len(lines))
+        return answers
+
+
+@dataclass(frozen=True)
+class InstructionTuning(AnsweringTask):
+    """Dialogues, of which the loss covers the trained answers and their ends.
+
+    Attributes:
       cut_prompts_to: rows that are longer, in tokens, lose the beginning of their prompt; 0: the batching drops or cuts
         rows that are too long for it.
       batch_tokens: positions per batch of evaluation.
-      generation: the sampler (greedy search unless it says otherwise) and the limits of answers.
       answered: dialogues of a split that `evaluate` answers.
       answer_pattern: a regular expression; `evaluate` counts the answers that match it as a whole.
     """
 
     cut_prompts_to: int = 0
     batch_tokens: int = 8192
-    generation: GenerationDefaults = GenerationDefaults(Sampler(temperature=0.0), max_tokens=200)
     answered: int = 500
     answer_pattern: str = ""
 
     eval_only_fields: ClassVar[tuple[str, ...]] = (
         *EVAL_SPLITS, "batch_tokens", "generation", "answered", "answer_pattern"
     )  # fmt: skip
-    input_kind: ClassVar[str] = "text"
     batch_columns: ClassVar[tuple[str, ...]] = ("target", "loss_mask")
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity")
 
@@ -76,12 +144,6 @@ class InstructionTuning(ChatTask):
             re.compile(self.answer_pattern)
         except re.error as error:
             raise UserError(f"answer_pattern {self.answer_pattern!r} is not a regular expression: {error}") from None
-
-    def texts(self) -> Iterator[str]:
-        """The pieces of the training dialogues, as the template writes them."""
-        template = self.chat_template or PLAIN
-        for dialogue in self.train:
-            yield "".join(piece.text for piece in template.pieces(dialogue))
 
     def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
         """The columns "target" and "loss_mask"; `read_stats` also counts what the encoding changed."""
@@ -139,79 +201,17 @@ class InstructionTuning(ChatTask):
         figures: dict[str, Any] = {"split": split, "lines": len(dialogues), "tokens": int(count)}
         figures |= {"truncated": int(is_cut_N.sum()), "nll": nll / count, "perplexity": perplexity(nll / count)}
         answerable = (dialogue for dialogue in dialogues if any(turn.is_trained_answer for turn in dialogue.turns))
-        questions = [(question_of(dialogue), dialogue) for dialogue in islice(answerable, self.answered)]
-        answers = self.answer(trained, [question for question, _ in questions])
+        shown = list(islice(answerable, self.answered))
+        answers = self.answer(trained, [dialogue.prompt for dialogue in shown])
         if progress:
             progress(len(dialogues))
         if not answers:
             return figures
         texts = [text.strip() for text, _ in answers]
-        references = [dialogue.turns[len(question.turns)].content.strip() for question, dialogue in questions]
+        references = [dialogue.answer.strip() for dialogue in shown]
         matches = {"ended": [reason == FINISH_REASONS[FINISH_STOP] for _, reason in answers]}
         matches["exact_match"] = [text == reference for text, reference in zip(texts, references, strict=True)]
         if self.answer_pattern:
             matches["pattern_match"] = [bool(re.fullmatch(self.answer_pattern, text, re.DOTALL)) for text in texts]
         percent = {name: 100.0 * float(np.mean(values)) for name, values in matches.items()}
         return figures | {"answers": len(answers)} | percent
-
-    def answer(
-        self, trained: TrainedModel, prompts: Sequence[Dialogue], seed: int = 0, allowed: Constraint | None = None
-    ) -> list[tuple[str, str]]:
-        """The answer of the model to each dialogue that waits for one, and the reason of its end; no position for it
-        leaves it empty. A sampled answer depends on the seed and on the number of its prompt, not on its batch.
-        """
-        grammar, compiled = None, allowed and compile_constraint(allowed, trained.tokenizer, continues=True)
-        encoder, masks = self.encoder(trained.tokenizer), self.generation.logit_masks
-        masks = replace(masks, suppress_tokens=(*masks.suppress_tokens, *trained.tokenizer.special.suppress))
-        config = GenerationConfig(self.generation.new_tokens, encoder.stop_ids, self.generation.sampler, masks)
-        answers: dict[int, tuple[str, str]] = {}
-        ids_of_prompts, positions = encoder.encode_prompts(prompts), max_target_positions(trained.model)
-        width_N = np.array([round_up_size(len(ids)) for ids in ids_of_prompts])
-        for width in np.unique(width_N).tolist():  # few shapes: each one is compiled
-            chosen = np.flatnonzero(width_N == width)
-            rows = min(max(EVAL_BATCH_TOKENS // (width + config.length) // 8, 1) * 8, round_up_size(len(chosen)))
-            for first in range(0, len(chosen), rows):
-                runtime.between_batches()
-                row_B = chosen[first : first + rows].tolist()
-                prompt_BP, valid_BP = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
-                limit_B, line_B = np.zeros(rows, np.int32), np.zeros(rows, np.uint32)
-                valid_BP[:, -1] = True  # the rows that only fill the shape
-                for row, number in enumerate(row_B):
-                    size = len(ids_of_prompts[number])
-                    prompt_BP[row, width - size :], valid_BP[row, width - size :] = ids_of_prompts[number], True
-                    room = config.length if positions is None else np.clip(positions - size + 1, 0, config.length)
-                    limit_B[row], line_B[row] = room, number
-                batch = Batch(target_BT=prompt_BP, target_valid_BT=valid_BP)
-                if compiled:
-                    texts = [prompts[number].turns[-1].content for number in row_B] + [""] * (rows - len(row_B))
-                    grammar = compiled.grammar(prompt_BP, valid_BP, limit_B, texts)
-                request = DecodeRequest(batch, prompt_BP, valid_BP, limit_B, None, grammar, seed, line_B)
-                output = generate(trained.model, trained.params, request, config)
-                tokens_BT, length_B, reason_B = map(np.asarray, (output.tokens_BT, output.length_B, output.reason_B))
-                for row, number in enumerate(row_B):
-                    ids = tokens_BT[row, : length_B[row] - (reason_B[row] == FINISH_STOP)].tolist()
-                    answers[number] = trained.tokenizer.decode([ids])[0], FINISH_REASONS[reason_B[row]]
-        return [answers[number] for number in range(len(prompts))]
-
-    def show_examples(self, trained: TrainedModel, count: int) -> Iterator[str]:
-        """The last turns before the answers of the first test dialogues, and the model's answers."""
-        prompts = [question_of(dialogue) for dialogue in islice(self.test, count)]
-        for prompt, (text, _) in zip(prompts, self.answer(trained, prompts), strict=True):
-            yield f"{to_single_line(prompt.turns[-1].content)} -> {to_single_line(text)}"
-
-    def predict(self, trained: TrainedModel, lines: Sequence[str], progress: ProgressCallback = None) -> list[Answer]:
-        """The answer to each line as a turn of the user."""
-        answers = [Answer("", {"text": "", "reason": "none"}) for _ in lines]
-        indices, chat = non_blank(lines), ChatFormat(self.chat_template or PLAIN)
-        written = self.answer(trained, [chat.dialogue(lines[index]) for index in indices])
-        for index, (text, reason) in zip(indices, written, strict=True):
-            answers[index] = Answer(to_single_line(text), {"text": text.strip(), "reason": reason})
-        if progress:
-            progress(len(lines))
-        return answers
-
-
-def question_of(dialogue: Dialogue) -> Dialogue:
-    """The dialogue before its first trained answer."""
-    index = next((i for i, turn in enumerate(dialogue.turns) if turn.is_trained_answer), len(dialogue.turns))
-    return replace(dialogue, turns=dialogue.turns[:index])

@@ -42,11 +42,9 @@ MAX_LENGTH_CORRELATION = 0.5
 
 @dataclass(frozen=True)
 class Preferences(ChatTask):
-    """Pairs of answers, or judged answers.
+    """Pairs of answers (`Preference`), or judged answers (`Judged`).
 
     Attributes:
-      train, valid, test: sources of `Preference` or of `Judged`; `extra_tests` are further test sets by name.
-      chat_template: the text around the turns; None: that of the model of `finetuning.init`.
       generation: the defaults of `generate`.
       batch_tokens: positions per batch of evaluation.
     """
@@ -55,7 +53,6 @@ class Preferences(ChatTask):
     batch_tokens: int = EVAL_BATCH_TOKENS
 
     eval_only_fields: ClassVar[tuple[str, ...]] = (*EVAL_SPLITS, "generation", "batch_tokens")
-    input_kind: ClassVar[str] = "text"
     batch_columns: ClassVar[tuple[str, ...]] = ("target", "loss_mask", "other_target", "other_loss_mask", "class")
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "accuracy", "margin")
 
@@ -64,10 +61,6 @@ class Preferences(ChatTask):
         for row in self.train:
             yield row.prompt.text
             yield from (row.chosen, row.rejected) if isinstance(row, Preference) else (row.answer,)
-
-    def encode_train(self, tokenizer: Tokenizer, folder: Path | None, read_stats: ReadStats) -> Columns:
-        """The columns of the training split (`encode_split`)."""
-        return self.encode_split("train", tokenizer, folder, read_stats)
 
     def encode_split(
         self, split: str, tokenizer: Tokenizer, folder: Path | None = None, read_stats: ReadStats | None = None
@@ -106,7 +99,7 @@ class Preferences(ChatTask):
         """The loss and the figures of the objective; of a reward model also those of `_score_figures`."""
         columns = dict(self.encode_split("valid", trained.tokenizer))
         if (reference := getattr(objective, "valid_reference", None)) is not None:
-            columns["reference"] = reference
+            columns["reference"], objective = reference, objective.objective
         figures = mean_losses(batch_losses(trained, columns, objective, batch_tokens))
         if isinstance(trained.model, RewardModel):
             figures |= self._score_figures(trained, columns)
@@ -137,11 +130,16 @@ class Preferences(ChatTask):
             return answers
         parts = [lines[index].rpartition("\t") for index in indices]
         dialogues = [Dialogue((Turn("user", prompt),)).with_answer(answer) for prompt, _, answer in parts]
-        columns = _answer_columns(self.encoder(trained.tokenizer), dialogues, "the lines")
-        score_NA, _ = self._scores(trained, columns, progress)
-        for index, (score,) in zip(indices, score_NA.tolist(), strict=True):
+        for index, score in zip(indices, self.score_answers(trained, dialogues, progress).tolist(), strict=True):
             answers[index] = Answer(f"{score:.4f}", {"source": lines[index], "score": score})
         return answers
+
+    def score_answers(
+        self, trained: TrainedModel, dialogues: Sequence[Dialogue], progress: ProgressCallback = None
+    ) -> np.ndarray:
+        """The score of the last answer of each dialogue: of a reward model, or its log-probability."""
+        columns = _answer_columns(self.encoder(trained.tokenizer), dialogues, "the dialogues")
+        return self._scores(trained, columns, progress)[0][:, 0]
 
     def _scores(
         self, trained: TrainedModel, columns: Columns, progress: ProgressCallback = None

@@ -32,6 +32,7 @@ from jaxlm.training.initialize import load_init_params, resolve_init
 from jaxlm.training.metrics_log import MetricsLog, metric_sign
 from jaxlm.training.profiling import StepProfiler, ThroughputMeter, profile_steps
 from jaxlm.training.reference import with_reference
+from jaxlm.training.rollout import with_rollout
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.setup import VALID_BATCH_TOKENS, TrainSetup, load_data, open_run, setup_training
 from jaxlm.training.state import TrainState
@@ -72,12 +73,13 @@ def train(
         setup = setup_training(experiment, workdir, print_status, run_options)
         checkpoints = stack.enter_context(workdir.open_checkpoints(experiment))
         state, meta, step = _init_or_resume(setup, checkpoints)
-        setup = with_reference(setup, state.params, is_new=step is None)
+        setup = with_rollout(with_reference(setup, state.params, step is None), state.params, step is None)
         is_main = multihost.is_first()
         metric, again = experiment.best_metric, meta.get("evaluation_due", False)
         log = MetricsLog(workdir, experiment.steps, step, metric, is_main=is_main, evaluate_again=again)
         stack.enter_context(log)
-        batches = stack.enter_context(DataLoader(setup.batches, step or 0, run_options.threads, run_options.workers))
+        loader = DataLoader(setup.batches, (step or 0) // setup.updates, run_options.threads, run_options.workers)
+        batches = stack.enter_context(loader)
         stopped = stack.enter_context(stop_signals())
         on_step = stack.enter_context(multihost.watchdog(run_options.step_timeout))
         profiling = profile_steps(workdir.profile_folder, run_options.profile_steps, print_status, step or 0)
@@ -141,10 +143,12 @@ class TrainLoop:
             batch = next(batches)
             wait_seconds = time.perf_counter() - began_waiting
             self.profiler.before_step(step + 1)
+            batch, figures = self.setup.roll_out(state.params, batch, step)
             batch = self.setup.add_reference(put_batch(batch, self.setup.mesh))
-            state, metrics = self.setup.compiled.train_step(state, batch)
-            step += 1
-            self.meter.add(metrics, wait_seconds)
+            for _ in range(self.setup.updates):
+                state, metrics = self.setup.compiled.train_step(state, batch)
+                step += 1
+                self.meter.add(replace(metrics, figures=metrics.figures | figures), wait_seconds)
             if self.first_step_seconds is None:
                 jax.block_until_ready(metrics)  # the only wait for a step as such: it times the compilation
                 self.first_step_seconds = runtime.seconds_since_start()
@@ -221,6 +225,8 @@ class TrainLoop:
         self.meter.reset_clock()
 
     def _out_of_patience(self) -> str | None:
+        if self.early_stopping.limit_broken:
+            return "max_kl"
         patience = self.experiment.patience
         return "patience" if patience and self.early_stopping.evals_since_best >= patience else None
 
@@ -232,8 +238,11 @@ class TrainLoop:
             raise UserError(
                 f"best_metric = {experiment.best_metric!r}: expected one of the metrics {', '.join(metrics)}"
             )
-        self.valid_metric = metric_sign(experiment.best_metric) * metrics[experiment.best_metric]
-        self.early_stopping = self.early_stopping.update(self.valid_metric, step)
+        if 0 < getattr(experiment.objective, "max_kl", 0) < metrics.get("valid/kl", 0):  # the best one is from before
+            self.early_stopping = replace(self.early_stopping, limit_broken=True)
+        else:
+            self.valid_metric = metric_sign(experiment.best_metric) * metrics[experiment.best_metric]
+            self.early_stopping = self.early_stopping.update(self.valid_metric, step)
         self.last_metrics |= metrics
         self.log.write(step, metrics)
         self.meter.reset_clock()

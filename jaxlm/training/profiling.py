@@ -67,7 +67,8 @@ class ThroughputMeter:
             "time/steps_per_second": self._steps / seconds,
             "time/waiting": min(self._waited / seconds, 1.0),
         }
-        metrics |= {f"train/{name}": total / max(count, 1.0) for name, (total, count) in figures.items()}
+        for name, (total, count) in figures.items():
+            metrics[name if name.startswith("time/") else f"train/{name}"] = total / max(count, 1.0)
         self.reset_clock()
         return metrics
 

@@ -37,19 +37,12 @@ MAX_LOSS_DIFFERENCE = 1e-3
 """Nats per row by which the loss at step 0 may differ between the stored reference and the model itself."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ReferencedObjective:
     """An objective during training, with the reference log-probabilities of the validation split, two numbers a row."""
 
     objective: PolicyObjective
     valid_reference: Ragged
-
-    def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Any:
-        return self.objective(model, params, batch, key)
-
-    def prepare_batch(self, model: Any, params: Params, batch: Batch) -> Batch:
-        """See `PolicyObjective`."""
-        return self.objective.prepare_batch(model, params, batch)
 
 
 def with_reference(setup: TrainSetup, params: Params, is_new: bool) -> TrainSetup:
@@ -58,21 +51,15 @@ def with_reference(setup: TrainSetup, params: Params, is_new: bool) -> TrainSetu
     `params` are the parameters of the run: those before the first step if `is_new`.
     """
     run = setup.run
-    objective, finetuning = run.experiment.objective, run.experiment.finetuning
+    objective = run.experiment.objective
     if not getattr(objective, "uses_reference", False):
         return setup
-    if objective.reference == "base":
-        if finetuning.trainable is not None or not (finetuning.lora or finetuning.adapters):
-            raise UserError(
-                "reference = 'base' is the model without its LoRA matrices and adapters, and other parameters are "
-                "trained too: set --finetuning.lora and no --finetuning.trainable, or choose reference = 'stored'"
-            )
+    if objective.reference != "stored" and (reference := live_reference(setup, params, is_new)) is None:
         return setup
     batches: Any = setup.batches.batches
     task: Any = run.experiment.task
     valid = task.encode_split("valid", run.tokenizer)
     if objective.reference == "live":
-        reference = _live_params(setup, params, is_new)
         column = _reference_column(run, run.experiment.model, reference, valid)
         score = _make_score_fn(run.experiment.model)
         setup = replace(setup, add_reference=lambda batch: replace(batch, reference_logprob_BA=score(reference, batch)))
@@ -86,8 +73,19 @@ def with_reference(setup: TrainSetup, params: Params, is_new: bool) -> TrainSetu
     return replace(setup, run=replace(run, experiment=experiment))
 
 
-def _live_params(setup: TrainSetup, params: Params, is_new: bool) -> Params:
-    """The parameters of the first step, which a new run saves."""
+def live_reference(setup: TrainSetup, params: Params, is_new: bool) -> Params | None:
+    """The parameters of the first step, which a new run saves; None if the reference is the base of the model.
+
+    Raises UserError if that base is trained.
+    """
+    finetuning = setup.run.experiment.finetuning
+    if setup.run.experiment.objective.reference == "base":
+        if finetuning.trainable is None and (finetuning.lora or finetuning.adapters):
+            return None
+        raise UserError(
+            "reference = 'base' is the model without its LoRA matrices and adapters, and other parameters are "
+            "trained too: set --finetuning.lora and no --finetuning.trainable, or choose another reference"
+        )
     workdir, experiment = Workdir(setup.run.workdir.reference_folder), setup.run.experiment
     if is_new:
         multihost.first_host_first(lambda: remove_folder(workdir.folder) if multihost.is_first() else None)

@@ -25,7 +25,7 @@ from jaxlm.models.properties import check_positions, with_special_ids
 from jaxlm.pytree import partition, tree_bytes
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
 from jaxlm.training.step import CompiledStep, build_compiled_step, make_init_fn
-from jaxlm.types import Batch
+from jaxlm.types import Batch, Params
 from jaxlm.workdir import Workdir, describe_fingerprints
 
 VALID_BATCH_TOKENS = 8192
@@ -47,6 +47,8 @@ class TrainSetup:
     """All three phases: the run, its batches (this host's rows), and its train step, compiled for the mesh.
 
     add_reference: what a reference model adds to each batch before the train step (`jaxlm.training.reference`).
+    roll_out, updates: (parameters, batch, step) -> the batch with sampled answers, and figures for the log; the number
+      of updates on each batch (`jaxlm.training.rollout`).
     """
 
     run: OpenRun
@@ -54,6 +56,8 @@ class TrainSetup:
     mesh: Mesh
     compiled: CompiledStep
     add_reference: Callable[[Batch], Batch] = lambda batch: batch
+    roll_out: Callable[[Params, Batch, int], tuple[Batch, dict[str, Any]]] = lambda params, batch, step: (batch, {})
+    updates: int = 1
 
 
 def setup_training(

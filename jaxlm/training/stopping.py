@@ -58,13 +58,14 @@ def stop_reason(stopped: threading.Event, step: int, timed_out: bool) -> str | N
 @dataclass(frozen=True)
 class EarlyStopping:
     """The state of early stopping, saved with a checkpoint: the best (highest) metric, its step, the number of
-    evaluations since then, and all values (None: not finite).
+    evaluations since then, all values (None: not finite), and whether an evaluation broke a limit, which ends the run.
     """
 
     best: float | None = None
     best_step: int = 0
     evals_since_best: int = 0
     history: tuple[float | None, ...] | list[float | None] = ()
+    limit_broken: bool = False
 
     def update(self, metric: float | None, step: int) -> "EarlyStopping":
         """The state after one more evaluation."""

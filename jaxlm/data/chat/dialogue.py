@@ -49,6 +49,17 @@ class Dialogue:
         answers = [index for index, turn in enumerate(self.turns) if turn.role == "assistant"]
         return "\n".join(turn.content for turn in self.turns[: answers[0] if answers else None])
 
+    @property
+    def prompt(self) -> "Dialogue":
+        """The dialogue before its first trained answer."""
+        index = next((i for i, turn in enumerate(self.turns) if turn.is_trained_answer), len(self.turns))
+        return replace(self, turns=self.turns[:index])
+
+    @property
+    def answer(self) -> str:
+        """The first trained answer; "" for a dialogue that waits for it."""
+        return next((turn.content for turn in self.turns if turn.is_trained_answer), "")
+
     def with_answer(self, answer: str) -> "Dialogue":
         """The dialogue with one more turn of the assistant, the only one that the loss covers."""
         before = tuple(replace(turn, trained=False) for turn in self.turns)
@@ -56,17 +67,10 @@ class Dialogue:
 
 
 @dataclass(frozen=True)
-class Preference:
-    """Two answers to the same prompt, the last turn of which is not the assistant's.
-
-    Attributes:
-      margin: how much better the chosen answer is, for a reward model; finite.
-    """
+class _Prompted:
+    """Base of answers to a prompt, whose last turn is not the assistant's."""
 
     prompt: Dialogue
-    chosen: str
-    rejected: str
-    margin: float = 0.0
 
     @property
     def text(self) -> str:
@@ -75,17 +79,24 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Preference(_Prompted):
+    """Two answers to the same prompt.
+
+    Attributes:
+      margin: how much better the chosen answer is, for a reward model; finite.
+    """
+
+    chosen: str
+    rejected: str
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Judged(_Prompted):
     """An answer to a prompt with a judgment of its own (KTO): desirable or not."""
 
-    prompt: Dialogue
     answer: str
     good: bool
-
-    @property
-    def text(self) -> str:
-        """The text of the prompt, by which `HashSplit` chooses the split."""
-        return self.prompt.text
 
 
 def build_prompt(turns: Iterable[Turn], stats: ReadStats, tools: str = "", strict: bool = False) -> Dialogue:
