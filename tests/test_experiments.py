@@ -8,8 +8,10 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxlm.cli.experiments import load_object
 from jaxlm.config.display import differences, format_config
 from jaxlm.config.serialization import from_json, to_json
+from jaxlm.corpora.corpus import Corpus
 from jaxlm.data.minilang.corpus import MiniLang
 from jaxlm.data.tokenizers.simple import Bytes
 from jaxlm.experiment import Experiment, load_experiment, variants
@@ -43,7 +45,13 @@ def readable(experiment: Experiment) -> Experiment:
 
 
 def test_there_are_experiments_in_every_module():
-    assert {name.partition(":")[0] for name in NAMES} == set(MODULES) and MODULES
+    corpora = {"experiments.corpora"}  # for `jaxlm prepare`
+    assert {name.partition(":")[0] for name in NAMES} == set(MODULES) - corpora and MODULES
+
+
+def test_the_corpora_can_be_loaded():
+    for variant in ("demo", "web"):
+        assert load_object(f"experiments.corpora:{variant}", Corpus).map_steps
 
 
 @pytest.mark.parametrize("name", NAMES)

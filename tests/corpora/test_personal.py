@@ -178,7 +178,7 @@ def test_the_addresses_of_c4_are_found(texts):
 
 
 def test_long_lines_take_no_longer():
-    """Nothing backtracks: each of these 100 kB takes milliseconds."""
+    """Nothing backtracks: each of these 20 kB takes milliseconds."""
     for text in (
         "a" * 10**6,
         "a." * 500_000,
