@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from jaxlm.tasks.instruction_tuning import InstructionTuning as InstructionTuning
     from jaxlm.tasks.language_modeling import LanguageModeling as LanguageModeling
     from jaxlm.tasks.masked_lm import MaskedLanguageModeling as MaskedLanguageModeling
+    from jaxlm.tasks.parsing import Parsing as Parsing, TreeTagging as TreeTagging
     from jaxlm.tasks.preferences import Preferences as Preferences
     from jaxlm.tasks.prompting import Prompted as Prompted
     from jaxlm.tasks.regression import TextRegression as TextRegression
@@ -90,7 +91,7 @@ if TYPE_CHECKING:
     from jaxlm.data.minilang.corpus import MiniLang as MiniLang, analyze as analyze
     from jaxlm.data.minilang.sources import MiniLangMinimalPairs as MiniLangMinimalPairs
     from jaxlm.data.minilang.sources import MiniLangSentiment as MiniLangSentiment
-    from jaxlm.data.minilang.sources import MiniLangTags as MiniLangTags
+    from jaxlm.data.minilang.sources import MiniLangTags as MiniLangTags, MiniLangTrees as MiniLangTrees
     from jaxlm.data.pretraining.masked_lm import MaskedLMRows as MaskedLMRows
     from jaxlm.data.pretraining.span_corruption import PrefixLMWindows as PrefixLMWindows
     from jaxlm.data.pretraining.span_corruption import SpanCorruption as SpanCorruption
@@ -126,6 +127,9 @@ if TYPE_CHECKING:
     from jaxlm.data.tokenizers.simple import Bytes as Bytes, Characters as Characters, Words as Words
     from jaxlm.data.tokenizers.simple import WordsWithChars as WordsWithChars
     from jaxlm.metrics.classification import iob2_tags as iob2_tags
+    from jaxlm.data.tokenizers.tree_tokens import TreeTokens as TreeTokens
+    from jaxlm.trees.linearize import Brackets as Brackets, level_labels as level_labels
+    from jaxlm.trees.reader import Trees as Trees, parse_tree as parse_tree
 
     # Decoding
     from jaxlm.decode.beam_config import Beam as Beam
@@ -140,6 +144,7 @@ if TYPE_CHECKING:
     from jaxlm.inference.translate import Search as Search
 
     # Metrics
+    from jaxlm.metrics.brackets import score_trees as score_trees
     from jaxlm.metrics.text import bleu as bleu, chrf as chrf, perplexity as perplexity
 else:
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from jaxlm.tasks.tagging import Tagging
 FOLDER = Path(__file__).parents[1] / "experiments"
 MODULES = sorted(f"experiments.{path.stem}" for path in FOLDER.glob("*.py") if path.stem != "__init__")
 NAMES = [f"{module}:{name}" for module in MODULES for name in variants(importlib.import_module(module))]
+NAMES = [name for name in NAMES if os.environ.get("JAXLM_DATA") or not name.endswith("_labels")]  # labels of a treebank
 
 
 def parameters(experiment: Experiment) -> int:

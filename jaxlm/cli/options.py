@@ -163,7 +163,8 @@ def _option_type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 def workdir_parser(command: str, summary: str, *groups: str) -> CommandParser:
     """A parser of a command on a workdir: options that select a checkpoint, and those of some `OPTION_GROUPS`."""
     parser = CommandParser(command, summary)
-    parser.add_argument("workdir", metavar="WORKDIR", type=Path, help="the folder of a training run")
+    nargs = "?" if command == "evaluate" else None  # without one it scores two files
+    parser.add_argument("workdir", metavar="WORKDIR", type=Path, nargs=nargs, help="the folder of a training run")
     checkpoint = parser.add_mutually_exclusive_group()
     text = "average the last N checkpoints (1: use the best one; default: as in the experiment)"
     checkpoint.add_argument("--average-last", type=int_at_least(1), metavar="N", help=text)

@@ -149,13 +149,13 @@ def batch_source_rows(template: SourceTemplate, sources: Sequence[str], limit_B:
     )
 
 
-def batch_dfa(dfa: TokenDFA, limit_B: Any) -> BatchedDFA:
-    """Return the grammar in which row b follows `dfa` within limit_B[b] tokens.
+def batch_dfa(dfa: TokenDFA, limit_B: Any, start_B: Any = 0) -> BatchedDFA:
+    """Return the grammar in which row b follows `dfa` from state start_B[b] within limit_B[b] tokens.
 
     Raises UserError if a limit is too small for any text. A row with limit 0 stays empty and needs no text.
     """
-    _require_limits(dfa.description, [dfa.shortest_length] * len(limit_B), limit_B)
-    start_B = np.zeros(len(limit_B), np.int32)
+    start_B = np.broadcast_to(np.asarray(start_B, np.int32), len(limit_B))
+    _require_limits(dfa.description, dfa.distance_Q[start_B].tolist(), limit_B)
     return BatchedDFA(*map(jnp.asarray, (dfa.class_V, dfa.next_QC, dfa.distance_Q, start_B)))
 
 

@@ -12,6 +12,7 @@ from jaxlm.decode.grammar import TokenGrammar, batch_dfa, batch_source_rows
 from jaxlm.grammar.constraint import Constraint, delimiter_id, require_writable
 from jaxlm.grammar.source_dfa import SourceTemplate
 from jaxlm.grammar.token_dfa import TokenDFA, build_token_dfa
+from jaxlm.grammar.tree_automaton import start_state
 from jaxlm.inference.translate import Search
 
 
@@ -38,6 +39,21 @@ class TokenConstraint:
         if self.dfa:
             return batch_dfa(self.dfa, limit_B)
         return make_copy_constraint(source_BS, valid_BS, *self.delimiter_ids)
+
+    def limits(self, limit_B: Any, sources: Sequence[str]) -> Any:
+        """The limits of rows with these sources, of the limits of the search."""
+        return limit_B
+
+
+@dataclass(frozen=True)
+class TreeConstraint(TokenConstraint):
+    """Well-formed trees (`jaxlm.grammar.tree_automaton`) over exactly the words of each source, within 4 n + 24 ids."""
+
+    def grammar(self, source_BS: Any, valid_BS: Any, limit_B: Any, sources: Sequence[str]) -> TokenGrammar:
+        return batch_dfa(self.dfa, limit_B, [start_state(len(source.split())) for source in sources])
+
+    def limits(self, limit_B: Any, sources: Sequence[str]) -> Any:
+        return np.minimum(limit_B, [4 * len(source.split()) + 24 for source in sources]).astype(np.int32)
 
 
 def compile_constraint(constraint: Constraint, tokenizer: Tokenizer, continues: bool = False) -> TokenConstraint:

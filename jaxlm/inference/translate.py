@@ -172,6 +172,7 @@ def _decode_in_batches(
     ):
         request = _request(trained, search, row_B, batch)
         sources = [texts[row] if row >= 0 else "" for row in row_B]
+        request = replace(request, limit_B=search.constraint.limits(request.limit_B, sources))
         grammar = search.constraint.grammar(batch.source_BS, batch.source_valid_BS, request.limit_B, sources)
         config = _search_config(trained, search, batch.source_BS.shape[1])
         hypotheses = beam_search(trained.model, trained.params, replace(request, grammar=grammar), config)

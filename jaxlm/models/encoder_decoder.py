@@ -4,6 +4,9 @@
     decoder layer:  x <- LN(x + attention(x, x<=t)),  x <- LN(x + attention(x, memory)),  x <- LN(x + FFN(x))
 
 Pre-norm puts LN before each sub-layer instead and once more at the end of each stack.
+
+With `aligned` the decoder also reads the encoder's output at the next word, a deterministic attention (Ma et al. 2017;
+Liu et al. 2018): if k leaves are among the tokens up to t, W memory[first piece of word k + 1] is added to embedding t.
 """
 
 from dataclasses import replace
@@ -19,9 +22,10 @@ from jaxlm.nn.attention.mask import UNSORTED, attention_mask, causal_attention_m
 from jaxlm.nn.attention.multi_head import Attention
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.embedding import embed_ids, vocab_logits
-from jaxlm.nn.layers.linear import FeedForward
+from jaxlm.nn.layers.linear import FeedForward, Linear
 from jaxlm.nn.layers.norm import Norm
 from jaxlm.nn.layers.positions import PositionalEncoding, RelativePositionBias
+from jaxlm.nn.layers.word_embedding import require_unpacked
 from jaxlm.nn.transformer.block import CrossAttentionBlock, TransformerBlock
 from jaxlm.nn.transformer.layer_stack import Stack
 from jaxlm.nn.weights.weight_formats import param_or_quantized
@@ -30,12 +34,17 @@ from jaxlm.types import Array, Batch, SequenceModel
 
 @struct.dataclass
 class EncodedSource:
-    """The encoded source: `memory_BSD` for training; the keys and values of every decoder layer for decoding."""
+    """The encoded source: `memory_BSD` for training; the keys and values of every decoder layer for decoding.
+
+    word_BS, word_memory_BSD: with `aligned`, the words that have begun up to a position, and W memory.
+    """
 
     valid_BS: Array
     segment_BS: Array | None = None
     memory_BSD: Array | None = None
     cross_kv: tuple[tuple[Array, Array], ...] = ()
+    word_BS: Array | None = None
+    word_memory_BSD: Array | None = None
 
 
 @struct.dataclass
@@ -43,6 +52,7 @@ class State:
     """The `EncodedSource`, target tokens read, the target segments of a packed batch, and, with capacity, the cache.
 
     coverage_RS: with `track_coverage`, the attention that each source position received so far; 1 on padding.
+    leaves_B: with `aligned`, the leaves among the target tokens.
     """
 
     source: BeamInvariant
@@ -50,6 +60,7 @@ class State:
     target_segment_BT: Array | None = None
     kv_cache: KVCache | None = None
     coverage_RS: Array | None = None
+    leaves_B: Array | None = None
 
 
 class EncoderDecoder(SequenceModel):
@@ -81,6 +92,8 @@ class EncoderDecoder(SequenceModel):
       logit_bias: whether the output layer has a bias.
       track_coverage: sum up the last layer's cross-attention, averaged over heads, for a coverage penalty (decoding
         only).
+      aligned: the first target id that is a word's, such as a leaf of a tree, and the id after the last one; the
+        decoder then reads the next word. A source id plus the size of the source vocabulary begins a word.
     """
 
     vocab: int
@@ -112,6 +125,7 @@ class EncoderDecoder(SequenceModel):
     logit_scale: float = 1.0
     logit_bias: bool = False
     track_coverage: bool = False
+    aligned: tuple[int, int] | None = None
 
     def setup(self) -> None:
         dtype = resolve_dtype(self.dtype)
@@ -145,6 +159,8 @@ class EncoderDecoder(SequenceModel):
         self.source_position = PositionalEncoding(self.width, self.position, max_length=self.max_length)
         self.target_position = PositionalEncoding(self.width, self.position, max_length=self.max_length)
         self.embedding_dropout = Dropout(self.dropout)
+        if self.aligned:
+            self.next_word = Linear(self.width, bias=False, dtype=dtype)
         if self.norm == "pre":
             self.encoder_norm, self.decoder_norm = norm.make_layer(dtype), norm.make_layer(dtype)
 
@@ -157,10 +173,12 @@ class EncoderDecoder(SequenceModel):
         order = UNSORTED if capacity else token_order(valid_BS, segment_BS)  # of keys and values, that of queries
         valid_BS = order.sort(valid_BS)
         table = self.source_embedding if self.tie_embeddings in ("target", "none") else self.embedding
-        position_BS = token_positions(valid_BS, segment_BS)
-        x_BSD = self._embed_tokens(
-            table, order.sort(batch.source_BS), self.source_position(position_BS, valid_BS, valid_BS.shape[1])
-        )
+        position_BS, source_BS, word_BS = token_positions(valid_BS, segment_BS), order.sort(batch.source_BS), None
+        if self.aligned:
+            require_unpacked(batch)
+            size = self.source_vocab or self.vocab
+            source_BS, word_BS = source_BS % size, ((source_BS >= size) & valid_BS).cumsum(1)
+        x_BSD = self._embed_tokens(table, source_BS, self.source_position(position_BS, valid_BS, valid_BS.shape[1]))
         mask_BSS, bias_BNSS = attention_mask(valid_BS, segment_BS, order), None
         if self.position == "relative":
             bias_BNSS = self.source_relative(position_BS[:, :, None] - position_BS[:, None])
@@ -168,13 +186,16 @@ class EncoderDecoder(SequenceModel):
         if self.norm == "pre":
             x_BSD = self.encoder_norm(x_BSD)
         length_B = jnp.zeros(valid_BS.shape[:1], jnp.int32)
+        words: Any = {"word_BS": word_BS, "word_memory_BSD": self.next_word(x_BSD)} if self.aligned else {}
+        leaves_B = length_B if self.aligned else None
         if capacity == 0:
-            source = EncodedSource(valid_BS, segment_BS, memory_BSD=x_BSD)
-            return State(BeamInvariant(source), length_B, target_segment_BT=batch.target_segment_BT)
-        source = EncodedSource(valid_BS, cross_kv=tuple(layer("cross_kv", x_BSD) for layer in self.decoder.layers()))
+            source = EncodedSource(valid_BS, segment_BS, memory_BSD=x_BSD, **words)
+            return State(BeamInvariant(source), length_B, batch.target_segment_BT, leaves_B=leaves_B)
+        cross_kv = tuple(layer("cross_kv", x_BSD) for layer in self.decoder.layers())
+        source = EncodedSource(valid_BS, cross_kv=cross_kv, **words)
         kv_cache = self.decoder.empty_cache(length_B.shape[0], capacity)
         coverage_RS = (~valid_BS).astype(jnp.float32) if self.track_coverage else None
-        return State(BeamInvariant(source), length_B, kv_cache=kv_cache, coverage_RS=coverage_RS)
+        return State(BeamInvariant(source), length_B, None, kv_cache, coverage_RS, leaves_B)
 
     def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
         features_BTD, _, state = self._decode(tokens_BT, state, valid_BT, self.track_coverage)
@@ -193,7 +214,13 @@ class EncoderDecoder(SequenceModel):
         tokens_BT, valid_BT = order.sort(tokens_BT), order.sort(valid_BT)
         position_BT = state.length_B[:, None] + token_positions(valid_BT, segment_BT)
         bound = None if state.kv_cache else tokens_BT.shape[1]  # without a cache this is the only call: positions < T
-        x_BTD = self._embed_tokens(self.embedding, tokens_BT, self.target_position(position_BT, valid_BT, bound))
+        added_BTD = self.target_position(position_BT, valid_BT, bound)
+        if self.aligned:
+            leaf_BT = (tokens_BT >= self.aligned[0]) & (tokens_BT < self.aligned[1]) & valid_BT
+            count_BT = state.leaves_B[:, None] + leaf_BT.cumsum(1, dtype=jnp.int32)
+            added_BTD += _memory_at_word(source, count_BT)
+            state = replace(state, leaves_B=count_BT[:, -1])
+        x_BTD = self._embed_tokens(self.embedding, tokens_BT, added_BTD)
         if state.kv_cache:
             kv_cache, view = state.kv_cache.advance(valid_BT)
             if self.position == "relative":
@@ -231,3 +258,12 @@ class EncoderDecoder(SequenceModel):
         scale = self.width**0.5 if self.embedding_scale is None else self.embedding_scale
         x_BTD = embed_ids(table, tokens_BT) * scale + position_BTD
         return self.embedding_dropout(x_BTD.astype(jnp.dtype(resolve_dtype(self.dtype))))
+
+
+def _memory_at_word(source: EncodedSource, count_RT: Array) -> Array:
+    """W memory (R, T, D) where word count + 1 begins, 0 after the last one; the rows R are B or, in a beam, B * K."""
+    word_BS, memory_BSD = source.word_BS, source.word_memory_BSD
+    count_BQ = count_RT.reshape(len(word_BS), -1)
+    place_BQ = (word_BS[:, None] <= count_BQ[:, :, None]).sum(-1)
+    next_BQD = jnp.take_along_axis(memory_BSD, place_BQ[:, :, None], axis=1, mode="fill", fill_value=0)
+    return next_BQD.reshape(*count_RT.shape, -1)

@@ -12,7 +12,10 @@ import numpy as np
 from jaxlm.config.display import format_config
 from jaxlm.errors import UserError
 from jaxlm.report.run_summary import RunSummary
+from jaxlm.report.tree_picture import tree_to_svg
+from jaxlm.tasks.parsing import TreeTask
 from jaxlm.training.metrics_log import metric_sign
+from jaxlm.trees.reader import parse_tree
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -118,6 +121,10 @@ def _example_list(run: RunSummary) -> Iterator[str]:
         return
     if answers:
         yield "<ol>" + "".join(f"<li>{html.escape(answer)}</li>" for answer in answers) + "</ol>"
+    if isinstance(run.trained.experiment.task, TreeTask):
+        yield from (
+            f"<figure>{tree_to_svg(parse_tree(answer.partition(' (right: ')[0]))}</figure>" for answer in answers
+        )
 
 
 Curve = tuple[Any, Any]

@@ -1,4 +1,4 @@
-"""`jaxlm evaluate D`: the scores of a split as one JSON object, the last line of stdout."""
+"""`jaxlm evaluate D`: the scores of a split as one JSON object, the last line of stdout; or those of two tree files."""
 
 import argparse
 from itertools import islice
@@ -23,7 +23,10 @@ def main(argv: list[str]) -> int:
     text = "train, valid, test (the default) or another test set of the experiment"
     parser.add_argument("--split", default="test", help=text)
     _add_against_options(parser)
+    _add_file_options(parser)
     options = parser.parse(argv)
+    if options.gold or options.predicted or options.workdir is None:
+        return _score_files(options)
     given = [option for option in AGAINST_OPTIONS if getattr(options, option) is not None]
     if given and not options.against:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to a comparison: add --against WORKDIR")
@@ -76,4 +79,23 @@ def _compare(options: argparse.Namespace, pipeline: Any) -> int:
         write_atomic(options.out, "".join(output.json_line(record) + "\n" for record in records))
     record = {"workdir": str(options.workdir), "against": str(options.against), "split": options.split, "judge": name}
     output.write_line(output.json_line(record | figures | clock.rates(len(items))))
+    return 0
+
+
+def _add_file_options(parser: CommandParser) -> None:
+    files = parser.add_argument_group("scores of trees in two files, in Penn brackets, without a model")
+    files.add_argument("--gold", metavar="FILE", help="the true trees")
+    files.add_argument("--predicted", metavar="FILE", help="the predicted trees, in step; a blank line: no answer")
+    files.add_argument("--parameters", choices=("collins", "new"), default="collins", help="the parameters of EVALB")
+    text = "compare the trees as they are in the files: outer labels such as ROOT then count, as in EVALB"
+    files.add_argument("--raw", action="store_true", help=text)
+
+
+def _score_files(options: argparse.Namespace) -> int:
+    if options.workdir or not (options.gold and options.predicted):
+        raise UsageError("expected a WORKDIR, or --gold FILE and --predicted FILE without one")
+    from jaxlm.metrics.brackets import PARAMETERS, score_tree_files
+
+    scores = score_tree_files(options.gold, options.predicted, PARAMETERS[options.parameters], options.raw)
+    output.write_line(output.json_line(scores))
     return 0

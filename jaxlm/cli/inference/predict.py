@@ -33,8 +33,10 @@ def main(argv: list[str]) -> int:
     hint = " from the terminal; Ctrl-D ends them" if sys.stdin is not None and sys.stdin.isatty() else ""
     output.print_stderr(f"checkpoints {pipeline.steps} loaded in {clock.seconds:.1f} s; reading lines{hint}")
     clock = output.Clock()
+    flat: list[int] = []
     for lines in source.batches():
-        for answer in pipeline.answers(lines):
+        for number, answer in enumerate(pipeline.answers(lines), start=source.num_lines - len(lines) + 1):
+            flat += [number] * answer.json.get("flat", False)
             output.write_line(output.json_line(answer.json) if options.jsonl else answer.text)
         sys.stdout.flush()
         if limit:
@@ -45,6 +47,8 @@ def main(argv: list[str]) -> int:
     if num_unknown:
         unknown = f"{num_unknown:,} of {num_tokens:,} tokens are unknown to the tokenizer"
         output.print_stderr(f"{unknown}: they were not in the training data")
+    if flat:
+        output.print_stderr(f"{len(flat):,} lines are too long for the model and got a flat tree: {flat[:20]}")
     if num_truncated:
         output.print_stderr(f"{num_truncated:,} lines were longer than {limit} tokens and were cut there")
     if source.read_stats.replaced:

@@ -1,4 +1,4 @@
-"""Labeled sources from the built-in corpus: sentiment, minimal pairs and part-of-speech tags."""
+"""Labeled sources from the built-in corpus: sentiment, minimal pairs, part-of-speech tags and trees."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,3 +73,13 @@ class MiniLangTags(_LabeledSentences):
 
     def _label(self, sentence: Sentence) -> str:
         return " ".join(sentence.tags_english if self.language == "en" else sentence.tags_spanish)
+
+
+@dataclass(frozen=True)
+class MiniLangTrees(_LabeledSentences):
+    """Sentences with their constituency trees in Penn brackets."""
+
+    KIND = "trees"
+
+    def _label(self, sentence: Sentence) -> str:
+        return sentence.tree_english if self.language == "en" else sentence.tree_spanish

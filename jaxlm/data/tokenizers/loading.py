@@ -10,13 +10,14 @@ from jaxlm.data.tokenizers.base import TOKENIZER_JSON, Tokenizer, content_hash
 from jaxlm.data.tokenizers.pretrained import FastTokenizer, PretrainedSentencePiece
 from jaxlm.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from jaxlm.data.tokenizers.simple import ByteTokenizer, CharacterTokenizer, WordCharTokenizer, WordTokenizer
+from jaxlm.data.tokenizers.tree_tokens import TreeTokenizer
 from jaxlm.errors import UserError
 from jaxlm.filesystem import read_bounded
 from jaxlm.json_files import read_json
 
 CLASS_OF_KIND = {
     cls.kind: cls for cls in (SentencePieceTokenizer, ByteTokenizer, CharacterTokenizer, WordTokenizer,
-                              WordCharTokenizer, FastTokenizer, PretrainedSentencePiece)
+                              WordCharTokenizer, TreeTokenizer, FastTokenizer, PretrainedSentencePiece)
 }  # fmt: skip
 
 MAX_TOKENIZER_BYTES = 1 << 28
