@@ -26,8 +26,8 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base_utils", "
 FLOORS = """
 jaxlm.errors jaxlm.types jaxlm.filesystem jaxlm.json_files jaxlm.config jaxlm.runtime jaxlm.pytree jaxlm.perf.chips
 jaxlm.data.catalog jaxlm.data.download jaxlm.data.files jaxlm.data.ragged jaxlm.data.tokenizers jaxlm.data.storage
-jaxlm.data.sources jaxlm.data.chat jaxlm.data.batching jaxlm.data.pretraining jaxlm.data.minilang jaxlm.corpora jaxlm.trees
-jaxlm.ngram jaxlm.grammar jaxlm.metrics
+jaxlm.data.sources jaxlm.data.chat jaxlm.data.batching jaxlm.data.pretraining jaxlm.data.minilang jaxlm.corpora
+jaxlm.trees jaxlm.ngram jaxlm.grammar jaxlm.metrics
 jaxlm.distributed
 jaxlm.nn.weights jaxlm.nn.layers jaxlm.nn.attention jaxlm.nn.rnn jaxlm.nn.transformer
 jaxlm.losses jaxlm.models jaxlm.decode jaxlm.optim jaxlm.finetuning jaxlm.objectives

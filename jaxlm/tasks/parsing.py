@@ -27,7 +27,7 @@ from jaxlm.tasks.base import EVAL_SPLITS, Task, batch_losses, mean_losses, prefi
 from jaxlm.tasks.tagging import Tagging
 from jaxlm.trees.linearize import Brackets, Levels
 from jaxlm.trees.reader import parse_tree
-from jaxlm.trees.tree import TOP, WORD, Tree, escape, model_text
+from jaxlm.trees.tree import TOP, Tree, escape, model_text, split_words
 
 Parses = list[tuple[Tree, Hypothesis | None]]
 """Trees of a sentence, best first; of a task that searches, one without a hypothesis is the flat tree."""
@@ -68,7 +68,7 @@ class TreeTask(Task):
         """A tree on one line for each line of words between white space; spans count words from 0, without TOP."""
         answers = [Answer("", {"source": line, "prediction": "", "words": [], "spans": []}) for line in lines]
         indices = non_blank(lines)
-        parses = self.parse(trained, [WORD.findall(lines[index]) for index in indices], progress)
+        parses = self.parse(trained, [split_words(lines[index]) for index in indices], progress)
         for index, best_first in zip(indices, parses, strict=True):
             tree = best_first[0][0]
             hypotheses = [replace(item, text=str(parsed)) for parsed, item in best_first if item]

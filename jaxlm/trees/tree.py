@@ -16,7 +16,7 @@ OUTER_LABELS = ("", "ROOT", "TOP", "S1", "VROOT")
 TRACE = "-NONE-"
 """The tag of an empty element, which is not a word of the sentence."""
 
-WORD = re.compile(r"[^\t\n\v\f\r ]+")
+_WORD = re.compile(r"[^\t\n\v\f\r ]+")
 
 BRACKET_NAMES = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}"}
 
@@ -64,6 +64,11 @@ class Tree(NamedTuple):
 def model_text(words: list[str]) -> str:
     """Words between single spaces, their brackets unescaped, with "_" for white space inside a word."""
     return join_tokens(map(unescape, words))
+
+
+def split_words(line: str) -> list[str]:
+    """The words of a line between ASCII white space."""
+    return _WORD.findall(line)
 
 
 def escape(word: str) -> str:

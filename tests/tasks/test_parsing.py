@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 from fixtures.zoo import params_of
-from jaxlm.models.rnn_tagger import RecurrentTagger
 
 from jaxlm.cli.main import main
 from jaxlm.data.minilang.sources import MiniLangTrees
@@ -22,13 +21,14 @@ from jaxlm.grammar.tree_automaton import END, LEAF, start_state, tree_automaton
 from jaxlm.inference.base import TrainedModel
 from jaxlm.models.encoder_decoder import EncoderDecoder
 from jaxlm.models.properties import abstract_params
+from jaxlm.models.rnn_classifier import RecurrentTagger
 from jaxlm.nn.rnn.cells import GRU
 from jaxlm.nn.rnn.layers import Recurrent
 from jaxlm.report.tree_picture import tree_to_svg
 from jaxlm.tasks.parsing import Parsing, TreeTagging
 from jaxlm.trees.linearize import Brackets, level_labels
 from jaxlm.trees.reader import parse_tree
-from jaxlm.trees.tree import WORD, escape
+from jaxlm.trees.tree import escape, split_words
 
 TRAIN, TEST = MiniLangTrees("train", 200), MiniLangTrees("test", 6)
 LINES = ["veo ( los )NP XX castillos -LRB- verdes", "", "a\tb  c ", "\u2009 x\u2009y \u2581 \U0001f600", ". . .", "hoy"]
@@ -79,7 +79,7 @@ def test_every_answer_is_a_tree_over_the_words(beams):
     task, trained = parser(beams)
     answers = task.predict(trained, LINES)
     for line, answer in zip(LINES, answers, strict=True):
-        words = [escape(word) for word in WORD.findall(line)]
+        words = [escape(word) for word in split_words(line)]
         assert answer.json["words"] == words and (answer.text == "") == (not words)
         if words:
             assert [leaf.word for leaf in parse_tree(answer.text).leaves()] == words
@@ -134,7 +134,7 @@ def test_labels_are_trees_too():
     task, trained = tagger()
     answers = task.predict(trained, LINES)
     for line, answer in zip(LINES, answers, strict=True):
-        assert answer.json["words"] == [escape(word) for word in WORD.findall(line)]
+        assert answer.json["words"] == [escape(word) for word in split_words(line)]
     scores = task.evaluate(trained, "valid")
     assert scores["lines"] == 6 and scores["errors"] == 0 and "|tags:gold|" in scores["signature"]
     assert task.check() is None, "an unknown label of the test set is no error"
