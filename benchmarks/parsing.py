@@ -4,7 +4,7 @@
     python -m benchmarks.parsing right_branching --split dev    # S over VPs, the final full stop outside
     python -m benchmarks.parsing pcfg --split dev               # a treebank grammar over gold tags, CKY
 
-`--treebank` is gum (default) or craft. The grammar reads gold tags, which makes its task easier than that of the others.
+`--treebank` is gum (default) or craft. The grammar reads gold tags: an easier task than that of the others.
 """
 
 import argparse
