@@ -43,6 +43,7 @@ class Checkpoints:
         self.keep, self.keep_best, self.read_only = keep, keep_best, read_only
         self._manager: Any = None
         self._metrics: dict[int, float | None] = {}
+        self.interim_steps: set[int] = set()  # saved because a run was stopped there: each goes with the next save
         self._corrupt_steps: set[int] = set()
         self._current_step: int | None = None  # the step last saved or restored by this object
         self._barrier = step_io.SaveBarrier()
@@ -221,7 +222,8 @@ class Checkpoints:
             if self.read_only:
                 options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
             else:
-                policy = _PreservationPolicy(self.keep, self._metrics if self.keep_best is not None else {})
+                metrics = self._metrics if self.keep_best is not None else {}
+                policy = _PreservationPolicy(self.keep, metrics, self.interim_steps)
                 # Folders are made in the call: one that cannot be made is an error at once, not after minutes.
                 in_call = ocp.AsyncOptions(create_directories_asynchronously=False, barrier_sync_fn=self._barrier)
                 options = ocp.CheckpointManagerOptions(
@@ -264,17 +266,19 @@ class Checkpoints:
 
 
 class _PreservationPolicy:
-    """Orbax's preservation policy: the last `keep` steps, and the best one if metrics are known."""
+    """Orbax's preservation policy: the last `keep` steps, and the best one if metrics are known; of interim steps the
+    newest step alone."""
 
-    def __init__(self, keep: int | None, metrics: Mapping[int, float | None]):
-        self.keep, self.metrics = keep, metrics
+    def __init__(self, keep: int | None, metrics: Mapping[int, float | None], interim_steps: set[int]):
+        self.keep, self.metrics, self.interim_steps = keep, metrics, interim_steps
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """For each checkpoint, oldest first: True if it is kept."""
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = set(steps if self.keep is None else sorted(steps)[-self.keep :])
-        kept.add(_step_of_best({step: self.metrics.get(step) for step in steps}))
-        return [step in kept for step in steps]
+        steps = sorted(checkpoint.step for checkpoint in checkpoints)
+        regular = [step for step in steps if step not in self.interim_steps]
+        kept = {*steps[-1:], *(regular if self.keep is None else regular[-self.keep :])}
+        kept.add(_step_of_best({step: self.metrics.get(step) for step in regular}))
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
 def _metric_value(metric: dict | None, name: str | None) -> float | None:

@@ -73,6 +73,7 @@ def train(
         setup = setup_training(experiment, workdir, print_status, run_options)
         checkpoints = stack.enter_context(workdir.open_checkpoints(experiment))
         state, meta, step = _init_or_resume(setup, checkpoints)
+        checkpoints.interim_steps.update([step] if step is not None and meta.get("interim") else [])
         setup = with_rollout(with_reference(setup, state.params, step is None), state.params, step is None)
         is_main = multihost.is_first()
         metric, again = experiment.best_metric, meta.get("evaluation_due", False)
@@ -183,7 +184,10 @@ class TrainLoop:
                 if multihost.num_hosts() == 1 and not isinstance(error, SaveError):
                     self._save(state, step)
                 raise
-        if step % experiment.checkpoint_every == 0 or ends or reason:
+        is_regular = step % experiment.checkpoint_every == 0 or step == experiment.steps
+        if not is_regular and reason in ("interrupted", "time"):  # continued, it has the checkpoints of one whole run
+            self.checkpoints.interim_steps.add(step)
+        if is_regular or reason:
             self._save(state, step)
         return state, reason
 
@@ -221,6 +225,7 @@ class TrainLoop:
         sums = self.meter.pending_sums()
         self._check_finite(sums["total"], step)
         meta = {"early_stopping": vars(self.early_stopping), "meter": sums, "evaluation_due": self.evaluation_due}
+        meta["interim"] = step in self.checkpoints.interim_steps
         self.checkpoints.save(step, _swap_ema(state), meta, self.valid_metric, replace=replace)
         self.meter.reset_clock()
 

@@ -154,6 +154,10 @@ def test_a_signal_saves_and_stops(whole, tmp_path, monkeypatch):
     assert stored(tmp_path / "run", abstract_state(CASES["plain"]))[1] == 7
     assert train(CASES["plain"], tmp_path / "run")["step"] == 20
     assert_same_run(CASES["plain"], tmp_path / "run", whole("plain"))
+    checkpoints = [
+        {path.name for path in (run / "checkpoints").iterdir()} for run in (tmp_path / "run", whole("plain"))
+    ]
+    assert checkpoints[0] == checkpoints[1], "that of step 7 has gone: it must not be averaged or be the best one"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
