@@ -94,11 +94,11 @@ class TreebankGrammar:
         for tree in trees:
             self._count(tree, "")
         total = {label: self.unary[label].total() + self.binary[label].total() for label in {*self.unary, *self.binary}}
-        self.rules_of_pair: dict = defaultdict(list)
+        self.rules_of_left: dict = defaultdict(lambda: defaultdict(list))
         self.parents_of: dict = defaultdict(list)
         for label, count in total.items():
             for pair, number in self.binary[label].items():
-                self.rules_of_pair[pair].append((label, math.log(number / count)))
+                self.rules_of_left[pair[0]][pair[1]].append((label, math.log(number / count)))
             for child, number in self.unary[label].items():
                 self.parents_of[child].append((label, math.log(number / count)))
 
@@ -125,9 +125,11 @@ class TreebankGrammar:
                 cell: dict = {leaves[start].label: (0.0, leaves[start])} if end == start + 1 else {}
                 for middle in range(start + 1, end):
                     for left, (left_score, _) in cells[start, middle].items():
-                        for right, (right_score, _) in cells[middle, end].items():
-                            for label, score in self.rules_of_pair.get((left, right), ()):
-                                score += left_score + right_score
+                        rules = self.rules_of_left.get(left, {})
+                        for right in rules.keys() & cells[middle, end].keys():
+                            both_score = left_score + cells[middle, end][right][0]
+                            for label, score in rules[right]:
+                                score += both_score
                                 if score > cell.get(label, (NO_SCORE,))[0]:
                                     cell[label] = score, (middle, left, right)
                 waiting = list(cell)
