@@ -20,11 +20,13 @@ def read_contents(folder: Path) -> dict[str, Any]:
     values["test.json"] = _without_clock(json.loads((folder / "test.json").read_bytes()))
     experiment = json.loads((folder / "experiment.json").read_bytes())
     values["experiment.json"] = {name: experiment[name] for name in ("format", "experiment")}
-    for meta in folder.glob("checkpoints/*/meta/metadata"):
-        values[f"checkpoint {meta.parents[1].name}"] = json.loads(meta.read_bytes())
+    for meta in folder.glob("**/checkpoints/*/meta/metadata"):  # of the run, and of a reference that it keeps
+        step = str(meta.parents[1].relative_to(folder)).removeprefix("checkpoints/")
+        values[f"checkpoint {step}"] = json.loads(meta.read_bytes())
     stored = (path for name in ("tokenizer", "data", "reference") for path in folder.glob(f"{name}/**/*"))
     for file in (folder / "data.json", *stored):
-        if file.is_file() and not LITTER.search(str(file.relative_to(folder))):
+        name = str(file.relative_to(folder))
+        if file.is_file() and not LITTER.search(name) and not name.startswith("reference/checkpoints"):
             values[str(file.relative_to(folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
     names = [str(path.relative_to(folder)) for path in (*folder.glob("*"), *folder.glob("checkpoints/*"))]
     values["names"] = sorted(name for name in names if not LITTER.search(name))

@@ -131,7 +131,7 @@ def preferences() -> Experiment:
 def rewards() -> Experiment:
     """RLOO of a decoder that samples before each step, with a live reference."""
     dialogues = PairDialogues(Tsv(PAIRS, 0, 1))
-    task = Rewards(dialogues, dialogues, dialogues, judge=LengthPenalty(0, 8))
+    task = Rewards(dialogues, dialogues, dialogues, judge=LengthPenalty(1, 8))
     parts = Decoder(260, 16, 2, 32, 1, max_length=256), Bytes(), Buckets(tokens=1024, max_shapes=1, max_length=256)
     return Experiment(
         task, *parts, objective=PolicyGradient(num_samples=2, max_tokens=4), best_metric="valid/reward", **RUN
