@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxlm import ColumnFile, ConllU, Documents, LabeledLines, ParallelFiles, RteXml, TextFile, Tsv
+from jaxlm import ArrowTable, ColumnFile, ConllU, Csv, Documents, LabeledLines, ParallelFiles, RteXml, TextFile, Tsv
+from jaxlm.corpora.opt_out import OptOut, OptOutRules
 from jaxlm.data.files import ReadStats, read_lines
 from jaxlm.data.sources.parallel import JsonLines
+from jaxlm.scaling.fit import read_law
+from jaxlm.scaling.table import read_runs
+from jaxlm.trees.reader import Trees
 
 Prepare = Callable[[Path], list[bytes]]
 Read = Callable[[bytes, Path], object]
@@ -59,6 +63,33 @@ XML = (
     b'<pair id="2" value="FALSE"><t>One</t><h>Two <b>three</b></h></pair>\n</entailment-corpus>\n'
 )
 DOCUMENTS = b" = One = \nfirst line\nsecond line\n\n = Two = \nthird line\n"
+
+
+CSV = b'id,"text",label\n1,"a ""good"" film,\nreally",0\n2,a bad film,1\n'
+TREES = b"(TOP (S (NP-SBJ (PRP it)) (VP (VBZ is) (-NONE- *T*-1)) (. .)))\n( (S\n  (NP (NN a))\n  (VP (VB b))))\n"
+OPT_OUT = b"# domains\nexample.org\nhttps://example.com/a\n0123456789abcdef0123456789abcdef\ntext:a text of words\n"
+RUNS_JSONL = b'{"params": 1e6, "tokens": 2e7, "loss": 3.5}\n{"params": 2e6, "tokens": 4e7, "loss": 3.1}\n'
+RUNS = b"name,params,tokens,loss,unit\na,1e6,2e7,3.5,nats\nb,2e6,4e7,4.5,bits\n"
+LAW = (
+    b'{"law": "chinchilla", "theta": [1.0, 2.0, 3.0, 0.3, 0.3], "rows": 9, "objective": 0.1, "rms_log_error": 0.01, '
+    b'"largest_flops": 1e20, "samples": [[1.0, 2.0, 3.0, 0.3, 0.3]]}'
+)
+
+
+def _tables() -> list[bytes]:
+    """A Parquet file and an Arrow stream of texts and classes."""
+    import io
+
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    table = pyarrow.table({"text": ["a good film", "a bad one", None], "label": [0, 1, 2]})
+    parquet, stream = io.BytesIO(), io.BytesIO()
+    pyarrow.parquet.write_table(table, parquet)
+    with pyarrow.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    return [parquet.getvalue(), stream.getvalue()]
 
 
 def _read_parallel(content: bytes, folder: Path) -> None:
@@ -131,6 +162,20 @@ READERS: dict[str, Reader] = {
         lambda path: Documents((path,), unit="json", on_bad_line="replace"),
         lambda path: Documents((path,), unit="json"),
     ),
+    "csv": several(
+        "a.csv", [CSV, TSV], lambda path: Csv(path, "text", "label"), lambda path: Csv(path, 1, 2, "skip", True),
+        lambda path: Csv(path, (0, 1), 2, "replace", delimiter=";"),
+    ),
+    "arrow": Reader(
+        lambda folder: _tables(),
+        lambda content, folder: _each(content, folder, "a.parquet", [lambda path: ArrowTable(path, "text", "label")]),
+    ),
+    "trees": several("a.ptb", [TREES], Trees, lambda path: Trees(path, "skip")),
+    "opt-out list": file_reader("a.optout", [OPT_OUT], lambda file: OptOutRules([OptOut(str(file))])),
+    "table of runs": file_reader(
+        "a.runs", [RUNS, RUNS_JSONL], lambda file: read_runs(file, {"N": "params", "D": "tokens", "L": "loss"})
+    ),
+    "scaling law": file_reader("law.json", [LAW], read_law),
     "labels": several("a.labels", [b"x\ta dog\ny\ta cat\n"], lambda path: LabeledLines(path)),
     "xml": several("a.xml", [XML], RteXml),
 }  # fmt: skip
