@@ -73,7 +73,6 @@ def train(
         setup = setup_training(experiment, workdir, print_status, run_options)
         checkpoints = stack.enter_context(workdir.open_checkpoints(experiment))
         state, meta, step = _init_or_resume(setup, checkpoints)
-        checkpoints.interim_steps.update([step] if step is not None and meta.get("interim") else [])
         setup = with_rollout(with_reference(setup, state.params, step is None), state.params, step is None)
         is_main = multihost.is_first()
         metric, again = experiment.best_metric, meta.get("evaluation_due", False)
@@ -282,6 +281,7 @@ def _init_or_resume(setup: TrainSetup, checkpoints: Checkpoints) -> tuple[TrainS
             multihost.check_same(digests, "give all of them the same --finetuning.init")
         return state, {}, None
     state, meta, step = checkpoints.restore(_swap_ema(setup.compiled.abstract_state))
+    checkpoints.interim_steps.update([step] if meta.get("interim") else [])
     print_status(f"resuming from step {step}")
     return _swap_ema(state), meta, step
 

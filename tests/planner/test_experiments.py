@@ -13,6 +13,7 @@ from jaxlm.errors import UserError
 from jaxlm.experiment import load_experiment
 from jaxlm.models.properties import abstract_params
 from jaxlm.models.reward_model import RewardModel
+from jaxlm.objectives.policy_gradient import PolicyGradient
 from jaxlm.perf.flops import adapt_batching, num_positions, shape_structs, synthetic_batch
 from jaxlm.planner.decode_plan import decode_step_shapes
 from jaxlm.planner.plan import PlanRequest, make_plan
@@ -41,7 +42,10 @@ def test_every_experiment_has_a_batch(name):
     experiment, _ = adapt_batching(load_experiment(name), 8)
     batch = synthetic_batch(experiment)
     rows = len(jax.tree.leaves(batch)[0])
-    assert 0 < num_positions(batch) <= 2 * experiment.batching.tokens
+    objective, tokens = experiment.objective, experiment.batching.tokens
+    if isinstance(objective, PolicyGradient):  # the batching counts the prompts alone
+        tokens = tokens * objective.num_samples + rows * objective.max_tokens
+    assert 0 < num_positions(batch) <= 2 * tokens
     assert rows % (8 * experiment.grad_accum) == 0 or load_experiment(name).batching.tokens < 8000
 
 
