@@ -13,6 +13,14 @@ sentence; an answer has the reward 1 if the sentence is grammatical and its spea
 Each step has 16 prompts with 8 answers. `sums_base` learns from 1,600 of the 8,100 sums of two numbers of two digits;
 `sums` continues with rewards alone, on 7,100 of them: only the value of the sum has the reward 1. Test sums are in
 neither.
+
+Measured on two cores that were busy with other work, with a base of 500 steps instead of 1,000 (22 % praise, 25 %
+ungrammatical): `praise_rloo`, 400 steps of 128 answers in 8 minutes, has the mean reward .30 in its first ten steps,
+.80 in steps 41 to 50 and .97 in the last ten; on held-out prompts .85 after 50 steps, .93 after 200 and .98 after 400,
+with 3.7 nats of divergence per answer, 7.4 tokens an answer (7.9 in the first steps) and every answer ended. Distinct-2
+of the 128 answers of a step went from .59 to .39; `evaluate` gives .957 on the test prompts, and `judge --count 300`
+98 % praise, 2 % ungrammatical sentences and a win rate of 88 %. Judging takes most of a step. The other variants have
+not been run yet.
 """
 
 from collections.abc import Iterator

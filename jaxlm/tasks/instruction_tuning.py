@@ -49,9 +49,11 @@ class AnsweringTask(ChatTask):
 
     Attributes:
       generation: the sampler (greedy search unless it says otherwise) and the limits of answers.
+      batch_tokens: positions per batch of evaluation and of `score`.
     """
 
     generation: GenerationDefaults = GenerationDefaults(Sampler(temperature=0.0), max_tokens=200)
+    batch_tokens: int = 8192
 
     def texts(self) -> Iterator[str]:
         """The pieces of the training dialogues, as the template writes them."""
@@ -123,13 +125,11 @@ class InstructionTuning(AnsweringTask):
     Attributes:
       cut_prompts_to: rows that are longer, in tokens, lose the beginning of their prompt; 0: the batching drops or cuts
         rows that are too long for it.
-      batch_tokens: positions per batch of evaluation.
       answered: dialogues of a split that `evaluate` answers.
       answer_pattern: a regular expression; `evaluate` counts the answers that match it as a whole.
     """
 
     cut_prompts_to: int = 0
-    batch_tokens: int = 8192
     answered: int = 500
     answer_pattern: str = ""
 

@@ -39,7 +39,7 @@ class Rewards(AnsweringTask):
 
     judge: Any = None
 
-    eval_only_fields: ClassVar[tuple[str, ...]] = (*EVAL_SPLITS, "generation")
+    eval_only_fields: ClassVar[tuple[str, ...]] = (*EVAL_SPLITS, "generation", "batch_tokens")
     batch_columns: ClassVar[tuple[str, ...]] = ("target", "class")
     metric_names: ClassVar[tuple[str, ...]] = ("reward", "length", "ended", "distinct/1", "distinct/2", "kl")
 

@@ -40,7 +40,7 @@ def test_a_run_learns_and_logs_its_figures(whole):
     assert {f"train/{name}" for name in names} <= set(log[0])
     scores = jaxlm.load(folder).evaluate("test")
     assert set(scores) >= {"reward", "words", "ended", "distinct/2"} and scores["reward"] > 0.5
-    assert jaxlm.load(folder).predict(["a b"])[0].isupper()
+    assert jaxlm.load(folder).predict(["a b"])[0].isupper() and jaxlm.load(folder).score(["a b A"])[0].logprob < 0
 
 
 @pytest.mark.parametrize("updates", [1, pytest.param(2, marks=pytest.mark.slow)])
