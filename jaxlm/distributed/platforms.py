@@ -36,6 +36,8 @@ class PlatformChoices:
         backward pass would write and read their gradients once more to join them.
       chunk_logits: logits of a chunk of the loss. On a CPU they fit a core's share of the cache. Elsewhere the output
         table and its gradient, which each chunk moves, cost more: as many as fit a thirtieth of the memory.
+      narrow_logits: logits of bfloat16 models are rounded to bfloat16 as they leave the product, whose sums, like those
+        of the softmax, are float32. It halves what a chunk of logits moves, for 8 bits of each: an option.
       static_loss: the loss takes all positions, in a number of chunks that the compiler knows. A loop that ends after
         the real tokens saves the padding, but before each of its turns a GPU's host waits for the device.
       attention_kernel: attention by the platform's kernel where there is one (`jaxlm.nn.attention.kernels`): the scores
@@ -51,6 +53,7 @@ class PlatformChoices:
     chunk_logits: int = 2**21
     static_loss: bool = False
     attention_kernel: bool = True
+    narrow_logits: bool = False
 
 
 MIN_WIDE_CHUNK, MAX_WIDE_CHUNK = 2**27, 2**29
@@ -123,6 +126,7 @@ _VALUES: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "chunk_logits": (int, r"[1-9]\d{0,11}", "a number of logits"),
     "static_loss": _SWITCH,
     "attention_kernel": _SWITCH,
+    "narrow_logits": _SWITCH,
 }
 """The choices that `--choices` can replace: how a value is read, its form, and what is expected."""
 

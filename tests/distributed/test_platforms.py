@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from jaxlm.distributed.platforms import CHOICES, choices_for, parse_choices, res
 from jaxlm.errors import UserError
 from jaxlm.experiment import load_experiment
 from jaxlm.models.decoder import Decoder
+from jaxlm.nn.layers.embedding import vocab_logits
 from jaxlm.nn.transformer import layer_stack
 from jaxlm.nn.transformer.layer_stack import scan_and_remat
 from jaxlm.perf.chips import chip_by_name
@@ -122,3 +124,18 @@ def test_what_is_kept_does_not_change_the_losses(experiment, plain_losses, memor
 def test_two_products_into_a_gated_layer_do_not_change_the_losses(experiment):
     gated = with_model(experiment, activation="swiglu")
     np.testing.assert_allclose(losses_of(gated, {"fused_gates": False}), losses_of(gated, {}), rtol=1e-6)
+
+
+def test_narrow_logits_are_rounded_and_their_gradients_stay():
+    rng = np.random.default_rng(0)
+    x_RD, table_VD = jnp.asarray(rng.normal(size=(5, 16)), jnp.bfloat16), jnp.asarray(rng.normal(size=(9, 16)))
+
+    def logits_and_gradient(choices):
+        with tracing_for(choices=choices):
+            gradient = jax.grad(lambda x: vocab_logits(x, table_VD).sum())(x_RD)
+            return vocab_logits(x_RD, table_VD), gradient
+
+    wide, narrow = (logits_and_gradient({"narrow_logits": is_narrow}) for is_narrow in (False, True))
+    np.testing.assert_array_equal(narrow[0], wide[0].astype(jnp.bfloat16).astype(jnp.float32))
+    assert narrow[0].dtype == jnp.float32 and not np.array_equal(narrow[0], wide[0])
+    np.testing.assert_array_equal(narrow[1], wide[1])
