@@ -107,7 +107,8 @@ def find_file(path: str | Path) -> Path:
         places = (os.environ.get("JAXLM_DATA"), "data", ".")
         folders = [Path(place).expanduser() for place in places if place]
         command = get_command(path)
-        cure = f"{f'Fetch it with {command}, or set' if command else 'Set'} JAXLM_DATA to the folder that holds it."
+        fetch = f"Fetch it with {command}, set" if command else "Set"
+        cure = f"{fetch} JAXLM_DATA to the folder that holds it, or give an absolute path."
     twin = path.with_suffix("") if path.suffix == ".gz" else path.with_name(path.name + ".gz")
     tried = [folder / name for folder in folders for name in (path, twin)]
     for candidate in tried:

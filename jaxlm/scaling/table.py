@@ -83,7 +83,10 @@ def _read_records(path: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield place, parse_json(line, place, cure="write one JSON object a line")
         elif line.strip():
             delimiter = delimiter if header else max(",;\t", key=line.count)
-            cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
+            try:
+                cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
+            except csv.Error as error:
+                raise UserError(f"{place}: {error}: shorten or remove the row") from None
             if len(cells) != len(header or dict.fromkeys(cells)):
                 problem = f"expected {len(header)} as in the header" if header else "some with the same name"
                 raise UserError(f"{place}: {len(cells)} columns, {problem}: quote cells that hold {delimiter!r}")

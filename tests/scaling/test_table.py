@@ -80,6 +80,7 @@ BAD = {
         csv_text([(*row, i % 2) for i, row in enumerate(ROWS)], "n,d,loss,dataset"),
         "mixes 0, 1: choose one with",
     ),
+    "a cell beyond csv's limit": (csv_text([*ROWS, ("1" * 200_000, 1e8, 3.0)]), "t.csv, line 11"),
     "no rows": ("n,d,loss\n", "one row for each run, found none"),
     "not JSON": ('{"n": 1,\n', "line 1, line 1, column 9: not JSON"),
 }

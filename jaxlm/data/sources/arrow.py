@@ -106,10 +106,11 @@ def _check_columns(file: Path, columns: list[str], names: list[str]) -> None:
 
 def _text_at(record: Any, name: str, place: str) -> str | None:
     """The text under a name or path; None if there is none in this row."""
-    first, _, rest = name.partition(".")
-    value = record.get(first) if isinstance(record, dict) else record
-    if rest:
-        return _text_at(value or {}, rest, place)
+    value = record
+    for part in name.split("."):
+        if value is not None and not isinstance(value, dict):
+            raise UserError(f"{place}: {name!r} leads into {type(value).__name__}, expected a record with {part!r}")
+        value = value and value.get(part)
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):

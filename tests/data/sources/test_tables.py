@@ -105,6 +105,8 @@ def test_column_stores(kind, table, tmp_path):
     assert next(iter(ArrowTable(str(path), ("text", "pair.en"), "pair.es"))) == ("text 0\ttext 0", "TEXT 0")
     with pytest.raises(UserError, match="lacks the column class: it has text, label, pair, list"):
         list(ArrowTable(str(path), "text", "class"))
+    with pytest.raises(UserError, match=r"row 1: 'text.en' leads into str, expected a record with 'en'"):
+        list(ArrowTable(str(path), "text.en", "label"))
     with pytest.raises(UserError, match=r"row 1: 'list' holds list, expected a text or a whole number"):
         list(ArrowTable(str(path), "text", "list"))
 
