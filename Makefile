@@ -9,7 +9,7 @@ RUN := $(VENV)/bin
 CODE := jaxlm experiments tests
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help quickstart weights test lint format types docs clean
+.PHONY: help quickstart weights test lint format types docs package clean
 
 help:
 	@echo "make quickstart  train a small translation model and try it ($(WORKDIR); other overrides in ARGS=)"
@@ -19,6 +19,7 @@ help:
 	@echo "make format      rewrite the code as ruff would have it"
 	@echo "make types       mypy"
 	@echo "make docs        write the generated references and pictures of docs/ again"
+	@echo "make package     build the wheel and the source archive into dist/ and check them"
 	@echo "make clean       remove $(VENV) and every cache, keep runs/"
 
 quickstart: $(VENV)/.with-core
@@ -45,6 +46,12 @@ types: $(VENV)/.with-test
 
 docs: $(VENV)/.with-core
 	$(RUN)/python docs/generate.py
+
+package: $(VENV)/.with-test
+	rm -rf dist
+	$(RUN)/python -m build --quiet --outdir dist .
+	$(RUN)/python -m twine check --strict dist/*
+	$(RUN)/python .ci/check_package.py dist
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -198,3 +198,16 @@ def test_the_module_that_is_needed_is_named(own_run, command, monkeypatch, tmp_p
     (run.source_folder / "own_module.py").write_text(OWN + "\n\nclass Outer:\n    Mine = Mine\n")
     exec(str(refusal.value).partition("in Python: ")[2])
     assert run.read_experiment().objective.weight == 2.0
+
+
+def test_experiments_in_a_wheel_are_trusted_and_found(tmp_path, monkeypatch):
+    """A wheel has the experiments inside the library; a config may name their classes, and those of no neighbor."""
+    folder = tmp_path / "shipped" / "experiments" / "in_a_wheel"
+    folder.mkdir(parents=True)
+    (folder / "tasks.py").write_text("class Task: ...\n")
+    monkeypatch.setattr(trust, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(trust, "_named", set())
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert trust.may_import("experiments.in_a_wheel.tasks")
+    assert str(tmp_path / "shipped") in sys.path
+    assert not trust.may_import("experiments.in_a_wheel.others") and not trust.may_import("experiments.in_a_wheel")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from jaxlm.cli.parser import UsageError, did_you_mean
-from jaxlm.config.trust import MAX_SOURCE_BYTES, import_module_or_file
+from jaxlm.config.trust import MAX_SOURCE_BYTES, SHIPPED, import_module_or_file
 from jaxlm.errors import UserError
 from jaxlm.filesystem import read_bounded
 
@@ -98,6 +98,7 @@ def load_object(name: str, kind: type[Config]) -> Config:
 
 def _search_all_folders() -> None:
     """Let `import experiments.x` search all folders; by default Python takes a package from one of them."""
+    sys.path.extend(root for folder in _experiment_folders() if (root := str(folder.parent)) not in sys.path)
     with contextlib.suppress(ModuleNotFoundError):
         package = importlib.import_module(EXPERIMENTS_PACKAGE)
         old_paths = [str(Path(path).resolve()) for path in package.__path__]
@@ -105,7 +106,9 @@ def _search_all_folders() -> None:
 
 
 def _experiment_folders() -> list[Path]:
-    candidates = (Path.cwd() / EXPERIMENTS_PACKAGE, Path(__file__).resolve().parents[2] / EXPERIMENTS_PACKAGE)
+    """The folder of the user, then that of the library: in a clone next to `jaxlm`, in a wheel inside it."""
+    clone = Path(__file__).resolve().parents[2]
+    candidates = [root / EXPERIMENTS_PACKAGE for root in (Path.cwd(), clone, SHIPPED)]
     return [folder for folder in dict.fromkeys(path.resolve() for path in candidates) if folder.is_dir()]
 
 

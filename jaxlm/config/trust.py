@@ -1,7 +1,8 @@
 """The modules that a config may import: reading a file must not run code that its author put there.
 
-These are jaxlm's own modules, those that this process has loaded, those that the user named (`--trust MODULE`), and
-files that this user has trained with on this machine, at the same place and with the same content.
+These are jaxlm's own modules and the experiments in its wheel, those that this process has loaded, those that the user
+named (`--trust MODULE`), and files that this user has trained with on this machine, at the same place and with the same
+content.
 """
 
 import contextlib
@@ -20,6 +21,8 @@ from jaxlm.filesystem import read_bounded, write_atomic
 
 MAX_SOURCE_BYTES = 1 << 24
 MAX_REMEMBERED_BYTES = 1 << 20
+# The root of the library's experiments in a wheel; absent in a clone, where they are next to `jaxlm`.
+SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 
 _named: set[str] = set()
 
@@ -51,6 +54,8 @@ def trust_modules(names: Iterable[str], folder: Path) -> None:
 def may_import(module: str) -> bool:
     """True if a config may have a class of this module."""
     parents = [module[:end] for end, letter in enumerate(module) if letter == "."]
+    if SHIPPED.joinpath(*module.split(".")).with_suffix(".py").is_file():
+        trust_modules([module], SHIPPED)
     return parents[:1] == ["jaxlm"] or module in sys.modules or bool(_named.intersection([*parents, module]))
 
 
