@@ -183,6 +183,19 @@ def library_versions() -> dict[str, str]:
     return versions | {name: package.version if package else "absent" for name, package in installed.items()}
 
 
+def machine_name() -> str:
+    """The devices of the run, such as `8 x NVIDIA H100` or `2 cores of AMD EPYC 9B14`."""
+    import jax
+
+    devices = jax.devices()
+    if devices[0].platform != "cpu":
+        return f"{len(devices)} x {devices[0].device_kind}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{os.cpu_count()} cores of {name}"
+
+
 def git_state() -> dict[str, Any] | None:
     """The commit of the running code and whether its files differ from that commit; None outside a repository."""
 

@@ -26,7 +26,7 @@ MAX_RECORD_BYTES = 1 << 22
 
 
 class ExperimentRecord(TypedDict):
-    """experiment.json, which also holds the versions of the libraries and the git commit."""
+    """experiment.json, which also holds the versions of the libraries, the git commit and the machine."""
 
     format: int
     experiment: dict[str, Any]
@@ -126,7 +126,11 @@ class Workdir:
             return
         origins = trust.module_origins(type(part) for _, part in iter_dataclasses(experiment))
         record = {"format": WORKDIR_FORMAT, "experiment": to_json(experiment), "modules": origins}
-        record |= {"versions": runtime.library_versions(), "git": runtime.git_state()}
+        record |= {
+            "versions": runtime.library_versions(),
+            "git": runtime.git_state(),
+            "machine": runtime.machine_name(),
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         trust.copy_sources(origins, self.source_folder)
         trust.remember(origins)

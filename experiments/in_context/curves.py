@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.in_context.episodes import LABELS
-from jaxlm.report.html import curves_figure, figure_to_svg
+from jaxlm.report.figures import curves_figure, figure_to_svg
 
 SHOTS = (0, 1, 2, 4, 8, 16, 32)
 

@@ -1,6 +1,6 @@
 """Configs as text: the differences between two of them, and a listing of all fields."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxlm.config.serialization import DTYPE_MODULES, SPECIAL_TYPES, to_json
@@ -14,10 +14,13 @@ def differences(left: Any, right: Any, right_name: str = "there") -> list[str]:
     Both may be objects or their JSON; `right_name` is the name of `right` in the lines.
     """
     place = right_name if right_name == "there" else f"in {right_name}"
-    return [
-        f"{path or 'config'}: {_format_inline(here)} here, {_format_inline(there)} {place}"
-        for path, here, there in _differing_values(_as_json(left), _as_json(right), "")
-    ]
+    rows = differing_fields([left, right]).items()
+    return [f"{path or 'config'}: {here} here, {there} {place}" for path, (here, there) in rows]
+
+
+def differing_fields(configs: Sequence[Any]) -> dict[str, list[str]]:
+    """The fields that are not the same in all configs: path -> the value in each config, as text."""
+    return {path: [*map(_format_inline, row)] for path, row in _differing_values([*map(_as_json, configs)], "")}
 
 
 def format_config(obj: Any) -> str:
@@ -40,16 +43,17 @@ def _entries(data: Any) -> dict[str, Any]:
     return {key: item for key, item in data.items() if key != "type"}
 
 
-def _differing_values(left: Any, right: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    if left == right:
+def _differing_values(values: Sequence[Any], path: str) -> Iterator[tuple[str, Sequence[Any]]]:
+    first, *others = values
+    if all(value == first for value in others):
         return
-    if not _is_comparable(left, right):
-        yield path, left, right
+    if not all(_is_comparable(first, value) for value in others):
+        yield path, values
         return
-    here, there = _entries(left), _entries(right)
-    for name in here | there:
-        full_path = path + name if isinstance(left, list) else f"{path}.{name}".lstrip(".")
-        yield from _differing_values(here.get(name, MISSING), there.get(name, MISSING), full_path)
+    entries = [_entries(value) for value in values]
+    for name in dict.fromkeys(name for fields in entries for name in fields):
+        full_path = path + name if isinstance(first, list) else f"{path}.{name}".lstrip(".")
+        yield from _differing_values([fields.get(name, MISSING) for fields in entries], full_path)
 
 
 def _is_comparable(left: Any, right: Any) -> bool:

@@ -1,72 +1,120 @@
-"""The HTML page of a report, with its figures inline."""
+"""The report on one or several runs as HTML, with its figures inline."""
 
+import datetime
 import html
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
 
 import jax
-import numpy as np
 
-from jaxlm.config.display import format_config
+from jaxlm.config.display import differing_fields, format_config
 from jaxlm.errors import UserError
+from jaxlm.json_files import read_json
+from jaxlm.report.figures import COLORS, attention_figure, curves_figure, figure_to_svg, gradient_flow_figure
+from jaxlm.report.page import Swatch, grid, html_page, table
 from jaxlm.report.run_summary import RunSummary
 from jaxlm.report.tree_picture import tree_to_svg
 from jaxlm.tasks.parsing import TreeTask
 from jaxlm.training.metrics_log import metric_sign
+from jaxlm.training.progress import format_duration
 from jaxlm.trees.reader import parse_tree
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1, h2 { font-weight: 600; } table { border-collapse: collapse; } td, th { padding: .25rem .8rem; text-align: left;
-border-bottom: 1px solid #ddd; } figure { display: inline-block; margin: 0 1rem 1rem 0; }
-svg { max-width: 100%; height: auto; }
-pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 13px; } ol li { margin: .3rem 0; }
-"""
-
-HIDDEN_METRICS = ("train/tokens", "train/total")
+HIDDEN_METRICS = ("train/tokens", "train/total", "time/seconds")
+EXAMPLE = re.compile(r"(?P<input>.*?) (?:->|\|) (?P<answer>.*?)(?: \((?:right|reference): (?P<right>.*)\))?$")
 
 
 def render_html(runs: Sequence[RunSummary]) -> str:
     """The HTML document about one or several runs."""
-    parts = [
-        f"<h1>{html.escape(', '.join(run.name for run in runs))}</h1>",
-        _summary_table(runs),
-        *_curve_figures(runs),
-    ]
+    first, others = _curve_figures(runs)
+    tables = [_summary_table(runs), *([_differences_table(runs)] if len(runs) > 1 else []), _test_table(runs)]
+    title = ", ".join(run.name for run in runs)
+    parts = [f"<h1>{html.escape(title)}</h1>", f'<div class="tables">{"".join(tables)}</div>']
+    parts += ["<h2>Curves</h2>", grid(first)]
+    if others:
+        parts.append(f"<details><summary>{len(others)} more curves</summary>{grid(others)}</details>")
     if any(run.show_gradient_flow for run in runs):
         parts += ["<h2>Gradient flow</h2>", _gradient_flow_section(runs)]
     for run in runs:
         parts.append(f"<h2>{html.escape(run.name)}</h2>")
-        if run.workdir.test_file.is_file():
-            scores = html.escape(run.workdir.test_file.read_text(encoding="utf-8"))
-            parts.append(f"<details><summary>test</summary><pre>{scores}</pre></details>")
         parts += _attention_figures(run)
-        parts += _example_list(run)
+        parts += _example_table(run)
         shown = format_config(run.trained.experiment)
         parts.append(f"<details><summary>configuration</summary><pre>{html.escape(shown)}</pre></details>")
-    return html_page("jaxlm: " + ", ".join(run.name for run in runs), parts)
+    return html_page(f"jaxlm: {title}", parts)
 
 
-def html_page(title: str, parts: Sequence[str]) -> str:
-    """The HTML document of a title and the elements of its body."""
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
+def _names(runs: Sequence[RunSummary]) -> list[str]:
+    """The names of the runs, each with its color if there are several."""
+    return [Swatch(run.name, COLORS[i % len(COLORS)]) if len(runs) > 1 else run.name for i, run in enumerate(runs)]
 
 
 def _summary_table(runs: Sequence[RunSummary]) -> str:
-    """A row for each run: its size and the best value of every validation metric."""
-    names = sorted({name for run in runs for line in run.metrics for name in line if name.startswith("valid/")})
-    rows = [["run", "model", "parameters", "steps", *names]]
+    """A column for each run: size, best values of the validation metrics, date, duration, machine and commit."""
+    metrics = [name for name in _shown_metrics(runs) if name.startswith("valid/")]
+    columns = []
     for run in runs:
-        size = sum(leaf.size for leaf in jax.tree.leaves(run.trained.params))
-        last = run.metrics[-1]["step"] if run.metrics else 0
-        row = [run.name, type(run.trained.model).__name__, f"{size:,}", f"{last:,}"]
-        rows.append([*row, *(_best_value(run, name) for name in names)])
-    head, *body = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
-    lines = [head.replace("td>", "th>"), *body]
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+        record = read_json(run.workdir.experiment_file)
+        git, versions = record.get("git") or {}, record.get("versions", {})
+        experiment = run.trained.experiment  # loaded parameters may be padded for the kernels of the CPU
+        params = run.trained.params if hasattr(experiment.model, "fit") else experiment.abstract_params()
+        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        changed = run.workdir.metrics_file.stat().st_mtime if run.metrics else None
+        seconds = sum(float(line.get("time/seconds", 0)) for line in run.metrics)
+        columns.append(
+            {
+                "model": type(run.trained.model).__name__,
+                "parameters": f"{size:,}",
+                "steps": f"{run.metrics[-1]['step'] if run.metrics else 0:,}",
+                **{f"best {name}": _best_value(run, name) for name in metrics},
+                "finished": f"{datetime.datetime.fromtimestamp(changed):%Y-%m-%d %H:%M}" if changed else "",
+                "duration": format_duration(seconds) if seconds else "",
+                "machine": record.get("machine", ""),
+                "commit": git.get("commit", "")[:10] + (" (changed files)" if git.get("changed") else ""),
+                "versions": ", ".join(f"{name} {versions[name]}" for name in ("jaxlm", "jax") if name in versions),
+            }
+        )
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    return _section("Runs", table(["", *_names(runs)], [row for row in rows if any(row[1:])]))
+
+
+def _test_table(runs: Sequence[RunSummary]) -> str:
+    """The scores of the test splits: a row a metric, a column a run."""
+    files = [run.workdir.test_file for run in runs]
+    columns = [_flat(read_json(file).get("test", {})) if file.is_file() else {} for file in files]
+    skipped = ("split", "seconds", "compile_seconds", "sentences_per_second")
+    names = [name for name in dict.fromkeys(name for column in columns for name in column) if name not in skipped]
+    rows = [[name, *(_score(column.get(name, "")) for column in columns)] for name in names]
+    rows = [row for row in rows if any(row[1:])]
+    return _section("Test", table(["", *_names(runs)], rows)) if rows else ""
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>"
+
+
+def _flat(scores: dict) -> dict:
+    """Scores by name, those of further sets as `set/metric`, with signatures and without lists."""
+    flat: dict[str, object] = {}
+    for name, value in scores.items():
+        if isinstance(value, dict) and "value" in value:
+            flat |= {name: value["value"], f"{name} signature": value.get("signature", "")}
+        elif isinstance(value, dict):
+            flat |= {f"{name}/{key}": item for key, item in _flat(value).items()}
+        elif not isinstance(value, list):
+            flat[name] = value
+    return flat
+
+
+def _score(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _differences_table(runs: Sequence[RunSummary]) -> str:
+    """The fields of the experiments that are not the same in all runs."""
+    rows = differing_fields([run.trained.experiment for run in runs])
+    body = [[name, *values] for name, values in rows.items()] or [["none", *(["the same"] * len(runs))]]
+    return _section("Differences", table(["", *_names(runs)], body))
 
 
 def _best_value(run: RunSummary, name: str) -> str:
@@ -80,14 +128,24 @@ def _best_value(run: RunSummary, name: str) -> str:
     return f"{metric_sign(name) * value:.4g} at {step:,}"
 
 
-def _curve_figures(runs: Sequence[RunSummary]) -> Iterator[str]:
-    names = sorted({name for run in runs for line in run.metrics for name in line})
-    shown = [n for n in names if n.startswith(("train/", "valid/")) and n not in HIDDEN_METRICS]
-    shown += [name for name in names if name == "time/tokens_per_second"]
-    for name in shown:
-        curves = {run.name: run.curve(name) for run in runs if run.curve(name)[0]}
-        figure = curves_figure(name, curves, log=name.endswith("perplexity"))
-        yield f"<figure>{figure_to_svg(figure)}</figure>"
+def _curve_figures(runs: Sequence[RunSummary]) -> tuple[list[str], list[str]]:
+    """The figures that matter first, those by which checkpoints are chosen and the training loss, and the others."""
+    kept = _shown_metrics(runs)
+    first = dict.fromkeys([run.trained.experiment.best_metric for run in runs] + ["train/loss", "train/nll"])
+    groups = [name for name in first if name in kept], [name for name in kept if name not in first]
+    return tuple([_curve_figure(runs, name) for name in group] for group in groups)  # type: ignore[return-value]
+
+
+def _shown_metrics(runs: Sequence[RunSummary]) -> list[str]:
+    """The metrics of training and validation; a loss that is nothing but the nll is shown once."""
+    names = {name for run in runs for line in run.metrics for name in line} - {*HIDDEN_METRICS}
+    shown = [n for n in names if n.startswith(("train/", "valid/")) or n == "time/tokens_per_second"]
+    equal = [n for n in shown if n.endswith("/loss") and all(run.curve(n) == run.curve(n[:-4] + "nll") for run in runs)]
+    return sorted({*shown} - {*equal})
+
+
+def _curve_figure(runs: Sequence[RunSummary], name: str) -> str:
+    return figure_to_svg(curves_figure(name, {run.name: run.curve(name) for run in runs}, name.endswith("perplexity")))
 
 
 def _gradient_flow_section(runs: Sequence[RunSummary]) -> str:
@@ -98,7 +156,7 @@ def _gradient_flow_section(runs: Sequence[RunSummary]) -> str:
             flows[run.name] = run.gradient_flow()
         except UserError as error:
             without.append(f"<p>{html.escape(f'{run.name}: {error}')}</p>")
-    return (f"<figure>{figure_to_svg(gradient_flow_figure(flows))}</figure>" if flows else "") + "".join(without)
+    return (grid([figure_to_svg(gradient_flow_figure(flows))]) if flows else "") + "".join(without)
 
 
 def _attention_figures(run: RunSummary) -> Iterator[str]:
@@ -111,80 +169,22 @@ def _attention_figures(run: RunSummary) -> Iterator[str]:
         if attention["weights"]:
             title = attention.get("title", "")
             figure = attention_figure(attention["source"], attention["target"], attention["weights"], title)
-            yield f"<figure>{figure_to_svg(figure)}</figure>"
+            yield f'<figure class="own">{figure_to_svg(figure)}</figure>'
 
 
-def _example_list(run: RunSummary) -> Iterator[str]:
+def _example_table(run: RunSummary) -> Iterator[str]:
+    """Inputs, answers and what is right, or trees."""
     try:
         answers = run.examples()
     except UserError:
         return
-    if answers:
-        yield "<ol>" + "".join(f"<li>{html.escape(answer)}</li>" for answer in answers) + "</ol>"
+    matches = [EXAMPLE.fullmatch(answer) for answer in answers]
     if isinstance(run.trained.experiment.task, TreeTask):
-        yield from (
-            f"<figure>{tree_to_svg(parse_tree(answer.partition(' (right: ')[0]))}</figure>" for answer in answers
-        )
-
-
-Curve = tuple[Any, Any]
-
-
-def new_figure(width: float = 6.4, height: float = 3.6) -> Any:
-    """An empty matplotlib Figure. Raises UserError if matplotlib, an optional package, is not installed."""
-    try:
-        from matplotlib.figure import Figure  # not pyplot: no window, no global state
-    except ImportError as error:
-        raise UserError("figures need matplotlib, which is not installed: pip install 'jaxlm[plots]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def curves_figure(title: str, lines: Mapping[str, Curve], log: bool = False, height: float = 3.6) -> Any:
-    """A curve over the training steps for each run."""
-    figure = new_figure(height=height)
-    axes = figure.subplots()
-    for name, (steps, values) in lines.items():
-        axes.plot(steps, values, marker="." if len(values) < 40 else None, linewidth=1.3, label=name)
-    if log:
-        axes.set_yscale("log")
-    axes.set_xlabel("step")
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.grid(True, alpha=0.3)
-    if lines:
-        axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def attention_figure(
-    source: Sequence[str], target: Sequence[str], weights: Sequence[Sequence[float]], title: str = ""
-) -> Any:
-    """Attention weights: a row for each target token, a column for each source token; darker is larger."""
-    figure = new_figure(1.5 + 0.45 * len(source), 1.2 + 0.32 * len(target))
-    axes = figure.subplots()
-    axes.imshow(np.asarray(weights), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
-    # matplotlib reads a "$" as the start of a formula
-    axes.set_xticks(range(len(source)), [token.replace("$", r"\$") for token in source], rotation=60, ha="right")
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.set_yticks(range(len(target)), [token.replace("$", r"\$") for token in target])
-    return figure
-
-
-def figure_to_svg(figure: Any) -> str:
-    """The figure as an <svg> element."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
-
-
-def gradient_flow_figure(gradient_flows: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
-    """The norm of d loss_T / d h_t against T - t on a log axis, with gaps at 0: `{"Elman": gradient_flow(...)}`."""
-    curves = {name: (distance, np.where(norm > 0, norm, np.nan)) for name, (distance, norm) in gradient_flows.items()}
-    figure = curves_figure("", curves, log=True, height=4.0)
-    from matplotlib.ticker import MaxNLocator
-
-    (axes,) = figure.axes
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("distance T − t (tokens)")
-    axes.set_ylabel("‖∂ loss at T / ∂ hidden state at t‖")
-    return figure
+        trees = [tree_to_svg(parse_tree(answer.partition(" (right: ")[0])) for answer in answers]
+        yield from (f'<figure class="own wide">{tree}</figure>' for tree in trees)
+    elif answers and all(matches):
+        rows = [[match["input"], match["answer"], match["right"] or ""] for match in matches if match]
+        has_right = any(row[2] for row in rows)
+        yield table(["input", "answer", "right"][: 2 + has_right], [row[: 2 + has_right] for row in rows], False)
+    elif answers:
+        yield table(["example"], [[answer] for answer in answers], False)

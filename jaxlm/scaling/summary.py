@@ -73,7 +73,8 @@ def summary_text(record: Mapping[str, Any]) -> str:
 def summary_page(title: str, entries: Mapping[str, tuple[Runs, dict[str, Any]]]) -> str:
     """The page of one or several fits by name, such as those of two ways to count N, with a row of figures for each:
     residuals, predicted and seen loss, losses of each budget, and the best N and D."""
-    from jaxlm.report.html import figure_to_svg, html_page, new_figure
+    from jaxlm.report.figures import figure_to_svg, new_figure
+    from jaxlm.report.page import html_page
 
     figure = new_figure(18, 3.2 * len(entries))
     rows = figure.subplots(len(entries), 6, squeeze=False)

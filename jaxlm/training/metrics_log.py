@@ -2,7 +2,8 @@
 
 Each line of `metrics.jsonl` is a JSON object, `step` first: {"step": 1200, "train/loss": 3.2, "time/waiting": 0.01}.
 Metrics under `train/`, `valid/` and `test/` belong to the model and are the same in every run of the same experiment;
-those under `time/` belong to the machine. Numbers that JSON lacks are strings that `float` reads: "nan", "inf".
+those under `time/` belong to the machine. `time/seconds` have passed since the line before or the start of training:
+their sum is the duration of the run. Numbers that JSON lacks are strings that `float` reads: "nan", "inf".
 
 A run that resumes from step k cuts the lines after k: it leaves the lines (`time/` aside) of an uninterrupted run, if
 the metrics of a step are logged before its checkpoint is saved.
@@ -54,6 +55,7 @@ class MetricsLog:
         self._events: EventFile | None = None
         self._file: Any = None
         self._display = Display()
+        self._written = time.monotonic()
         if is_main:
             workdir.folder.mkdir(parents=True, exist_ok=True)
             for line in truncate_metrics(workdir.metrics_file, resume_step, evaluate_again):
@@ -71,7 +73,9 @@ class MetricsLog:
         """Log the metrics of a step: numbers, or short texts, which TensorBoard does not get."""
         if not self.is_main:
             return
+        before, self._written = self._written, time.monotonic()
         record = {"step": int(step)} | {name: _json_number(value) for name, value in values.items()}
+        record["time/seconds"] = round(self._written - before, 3)
         write_all(self._file, json.dumps(record, allow_nan=False).encode() + b"\n")
         self._update_best(step, values)
         if self._tensorboard:

@@ -14,7 +14,7 @@ from jaxlm.models.prefix_lm import PrefixLM
 from jaxlm.models.rnn_lm import RecurrentLM
 from jaxlm.nn.rnn.cells import Elman
 from jaxlm.nn.rnn.layers import Recurrent
-from jaxlm.report.html import gradient_flow_figure
+from jaxlm.report.figures import gradient_flow_figure
 from jaxlm.report.run_summary import gradient_flow
 
 ELMAN = RecurrentLM(VOCAB, 6, Recurrent(Elman(5), layers=2), tie_embeddings=False)

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     if not experiment.task.input_kind:
         raise UsageError(f"prompt: the task {type(experiment.task).__name__} gives no text a probability")
     from jaxlm.pipeline.prompting import PLAIN_TEXT, PromptedModel, PromptEvaluation
-    from jaxlm.report.html import curves_figure, figure_to_svg
+    from jaxlm.report.figures import curves_figure, figure_to_svg
     from jaxlm.tasks.prompting import Prompted
 
     task = load_object(options.task, Prompted)
