@@ -162,7 +162,7 @@ def _read_metrics(file: Path) -> None:
     from jaxlm.workdir import Workdir
 
     read_metrics(file)
-    with MetricsLog(Workdir(file.parent), 10, 4, "valid/loss", tensorboard=False) as log:
+    with MetricsLog(Workdir(file.parent), 10, 4, "valid/loss") as log:
         log.write(6, {"train/loss": 1.0})
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxlm.training.progress import BarDisplay
+from jaxlm.training.progress import BarDisplay, format_scores
 
 COMPILE_EVENT_PREFIX = "/jax/core/compile/"
 
@@ -27,6 +27,24 @@ def write_line(text: str) -> None:
 def json_line(value: Any) -> str:
     """The value as one line of JSON; the numbers that JSON lacks become the strings "nan", "inf" and "-inf"."""
     return json.dumps(_json_safe(value), ensure_ascii=False, allow_nan=False)
+
+
+def write_result(record: dict[str, Any], as_json: bool, text: Callable[[], str] | None = None) -> None:
+    """Write the figures of a command to stdout: for people on a terminal, else, or if asked for, as one line of JSON.
+
+    `text` makes the form for people (default: a line for each figure).
+    """
+    if as_json or not sys.stdout.isatty():
+        write_line(json_line(record))
+    else:
+        write_line(text() if text else score_lines(record))
+
+
+def score_lines(scores: dict[str, Any]) -> str:
+    """A line for each score, the names in one column."""
+    texts = format_scores(scores)
+    width = max(map(len, texts), default=0)
+    return "\n".join(f"  {name:{width}}  {value}" for name, value in texts.items())
 
 
 class Clock:
@@ -79,12 +97,12 @@ class Clock:
 
 
 @contextlib.contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[int], None] | None]:
+def progress_bar(total: int, name: str = "") -> Iterator[Callable[[int], None] | None]:
     """A callback that advances a progress bar on stderr by a number of lines; None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
-    with contextlib.closing(BarDisplay(total, 0, sys.stderr)) as bar:
+    with contextlib.closing(BarDisplay(total, 0, sys.stderr, name)) as bar:
         yield bar.advance
 
 

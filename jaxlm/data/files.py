@@ -84,14 +84,11 @@ class ReadStats:
         self.notes[what] = self.notes.get(what, 0) + count
 
     def __str__(self) -> str:
-        return (
-            f"{self.kept:,} kept, {self.replaced:,} repaired with U+FFFD, "
-            f"{self.skipped:,} unreadable left out, {self.blank:,} blank left out"
-        ) + "".join(
-            f", {count:,} {what}"
-            for what, count in {"too long and cut into pieces": self.split, **self.notes}.items()
-            if count
-        )
+        counts = {
+            "repaired with U+FFFD": self.replaced, "unreadable left out": self.skipped, "blank left out": self.blank,
+            "too long and cut into pieces": self.split, **self.notes,
+        }  # fmt: skip
+        return f"{self.kept:,} kept" + "".join(f", {count:,} {what}" for what, count in counts.items() if count)
 
 
 def find_file(path: str | Path) -> Path:

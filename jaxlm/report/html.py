@@ -17,7 +17,7 @@ from jaxlm.report.run_summary import RunSummary
 from jaxlm.report.tree_picture import tree_to_svg
 from jaxlm.tasks.parsing import TreeTask
 from jaxlm.training.metrics_log import metric_sign
-from jaxlm.training.progress import format_duration
+from jaxlm.training.progress import format_duration, format_scores
 from jaxlm.trees.reader import parse_tree
 
 HIDDEN_METRICS = ("train/tokens", "train/total", "time/seconds")
@@ -81,33 +81,14 @@ def _summary_table(runs: Sequence[RunSummary]) -> str:
 def _test_table(runs: Sequence[RunSummary]) -> str:
     """The scores of the test splits: a row a metric, a column a run."""
     files = [run.workdir.test_file for run in runs]
-    columns = [_flat(read_json(file).get("test", {})) if file.is_file() else {} for file in files]
-    skipped = ("split", "seconds", "compile_seconds", "sentences_per_second")
-    names = [name for name in dict.fromkeys(name for column in columns for name in column) if name not in skipped]
-    rows = [[name, *(_score(column.get(name, "")) for column in columns)] for name in names]
-    rows = [row for row in rows if any(row[1:])]
+    columns = [format_scores(read_json(file).get("test", {})) if file.is_file() else {} for file in files]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [[name, *(column.get(name, "") for column in columns)] for name in names]
     return _section("Test", table(["", *_names(runs)], rows)) if rows else ""
 
 
 def _section(title: str, content: str) -> str:
     return f"<section><h2>{title}</h2>{content}</section>"
-
-
-def _flat(scores: dict) -> dict:
-    """Scores by name, those of further sets as `set/metric`, with signatures and without lists."""
-    flat: dict[str, object] = {}
-    for name, value in scores.items():
-        if isinstance(value, dict) and "value" in value:
-            flat |= {name: value["value"], f"{name} signature": value.get("signature", "")}
-        elif isinstance(value, dict):
-            flat |= {f"{name}/{key}": item for key, item in _flat(value).items()}
-        elif not isinstance(value, list):
-            flat[name] = value
-    return flat
-
-
-def _score(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _differences_table(runs: Sequence[RunSummary]) -> str:

@@ -74,16 +74,16 @@ def train(
         checkpoints = stack.enter_context(workdir.open_checkpoints(experiment))
         state, meta, step = _init_or_resume(setup, checkpoints)
         setup = with_rollout(with_reference(setup, state.params, step is None), state.params, step is None)
-        is_main = multihost.is_first()
-        metric, again = experiment.best_metric, meta.get("evaluation_due", False)
-        log = MetricsLog(workdir, experiment.steps, step, metric, is_main=is_main, evaluate_again=again)
+        end = time.monotonic() + 60 * minutes if minutes else math.inf
+        metric, again, first = experiment.best_metric, meta.get("evaluation_due", False), multihost.is_first()
+        log = MetricsLog(workdir, experiment.steps, step, metric, is_main=first, evaluate_again=again, deadline=end)
         stack.enter_context(log)
         loader = DataLoader(setup.batches, (step or 0) // setup.updates, run_options.threads, run_options.workers)
         batches = stack.enter_context(loader)
         stopped = stack.enter_context(stop_signals())
         on_step = stack.enter_context(multihost.watchdog(run_options.step_timeout))
         profiling = profile_steps(workdir.profile_folder, run_options.profile_steps, print_status, step or 0)
-        loop = TrainLoop(setup, checkpoints, log, meta, minutes, on_step, stack.enter_context(profiling))
+        loop = TrainLoop(setup, checkpoints, log, meta, end, on_step, stack.enter_context(profiling))
         return loop.run_steps(state, batches, stopped)
 
 
@@ -115,10 +115,10 @@ class TrainLoop:
     """The steps of one call of `train`. `meta` is the metadata of the checkpoint that it resumes from, or {}."""
 
     def __init__(
-        self, setup: TrainSetup, checkpoints: Checkpoints, log: MetricsLog, meta: dict[str, Any], minutes: float,
+        self, setup: TrainSetup, checkpoints: Checkpoints, log: MetricsLog, meta: dict[str, Any], deadline: float,
         on_step: Callable[[], None], profiler: StepProfiler,
     ):  # fmt: skip
-        self.deadline = time.monotonic() + 60 * minutes if minutes else math.inf
+        self.deadline = deadline
         self.setup, self.checkpoints, self.log, self.on_step = setup, checkpoints, log, on_step
         self.profiler = profiler
         self.early_stopping = EarlyStopping(**meta.get("early_stopping", {}))

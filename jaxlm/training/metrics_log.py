@@ -40,18 +40,19 @@ class MetricsLog:
       total_steps: the last step of the run.
       resume_step: the step from which the run resumes; None: a new run, which empties the log.
       best_metric: the metric whose best value is shown (see `metric_sign`).
-      tensorboard: whether to write TensorBoard events.
       is_main: False for processes other than the first, which write and show nothing.
+      deadline: see `make_display`.
       evaluate_again: whether the evaluation of `resume_step` was interrupted: its lines are cut too.
     """
 
     def __init__(
         self, workdir: Workdir, total_steps: int | None = None, resume_step: int | None = None,
-        best_metric: str | None = None, *, tensorboard: bool = True, is_main: bool = True, evaluate_again: bool = False,
+        best_metric: str | None = None, *, is_main: bool = True, evaluate_again: bool = False,
+        deadline: float = math.inf,
     ):  # fmt: skip
         self.workdir, self.best_metric, self.is_main = workdir, best_metric, is_main
         self._best: tuple[float, int] | None = None
-        self._resume_step, self._tensorboard = resume_step, tensorboard
+        self._resume_step = resume_step
         self._events: EventFile | None = None
         self._file: Any = None
         self._display = Display()
@@ -61,7 +62,7 @@ class MetricsLog:
             for line in truncate_metrics(workdir.metrics_file, resume_step, evaluate_again):
                 self._update_best(line["step"], line)
             self._file = open(workdir.metrics_file, "ab", buffering=0)
-            self._display = make_display(total_steps, resume_step or 0)
+            self._display = make_display(total_steps, resume_step or 0, deadline=deadline)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -78,10 +79,9 @@ class MetricsLog:
         record["time/seconds"] = round(self._written - before, 3)
         write_all(self._file, json.dumps(record, allow_nan=False).encode() + b"\n")
         self._update_best(step, values)
-        if self._tensorboard:
-            first_step = None if self._resume_step is None else self._resume_step + 1
-            self._events = self._events or EventFile(self.workdir.tensorboard_folder, first_step)
-            self._events.write(step, {name: float(x) for name, x in values.items() if not isinstance(x, str)})
+        first_step = None if self._resume_step is None else self._resume_step + 1
+        self._events = self._events or EventFile(self.workdir.tensorboard_folder, first_step)
+        self._events.write(step, {name: float(x) for name, x in values.items() if not isinstance(x, str)})
         best = f"{self.best_metric} {format_number(self._best[0])} at {self._best[1]}" if self._best else ""
         self._display.update(step, values, best)
 

@@ -3,12 +3,14 @@
 Both show metrics of the log: loss, tokens/s (without padding), MFU and the share of the time spent waiting for data.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 MetricValues = Mapping[str, float | str]
+NOT_SCORES = ("split", "seconds", "compile_seconds", "sentences_per_second")
 
 
 class Display:
@@ -27,10 +29,17 @@ class Display:
         """End the display; its last state stays on the screen."""
 
 
-def make_display(total: int | None, start: int, every_seconds: float = 10.0, stream: TextIO | None = None) -> Display:
-    """A bar if `stream` (default: stderr) is a terminal, else plain lines, at most one per `every_seconds`."""
+def make_display(
+    total: int | None, start: int, every_seconds: float = 10.0, stream: TextIO | None = None, deadline: float = math.inf
+) -> Display:
+    """A bar if `stream` (default: stderr) is a terminal, else plain lines, at most one per `every_seconds`.
+
+    `deadline`: the end of the run by `time.monotonic`, if it is not at the last step.
+    """
     stream = stream or sys.stderr
-    return BarDisplay(total, start, stream) if stream.isatty() else LineDisplay(total, start, every_seconds, stream)
+    if stream.isatty():
+        return BarDisplay(total, start, stream, deadline=deadline)
+    return LineDisplay(total, start, every_seconds, stream, deadline=deadline)
 
 
 class LineDisplay(Display):
@@ -38,10 +47,10 @@ class LineDisplay(Display):
 
     def __init__(
         self, total: int | None, start: int, every_seconds: float, stream: TextIO,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, deadline: float = math.inf,
     ):  # fmt: skip
         self.total, self.start, self.every_seconds, self.stream, self.clock = total, start, every_seconds, stream, clock
-        self.began = clock()
+        self.began, self.deadline = clock(), deadline
         self.last = -float("inf")
 
     def update(self, step: int, values: MetricValues, best: str) -> None:
@@ -54,7 +63,7 @@ class LineDisplay(Display):
         parts = [f"step {step}{total}", *format_metrics(values), *evaluated]
         if self.total is not None and step > self.start:
             left = (now - self.began) * (self.total - step) / (step - self.start)
-            parts.append(f"eta {format_duration(left)}")
+            parts.append(f"eta {format_duration(min(left, self.deadline - now))}")
         self.print_line("  ".join(parts + ([f"best {best}"] if best else [])))
 
     def print_line(self, text: str) -> None:
@@ -62,24 +71,42 @@ class LineDisplay(Display):
 
 
 class BarDisplay(Display):
-    """A progress bar by rich, which a thread redraws twice a second."""
+    """A progress bar by rich, which a thread redraws twice a second; until the first step is done, it counts the
+    seconds of compiling.
 
-    def __init__(self, total: int | None, start: int, stream: TextIO):
+    `name` is shown before the bar; `deadline`: see `make_display`.
+    """
+
+    def __init__(
+        self, total: int | None, start: int, stream: TextIO, name: str = "", deadline: float = math.inf
+    ):  # fmt: skip
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as RichProgress
         from rich.table import Column
 
         columns = [
+            *([TextColumn("{task.description}")] if name else []),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             BarColumn(bar_width=10, table_column=Column(no_wrap=True)),
-            TextColumn("eta", table_column=Column(no_wrap=True)),
-            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[time]}", table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[figures]}  {task.fields[best]}", table_column=Column(no_wrap=False)),
         ]
         self._bar: Any = RichProgress(*columns, console=Console(file=stream), refresh_per_second=2)
-        self._task = self._bar.add_task("", total=total, completed=start, figures="", best="")
+        self._total, self._start, self._step, self._deadline = total, start, start, deadline
+        self._began = self._first_step_time = time.monotonic()
+        self._task = self._bar.add_task(name, total=total, completed=start, figures="", best="", time=self)
         self._bar.start()
+
+    def __str__(self) -> str:
+        """The text of the column of time, made at each redrawing."""
+        now, done = time.monotonic(), self._step - self._start
+        if not done:
+            return f"compiling {now - self._began:.0f} s"
+        if self._total is None:
+            return format_duration(now - self._began)
+        left = (now - self._first_step_time) / max(done - 1, 1) * (self._total - self._step)
+        return f"eta {format_duration(min(left, self._deadline - now))}"
 
     def update(self, step: int, values: MetricValues, best: str) -> None:
         """Show metrics of training next to the bar, and those of an evaluation as a line above it."""
@@ -88,14 +115,18 @@ class BarDisplay(Display):
         fields: dict[str, Any] = {"best": f"best {best}" if best else ""}
         if shown := "  ".join(format_metrics(values)):
             fields["figures"] = shown
-        self._bar.update(self._task, completed=step, **fields)
+        self.set_step(step)
+        self._bar.update(self._task, **fields)
 
     def set_step(self, step: int) -> None:
+        if self._step == self._start:
+            self._first_step_time = time.monotonic()
+        self._step = step
         self._bar.update(self._task, completed=step)
 
     def advance(self, count: int) -> None:
         """Show `count` further steps or lines."""
-        self._bar.advance(self._task, count)
+        self.set_step(self._step + count)
 
     def print_line(self, text: str) -> None:
         self._bar.console.print(text, markup=False, highlight=False)
@@ -116,7 +147,28 @@ def format_metrics(values: MetricValues) -> list[str]:
 
 
 def _format_evaluation(values: MetricValues) -> list[str]:
-    return [f"{name} {format_number(values[name])}" for name in values if not name.startswith(("train/", "time/"))]
+    shown = (name for name in values if not name.startswith(("train/", "time/")) and not _is_nll(name, values))
+    return [f"{name} {format_number(values[name])}" for name in shown]
+
+
+def _is_nll(name: str, values: Mapping[str, Any]) -> bool:
+    """True for a loss that is nothing but the nll, which is shown too."""
+    return name.endswith("loss") and values.get(f"{name[:-4]}nll") == values[name]
+
+
+def format_scores(scores: Mapping[str, Any]) -> dict[str, str]:
+    """The scores of a split by name, as texts: those of further sets as `set/metric`, with signatures, without lists
+    and without times."""
+    texts: dict[str, str] = {}
+    for name, value in scores.items():
+        if isinstance(value, Mapping) and "value" in value:
+            texts[name] = format_number(value["value"])
+            texts |= {f"{name} signature": value["signature"]} if "signature" in value else {}
+        elif isinstance(value, Mapping):
+            texts |= {f"{name}/{inner}": text for inner, text in format_scores(value).items()}
+        elif not isinstance(value, list) and name not in NOT_SCORES and not _is_nll(name, scores):
+            texts[name] = f"{value:,}" if isinstance(value, int) else format_number(value)
+    return texts
 
 
 def format_number(value: float | str) -> str:

@@ -98,11 +98,9 @@ def setup_training(
     trained, total = (
         sum(leaf.size for leaf in jax.tree.leaves(x)) for x in (trainable, compiled.abstract_state.params)
     )
+    share = "" if trained == total else f", of which {trained:,} ({trained / total:.1%}) are trained"
     optimizer_bytes = tree_bytes(compiled.abstract_state.opt_state)
-    notify(
-        f"parameters: {trained:,} of {total:,} are trained ({trained / total:.1%}); the optimizer keeps "
-        f"{optimizer_bytes / 1e6:,.1f} MB"
-    )
+    notify(f"model: {total:,} parameters{share}; the optimizer keeps {optimizer_bytes / 1e6:,.1f} MB")
     return TrainSetup(run, HostShard(batches, *host_rows(mesh)), mesh, compiled)
 
 
@@ -127,7 +125,7 @@ def open_run(
     if not workdir.tokenizer_folder.is_dir() and experiment.finetuning.init:
         workdir.copy_tokenizer(Workdir(experiment.finetuning.init))
     elif not workdir.tokenizer_folder.is_dir():
-        notify(f"tokenizer: fitting {experiment.tokenizer} to {experiment.task.describe()}")
+        notify(f"tokenizer: fitting {experiment.tokenizer}")
         new_tokenizer = experiment.tokenizer.fit(experiment.task.texts())
         experiment.check_vocabulary(new_tokenizer)  # before it is saved: a workdir never holds one that does not fit
         new_tokenizer.save(workdir.tokenizer_folder)
@@ -184,9 +182,10 @@ def _indivisible_lengths(batches: Batches, mesh: Mesh) -> list[str]:
 
 def _batch_summary(statistics: dict[str, float]) -> str:
     padding_target = statistics.get("padding_target", statistics["padding_both"])
+    shapes = f" of {statistics['shapes']:.0f} shapes" if statistics["shapes"] > 1 else ""
+    both = f" ({statistics['padding_both']:.1%} in all)" if statistics["padding_both"] != padding_target else ""
+    counts = (("dropped", "too long and left out"), ("truncated", "cut"))
     return (
-        f"batches: {statistics['examples']:,.0f} examples in {statistics['batches_per_epoch']:,.1f} batches an epoch, "
-        f"{statistics['shapes']:.0f} shapes, {statistics['tokens']:,.0f} real tokens a batch, "
-        f"padding {padding_target:.1%} of the target, {statistics['padding_both']:.1%} in all; "
-        f"{statistics['dropped']:.0f} too long and left out, {statistics['truncated']:.0f} cut"
-    )
+        f"batches: {statistics['batches_per_epoch']:,.1f} an epoch{shapes}, {statistics['tokens']:,.0f} tokens each, "
+        f"padding {padding_target:.1%}{both}"
+    ) + "".join(f"; {statistics[name]:,.0f} {what}" for name, what in counts if statistics[name])

@@ -19,6 +19,7 @@ from jaxlm.training.progress import (
     format_duration,
     format_metrics,
     format_number,
+    format_scores,
     format_thousands,
     make_display,
 )
@@ -27,7 +28,7 @@ from jaxlm.workdir import Workdir
 
 def train(workdir, start, stop, resume=None, noise=0.0):
     """A run that logs at each step, validates at every third, and then would save."""
-    with MetricsLog(Workdir(workdir), 10, resume, "valid/bleu", tensorboard=False) as log:
+    with MetricsLog(Workdir(workdir), 10, resume, "valid/bleu") as log:
         for step in range(start + 1, stop + 1):
             log.set_step(step)
             log.write(step, {"train/loss": 1 / step, "time/tokens_per_second": 1000 + noise, "time/waiting": 0.1})
@@ -41,7 +42,7 @@ def without_time(workdir):
 
 
 def test_lines_are_legal_json_with_the_step_first(tmp_path, capfd):
-    with MetricsLog(Workdir(tmp_path), tensorboard=False) as log:
+    with MetricsLog(Workdir(tmp_path)) as log:
         log.write(1, {"train/loss": np.float32(0.5), "count": 3, "text": "x"})
         log.write(2, {"train/loss": float("nan"), "a": float("inf"), "b": -np.inf})
         on_disk = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -94,26 +95,26 @@ def test_cut_is_atomic(tmp_path, monkeypatch):
 
 
 def test_new_run_empties_the_log_and_resume_keeps_step_0(tmp_path):
-    with MetricsLog(Workdir(tmp_path), tensorboard=False) as log:
+    with MetricsLog(Workdir(tmp_path)) as log:
         log.write(0, {"valid/loss": 9.0})
         log.write(1, {"train/loss": 3.0})
-    with MetricsLog(Workdir(tmp_path), resume_step=0, tensorboard=False):
+    with MetricsLog(Workdir(tmp_path), resume_step=0):
         pass
     assert [line["step"] for line in read_metrics(Workdir(tmp_path).metrics_file)] == [0]
-    with MetricsLog(Workdir(tmp_path), tensorboard=False):
+    with MetricsLog(Workdir(tmp_path)):
         pass
     assert read_metrics(Workdir(tmp_path).metrics_file) == []
     assert read_metrics(tmp_path / "nowhere") == []
 
 
 def test_a_resumed_run_reads_its_log_once(tmp_path, monkeypatch):
-    with MetricsLog(Workdir(tmp_path), tensorboard=False) as log:
+    with MetricsLog(Workdir(tmp_path)) as log:
         for step in range(5):
             log.write(step, {"valid/loss": float(step)})
     read: list = []
     parse = metrics_log._parse_line
     monkeypatch.setattr(metrics_log, "_parse_line", lambda line: read.append(line) or parse(line))
-    with MetricsLog(Workdir(tmp_path), resume_step=3, best_metric="valid/loss", tensorboard=False) as log:
+    with MetricsLog(Workdir(tmp_path), resume_step=3, best_metric="valid/loss") as log:
         assert len(read) == 5 and log._best == (0.0, 0)
 
 
@@ -218,6 +219,35 @@ def test_bar_on_a_terminal(columns, monkeypatch):
     shown = " ".join(re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).split())
     for text in ("30/100", "loss 2.5", "1.5k tokens/s", "waiting 25%", "valid/bleu 12.5", "saved [30]"):
         assert text in shown, text
+
+
+def test_time_on_the_bar(monkeypatch):
+    """Until the first step is done it counts the seconds of compiling; then the end of the run or of its minutes."""
+    now = [100.0]
+    monkeypatch.setattr("jaxlm.training.progress.time.monotonic", lambda: now[0])
+    bar = BarDisplay(21, 0, io.StringIO(), "test", deadline=200.0)
+    assert str(bar) == "compiling 0 s"
+    now[0] = 112.0
+    assert str(bar) == "compiling 12 s"
+    bar.set_step(1)  # compiling is no part of the rate
+    now[0] = 122.0
+    bar.advance(1)
+    assert str(bar) == "eta 1:18", "the deadline is before the last step, which is 190 s away"
+    bar.set_step(20)
+    assert str(bar) == "eta 0:01"
+    bar.close()
+
+
+def test_scores_as_texts():
+    """Scores of further sets, signatures, no lists and no times; a loss that is the nll is shown once."""
+    scores = {
+        "split": "test", "lines": 1000, "bleu": {"value": 31.256, "signature": "tok:13a", "name": "BLEU"},
+        "extra": {"loss": 1.0, "nll": 1.0, "f1": 0.5}, "classes": [1], "seconds": 3.0, "loss": 2.0, "nll": 1.5,
+    }  # fmt: skip
+    assert format_scores(scores) == {
+        "lines": "1,000", "bleu": "31.26", "bleu signature": "tok:13a", "extra/nll": "1", "extra/f1": "0.5",
+        "loss": "2", "nll": "1.5",
+    }  # fmt: skip
 
 
 def test_short_texts():

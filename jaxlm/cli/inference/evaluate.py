@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
     parser = workdir_parser("evaluate", COMMANDS["evaluate"], "search", "model")
     text = "train, valid, test (the default) or another test set of the experiment"
     parser.add_argument("--split", default="test", help=text)
+    parser.add_flag("--json", "print the scores as JSON on a terminal too")
     _add_against_options(parser)
     _add_file_options(parser)
     options = parser.parse(argv)
@@ -40,13 +41,13 @@ def main(argv: list[str]) -> int:
     if options.against:
         return _compare(options, pipeline)
     clock = output.Clock()
-    with output.progress_bar(experiment.task.count(options.split)) as progress:
+    with output.progress_bar(experiment.task.count(options.split), options.split) as progress:
         scores = pipeline.evaluate(options.split, progress)
     record: dict[str, Any] = {"workdir": str(options.workdir), "checkpoints": pipeline.steps}
     if experiment.task.search is not None:
         names = ("num_beams", "length_penalty_kind", "length_penalty")
         record["search"] = {name: getattr(experiment.task.search.beam, name) for name in names}
-    output.write_line(output.json_line(scores | record | clock.rates(scores["lines"])))
+    output.write_result(scores | record | clock.rates(scores["lines"]), options.json)
     return 0
 
 
@@ -78,7 +79,7 @@ def _compare(options: argparse.Namespace, pipeline: Any) -> int:
     if options.out:
         write_atomic(options.out, "".join(output.json_line(record) + "\n" for record in records))
     record = {"workdir": str(options.workdir), "against": str(options.against), "split": options.split, "judge": name}
-    output.write_line(output.json_line(record | figures | clock.rates(len(items))))
+    output.write_result(record | figures | clock.rates(len(items)), options.json)
     return 0
 
 
@@ -97,5 +98,5 @@ def _score_files(options: argparse.Namespace) -> int:
     from jaxlm.metrics.brackets import PARAMETERS, score_tree_files
 
     scores = score_tree_files(options.gold, options.predicted, PARAMETERS[options.parameters], options.raw)
-    output.write_line(output.json_line(scores))
+    output.write_result(scores, options.json)
     return 0

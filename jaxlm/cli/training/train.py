@@ -17,6 +17,7 @@ from jaxlm.cli.options import add_run_options, read_coordinator, read_run_option
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.parser import COMMANDS, EXIT_INTERRUPTED, RECIPES, add_bad_line_option, positive_number
 from jaxlm.filesystem import write_atomic
+from jaxlm.training.progress import format_duration, format_number
 from jaxlm.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
         summary |= {} if interrupted else _evaluate_test(folder)
     summary |= {"workdir": str(folder), "seconds": round(runtime.seconds_since_start(), 3)}
     if multihost.is_first():
-        output.write_line(output.json_line(summary))
+        output.write_result(summary, options.json, lambda: _describe_run(summary, experiment.best_metric))
     if interrupted and multihost.is_first():
         command = shlex.join(["jaxlm", "train", *argv])
         output.print_stderr(f"interrupted and saved at step {summary['step']}; resume with:\n  {command}")
@@ -81,11 +82,24 @@ def _parser() -> ExperimentParser:
     parser = ExperimentParser("train", COMMANDS["train"])
     text = "folder of the run, which is created or resumed (default: runs/EXPERIMENT)"
     parser.add_argument("--workdir", type=Path, metavar="D", help=text)
+    parser.add_flag("--json", "print the figures as JSON on a terminal too")
     add_bad_line_option(parser, ("error", "replace", "skip"), None)
     text = "stop after M minutes: evaluate, save, and score the test split"
     parser.add_argument("--max-minutes", type=positive_number, default=0.0, metavar="M", help=text)
     add_run_options(parser)
     return parser
+
+
+def _describe_run(summary: Mapping[str, Any], best_metric: str) -> str:
+    """The end of a run for people: its steps, its best validation, its test scores and what one does next."""
+    seconds, folder = format_duration(summary["seconds"]), shlex.quote(summary["workdir"])
+    stopped = f", stopped: {summary['stopped']}" if "stopped" in summary else ""
+    lines = [f"step {summary['step']:,} after {seconds}{stopped}"]
+    if (best := summary.get(f"best/{best_metric}")) is not None:
+        lines.append(f"best {best_metric} {format_number(best)} at step {summary['best_step']:,}")
+    if "test" in summary:
+        lines += ["test", output.score_lines(summary["test"])]
+    return "\n".join([*lines, f"next: jaxlm evaluate {folder}, jaxlm report {folder}"])
 
 
 def _default_workdir(name: str) -> Path:
@@ -120,7 +134,7 @@ def _evaluate_test(folder: Path) -> dict[str, Any]:
     trained = Workdir(folder).load()
     task = trained.experiment.task
     clock = output.Clock()
-    with output.progress_bar(task.count("test")) as progress:
+    with output.progress_bar(task.count("test"), "test") as progress:
         scores = task.evaluate(trained, "test", progress)
     scores |= clock.rates(scores["lines"])
     lines = list(task.show_examples(trained, NUM_EXAMPLES))
