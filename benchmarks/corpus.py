@@ -2,6 +2,8 @@
 
 python -m benchmarks.corpus                      MB/s of each rule and of the chain
 python -m benchmarks.corpus --kill 100           as many SIGKILLs at random times: one digest of the output
+python -m benchmarks.corpus --datatrove 3        as many tasks of DataTrove: the digest of the output, and of ours
+python -m benchmarks.corpus --pool 2             pass 1 by several processes and by one: times faster (idle machine)
 """
 
 import argparse
@@ -14,21 +16,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxlm.corpora.corpus import Corpus, CorpusSource
+from jaxlm.corpora.datatrove import map_share, prepare_write
 from jaxlm.corpora.document import Document, Drop
 from jaxlm.corpora.duplicates import Duplicates
 from jaxlm.corpora.filters import C4, FineWeb, GopherQuality, GopherRepetition
 from jaxlm.corpora.passes import Builder
 from jaxlm.corpora.personal import Personal
-from jaxlm.corpora.write import build_corpus
-from jaxlm.data.files import ReadStats
+from jaxlm.corpora.write import KeptTexts, build_corpus
+from jaxlm.data.files import ReadStats, find_file
+from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.simple import Bytes
 
 SAMPLE = CorpusSource("c4", ("c4_sample/c4_demo.jsonl",), "json")
 PERSONAL = Personal(("email", "ip"))  # the kinds of DataTrove
+PART_BYTES_OF_POOL = 1 << 20
 RULES = (GopherRepetition(), GopherQuality(), C4(words=3, sentences=5), FineWeb(), PERSONAL)
 
 
@@ -104,10 +111,41 @@ def speed(repeats: int) -> None:
         print(f"DataTrove cannot be imported ({error}): pip install datatrove")
 
 
-def build(folder: Path, processes: int) -> None:
+def builder_of(folder: Path, processes: int = 1) -> Builder:
     """The corpus of the sample, in parts of 40 kB."""
-    corpus = Corpus((SAMPLE,), (GopherQuality(), GopherRepetition(), PERSONAL, Duplicates()))
-    build_corpus(Builder(corpus, folder, processes, 40_000), lambda texts: Bytes().fit(iter(texts)), ReadStats())
+    return Builder(
+        Corpus((SAMPLE,), (GopherQuality(), GopherRepetition(), PERSONAL, Duplicates())), folder, processes, 40_000
+    )
+
+
+def fit_bytes(texts: KeptTexts) -> Tokenizer:
+    """The tokenizer of the sample's corpus."""
+    return Bytes().fit(iter(texts))
+
+
+def build(folder: Path, processes: int) -> None:
+    """Build the corpus of the sample."""
+    build_corpus(builder_of(folder, processes), fit_bytes, ReadStats())
+
+
+def with_datatrove(tasks: int) -> None:
+    """Passes 1 and 3 by local tasks of DataTrove, then the command; print the digests with and without it."""
+    from datatrove.executor import LocalPipelineExecutor
+
+    with tempfile.TemporaryDirectory() as name:
+        build(Path(name) / "ours", 1)
+        builder = builder_of(Path(name) / "theirs")
+        LocalPipelineExecutor([partial(map_share, builder)], tasks, logging_dir=f"{name}/map").run()
+        parts = len(list(builder.parts_folder.glob("*.json")))
+        write = prepare_write(builder, fit_bytes)
+        LocalPipelineExecutor([write], tasks, logging_dir=f"{name}/write").run()
+        shards = len(list(builder.folder.glob("[0-9]*.json")))
+        made: list[bool] = []
+        note: Callable[[Any, bool], None] = lambda record, kept: made.append(not kept)  # noqa: E731
+        build_corpus(builder, fit_bytes, ReadStats(), note, note)
+        digests = [digest(Path(name) / folder) for folder in ("ours", "theirs")]
+    print(f"{tasks} tasks of DataTrove made {parts} parts and {shards} shards, {sum(made)} were left to jaxlm prepare")
+    print(f"digests: one process {digests[0]}, DataTrove {digests[1]}, equal: {digests[0] == digests[1]}")
 
 
 def digest(folder: Path) -> str:
@@ -119,20 +157,23 @@ def digest(folder: Path) -> str:
 
 
 def kill(count: int) -> None:
-    """Kill a build as many times at random, with one and two processes; print the digests of the results."""
+    """Kill a build as many times at random, with one, two and four processes; print the digests of the results."""
     draw, digests, killed = random.Random(0), set(), 0
     with tempfile.TemporaryDirectory() as name:
-        build(Path(name) / "whole", 1)
+        command = [sys.executable, "-m", "benchmarks.corpus", "--build", f"{name}/whole"]
+        start = time.perf_counter()
+        subprocess.run(command, check=True)
+        seconds = time.perf_counter() - start
         digests.add(digest(Path(name) / "whole"))
         number = 0
         while killed < count:
             number += 1
-            folder, processes = Path(name) / str(number), 1 + number % 2
+            folder, processes = Path(name) / str(number), (1, 2, 4)[number % 3]
             command = [sys.executable, "-m", "benchmarks.corpus", "--build", str(folder), "--processes", str(processes)]
             while True:
                 process = subprocess.Popen(command, start_new_session=True)
                 try:
-                    process.wait(draw.uniform(0.4, 3.0) if killed < count else None)
+                    process.wait(draw.uniform(0.3, 1.3) * seconds if killed < count else None)
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
@@ -140,13 +181,35 @@ def kill(count: int) -> None:
                     continue
                 break
             digests.add(digest(folder))
-    print(f"{killed} kills in {number} builds with 1 and 2 processes: {len(digests)} digest(s), {sorted(digests)}")
+    print(f"{killed} kills in {number} builds with 1, 2 and 4 processes: {len(digests)} digest(s), {sorted(digests)}")
+
+
+def pool(processes: int, repeats: int) -> None:
+    """Time pass 1 over the sample, `repeats` times as long, with one process and with several, in turn; print both."""
+    lines = find_file(SAMPLE.paths[0]).read_bytes()
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "long.jsonl").write_bytes(lines * repeats)
+        corpus = Corpus((replace(SAMPLE, paths=(str(Path(name) / "long.jsonl"),)),), (*RULES, Duplicates()))
+        seconds: dict[int, list[float]] = {1: [], processes: []}
+        for round_ in range(3):
+            for count in seconds:
+                builder = Builder(corpus, Path(name) / f"{count}-{round_}", count, PART_BYTES_OF_POOL)
+                builder.folder.mkdir()
+                start = time.perf_counter()
+                builder.map_parts(ReadStats(), lambda record, kept: None)
+                seconds[count].append(time.perf_counter() - start)
+    one, several = (min(seconds[count]) for count in (1, processes))
+    size = len(lines) * repeats / 1e6
+    print(f"pass 1, {size:.1f} MB: 1 process {size / one:.2f} MB/s, {processes} processes {size / several:.2f} MB/s, ")
+    print(f"{one / several:.2f} x (the best of three rounds each; {len(os.sched_getaffinity(0))} cores)")
 
 
 def main() -> None:
     """Run what the options name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kill", type=int, default=0)
+    parser.add_argument("--datatrove", type=int, default=0)
+    parser.add_argument("--pool", type=int, default=0)
     parser.add_argument("--build", type=Path)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=20)
@@ -155,6 +218,10 @@ def main() -> None:
         build(options.build, options.processes)
     elif options.kill:
         kill(options.kill)
+    elif options.datatrove:
+        with_datatrove(options.datatrove)
+    elif options.pool:
+        pool(options.pool, options.repeats)
     else:
         speed(options.repeats)
 

@@ -52,6 +52,7 @@ class Workdir:
         self.experiment_file = self.folder / "experiment.json"  # format, experiment, library versions, git commit
         self.source_folder = self.folder / "source"  # the modules of the experiment that are not jaxlm's
         self.data_file = self.folder / "data.json"  # fingerprints of the training data
+        self.data_changes_file = self.folder / "data_changes.jsonl"  # steps after which other data was accepted
         self.tokenizer_folder = self.folder / "tokenizer"
         self.train_data = self.folder / "data" / "train"  # the training split as ids
         self.reference_folder = self.folder / "reference"  # log-probabilities or parameters of a reference model
@@ -164,23 +165,30 @@ class Workdir:
             raise UserError(f"{self.experiment_file} holds a {type(experiment).__name__}, expected an Experiment")
         return experiment
 
-    def check_data_unchanged(self, fingerprints: dict[str, Any]) -> None:
+    def check_data_unchanged(self, fingerprints: dict[str, Any], accept: bool = False) -> None:
         """Write the fingerprints of the training data (see `jaxlm.data.storage.token_cache`) to data.json.
 
-        Raises UserError if a run with checkpoints began with other data: its batches could not be reproduced.
+        Raises UserError if a run with checkpoints began with other data, whose batches could not be reproduced; with
+        `accept` a line of data_changes.jsonl notes the step and the old fingerprints instead.
         """
         from jaxlm.distributed import multihost
 
         stored = fingerprints
         if self.data_file.exists():
             stored = read_json(self.data_file, dict[str, Fingerprint])
-        if stored != fingerprints and self.has_checkpoint():
+        changed = stored != fingerprints and self.has_checkpoint()
+        if changed and not accept:
             raise UserError(
                 f"the training data of {self} has changed: {describe_fingerprints(stored)} when the run began, "
-                f"{describe_fingerprints(fingerprints)} now. Restore the data, or start a new run from these "
-                f"parameters: another --workdir with --finetuning.init {self}"
+                f"{describe_fingerprints(fingerprints)} now. Restore the data, continue with other batches "
+                "(--accept-changed-data), or start a new run from these parameters: another --workdir with "
+                f"--finetuning.init {self}"
             )
         if multihost.is_first():
+            if changed:
+                steps = [int(path.name) for path in self.checkpoint_folder.glob("*") if path.name.isdigit()]
+                with self.data_changes_file.open("a") as file:
+                    file.write(json.dumps({"after_step": max(steps, default=0), "before": stored}) + "\n")
             write_atomic(self.data_file, json.dumps(fingerprints, indent=1) + "\n")
 
     def load_tokenizer(self) -> "Tokenizer":

@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,13 @@ from jaxlm.corpora.passes import Builder, hex_id, read_lines_of
 from jaxlm.errors import UserError
 from jaxlm.json_files import read_json
 
+GROUPS = ("source", "license", "language", "script", "year", "domain", "tokens")
 MIN_COUNT, TOP_DOMAINS, RESAMPLES, BLOCKS, NORMAL_95 = 50, 100, 1000, 1000, 1.959964
-
 NOT_MEASURED = (
     "names of persons and postal addresses", "truth", "intent", "who is absent from the sources",
     "varieties of a language: markers are words, not dialects", "anything after tokenization",
 )  # fmt: skip
-
-AUDIT_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}td,th{padding:.2rem .8rem;"
-)
-AUDIT_STYLE += "text-align:left;border-bottom:1px solid #ddd}"
+AUDIT_STYLE = "body{font:15px/1.5 sans-serif;max-width:60rem;margin:2rem auto}td{padding:.2rem .8rem;text-align:left}"
 
 
 def wilson_interval(count: int, total: int) -> tuple[float, float]:
@@ -54,24 +51,22 @@ def _share(count: int, total: int) -> dict[str, Any]:
 def audit_corpus(folder: Path) -> dict[str, Any]:
     """The figures of a corpus. Raises UserError if the folder holds none."""
     if not (folder / "manifest.json").is_file():
-        raise UserError(
-            f"{folder} has no manifest.json: expected the folder that `jaxlm prepare MODULE:NAME --out D` made"
-        )
+        raise UserError(f"{folder} has no manifest.json: expected the folder of `jaxlm prepare MODULE:NAME --out D`")
     manifest, builder = read_json(folder / "manifest.json"), Builder(Corpus(()), folder)
     names = sorted(file.name.partition(".")[0] for file in builder.parts_folder.glob("*.texts.gz"))
     tables = [np.load(file) for file in sorted(folder.glob("*.docs.npy"))]
     tokens = {hex_id(i): int(n) for table in tables for i, n in zip(table["id"], table["tokens"], strict=True)}
     licenses = {source["name"]: source["license"] for source in manifest["sources"]}
-    groups: dict[str, Counter] = {
-        name: Counter() for name in ("source", "license", "language", "year", "domain", "tokens")
-    }
+    groups: dict[str, Counter] = {name: Counter() for name in GROUPS}
     kinds: dict[str, list[int]] = {}
     for place, text in enumerate(t for name in names for t in builder.texts(name) if t.id in tokens):
         meta = text.meta
         groups["source"][text.source] += 1
         groups["license"][meta.get("license") or licenses[text.source]] += 1
         groups["language"][meta.get("language") or "unknown"] += 1
-        groups["year"][str(meta.get("date", "unknown"))[:4]] += 1
+        letters = [unicodedata.name(letter, "").partition(" ")[0] for letter in text.text[:200] if letter.isalpha()]
+        groups["script"][max(sorted(set(letters)), key=letters.count, default="none").lower()] += 1
+        groups["year"][str(meta.get("date", "none"))[:4]] += 1
         groups["domain"][urlsplit(meta.get("url", "")).hostname or "none"] += 1
         groups["tokens"][f"from {10 ** int(math.log10(max(tokens[text.id], 1))):,}"] += 1
         for kind, count in meta.get("masked", {}).items():
@@ -85,8 +80,10 @@ def audit_corpus(folder: Path) -> dict[str, Any]:
         | {"interval": [1e6 * edge for edge in bootstrap_interval(np.array(counts, float), size_D)]}
         for kind, counts in sorted(kinds.items())
     }
-    report |= _drops([d for name in names for d in read_lines_of(builder.parts_folder / f"{name}.decisions.gz")])
-    report["duplicates"] = dict(Counter(kind for _, kind, _ in read_lines_of(folder / "duplicates.gz")))
+    decisions = [d for name in names for d in read_lines_of(builder.parts_folder / f"{name}.decisions.gz")]
+    report, origin = report | _drops(decisions), {decision[0]: decision[1] for decision in decisions}
+    pairs = [(kind, origin.get(i), origin.get(kept)) for i, kind, kept in read_lines_of(folder / "duplicates.gz")]
+    report["duplicates"] = {f"{kind}: {a} of {b}": n for (kind, a, b), n in sorted(Counter(pairs).items())}
     return report | {"manifest": manifest["sources"], "not measured": NOT_MEASURED}
 
 
@@ -103,7 +100,8 @@ def _drops(decisions: list) -> dict[str, Any]:
         for (step, reason, *key), count in sorted(drops.items())
         if totals[tuple(key)] >= MIN_COUNT or key == ["all"]
     }
-    return {"read": len(decisions), "dropped": shares}
+    read = {" ".join(key): _share(count, len(decisions)) for key, count in sorted(totals.items())}
+    return {"read": read, "dropped": shares}
 
 
 def render_audit(report: dict[str, Any], title: str) -> str:
@@ -113,11 +111,8 @@ def render_audit(report: dict[str, Any], title: str) -> str:
         parts.append(f"<h2>{html.escape(name)}</h2>")
         if isinstance(value, dict) and value and all(isinstance(item, dict) for item in value.values()):
             columns = list(next(iter(value.values())))
-            rows = [
-                ["", *columns],
-                *([key, *(_cell(item[column]) for column in columns)] for key, item in value.items()),
-            ]
-            cells = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows)
+            rows = ([key, *(_cell(item[column]) for column in columns)] for key, item in value.items())
+            cells = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in (["", *columns], *rows))
             parts.append("<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>")
         else:
             parts.append(f"<pre>{html.escape(json.dumps(value, indent=1, ensure_ascii=False))}</pre>")

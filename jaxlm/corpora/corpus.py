@@ -6,9 +6,10 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from jaxlm.config.serialization import check_config, to_json
+from jaxlm.corpora.croissant import croissant_terms
 from jaxlm.corpora.document import Document
 from jaxlm.corpora.duplicates import Duplicates
 from jaxlm.corpora.opt_out import OptOut
@@ -18,11 +19,8 @@ from jaxlm.errors import UserError
 from jaxlm.json_files import parse_json
 
 LINE_END, CONTROL = re.compile("\r\n?|[\x85\u2028\u2029]"), re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
-
 UNKNOWN_LICENSE = "NOASSERTION"
-
 META_FIELDS = ("url", "date", "license")
-
 Known = Literal["yes", "no", "unknown"]
 
 
@@ -53,6 +51,11 @@ class Terms:
     made_by_model: str = ""
     personal_data: Known = "unknown"
     contact: str = ""
+
+    @classmethod
+    def from_croissant(cls, path: str, **others: Any) -> Self:
+        """The terms that a Croissant file states, and others. Raises UserError if it is none."""
+        return cls(**croissant_terms(path) | others)
 
 
 def check_license(expression: str, place: str) -> None:

@@ -10,11 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 WORD = re.compile(r"\w+")
-
 DIGITS = re.compile(r"\d+")
-
 MAX_CACHED_WORDS = 1 << 20
-
 NGRAM_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 """Odd, so that the product modulo 2^64 loses no bit."""
 

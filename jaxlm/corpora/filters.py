@@ -22,15 +22,10 @@ STOP_WORDS = {
 """Language -> words of which every text has two."""
 
 BULLETS = ("•", "-", "*", "‣", "◦", "●", "▪", "·", "–")
-
 ELLIPSES = ("...", "…")
-
 TERMINAL_PUNCTUATION = tuple(".?!…\"'”’»。！？؟۔।")
-
 SENTENCE_END = re.compile(r"[.!?…。！？](?=[\"'”’»)\]]*(?:\s|$))")
-
 CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
-
 POLICY = re.compile("terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies")
 
 

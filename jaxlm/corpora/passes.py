@@ -40,7 +40,6 @@ from jaxlm.filesystem import write_atomic
 from jaxlm.json_files import read_json
 
 PART_BYTES = 64 << 20
-
 DOCS = np.dtype([("id", "S16"), ("source", "<i4"), ("digest", "S16"), ("tokens", "<i8")])
 
 
@@ -98,7 +97,7 @@ class Builder:
         self.parts_folder.mkdir(exist_ok=True)
         for file in self.parts_folder.glob(".*.part"):
             file.unlink()
-        checked, records = ((part, self._existing(part)) for part in self.read_parts(stats)), []
+        checked, records = ((part, self.existing(part)) for part in self.read_parts(stats)), []
         for record, kept in map_in_order(partial(map_part, builder=self), checked, self.processes):
             records.append(record)
             on_part(record, kept)
@@ -108,7 +107,7 @@ class Builder:
                 file.unlink()
         return records
 
-    def _existing(self, part: Part) -> dict | None:
+    def existing(self, part: Part) -> dict | None:
         """The record of a part that was made of the same text by the same steps, and is undamaged."""
         try:
             record = read_json(self.parts_folder / f"{part.name}.json")
@@ -204,11 +203,9 @@ def map_part(part: Part, builder: Builder) -> dict[str, Any]:
         step, result = builder.clean(document)
         drop = result if isinstance(result, Drop) else Drop("", "")
         if isinstance(result, Document):
+            signature: Any = corpus.duplicates.signature(result, corpus.seed) if corpus.duplicates else 0
             row = bytes.fromhex(result.id), numbers[result.source], result.digest, len(result.text)
-            table[len(kept)] = (
-                *row,
-                0 if corpus.duplicates is None else corpus.duplicates.signature(result, corpus.seed),
-            )
+            table[len(kept)] = (*row, signature)
             kept.append(asdict(result))
         language = result.meta.get("language") if isinstance(result, Document) else document.meta.get("language")
         decisions.append([document.id, document.source, language, markers, step, *drop])

@@ -17,9 +17,7 @@ from jaxlm.corpora.document import Document
 from jaxlm.errors import UserError
 
 Kind = Literal["secret", "email", "iban", "ip", "card", "id", "phone"]
-
 ATOM = r"[\w!#$%&'*+/=?^`{|}~-]"
-
 PATTERNS: dict[str, str] = {
     "secret": r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]{1,20000}-----END [A-Z ]{0,30}PRIVATE KEY-----"
     r"|(?<=://)[^\s/:@]{1,100}:[^\s/@]{1,100}(?=@)"
@@ -38,7 +36,6 @@ PATTERNS: dict[str, str] = {
 
 MASKS = {"email": "[EMAIL]", "phone": "[PHONE]", "ip": "[IP]", "card": "[CARD]", "iban": "[IBAN]", "id": "[ID]"}
 MASKS["secret"] = "[SECRET]"
-
 IBAN_LENGTHS = dict(
     re.findall(
         r"([A-Z]{2})(\d{2})",
@@ -46,7 +43,6 @@ IBAN_LENGTHS = dict(
         "LT20LU20LV21MC27MT31MX18NL18NO15PL28PT25RO24RS22SA24SE24SI19SK24SM27TR26UA29",
     )
 )
-
 CARD_LENGTHS = (("34|37", "15"), ("30|36|38", "14"), ("4", "13|16|19"), ("5[1-5]|2[2-7]", "16"), ("6", "16|17|18|19"))
 """Beginnings of the numbers of issuers, and their lengths."""
 
@@ -54,11 +50,8 @@ EXAMPLES = {"email": "user{}@example.org", "ip": "192.0.2.{}", "phone": "555-01{
 """Values that are reserved for examples (RFC 2606, RFC 5737, the North American numbering plan)."""
 
 DNI_LETTERS = "TRWAGMYFPDXBNJZSQVHLCKE"
-
 VERSION = re.compile(r"(?:version|ver|release|build|firmware|section|chapter|v)[ .:#]{0,3}$", re.IGNORECASE)
-
 OTHER_NUMBER = re.compile(r"isbn|issn|doi|#", re.IGNORECASE)
-
 CONTEXT = 100
 
 
@@ -95,11 +88,8 @@ class Personal:
                 text = text[:start] + self._value(kind, f"{document.id}:{kind}:{number}") + text[end:]
             if spans:
                 counts[kind] += len(spans)
-        return (
-            document
-            if text == document.text
-            else replace(document, text=text, meta=document.meta | {"masked": dict(counts)})
-        )
+        meta = document.meta | {"masked": dict(counts)}
+        return document if text == document.text else replace(document, text=text, meta=meta)
 
     def spans(self, kind: str, text: str) -> Iterator[tuple[int, int]]:
         """The places of confirmed data of one kind."""
@@ -175,10 +165,8 @@ def _national_id(step: Personal, match: re.Match) -> _Place | None:
     elif re.fullmatch(r"\d{3}-\d{2}-\d{4}", match[0]):
         valid = text[:3] not in ("000", "666") and text[0] != "9" and text[3:5] != "00" and text[5:] != "0000"
     else:
-        weighted = sum(
-            int(digit) * weight for digit, weight in zip(text[:-1].zfill(7), (2, 9, 8, 7, 6, 3, 4), strict=True)
-        )
-        valid = -weighted % 10 == int(text[-1])
+        pairs = zip(map(int, text[:-1].zfill(7)), (2, 9, 8, 7, 6, 3, 4), strict=True)
+        valid = -sum(digit * weight for digit, weight in pairs) % 10 == int(text[-1])
     return match.span() if valid else None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.corpora.contamination import Decontaminate, evidence_of
+from jaxlm.corpora.croissant import croissant_record
 from jaxlm.corpora.document import Document, Drop
 from jaxlm.corpora.passes import DOCS, Builder, npy_bytes, pack_lines
 from jaxlm.corpora.personal import Personal
@@ -49,6 +50,17 @@ class KeptTexts(TextSource):
                     yield result.text
 
 
+def reduce_corpus(
+    builder: Builder, stats: ReadStats, on_part: Callable[[dict, bool], None] = lambda record, kept: None
+) -> tuple[KeptTexts, list[dict]]:
+    """Passes 1 and 2: what pass 3 writes, and the records of the parts."""
+    builder.corpus.check()
+    with lock_folder(builder.folder):
+        records = builder.map_parts(stats, on_part)
+        keep_D, names = builder.reduce(records), [record["name"] for record in records]
+        return KeptTexts(builder, names, keep_D, _decontaminate(builder, names, keep_D)), records
+
+
 def build_corpus(
     builder: Builder,
     make_tokenizer: Callable[[KeptTexts], Tokenizer],
@@ -57,15 +69,9 @@ def build_corpus(
     on_shard: Callable[[ShardRecord, bool], None] = lambda record, kept: None,
 ) -> dict[str, Any]:
     """All three passes; the totals. Raises UserError for faults of the sources, and if no document is left."""
-    builder.corpus.check()
-    with lock_folder(builder.folder):
-        records = builder.map_parts(stats, on_part)
-        keep_D, names = builder.reduce(records), [record["name"] for record in records]
-        texts = KeptTexts(builder, names, keep_D, _decontaminate(builder, names, keep_D))
+    texts, records = reduce_corpus(builder, stats, on_part)
     if next(iter(texts), None) is None:
-        raise UserError(
-            "no document is left after the steps: `jaxlm prepare MODULE:NAME --sample 1000` shows the reasons"
-        )
+        raise UserError("no document is left by the steps: `jaxlm prepare MODULE:NAME --sample 1000` shows the reasons")
     counts: Counter = Counter()
 
     def write_docs(record: ShardRecord, kept: bool) -> None:
@@ -81,7 +87,7 @@ def build_corpus(
     tokenizer, size = make_tokenizer(texts), builder.part_bytes
     documents = texts.read(ReadStats())
     totals = build_shards(documents, builder.folder, tokenizer, texts.describe(), builder.processes, size, write_docs)
-    _write_manifest(builder, records, counts)
+    _write_manifest(texts, records, counts)
     return totals | {"read": sum(record["read"] for record in records), "parts": len(records)}
 
 
@@ -127,8 +133,8 @@ def _search(name: str, builder: Builder, step: Decontaminate, evidence: dict[int
     return size, by_row
 
 
-def _write_manifest(builder: Builder, records: list[dict], counts: Counter) -> None:
-    entries = []
+def _write_manifest(texts: KeptTexts, records: list[dict], counts: Counter) -> None:
+    builder, entries = texts.builder, []
     for number, source in enumerate(builder.corpus.sources):
         digests = {path: hashlib.sha256(find_file(path).read_bytes()).hexdigest() for path in source.paths}
         entry = {"name": source.name} | asdict(source.license) | {"sha256": digests}
@@ -137,3 +143,5 @@ def _write_manifest(builder: Builder, records: list[dict], counts: Counter) -> N
     lists = [asdict(part) | {"sha256": part.digest} for part in builder.corpus.opt_out]
     manifest = {"version": 1, "sources": entries, "opt_out": lists, "licenses": asdict(builder.corpus.licenses)}
     write_atomic(builder.folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    record = croissant_record(texts.describe(), entries, builder.corpus.steps)
+    write_atomic(builder.folder / "croissant.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -14,7 +14,6 @@ from jaxlm.data.tokenizers.base import NUM_SPECIALS
 from jaxlm.grammar.token_dfa import FORBIDDEN, TokenDFA
 
 MAX_WORDS, MAX_TREE_DEPTH = 512, 40
-
 OPEN, CLOSE, LEAF, END = 1, 2, 3, 4
 """Classes of ids; 0 is that of all other ids."""
 

@@ -42,7 +42,6 @@ class BracketParameters:
 
 
 COLLINS = BracketParameters()
-
 NEW = BracketParameters("new", (*COLLINS.delete, "S1", "?", "!"), quotes=("``", "''", "POS"))
 """The parameters of new.prm."""
 

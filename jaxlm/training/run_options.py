@@ -26,6 +26,7 @@ class RunOptions:
       profile_steps: first and last step of a trace, counted from 1 (see `jaxlm.training.profiling`).
       exact: on a GPU, whether the step uses only operations that give the same bits each time (see
         `jaxlm.perf.compiler_options`); CPUs and TPUs always do.
+      accept_changed_data: resume a run although its training data has changed.
     """
 
     mesh: Mapping[str, int] | None = None
@@ -37,6 +38,7 @@ class RunOptions:
     step_timeout: float | None = None
     profile_steps: tuple[int, int] | None = None
     exact: bool = False
+    accept_changed_data: bool = False
 
     def __post_init__(self) -> None:
         check_fields(RunOptions, vars(self), "RunOptions", "set another value")

@@ -73,7 +73,7 @@ def setup_training(
     mesh = data_mesh() if run_options.mesh is None else make_mesh(run_options.mesh)
     # The first host writes the workdir, the tokenizer and the encoded data to the shared disk; the others then read.
     run = multihost.first_host_first(lambda: open_run(experiment, workdir, notify, tree_bytes(abstract)))
-    columns = multihost.first_host_first(lambda: load_data(run))
+    columns = multihost.first_host_first(lambda: load_data(run, run_options.accept_changed_data))
     if multihost.num_hosts() > 1:
         _check_same_data(run, columns)
     if "loss_mask" in columns and isinstance(experiment.batching, RunningText):
@@ -139,11 +139,11 @@ def open_run(
     return OpenRun(replace(experiment, model=model), workdir, tokenizer, notify)
 
 
-def load_data(run: OpenRun) -> Columns:
+def load_data(run: OpenRun, accept_changed: bool = False) -> Columns:
     """The training split as ids, encoded once and cached in the workdir."""
     bad_lines, task = ReadStats(), run.experiment.task
     columns = task.encode_train(run.tokenizer, run.workdir.train_data, bad_lines)
-    run.workdir.check_data_unchanged(fingerprints(columns))
+    run.workdir.check_data_unchanged(fingerprints(columns), accept_changed)
     if bad_lines.kept:
         run.notify(f"data: {task.describe()}: {bad_lines}")
     return columns

@@ -10,14 +10,11 @@ from typing import NamedTuple
 from jaxlm.data.sources.conll import join_tokens
 
 TOP = "TOP"
-
 OUTER_LABELS = ("", "ROOT", "TOP", "S1", "VROOT")
-
 TRACE = "-NONE-"
 """The tag of an empty element, which is not a word of the sentence."""
 
 _WORD = re.compile(r"[^\t\n\v\f\r ]+")
-
 BRACKET_NAMES = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}"}
 
 

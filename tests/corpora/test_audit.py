@@ -70,6 +70,7 @@ def test_the_report(built, capsys):
     assert main(["audit", str(folder)]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["documents"] == 120 and report["by source"]["web"]["share"] == 1 and report["by year"]["2024"]
+    assert report["by script"]["latin"]["share"] == 1 and report["read"]["source web"]["share"] == 1
     assert report["masked per million tokens"]["email"]["count"] == 40
     low, high = report["masked per million tokens"]["email"]["interval"]
     assert low < report["masked per million tokens"]["email"]["rate"] < high
@@ -181,6 +182,10 @@ def test_a_run_knows_its_documents(built, capsys):
     batches = experiment.batching.batches({"target": tokens}, experiment.seed)
     assert result["steps_done"] == 90 and result["row"] == row
     assert result["steps"] == [k + 1 for k in range(90) if batches.reads(k, row)] and 2 < len(result["steps"]) < 60
+    workdir.data_changes_file.write_text('{"after_step": 20, "before": {}}\n')
+    assert main(["audit", str(workdir), "--document", identity]) == 0
+    later = json.loads(capsys.readouterr().out)
+    assert later["steps"] == [step for step in result["steps"] if step > 20] and later["after_changed_data"] == 20
     for arguments, message in (
         ([str(folder), "--document", identity], "is not a workdir"),
         ([str(workdir), "--document", "0" * 32], "has no document 0000"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.small_corpus import PART, STEPS, build, content, corpus, sentence
 
 from jaxlm.cli.main import main
 from jaxlm.corpora.contamination import Decontaminate
@@ -20,55 +21,11 @@ from jaxlm.corpora.corpus import Corpus, CorpusSource, Licenses, Terms
 from jaxlm.corpora.duplicates import Duplicates
 from jaxlm.corpora.filters import GopherQuality
 from jaxlm.corpora.opt_out import OptOut
-from jaxlm.corpora.passes import DOCS, Builder, hex_id
-from jaxlm.corpora.personal import Personal
-from jaxlm.corpora.write import build_corpus
+from jaxlm.corpora.passes import DOCS, hex_id
 from jaxlm.data.files import ReadStats
 from jaxlm.data.sources.parallel import ParallelFiles
 from jaxlm.data.sources.text import Shards, TextFile
-from jaxlm.data.tokenizers.simple import Bytes
 from jaxlm.errors import UserError
-
-STEPS = (GopherQuality(min_words=5), Personal(("email", "ip")), Duplicates())
-PART = 4000
-
-
-def sentence(draw, words=30):
-    alphabet = "the be to of and that have with house tree river stone cloud garden light window paper bread".split()
-    return " ".join(draw.choice(alphabet) + draw.choice(["", "s", "ing"]) for _ in range(words)) + " of the tree."
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """Two sources of 30 documents: copies within and across them, an address, a document that is too short."""
-    draw = random.Random(0)
-    web = [sentence(draw) for _ in range(30)]
-    web[3] = web[3] + " Write to ana@mail.org now."
-    web[7], web[9] = "too short", web[5].upper()  # an exact copy in normal form
-    lines = [{"url": f"https://a.site{i}.org/x", "text": text, "date": "2024"} for i, text in enumerate(web)]
-    (tmp_path / "web.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    books = [sentence(draw) for _ in range(30)]
-    books[2] = web[11] + " More."  # a near copy, longer, in the source that has priority
-    books[4] = "The license that surrounds the book, whose beginning follows this line: START of the book"
-    (tmp_path / "books.txt").write_text("\r\n".join(books) + "\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAXLM_DATA", str(tmp_path))
-    return tmp_path
-
-
-def corpus(**changes):
-    web = CorpusSource("web", ("web.jsonl",), "json", key="url", priority=1)
-    books = CorpusSource("books", ("books.txt",), after="START")
-    return replace(Corpus((web, replace(books, after="")), STEPS), **changes)
-
-
-def build(folder, name, config, processes=1, **options):
-    builder = Builder(config, folder / name, processes, PART)
-    return build_corpus(builder, lambda texts: Bytes().fit(iter(texts)), ReadStats(), **options)
-
-
-def content(folder: Path) -> dict:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def documents(folder: Path) -> np.ndarray:
@@ -96,6 +53,12 @@ def test_what_is_kept(folder):
         ("web", 30, 27),
         ("books", 30, 30),
     ]
+    croissant = json.loads((folder / "out/croissant.json").read_text())
+    assert [file["sha256"] for file in croissant["distribution"]] == [
+        digest for source in manifest["sources"] for digest in source["sha256"].values()
+    ]
+    assert croissant["license"] == ["NOASSERTION"]
+    assert croissant["rai:dataPreprocessingProtocol"][0].startswith("GopherQuality(min_words=5")
 
 
 def test_bytes_depend_on_neither_processes_nor_interruptions(folder):

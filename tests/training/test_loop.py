@@ -1,5 +1,6 @@
 """The training loop: it resumes bit for bit, refuses what would mix two runs, stops when it should, and learns."""
 
+import json
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from jaxlm.models.properties import dummy_batch
 from jaxlm.optim import AdamW, Constant, CosineDecay
 from jaxlm.training import setup
 from jaxlm.training.loop import TrainLoop, train
+from jaxlm.training.run_options import RunOptions
 from jaxlm.training.state import create_train_state
 from jaxlm.workdir import Workdir
 
@@ -224,9 +226,14 @@ def test_the_data_may_not_change_below_a_run(tmp_path):
     with pytest.raises(UserError, match="training data of .*run has changed: source 72 rows of .* now"):
         train(replace(old, steps=4), folder)
     assert (folder / "data.json").read_text() == kept
-    shutil.rmtree(folder / "checkpoints")  # nothing learnt yet: begun anew with what there is
-    assert train(replace(old, steps=1), folder)["step"] == 1
+    assert train(replace(old, steps=4), folder, run_options=RunOptions(accept_changed_data=True))["step"] == 4
     assert (folder / "data.json").read_text() != kept
+    (change,) = map(json.loads, (folder / "data_changes.jsonl").read_text().splitlines())
+    assert change == {"after_step": 3, "before": json.loads(kept)}
+    assert train(replace(old, steps=5), folder)["step"] == 5
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    shutil.rmtree(folder / "checkpoints")  # nothing learned yet: the run begins again with what there is
+    assert train(replace(old, steps=1), folder)["step"] == 1 and (folder / "data.json").read_text() == kept
 
 
 def test_a_schedule_with_an_end_keeps_its_end(tmp_path):

@@ -40,6 +40,7 @@ def _steps_of_document(folder: Path, document: str) -> dict[str, Any]:
     """The steps, from 1, at which a run on shards read a document; exact, since batch k is a function of its number."""
     import numpy as np
 
+    from jaxlm.corpora.passes import read_lines_of
     from jaxlm.data.batching.mixture import make_batches
     from jaxlm.data.files import ReadStats
     from jaxlm.data.sources.text import Shards
@@ -62,5 +63,7 @@ def _steps_of_document(folder: Path, document: str) -> dict[str, Any]:
     batches: Any = make_batches(experiment.batching, columns, experiment.seed, tokenizer.special)
     with workdir.open_checkpoints(experiment, read_only=True) as checkpoints:
         last = max(checkpoints.steps(), default=0)
-    steps = [k + 1 for k in range(last) if batches.reads(k, int(places[0]))]
-    return {"document": document, "row": int(places[0]), "steps_done": last, "steps": steps}
+    first = max((line["after_step"] for line in read_lines_of(workdir.data_changes_file)), default=0)
+    steps = [k + 1 for k in range(first, last) if batches.reads(k, int(places[0]))]
+    known = {"steps_done": last} | ({"after_changed_data": first} if first else {})
+    return {"document": document, "row": int(places[0])} | known | {"steps": steps}

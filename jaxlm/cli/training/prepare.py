@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from jaxlm.data.tokenizers.base import Tokenizer
 
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
-
 MEBIBYTE = 1 << 20
-
 DEFAULT_VOCAB_SIZE = 32_000
 
 

@@ -86,6 +86,7 @@ def _parser() -> ExperimentParser:
     add_bad_line_option(parser, ("error", "replace", "skip"), None)
     text = "stop after M minutes: evaluate, save, and score the test split"
     parser.add_argument("--max-minutes", type=positive_number, default=0.0, metavar="M", help=text)
+    parser.add_flag("--accept-changed-data", "resume although the training data has changed since the run began")
     add_run_options(parser)
     return parser
 

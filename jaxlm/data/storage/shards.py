@@ -33,11 +33,8 @@ from jaxlm.filesystem import lock_folder, write_atomic
 from jaxlm.json_files import read_json
 
 SHARD_INDEX = "index.json"
-
 SHARD_VERSION = 2
-
 REBUILD_HINT = "Repeat the `jaxlm prepare` command that made it: it keeps the shards that are whole."
-
 SHARD_BYTES = 64 << 20
 
 
@@ -112,7 +109,7 @@ def build_shards(
     folder holds shards of another tokenizer or source, or if another process works in it.
     """
     with lock_folder(folder):
-        _open_or_create_folder(folder, tokenizer, source)
+        open_or_create_folder(folder, tokenizer, source)
         records, num_kept = [], 0
         for record, kept in _iter_records(split_into_shards(documents, shard_bytes), folder, tokenizer, processes):
             records.append(record)
@@ -132,7 +129,7 @@ def build_shards(
     return totals | {"shards": len(records), "kept": num_kept}
 
 
-def _open_or_create_folder(folder: Path, tokenizer: Tokenizer, source: str) -> None:
+def open_or_create_folder(folder: Path, tokenizer: Tokenizer, source: str) -> None:
     """Save the tokenizer in the folder; remove the unfinished files of a killed run."""
     try:
         old_source = read_json(folder / SHARD_INDEX, ShardIndex)["source"]
@@ -171,7 +168,7 @@ def _iter_records(
     shards: Iterator[ShardInput], folder: Path, tokenizer: Tokenizer, processes: int
 ) -> Iterator[tuple[ShardRecord, bool]]:
     """The record of every shard in order, and whether it was kept."""
-    checked = ((shard, _reusable_record(shard, folder, tokenizer)) for shard in shards)
+    checked = ((shard, reusable_record(shard, folder, tokenizer)) for shard in shards)
     here = partial(write_shard, folder=folder, tokenizer=tokenizer)
     return map_in_order(here if processes == 1 else _write_in_worker, checked, processes, str(folder))
 
@@ -209,7 +206,7 @@ def _resolve(future: "Future | None", result: Any) -> tuple[Any, bool]:
     return (result, True) if future is None else (future.result(), False)
 
 
-def _reusable_record(shard: ShardInput, folder: Path, tokenizer: Tokenizer) -> ShardRecord | None:
+def reusable_record(shard: ShardInput, folder: Path, tokenizer: Tokenizer) -> ShardRecord | None:
     """The record of a shard that exists, undamaged and of this text. Without one the index is outdated and removed."""
     try:
         entry = read_json(folder / f"{shard.name}.json")
