@@ -53,9 +53,7 @@ class Decontaminate:
 
     def cut(self, document: Document, evidence: dict[int, np.ndarray]) -> Document | Drop:
         """The document without the passages that have evidence."""
-        chunks = [
-            (match.span(), len(Document("", match[0]).normal_words)) for match in re.finditer(r"\S+", document.text)
-        ]
+        chunks = [(m.span(), len(Document("", m[0]).normal_words)) for m in re.finditer(r"\S+", document.text)]
         spans = [span for span, count in chunks for _ in range(count)]  # of each word of the normal form
         edges = []
         for n, hash_N in self.hits(document, evidence).items():

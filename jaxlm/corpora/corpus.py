@@ -135,9 +135,8 @@ class CorpusSource:
                     if stop:
                         break
                     continue
-                identity = hashlib.blake2b(
-                    "\0".join((self.name, key or f"{name}\0{meta['place']}")).encode(), digest_size=16
-                )
+                own = "\0".join((self.name, key or f"{name}\0{meta['place']}"))
+                identity = hashlib.blake2b(own.encode(), digest_size=16)
                 text = CONTROL.sub("", LINE_END.sub("\n", unicodedata.normalize("NFC", text)))
                 document = Document(identity.hexdigest(), text, self.name, meta | {"language": self.language})
                 stats.kept += 1
@@ -147,9 +146,7 @@ class CorpusSource:
                     identity.update(b"\0piece")
                     yield replace(document, id=identity.hexdigest(), text=text[piece : piece + self.longest])
         if stats.kept == before:
-            raise UserError(
-                f"the source {self.name} ({', '.join(self.paths)}) has no document: check its files and keys"
-            )
+            raise UserError(f"the source {self.name} ({', '.join(self.paths)}) has no document: check files and keys")
 
     def _texts(self, path: str, stats: ReadStats) -> Iterator[tuple[str, str, dict]]:
         documents = Documents(
@@ -221,9 +218,7 @@ class Corpus:
         places = [2 * hasattr(step, "sets") + isinstance(step, Duplicates) for step in self.steps]
         if places != sorted(places) or places.count(1) > 1 or places.count(2) > 1:
             raise UserError("steps: expected filters and Personal, then one Duplicates, then one Decontaminate at most")
-        if wrong := [
-            step for step in self.steps if not hasattr(step, "apply") and step not in self.steps[places.count(0) :]
-        ]:
+        if wrong := [step for step in self.steps[: places.count(0)] if not hasattr(step, "apply")]:
             raise UserError(f"steps: {wrong[0]!r:.80} has no method apply(document)")
 
     @property

@@ -87,9 +87,8 @@ class Duplicates:
         for index in range(KEY_RANGES):
             ranges = [part[limit[index] : limit[index + 1]] for part, limit in zip(bands, limits, strict=True)]
             key_N = np.concatenate([part["key"] for part in ranges])
-            document_N = np.concatenate(
-                [part["document"].astype(np.int64) + start for part, start in zip(ranges, starts, strict=False)]
-            )
+            parts = zip(ranges, starts, strict=False)
+            document_N = np.concatenate([part["document"].astype(np.int64) + start for part, start in parts])
             order_N = np.lexsort((document_N, key_N))
             order_N = order_N[keep_D[document_N[order_N]]]
             key_N, document_N = key_N[order_N], document_N[order_N]

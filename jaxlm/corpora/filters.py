@@ -112,9 +112,8 @@ class GopherRepetition(Filter):
     def failures(self, document: Document) -> Iterator[Drop]:
         limits = (self.max_lines, self.max_line_characters), (self.max_paragraphs, self.max_paragraph_characters)
         paragraphs = [part.strip() for part in re.split(r"\n\s*\n", document.text) if part.strip()]
-        for name, parts, (of_parts, of_characters) in zip(
-            ("lines", "paragraphs"), (document.lines, paragraphs), limits, strict=True
-        ):
+        units = ("lines", document.lines), ("paragraphs", paragraphs)
+        for (name, parts), (of_parts, of_characters) in zip(units, limits, strict=True):
             repeated, characters = repeated_shares(parts)
             if repeated > of_parts:
                 yield Drop(f"repeated {name}", repeated)

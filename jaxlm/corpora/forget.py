@@ -33,9 +33,7 @@ def forget(folder: Path, entries: OptOut, near: bool = False) -> dict[str, Any]:
         there = {hex_id(identity): hex_id(digest) for t in tables.values() for identity, digest in t[["id", "digest"]]}
         removed = matching | (rules.ids & (there.keys() | {line["id"] for line in noted}))
         if not removed:
-            raise UserError(
-                f"{folder} has no document that matches {entries.path}: `jaxlm audit {folder}` shows its sources"
-            )
+            raise UserError(f"{folder} has no document that matches {entries.path}: see `jaxlm audit {folder}`")
         removed_ids = np.array([bytes.fromhex(identity) for identity in sorted(removed)], "S16")
         changed = []
         for file, table in tables.items():

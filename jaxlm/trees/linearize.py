@@ -6,9 +6,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import unquote
 
 from jaxlm.data.sources.base import Pairs
-from jaxlm.errors import UserError
 from jaxlm.trees.reader import parse_tree
 from jaxlm.trees.tree import TOP, Tree
 
@@ -70,24 +70,22 @@ class Levels:
     """
 
     def encode(self, tree: Tree) -> list[str]:
-        """The labels of a normalized tree. Raises UserError if one of its own labels has a "/" or a "+"."""
+        """The labels of a normalized tree; a "/" or "+" in one of its own labels is written as %2F or %2B."""
         gaps: list[tuple[int, str]] = []  # between words: level, lowest constituent
         chains: list[str] = []
 
         def walk(tree: Tree, level: int, names: tuple[str, ...]) -> None:
             while tree.word is None and len(tree.children) == 1:
-                names, tree = (*names, tree.label), tree.children[0]
+                names, tree = (*names, _quoted(tree.label)), tree.children[0]
             if tree.word is not None:
                 chains.append("+".join(names))
                 return
-            name = "+".join((*names, tree.label))
+            name = "+".join((*names, _quoted(tree.label)))
             for number, child in enumerate(tree.children):
                 if number:
                     gaps.append((level, name))
                 walk(child, level + 1, ())
 
-        if bad := next((label for label, _, _ in tree.spans() if "/" in label or "+" in label), None):
-            raise UserError(f"the label {bad!r} has a '/' or a '+', which separate the parts of a level")
         walk(_without_top(tree), 1, ())
         before = [0, *(level for level, _ in gaps)]
         parts = zip([*gaps, (before[-1], "")], before, chains, strict=True)
@@ -110,10 +108,14 @@ class Levels:
         return _with_top(node)
 
 
+def _quoted(label: str) -> str:
+    return label.replace("%", "%25").replace("/", "%2F").replace("+", "%2B")
+
+
 def _chain(labels: str, *children: Tree) -> Tree:
     """The constituents of a chain over the children; without labels, the only child."""
     for label in reversed(labels.split("+") if labels else ()):
-        children = (Tree(label, children),)
+        children = (Tree(unquote(label), children),)
     return children[0]
 
 

@@ -31,11 +31,8 @@ class Trees(FilteredPairs):
 
     def read_trees(self, stats: ReadStats) -> Iterator[Tree | None]:
         """The trees as they are in the file, None for a faulty one. Raises UserError."""
-        lines, name, tree = (
-            iter_lines(self.path, self.on_bad_line, stats, self.max_text_bytes),
-            find_file(self.path),
-            None,
-        )
+        lines = iter_lines(self.path, self.on_bad_line, stats, self.max_text_bytes)
+        name, tree = find_file(self.path), None
         for tree in parse_trees(lines, str(name), self.on_bad_line, self.max_text_bytes):
             yield tree
         if tree is None and self.on_bad_line != "skip":

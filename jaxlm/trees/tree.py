@@ -36,6 +36,14 @@ class Tree(NamedTuple):
         """The words, as in the file."""
         return [leaf.word or "" for leaf in self.leaves()]
 
+    def indented(self, depth: int = 0) -> str:
+        """The tree in lines, a line for a constituent of words alone."""
+        if all(child.word is not None for child in self.children):
+            return "  " * depth + str(self)
+        return (
+            "\n".join(["  " * depth + f"({self.label}", *(child.indented(depth + 1) for child in self.children)]) + ")"
+        )
+
     def spans(self) -> list[tuple[str, int, int]]:
         """(label, first word, word after the last) of each constituent, a constituent before its parts."""
         spans: list[tuple[str, int, int]] = []

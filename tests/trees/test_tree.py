@@ -44,6 +44,30 @@ def test_the_normal_form():
         assert parse_tree(str(Tree("TOP", (Tree("X", (), escape(word)),)))).leaves()[0].word == escape(word)
 
 
+SPANISH = """\ufeff( (SENTENCE (S (sn.e-SUJ (-NONE- *0*)) (neg (rn No)) (grup.verb (vmip1s0 sé))
+    (S.F.C-CD (conj.subord (cs si)) (S*C (sn-SUJ (-NONE- *T*-1)) (infinitiu (vmn0000 llegará))))) (fc ,) (fe ")
+    (fpa -LRB-) (fpt -RRB-) (fp .)))\r\n
+    (sentence (S+co% (grup.verb (vmip3s0 Llueve)) (coord (cc y/o)) (S/x (v nieva))) (fp …))
+"""
+
+
+def test_another_treebank(tmp_path):
+    """Spanish labels with dots, stars and the marks of levels, a byte order mark, empty elements, functions."""
+    pairs = list(Trees(write(tmp_path, SPANISH)))
+    assert [words for words, _ in pairs] == ['No sé si llegará , " ( ) .', "Llueve y/o nieva …"]
+    trees = [parse_tree(tree) for _, tree in pairs]
+    assert [label for label, _, _ in trees[1].spans()] == "TOP sentence S+co% grup.verb coord S/x".split()
+    assert "(S.F.C (conj.subord (cs si)) (S*C (infinitiu" in pairs[0][1] and "sn" not in pairs[0][1].split("-")[0]
+    for lines in (Brackets(), Brackets("tag"), Levels()):
+        assert [lines.decode(lines.encode(tree), tree.words()).spans() for tree in trees] == [t.spans() for t in trees]
+
+
+def test_an_indented_tree_is_the_same_tree():
+    text = parse_tree(EXAMPLE).indented()
+    assert text == "(TOP\n  (S\n    (NP (DT The) (NN dog))\n    (VP (VBD barked))\n    (. .)))"
+    assert parse_tree(text.replace("\n", " ")) == parse_tree(EXAMPLE) and parse_tree("(X a)").indented() == "(X a)"
+
+
 @pytest.mark.parametrize(
     ("text", "place", "problem"),
     [
@@ -98,8 +122,6 @@ def test_the_sequences_of_the_papers():
     assert Levels().encode(tree) == ["2/NP/", "-1/S/", "0/S/VP", "0//"]
     for symbols in ("(S XX", "(S XX )S XX", "(S )S", ")S", "(S XX )S (S XX )S", "XX XX", "(S XX XX XX )S"):
         assert Brackets().decode(symbols.split(), ["a", "b"]) is None
-    with pytest.raises(UserError, match="separate the parts"):
-        Levels().encode(parse_tree("(TOP (A+B (X a) (X b)))"))
 
 
 def test_any_labels_are_a_tree():

@@ -12,6 +12,7 @@ from jaxlm.cli import output
 from jaxlm.cli.options import experiment_with_options, load_pipeline, read_constraint, workdir_parser
 from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError
 from jaxlm.cli.stdin_lines import LINES_PER_BATCH, MEGABYTE, StdinLines, add_stdin_options, count_truncated
+from jaxlm.trees.reader import parse_tree
 
 
 def main(argv: list[str]) -> int:
@@ -27,6 +28,8 @@ def main(argv: list[str]) -> int:
     if constraint:
         pipeline = pipeline.constrain(constraint)
     task = pipeline.experiment.task
+    if options.pretty and not hasattr(task, "best_trees"):
+        raise UsageError(f"--pretty draws trees, and the task {type(task).__name__} predicts none: leave it out")
     limit = task.max_input_tokens(pipeline.model)
     num_tokens = num_unknown = num_truncated = 0
     source = StdinLines(options.on_bad_line, options.lines_per_batch, options.max_line_mb * MEGABYTE)
@@ -37,7 +40,8 @@ def main(argv: list[str]) -> int:
     for lines in source.batches():
         for number, answer in enumerate(pipeline.answers(lines), start=source.num_lines - len(lines) + 1):
             flat += [number] * answer.json.get("flat", False)
-            output.write_line(output.json_line(answer.json) if options.jsonl else answer.text)
+            text = parse_tree(answer.text).indented() if options.pretty and answer.text else answer.text
+            output.write_line(output.json_line(answer.json) if options.jsonl else text)
         sys.stdout.flush()
         if limit:
             num_truncated += count_truncated(lines, pipeline.tokenizer, limit, with_markers=task.search is None)
@@ -63,6 +67,7 @@ def _parser() -> CommandParser:
     parser.add_int("--n-best", text, default=1)
     text = "print one JSON object per line: source, prediction, score, logprob (natural log, EOS included), hypotheses"
     parser.add_flag("--jsonl", text)
+    parser.add_flag("--pretty", "of a parser: draw each tree in indented lines")
     text = "with --jsonl: add the attention weights of each token of the best answer over the tokens of the source"
     parser.add_flag("--attention", text)
     add_stdin_options(parser)
