@@ -40,9 +40,8 @@ class Tree(NamedTuple):
         """The tree in lines, a line for a constituent of words alone."""
         if all(child.word is not None for child in self.children):
             return "  " * depth + str(self)
-        return (
-            "\n".join(["  " * depth + f"({self.label}", *(child.indented(depth + 1) for child in self.children)]) + ")"
-        )
+        inner = "".join(f"\n{child.indented(depth + 1)}" for child in self.children)
+        return f"{'  ' * depth}({self.label}{inner})"
 
     def spans(self) -> list[tuple[str, int, int]]:
         """(label, first word, word after the last) of each constituent, a constituent before its parts."""

@@ -90,8 +90,8 @@ def test_every_answer_is_a_tree_over_the_words(beams):
 
 def test_a_sentence_beyond_the_model_gets_a_flat_tree():
     task, trained = parser()
-    long, short = task.predict(trained, ["y " * 600, "hoy"])
-    assert long.text.startswith("(TOP (FRAG (XX y) (XX y)") and long.json["flat"] and len(long.json["words"]) == 600
+    long, short = task.predict(trained, ["y " * 10_000, "hoy"])
+    assert long.text.startswith("(TOP (FRAG (XX y) (XX y)") and long.json["flat"] and len(long.json["words"]) == 10_000
     assert "flat" not in short.json
 
 

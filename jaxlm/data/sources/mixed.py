@@ -69,9 +69,7 @@ class Mixed(TextSource):
     def __post_init__(self) -> None:
         steps = [step for step, _ in self.stages]
         if not self.sources or sorted({0, *steps}) != [0, *steps]:
-            raise UserError(
-                f"a mixture of {len(self.sources)} sources, stages at {steps}: expected rising steps from 1"
-            )
+            raise UserError(f"{len(self.sources)} mixed sources, stages at {steps}: expected rising steps from 1")
         for weights in (self.weights, *(weights for _, weights in self.stages)):
             if isinstance(weights, tuple):
                 array = np.asarray(weights, float)
