@@ -100,6 +100,7 @@ def wsj() -> Experiment:
         checkpoint_every=2000,
         keep_checkpoints=5,
         average_last=5,
+        best_metric="valid/f1",
     )
 
 
@@ -133,6 +134,7 @@ def _brackets(task: Parsing, symbols: int, steps: int) -> Experiment:
         checkpoint_every=100,
         keep_checkpoints=5,
         average_last=5,
+        best_metric="valid/f1",
     )
 
 
