@@ -45,8 +45,8 @@ def croissant_terms(path: str) -> dict[str, Any]:
     def texts(name: str) -> list[str]:
         value = record.get(name, record.get(f"sc:{name}"))
         items = value if isinstance(value, list) else [value]
-        found = (item.get("url", item.get("name")) if isinstance(item, dict) else item for item in items)
-        return [text for text in found if isinstance(text, str)]
+        values = (item.get("url", item.get("name")) if isinstance(item, dict) else item for item in items)
+        return [text for text in values if isinstance(text, str)]
 
     terms = {"license": " AND ".join(dict.fromkeys(map(_spdx, texts("license")))), "url": " ".join(texts("url")[:1])}
     terms["license_url"] = " ".join(text for text in texts("license") if "://" in text)

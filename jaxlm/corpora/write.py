@@ -71,7 +71,7 @@ def build_corpus(
     """All three passes; the totals. Raises UserError for faults of the sources, and if no document is left."""
     texts, records = reduce_corpus(builder, stats, on_part)
     if next(iter(texts), None) is None:
-        raise UserError("no document is left by the steps: `jaxlm prepare MODULE:NAME --sample 1000` shows the reasons")
+        raise UserError("no document is left after the steps: `jaxlm prepare MODULE:NAME --sample 1000` shows why")
     counts: Counter = Counter()
 
     def write_docs(record: ShardRecord, kept: bool) -> None:
