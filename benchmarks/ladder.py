@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 RUNGS = ("first", "every", "one_network", "dot", "general", "additive", "convolutional", "transformer")
@@ -55,21 +56,28 @@ def _climb(variant: str, folder: Path, minutes: float) -> dict[str, Any]:
     figures = {
         "bleu": summary["test"]["bleu"]["value"], "chrf": summary["test"]["chrf"]["value"],
         "valid_perplexity": summary["valid/perplexity"], "steps": summary["step"], "parameters": parameters,
-        "tokens_per_second": summary["time/tokens_per_second"],
+        "tokens_per_second": summary["time/tokens_per_second"], "ms_per_step": _median_step(folder),
         "lines_per_second": summary["test"]["sentences_per_second"],
     }  # fmt: skip
     stored.write_text(json.dumps(figures))
     return figures
 
 
+def _median_step(folder: Path) -> float:
+    """Milliseconds a step, the median of the log."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return median(1000 / line["time/steps_per_second"] for line in lines if "time/steps_per_second" in line)
+
+
 def _table(results: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown table."""
-    lines = ["| model | parameters | steps | valid perplexity | test BLEU | chrF | lines/s |", "|---" * 7 + "|"]
+    names = ("model", "parameters", "steps", "ms a step", "valid perplexity", "test BLEU", "chrF", "lines/s")
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for rung, row in results.items():
-        lines.append(
-            f"| {rung} | {row['parameters']} | {row['steps']:,} | {row['valid_perplexity']:.2f} | "
-            f"{row['bleu']:.2f} | {row['chrf']:.2f} | {row['lines_per_second']:.0f} |"
+        scores = (
+            f"{row['valid_perplexity']:.2f} | {row['bleu']:.2f} | {row['chrf']:.2f} | {row['lines_per_second']:.0f}"
         )
+        lines.append(f"| {rung} | {row['parameters']} | {row['steps']:,} | {row['ms_per_step']:.0f} | {scores} |")
     return "\n".join(lines)
 
 
