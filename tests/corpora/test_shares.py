@@ -6,6 +6,7 @@ import pickle
 import pytest
 from fixtures.small_corpus import PART, build, content, corpus
 
+from benchmarks.associations import count_near, log_odds
 from jaxlm.corpora.corpus import Terms
 from jaxlm.corpora.datatrove import map_share, prepare_write
 from jaxlm.corpora.passes import Builder
@@ -27,6 +28,16 @@ def test_tasks_of_datatrove_make_the_same_bytes(folder):
     notes = dict.fromkeys(("on_part", "on_shard"), lambda record, kept: made.append(kept))
     build(folder, "three", corpus(), **notes)
     assert len(made) > 4 and all(made) and content(folder / "one") == content(folder / "three")
+
+
+def test_log_odds_of_words_near_groups():
+    """Windows of ten words on each side; antisymmetric, and 0 with an interval around it for equal shares."""
+    documents = [["she", "nurse", *["x"] * 9, "nurse"], ["he", *["x"] * 10, "nurse"], ["x", "nurse", "he"]] * 40
+    counts = count_near(documents, {"she": ["she"], "he": ["he"]})
+    assert (counts["she"]["nurse"], counts["he"]["nurse"], counts["all"]["nurse"]) == (40, 40, 160)
+    ratio, deviation = log_odds("nurse", counts["she"], counts["he"], counts["all"])
+    assert log_odds("nurse", counts["he"], counts["she"], counts["all"]) == (pytest.approx(-ratio), deviation)
+    assert log_odds("nurse", counts["she"], counts["she"], counts["all"])[0] == 0 < ratio < 2 * deviation
 
 
 def test_the_terms_of_a_croissant_file(tmp_path):
