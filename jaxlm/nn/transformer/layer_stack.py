@@ -20,6 +20,7 @@ from jaxlm.nn.attention.kv_cache import KVCache
 from jaxlm.nn.attention.multi_head import resolve_heads
 from jaxlm.nn.layers.linear import GATED_ACTIVATIONS
 from jaxlm.nn.weights.weight_formats import (
+    PackedInt8,
     PackedKernel,
     WeightFormat,
     note_layer,
@@ -162,7 +163,8 @@ def decoding_params(params: Any, call: Callable[[Any], Any]) -> Any:
 
     def pack(path: tuple, leaf: Any) -> Any:
         uses = users.get(weight_path(path), set())
-        if isinstance(leaf, WeightFormat) or "read" not in uses or not uses & {"kernel", "table"}:
+        is_own = isinstance(leaf, WeightFormat) or "read" in uses
+        if not is_own or not uses & {"kernel", "table"}:
             return leaf
         return to_cpu_format(leaf, is_table="kernel" not in uses)
 
@@ -173,7 +175,7 @@ def decoding_params(params: Any, call: Callable[[Any], Any]) -> Any:
 def _is_prepared(params: Any) -> bool:
     """Return True if `decoding_params` made the parameters: only it packs kernels and keeps layers apart."""
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda node: isinstance(node, WeightFormat))
-    if any(isinstance(leaf, PackedKernel) for _, leaf in leaves):
+    if any(isinstance(leaf, PackedInt8 | PackedKernel) for _, leaf in leaves):
         return True
     keys = (pair for path, _ in leaves for pair in pairwise(path))
     return any(key == DictKey("layers") and isinstance(after, SequenceKey) for key, after in keys)

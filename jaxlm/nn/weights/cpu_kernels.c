@@ -12,26 +12,10 @@
 
 #include "cpu_kernels.h"
 
-/* The registers hold MAX_ROWS rows of sums of two vectors of LANES floats, and two vectors of weights. */
-#if defined(__AVX512F__)
-enum { LANES = 16, MAX_ROWS = 14 };
-#elif defined(__AVX__)
-enum { LANES = 8, MAX_ROWS = 6 };
-#else
-enum { LANES = 4, MAX_ROWS = 12 };
-#endif
 enum {
-  WIDTH = 2 * LANES,
-  DEPTH_BLOCK = 512,     /* of D at a time, so that this part of a panel stays in the L2 cache, and that of x in L1 */
-  PREFETCH = 32,         /* rows of weights that are prefetched */
-  TASKS_PER_THREAD = 4,  /* to balance the load */
+  DEPTH_BLOCK = 512, /* of D at a time, so that this part of a panel stays in the L2 cache, and that of x in L1 */
+  PREFETCH = 32,     /* rows of weights that are prefetched */
 };
-
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float Vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 int64_t jaxlm_panel_width(void) { return WIDTH; }
 
@@ -72,13 +56,6 @@ typedef void Tile(Int, const float *, const float *, Int, float *, Int, Int, boo
 TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
 static Tile *const tiles[] = {NULL,   tile_1, tile_2, tile_3,  tile_4,  tile_5,  tile_6, tile_7,
                               tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14};
-
-/* The rows of block b, from *first: blocks of at most MAX_ROWS rows, equal up to one. */
-static Int block_rows(Int rows, Int blocks, Int b, Int *first) {
-  Int quotient = rows / blocks, remainder = rows % blocks;
-  *first = b * quotient + min_int(b, remainder);
-  return quotient + (b < remainder);
-}
 
 static void transpose(Int rows, Int D, const float *x, Int step, float *out) {
   for (Int r = 0; r < rows; r++)

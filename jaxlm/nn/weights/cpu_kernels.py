@@ -24,7 +24,8 @@ from jaxlm import runtime
 from jaxlm.distributed.sharding import is_single_device, platform_of
 from jaxlm.types import Array
 
-SOURCE, HEADER = (Path(__file__).with_suffix(suffix) for suffix in (".c", ".h"))
+SOURCES = [str(Path(__file__).with_name(name)) for name in ("cpu_kernels.c", "cpu_int8.c")]
+HEADER = Path(__file__).with_suffix(".h")
 
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
 
@@ -50,7 +51,7 @@ def panel_width() -> int:
         library = _load_library(compiler)
     except (OSError, subprocess.SubprocessError):  # a compiler without headers, no writable folder: use XLA
         return 0
-    for name in ("jaxlm_matmul", "jaxlm_attention"):
+    for name in ("jaxlm_matmul", "jaxlm_attention", "jaxlm_matmul_int8", "jaxlm_matmul_int8_dynamic"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library.jaxlm_panel_width()
 
@@ -72,6 +73,34 @@ def packed_matmul(x_RD: Array, panels_PDW: Array, features: int) -> Array:
     """Return x W^T, float32, (R, F), with W in panels. The result of a row does not depend on the other rows."""
     # The second result is scratch memory for x in blocks of rows.
     return _ffi_call("jaxlm_matmul", [(x_RD.shape[0], features), x_RD.shape], x_RD, panels_PDW)[0]
+
+
+def pack_int8(values_FD: Array) -> Array:
+    """int8 (F, D) -> (P, D / 4, W, 4): four adjacent depths of a channel are one word; the rest is zeros."""
+    features, depth = values_FD.shape
+    padded_FD = jnp.pad(values_FD, ((0, -features % panel_width()), (0, -depth % 4)))
+    return jnp.swapaxes(padded_FD.reshape(-1, panel_width(), padded_FD.shape[1] // 4, 4), 1, 2)
+
+
+def unpack_int8(values_PDWB: Array, features: int, depth: int) -> Array:
+    """Return the inverse of `pack_int8`: (F, D)."""
+    panels, words, width, size = values_PDWB.shape
+    return jnp.swapaxes(values_PDWB, 1, 2).reshape(panels * width, words * size)[:features, :depth]
+
+
+def packed_int8_matmul(x_RD: Array, values_PDWB: Array, scale_F: Array, sum_F: Array | None) -> Array:
+    """Return x W^T, float32, (R, F), for int8 weights in panels.
+
+    With the sums (int32) of the int8 weights, rows of x are rounded to int8 too: the products are those of integers,
+    equal on every processor.
+    """
+    rows, words = x_RD.shape[0], values_PDWB.shape[1]
+    shapes: list[tuple[int, ...]]
+    if sum_F is None:
+        shapes = [(rows, scale_F.shape[0]), (rows, 4 * words)]  # y, and memory for blocks of x
+        return _ffi_call("jaxlm_matmul_int8", shapes, x_RD, values_PDWB, scale_F)[0]
+    shapes = [(rows, scale_F.shape[0]), (rows, words), (rows,)]  # y, and memory for bytes and scales of x
+    return _ffi_call("jaxlm_matmul_int8_dynamic", shapes, x_RD, values_PDWB, scale_F, sum_F)[0]
 
 
 def _packed_matmul_backward(features, residuals, d_y_RF):
@@ -122,8 +151,8 @@ def _find_compiler() -> str | None:
 
 def _load_library(compiler: str) -> ctypes.CDLL:
     """The compiled source, from the cache of this machine if possible, else compiled and cached."""
-    command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o"]
-    sources = b"|".join([SOURCE.read_bytes(), HEADER.read_bytes(), " ".join(command).encode()])
+    command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", *SOURCES, "-o"]
+    sources = b"|".join([*(Path(file).read_bytes() for file in (*SOURCES, HEADER)), " ".join(command).encode()])
     digest = hashlib.sha256(b"|".join([sources, version("jaxlib").encode(), _cpu_features()])).hexdigest()
     name, folder = f"native-{digest[:16]}.so", runtime.cache_folder()
     if folder is not None and runtime.read_checked(folder / name) is not None:

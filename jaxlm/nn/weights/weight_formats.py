@@ -3,6 +3,7 @@
 | format         | a kernel (D, F) is kept as                            | used for                        |
 |----------------|-------------------------------------------------------|---------------------------------|
 | `Int8`         | int8 (F, D) with one float32 scale per output channel | `--precision int8`              |
+| `PackedInt8`   | int8 panels (P, D / 4, W, 4), see `cpu_kernels`       | the same, decoding on a CPU     |
 | `PackedKernel` | float32 panels (P, D, W), see `cpu_kernels`           | decoding on a CPU by the C code |
 | `Bfloat16`     | bfloat16 (D, F), for layers of Flax alone             | `--precision bfloat16`          |
 
@@ -111,8 +112,43 @@ class PackedKernel(WeightFormat):
         return self.values_PDW[ids // cpu_kernels.panel_width(), :, ids % cpu_kernels.panel_width()]
 
 
+@struct.dataclass
+class PackedInt8(WeightFormat):
+    """`Int8` weights in the panels of `jaxlm.nn.weights.cpu_kernels`; if dynamic, with their sums (F,) int32."""
+
+    values_PDWB: Array
+    scale: Array
+    sums: Array | None
+    depth: int = struct.field(pytree_node=False)
+    is_table: bool = struct.field(pytree_node=False, default=False)
+
+    @classmethod
+    def pack(cls, weights: Int8) -> "PackedInt8":
+        sums = weights.values.astype(jnp.int32).sum(-1) if weights.dynamic else None
+        panels, depth = cpu_kernels.pack_int8(weights.values), weights.values.shape[1]
+        return cls(panels, weights.scale, sums, depth, weights.is_table)
+
+    def unpack(self) -> Int8:
+        values_FD = cpu_kernels.unpack_int8(self.values_PDWB, self.scale.shape[0], self.depth)
+        return Int8(values_FD, self.scale, self.sums is not None, self.is_table)
+
+    def unbox(self) -> Array:
+        return self.unpack().unbox()
+
+    def matmul(self, x_RD: Array) -> Array:
+        return cpu_kernels.packed_int8_matmul(x_RD.astype(jnp.float32), self.values_PDWB, self.scale, self.sums)
+
+    def embed(self, ids: Array) -> Array:
+        width = cpu_kernels.panel_width()
+        values = self.values_PDWB[ids // width, :, ids % width].reshape(*ids.shape, -1)[..., : self.depth]
+        return values.astype(jnp.float32) * self.scale[ids][..., None]
+
+
 def to_cpu_format(weights: Any, is_table: bool = False) -> Any:
-    """Return a kernel (D, F), or a table (V, D), as `PackedKernel` if the C kernels support it, else unchanged."""
+    """Return a kernel (D, F), a table (V, D), or either as `Int8`, in panels if the C kernels support it; else
+    unchanged."""
+    if isinstance(weights, Int8) and weights.values.ndim == 2:
+        return PackedInt8.pack(weights) if cpu_kernels.supports(weights.scale) else weights
     if isinstance(weights, WeightFormat) or weights.ndim != 2 or not cpu_kernels.supports(weights):
         return weights
     return PackedKernel.pack(weights if is_table else weights.T, is_table)
@@ -139,6 +175,11 @@ def concat_kernels(kernels: tuple[Any, ...]) -> Any:
     """Concatenate kernels (D, F) of one format along F."""
     for kernel in kernels:
         note_use(kernel, "kernel")
+    if isinstance(kernels[0], PackedInt8):
+        if any(kernel.scale.shape[0] % cpu_kernels.panel_width() for kernel in kernels[:-1]):
+            return PackedInt8.pack(concat_kernels(tuple(kernel.unpack() for kernel in kernels)))
+        joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *map(jax.tree.leaves, kernels))
+        return jax.tree.unflatten(jax.tree.structure(kernels[0]), joined)
     if isinstance(kernels[0], Int8):
         values, scales = ([getattr(kernel, name) for kernel in kernels] for name in ("values", "scale"))
         return Int8(jnp.concatenate(values), jnp.concatenate(scales), kernels[0].dynamic)
@@ -190,9 +231,10 @@ _uses: ContextVar[dict[int, tuple[Any, set[str]]] | None] = ContextVar("_uses", 
 
 
 def note_use(weights: Any, use: str) -> None:
-    """Note a use of weights, if a call is traced: see `weight_users`."""
+    """Note a use of weights of any format, if a call is traced: see `weight_users`."""
     if (uses := _uses.get()) is not None:
-        uses.setdefault(id(weights), (weights, set()))[1].add(use)
+        for array in jax.tree.leaves(weights):
+            uses.setdefault(id(array), (array, set()))[1].add(use)
 
 
 def note_layer(params_L: Any, params: Any) -> None:
