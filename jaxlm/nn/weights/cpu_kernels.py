@@ -152,7 +152,7 @@ def _find_compiler() -> str | None:
 def _load_library(compiler: str) -> ctypes.CDLL:
     """The compiled source, from the cache of this machine if possible, else compiled and cached."""
     command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", *SOURCES, "-o"]
-    sources = b"|".join([*(Path(file).read_bytes() for file in (*SOURCES, HEADER)), " ".join(command).encode()])
+    sources = b"|".join([*(Path(file).read_bytes() for file in [*SOURCES, str(HEADER)]), " ".join(command).encode()])
     digest = hashlib.sha256(b"|".join([sources, version("jaxlib").encode(), _cpu_features()])).hexdigest()
     name, folder = f"native-{digest[:16]}.so", runtime.cache_folder()
     if folder is not None and runtime.read_checked(folder / name) is not None:
