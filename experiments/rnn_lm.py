@@ -59,9 +59,19 @@ def shakespeare_gru() -> Experiment:
     return _characters(Recurrent(GRU(128)), dropout=0.0, steps=600)
 
 
-def _characters(network: Recurrent, dropout: float, steps: int) -> Experiment:
+def shakespeare_carried() -> Experiment:
+    """Tiny shakespeare, characters, an LSTM of 128 in the first half of an epoch; see --batching.reset-prob 0.
+
+    Without resets only the rows of the first batch have met an empty state, from which evaluation begins. After 900
+    steps training is at 2.09 nats with both; the valid text has 2.80 with `--batching.reset-prob 0` and 2.13 with the
+    default of 0.01 (two-core AMD EPYC).
+    """
+    return _characters(Recurrent(LSTM(128)), dropout=0.0, steps=900, rows=8, every=150)
+
+
+def _characters(network: Recurrent, dropout: float, steps: int, rows: int = 32, every: int = 500) -> Experiment:
     parts = [TextFile("tinyshakespeare/input.txt.gz", "whole", *part) for part in ((0.0, 0.9), (0.9, 1.0))]
-    windows = Windows(length=64, rows=32, append_eos=False)
+    windows = Windows(length=64, rows=rows, append_eos=False)
     return Experiment(
         task=LanguageModeling(
             parts[0], parts[1], parts[1], windows=Windows(64, 8, append_eos=False), sample_tokens=300
@@ -71,8 +81,8 @@ def _characters(network: Recurrent, dropout: float, steps: int) -> Experiment:
         batching=windows,
         optimizer=AdamW(CosineDecay(peak=4e-3, warmup=100), b2=0.99, clip=1.0),
         steps=steps,
-        evaluate_every=500,
-        checkpoint_every=500,
+        evaluate_every=every,
+        checkpoint_every=every,
         best_metric="valid/nll",
     )
 
@@ -89,7 +99,7 @@ def wikitext2_small() -> Experiment:
 
 def wikitext2_medium() -> Experiment:
     """WikiText-2, words, the medium LSTM: 2 x 650, tied, dropout .5, SGD for 39 epochs."""
-    windows = Windows(length=35, rows=20)
+    windows = Windows(length=35, rows=20, reset_prob=0.0)
     epoch = WIKITEXT_TOKENS // windows.tokens
     model = RecurrentLM(WORDS, 650, Recurrent(LSTM(650), layers=2, dropout=0.5, init_scale=0.05), dropout=0.5)
     schedule = StepDecay(peak=35.0, hold_steps=6 * epoch, decay_every=epoch, decay_factor=1 / 1.2)
@@ -98,7 +108,7 @@ def wikitext2_medium() -> Experiment:
 
 def wikitext2_awd() -> Experiment:
     """WikiText-2, words, AWD-LSTM: 3 x 1150 over 400, weight drop, locked dropout, AR, TAR, NT-ASGD."""
-    windows = Windows(length=70, rows=80)
+    windows = Windows(length=70, rows=80, reset_prob=0.0)
     epoch = WIKITEXT_TOKENS // windows.tokens
     network = Recurrent(LSTM(1150), layers=3, dropout=0.2, variational=True, weight_drop=0.5)
     model = RecurrentLM(WORDS, 400, network, dropout=0.4, input_dropout=0.65, embedding_dropout=0.1)
@@ -108,7 +118,7 @@ def wikitext2_awd() -> Experiment:
 
 
 def _small(model: Any) -> Experiment:
-    return on_wikitext2(model, Windows(length=35, rows=16), for_words(peak=2e-3), steps=7460)
+    return on_wikitext2(model, Windows(length=35, rows=16, reset_prob=0.0), for_words(peak=2e-3), steps=7460)
 
 
 def for_words(peak: float) -> AdamW:

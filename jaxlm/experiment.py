@@ -79,6 +79,26 @@ class Experiment:
         """The kind of parameter average: "ema", "mean" (NT-ASGD) or "" (none)."""
         return "ema" if self.ema_decay else "mean" if self.nt_asgd_patience else ""
 
+    def check_parts(self) -> None:
+        """Raise UserError if the objective learns from what the task does not give, or by methods the model lacks."""
+        column = getattr(self.objective, "learns_from", None)  # of an objective of one's own, it need not be known
+        if column is None:
+            return
+        objective, task, model = (type(part).__name__ for part in (self.objective, self.task, self.model))
+        if column not in self.task.batch_columns:
+            fitting = [name for key, name in OBJECTIVES.items() if key in self.task.batch_columns]
+            raise UserError(
+                f"the objective {objective} learns from the column {column!r}, but the batches of the task {task} have "
+                f"{', '.join(self.task.batch_columns)}: set objective={' or '.join(fitting)}, or choose another task"
+            )
+        methods = ("start", "extend", "readout") if column == "target" else ("__call__",)
+        present = {name for base in type(self.model).__mro__ for name in vars(base)}
+        if missing := [name for name in methods if name not in present]:
+            raise UserError(
+                f"the objective {objective} calls {', '.join(methods)}, and the model {model} has no "
+                f"{', '.join(missing)}: choose a model of this kind (docs/models.md), or another task and objective"
+            )
+
     def check_vocabulary(self, tokenizer: Tokenizer) -> None:
         """Raise UserError if the tokenizer and the model do not have the same number of ids."""
         vocab = getattr(self.model, "vocab", tokenizer.vocab_size)
@@ -101,6 +121,10 @@ class TrainedRun(TrainedModel):
     experiment: Experiment
     steps: list[int]
 
+
+OBJECTIVES = {"target": "NextToken()", "label": "TokenClassification()", "number": "Regression()",
+              "class": "SequenceClassification()"}  # fmt: skip
+"""Column of a batch -> the objective that learns from it, for messages."""
 
 INTERVALS = ("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "average_last")
 

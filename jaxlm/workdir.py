@@ -1,7 +1,9 @@
 """The folder of a run, the workdir, which may be moved: where each file lies; makes, opens and refuses workdirs."""
 
 import contextlib
+import itertools
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -42,6 +44,9 @@ class Fingerprint(TypedDict):
 
 
 READ_ATTEMPTS = 10
+
+TRAIN_COMMAND = "jaxlm train EXPERIMENT"
+"""The beginning of a command in a message; the command line puts the words of its user there."""
 
 
 class Workdir:
@@ -93,6 +98,17 @@ class Workdir:
         Raises UserError if it has checkpoints of a run with another identity (the message names the fields), or without
         an experiment.
         """
+        is_run, is_same = self.experiment_file.exists(), self.check_same_experiment(experiment)
+        if not is_same:  # nothing was trained with the old tokenizer
+            remove_folder(self.tokenizer_folder)
+        self.write_experiment(experiment)
+        return is_run
+
+    def check_same_experiment(self, experiment: "Experiment") -> bool:
+        """True if a run of this experiment can start or continue here; False if it replaces one without a checkpoint.
+
+        Raises UserError if it cannot, with the options that start a new run from the parameters of the old one.
+        """
         from jaxlm.experiment import identity_differences
 
         if not self.experiment_file.exists():
@@ -100,18 +116,22 @@ class Workdir:
                 raise UserError(
                     f"{self} has checkpoints but no experiment.json: restore that file or choose another --workdir"
                 )
-            self.write_experiment(experiment)
-            return False
+            return True
         differences = identity_differences(experiment, self.read_experiment(), str(self.experiment_file))
         if differences and self.has_checkpoint():
             raise UserError(
-                f"{self} holds another experiment:\n  " + "\n  ".join(differences) + "\nchoose another --workdir, or "
-                "give the options that it was started with"
+                f"{self} holds another experiment:\n  " + "\n  ".join(differences) + "\ngive the options that it was "
+                "started with, or another --workdir"
+                + ("" if hasattr(experiment.model, "fit") else f"; to start from its parameters:\n  {self.warm_start}")
             )
-        if differences:  # nothing was trained with the old tokenizer
-            remove_folder(self.tokenizer_folder)
-        self.write_experiment(experiment)
-        return True
+        return not differences
+
+    @property
+    def warm_start(self) -> str:
+        """The command of a run that starts from the parameters of this one, in a folder that does not exist yet."""
+        free = (self.folder.with_name(f"{self.folder.name}-{number}") for number in itertools.count(2))
+        new = next(path for path in free if not path.exists())
+        return f"{TRAIN_COMMAND} --workdir {shlex.quote(str(new))} --finetuning.init {shlex.quote(str(self))}"
 
     def has_checkpoint(self) -> bool:
         """True if the run has saved a step."""
@@ -181,8 +201,7 @@ class Workdir:
             raise UserError(
                 f"the training data of {self} has changed: {describe_fingerprints(stored)} when the run began, "
                 f"{describe_fingerprints(fingerprints)} now. Restore the data, continue with other batches "
-                "(--accept-changed-data), or start a new run from these parameters: another --workdir with "
-                f"--finetuning.init {self}"
+                f"(--accept-changed-data), or start a new run from these parameters:\n  {self.warm_start}"
             )
         if multihost.is_first():
             if changed:

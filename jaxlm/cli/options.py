@@ -220,6 +220,10 @@ def experiment_with_options(options: argparse.Namespace) -> "Experiment":
             raise UsageError(f"--{unused[0].replace('_', '-')}: the task {type(task).__name__} does not search")
         if options.batch_tokens and hasattr(task, "batch_tokens"):
             changes = {"batch_tokens": options.batch_tokens}
+        if given.get("split_words"):
+            if task.recipe != "tag":
+                raise UsageError(f"--split-words: the task {type(task).__name__} does not tag words of raw text")
+            changes["split_words"] = True
     else:
         num_beams = given.get("num_beams") or search.beam.num_beams
         if given.get("num_beams") and n_best > num_beams:

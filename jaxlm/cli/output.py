@@ -64,6 +64,7 @@ class Clock:
             jax.monitoring.register_event_duration_secs_listener(Clock._listen)
             Clock._listening = True
         self._start = time.perf_counter()
+        self._scoring_since: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -73,10 +74,21 @@ class Clock:
     def compile_seconds(self) -> float:
         return sum(end - begin for begin, end in Clock._spans if begin >= self._start)
 
+    def watch(self, progress: Callable[[int], None] | None) -> Callable[[int], None]:
+        """The callback, which also notes when the last line was answered: BLEU, say, does not count in the rate."""
+
+        def advance(count: int) -> None:
+            self._scoring_since = time.perf_counter()
+            if progress:
+                progress(count)
+
+        return advance
+
     def rates(self, num_lines: int) -> dict[str, float]:
         """Figures for a JSON object; the rate excludes compilation."""
         seconds, compile_seconds = self.seconds, self.compile_seconds
-        rate = num_lines / max(seconds - compile_seconds, 1e-9)
+        scoring = 0.0 if self._scoring_since is None else time.perf_counter() - self._scoring_since
+        rate = num_lines / max(seconds - compile_seconds - scoring, 1e-9)
         figures = {"seconds": seconds, "compile_seconds": compile_seconds, "sentences_per_second": rate}
         return {name: round(value, 3) for name, value in figures.items()}
 

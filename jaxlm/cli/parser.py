@@ -20,14 +20,16 @@ COMMANDS = {
     "prepare": "clean a corpus, and tokenize it into shards, with several processes",
     "audit": "report on a corpus, remove documents from it, or find the steps at which a run read one",
     "train": "train an experiment, or a recipe (translate, lm, classify, tag) on your files; or resume a stopped run",
+    "sweep": "train an experiment with each combination of some values, one run after the other; a table, best first",
     "launch": "train on a Cloud TPU slice, a Slurm cluster or GKE",
-    "evaluate": "score a trained model on a split, or against another one; prints one JSON object",
+    "evaluate": "score a trained model on a split or on your files, or against another one; prints one JSON object",
     "prompt": "score a trained model on a task by prompts with examples (in-context learning)",
     "predict": "answer each line of standard input with one line",
     "generate": "sample continuations of prompts, or answers to them",
     "score": "compute log-probabilities of given texts",
     "embed": "compute vectors of given texts or of their tokens",
     "scale": "fit a scaling law to a table of runs, or to a grid of runs that it trains",
+    "runs": "list the runs in a folder: step, best score, state, date, and the fields in which they differ",
     "report": "write one HTML page that shows or compares runs",
     "import-hf": "convert a Hugging Face model (config.json, safetensors, tokenizer) or a GGUF file to a workdir",
     "export-hf": "convert a workdir to a Hugging Face Transformers model",
@@ -45,9 +47,9 @@ RECIPES = {
 """The tasks that `jaxlm train` has a recipe for, and the files that each takes."""
 
 COMMAND_PACKAGES = {
-    "training": ("plan", "bench", "prepare", "train", "launch", "merge"),
+    "training": ("plan", "bench", "prepare", "train", "sweep", "launch", "merge"),
     "inference": ("evaluate", "prompt", "predict", "generate", "score", "embed"),
-    "tools": ("list", "data", "show", "scale", "audit", "report", "import-hf", "export-hf", "doctor"),
+    "tools": ("list", "data", "show", "scale", "audit", "runs", "report", "import-hf", "export-hf", "doctor"),
 }
 
 EXIT_INTERRUPTED = 130
@@ -193,6 +195,12 @@ def choice_of(module: str, name: str, default: str) -> Callable[[str], str]:
         return text
 
     return convert
+
+
+def add_columns_option(parser: argparse.ArgumentParser) -> None:
+    """`--columns`."""
+    text = "columns of a table: SOURCE TARGET, or TEXT CLASS; of a file of tags the numbers of word and tag, from 0"
+    parser.add_argument("--columns", nargs=2, metavar="NAME", help=text)
 
 
 def add_bad_line_option(parser: argparse.ArgumentParser, choices: tuple[str, ...], default: str | None) -> None:

@@ -238,7 +238,7 @@ def answer_attention_weights(
             records[indices[row_B[row]]] = {
                 "source": token_texts(tokenizer.side("source"), batch.source_BS[row, :source_size].tolist()),
                 "target": token_texts(tokenizer.side("target"), batch.label_BT[row, :target_size].tolist()),
-                "weights": weight_BTS[row, :target_size, :source_size].round(4).tolist(),
+                "weights": weight_BTS[row, :target_size, :source_size].astype(float).round(4).tolist(),
             }
     return records
 

@@ -1,7 +1,8 @@
-"""Scores of text: BLEU and chrF against references, each with its signature, and perplexity.
+"""Scores of text: BLEU, chrF, chrF++ and TER against references, each with its signature, and perplexity.
 
-`bleu` and `chrf` are sacreBLEU's, on detokenized text with its case: the figures to report. `moses_bleu` is the
-figure of the Multi30k papers, on lower-cased tokenized text: some points higher, and not comparable with the others.
+`bleu`, `chrf` and `ter` are sacreBLEU's, on detokenized text with its case (TER: without): the figures to report.
+`moses_bleu` is the figure of the Multi30k papers, on lower-cased tokenized text: some points higher, and not comparable
+with the others.
 """
 
 import dataclasses
@@ -20,14 +21,15 @@ KANA, HAN = "\u3041-\u30ff", "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-
 OTHERS_WITHOUT_SPACES = "\u0e01-\u0fff\u1000-\u109f\u1780-\u17ff"
 
 BleuTokenizer = Literal["13a", "zh", "ja-mecab", "ko-mecab", "char", "intl", "flores101", "flores200", "none"]
-"""The tokenizers of sacreBLEU; those of Japanese, Korean and FLORES need further packages or files."""
+"""The tokenizers of sacreBLEU; those of Japanese, Korean and FLORES need further packages or files. With one of FLORES
+the score is spBLEU (Goyal et al. 2022)."""
 
 MOSES_LABEL = "lower-cased Moses-tokenized BLEU, not comparable with sacreBLEU"
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusScore:
-    """A score from 0 to 100 (higher is better) with its name and the signature of its computation."""
+    """A score in percent (higher is better, but of TER) with its name and the signature of its computation."""
 
     value: float
     signature: str
@@ -66,7 +68,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenizer: BleuTo
         raise UserError(f"BLEU tokenizer {tokenizer!r}: expected one of {', '.join(get_args(BleuTokenizer))}")
     name = tokenizer or bleu_tokenizer(references)
     try:
-        return _score(BLEU(tokenize=name), hypotheses, references, "BLEU")
+        return _score(BLEU(tokenize=name), hypotheses, references, "spBLEU" if name[:6] == "flores" else "BLEU")
     except (ImportError, RuntimeError, OSError) as error:
         raise UserError(f"BLEU tokenizer {name!r} cannot be used here: {' '.join(str(error).split())}") from error
 
@@ -86,11 +88,26 @@ def bleu_tokenizer(references: Sequence[str]) -> BleuTokenizer:
     return "zh" if 10 * kana < kana + han else "ja-mecab" if find_spec("MeCab") else "char"
 
 
-def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> CorpusScore:
-    """chrF2 (Popovic, 2015) by sacreBLEU: the F-score, beta = 2, of character n-grams up to 6. Errors as in `bleu`."""
+def chrf(hypotheses: Sequence[str], references: Sequence[str], word_order: int = 0) -> CorpusScore:
+    """chrF2 (Popovic, 2015) by sacreBLEU: the F-score, beta = 2, of character n-grams up to 6. Errors as in `bleu`.
+
+    With n-grams of words up to `word_order` = 2 it is chrF2++ (Popovic, 2017).
+    """
     from sacrebleu.metrics import CHRF
 
-    return _score(CHRF(), hypotheses, references, "chrF2")
+    return _score(CHRF(word_order=word_order), hypotheses, references, "chrF2" + "+" * word_order)
+
+
+def ter(hypotheses: Sequence[str], references: Sequence[str]) -> CorpusScore:
+    """Translation edit rate (Snover et al., 2006) by sacreBLEU, lower-cased; lower is better. Errors as in `bleu`.
+
+    In Chinese and Japanese text a character counts as a word.
+    """
+    from sacrebleu.metrics import TER
+
+    _check_lengths(hypotheses, references)
+    is_asian = bleu_tokenizer(references) != "13a"
+    return _score(TER(normalized=is_asian, asian_support=is_asian), hypotheses, references, "TER")
 
 
 def moses_bleu(hypotheses: Sequence[str], references: Sequence[str], lang: str) -> CorpusScore:

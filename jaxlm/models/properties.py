@@ -17,7 +17,7 @@ from jaxlm.models.encoder import Encoder
 from jaxlm.models.ensemble import Ensemble
 from jaxlm.models.finetune_heads import FineTunable
 from jaxlm.models.prefix_lm import PrefixLM
-from jaxlm.types import Batch, Params, State
+from jaxlm.types import Batch, Params, SequenceModel, State
 
 RUN_FIELDS = ("dropout", "attention_dropout", "activation_dropout", "init_std", "dtype", "scan", "remat")
 """The fields of a model that change how it is trained or run, and not the function that it computes."""
@@ -91,9 +91,17 @@ def dummy_batch(rows: int = 1, length: int = 8) -> Batch:
     )  # fmt: skip
 
 
+def forward_method(model: Any) -> Any:
+    """Return the `method` of `init` and `apply` that maps a batch to all outputs: None for the model's own `__call__`.
+
+    Without one, a module with the three methods of the contract is called as every `SequenceModel` is.
+    """
+    return None if any("__call__" in vars(base) for base in type(model).__mro__) else SequenceModel.__call__
+
+
 def init_params(model: Any, key: jax.Array, batch: Batch) -> Params:
     """Return new parameters. Raises UserError if the model has other variables, or no parameters."""
-    variables = model.init(key, batch)
+    variables = model.init(key, batch, method=forward_method(model))
     if variables.keys() != {"params"}:
         raise UserError(
             f"{type(model).__name__} has the variables {', '.join(sorted(variables)) or 'of no kind'}, expected params "

@@ -1,7 +1,7 @@
 """Supervised objectives for labeled sources: a class per token, a class per row, or a number per row."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -14,6 +14,8 @@ class TokenClassification:
     """Cross-entropy -log p(token_label_BS) of every labeled token, or the model's own `loss` (a CRF's, per row)."""
 
     label_smoothing: float = 0.0
+
+    learns_from: ClassVar[str] = "label"
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
         """Sum over the tokens whose label is not -1; dropout only with a key."""
@@ -37,6 +39,8 @@ class SequenceClassification:
     label_smoothing: float = 0.0
     lm_weight: float = 0.0
 
+    learns_from: ClassVar[str] = "class"
+
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
         """Sum over the rows whose class is not -1; dropout only with a key."""
         is_labeled_B = batch.class_B >= 0
@@ -50,6 +54,8 @@ class Regression:
     """Squared error (value_B - prediction)^2 of every labeled row; `lm_weight` as in `SequenceClassification`."""
 
     lm_weight: float = 0.0
+
+    learns_from: ClassVar[str] = "number"
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
         """Sum over the rows whose value is not NaN; dropout only with a key."""

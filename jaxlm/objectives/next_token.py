@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ class NextToken:
     def __post_init__(self) -> None:
         if self.kind == "dft" and self.label_smoothing:
             raise UserError(f"label_smoothing = {self.label_smoothing} has no effect on kind = 'dft': set one of them")
+
+    learns_from: ClassVar[str] = "target"
 
     def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
         """Sum over the valid labels that the batch's loss mask covers; dropout only with a key."""

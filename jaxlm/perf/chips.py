@@ -87,5 +87,5 @@ def chip_by_name(name: str) -> Chip | None:
 
 
 def format_gib(size: float) -> str:
-    """Bytes in GiB: `1.25`."""
-    return f"{size / GIBIBYTE:,.2f}"
+    """Bytes in GiB: `1.25`; less than a tenth with two digits."""
+    return f"{size / GIBIBYTE:,{'.2f' if size > GIBIBYTE / 10 else '.2g'}}"

@@ -30,7 +30,7 @@ from jaxlm.inference.generate import (
 from jaxlm.inference.score import TextScore, score_pairs
 from jaxlm.inference.translate import Search, translate
 from jaxlm.models.ensemble import Ensemble, ensemble_params
-from jaxlm.models.properties import dummy_batch, max_target_positions
+from jaxlm.models.properties import dummy_batch, forward_method, max_target_positions
 from jaxlm.nn.transformer.layer_stack import decoding_params
 from jaxlm.nn.weights.weight_formats import PRECISIONS, can_be_narrow, in_precision, weight_path, weight_users
 from jaxlm.types import Params
@@ -147,9 +147,12 @@ class Pipeline(TrainedRun):
             return vectors
         return np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
 
-    def evaluate(self, split: str = "test", progress: ProgressCallback = None) -> dict[str, Any]:
-        """The scores of a split ("train", "valid", "test" or one of the task's `extra_tests`)."""
-        return self.experiment.task.evaluate(self, split, progress)
+    def evaluate(self, split: Any = "test", progress: ProgressCallback = None) -> dict[str, Any]:
+        """The scores of a split ("train", "valid", "test" or one of the task's `extra_tests`), or of a data source."""
+        task: Any = self.experiment.task
+        if not isinstance(split, str):
+            task, split = dataclasses.replace(task, extra_tests={"data": split}), "data"
+        return task.evaluate(self, split, progress)
 
     def constrain(self, constraint: Constraint) -> "Pipeline":
         """A pipeline whose answers keep to a constraint. Raises UserError if the tokenizer cannot write any such."""
@@ -219,7 +222,7 @@ def prepare_params(model: Any, params: Params) -> Params:
 
 
 def _call(model: Any, params: Params) -> Any:
-    return model.apply({"params": params}, dummy_batch())
+    return model.apply({"params": params}, dummy_batch(), method=forward_method(model))
 
 
 def cast_for_inference(model: Any, params: Params, precision: str) -> tuple[Any, Params]:

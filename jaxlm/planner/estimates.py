@@ -195,22 +195,32 @@ RING_TRAFFIC = {"all-gather": 1.0, "all-reduce": 2.0, "all-to-all": 1.0, "collec
 """Bytes that a device sends in a ring of n devices, in units of (n - 1) / n of the bytes of its result."""
 
 
+LAUNCH_SECONDS = 2e-6
+"""The least that a kernel takes, its start included: an assumption, of the order of kernels in a CUDA graph."""
+
+
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step: arithmetic, memory, links between chips, network between slices or nodes."""
+    """Seconds of one step: arithmetic, memory, links between chips, network between slices or nodes; and the least that
+    its kernels take one after the other, LAUNCH_SECONDS each."""
 
     compute: float
     memory: float
     links: float
     network: float
+    launches: float = 0.0
 
     @property
     def lower_bound(self) -> float:
-        return max(self.compute, self.memory, self.links, self.network)
+        return max(*self._parts, self.launches)
 
     @property
     def upper_bound(self) -> float:
-        return self.compute + self.memory + self.links + self.network
+        return sum(self._parts) + self.lower_bound - max(self._parts)
+
+    @property
+    def _parts(self) -> tuple[float, ...]:
+        return self.compute, self.memory, self.links, self.network
 
 
 def step_seconds(

@@ -162,9 +162,10 @@ def abstract_mesh(mesh_shape: Mapping[str, int], num_devices: int) -> AbstractMe
 
 
 def check_has_steps(experiment: Experiment) -> None:
-    """Raises UserError for a model that is not trained by steps."""
+    """Raises UserError for a model that is not trained by steps, and for parts that do not fit together."""
     if hasattr(experiment.model, "fit"):
         raise UserError("this model is fitted in closed form, in one pass over the data: no step to plan or time")
+    experiment.check_parts()
 
 
 def count_workload(experiment: Experiment, with_activations: bool = False) -> Workload:
@@ -229,6 +230,7 @@ def _assemble_plan(
         slice_ids = [device * target.num_slices // mesh.size for device in range(mesh.size)]
         dtype, flops = model_dtype(experiment.model), workload.step_flops / mesh.size
         seconds = step_seconds(chip, dtype, flops, costs.program.bytes_moved, costs.collectives, slice_ids)
+        seconds = dataclasses.replace(seconds, launches=costs.program.launches * estimates.LAUNCH_SECONDS)
     bounds = (seconds.lower_bound, seconds.upper_bound) if seconds else ()
     num_chips = max(1, mesh.size // (chip.cores if chip else 1))
     return RunPlan(

@@ -41,7 +41,7 @@ def plan_line(plan: RunPlan) -> str:
     time = "time unknown"
     if plan.seconds is not None:
         lower, upper = plan.seconds.lower_bound, plan.seconds.upper_bound
-        time = f"{lower:8.3f} to {upper:8.3f} s a step, MFU {_mfu_range(plan)}"
+        time = f"{_range_text((lower, upper)):>16} s a step, MFU {_mfu_range(plan)}"
     fits = {True: "fits", False: "does not fit", None: ""}[plan.fits]
     method = "analytic" if plan.compile_seconds is None else "compiled"
     moved = "" if plan.bytes_moved is None else f"{plan.bytes_moved / 1e9:10,.1f} GB, "
@@ -55,7 +55,7 @@ def plan_line(plan: RunPlan) -> str:
 def _traffic_lines(plan: RunPlan) -> list[str]:
     lines = [
         f"FLOPs       {plan.model_flops:.3g} a step ({plan.causal_halved_flops:.3g} with causal attention halved): "
-        f"{FLOPS_CONVENTION}; with recomputation {plan.step_flops / plan.model_flops - 1:+.0%}"
+        f"{FLOPS_CONVENTION}; with recomputation {round(plan.step_flops / plan.model_flops - 1, 2) + 0.0:+.0%}"
     ]
     if plan.bytes_moved is not None:
         launches = "" if plan.launches is None else f"; {plan.launches:,} launches"
@@ -81,11 +81,12 @@ def _time_lines(plan: RunPlan) -> list[str]:
     hours, chip_hours, cost = ([of_bound[name] for of_bound in costs] for name in ("hours", "chip_hours", "cost"))
     parts = f"arithmetic {seconds.compute:.3g}, memory {seconds.memory:.3g}, links {seconds.links:.3g}"
     parts += f", network {seconds.network:.3g}" if seconds.network else ""
-    costing = "" if cost[0] is None else f", cost {_range_text(cost, ',.0f')}"
+    parts += f"; kernels {seconds.launches:.2g} at least" if seconds.launches == seconds.lower_bound else ""
+    costing = "" if cost[0] is None else f", cost {_range_text(cost)}"
     peak = (plan.peak_flops or 0) / plan.chips
     return [
-        f"time        {_range_text(bounds, '.3g')} s a step (if all of these overlap, or none: {parts}), "
-        f"{_range_text([plan.tokens / bound for bound in bounds], ',.0f')} tokens/s",
+        f"time        {_range_text(bounds)} s a step (if all of these overlap, or none: {parts}), "
+        f"{_range_text([plan.tokens / bound for bound in bounds])} tokens/s",
         f"MFU         {_mfu_range(plan)} of the dense peak ({peak:.3g} FLOP/s a chip), attention in full",
         f"whole run   {plan.steps:,} steps: {_hours_text(hours)}, {_hours_text(chip_hours, 'chip ')}{costing}",
         "assumed     peaks and bandwidths of jaxlm/perf/chips.py; without evaluation, data loading and start-up",
@@ -103,10 +104,10 @@ def _hours_text(hours: Iterable[float], unit: str = "") -> str:
     low, high = sorted(hours)
     for factor, name in ((1, "hours"), (60, "minutes")):
         if low * factor >= 1:
-            return f"{low * factor:,.1f} to {high * factor:,.1f} {unit}{name}"
-    return f"{low * 3600:,.3g} to {high * 3600:,.3g} {unit}seconds"
+            return f"{_range_text([low * factor, high * factor])} {unit}{name}"
+    return f"{_range_text([low * 3600, high * 3600])} {unit}seconds"
 
 
-def _range_text(bounds: Iterable[float], format_spec: str) -> str:
-    low, high = sorted(bounds)
-    return f"{low:{format_spec}} to {high:{format_spec}}"
+def _range_text(bounds: Iterable[float]) -> str:
+    """Two numbers with two digits: bounds of an estimate have no more."""
+    return " to ".join(f"{float(f'{bound:.2g}'):,.12g}" for bound in sorted(bounds))

@@ -20,7 +20,7 @@ from jaxlm.training.metrics_log import metric_sign
 from jaxlm.training.progress import format_duration, format_scores
 from jaxlm.trees.reader import parse_tree
 
-HIDDEN_METRICS = ("train/tokens", "train/total", "time/seconds")
+HIDDEN_METRICS = ("train/tokens", "train/rows", "train/total", "time/seconds")
 EXAMPLE = re.compile(r"(?P<input>.*?) (?:->|\|) (?P<answer>.*?)(?: \((?:right|reference): (?P<right>.*)\))?$")
 
 

@@ -1,8 +1,6 @@
 """Grids of training runs, each an ordinary workdir, and the prediction of a larger run, written before it starts."""
 
-import csv
 import functools
-import io
 import json
 import math
 import signal
@@ -20,6 +18,7 @@ from jaxlm.experiment import Experiment
 from jaxlm.filesystem import write_atomic
 from jaxlm.json_files import read_json
 from jaxlm.perf.flops import count_step
+from jaxlm.report.run_table import csv_text
 from jaxlm.scaling.fit import bootstrap, check_runs, fit_law, predict_loss
 from jaxlm.scaling.summary import bounded
 from jaxlm.scaling.table import Runs, make_runs
@@ -117,10 +116,7 @@ def write_table(grid: Grid, folder: Path) -> list[dict[str, Any]]:
         seconds = sum(line["train/tokens"] / line["time/tokens_per_second"] for line in lines)
         rows.append(_columns(run) | {"loss": loss, "seconds": round(seconds, 1), "use": use})
     if rows:
-        writer = csv.DictWriter(text := io.StringIO(), list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomic(folder / "table.csv", text.getvalue())
+        write_atomic(folder / "table.csv", csv_text(rows))
     return rows
 
 

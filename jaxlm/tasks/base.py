@@ -42,11 +42,13 @@ class Task:
         not an id; word-level tokenizers with characters add "character".
       metric_names: the figures of `validate`, without "valid/".
       search: how answers are decoded; None for a task without a search.
+      recipe: the recipe of `jaxlm train` that reads files as its data; "" for none.
       append_eos: whether texts end with EOS, which then counts as a token.
     """
 
     eval_only_fields: ClassVar[tuple[str, ...]] = ()
     input_kind: ClassVar[str] = ""
+    recipe: ClassVar[str] = ""
     batch_columns: ClassVar[tuple[str, ...]] = ("source", "target")
     metric_names: ClassVar[tuple[str, ...]] = ()
     train: Any
@@ -118,6 +120,8 @@ class TextTask(Task):
     valid: TextSource
     test: TextSource
     extra_tests: dict[str, TextSource] = field(default_factory=dict)
+
+    recipe: ClassVar[str] = "lm"
 
     def check(self) -> None:
         self.valid.check()

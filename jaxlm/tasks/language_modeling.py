@@ -95,7 +95,11 @@ class LanguageModeling(TextTask):
             columns, _ = cut_to_positions(trained.model, columns)
             return batch_losses(trained, columns, objective, self.batch_tokens)
         evaluate, losses, state = make_eval_step(trained.model, objective), [], None
-        batches = replace(self.windows, carry_state=True).batches(columns, special=trained.tokenizer.special)
+        windows = replace(self.windows, carry_state=True, reset_prob=0.0)
+        size = len(columns["target"].flat) + self.append_eos * len(columns["target"])
+        if size < max(windows.length, windows.rows):  # a text of the user's that fills no batch
+            windows = replace(windows, length=min(windows.length, size), rows=1)
+        batches = windows.batches(columns, special=trained.tokenizer.special)
         check_positions(trained.model, batches.longest_example())
         for k in range(batches.batches_per_epoch):
             batch = batches[k]

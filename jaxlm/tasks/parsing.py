@@ -36,6 +36,8 @@ Parses = list[tuple[Tree, Hypothesis | None]]
 class TreeTask(Task):
     """Base of the tasks from words to trees; their sources give pairs (words, tree on one line)."""
 
+    recipe: ClassVar[str] = ""
+
     def parse(self, trained: TrainedModel, sentences: Sequence[list[str]], progress: ProgressCallback) -> list[Parses]:
         """The trees over the words of each sentence."""
         raise NotImplementedError

@@ -50,6 +50,7 @@ class SupervisedTask(Task):
     extra_tests: dict[str, PairSource] = field(default_factory=dict)
     sequence_format: SequenceFormat | None = None
 
+    recipe: ClassVar[str] = "classify"
     label_dtype: ClassVar[Any] = np.int32
     output_activation: ClassVar[Any] = staticmethod(lambda output: output)
     eval_only_fields: ClassVar[tuple[str, ...]] = EVAL_SPLITS

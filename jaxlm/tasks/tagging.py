@@ -1,6 +1,7 @@
 """The task of tagging: a label for each word; with `iob2_spans`, the labels are IOB2 tags and spans are judged."""
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -26,6 +27,7 @@ from jaxlm.metrics.classification import (
     score_spans,
 )
 from jaxlm.models.properties import max_input_positions
+from jaxlm.tasks.base import EVAL_SPLITS
 from jaxlm.tasks.supervised import LabelTask, source_columns
 
 NUM_SPECIAL_IDS = 2
@@ -39,12 +41,16 @@ class Tagging(LabelTask):
     With a `sequence_format` a word may be several pieces, and its tag is that of the first one.
 
     Attributes:
+      split_words: lines to `predict` are raw text, whose words are those of `split_raw`.
       iob2_spans: the labels are IOB2 tags, and F1 is that of spans, as in seqeval's default mode. Otherwise F1 is the
         mean over all tags.
     """
 
     iob2_spans: bool = False
+    split_words: bool = False
 
+    eval_only_fields: ClassVar[tuple[str, ...]] = (*EVAL_SPLITS, "split_words")
+    recipe: ClassVar[str] = "tag"
     batch_columns: ClassVar[tuple[str, ...]] = ("source", "label")
 
     def __post_init__(self) -> None:
@@ -96,15 +102,20 @@ class Tagging(LabelTask):
         return columns, _select(columns["label"].flat, positions), predicted
 
     def _predict_texts(self, trained: TrainedModel, texts: Sequence[str], progress: ProgressCallback) -> Iterator[Any]:
+        if self.split_words:
+            texts = [" ".join(word for word, _ in split_raw(text)) for text in texts]
         columns, positions = self._encode_words(trained.tokenizer, texts, trained.model)
         labels = self._predict_labels(trained, columns, positions, EVAL_BATCH_TOKENS, progress)
         return map(labels.__getitem__, range(len(labels)))
 
     def _answer(self, line: str, output: np.ndarray | None) -> Answer:
-        """The tags of the words, between single spaces; a word that was never seen gets one too."""
+        """The tags of the words, between single spaces, with `split_words` each behind its word; the record has the
+        offsets of the words, the first character and that after the last one."""
         tags = [] if output is None else [self.labels[label] for label in output]
-        text, words = " ".join(tags), line.split()
-        record: dict[str, Any] = {"source": line, "prediction": text, "words": words, "tags": tags}
+        split = split_raw(line) if self.split_words else [(m.group(), m.span()) for m in re.finditer(r"\S+", line)]
+        words, offsets = [word for word, _ in split], [place for _, place in split]
+        text = " ".join(tags) if not self.split_words else " ".join(map("/".join, zip(words, tags, strict=False)))
+        record: dict[str, Any] = {"source": line, "prediction": text, "words": words, "tags": tags, "offsets": offsets}
         if self.iob2_spans:
             record["spans"] = [
                 {"class": name, "text": " ".join(words[begin:end]), "begin": begin, "end": end}
@@ -198,6 +209,17 @@ class Tagging(LabelTask):
         names = [[[self.labels[label] for label in row] for row in map(side.__getitem__, range(len(side)))]
                  for side in (gold, predicted)]  # fmt: skip
         return score_spans(*names)
+
+
+def split_raw(text: str) -> list[tuple[str, tuple[int, int]]]:
+    """The words of raw text with their offsets: between the word boundaries of Unicode (UAX #29), by the package regex.
+
+    Punctuation marks and symbols are words; "isn't" and "3.50" are one each. Scripts without spaces between words get a
+    word a character, but for runs of Katakana.
+    """
+    import regex
+
+    return [(match.group(), match.span()) for match in regex.finditer(r"(?ws)\b\S.*?\b", text)]
 
 
 def _crf_tags(model: Any) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from jaxlm.data.storage.token_cache import encode_pairs
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.inference.base import Answer, ProgressCallback, TrainedModel, cut_to_positions, to_single_line
 from jaxlm.inference.translate import Search, answer_attention_weights, to_answer, translate
-from jaxlm.metrics.text import BleuTokenizer, bleu, chrf, moses_bleu, perplexity
+from jaxlm.metrics.text import BleuTokenizer, bleu, chrf, moses_bleu, perplexity, ter
 from jaxlm.tasks.base import EVAL_SPLITS, Task, batch_losses, mean_losses, prefix_valid
 
 
@@ -46,6 +46,7 @@ class Translation(Task):
         *EVAL_SPLITS, "search", "moses_language", "valid_search", "valid_examples", "bleu_tokenizer"
     )  # fmt: skip
     input_kind: ClassVar[str] = "source"
+    recipe: ClassVar[str] = "translate"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "bleu")
 
     def texts(self) -> Iterator[str]:
@@ -93,6 +94,8 @@ class Translation(Task):
         figures: dict[str, Any] = {"split": split, "lines": len(pairs)}
         figures["bleu"] = bleu(answers, references, self.bleu_tokenizer).to_json()
         figures["chrf"] = chrf(answers, references).to_json()
+        figures["chrf++"] = chrf(answers, references, word_order=2).to_json()
+        figures["ter"] = ter(answers, references).to_json()
         if self.moses_language and find_spec("sacremoses") is None:
             figures["moses_bleu"] = "not computed: it needs sacremoses, pip install 'jaxlm[moses]'"
         elif self.moses_language:

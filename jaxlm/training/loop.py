@@ -29,7 +29,7 @@ from jaxlm.inference.base import TrainedModel
 from jaxlm.perf.flops import make_mfu_fn
 from jaxlm.pytree import named_leaves, swap_leaves
 from jaxlm.training.initialize import load_init_params, resolve_init
-from jaxlm.training.metrics_log import MetricsLog, metric_sign
+from jaxlm.training.metrics_log import MakeLogger, MetricsLog, metric_sign
 from jaxlm.training.profiling import StepProfiler, ThroughputMeter, profile_steps
 from jaxlm.training.reference import with_reference
 from jaxlm.training.rollout import with_rollout
@@ -41,17 +41,16 @@ from jaxlm.workdir import Workdir
 
 
 def train(
-    experiment: Experiment | str,
-    folder: Path | str,
-    minutes: float = 0.0,
-    run_options: RunOptions = DEFAULT_RUN_OPTIONS,
-) -> dict[str, Any]:
+    experiment: Experiment | str, folder: Path | str, minutes: float = 0.0,
+    run_options: RunOptions = DEFAULT_RUN_OPTIONS, logger: MakeLogger | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Train an experiment (or `module:variant`, see `load_experiment`), or resume from the newest whole checkpoint of
     the workdir `folder`; return the last metrics.
 
     Ctrl-C or SIGTERM saves and stops ("stopped": "interrupted"); the same call then resumes. After `minutes` of wall
     time (0: no limit) the run is evaluated, saved and stopped. A model that is fitted in closed form is fitted at once.
-    With several processes each of them calls this; the first one writes files and shows progress. Raises UserError for
+    With several processes each of them calls this; the first one writes files, shows progress and calls the `logger`,
+    which gets the metrics too. Raises UserError for
     every fault that the user can fix, before training starts if possible.
     """
     workdir = Workdir(folder)
@@ -77,7 +76,7 @@ def train(
         end = time.monotonic() + 60 * minutes if minutes else math.inf
         metric, again, first = experiment.best_metric, meta.get("evaluation_due", False), multihost.is_first()
         log = MetricsLog(workdir, experiment.steps, step, metric, is_main=first, evaluate_again=again, deadline=end)
-        stack.enter_context(log)
+        stack.enter_context(log).on_metrics = logger(experiment, workdir.folder) if first and logger else None
         loader = DataLoader(setup.batches, (step or 0) // setup.updates, run_options.threads, run_options.workers)
         batches = stack.enter_context(loader)
         stopped = stack.enter_context(stop_signals())
@@ -123,8 +122,9 @@ class TrainLoop:
         self.profiler = profiler
         self.early_stopping = EarlyStopping(**meta.get("early_stopping", {}))
         self.experiment = setup.run.experiment
-        self.meter = ThroughputMeter(meta.get("meter"))
-        self.mfu = make_mfu_fn(self.experiment, setup.mesh)
+        counts_rows = getattr(self.experiment.objective, "learns_from", "") in ("class", "number")
+        self.meter = ThroughputMeter(meta.get("meter"), "rows" if counts_rows else "tokens")
+        self.mfu = None if counts_rows else make_mfu_fn(self.experiment, setup.mesh)  # it needs the tokens
         self.last_metrics: dict[str, float] = {}
         self.first_step_seconds: float | None = None
         self.valid_metric: float | None = None

@@ -15,7 +15,7 @@ import math
 import platform
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -24,6 +24,9 @@ from jaxlm.filesystem import write_all, write_atomic
 from jaxlm.json_files import parse_json
 from jaxlm.training.progress import Display, format_number, make_display
 from jaxlm.workdir import Workdir
+
+MakeLogger = Callable[[Any, Path], Callable[[int, Mapping[str, float | str]], None]]
+"""(experiment, workdir) -> a function that gets the step and the metrics of each line of the log."""
 
 LOWER_IS_BETTER = ("loss", "nll", "perplexity")
 
@@ -55,6 +58,7 @@ class MetricsLog:
         self._resume_step = resume_step
         self._events: EventFile | None = None
         self._file: Any = None
+        self.on_metrics: Callable[[int, Mapping[str, float | str]], None] | None = None
         self._display = Display()
         self._written = time.monotonic()
         if is_main:
@@ -82,6 +86,8 @@ class MetricsLog:
         first_step = None if self._resume_step is None else self._resume_step + 1
         self._events = self._events or EventFile(self.workdir.tensorboard_folder, first_step)
         self._events.write(step, {name: float(x) for name, x in values.items() if not isinstance(x, str)})
+        if self.on_metrics:
+            self.on_metrics(step, values)
         best = f"{self.best_metric} {format_number(self._best[0])} at {self._best[1]}" if self._best else ""
         self._display.update(step, values, best)
 

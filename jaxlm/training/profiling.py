@@ -25,8 +25,10 @@ LOSS_SUMS = ("total", "nll", "count")
 class ThroughputMeter:
     """Collects metrics that are still being computed, and the seconds spent waiting for data."""
 
-    def __init__(self, sums: dict[str, Any] | None = None) -> None:
-        """`sums`: `pending_sums` of a run that is resumed; its next line is that of an uninterrupted run."""
+    def __init__(self, sums: dict[str, Any] | None = None, unit: str = "tokens") -> None:
+        """`sums`: `pending_sums` of a run that is resumed; its next line is that of an uninterrupted run. `unit`: the
+        name of what the loss counts."""
+        self.unit = unit
         self._sums: dict[str, Any] = dict(sums or dict.fromkeys(LOSS_SUMS, 0.0))
         self._figures: dict[str, list[float]] = self._sums.pop("figures", {})
         self._pending: deque[StepMetrics] = deque()
@@ -62,8 +64,8 @@ class ThroughputMeter:
             "train/nll": sums["nll"] / max(sums["count"], 1.0),
             "train/gradient_norm": float(last.gradient_norm),
             "train/learning_rate": float(last.learning_rate),
-            "train/tokens": sums["count"],
-            "time/tokens_per_second": self._tokens / seconds,
+            f"train/{self.unit}": sums["count"],
+            f"time/{self.unit}_per_second": self._tokens / seconds,
             "time/steps_per_second": self._steps / seconds,
             "time/waiting": min(self._waited / seconds, 1.0),
         }

@@ -140,6 +140,7 @@ def format_metrics(values: MetricValues) -> list[str]:
     forms: dict[str, Callable[[Any], str]] = {
         "train/loss": lambda value: f"loss {format_number(value)}",
         "time/tokens_per_second": lambda value: f"{format_thousands(float(value))} tokens/s",
+        "time/rows_per_second": lambda value: f"{format_thousands(float(value))} rows/s",
         "time/mfu": lambda value: f"MFU {float(value):.0%}",
         "time/waiting": lambda value: f"waiting {100 * float(value):.0f}%",
     }

@@ -68,6 +68,7 @@ def setup_training(
     first_traced, _ = run_options.profile_steps or (0, 0)
     if first_traced > experiment.steps:
         raise UserError(f"--profile-steps begins with step {first_traced}, and the run has {experiment.steps}")
+    experiment.check_parts()
     init_fn = make_init_fn(experiment)
     abstract = jax.eval_shape(init_fn)
     mesh = data_mesh() if run_options.mesh is None else make_mesh(run_options.mesh)

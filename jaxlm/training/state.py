@@ -9,7 +9,7 @@ import optax
 from flax import struct
 
 from jaxlm.finetuning import FineTuning
-from jaxlm.models.properties import init_params, zero_model_state
+from jaxlm.models.properties import forward_method, init_params, zero_model_state
 from jaxlm.pytree import partition
 from jaxlm.types import Array, Batch, Params, State
 
@@ -56,7 +56,9 @@ def create_train_state(
       finetuning: adapters to add, and the parameters to train.
     """
     params = init_params(model, rng_key(seed, "init"), batch)
-    finetuning.check_targets(params, lambda params: model.apply({"params": params}, batch))
+    finetuning.check_targets(
+        params, lambda params: model.apply({"params": params}, batch, method=forward_method(model))
+    )
     params = finetuning.add_adapters(params, rng_key(seed, "tuning"))
     trained, _ = partition(params, finetuning.is_trainable)
     ema = jax.tree.map(jnp.copy, trained) if averaging else None

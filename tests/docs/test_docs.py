@@ -7,6 +7,7 @@ parsed by its real parser, overrides included.
 import contextlib
 import inspect
 import io
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,10 +29,15 @@ TINY = {
     "--task.search.max-len-extra 2",
     "mine.py": "--steps 2 --model.width 8 --model.hidden 8 --model.encoder-layers 1 --model.decoder-layers 1",
     "average_lm.py": "--steps 2 --model.width 8 --task.sample-tokens 4",
+    "own.py": "--steps 2 --model.width 8 --model.hidden 8 --model.encoder-layers 1 --model.decoder-layers 1 "
+    "--task.train.count 90 --task.valid.count 4 --task.test.count 4 --task.search.max-len-extra 2 --log-every 1",
 }
 """Experiment -> overrides that make its training a matter of seconds."""
 
-EXECUTED = {"README.md": "experiments.quickstart", "getting-started.md": "mine.py", "add-a-model.md": "average_lm.py"}
+EXECUTED = {
+    "README.md": "experiments.quickstart", "getting-started.md": "mine.py", "add-a-model.md": "average_lm.py",
+    "own-parts.md": "own.py",
+}  # fmt: skip
 """Page -> the experiment of which its commands are executed."""
 EXECUTED_COMMANDS = ("train", "predict", "generate")
 SMALL_SNIPPET = {
@@ -134,6 +140,16 @@ def test_cheap_commands_run(page: str, inside: Path, capfd):
         code, out = run_command((*words, *tiny), command.stdin)
         assert code == 0, f"{command}: {capfd.readouterr().err}"
         assert len(out.splitlines()) >= len(command.stdin.splitlines())
+
+
+def test_the_logger_of_ones_own_gets_all_metrics(inside: Path):
+    """After the commands of the page."""
+    logged = {tuple(line.split(",")[:2]) for line in (inside / "runs/own/metrics.csv").read_text().splitlines()}
+    lines = map(json.loads, (inside / "runs/own/metrics.jsonl").read_text().splitlines())
+    assert logged == {
+        (str(line["step"]), name) for line in lines for name in line if name not in ("step", "time/seconds")
+    }
+    assert "exact" in json.loads((inside / "runs/own/test.json").read_text())["test"]
 
 
 def test_readme_snippet_runs(inside: Path):

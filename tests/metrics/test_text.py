@@ -10,7 +10,7 @@ import sacrebleu
 
 from jaxlm.data.sources.transforms import moses_preprocess
 from jaxlm.errors import UserError
-from jaxlm.metrics.text import CorpusScore, bleu, bleu_tokenizer, chrf, moses_bleu
+from jaxlm.metrics.text import CorpusScore, bleu, bleu_tokenizer, chrf, moses_bleu, ter
 
 HYPOTHESES = [
     "The cat sat on the mat.",
@@ -45,8 +45,19 @@ def test_bleu_and_chrf_are_sacrebleu():
     got = chrf(HYPOTHESES, REFERENCES)
     assert got.value == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
     assert got.name == "chrF2" and "nc:6" in got.signature
+    got = chrf(HYPOTHESES, REFERENCES, word_order=2)
+    assert got.value == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES], word_order=2).score
+    assert got.name == "chrF2++" and "|nw:2|" in got.signature
     for metric in (bleu, chrf, lambda h, r: moses_bleu(h, r, "en")):
         assert metric(REFERENCES, REFERENCES).value == pytest.approx(100)
+
+
+def test_ter_is_sacrebleu_and_counts_characters_of_chinese():
+    got = ter(HYPOTHESES, REFERENCES)
+    assert got.value == sacrebleu.corpus_ter(HYPOTHESES, [REFERENCES]).score > ter(REFERENCES, REFERENCES).value == 0
+    assert got.name == "TER" and "|asian:no|" in got.signature
+    got = ter(["今天天气很好"], ["今天天气不好"])
+    assert got.value == pytest.approx(100 / 6) and "|asian:yes|" in got.signature
 
 
 ZH = ["今天天气很好，我们去公园散步。", "他昨天买了一本关于历史的书。", "请把门关上，外面很冷。"]
@@ -123,6 +134,9 @@ def test_moses_bleu_by_hand():
 
 
 def test_border():
+    got = chrf(HYPOTHESES, REFERENCES, word_order=2)
+    assert got.value == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES], word_order=2).score
+    assert got.name == "chrF2++" and "|nw:2|" in got.signature
     for metric in (bleu, chrf, lambda h, r: moses_bleu(h, r, "en")):
         with pytest.raises(UserError, match="2 hypotheses and 3 references"):
             metric(HYPOTHESES[:2], REFERENCES)

@@ -1,5 +1,6 @@
 """The tasks of tagging and classification: what they read, say and judge, with a model whose answers are known."""
 
+import dataclasses
 import json
 from dataclasses import replace
 from typing import Any
@@ -26,7 +27,7 @@ from jaxlm.nn.rnn.cells import LSTM
 from jaxlm.nn.rnn.layers import Recurrent
 from jaxlm.objectives.labels import SequenceClassification, TokenClassification
 from jaxlm.tasks.classification import Classification
-from jaxlm.tasks.tagging import Tagging
+from jaxlm.tasks.tagging import Tagging, split_raw
 from jaxlm.types import Array, Batch
 
 TAGS = iob2_tags("PER", "LOC")
@@ -101,6 +102,30 @@ def test_prediction_of_tags():
     assert task.predict(by_id(task, SPELLED), []) == []
     alone = [task.predict(by_id(task, SPELLED), [line])[0] for line in lines]
     assert alone == answers
+
+
+RAW = [
+    "Juan, isn't it $3.50?",
+    "Kočka\tžije v Praze…",
+    "今天好",
+    "مُحَمَّدٌ إلى القاهرة.",
+    "हिन्दी भाषा",
+    "I 👨‍👩‍👧 love 😀!",
+]
+
+
+def test_raw_text_is_split_at_the_word_boundaries_of_unicode():
+    """Each word with its place; nothing but white space is between two of them."""
+    words = [[word for word, _ in split_raw(text)] for text in RAW]
+    assert words[0] == ["Juan", ",", "isn't", "it", "$", "3.50", "?"]
+    assert words[1:3] == [["Kočka", "žije", "v", "Praze", "…"], ["今", "天", "好"]]
+    assert words[3][0] == "مُحَمَّدٌ" and words[4][0] == "हिन्दी" and words[5][1] == "👨‍👩‍👧"
+    task = dataclasses.replace(tagging(), split_words=True)
+    for text, row, answer in zip(RAW, words, task.predict(by_id(task, SPELLED), RAW), strict=True):
+        assert [text[begin:end] for begin, end in answer.json["offsets"]] == row == answer.json["words"]
+        assert "".join(row) == "".join(text.split())
+        assert answer.text == " ".join(map("/".join, zip(row, answer.json["tags"], strict=True)))
+    assert tagging().predict(by_id(task, SPELLED), [" a,\u3000b "])[0].json["offsets"] == [(1, 3), (4, 5)]
 
 
 def test_evaluation_of_tags():

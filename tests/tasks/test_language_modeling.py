@@ -40,7 +40,7 @@ from jaxlm.workdir import Workdir
 
 TEXT = "the green witch arrived\nthe red witch left\n\nno witch is blue\n" * 12
 VOCAB = 4 + len(set(TEXT))
-WINDOWS = Windows(length=16, rows=8, append_eos=False)
+WINDOWS = Windows(length=16, rows=8, append_eos=False, reset_prob=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,18 @@ def test_carried_state_is_reading_on():
     assert int(at_once.count) == seen and total == pytest.approx(float(at_once.total), rel=1e-5)
     alone = sum(float(objective(model, params, batches[k].replace(reset_B=None), None).total) for k in range(3))
     assert abs(alone - total) > 1e-3  # what was carried matters
+
+
+def test_a_text_that_fills_no_batch_is_one_row(folder):
+    """And resets of training do not reach evaluation."""
+    chosen = experiment()
+    params = chosen.model.init(jax.random.key(0), dummy_batch())["params"]
+    trained = TrainedModel(chosen.model, params, Characters(VOCAB).fit([TEXT]))
+    (folder / "short.txt").write_text("no witch")
+    task = replace(chosen.task, test=TextFile("short.txt", "whole"), windows=Windows(32, 4, append_eos=False))
+    one_row = replace(task, windows=Windows(9, 1, append_eos=False, reset_prob=1.0))
+    scores = task.evaluate(trained, "test")
+    assert scores["tokens"] == 9 and scores == one_row.evaluate(trained, "test")
 
 
 def test_where_a_stream_begins_the_carried_state_is_forgotten():

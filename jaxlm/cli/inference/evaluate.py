@@ -1,6 +1,8 @@
-"""`jaxlm evaluate D`: the scores of a split as one JSON object, the last line of stdout; or those of two tree files."""
+"""`jaxlm evaluate D`: the scores of a split or of other files as one JSON object, the last line of stdout; or those of
+two tree files."""
 
 import argparse
+import dataclasses
 from itertools import islice
 from pathlib import Path
 from types import FunctionType
@@ -9,7 +11,7 @@ from typing import Any
 from jaxlm.cli import output
 from jaxlm.cli.experiments import load_object
 from jaxlm.cli.options import experiment_with_options, load_pipeline, workdir_parser
-from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError
+from jaxlm.cli.parser import COMMANDS, CommandParser, UsageError, add_bad_line_option, add_columns_option
 from jaxlm.config.checks import MAX_SEED
 from jaxlm.errors import UserError
 from jaxlm.filesystem import write_atomic
@@ -21,7 +23,12 @@ def main(argv: list[str]) -> int:
     """Decode the split and score it."""
     parser = workdir_parser("evaluate", COMMANDS["evaluate"], "search", "model")
     text = "train, valid, test (the default) or another test set of the experiment"
-    parser.add_argument("--split", default="test", help=text)
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--split", default="test", help=text)
+    text = "score these files instead: read as the test split is, or else by their endings"
+    data.add_argument("--data", nargs="+", metavar="FILE", help=text)
+    add_columns_option(parser)
+    add_bad_line_option(parser, ("error", "replace", "skip"), None)
     parser.add_flag("--json", "print the scores as JSON on a terminal too")
     _add_against_options(parser)
     _add_file_options(parser)
@@ -32,6 +39,10 @@ def main(argv: list[str]) -> int:
     if given and not options.against:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to a comparison: add --against WORKDIR")
     experiment = experiment_with_options(options)
+    if options.data:
+        experiment = _with_data(experiment, options)
+    elif options.columns or options.on_bad_line:
+        raise UsageError("--columns and --on-bad-line belong to other files: add --data FILE")
     try:
         described = experiment.task.describe(options.split)
     except UserError as error:
@@ -42,13 +53,26 @@ def main(argv: list[str]) -> int:
         return _compare(options, pipeline)
     clock = output.Clock()
     with output.progress_bar(experiment.task.count(options.split), options.split) as progress:
-        scores = pipeline.evaluate(options.split, progress)
+        scores = pipeline.evaluate(options.split, clock.watch(progress))
     record: dict[str, Any] = {"workdir": str(options.workdir), "checkpoints": pipeline.steps}
+    record |= {"data": options.data} if options.data else {}
     if experiment.task.search is not None:
         names = ("num_beams", "length_penalty_kind", "length_penalty")
         record["search"] = {name: getattr(experiment.task.search.beam, name) for name in names}
-    output.write_result(scores | record | clock.rates(scores["lines"]), options.json)
+    record |= clock.rates(scores["lines"])
+    output.write_result(scores | record, options.json)
     return 0
+
+
+def _with_data(experiment: Any, options: argparse.Namespace) -> Any:
+    """The experiment with the files of --data as the split "data", read once: the first fault ends the command."""
+    from jaxlm.cli.own_files import with_files
+    from jaxlm.data.sources.transforms import Concat
+
+    options.split = "data"
+    task = with_files(experiment.task, "data", options.data, options.columns, options.on_bad_line)
+    output.print_stderr(f"{' '.join(options.data)}: {Concat((task.split('data'),)).check()}")
+    return dataclasses.replace(experiment, task=task)
 
 
 def _add_against_options(parser: CommandParser) -> None:

@@ -38,14 +38,17 @@ def main(argv: list[str]) -> int:
     clock = output.Clock()
     flat: list[int] = []
     for lines in source.batches():
-        for number, answer in enumerate(pipeline.answers(lines), start=source.num_lines - len(lines) + 1):
+        answers = pipeline.answers(lines)
+        for number, answer in enumerate(answers, start=source.num_lines - len(lines) + 1):
             flat += [number] * answer.json.get("flat", False)
             text = parse_tree(answer.text).indented() if options.pretty and answer.text else answer.text
             output.write_line(output.json_line(answer.json) if options.jsonl else text)
         sys.stdout.flush()
         if limit:
             num_truncated += count_truncated(lines, pipeline.tokenizer, limit, with_markers=task.search is None)
-        for ids in pipeline.tokenizer.encode(lines):
+        words = [answer.json.get("words") for answer in answers]  # of a tagger, which may split raw text
+        texts = [line if tokens is None else " ".join(tokens) for line, tokens in zip(lines, words, strict=True)]
+        for ids in pipeline.tokenizer.encode(texts):
             num_tokens += len(ids)
             num_unknown += int(pipeline.tokenizer.special.is_unknown(ids).sum())
     if num_unknown:
@@ -70,6 +73,8 @@ def _parser() -> CommandParser:
     parser.add_flag("--pretty", "of a parser: draw each tree in indented lines")
     text = "with --jsonl: add the attention weights of each token of the best answer over the tokens of the source"
     parser.add_flag("--attention", text)
+    text = "of a tagger: the lines are raw text, split into words at the word boundaries of Unicode; print word/tag"
+    parser.add_flag("--split-words", text)
     add_stdin_options(parser)
     text = "maximum number of lines to read before they are answered"
     parser.add_int("--lines-per-batch", text, default=LINES_PER_BATCH)

@@ -26,7 +26,10 @@ from jaxlm.data.catalog import get_command
 from jaxlm.data.files import find_file
 from jaxlm.errors import UserError
 
-CORE_PACKAGES = "jax flax optax orbax-checkpoint numpy sentencepiece grain tensorflow-datasets rich sacrebleu".split()
+CORE_PACKAGES = (
+    "jax", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece", "grain", "tensorflow-datasets", "rich",
+    "sacrebleu", "regex",
+)  # fmt: skip
 """The distributions in pyproject.toml."""
 
 OPTIONAL_PACKAGES = {

@@ -4,21 +4,25 @@ The last line of stdout is a JSON object with all figures.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxlm import runtime
 from jaxlm.cli import output
+from jaxlm.cli.experiments import load_object
 from jaxlm.cli.options import add_run_options, read_coordinator, read_run_options
 from jaxlm.cli.overrides import ExperimentParser
 from jaxlm.cli.parser import COMMANDS, EXIT_INTERRUPTED, RECIPES, add_bad_line_option, positive_number
+from jaxlm.errors import UserError
 from jaxlm.filesystem import write_atomic
 from jaxlm.training.progress import format_duration, format_number
-from jaxlm.workdir import Workdir
+from jaxlm.workdir import TRAIN_COMMAND, Workdir
 
 if TYPE_CHECKING:
     from jaxlm.experiment import Experiment
@@ -42,12 +46,21 @@ def main(argv: list[str]) -> int:
     multihost.connect(read_coordinator(options))
     from jaxlm.training.loop import train
 
-    folder = options.workdir or _default_workdir(options.experiment)
-    with multihost.fail_together():
-        multihost.all_or_none(experiment.task.check)
-        summary = train(experiment, folder, options.max_minutes, run_options)
+    folder = options.workdir or default_workdir(options.experiment)
+    task: Any = experiment.task
+    read = dataclasses.replace(task, test=task.valid, extra_tests={}) if options.no_test else task
+    with multihost.fail_together(), _own_command(argv):
+        multihost.all_or_none(read.check)
+        if options.dry_run:
+            from jaxlm.cli.training.dry_run import dry_run
+
+            record = dry_run(experiment, Workdir(folder), run_options) | {"workdir": str(folder)}
+            output.write_result(record, options.json)
+            return 0
+        logger = load_object(options.logger, FunctionType) if options.logger else None
+        summary = train(experiment, folder, options.max_minutes, run_options, logger)
         interrupted = summary.get("stopped") == "interrupted"
-        summary |= {} if interrupted else _evaluate_test(folder)
+        summary |= {} if interrupted or options.no_test else _evaluate_test(folder)
     summary |= {"workdir": str(folder), "seconds": round(runtime.seconds_since_start(), 3)}
     if multihost.is_first():
         output.write_result(summary, options.json, lambda: _describe_run(summary, experiment.best_metric))
@@ -55,6 +68,20 @@ def main(argv: list[str]) -> int:
         command = shlex.join(["jaxlm", "train", *argv])
         output.print_stderr(f"interrupted and saved at step {summary['step']}; resume with:\n  {command}")
     return EXIT_INTERRUPTED if interrupted else 0
+
+
+@contextlib.contextmanager
+def _own_command(argv: list[str]) -> Iterator[None]:
+    """Put the words of the user into the command that a message shows."""
+    try:
+        yield
+    except UserError as error:
+        words = [word for word in argv if not word.startswith("--workdir=")]
+        while "--workdir" in words:
+            del words[(place := words.index("--workdir")) : place + 2]
+        command = shlex.join(["jaxlm", "train", *words])
+        error.args = (str(error).replace(TRAIN_COMMAND, command),)
+        raise
 
 
 def check_train_options(experiment: str, args: list[str]) -> None:
@@ -87,6 +114,10 @@ def _parser() -> ExperimentParser:
     text = "stop after M minutes: evaluate, save, and score the test split"
     parser.add_argument("--max-minutes", type=positive_number, default=0.0, metavar="M", help=text)
     parser.add_flag("--accept-changed-data", "resume although the training data has changed since the run began")
+    text = "MODULE:NAME, a function (experiment, workdir) that returns one of (step, metrics), such as for MLflow"
+    parser.add_argument("--logger", metavar="NAME", help=text)
+    parser.add_flag("--no-test", "do not read and score the test split")
+    parser.add_flag("--dry-run", "stop before the first step: print shapes, parameters and memory; write no workdir")
     add_run_options(parser)
     return parser
 
@@ -103,7 +134,8 @@ def _describe_run(summary: Mapping[str, Any], best_metric: str) -> str:
     return "\n".join([*lines, f"next: jaxlm evaluate {folder}, jaxlm report {folder}"])
 
 
-def _default_workdir(name: str) -> Path:
+def default_workdir(name: str) -> Path:
+    """runs/MODULE-VARIANT."""
     module, _, variant = name.partition(":")
     stem = module.removesuffix(".py").replace("/", ".").rpartition(".")[2]
     return Path("runs") / (f"{stem}-{variant}" if variant else stem)
@@ -112,20 +144,9 @@ def _default_workdir(name: str) -> Path:
 def _set_on_bad_line(experiment: "Experiment", options: argparse.Namespace) -> "Experiment":
     if options.on_bad_line is None:
         return experiment
-    return dataclasses.replace(experiment, task=_replace_field(experiment.task, "on_bad_line", options.on_bad_line))
+    from jaxlm.cli.own_files import replace_field
 
-
-def _replace_field(value: Any, field: str, new: Any) -> Any:
-    """The config with every field of that name, at any depth, set to `new`."""
-    if isinstance(value, tuple):
-        return tuple(_replace_field(item, field, new) for item in value)
-    if isinstance(value, Mapping):
-        return {key: _replace_field(item, field, new) for key, item in value.items()}
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return value
-    fields = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value) if entry.init}
-    changed = {name: new if name == field else _replace_field(item, field, new) for name, item in fields.items()}
-    return dataclasses.replace(value, **changed)
+    return dataclasses.replace(experiment, task=replace_field(experiment.task, "on_bad_line", options.on_bad_line))
 
 
 def _evaluate_test(folder: Path) -> dict[str, Any]:
@@ -136,7 +157,7 @@ def _evaluate_test(folder: Path) -> dict[str, Any]:
     task = trained.experiment.task
     clock = output.Clock()
     with output.progress_bar(task.count("test"), "test") as progress:
-        scores = task.evaluate(trained, "test", progress)
+        scores = task.evaluate(trained, "test", clock.watch(progress))
     scores |= clock.rates(scores["lines"])
     lines = list(task.show_examples(trained, NUM_EXAMPLES))
     result = {"checkpoints": trained.steps, "test": scores}

@@ -65,8 +65,8 @@ class Windows(RunningText):
       append_eos: every text ends with EOS; without it the texts are one text.
       isolate_documents: tokens attend only to their own text, which begins after BOS and has a segment of its own.
         No state is carried: `carry_state` then decides only the order.
-      reset_prob: probability that a row starts from an empty state instead of the carried one (Melis et al. 2018:
-        0.01), since a state that is carried through an epoch never shows the model how a text begins.
+      reset_prob: probability that a row starts from an empty state instead of the carried one (Melis et al. 2018), in
+        training: evaluation begins from an empty state, which a model whose states were all carried has never met.
     """
 
     length: int = 35
@@ -74,7 +74,7 @@ class Windows(RunningText):
     carry_state: bool = True
     append_eos: bool = True
     isolate_documents: bool = False
-    reset_prob: float = 0.0
+    reset_prob: float = 0.01
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.reset_prob <= 1.0:

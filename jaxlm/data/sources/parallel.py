@@ -98,7 +98,7 @@ class Tsv(FilteredPairs):
             if wrong := [column for column in places if names.count(column) != 1]:
                 raise UserError(
                     f"{file}, line 1 lacks the column {', '.join(map(repr, wrong))}, or has it twice: it names "
-                    f"{', '.join(map(repr, names))}"
+                    f"{', '.join(map(repr, names))}. Choose among them (in a command with --columns)."
                 )
             places = tuple(names.index(column) for column in places)
         need = max(places) + 1  # type: ignore[type-var, operator]

@@ -52,7 +52,7 @@ def test_documents_kept_apart():
 @pytest.mark.parametrize("rows, length", [(1, 7), (3, 4), (4, 5), (5, 8), (2, 21)])
 def test_every_token_is_a_label_once_an_epoch_after_the_one_before(rows, length):
     """Row r of the batches of an epoch is one piece of the stream, and the pieces follow each other."""
-    batches = Windows(length, rows).batches(COLUMNS)
+    batches = Windows(length, rows, reset_prob=0.0).batches(COLUMNS)
     epoch = [batches[k] for k in range(batches.batches_per_epoch)]
     valid_BT = np.concatenate([batch.target_valid_BT for batch in epoch], 1)
     labels = np.concatenate([batch.label_BT for batch in epoch], 1)[valid_BT]

@@ -5,30 +5,21 @@ experiment, and can be edited: the way from no code to code of one's own.
 """
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from jaxlm.cli.parser import RECIPES, CommandParser, UsageError
-from jaxlm.data.files import COMPRESSED_ENDINGS, ReadStats, find_file, iter_lines
-from jaxlm.data.sources.arrow import ArrowTable
-from jaxlm.data.sources.conll import ColumnFile, ConllU
-from jaxlm.data.sources.parallel import Csv, JsonLines, ParallelFiles, Tsv
-from jaxlm.data.sources.text import TextFile
+from jaxlm.cli.own_files import as_python, read_files
+from jaxlm.cli.parser import RECIPES, CommandParser, add_columns_option
 from jaxlm.data.sources.transforms import HashSplit
 from jaxlm.data.tokenizers.sentencepiece import SentencePiece
 from jaxlm.data.tokenizers.simple import WordsWithChars
 from jaxlm.errors import UserError
 from jaxlm.filesystem import write_atomic
 
-TABLES: dict[str, Any] = {
-    ".csv": Csv, ".tsv": Tsv, ".jsonl": JsonLines, ".parquet": ArrowTable, ".arrow": ArrowTable, ".feather": ArrowTable
-}  # fmt: skip
-"""The reader of a file by its ending; any other file has a text a line."""
-
-PIECES = (16_000, 8000, 4000, 2000, 1000, 500)
+PIECES = (16_000, 8000, 4000, 2000, 1000, 500, 400)
 """Sizes of a vocabulary of pieces: the first with 20 characters of text for each that the text can give."""
 
 TRANSLATION_SIZES = {
@@ -50,15 +41,6 @@ LM_SIZES = {
 """Sizes of the model, from this number of characters on."""
 
 
-@dataclass
-class Reader:
-    """A source as an object and as the expression that makes it; `names`: the classes in the expression."""
-
-    source: Any
-    expression: str
-    names: set[str] = field(default_factory=set)
-
-
 def write_recipe(argv: list[str]) -> list[str]:
     """Write the experiment of `RECIPE --train FILE ... [options of train]`; return the arguments that train it.
 
@@ -67,9 +49,13 @@ def write_recipe(argv: list[str]) -> list[str]:
     options, rest = _parser(argv[0]).parse_known_args(argv[1:])
     workdir = options.workdir or Path("runs") / options.recipe
     file = workdir.with_name(workdir.name + ".py")
-    readers = [_reader(options.recipe, files, options) for files in (options.train, options.valid, options.test)]
-    values = _values(options.recipe, *_splits(options.recipe, readers))
-    command = shlex.join(["jaxlm", "train", *argv])
+    splits = options.train, options.valid, options.test
+    sources = [read_files(options.recipe, files, options.columns) if files else None for files in splits]
+    values = _values(options.recipe, *_splits(options.recipe, sources))
+    given = {name: getattr(options, name) for name in ("train", "valid", "test", "columns")}
+    given["workdir"] = [str(workdir)] if options.workdir else []
+    words = [word for name, files in given.items() if files for word in (f"--{name}", *files)]
+    command = shlex.join(["jaxlm", "train", options.recipe, *words])
     values |= {"command": command.replace("\\", "\\\\"), "file": file, "workdir": workdir}
     text = Template((Path(__file__).parent / f"{options.recipe}.txt").read_text(encoding="utf-8")).substitute(values)
     if file.exists() and file.read_text(encoding="utf-8") != text:
@@ -87,107 +73,42 @@ def _parser(recipe: str) -> CommandParser:
     parser.add_argument("--train", nargs="+", required=True, metavar="FILE", help=RECIPES[recipe])
     parser.add_argument("--valid", nargs="+", default=[], metavar="FILE", help="likewise (default: a part of --train)")
     parser.add_argument("--test", nargs="+", default=[], metavar="FILE", help="likewise (default: see --valid)")
-    text = "columns of a table: SOURCE TARGET, or TEXT CLASS; of a file of tags the numbers of word and tag, from 0"
-    parser.add_argument("--columns", nargs=2, metavar="NAME", help=text)
+    add_columns_option(parser)
     parser.add_argument("--workdir", type=Path, metavar="D", help=f"folder of the run (default: runs/{recipe})")
     parser.set_defaults(recipe=recipe)
     return parser
 
 
-def _reader(recipe: str, files: list[str], options: Any) -> Reader | None:
-    """The source of the files of one split."""
-    if not files:
-        return None
-    paths = [str(find_file(str(Path(file).absolute()))) for file in files]
-    endings = [end for end in Path(paths[0]).suffixes if end.lower() not in COMPRESSED_ENDINGS]
-    ending = endings[-1].lower() if endings else ""
-    if len(paths) != (2 if recipe == "translate" and ending not in TABLES else 1):
-        raise UsageError(f"{recipe} with {' '.join(files)}: expected {RECIPES[recipe]}")
-    if recipe == "lm":
-        return Reader(TextFile(paths[0], "whole"), f'TextFile({paths[0]!r}, "whole")', {"TextFile"})
-    if recipe == "translate" and len(paths) == 2:
-        return _make(ParallelFiles, *paths)
-    if recipe == "tag":
-        return _tag_reader(paths[0], ending, options.columns)
-    if ending not in TABLES:
-        raise UsageError(f"{files[0]}: expected a table that ends in {', '.join(TABLES)}, perhaps compressed")
-    columns = options.columns or _default_columns(paths[0], ending)
-    has_numbers = ending in (".csv", ".tsv") and all(name.isdecimal() for name in columns)
-    return _make(TABLES[ending], paths[0], *(map(int, columns) if has_numbers else columns))
-
-
-def _tag_reader(path: str, ending: str, columns: list[str] | None) -> Reader:
-    if ending == ".conllu":
-        first = next(line for line in iter_lines(path, "replace", ReadStats()) if line and not line.startswith("#"))
-        if first.count("\t") == 9:
-            return _make(ConllU, path)
-    lines = (line for line in iter_lines(path, "replace", ReadStats()) if line and line.strip())
-    is_tabbed = "\t" in next(lines, "")
-    word, tag = map(int, columns) if columns else (0, -1)
-    separator = "\t" if is_tabbed else None
-    expression = f"ColumnFile({path!r}, {word}, {tag}, separator={separator!r})"
-    return Reader(ColumnFile(path, word, tag, separator), expression, {"ColumnFile"})
-
-
-def _default_columns(path: str, ending: str) -> list[str]:
-    """The two columns of a table. Raises UsageError, with their names, if there are others."""
-    if ending == ".tsv":
-        return ["0", "1"]
-    if ending == ".csv":
-        names = next(Csv(path, 0, 1)._iter_records(find_file(path), ReadStats()))[1] or []
-        if len(names) == 2:
-            return names
-        raise UsageError(f"{path} has the columns {', '.join(names)}: choose two with --columns")
-    raise UsageError(f"{path}: choose two of its columns with --columns")
-
-
-def _make(kind: Any, *arguments: Any) -> Reader:
-    return Reader(kind(*arguments), f"{kind.__name__}({', '.join(map(repr, arguments))})", {kind.__name__})
-
-
-def _splits(recipe: str, readers: list[Reader | None]) -> list[Reader]:
+def _splits(recipe: str, sources: list[Any]) -> list[Any]:
     """Sources of all three splits: what has no file is a part of the training file, or the validation split."""
-    train, valid, test = readers
-    assert train is not None
-    if valid is None:
-        if recipe == "lm":
-            path, names = train.source.path, train.names
-            train, valid = (
-                Reader(TextFile(path, "whole", *part), f'TextFile({path!r}, "whole", {part[0]}, {part[1]})', names)
-                for part in ((0.0, 0.9), (0.9, 1.0))
-            )
-        else:
-            train, valid, held_out = (
-                Reader(
-                    HashSplit(train.source, part, valid=0.05, test=0.05),
-                    f'HashSplit({train.expression}, "{part}", valid=0.05, test=0.05)',
-                    {"HashSplit", *train.names},
-                )
-                for part in ("train", "valid", "test")
-            )
-            test = test or held_out
+    train, valid, test = sources
+    if valid is None and recipe == "lm":
+        train, valid = (
+            replace(train, start_fraction=start, end_fraction=end) for start, end in ((0.0, 0.9), (0.9, 1.0))
+        )
+    elif valid is None:
+        parts: Any = ("train", "valid", "test")
+        train, valid, held_out = (HashSplit(train, part, valid=0.05, test=0.05) for part in parts)
+        test = test or held_out
     return [train, valid, test or valid]
 
 
-def _values(recipe: str, train: Reader, valid: Reader, test: Reader) -> dict[str, Any]:
+def _values(recipe: str, train: Any, valid: Any, test: Any) -> dict[str, Any]:
     """The values in the template of a recipe: expressions, and sizes that fit the data."""
-    values: dict[str, Any] = {"train": train.expression, "valid": valid.expression, "test": test.expression}
-    values["imports"] = ", ".join(sorted(train.names | valid.names | test.names))
+    expressions, names = zip(*map(as_python, (train, valid, test)), strict=True)
+    values: dict[str, Any] = dict(zip(("train", "valid", "test"), expressions, strict=True))
+    values["imports"] = ", ".join(sorted(set().union(*names)))
     if recipe == "lm":
-        texts = list(train.source)
+        texts = list(train)
         count = sum(map(len, texts))
         return values | _size(LM_SIZES, count) | {"examples": f"{count:,}", "vocab": _vocab_of_pieces(texts)}
-    rows = list(train.source)
+    rows = list(train)
     values["examples"] = f"{len(rows):,}"
     if recipe == "translate":
         return values | _size(TRANSLATION_SIZES, len(rows)) | {"vocab": _vocab_of_pieces(list(chain(*rows)))}
     tokenizer = WordsWithChars(20_000, 150, lowercase=True).fit(text for text, _ in rows)
     values |= {"vocab": tokenizer.vocab_size, "characters": tokenizer.char_vocab_size}
-    labels = {
-        label
-        for _, text in chain(rows, valid.source, test.source)
-        for label in (text.split() if recipe == "tag" else [text])
-    }
+    labels = {label for _, text in chain(rows, valid, test) for label in (text.split() if recipe == "tag" else [text])}
     if len(labels) > 1000:
         raise UserError(f"{len(labels):,} classes, such as {min(labels)!r}: expected at most 1,000. Check --columns")
     spans = recipe == "tag" and "O" in labels and all(label == "O" or label[:2] in ("B-", "I-") for label in labels)
