@@ -38,16 +38,14 @@ def main(argv: list[str]) -> int:
     clock = output.Clock()
     flat: list[int] = []
     for lines in source.batches():
-        answers = pipeline.answers(lines)
-        for number, answer in enumerate(answers, start=source.num_lines - len(lines) + 1):
+        for number, answer in enumerate(answers := pipeline.answers(lines), start=source.num_lines - len(lines) + 1):
             flat += [number] * answer.json.get("flat", False)
             text = parse_tree(answer.text).indented() if options.pretty and answer.text else answer.text
             output.write_line(output.json_line(answer.json) if options.jsonl else text)
         sys.stdout.flush()
         if limit:
             num_truncated += count_truncated(lines, pipeline.tokenizer, limit, with_markers=task.search is None)
-        words = [answer.json.get("words") for answer in answers]  # of a tagger, which may split raw text
-        texts = [line if tokens is None else " ".join(tokens) for line, tokens in zip(lines, words, strict=True)]
+        texts = [" ".join(a.json.get("words", ())) or line for a, line in zip(answers, lines, strict=True)]  # raw text
         for ids in pipeline.tokenizer.encode(texts):
             num_tokens += len(ids)
             num_unknown += int(pipeline.tokenizer.special.is_unknown(ids).sum())
