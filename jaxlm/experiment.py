@@ -110,8 +110,8 @@ class Experiment:
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the parameters of a checkpoint: those of the model, of LoRA and of adapters."""
-        add, key = self.finetuning.add_adapters, jax.random.key(0)
-        return jax.eval_shape(lambda params: add(params, key), abstract_params(self.model))
+        add = self.finetuning.add_adapters
+        return jax.eval_shape(lambda params: add(params, jax.random.key(0)), abstract_params(self.model))
 
 
 @dataclass(frozen=True, eq=False)

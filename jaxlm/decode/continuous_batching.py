@@ -37,6 +37,7 @@ def beam_search_queue(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Yield (row numbers, the fields of `Hypotheses` as NumPy arrays) as rows finish.
 
+    params: as `search_params` returns them; others are unstacked and packed in every call of a program.
     batches: (row numbers, their request), all of one shape, at most `active_rows` rows each. Row number -1 marks a
     filler. Grammars and forced prefixes are not supported. The iterator is read one batch ahead.
     active_rows: the number of rows that are searched at once.
@@ -55,7 +56,6 @@ def beam_search_queue(
             # A filler gets a place beyond the last: the scatter drops it.
             place_G = np.where(row_G >= 0, place_G, active_rows).astype(np.int32)
             if active is None:
-                params = _decoding_params(model, config, params, request, score_params)
                 active = _empty_batch(model, config, params, request, active_rows)
             active = _admit_rows(model, config, params, request, active, place_G)
             waiting = next(queue, None)
@@ -66,11 +66,16 @@ def beam_search_queue(
             row_of_place[ended] = -1
 
 
+def search_params(model: Any, params: Params, request: DecodeRequest, config: BeamSearchConfig) -> Params:
+    """The parameters for `beam_search_queue`, see `decoding_params`: the same ones serve requests of any shape."""
+    model, config, score_params = specialize(model, config)
+    return _decoding_params(model, config, params, request, score_params)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def _decoding_params(
     model: Any, config: BeamSearchConfig, params: Params, request: DecodeRequest, score_params: ScoreParams
 ) -> Params:
-    """The parameters for prompts and steps, see `decoding_params`."""
 
     def call(params: Params) -> BeamState:
         beams = initial_beam_state(model, config, params, request, config.length)
@@ -108,7 +113,13 @@ def _admit_rows(
         old_B, new_G = old.reshape(places, -1, *old.shape[1:]), new.reshape(group, -1, *new.shape[1:])
         return old_B.at[place_G].set(new_G, mode="drop").reshape(old.shape)
 
-    return constrain_state(jax.tree.map(put, active, initial_beam_state(model, config, params, request, config.length)))
+    return constrain_state(jax.tree.map(put, active, _initial_state(model, config, params, request)))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config"), inline=True)
+def _initial_state(model: Any, config: BeamSearchConfig, params: Params, request: DecodeRequest) -> BeamState:
+    """Traced once for its shapes and for `_admit_rows`."""
+    return initial_beam_state(model, config, params, request, config.length)
 
 
 def _empty_batch(
@@ -116,7 +127,7 @@ def _empty_batch(
 ) -> BeamState:
     """A state of `active_rows` rows that are all done: zeros, in the shapes of a request's initial state."""
     group = len(request.limit_B)
-    shapes = jax.eval_shape(lambda p, r: initial_beam_state(model, config, p, r, config.length), params, request)
+    shapes = _initial_state.eval_shape(model, config, params, request)
     blank = jax.tree.map(lambda x: np.zeros((x.shape[0] // group * active_rows, *x.shape[1:]), x.dtype), shapes)
     active = blank.replace(done_B=np.ones(active_rows, bool))
     # Committed to devices if the parameters are: the jit returns committed arrays, and others would compile it again.

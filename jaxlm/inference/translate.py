@@ -1,8 +1,11 @@
 """Lines in, lines out: tokenize, batch by length, search on the device, detokenize, restore the order."""
 
+import contextlib
 import functools
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +17,7 @@ from jaxlm.data.ragged import Columns, Ragged
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.decode.beam_config import Beam, BeamSearchConfig
 from jaxlm.decode.beam_search import beam_search
-from jaxlm.decode.continuous_batching import beam_search_queue
+from jaxlm.decode.continuous_batching import beam_search_queue, search_params
 from jaxlm.decode.request import DecodeRequest
 from jaxlm.decode.results import FINISH_REASONS
 from jaxlm.distributed import multihost
@@ -81,6 +84,31 @@ def translate(
     A blank line gets blank answers and never reaches the model. No line's answer depends on another line. Several
     hosts share the lines.
     """
+    kept = _kept_answers.get()
+    if kept is None:
+        return _translate_shared(trained, lines, search, progress)
+    if any(line not in kept or kept[line][0] != search for line in lines):
+        answers = _translate_shared(trained, lines, search, progress)
+        kept.update({line: (search, best_first) for line, best_first in zip(lines, answers, strict=True)})
+    return [kept[line][1] for line in lines]
+
+
+_kept_answers: ContextVar[dict[str, tuple[Search, list[Hypothesis]]] | None] = ContextVar("kept_answers", default=None)
+
+
+@contextlib.contextmanager
+def keep_answers() -> Iterator[None]:
+    """In this block, which uses one model, no line is decoded twice by the same search."""
+    token = _kept_answers.set({})
+    try:
+        yield
+    finally:
+        _kept_answers.reset(token)
+
+
+def _translate_shared(
+    trained: TrainedModel, lines: Sequence[str], search: Search, progress: ProgressCallback
+) -> list[list[Hypothesis]]:
     if multihost.num_hosts() == 1:
         return _translate_local(trained, lines, search, progress)
     local = replace(trained, params=multihost.to_local(trained.params))
@@ -120,15 +148,17 @@ def _decode_queue(
     if search.constraint:
         yield from _decode_in_batches(trained, column, search, texts)
         return
-    special, max_length = trained.tokenizer.special, max_source_tokens(trained.model, search)
+    special, max_length, params = trained.tokenizer.special, max_source_tokens(trained.model, search), None
     for rows, length, places, group in queue_shapes(column, search.batch_tokens, max_length):
         padded = np.pad(rows, (0, -len(rows) % group), constant_values=-1)
         batches = (
             (row_G, _request(trained, search, row_G, collate_rows({"source": column}, row_G, length, special)))
             for row_G in padded.reshape(-1, group)
         )
-        config = _search_config(trained, search, length)
-        yield from beam_search_queue(trained.model, trained.params, batches, places, config)
+        config, first = _search_config(trained, search, length), next(batches)
+        if params is None:
+            params = search_params(trained.model, trained.params, first[1], config)
+        yield from beam_search_queue(trained.model, params, itertools.chain([first], batches), places, config)
 
 
 def max_source_tokens(model: Any, search: Search) -> int:

@@ -1,5 +1,6 @@
 """Properties of a model that do not depend on its parameters: longest input, empty state, special ids, shapes."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,6 +100,7 @@ def forward_method(model: Any) -> Any:
     return None if any("__call__" in vars(base) for base in type(model).__mro__) else SequenceModel.__call__
 
 
+@functools.partial(jax.jit, static_argnames="model", inline=True)  # traced once, by training and by loading
 def init_params(model: Any, key: jax.Array, batch: Batch) -> Params:
     """Return new parameters. Raises UserError if the model has other variables, or no parameters."""
     variables = model.init(key, batch, method=forward_method(model))
@@ -112,4 +114,4 @@ def init_params(model: Any, key: jax.Array, batch: Batch) -> Params:
 
 def abstract_params(model: Any) -> Params:
     """Return the shapes and dtypes of the parameters, without computing them."""
-    return jax.eval_shape(lambda key: init_params(model, key, dummy_batch()), jax.random.key(0))
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0), dummy_batch()))

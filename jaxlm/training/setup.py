@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,13 +18,14 @@ from jaxlm.data.storage.token_cache import fingerprints, update_digest
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.distributed import multihost
 from jaxlm.distributed.placement import host_rows
-from jaxlm.distributed.sharding import data_mesh, make_mesh, num_batch_shards, unsharded_params
+from jaxlm.distributed.sharding import data_mesh, make_mesh, num_batch_shards, train_state_shardings, unsharded_params
 from jaxlm.errors import UserError
 from jaxlm.experiment import Experiment
 from jaxlm.filesystem import check_writable
 from jaxlm.models.properties import check_positions, with_special_ids
 from jaxlm.pytree import partition, tree_bytes
 from jaxlm.training.run_options import DEFAULT_RUN_OPTIONS, RunOptions
+from jaxlm.training.state import TrainState
 from jaxlm.training.step import CompiledStep, build_compiled_step, make_init_fn
 from jaxlm.types import Batch, Params
 from jaxlm.workdir import Workdir, describe_fingerprints
@@ -72,6 +74,8 @@ def setup_training(
     init_fn = make_init_fn(experiment)
     abstract = jax.eval_shape(init_fn)
     mesh = data_mesh() if run_options.mesh is None else make_mesh(run_options.mesh)
+    shardings = train_state_shardings(abstract, mesh, run_options.shard_optimizer_state)
+    init_state = _compile_init(init_fn, shardings, workdir)
     # The first host writes the workdir, the tokenizer and the encoded data to the shared disk; the others then read.
     run = multihost.first_host_first(lambda: open_run(experiment, workdir, notify, tree_bytes(abstract)))
     columns = multihost.first_host_first(lambda: load_data(run, run_options.accept_changed_data))
@@ -95,14 +99,18 @@ def setup_training(
         notify(f"mesh: {sizes} on {mesh.size} devices{not_split}")
     autotune_folder = run.workdir.autotune_folder.absolute() if run_options.exact else None
     compiled = build_compiled_step(run.experiment, init_fn, mesh, run_options, autotune_folder)
-    trainable, _ = partition(compiled.abstract_state.params, experiment.finetuning.is_trainable)
-    trained, total = (
-        sum(leaf.size for leaf in jax.tree.leaves(x)) for x in (trainable, compiled.abstract_state.params)
-    )
-    share = "" if trained == total else f", of which {trained:,} ({trained / total:.1%}) are trained"
-    optimizer_bytes = tree_bytes(compiled.abstract_state.opt_state)
-    notify(f"model: {total:,} parameters{share}; the optimizer keeps {optimizer_bytes / 1e6:,.1f} MB")
+    compiled = replace(compiled, init_state=init_state)
+    notify(_parameter_summary(compiled.abstract_state, experiment))
     return TrainSetup(run, HostShard(batches, *host_rows(mesh)), mesh, compiled)
+
+
+def _compile_init(init_fn: Callable[[], TrainState], shardings: Any, workdir: Workdir) -> Callable[[], TrainState]:
+    """`init_fn`, jitted; in a new run it is compiled at once, while Python reads the data, which leaves a core idle."""
+    jitted = jax.jit(init_fn, out_shardings=shardings)
+    if multihost.num_hosts() > 1 or any(workdir.checkpoint_folder.glob("*")):
+        return jitted
+    compiling = ThreadPoolExecutor(1).submit(jitted.lower().compile)
+    return lambda: compiling.result()()
 
 
 def _check_positions(experiment: Experiment, batches: Batches) -> None:
@@ -190,3 +198,10 @@ def _batch_summary(statistics: dict[str, float]) -> str:
         f"batches: {statistics['batches_per_epoch']:,.1f} an epoch{shapes}, {statistics['tokens']:,.0f} tokens each, "
         f"padding {padding_target:.1%}{both}"
     ) + "".join(f"; {statistics[name]:,.0f} {what}" for name, what in counts if statistics[name])
+
+
+def _parameter_summary(state: TrainState, experiment: Experiment) -> str:
+    trainable, _ = partition(state.params, experiment.finetuning.is_trainable)
+    trained, total = (sum(leaf.size for leaf in jax.tree.leaves(x)) for x in (trainable, state.params))
+    share = "" if trained == total else f", of which {trained:,} ({trained / total:.1%}) are trained"
+    return f"model: {total:,} parameters{share}; the optimizer keeps {tree_bytes(state.opt_state) / 1e6:,.1f} MB"

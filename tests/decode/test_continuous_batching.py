@@ -83,3 +83,5 @@ def test_shapes_of_a_queue():
         assert (np.minimum(lengths[rows] + 1, 48) <= length).all()
         assert places * length <= 1024 and 1 <= group <= places
     assert list(queue_shapes(Ragged.from_rows([]), 1024, 48)) == []
+    few = list(queue_shapes(Ragged.from_rows([[0] * size for size in range(1, 60)]), 1024, 64))
+    assert len(few) == 1 < len(shapes)

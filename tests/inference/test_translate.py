@@ -11,7 +11,7 @@ from fixtures.zoo import params_of
 from jaxlm.data.tokenizers.simple import Words
 from jaxlm.decode.beam_config import Beam
 from jaxlm.inference.base import TrainedModel, to_single_line
-from jaxlm.inference.translate import Search, translate
+from jaxlm.inference.translate import Search, keep_answers, translate
 
 TOKENIZER = Words(VOCAB).fit([text for pair in Backwards(64) for text in pair])
 SEARCH = Search(Beam(2), max_len_ratio=1.0, max_len_extra=2, batch_tokens=64, max_source_len=16)
@@ -136,3 +136,16 @@ def test_a_recurrent_model_translates_too():
 
 def test_an_answer_is_one_line():
     assert to_single_line(" a\r\nb\nc \r") == "a  b c"
+
+
+def test_kept_answers(expected, monkeypatch):
+    """In the block a line is searched once by each search, and afterwards again."""
+    searches = []
+    with keep_answers():
+        first = answers(LINES)
+        monkeypatch.setattr("jaxlm.inference.translate._translate_shared", lambda *arguments: searches.append(1) or [])
+        assert answers(LINES[3:9]) == first[3:9] and not searches
+        with pytest.raises(ValueError, match="zip"):
+            answers(LINES[:1], replace(SEARCH, beam=Beam(1)))
+    assert answers(LINES[:1]) == [] and len(searches) == 2
+    assert [best_first[0].text for best_first in first] == expected

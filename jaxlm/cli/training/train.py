@@ -152,14 +152,16 @@ def _set_on_bad_line(experiment: "Experiment", options: argparse.Namespace) -> "
 def _evaluate_test(folder: Path) -> dict[str, Any]:
     """Test scores of the parameters that `evaluate` and `predict` use; prints a few answers."""
     from jaxlm.distributed import multihost
+    from jaxlm.inference.translate import keep_answers
 
     trained = Workdir(folder).load()
     task = trained.experiment.task
     clock = output.Clock()
-    with output.progress_bar(task.count("test"), "test") as progress:
-        scores = task.evaluate(trained, "test", clock.watch(progress))
-    scores |= clock.rates(scores["lines"])
-    lines = list(task.show_examples(trained, NUM_EXAMPLES))
+    with keep_answers():  # of the examples, which are lines of the test split
+        with output.progress_bar(task.count("test"), "test") as progress:
+            scores = task.evaluate(trained, "test", clock.watch(progress))
+        scores |= clock.rates(scores["lines"])
+        lines = list(task.show_examples(trained, NUM_EXAMPLES))
     result = {"checkpoints": trained.steps, "test": scores}
     if multihost.is_first():
         for line in lines:

@@ -60,7 +60,8 @@ def queue_shapes(column: Ragged, tokens: int, max_length: int) -> Iterator[tuple
     """The shapes of continuous batching, longest first: (rows, padded length, slots, rows admitted at once).
 
     Slots times length is at most `tokens`. A length that would fill less than a quarter of its slots is merged with
-    the next shorter one.
+    the next shorter one; and shorter ones as long as all have at most 2 x `tokens` of padding: a shape costs a compiled
+    search, which the padding of two batches does not outweigh.
     """
     longer = np.minimum(column.lengths + 1, max_length)
     ranked = np.argsort(-longer, kind="stable")
@@ -68,8 +69,11 @@ def queue_shapes(column: Ragged, tokens: int, max_length: int) -> Iterator[tuple
     while len(ranked):
         length, count = int(level[0]), 0
         slots = max(tokens // length // 8, 1) * 8
-        while count < len(ranked) and count < slots // 4:
-            count = int((level >= level[count]).sum())
+        while count < len(ranked):
+            longer_count = int((level >= level[count]).sum())
+            if count >= slots // 4 and (length - level[:longer_count]).sum() > 2 * tokens:
+                break
+            count = longer_count
         rows, ranked, level = ranked[:count], ranked[count:], level[count:]
         if count <= slots:
             slots = min(slots, round_up_size(count, 1))

@@ -5,13 +5,16 @@ sentiment. Sentences are sampled with `random.Random(seed).random`, whose number
 same on every machine. Sentences with the same English are the same. A hash of the sentence decides its split.
 """
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Literal
 
+from jaxlm import runtime
 from jaxlm.data.files import ReadStats
 from jaxlm.data.minilang.grammar import ENGLISH, SPANISH, Derivation
 from jaxlm.data.minilang.lexicon import LEMMAS
@@ -73,11 +76,27 @@ class MiniLang(PairSource):
         return self.count
 
     def read(self, stats: ReadStats) -> Iterator[Pair]:
-        for derivation, english in self._sample_distinct():
+        for pair in self._pairs():
             stats.kept += 1
+            yield pair if self.source == "en" else pair[::-1]
+
+    def _pairs(self) -> Iterator[Pair]:
+        """The pairs (English, Spanish): they are sampled once, and kept beside the compiled programs."""
+        folder = runtime.cache_folder()
+        path = folder and folder / f"minilang-{self.split}-{self.count}-{self.seed}-{_source_digest()}"
+        if path and (kept := runtime.read_checked(path)) is not None:
+            for line in kept.decode().splitlines():
+                english, spanish = line.split("\t")
+                yield english, spanish
+            return
+        pairs = []
+        for derivation, english in self._sample_distinct():
             words = f" {' '.join(derivation.words[SPANISH].split())} "
             spanish = words.replace(" a el ", " al ").replace(" de el ", " del ")[1:-1]  # contractions
-            yield (english, spanish) if self.source == "en" else (spanish, english)
+            pairs.append((english, spanish))
+            yield pairs[-1]
+        if path:
+            runtime.write_checked(path, "\n".join(map("\t".join, pairs)).encode())
 
     def sentences(self) -> Iterator[Sentence]:
         for derivation, _ in self._sample_distinct():
@@ -103,6 +122,13 @@ def split_size(split: str) -> int:
     if split not in SPLIT_PERCENT:
         raise UserError(f"minilang has no split {split!r}, choose one of {', '.join(SPLIT_PERCENT)}")
     return minilang_grammar().count_derivations() * SPLIT_PERCENT[split] // 100
+
+
+@functools.cache
+def _source_digest() -> str:
+    """A digest of the code that samples: other code may give other pairs."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def assign_split(english: str, salt: int = SPLIT_SALT) -> str:

@@ -16,7 +16,7 @@ from jaxlm.distributed.platforms import choices_for
 from jaxlm.distributed.sharding import num_shards
 from jaxlm.nn.layers.adapters import BOTTLENECK, LOW_RANK
 from jaxlm.nn.layers.dropout import Dropout
-from jaxlm.nn.weights.weight_formats import concat_kernels, kernel_matmul, param_or_quantized
+from jaxlm.nn.weights.weight_formats import concat_kernels, kernel_matmul, param_or_quantized, stored_param
 from jaxlm.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -47,7 +47,8 @@ class Linear(nn.Module):
         normal = nn.initializers.normal(self.init_std or 0.0)
         init_kernel = nn.initializers.xavier_uniform() if self.init_std is None else normal
         kernel = param_or_quantized(self, "kernel", init_kernel, (in_features, self.features))
-        return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.bias else None
+        init_bias, shape = nn.initializers.zeros_init(), (self.features,)
+        return kernel, stored_param(self, "bias", init_bias, shape) if self.bias else None
 
     def __call__(self, x: Array) -> Array:
         """(..., D) -> (..., F)."""

@@ -156,12 +156,17 @@ def to_cpu_format(weights: Any, is_table: bool = False) -> Any:
 
 def param_or_quantized(module: nn.Module, name: str, init_fn: Any, shape: tuple[int, int]) -> Any:
     """Return the module's parameter of that name, or the inference format that replaces it."""
-    value: Any = module.get_variable("params", name)
-    if isinstance(value, WeightFormat):
-        return value
-    value = module.param(name, init_fn, shape)
-    note_use(value, "read")
+    value = stored_param(module, name, init_fn, shape)
+    if not isinstance(value, WeightFormat):
+        note_use(value, "read")
     return value
+
+
+def stored_param(module: nn.Module, name: str, init_fn: Any, shape: tuple[int, ...]) -> Any:
+    """Return `module.param(...)`, which otherwise traces `init_fn` to check a shape: a tenth of all tracing."""
+    value: Any = module.get_variable("params", name)
+    is_stored = isinstance(value, WeightFormat) or getattr(value, "shape", None) == shape
+    return value if is_stored else module.param(name, init_fn, shape)
 
 
 def quantize_rows(weights: Array) -> tuple[Array, Array]:
