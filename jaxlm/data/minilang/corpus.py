@@ -81,7 +81,7 @@ class MiniLang(PairSource):
             yield pair if self.source == "en" else pair[::-1]
 
     def _pairs(self) -> Iterator[Pair]:
-        """The pairs (English, Spanish): they are sampled once, and kept beside the compiled programs."""
+        """The pairs (English, Spanish): they are sampled once, and kept with the compiled programs."""
         folder = runtime.cache_folder()
         path = folder and folder / f"minilang-{self.split}-{self.count}-{self.seed}-{_source_digest()}"
         if path and (kept := runtime.read_checked(path)) is not None:
