@@ -43,12 +43,12 @@ FIRST_LEAF = 4
 
 
 def gum() -> Experiment:
-    """GUM, 10,224 trees: 3 + 2 layers, width 160, aligned decoder; 14 epochs."""
-    return _brackets(_task("gum_const/gum", {"dev": "dev"}, test="test"), symbols=55, steps=5000)
+    """GUM, 10,224 trees: 3 + 2 layers, width 192, aligned decoder; 16 epochs."""
+    return _brackets(_task("gum_const/gum", {"dev": "dev"}, test="test"), symbols=55, steps=6500)
 
 
 def craft() -> Experiment:
-    """CRAFT, 18,951 trees of biomedical articles: 3 + 2 layers, width 160, aligned decoder; not run yet."""
+    """CRAFT, 18,951 trees of biomedical articles: 3 + 2 layers, width 192, aligned decoder; not run yet."""
     return _brackets(_task("craft_const/craft", {"dev": "dev"}, test="dev"), symbols=59, steps=10_000)
 
 
@@ -107,7 +107,8 @@ def wsj() -> Experiment:
 def _task(path: str, more: dict[str, str], test: str) -> Parsing:
     splits = {name: Trees(f"{path}.{split}.ptb.gz") for name, split in {"train": "train", **more}.items()}
     extra = {name: splits[name] for name in more}
-    return Parsing(splits["train"], splits["dev"], Trees(f"{path}.{test}.ptb.gz"), extra)
+    search = Search(Beam(num_beams=5), max_len_ratio=4.0, max_len_extra=24)
+    return Parsing(splits["train"], splits["dev"], Trees(f"{path}.{test}.ptb.gz"), extra, search=search)
 
 
 def _model(
@@ -121,16 +122,16 @@ def _model(
 
 
 def _brackets(task: Parsing, symbols: int, steps: int) -> Experiment:
-    model = _model(symbols, width=160, hidden=512, encoder_layers=3, dropout=0.1)
+    model = _model(symbols, width=192, hidden=576, encoder_layers=3, dropout=0.1).clone(position="relative")
     return Experiment(
         task=task,
         tokenizer=TreeTokens(model.vocab, SentencePiece(WORDS, "bpe")),
         model=model,
         batching=Buckets(tokens=2048, max_shapes=6, max_length=200),
-        optimizer=AdamW(LinearDecay(peak=2e-3, warmup=200), clip=1.0),
+        optimizer=AdamW(LinearDecay(peak=3e-3, warmup=200), clip=1.0),
         objective=NextToken(label_smoothing=0.05),
         steps=steps,
-        evaluate_every=500,
+        evaluate_every=1000,
         checkpoint_every=100,
         keep_checkpoints=5,
         average_last=5,
