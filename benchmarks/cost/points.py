@@ -40,7 +40,7 @@ ROWS = (32, 64, 128, 256, 512)
 """Windows of 1,024 tokens in a batch, from 32k to 524k tokens."""
 
 
-COMPILED = {"devices": (256,), "presets": (1, 2, 5, 9, 10)}
+COMPILED = {"tokens": (2**15, 2**17), "devices": (256,), "presets": (1, 2, 5, 9, 10)}
 """Curve -> the places that are also compiled, which takes minutes each; the others are estimated by formula."""
 
 
