@@ -3,7 +3,7 @@
     python -m benchmarks.preference_table
     python -m benchmarks.preference_table --steps 200 --prompts 3000 --count 400 --only dpo kto
 
-Trains `experiments.preferences:base` (runs/base), samples and judges the pairs (data/praise), trains each row of the
+Trains `experiments.preferences:base` (runs/praise_base), samples and judges the pairs (data/praise), trains each row of the
 table from that base, and prints: praise and ungrammatical sentences among samples to held-out prompts, the win rate
 against the base (ties count one half), the divergence from it in nats per answer, words per answer, and on held-out
 pairs the mean log-probability of the chosen and of the rejected answers and the share of pairs in the right order. The
@@ -20,7 +20,7 @@ import jaxlm
 from experiments import preferences
 from jaxlm.experiment import Experiment
 
-BASE = "runs/base"
+BASE = "runs/praise_base"
 ROWS: tuple[tuple[str, dict[str, float]], ...] = (
     ("praise_dpo_plain", {"beta": 0.1}),
     ("praise_dpo_plain", {"beta": 0.5}),

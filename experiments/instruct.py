@@ -1,7 +1,7 @@
 """Supervised fine-tuning on dialogues: a language model becomes an assistant.
 
-    jaxlm train experiments.instruct:base --workdir runs/base
-    jaxlm train experiments.instruct:commands --workdir runs/commands --finetuning.init runs/base
+    jaxlm train experiments.instruct:base --workdir runs/commands_base
+    jaxlm train experiments.instruct:commands --workdir runs/commands --finetuning.init runs/commands_base
     jaxlm generate runs/commands --chat --prompt "Say its sentiment: the green witch arrived" --temperature 0
 
     jaxlm train experiments.instruct:text_base --workdir runs/text_base

@@ -1,9 +1,9 @@
 """Preferences with a judge that is a program: a small language model learns to praise (DPO, its kin, a reward model).
 
-    jaxlm train experiments.preferences:base --workdir runs/base
-    python -m experiments.preferences sample runs/base --out data/praise
+    jaxlm train experiments.preferences:base --workdir runs/praise_base
+    python -m experiments.preferences sample runs/praise_base --out data/praise
     jaxlm train experiments.preferences:praise_dpo --workdir runs/praise_dpo
-    python -m experiments.preferences judge runs/base runs/praise_dpo runs/praise_ipo
+    python -m experiments.preferences judge runs/praise_base runs/praise_dpo runs/praise_ipo
 
 `base` is a language model of the English side of minilang. `sample` draws four answers to each of 8,000 prompts, the
 first word of a sentence, and judges them by the grammar of minilang: an answer is good if the sentence is grammatical
@@ -132,7 +132,7 @@ def _preferences(name: str, reader, objective) -> Experiment:
         batching=Buckets(tokens=64 * 24, max_length=24, lengths=(24,)),
         optimizer=AdamW(Constant(1e-4, warmup=20), clip=1.0),
         objective=objective,
-        finetuning=FineTuning(init="runs/base"),
+        finetuning=FineTuning(init="runs/praise_base"),
         steps=500,
         evaluate_every=100,
         checkpoint_every=100,

@@ -1,8 +1,8 @@
 """Rewards that a program gives: a language model learns to praise, and to add (RLOO, GRPO, Dr. GRPO).
 
-    jaxlm train experiments.preferences:base --workdir runs/base
+    jaxlm train experiments.preferences:base --workdir runs/praise_base
     jaxlm train experiments.rewards:praise_rloo --workdir runs/praise_rloo
-    python -m experiments.preferences judge runs/base runs/praise_rloo
+    python -m experiments.preferences judge runs/praise_base runs/praise_rloo
 
     jaxlm train experiments.rewards:sums_base --workdir runs/sums_base
     jaxlm train experiments.rewards:sums --workdir runs/sums
@@ -109,7 +109,7 @@ def _praise(objective: PolicyGradient) -> Experiment:
         batching=Buckets(tokens=16 * 3, max_length=3, lengths=(3,)),
         optimizer=AdamW(Constant(3e-4), clip=1.0),
         objective=objective,
-        finetuning=FineTuning(init="runs/base"),
+        finetuning=FineTuning(init="runs/praise_base"),
         steps=400,
         log_every=10,
         evaluate_every=50,
