@@ -11,7 +11,8 @@ An episode of `retrieve` has 4 of 52 symbols, each with one of 8 labels that are
 row `x y x y ...` of 33 pairs; the loss covers the labels. What a model knows of the labels it has read in the row. The
 answers to a symbol that has occurred are certain, to another one a guess: the oracle's accuracy after k shots is
 s + (1 - s) / 8 with s = 1 - (3/4)^k. Training has a curriculum: rows of 2 symbols and 4 pairs
-first, then of 3 and 8, 4 and 16, 4 and 33 (`retrieve_flat` has none). `retrieve_lstm` is a recurrent model of
+first, then of 3 and 8, 4 and 16, 4 and 33 (`retrieve_flat` has none). The parameters start with the standard deviation
+width^-0.5: with the 0.02 of large models (`retrieve_small_init`) induction does not begin. `retrieve_lstm` is a recurrent model of
 the size of `retrieve`, `retrieve_one_layer` a Transformer without a second layer, which cannot build induction heads
 (Olsson et al. 2022). `experiments.in_context.curves` prints the accuracies of files of `jaxlm prompt` with those of the
 oracle, and draws them.
@@ -41,8 +42,8 @@ from jaxlm import (
     run_this_experiment,
 )
 
-STAGES = ((410_000, 2, 4), (160_000, 3, 8), (56_000, 4, 16), (26_000, 4, 33))
-ENDS = (800, 1400, 1800)
+STAGES = ((210_000, 2, 4), (110_000, 3, 8), (56_000, 4, 16), (70_000, 4, 33))
+ENDS = (400, 800, 1200)
 LENGTHS = tuple(2 * pairs + 1 for _, _, pairs in STAGES)  # with EOS
 
 
@@ -52,7 +53,7 @@ def retrieve() -> Experiment:
     return Experiment(
         task=Retrieval(Episodes(0, STAGES), Episodes(1, ((500, 4, 33),)), test, windows=None),
         tokenizer=Words(VOCAB),
-        model=Decoder(VOCAB, 64, 4, 256, 2, position="rotary", dropout=0.0),
+        model=Decoder(VOCAB, 64, 4, 256, 2, position="rotary", dropout=0.0, init_std=64**-0.5),
         batching=Curriculum(tokens=4608, lengths=LENGTHS, max_length=LENGTHS[-1], ends=ENDS),
         optimizer=AdamW(Constant(3e-3), b2=0.99, clip=1.0),
         steps=2200,
@@ -80,6 +81,12 @@ def retrieve_flat() -> Experiment:
     experiment = retrieve()
     task = replace(experiment.task, train=Episodes(0, ((150_000, 4, 33),)))
     return replace(experiment, task=task, batching=Buckets(tokens=4608, lengths=LENGTHS[-1:], max_length=LENGTHS[-1]))
+
+
+def retrieve_small_init() -> Experiment:
+    """Parameters that start with the standard deviation 0.02."""
+    experiment = retrieve()
+    return replace(experiment, model=replace(experiment.model, init_std=0.02))
 
 
 def episodes() -> Prompted:
