@@ -3,8 +3,8 @@
     python -m benchmarks.preference_table
     python -m benchmarks.preference_table --steps 200 --prompts 3000 --count 400 --only dpo kto
 
-Trains `experiments.preferences:base` (runs/praise_base), samples and judges the pairs (data/praise), trains each row of the
-table from that base, and prints: praise and ungrammatical sentences among samples to held-out prompts, the win rate
+Trains `experiments.preferences:base` (runs/praise_base), samples and judges the pairs (data/praise), trains each row of
+the table from that base, and prints: praise and ungrammatical sentences among samples to held-out prompts, the win rate
 against the base (ties count one half), the divergence from it in nats per answer, words per answer, and on held-out
 pairs the mean log-probability of the chosen and of the rejected answers and the share of pairs in the right order. The
 last line is the reward model's. What exists already is not made again.

@@ -10,12 +10,12 @@
 An episode of `retrieve` has 4 of 52 symbols, each with one of 8 labels that are drawn for this episode alone, and is a
 row `x y x y ...` of 33 pairs; the loss covers the labels. What a model knows of the labels it has read in the row. The
 answers to a symbol that has occurred are certain, to another one a guess: the oracle's accuracy after k shots is
-s + (1 - s) / 8 with s = 1 - (3/4)^k. Training has a curriculum: rows of 2 symbols and 4 pairs
-first, then of 3 and 8, 4 and 16, 4 and 33 (`retrieve_flat` has none). The parameters start with the standard deviation
-width^-0.5: with the 0.02 of large models (`retrieve_small_init`) induction does not begin. `retrieve_lstm` is a recurrent model of
-the size of `retrieve`, `retrieve_one_layer` a Transformer without a second layer, which cannot build induction heads
-(Olsson et al. 2022). `experiments.in_context.curves` prints the accuracies of files of `jaxlm prompt` with those of the
-oracle, and draws them.
+s + (1 - s) / 8 with s = 1 - (3/4)^k. The parameters start with the standard deviation width^-0.5: with the 0.02 of
+large models (`retrieve_small_init`) induction does not begin. `retrieve_curriculum` reads rows of 2 symbols and 4 pairs
+first, then of 3 and 8, 4 and 16, 4 and 33. `retrieve_lstm` is a recurrent model of the size of `retrieve`,
+`retrieve_one_layer` a Transformer without a second layer, which cannot build induction heads (Olsson et al. 2022).
+`experiments.in_context.curves` prints the accuracies of files of `jaxlm prompt` with those of the oracle, and draws
+them.
 
 `sst2` asks for the sentiment of a film review, `gsm8k` for the answer to a problem in words (`--kind generate`).
 """
@@ -42,21 +42,21 @@ from jaxlm import (
     run_this_experiment,
 )
 
-STAGES = ((210_000, 2, 4), (110_000, 3, 8), (56_000, 4, 16), (70_000, 4, 33))
+STAGES = ((210_000, 2, 4), (110_000, 3, 8), (56_000, 4, 16), (100_000, 4, 33))
 ENDS = (400, 800, 1200)
 LENGTHS = tuple(2 * pairs + 1 for _, _, pairs in STAGES)  # with EOS
 
 
 def retrieve() -> Experiment:
-    """A Transformer of 2 layers and width 64, 105,000 parameters, 2,200 steps of about 4,400 positions."""
-    test = Episodes(2, ((1000, 4, 33),))
+    """A Transformer of 2 layers and width 64, 104,000 parameters, 2,600 steps of about 4,500 positions."""
+    train, valid, test = (Episodes(seed, ((rows, 4, 33),)) for seed, rows in enumerate((180_000, 500, 1000)))
     return Experiment(
-        task=Retrieval(Episodes(0, STAGES), Episodes(1, ((500, 4, 33),)), test, windows=None),
+        task=Retrieval(train, valid, test, windows=None),
         tokenizer=Words(VOCAB),
         model=Decoder(VOCAB, 64, 4, 256, 2, position="rotary", dropout=0.0, init_std=64**-0.5),
-        batching=Curriculum(tokens=4608, lengths=LENGTHS, max_length=LENGTHS[-1], ends=ENDS),
+        batching=Buckets(tokens=4608, lengths=LENGTHS[-1:], max_length=LENGTHS[-1]),
         optimizer=AdamW(Constant(3e-3), b2=0.99, clip=1.0),
-        steps=2200,
+        steps=2600,
         log_every=100,
         evaluate_every=200,
         checkpoint_every=200,
@@ -76,11 +76,11 @@ def retrieve_lstm() -> Experiment:
     return replace(retrieve(), model=model)
 
 
-def retrieve_flat() -> Experiment:
-    """Without a curriculum: rows of 33 pairs from the first step on."""
+def retrieve_curriculum() -> Experiment:
+    """Rows of few symbols and pairs first."""
     experiment = retrieve()
-    task = replace(experiment.task, train=Episodes(0, ((150_000, 4, 33),)))
-    return replace(experiment, task=task, batching=Buckets(tokens=4608, lengths=LENGTHS[-1:], max_length=LENGTHS[-1]))
+    batching = Curriculum(tokens=4608, lengths=LENGTHS, max_length=LENGTHS[-1], ends=ENDS)
+    return replace(experiment, task=replace(experiment.task, train=Episodes(0, STAGES)), batching=batching)
 
 
 def retrieve_small_init() -> Experiment:

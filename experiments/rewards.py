@@ -26,9 +26,11 @@ not been run yet.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 from experiments.preferences import SENTENCE, base, verdict
 from jaxlm import (
+    ActorCritic,
     AdamW,
     AnswerJudge,
     Arithmetic,
@@ -45,6 +47,7 @@ from jaxlm import (
     MiniLangTexts,
     PolicyGradient,
     ReadStats,
+    RewardModelScore,
     Rewards,
     Sampler,
     Source,
@@ -101,11 +104,27 @@ def praise_no_kl() -> Experiment:
     return _praise(PolicyGradient(max_tokens=14, kl=0.0))
 
 
-def _praise(objective: PolicyGradient) -> Experiment:
+def praise_ppo() -> Experiment:
+    """PPO with a value head (Schulman et al. 2017): two updates on each rollout."""
+    objective = PolicyGradient(kind="ppo", max_tokens=14, updates=2, value_weight=0.5)
+    return replace(_praise(objective), model=ActorCritic())
+
+
+def praise_hacked() -> Experiment:
+    """RLOO with a reward model as judge (`experiments.preferences:praise_reward`), and without a reference."""
+    return _praise(PolicyGradient(max_tokens=14, kl=0.0), RewardModelScore("runs/praise_reward"))
+
+
+def praise_guarded() -> Experiment:
+    """The same judge, with the divergence from the reference in the reward."""
+    return _praise(PolicyGradient(max_tokens=14, kl=0.5), RewardModelScore("runs/praise_reward"))
+
+
+def _praise(objective: PolicyGradient, judge: Any = Praise()) -> Experiment:  # noqa: B008
     splits = FirstWords("train", 8000), FirstWords("valid", 200), FirstWords("test", 1000)
     return replace(
         base(),
-        task=Rewards(*splits, chat_template=SENTENCE, judge=Praise(), generation=GenerationDefaults(Sampler(), 14)),
+        task=Rewards(*splits, chat_template=SENTENCE, judge=judge, generation=GenerationDefaults(Sampler(), 14)),
         batching=Buckets(tokens=16 * 3, max_length=3, lengths=(3,)),
         optimizer=AdamW(Constant(3e-4), clip=1.0),
         objective=objective,

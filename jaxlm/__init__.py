@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from jaxlm.training.judges import RewardModelScore as RewardModelScore, WeightedSum as WeightedSum
 
     # Models and their parts
+    from jaxlm.models.actor_critic import ActorCritic as ActorCritic
     from jaxlm.models.bag_of_words import BagOfWords as BagOfWords
     from jaxlm.models.convolutional import ConvLM as ConvLM, ConvSeq2Seq as ConvSeq2Seq
     from jaxlm.models.decoder import Decoder as Decoder

@@ -81,7 +81,8 @@ class Batch:
       baseline_B: a number that belongs to the whole batch, in each of its rows (KTO's z0), float32.
       old_logprob_BT, reference_logprob_BT: log-probabilities of the labels under the model that sampled them, and under
         a reference model, in nats, float32 (rewards).
-      advantage_B: how much better a sampled answer is than expected, float32.
+      advantage_B, advantage_BT: how much better a sampled answer, or a token of it, is than expected, float32.
+      old_value_BT, return_BT: PPO's expected rest of the reward, as of the sampling, and a better estimate of it.
       state: if rows are such windows, the model's state after the previous batch, which the train step puts here.
     """
 
@@ -106,6 +107,9 @@ class Batch:
     old_logprob_BT: ArrayOrNone = None
     reference_logprob_BT: ArrayOrNone = None
     advantage_B: ArrayOrNone = None
+    advantage_BT: ArrayOrNone = None
+    old_value_BT: ArrayOrNone = None
+    return_BT: ArrayOrNone = None
 
     @property
     def num_rows(self) -> int:

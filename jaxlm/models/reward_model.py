@@ -22,9 +22,7 @@ class RewardModel(FineTunable):
     num_labels: int = 1
     dropout: float = 0.0
 
-    @property
-    def num_extra_ids(self) -> int:
-        return 0
+    num_extra_ids = 0
 
     def setup(self) -> None:
         """Raises UserError without a trunk."""

@@ -105,19 +105,22 @@ def with_other_answer(batch: Batch) -> Batch:
     return replace(batch, **fields, other=None)
 
 
-def label_log_probs(
-    model: Any, params: Params, rows: Batch, scored_BT: Array, key: Array | None = None, temperature: float = 1.0
-) -> Array:
-    """Return log p(label) under softmax(logits / temperature), float32 (B, T) in nats, 0 where nothing is scored."""
+def target_features(model: Any, params: Params, rows: Batch, key: Array | None = None) -> Array:
+    """Return the features (B, T, D) of the targets; dropout only with a key."""
 
     def features(module: Any, rows: Batch) -> Array:
         return module.extend(rows.target_BT, module.start(rows, 0), rows.target_valid_BT)[0]
 
-    rngs = None if key is None else {"dropout": key}
-    features_BTD = model.apply({"params": params}, rows, method=features, rngs=rngs)
+    return model.apply({"params": params}, rows, method=features, rngs=None if key is None else {"dropout": key})
+
+
+def feature_log_probs(
+    model: Any, params: Params, features_BTD: Array, label_BT: Array, scored_BT: Array, temperature: float = 1.0
+) -> Array:
+    """Return log p(label) under softmax(logits / temperature), float32 (B, T) in nats, 0 where nothing is scored."""
     readout = partial(model.apply, {"params": params}, method="readout")
     scaled = readout if temperature == 1.0 else lambda features: readout(features) / temperature
-    return token_log_probs(scaled, features_BTD, rows.label_BT, scored_BT)
+    return token_log_probs(scaled, features_BTD, label_BT, scored_BT)
 
 
 def answer_log_probs(
@@ -130,7 +133,8 @@ def answer_log_probs(
 
     rows = stack_answers(batch)
     mask_RT = rows.label_valid_BT
-    log_prob_RT = label_log_probs(model, params, rows, rows.target_valid_BT if whole_rows else mask_RT, key)
+    features_RTD, scored_RT = target_features(model, params, rows, key), rows.target_valid_BT if whole_rows else mask_RT
+    log_prob_RT = feature_log_probs(model, params, features_RTD, rows.label_BT, scored_RT)
     shape = len(batch.target_BT), -1
     total_BA = jnp.where(mask_RT, log_prob_RT, 0.0).sum(1).reshape(shape)
     count_BA = mask_RT.sum(1, dtype=jnp.float32).reshape(shape)

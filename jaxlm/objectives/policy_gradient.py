@@ -13,10 +13,17 @@ at the sampler's temperature T. With rho = exp(lp - old), the clipped term of an
 | grpo      | (R_i - mean of group) / (sd + 1e-4) | c + kl K of each token, mean over answers of means | Shao 2024     |
 | dapo      | the same                            | the same tokens, mean over all tokens              | Yu 2025       |
 | dr_grpo   | R_i - mean of the group             | their sum / max_tokens, mean over answers          | Liu 2025      |
+| ppo       | A_t of each token, whitened         | c + value loss of each token, mean over all tokens | Schulman 2017 |
 
 R' = R - kl sum_t (old_t - ref_t) has the divergence from the reference in the reward; K is k3 = exp(ref - lp) -
 (ref - lp) - 1, times rho ("corrected": its gradient is that of the divergence). sd divides by n - 1. Advantages are
 computed on the whole batch, before it is split into micro-batches, and have no gradient.
+
+PPO needs an `ActorCritic`, whose V_t is the expected rest of the reward before token t. The reward of a token is
+r_t = -kl (old_t - ref_t), of the last one R more; with V_t as of the sampling, delta_t = r_t + V_t+1 - V_t, and
+A_t = sum_k gae_lambda^k delta_t+k, G_t = A_t + V_t (generalized advantage estimation with gamma 1, Schulman 2016).
+Whitened means (A - mean) / sd over all tokens. With the value v of the parameters that learn, the value loss is
+value_weight / 2 max((v - G_t)^2, (clip(v, V_t - value_clip, V_t + value_clip) - G_t)^2).
 """
 
 from dataclasses import dataclass, replace
@@ -29,8 +36,8 @@ import numpy as np
 from jaxlm.decode.sampling import Sampler
 from jaxlm.errors import UserError
 from jaxlm.losses import Loss, mean_figure
-from jaxlm.objectives.log_probs import label_log_probs
-from jaxlm.types import Array, Batch, Params
+from jaxlm.objectives.log_probs import feature_log_probs, target_features
+from jaxlm.types import Array, ArrayOrNone, Batch, Params
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,10 @@ class PolicyGradient:
       updates: updates on the samples of a rollout.
       reference: "live": the first parameters, kept in the workdir; "base": the model without LoRA and adapters.
       max_kl: divergence, in nats an answer of the validation split, above which the run stops; 0: none.
+      gae_lambda, value_weight, value_clip: of "ppo".
     """
 
-    kind: Literal["reinforce", "rloo", "grpo", "dapo", "dr_grpo"] = "rloo"
+    kind: Literal["reinforce", "rloo", "grpo", "dapo", "dr_grpo", "ppo"] = "rloo"
     num_samples: int = 8
     max_tokens: int = 64
     sampler: Sampler = Sampler()
@@ -67,6 +75,9 @@ class PolicyGradient:
     updates: int = 1
     reference: Literal["live", "base"] = "live"
     max_kl: float = 0.0
+    gae_lambda: float = 0.95
+    value_weight: float = 0.1
+    value_clip: float = 0.2
 
     def __post_init__(self) -> None:
         plain = Sampler(self.sampler.temperature)
@@ -74,25 +85,32 @@ class PolicyGradient:
             raise UserError(f"{', '.join(changed)}: samples would not be those of the policy that learns: leave it out")
         if self.sampler.greedy:
             raise UserError("temperature=0: all answers to a prompt would be equal: choose 1, or a number near it")
-        if self.num_samples < (1 if self.kind == "reinforce" else 2):
+        if self.num_samples < (1 if self.kind in ("reinforce", "ppo") else 2):
             raise UserError(f"num_samples = {self.num_samples}: {self.kind} compares at least 2 answers to each prompt")
         if self.max_kl and not self.kl:
             raise UserError("max_kl needs the reference, which kl = 0 leaves out: set kl above 0")
-        for name, has_effect in (("baseline", self.kind == "reinforce"), ("kappa", not self.of_answers)):
+        ppo, value_options = self.kind == "ppo", ("gae_lambda", "value_weight", "value_clip")
+        effects = {"baseline": self.kind == "reinforce", "kappa": not (self.of_answers or ppo), "scale": not ppo}
+        for name, has_effect in (effects | dict.fromkeys(value_options, ppo)).items():
             if not has_effect and getattr(self, name) != getattr(PolicyGradient, name):
                 raise UserError(f"{name} = {getattr(self, name)!r} has no effect on {self.kind!r}: leave it out")
 
     @property
     def of_answers(self) -> bool:
-        """True if the ratio is that of whole answers, and the divergence is part of the reward."""
+        """True if the ratio is that of whole answers."""
         return self.kind in ("reinforce", "rloo")
 
-    def log_probs(self, model: Any, params: Params, batch: Batch) -> Array:
-        """log p of the answers' tokens at the sampler's temperature (B, T), 0 elsewhere; without dropout."""
-        return label_log_probs(model, params, batch, batch.label_valid_BT, None, self.sampler.temperature)
+    def log_probs(self, model: Any, params: Params, batch: Batch) -> tuple[Array, ArrayOrNone]:
+        """log p of the answers' tokens at the sampler's temperature (B, T), 0 elsewhere, and for "ppo" V_t (B, T)."""
+        features_BTD, temperature = target_features(model, params, batch), self.sampler.temperature
+        scored = features_BTD, batch.label_BT, batch.label_valid_BT
+        logp_BT = feature_log_probs(model, params, *scored, temperature)
+        return logp_BT, model.apply({"params": params}, features_BTD, method="values") if self.kind == "ppo" else None
 
     def prepare_batch(self, model: Any, params: Params, batch: Batch) -> Batch:
-        """Return the batch with `advantage_B`, from the rewards (`value_B`) of the whole batch."""
+        """Return the batch with `advantage_B`, or `advantage_BT`, from the rewards (`value_B`) of the whole batch."""
+        if self.kind == "ppo":
+            return self._estimate_advantages(batch)
         reward_PG = batch.value_B.reshape(-1, self.num_samples)  # P prompts of G answers
         if self.of_answers and self.kl:
             ratio_BT = jnp.where(batch.label_valid_BT, batch.old_logprob_BT - batch.reference_logprob_BT, 0.0)
@@ -110,24 +128,45 @@ class PolicyGradient:
             advantage_PG /= (advantage_PG if self.of_answers else reward_PG).std(ddof=1) + 1e-4
         return replace(batch, advantage_B=jax.lax.stop_gradient(advantage_PG.reshape(-1)))
 
-    def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
-        """Sum over the answers of a prepared batch, for "dapo" over their tokens; figure: the share that is clipped."""
+    def _estimate_advantages(self, batch: Batch) -> Batch:
+        """The batch with the advantages and the returns of its tokens."""
         mask_BT = batch.label_valid_BT
-        logp_BT = self.log_probs(model, params, batch)
+        value_BT, place_T = jnp.where(mask_BT, batch.old_value_BT, 0.0), jnp.arange(mask_BT.shape[1])
+        is_last_BT = mask_BT & (place_T[None] == jnp.where(mask_BT, place_T[None], 0).max(1, keepdims=True))
+        delta_BT = jnp.where(is_last_BT, batch.value_B[:, None], 0.0) - value_BT
+        delta_BT += jnp.pad(value_BT[:, 1:], ((0, 0), (0, 1)))
+        if self.kl:
+            delta_BT -= self.kl * (batch.old_logprob_BT - batch.reference_logprob_BT)
+        distance_TT = place_T[:, None] - place_T[None]  # from token t (the column) on to a later one
+        decay_TT = jnp.where(distance_TT >= 0, self.gae_lambda ** jnp.maximum(distance_TT, 0), 0.0)
+        advantage_BT = jnp.matmul(jnp.where(mask_BT, delta_BT, 0.0), decay_TT, precision="highest")
+        mean, count = jnp.mean(advantage_BT, where=mask_BT), mask_BT.sum()
+        variance = jnp.var(advantage_BT, where=mask_BT) * count / jnp.maximum(count - 1, 1)
+        white_BT = (advantage_BT - mean) * jax.lax.rsqrt(variance + 1e-8)
+        return replace(batch, advantage_BT=white_BT, return_BT=advantage_BT + value_BT)
+
+    def __call__(self, model: Any, params: Params, batch: Batch, key: Array | None) -> Loss:
+        """Sum over the answers of a prepared batch ("dapo", "ppo": their tokens); figure: the share that is clipped."""
+        mask_BT = batch.label_valid_BT
+        logp_BT, value_BT = self.log_probs(model, params, batch)
         log_ratio = jnp.where(mask_BT, logp_BT - batch.old_logprob_BT, 0.0)
         ratio = jnp.exp(log_ratio.sum(1, keepdims=True) if self.of_answers else log_ratio)
         high = self.epsilon if self.epsilon_high is None else self.epsilon_high
-        gain = ratio * batch.advantage_B[:, None]
-        clipped = jnp.clip(ratio, 1.0 - self.epsilon, 1.0 + high) * batch.advantage_B[:, None]
+        advantage = batch.advantage_BT if self.kind == "ppo" else batch.advantage_B[:, None]
+        gain, clipped = ratio * advantage, jnp.clip(ratio, 1.0 - self.epsilon, 1.0 + high) * advantage
         loss, size_B = -jnp.minimum(gain, clipped), jnp.maximum(mask_BT.sum(1), 1)
-        if self.kl and not self.of_answers:
+        if self.kind == "ppo":
+            near_BT = batch.old_value_BT + jnp.clip(value_BT - batch.old_value_BT, -self.value_clip, self.value_clip)
+            errors = ((value_BT - batch.return_BT) ** 2, (near_BT - batch.return_BT) ** 2)
+            loss += 0.5 * self.value_weight * jnp.maximum(*errors)
+        elif self.kl and not self.of_answers:
             difference_BT = jnp.where(mask_BT, batch.reference_logprob_BT - logp_BT, 0.0)
             k3_BT = jnp.exp(difference_BT) - difference_BT - 1.0
             loss += self.kl * (ratio * k3_BT if self.kappa == "corrected" else k3_BT)
         counted = jnp.ones_like(ratio, bool) if self.of_answers else mask_BT
         total_B = jnp.where(counted, loss, 0.0).sum(1)
         divisor: Any = {"grpo": size_B, "dr_grpo": float(self.max_tokens)}.get(self.kind, 1.0)
-        per_token = self.kind == "dapo"
+        per_token = self.kind in ("dapo", "ppo")
         nll = jax.lax.stop_gradient(-logp_BT.sum(1) / (1.0 if per_token else size_B)).sum()
         count = mask_BT.sum(dtype=jnp.float32) if per_token else jnp.float32(len(mask_BT))
         return Loss((total_B / divisor).sum(), nll, count, figures={"clipped": mean_figure(clipped < gain, counted)})
@@ -146,5 +185,5 @@ def answer_batch(prompts: Batch, tokens_RL: Any, length_R: Any) -> Batch:
     label_BT, mask_BT = (np.concatenate([before_RP, x], 1) for x in (tokens_RL, answer_RL))
     batch = Batch(target_BT=target_BT, target_valid_BT=valid_BT, label_BT=label_BT.astype(np.int32))
     zero_B, zero_BT = np.zeros(len(length_R), np.float32), np.zeros(target_BT.shape, np.float32)
-    batch = replace(batch, loss_mask_BT=mask_BT, value_B=zero_B, advantage_B=zero_B)
+    batch = replace(batch, loss_mask_BT=mask_BT, value_B=zero_B, advantage_B=zero_B, old_value_BT=zero_BT)
     return replace(batch, old_logprob_BT=zero_BT, reference_logprob_BT=zero_BT)

@@ -26,6 +26,7 @@ from jaxlm.distributed.sharding import all_gather_params
 from jaxlm.errors import UserError
 from jaxlm.experiment import INTERVALS, Experiment
 from jaxlm.metrics.text import distinct_ngrams
+from jaxlm.models.actor_critic import ActorCritic
 from jaxlm.nn.layers.adapters import drop_adapters
 from jaxlm.objectives.policy_gradient import PolicyGradient, answer_batch
 from jaxlm.tasks.rewards import Rewards, judge_answers
@@ -62,10 +63,10 @@ class Rollouts:
         batch = answer_batch(prompts, output.tokens_BT, output.length_B)
         # The devices compute while the judge reads.
         log_probs, placed = _make_log_probs_fn(self.model, self.objective), put_like_params(params, batch)
-        old, reference_BT = serialize_on_cpu(log_probs(params, placed)), None
+        (old, old_value_BT), reference_BT = serialize_on_cpu(log_probs(params, placed)), None
         if self.objective.kl:
             reference = drop_adapters(params) if self.reference is None else self.reference
-            reference_BT = serialize_on_cpu(log_probs(reference, placed))
+            reference_BT = serialize_on_cpu(log_probs(reference, placed))[0]
         example_R, judging = np.asarray(prompts.class_B).repeat(samples), time.perf_counter()
         ended_R = output.reason_B == FINISH_STOP
         (row_N,) = np.nonzero(example_R >= 0)
@@ -77,7 +78,8 @@ class Rollouts:
         seconds = {"sampling": sampled - began, "judging": time.perf_counter() - judging}
         if self.objective.mask_cut:
             batch = replace(batch, loss_mask_BT=batch.loss_mask_BT & ended_R[:, None])
-        batch = replace(batch, value_B=reward_R, old_logprob_BT=np.asarray(old), reference_logprob_BT=reference_BT)
+        batch = replace(batch, value_B=reward_R, reference_logprob_BT=reference_BT)
+        batch = replace(batch, old_logprob_BT=np.asarray(old), old_value_BT=old_value_BT)
         figures = {f"time/{name}_seconds": np.array([value, 1], np.float32) for name, value in seconds.items()}
         return batch, answers, figures | _figures(batch, output, row_N, samples)
 
@@ -114,7 +116,7 @@ def _figures(batch: Batch, output: GenerationOutput, row_N: np.ndarray, samples:
 
 @lru_cache(maxsize=4)
 def _make_log_probs_fn(model: Any, objective: PolicyGradient) -> Any:
-    """The jitted function (parameters, batch) -> log-probabilities of the answers' tokens (B, T), in nats."""
+    """The jitted function (parameters, batch) -> log-probabilities of the answers' tokens (B, T), and their values."""
     return jax.jit(lambda params, batch: objective.log_probs(model, all_gather_params(params), batch))
 
 
@@ -147,6 +149,10 @@ def _check_parts(experiment: Experiment) -> None:
     if not (isinstance(objective, PolicyGradient) and isinstance(task, Rewards)):
         names = f"the task {type(task).__name__} with the objective {type(objective).__name__}"
         raise UserError(f"{names}: Rewards and PolicyGradient need each other")
+    if (objective.kind == "ppo") != isinstance(experiment.model, ActorCritic):
+        raise UserError(
+            f"kind = {objective.kind!r}, {type(experiment.model).__name__}: ppo and ActorCritic need each other"
+        )
     if not isinstance(batching, Buckets):
         raise UserError(f"batching = {type(batching).__name__}: answers have rows of their own: choose Buckets(...)")
     if multihost.num_hosts() > 1:

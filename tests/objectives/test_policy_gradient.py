@@ -94,7 +94,7 @@ def mean_loss(objective, params, batch):
 def test_losses_equal_their_formulas(name):
     """Old log-probabilities are near the model's own in half of the rows: ratios inside and outside of the bounds."""
     objective = CASES[name]
-    near = objective.log_probs(Bigram(), PARAMS, BATCH)
+    near, _ = objective.log_probs(Bigram(), PARAMS, BATCH)
     old_BT = np.where(np.arange(len(BATCH.value_B))[:, None] % 2 == 0, near + 0.02, BATCH.old_logprob_BT)
     batch = replace(BATCH, old_logprob_BT=np.where(BATCH.loss_mask_BT, old_BT, 0).astype(np.float32))
     loss, gradient = mean_loss(objective, PARAMS, batch)

@@ -52,7 +52,7 @@ def test_rewards(tiny, name):
     prompts = Batch(target_BT=np.array([[2, 5, 6], [2, 7, 0]]), target_valid_BT=prompt_valid)
     length_R, tokens_RL = rng.integers(2, 7, 8), rng.integers(4, VOCAB, (8, 6))
     batch = answer_batch(prompts, tokens_RL, length_R).replace(value_B=rng.normal(size=8).astype(np.float32))
-    log_probs = jax.jit(lambda params, batch: objective.log_probs(model, params, batch))
+    log_probs = jax.jit(lambda params, batch: objective.log_probs(model, params, batch)[0])
     own, reference = (np.asarray(log_probs(p, batch)) for p in (params, load_pretrained(tiny.reference)[1]))
     old = np.where(batch.loss_mask_BT, own + rng.normal(0, 0.2, own.shape), 0).astype(np.float32)
     batch = batch.replace(old_logprob_BT=old, reference_logprob_BT=reference)
