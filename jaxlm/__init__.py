@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from jaxlm.training.judges import RewardModelScore as RewardModelScore, WeightedSum as WeightedSum
 
     # Models and their parts
-    from jaxlm.models.actor_critic import ActorCritic as ActorCritic
     from jaxlm.models.bag_of_words import BagOfWords as BagOfWords
     from jaxlm.models.convolutional import ConvLM as ConvLM, ConvSeq2Seq as ConvSeq2Seq
     from jaxlm.models.decoder import Decoder as Decoder
@@ -58,7 +57,7 @@ if TYPE_CHECKING:
     from jaxlm.models.finetune_heads import TextClassifier as TextClassifier, TokenClassifier as TokenClassifier
     from jaxlm.models.ngram import NGram as NGram
     from jaxlm.models.prefix_lm import PrefixLM as PrefixLM
-    from jaxlm.models.reward_model import RewardModel as RewardModel
+    from jaxlm.models.reward_model import ActorCritic as ActorCritic, RewardModel as RewardModel
     from jaxlm.models.rnn_classifier import RecurrentClassifier as RecurrentClassifier
     from jaxlm.models.rnn_classifier import RecurrentTagger as RecurrentTagger
     from jaxlm.models.rnn_lm import RecurrentLM as RecurrentLM

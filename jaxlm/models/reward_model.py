@@ -2,18 +2,20 @@
 
     s = w . h_T        h_T the feature of the last token of prompt and answer, its EOS
 
-The parameter w has no bias: differences of scores alone are learned (`jaxlm.objectives.reward_model`).
+The parameter w has no bias: differences of scores alone are learned (`jaxlm.objectives.reward_model`). `ActorCritic`
+keeps the logits, and has a number beside those of each position: the policy and the critic of PPO on one trunk.
 """
 
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxlm.errors import UserError
 from jaxlm.models.finetune_heads import FineTunable
 from jaxlm.nn.layers.dropout import Dropout
 from jaxlm.nn.layers.linear import Linear
-from jaxlm.types import Array, Batch, SequenceModel
+from jaxlm.types import Array, Batch, SequenceModel, State
 
 
 class RewardModel(FineTunable):
@@ -50,3 +52,31 @@ class RewardModel(FineTunable):
         last_B = valid_BT.shape[1] - 1 - valid_BT[:, ::-1].argmax(1)
         last_BD = jnp.take_along_axis(features_BTD, last_B[:, None, None], 1)[:, 0].astype(jnp.float32)
         return jnp.where(valid_BT.any(1), self.head(self.drop(last_BD))[:, 0], 0.0)
+
+
+class ActorCritic(FineTunable, SequenceModel):
+    """The language model `model` with V_t = w . h_t, h_t the feature that predicts token t; w starts at 0."""
+
+    num_extra_ids = 0
+
+    def setup(self) -> None:
+        self.value_D = self.param("value", nn.initializers.zeros_init(), (self.model.width,))
+
+    def with_trunk(self, trunk: Any) -> "ActorCritic":
+        return self.clone(model=trunk, parent=None)
+
+    def values(self, features: Array) -> Array:
+        """Map features (..., D) to the expected rest of the reward (...), float32."""
+        return features.astype("float32") @ self.value_D
+
+    def max_target_tokens(self, source_tokens: Any = 0) -> Any:
+        return self.model.max_target_tokens(source_tokens)
+
+    def start(self, batch: Batch, capacity: int) -> State:
+        return self.model.start(batch, capacity)
+
+    def extend(self, tokens_BT: Array, state: State, valid_BT: Array) -> tuple[Array, State]:
+        return self.model.extend(tokens_BT, state, valid_BT)
+
+    def readout(self, features: Array) -> Array:
+        return self.model.readout(features)

@@ -26,7 +26,7 @@ from jaxlm.distributed.sharding import all_gather_params
 from jaxlm.errors import UserError
 from jaxlm.experiment import INTERVALS, Experiment
 from jaxlm.metrics.text import distinct_ngrams
-from jaxlm.models.actor_critic import ActorCritic
+from jaxlm.models.reward_model import ActorCritic
 from jaxlm.nn.layers.adapters import drop_adapters
 from jaxlm.objectives.policy_gradient import PolicyGradient, answer_batch
 from jaxlm.tasks.rewards import Rewards, judge_answers
@@ -150,9 +150,7 @@ def _check_parts(experiment: Experiment) -> None:
         names = f"the task {type(task).__name__} with the objective {type(objective).__name__}"
         raise UserError(f"{names}: Rewards and PolicyGradient need each other")
     if (objective.kind == "ppo") != isinstance(experiment.model, ActorCritic):
-        raise UserError(
-            f"kind = {objective.kind!r}, {type(experiment.model).__name__}: ppo and ActorCritic need each other"
-        )
+        raise UserError(f"{objective.kind}, {type(experiment.model).__name__}: ppo and ActorCritic need each other")
     if not isinstance(batching, Buckets):
         raise UserError(f"batching = {type(batching).__name__}: answers have rows of their own: choose Buckets(...)")
     if multihost.num_hosts() > 1:
