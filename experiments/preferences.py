@@ -133,7 +133,7 @@ def _preferences(name: str, reader, objective) -> Experiment:
         optimizer=AdamW(Constant(1e-4, warmup=20), clip=1.0),
         objective=objective,
         finetuning=FineTuning(init="runs/praise_base"),
-        steps=500,
+        steps=1000,
         evaluate_every=100,
         checkpoint_every=100,
         best_metric="valid/loss",

@@ -27,7 +27,6 @@ from experiments.in_context.episodes import LABELS, VOCAB, EpisodePairs, Episode
 from jaxlm import (
     LSTM,
     AdamW,
-    Buckets,
     Constant,
     Decoder,
     Experiment,
@@ -49,12 +48,12 @@ LENGTHS = tuple(2 * pairs + 1 for _, _, pairs in STAGES)  # with EOS
 
 def retrieve() -> Experiment:
     """A Transformer of 2 layers and width 64, 104,000 parameters, 2,600 steps of about 4,500 positions."""
-    train, valid, test = (Episodes(seed, ((rows, 4, 33),)) for seed, rows in enumerate((180_000, 500, 1000)))
+    train, valid, test = (Episodes(seed, ((rows, 4, 33),)) for seed, rows in enumerate((150_000, 500, 1000)))
     return Experiment(
         task=Retrieval(train, valid, test, windows=None),
         tokenizer=Words(VOCAB),
         model=Decoder(VOCAB, 64, 4, 256, 2, position="rotary", dropout=0.0, init_std=64**-0.5),
-        batching=Buckets(tokens=4608, lengths=LENGTHS[-1:], max_length=LENGTHS[-1]),
+        batching=Curriculum(tokens=4608, lengths=LENGTHS[-1:], max_length=LENGTHS[-1]),
         optimizer=AdamW(Constant(3e-3), b2=0.99, clip=1.0),
         steps=2600,
         log_every=100,
@@ -79,7 +78,7 @@ def retrieve_lstm() -> Experiment:
 def retrieve_curriculum() -> Experiment:
     """Rows of few symbols and pairs first."""
     experiment = retrieve()
-    batching = Curriculum(tokens=4608, lengths=LENGTHS, max_length=LENGTHS[-1], ends=ENDS)
+    batching = replace(experiment.batching, lengths=LENGTHS, ends=ENDS)
     return replace(experiment, task=replace(experiment.task, train=Episodes(0, STAGES)), batching=batching)
 
 
