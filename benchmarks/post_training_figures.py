@@ -83,7 +83,8 @@ def main() -> None:
         figure = stages(options.runs)
     else:
         figure = rewards({name: runs.split(",") for name, _, runs in (each.partition("=") for each in options.runs)})
-    options.figure.write_text(figure_to_svg(figure), encoding="utf-8")
+    svg = figure_to_svg(figure).replace("<svg ", '<svg style="background:#fff" ', 1)  # the page around it may be dark
+    options.figure.write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

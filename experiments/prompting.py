@@ -15,7 +15,10 @@ large models (`retrieve_small_init`) induction does not begin. `retrieve_curricu
 first, then of 3 and 8, 4 and 16, 4 and 33. `retrieve_lstm` is a recurrent model of the size of `retrieve`,
 `retrieve_one_layer` a Transformer without a second layer, which cannot build induction heads (Olsson et al. 2022).
 `experiments.in_context.curves` prints the accuracies of files of `jaxlm prompt` with those of the oracle, and draws
-them.
+them; `experiments.in_context.distances` shows those by the distance to the last pair of the same symbol.
+
+Measured on one busy core: `retrieve` is within .03 of the oracle at every number of shots, after 250 CPU seconds. Not
+every run gets there: see docs/post-training.md.
 
 `sst2` asks for the sentiment of a film review, `gsm8k` for the answer to a problem in words (`--kind generate`).
 """

@@ -34,7 +34,10 @@ def curves(files: list[Path], figure: Path | None) -> None:
     if figure:
         drawn = curves_figure("Accuracy on held-out episodes", lines)
         drawn.axes[0].set_xlabel("shots")
-        figure.write_text(figure_to_svg(drawn), encoding="utf-8")
+        drawn.axes[0].set_xscale("symlog", base=2, linthresh=1)
+        drawn.axes[0].set_xticks(SHOTS, [str(k) for k in SHOTS])
+        # a page of its own color may be dark
+        figure.write_text(figure_to_svg(drawn).replace("<svg ", '<svg style="background:#fff" ', 1), encoding="utf-8")
 
 
 def main() -> None:
