@@ -92,7 +92,7 @@ def instructions() -> Experiment:
         AlpacaFile("alpaca_en_demo/alpaca_en_demo.json.gz"),
         SelfInstructFile("self_instruct_seeds/seed_tasks.jsonl.gz"),
     )
-    return _instructions(Concat(files), steps=300)
+    return _instructions(Concat(files), steps=200)
 
 
 def alpaca() -> Experiment:
@@ -121,8 +121,8 @@ def _instructions(dialogues: AlpacaFile | Concat, steps: int) -> Experiment:
         batching=Packing(length=512, tokens=4096, too_long="truncate"),
         optimizer=replace(start.optimizer, schedule=CosineDecay(peak=5e-4, warmup=30)),
         steps=steps,
-        evaluate_every=100,
-        checkpoint_every=100,
+        evaluate_every=50,
+        checkpoint_every=50,
     )
 
 
