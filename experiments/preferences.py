@@ -13,11 +13,9 @@ and two judged answers for `data/praise.judged.train.jsonl`; of twenty prompts o
 ungrammatical sentences, the win rate against the first run (ties count one half), the divergence from it in nats per
 answer, and the length of an answer.
 
-Measured on two cores that were busy with other work, with 3,870 training pairs (`sample` was stopped early) and
-`judge --count 300`: `praise_dpo` after 500 steps, 5 minutes, has 83 % praise (`base` 25 %), a win rate of 79 %, 2.0
-nats of divergence per answer, 14 % ungrammatical sentences (`base` 12 %) and 6.9 words an answer (`base` 7.4). On
-held-out pairs the accuracy is 98 %; log p of the chosen answers went from -16.6 to -15.9, that of the rejected ones
-from -17.5 to -22.4. The other variants have not been run yet.
+Measured on one busy core, with 4,512 training pairs: `praise_dpo` after 1,000 steps, 4 minutes, has 85 % praise
+(`base` 24 %), a win rate of 80 %, 2.5 nats of divergence per answer, 13 % ungrammatical sentences (`base` 12 %) and 6.9
+words an answer (`base` 7.2). The reward model orders 96 % of the test pairs. docs/post-training.md has the other losses.
 """
 
 import argparse
