@@ -1,4 +1,4 @@
-"""Runs on the test dialogues of an experiment of `experiments.instruct`: a base beside what became of it.
+"""Runs on the test dialogues of an experiment of `experiments.instruct`: a base and what became of it.
 
     python -m benchmarks.instructions runs/text_base runs/instructions
     python -m benchmarks.instructions runs/commands_base runs/commands --task commands

@@ -1,4 +1,4 @@
-"""The stages after each other, and runs on rewards beside each other, drawn from their logs.
+"""The stages after each other, and runs on rewards together, drawn from their logs.
 
     python -m benchmarks.post_training_figures stages runs/praise_base runs/commands runs/praise_dpo runs/praise_rloo
     python -m benchmarks.post_training_figures rewards rloo=runs/praise_rloo,runs/praise_rloo_1 grpo=runs/praise_grpo

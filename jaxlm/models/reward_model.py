@@ -3,7 +3,7 @@
     s = w . h_T        h_T the feature of the last token of prompt and answer, its EOS
 
 The parameter w has no bias: differences of scores alone are learned (`jaxlm.objectives.reward_model`). `ActorCritic`
-keeps the logits, and has a number beside those of each position: the policy and the critic of PPO on one trunk.
+keeps the logits, and adds a number at each position: the policy and the critic of PPO on one trunk.
 """
 
 from typing import Any
