@@ -9,7 +9,7 @@ RUN := $(VENV)/bin
 CODE := jaxlm experiments tests
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help quickstart weights test lint format types docs package clean
+.PHONY: help quickstart weights test lint format types docs course package clean
 
 help:
 	@echo "make quickstart  train a small translation model and try it ($(WORKDIR); other overrides in ARGS=)"
@@ -19,6 +19,7 @@ help:
 	@echo "make format      rewrite the code as ruff would have it"
 	@echo "make types       mypy"
 	@echo "make docs        write the generated references and pictures of docs/ again"
+	@echo "make course      train, check and draw every claim of docs/course (ARGS='--steps 2' only shows that they run)"
 	@echo "make package     build the wheel and the source archive into dist/ and check them"
 	@echo "make clean       remove $(VENV) and every cache, keep runs/"
 
@@ -46,6 +47,9 @@ types: $(VENV)/.with-test
 
 docs: $(VENV)/.with-core
 	$(RUN)/python docs/generate.py
+
+course: $(VENV)/.with-test
+	$(RUN)/python -m docs.course.claims $(ARGS)
 
 package: $(VENV)/.with-test
 	rm -rf dist

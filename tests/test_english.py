@@ -44,12 +44,13 @@ RIDDLE = re.compile(r"(?:What|How|Which|Who|Whether|Where|Whose)\b(?!.*\?)")
 
 
 def _sources(root: Path) -> list[Path]:
-    return sorted(p for top in ("jaxlm", "experiments", "benchmarks") for p in (root / top).rglob("*.py"))
+    return sorted(p for top in ("jaxlm", "experiments", "benchmarks", "docs/course") for p in (root / top).rglob("*.py"))
 
 
 def _documents(root: Path) -> list[Path]:
     native = [p for p in (root / "jaxlm").rglob("*.[ch]")]
     pages = [page for page in (root / "docs").glob("*.md") if page.name not in GENERATED]
+    pages += [*(root / "docs/course").glob("*.md"), *(root / "docs/course/en").glob("*.md")]  # es/ is Spanish
     return sorted([*root.glob("*.md"), *pages, *root.glob("launch/*"), *root.glob("*.sh"), *native])
 
 
@@ -98,6 +99,7 @@ def _by_package(root: Path) -> dict[str, Counter]:
 
 
 PLAIN_DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.py")]
+PLAIN_DOCUMENTS += [*(ROOT / "docs/course/en").glob("*.md"), *(ROOT / "docs/course/claims").glob("*.py")]
 """Files without any of these words."""
 PROJECT_BOUND = 0
 """The most occurrences in the whole project. To be lowered to what remains, never raised."""
