@@ -44,7 +44,8 @@ RIDDLE = re.compile(r"(?:What|How|Which|Who|Whether|Where|Whose)\b(?!.*\?)")
 
 
 def _sources(root: Path) -> list[Path]:
-    return sorted(p for top in ("jaxlm", "experiments", "benchmarks", "docs/course") for p in (root / top).rglob("*.py"))
+    tops = "jaxlm", "experiments", "benchmarks", "docs/course"
+    return sorted(path for top in tops for path in (root / top).rglob("*.py"))
 
 
 def _documents(root: Path) -> list[Path]:
