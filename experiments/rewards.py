@@ -1,4 +1,4 @@
-"""Rewards that a program gives: a language model learns to praise, and to add (RLOO, GRPO, Dr. GRPO).
+"""Rewards that a program gives: a language model learns to praise, and to add (RLOO, GRPO, Dr. GRPO, PPO).
 
     jaxlm train experiments.preferences:base --workdir runs/praise_base
     jaxlm train experiments.rewards:praise_rloo --workdir runs/praise_rloo
@@ -14,13 +14,11 @@ Each step has 16 prompts with 8 answers. `sums_base` learns from 1,600 of the 8,
 `sums` continues with rewards alone, on 7,100 of them: only the value of the sum has the reward 1. Test sums are in
 neither.
 
-Measured on two cores that were busy with other work, with a base of 500 steps instead of 1,000 (22 % praise, 25 %
-ungrammatical): `praise_rloo`, 400 steps of 128 answers in 8 minutes, has the mean reward .30 in its first ten steps,
-.80 in steps 41 to 50 and .97 in the last ten; on held-out prompts .85 after 50 steps, .93 after 200 and .98 after 400,
-with 3.7 nats of divergence per answer, 7.4 tokens an answer (7.9 in the first steps) and every answer ended. Distinct-2
-of the 128 answers of a step went from .59 to .39; `evaluate` gives .957 on the test prompts, and `judge --count 300`
-98 % praise, 2 % ungrammatical sentences and a win rate of 88 %. Judging takes most of a step. The other variants have
-not been run yet.
+`praise_hacked` and `praise_guarded` have a reward model as judge (`experiments.preferences:praise_reward`), without and
+with the divergence from the language model in the reward; `judge` shows which share of the answers is really praise.
+
+Measured on one busy core: 100 steps of 128 answers take 2 minutes, and the reward on held-out prompts is .91 to .95
+after them, from .24, with each of RLOO, GRPO, Dr. GRPO and PPO. docs/post-training.md has their curves.
 """
 
 from collections.abc import Iterator
@@ -173,18 +171,18 @@ def sums_base() -> Experiment:
 
 
 def sums() -> Experiment:
-    """RLOO with the value of a sum as reward, from `sums_base`: 32 sums with 8 answers a step."""
+    """RLOO with the value of a sum as reward, from `sums_base`: 128 sums with 8 answers a step."""
     start = sums_base()
     task = Rewards(Sums(0, 7100), Sums(7100, 7600), Sums(7600, 8100), chat_template=EQUATION, judge=Arithmetic(),
                    generation=start.task.generation)  # fmt: skip
     return replace(
         start,
         task=task,
-        batching=Buckets(tokens=32 * 8, max_length=8, lengths=(8,)),
-        optimizer=AdamW(Constant(3e-4, warmup=10), clip=1.0),
+        batching=Buckets(tokens=128 * 8, max_length=8, lengths=(8,)),
+        optimizer=AdamW(Constant(5e-4, warmup=10), clip=1.0),
         objective=PolicyGradient(max_tokens=4),
         finetuning=FineTuning(init="runs/sums_base"),
-        steps=600,
+        steps=400,
         log_every=20,
         best_metric="valid/reward",
     )
