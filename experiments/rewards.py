@@ -182,7 +182,7 @@ def sums() -> Experiment:
         optimizer=AdamW(Constant(5e-4, warmup=10), clip=1.0),
         objective=PolicyGradient(max_tokens=4),
         finetuning=FineTuning(init="runs/sums_base"),
-        steps=400,
+        steps=1000,
         log_every=20,
         best_metric="valid/reward",
     )
