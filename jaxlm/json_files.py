@@ -96,6 +96,15 @@ def check_type(value: Any, annotation: Any, place: str, cure: str = RESTORE) -> 
         raise UserError(f"{place}: expected {describe_type(annotation)}, found {value!r:.60}: {cure}")
 
 
+def json_safe(value: Any) -> Any:
+    """The value with the numbers that JSON lacks as the strings "nan", "inf" and "-inf"."""
+    if isinstance(value, dict):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def describe_type(annotation: Any) -> str:
     """The type in words: `an integer`, `None or a string`, `one of "pre", "post"`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)

@@ -33,7 +33,7 @@ jaxlm.nn.weights jaxlm.nn.layers jaxlm.nn.attention jaxlm.nn.rnn jaxlm.nn.transf
 jaxlm.losses jaxlm.models jaxlm.decode jaxlm.optim jaxlm.finetuning jaxlm.objectives
 jaxlm.inference jaxlm.tasks jaxlm.experiment
 jaxlm.checkpoint jaxlm.workdir jaxlm.perf jaxlm.training jaxlm.huggingface jaxlm.planner jaxlm.pipeline jaxlm.report
-jaxlm.scaling jaxlm.cli jaxlm jaxlm.__main__
+jaxlm.serving jaxlm.scaling jaxlm.cli jaxlm jaxlm.__main__
 """.split()
 """The packages and root modules from the ground floor up: a module imports only from its own floor or from a lower one.
 

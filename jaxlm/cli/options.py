@@ -193,6 +193,7 @@ def _add_search_options(parser: CommandParser) -> None:
     parser.add_int("--num-beams", "beam size (1: greedy search; default: as in the experiment)", metavar="K")
     text = "length penalty: rank by log-probability / length^A, or by the experiment's formula with exponent A"
     parser.add_argument("--length-penalty", type=finite_number, metavar="A", help=text)
+    parser.add_int("--fixed-batch", "lines decoded at a time: an answer has the same bits for any other lines")
 
 
 OPTION_GROUPS = {"constraint": _add_constraint_options, "model": _add_model_options, "search": _add_search_options}
@@ -214,7 +215,7 @@ def experiment_with_options(options: argparse.Namespace) -> "Experiment":
     n_best = given.get("n_best") or 1
     changes: dict[str, Any] = {}
     if search is None:
-        unused = [name for name in ("num_beams", "length_penalty", "attention") if given.get(name)]
+        unused = [name for name in ("num_beams", "length_penalty", "fixed_batch", "attention") if given.get(name)]
         unused += ["n_best"] if n_best > 1 else []
         if unused:
             raise UsageError(f"--{unused[0].replace('_', '-')}: the task {type(task).__name__} does not search")
@@ -234,7 +235,8 @@ def experiment_with_options(options: argparse.Namespace) -> "Experiment":
             of_beam |= {"length_penalty": options.length_penalty, "length_penalty_kind": penalty}
         tokens, attention = options.batch_tokens or search.batch_tokens, given.get("attention") or False
         beam = dataclasses.replace(search.beam, **of_beam)
-        changes = {"search": dataclasses.replace(search, beam=beam, batch_tokens=tokens, attention=attention)}
+        of_search = {"batch_tokens": tokens, "attention": attention, "fixed_batch": given.get("fixed_batch")}
+        changes = {"search": dataclasses.replace(search, beam=beam, **of_search)}
     return dataclasses.replace(experiment, task=dataclasses.replace(task, **changes))
 
 

@@ -2,12 +2,12 @@
 
 import contextlib
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jaxlm.json_files import json_safe
 from jaxlm.training.progress import BarDisplay, format_scores
 
 COMPILE_EVENT_PREFIX = "/jax/core/compile/"
@@ -26,7 +26,7 @@ def write_line(text: str) -> None:
 
 def json_line(value: Any) -> str:
     """The value as one line of JSON; the numbers that JSON lacks become the strings "nan", "inf" and "-inf"."""
-    return json.dumps(_json_safe(value), ensure_ascii=False, allow_nan=False)
+    return json.dumps(json_safe(value), ensure_ascii=False, allow_nan=False)
 
 
 def write_result(record: dict[str, Any], as_json: bool, text: Callable[[], str] | None = None) -> None:
@@ -116,11 +116,3 @@ def progress_bar(total: int, name: str = "") -> Iterator[Callable[[int], None] |
         return
     with contextlib.closing(BarDisplay(total, 0, sys.stderr, name)) as bar:
         yield bar.advance
-
-
-def _json_safe(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_safe(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": "sample continuations of prompts, or answers to them",
     "score": "compute log-probabilities of given texts",
     "embed": "compute vectors of given texts or of their tokens",
+    "serve": "answer requests over HTTP, with a page to try the model",
     "scale": "fit a scaling law to a table of runs, or to a grid of runs that it trains",
     "runs": "list the runs in a folder: step, best score, state, date, and the fields in which they differ",
     "report": "write one HTML page that shows or compares runs",
@@ -48,7 +49,7 @@ RECIPES = {
 
 COMMAND_PACKAGES = {
     "training": ("plan", "bench", "prepare", "train", "sweep", "launch", "merge"),
-    "inference": ("evaluate", "prompt", "predict", "generate", "score", "embed"),
+    "inference": ("evaluate", "prompt", "predict", "generate", "score", "embed", "serve"),
     "tools": ("list", "data", "show", "scale", "audit", "runs", "report", "import-hf", "export-hf", "doctor"),
 }
 

@@ -32,13 +32,15 @@ BadLinePolicy = Literal["error", "replace"]
 
 @dataclass
 class StdinLines:
-    """Standard input as text. `num_lines`: read so far; `read_stats.replaced`: in how many bad bytes became U+FFFD."""
+    """Standard input as text. `num_lines`: read so far; `read_stats.replaced`: in how many bad bytes became U+FFFD;
+    `prompt`: what a terminal shows before each line."""
 
     on_bad_line: BadLinePolicy = "error"
     lines_per_batch: int = LINES_PER_BATCH
     max_line_bytes: int = MAX_LINE_MB * MEGABYTE
     read_stats: ReadStats = field(default_factory=ReadStats)
     num_lines: int = 0
+    prompt: str = ""
 
     def batches(self) -> Iterator[list[str]]:
         """Lists of 1 to `lines_per_batch` lines. Raises UserError at a line that is not UTF-8, unless repaired."""
@@ -59,7 +61,7 @@ class StdinLines:
         """Lines without LF; None when no more input has arrived for a while."""
         unfinished: list[bytes] = []
         size = 0
-        while data := _read_some(stream):
+        while data := _read_some(stream, self.prompt):
             *ends, rest = data.split(b"\n")
             for end in ends:
                 yield self._whole_line([*unfinished, end]).removesuffix(b"\r")
@@ -107,10 +109,14 @@ def count_truncated(lines: Sequence[str], tokenizer: Any, limit: int, with_marke
     return sum(len(row) + num_special[line] > limit for row, line in zip(ids, long, strict=True))
 
 
-def _read_some(stream: Any) -> bytes:
+def _read_some(stream: Any, prompt: str) -> bytes:
     """The bytes that have arrived, b"" at the end. Raises UserError if they cannot be read."""
+    is_dialogue = bool(prompt) and stream.isatty()
+    print(end=prompt * is_dialogue, file=sys.stderr, flush=True)
     try:
-        return stream.read1(STDIN_READ_BYTES)
+        data = stream.read1(STDIN_READ_BYTES)
+        print(end="\n" * (is_dialogue and not data), file=sys.stderr)
+        return data
     except OSError as error:
         raise UserError(
             f"standard input cannot be read ({error.strerror or error}): pass the lines by a pipe"

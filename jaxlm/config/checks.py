@@ -23,10 +23,10 @@ MAX_LAYERS = 10_000
 
 AT_LEAST_ONE = """
 average_last batch_tokens bottleneck_dim char_vocab_size checkpoint_every decay_every evaluate_every features filters
-grad_accum head_dim heads hidden keep_checkpoints kernel_size kv_heads length log_every max_distance max_length
-max_shapes max_source_len max_tokens min_count num_beams num_buckets num_labels num_return_sequences num_samples order
-original_max_positions prefix_steps rank row_multiple rows sample_size sample_tokens source_length source_vocab steps
-tokens updates vocab vocab_size width window word_width
+fixed_batch grad_accum head_dim heads hidden keep_checkpoints kernel_size kv_heads length log_every max_distance
+max_length max_shapes max_source_len max_tokens min_count num_beams num_buckets num_labels num_return_sequences
+num_samples order original_max_positions prefix_steps rank row_multiple rows sample_size sample_tokens source_length
+source_vocab steps tokens updates vocab vocab_size width window word_width
 """.split()
 """Sizes. Other integers are 0 or more, layers at most `MAX_LAYERS`."""
 

@@ -28,6 +28,52 @@ STEPS_PER_CHECK = 4
 """Steps between two checks for finished rows: fewer synchronize more often, more run idle steps on finished rows."""
 
 
+class BeamQueue:
+    """Rows that are searched at once, `active_rows` of them; a finished or released row frees its place.
+
+    The parameters are those of `search_params`. Grammars and forced prefixes are not supported.
+    """
+
+    def __init__(self, model: Any, params: Params, config: BeamSearchConfig, active_rows: int):
+        self._model, self._config, self._score_params = specialize(model, config)
+        self._params = params
+        self._active: Any = None
+        self._row_of_place = np.full(active_rows, -1)
+
+    @property
+    def rows(self) -> list[int]:
+        """The numbers of the rows that are searched."""
+        return self._row_of_place[self._row_of_place >= 0].tolist()
+
+    @property
+    def num_free(self) -> int:
+        """The places without a row."""
+        return int((self._row_of_place < 0).sum())
+
+    def admit(self, row_G: np.ndarray, request: DecodeRequest) -> None:
+        """Begin to search for rows, which have free places; all requests have one shape. A filler has number -1."""
+        model, config = self._model, self._config
+        request.check_positions(model, config.length)
+        place_G = np.flatnonzero(self._row_of_place < 0)[: len(row_G)]
+        self._row_of_place[place_G] = row_G
+        # A filler gets a place beyond the last: the scatter drops it.
+        place_G = np.where(row_G >= 0, place_G, len(self._row_of_place)).astype(np.int32)
+        if self._active is None:
+            self._active = _empty_batch(model, config, self._params, request, len(self._row_of_place))
+        self._active = _admit_rows(model, config, self._params, request, self._active, place_G)
+
+    def release(self, row: int) -> None:
+        """Free the place of a row that nobody waits for."""
+        self._row_of_place[self._row_of_place == row] = -1
+
+    def step(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Run a few steps: the numbers of the rows that finished, and the fields of their `Hypotheses`."""
+        self._active, hypotheses = _run_steps(self._model, self._config, self._params, self._active, self._score_params)
+        ended = np.flatnonzero(np.asarray(self._active.done_B) & (self._row_of_place >= 0))
+        rows, self._row_of_place[ended] = self._row_of_place[ended], -1
+        return rows, {name: np.asarray(value)[ended] for name, value in vars(hypotheses).items()} if len(ended) else {}
+
+
 def beam_search_queue(
     model: Any,
     params: Params,
@@ -39,31 +85,19 @@ def beam_search_queue(
 
     params: as `search_params` returns them; others are unstacked and packed in every call of a program.
     batches: (row numbers, their request), all of one shape, at most `active_rows` rows each. Row number -1 marks a
-    filler. Grammars and forced prefixes are not supported. The iterator is read one batch ahead.
+    filler. The iterator is read one batch ahead.
     active_rows: the number of rows that are searched at once.
     """
-    model, config, score_params = specialize(model, config)
-    queue = iter(batches)
-    row_of_place = np.full(active_rows, -1)
-    active, waiting = None, next(queue, None)
-    while waiting is not None or (row_of_place >= 0).any():
+    queue, requests = BeamQueue(model, params, config, active_rows), iter(batches)
+    waiting = next(requests, None)
+    while waiting is not None or queue.num_free < active_rows:
         runtime.between_batches()
-        while waiting is not None and (row_of_place < 0).sum() >= len(waiting[0]):
-            row_G, request = waiting
-            request.check_positions(model, config.length)
-            place_G = np.flatnonzero(row_of_place < 0)[: len(row_G)]
-            row_of_place[place_G] = row_G
-            # A filler gets a place beyond the last: the scatter drops it.
-            place_G = np.where(row_G >= 0, place_G, active_rows).astype(np.int32)
-            if active is None:
-                active = _empty_batch(model, config, params, request, active_rows)
-            active = _admit_rows(model, config, params, request, active, place_G)
-            waiting = next(queue, None)
-        active, hypotheses = _run_steps(model, config, params, active, score_params)
-        ended = np.flatnonzero(np.asarray(active.done_B) & (row_of_place >= 0))
-        if len(ended):
-            yield row_of_place[ended], {name: np.asarray(value)[ended] for name, value in vars(hypotheses).items()}
-            row_of_place[ended] = -1
+        while waiting is not None and queue.num_free >= len(waiting[0]):
+            queue.admit(*waiting)
+            waiting = next(requests, None)
+        rows, hypotheses = queue.step()
+        if len(rows):
+            yield rows, hypotheses
 
 
 def search_params(model: Any, params: Params, request: DecodeRequest, config: BeamSearchConfig) -> Params:

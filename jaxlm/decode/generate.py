@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from jaxlm import runtime
 from jaxlm.decode.grammar import TokenGrammar, apply_grammar
 from jaxlm.decode.logit_masks import ForcedPrefix, LogitMasks, apply_logit_masks, is_in_ids, log_softmax_parts
 from jaxlm.decode.prefill import decode_step, expand_beams, prefill_prompt, repeat_while, step_params, steps_per_check
@@ -93,6 +94,7 @@ def generate_stream(
     loop = _initial_state_jit(model, config, params, request)
     layers = _step_params_jit(model, params, loop.token_B, loop.state)
     while not bool(loop.done_B.all()):
+        runtime.between_batches()
         loop = _step_jit(model, config, layers, loop, request.forced_prefix, request.grammar)
         yield loop.output
 

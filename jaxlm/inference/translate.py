@@ -44,6 +44,8 @@ class Search:
       batch_tokens: source positions per batch (the decoder has `beam.num_beams` rows per source).
       max_source_len: maximum number of source tokens, EOS included; longer lines are cut.
       attention: whether `predict` also gives the attention weights of each token of the best answer.
+      fixed_batch: if given, this many lines are decoded at a time, each padded to its own length alone. An answer then
+        has the same bits for any other lines; otherwise sums may be rounded differently in batches of other shapes.
     """
 
     beam: Beam = Beam()
@@ -52,6 +54,7 @@ class Search:
     batch_tokens: int = 2048
     max_source_len: int = 512
     attention: bool = False
+    fixed_batch: int | None = None
 
     def max_answer_tokens(self, source_tokens: Any) -> np.ndarray:
         """The most tokens of each answer, a function of its own source length (EOS included) only."""
@@ -135,7 +138,7 @@ def _translate_local(
     column = Ragged.from_rows(trained.tokenizer.encode(texts))
     for row_B, hypotheses in _decode_queue(trained, column, search, texts):
         for row in np.flatnonzero(row_B >= 0):
-            answers[indices[row_B[row]]] = _to_hypotheses(hypotheses, int(row), trained.tokenizer)
+            answers[indices[row_B[row]]] = to_hypotheses(hypotheses, int(row), trained.tokenizer)
         if progress:
             progress(int((row_B >= 0).sum()))
     return answers
@@ -149,13 +152,13 @@ def _decode_queue(
         yield from _decode_in_batches(trained, column, search, texts)
         return
     special, max_length, params = trained.tokenizer.special, max_source_tokens(trained.model, search), None
-    for rows, length, places, group in queue_shapes(column, search.batch_tokens, max_length):
+    for rows, length, places, group in queue_shapes(column, search.batch_tokens, max_length, search.fixed_batch):
         padded = np.pad(rows, (0, -len(rows) % group), constant_values=-1)
         batches = (
-            (row_G, _request(trained, search, row_G, collate_rows({"source": column}, row_G, length, special)))
+            (row_G, decode_request(trained, search, row_G, collate_rows({"source": column}, row_G, length, special)))
             for row_G in padded.reshape(-1, group)
         )
-        config, first = _search_config(trained, search, length), next(batches)
+        config, first = search_config(trained, search, length), next(batches)
         if params is None:
             params = search_params(trained.model, trained.params, first[1], config)
         yield from beam_search_queue(trained.model, params, itertools.chain([first], batches), places, config)
@@ -172,14 +175,14 @@ def answer_limits(model: Any, search: Search, source_tokens: Any) -> np.ndarray:
     return tokens if positions is None else np.minimum(tokens, positions)
 
 
-def _request(trained: TrainedModel, search: Search, row_B: np.ndarray, batch: Batch) -> DecodeRequest:
+def decode_request(trained: TrainedModel, search: Search, row_B: np.ndarray, batch: Batch) -> DecodeRequest:
     """BOS as the prompt of each row, and the limit of its own source length; 0 for fillers, the rows of number -1."""
     limit_B = np.where(row_B >= 0, answer_limits(trained.model, search, batch.source_valid_BS.sum(1)), 0)
     prompt_B1 = np.full((len(row_B), 1), trained.tokenizer.special.start, np.int32)
     return DecodeRequest(batch, prompt_B1, np.ones_like(prompt_B1, bool), limit_B)
 
 
-def _search_config(trained: TrainedModel, search: Search, source_length: int) -> BeamSearchConfig:
+def search_config(trained: TrainedModel, search: Search, source_length: int) -> BeamSearchConfig:
     """The room for answers, the ids that end one, and the beam, which must not generate the suppressed ids."""
     special = trained.tokenizer.special
     room = min(int(search.max_answer_tokens(source_length)), max_target_positions(trained.model, 1) or sys.maxsize)
@@ -200,11 +203,11 @@ def _decode_in_batches(
         max_length=max_source_tokens(trained.model, search),
         special=special,
     ):
-        request = _request(trained, search, row_B, batch)
+        request = decode_request(trained, search, row_B, batch)
         sources = [texts[row] if row >= 0 else "" for row in row_B]
         request = replace(request, limit_B=search.constraint.limits(request.limit_B, sources))
         grammar = search.constraint.grammar(batch.source_BS, batch.source_valid_BS, request.limit_B, sources)
-        config = _search_config(trained, search, batch.source_BS.shape[1])
+        config = search_config(trained, search, batch.source_BS.shape[1])
         hypotheses = beam_search(trained.model, trained.params, replace(request, grammar=grammar), config)
         if previous is not None:
             yield previous[0], _to_host(previous[1])
@@ -217,7 +220,7 @@ def _to_host(hypotheses: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in vars(hypotheses).items()}
 
 
-def _to_hypotheses(arrays: dict[str, np.ndarray], row: int, tokenizer: Tokenizer) -> list[Hypothesis]:
+def to_hypotheses(arrays: dict[str, np.ndarray], row: int, tokenizer: Tokenizer) -> list[Hypothesis]:
     """The hypotheses of one row of a batch; `arrays` are the fields of `jaxlm.decode.results.Hypotheses`."""
     hypotheses = []
     for slot in range(arrays["length_BN"].shape[1]):

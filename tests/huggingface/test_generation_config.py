@@ -19,7 +19,7 @@ from jaxlm.huggingface.generation_config import read_generation_config, with_gen
 from jaxlm.huggingface.tokenizer_files import _special_ids
 from jaxlm.inference.base import TrainedModel
 from jaxlm.inference.generate import GENERATION_DEFAULTS
-from jaxlm.inference.translate import _request, _search_config
+from jaxlm.inference.translate import decode_request, search_config
 from jaxlm.tasks.language_modeling import LanguageModeling
 from jaxlm.tasks.translation import Translation
 from jaxlm.types import Batch
@@ -87,8 +87,8 @@ def test_searches(name, tmp_path):
     search = with_generation_defaults(Translation(*PAIRS), entries, tmp_path).search
     tokenizer: Any = SimpleNamespace(special=special)
     trained = TrainedModel(pair.model, pair.params, tokenizer)
-    request = _request(trained, search, np.arange(ROWS), Batch(pair.ids_BS, pair.valid_BS))
-    output = beam_search(pair.model, pair.params, request, _search_config(trained, search, 7))
+    request = decode_request(trained, search, np.arange(ROWS), Batch(pair.ids_BS, pair.valid_BS))
+    output = beam_search(pair.model, pair.params, request, search_config(trained, search, 7))
     count = search.beam.num_return_sequences
     ours = [
         row[:size]

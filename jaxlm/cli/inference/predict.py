@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"--pretty draws trees, and the task {type(task).__name__} predicts none: leave it out")
     limit = task.max_input_tokens(pipeline.model)
     num_tokens = num_unknown = num_truncated = 0
-    source = StdinLines(options.on_bad_line, options.lines_per_batch, options.max_line_mb * MEGABYTE)
+    source = StdinLines(options.on_bad_line, options.lines_per_batch, options.max_line_mb * MEGABYTE, prompt="> ")
     hint = " from the terminal; Ctrl-D ends them" if sys.stdin is not None and sys.stdin.isatty() else ""
     output.print_stderr(f"checkpoints {pipeline.steps} loaded in {clock.seconds:.1f} s; reading lines{hint}")
     clock = output.Clock()

@@ -32,7 +32,7 @@ def eval_batches(
     ranked = np.argsort(-longer, kind="stable")
     row_multiple = math.lcm(row_multiple, divisor)
     while len(ranked):
-        length = _round_up_length(min(int(longer[ranked[0]]), limit), limit if max_length else sys.maxsize)
+        length = round_up_length(min(int(longer[ranked[0]]), limit), limit if max_length else sys.maxsize)
         rows = max(tokens // length // row_multiple, 1) * row_multiple
         rows = min(rows, round_up_size(len(ranked), row_multiple))  # the last rows take a smaller shape
         chosen, ranked = ranked[:rows], ranked[rows:]
@@ -56,18 +56,24 @@ def collate_rows(columns: Columns, row_B: np.ndarray, length: int, special: Spec
     return batch
 
 
-def queue_shapes(column: Ragged, tokens: int, max_length: int) -> Iterator[tuple[np.ndarray, int, int, int]]:
+def queue_shapes(
+    column: Ragged, tokens: int, max_length: int, fixed_slots: int | None = None
+) -> Iterator[tuple[np.ndarray, int, int, int]]:
     """The shapes of continuous batching, longest first: (rows, padded length, slots, rows admitted at once).
 
     Slots times length is at most `tokens`. A length that would fill less than a quarter of its slots is merged with
     the next shorter one; and shorter ones as long as all have at most 2 x `tokens` of padding: a shape costs a compiled
-    search, which the padding of two batches does not outweigh.
+    search, which the padding of two batches does not outweigh. `fixed_slots`: a row's shapes depend on its length.
     """
     longer = np.minimum(column.lengths + 1, max_length)
     ranked = np.argsort(-longer, kind="stable")
-    level = np.array([_round_up_length(int(size), max_length) for size in longer[ranked]])
+    level = np.array([round_up_length(int(size), max_length) for size in longer[ranked]])
     while len(ranked):
         length, count = int(level[0]), 0
+        if fixed_slots:
+            rows, ranked, level = ranked[level == length], ranked[level < length], level[level < length]
+            yield rows, length, fixed_slots, 1
+            continue
         slots = max(tokens // length // 8, 1) * 8
         while count < len(ranked):
             longer_count = int((level >= level[count]).sum())
@@ -82,7 +88,7 @@ def queue_shapes(column: Ragged, tokens: int, max_length: int) -> Iterator[tuple
             yield rows, length, slots, slots // 8
 
 
-def _round_up_length(length: int, limit: int) -> int:
+def round_up_length(length: int, limit: int) -> int:
     """The length rounded up to a multiple of 8, above 64 in steps of about a quarter; at most `limit`."""
     level = 8
     while level < length:
