@@ -61,8 +61,8 @@ class DecodingThread(threading.Thread):
                 if self._is_closed:
                     return
                 arrived, self._arrived = self._arrived, []
-            numbered = [(next(self._numbers), *item) for item in arrived]
-            self._futures |= {number: future for number, *_, future in numbered}
+            numbered = [(next(self._numbers), line, n_best, future) for line, n_best, future in arrived]
+            self._futures |= {number: future for number, _, _, future in numbered}
             try:
                 for number, line, n_best, _ in numbered:
                     self._add(line, n_best, number)
