@@ -20,7 +20,7 @@ from jaxlm.models.decoder import Decoder
 from jaxlm.models.encoder import Encoder
 from jaxlm.models.finetune_heads import FineTunable
 from jaxlm.models.properties import abstract_params, dummy_batch
-from jaxlm.models.reward_model import RewardModel
+from jaxlm.models.reward_model import ActorCritic, RewardModel
 from jaxlm.tasks.classification import Classification
 from jaxlm.tasks.regression import TextRegression
 from jaxlm.tasks.tagging import Tagging
@@ -41,8 +41,8 @@ def readable(experiment: Experiment) -> Experiment:
     if not isinstance(model, FineTunable) or model.model is not None:
         return experiment
     vocab = experiment.tokenizer.vocab_size
-    is_reward = isinstance(model, RewardModel)
-    trunk = Decoder(vocab, 8, 2, 12, 1) if is_reward else Encoder(vocab, 8, 2, 12, 1, max_length=512)
+    is_decoder = isinstance(model, RewardModel | ActorCritic)
+    trunk = Decoder(vocab, 8, 2, 12, 1) if is_decoder else Encoder(vocab, 8, 2, 12, 1, max_length=512)
     return replace(experiment, model=model.with_trunk(trunk))
 
 

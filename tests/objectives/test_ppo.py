@@ -99,6 +99,7 @@ def test_accumulation_gives_the_update_of_the_whole_batch():
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_resumes_exactly(tmp_path):
     """From a language model, whose copy the value head reads; two updates on each rollout."""
     one = RunOptions(mesh={"data": 1})
