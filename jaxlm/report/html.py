@@ -113,8 +113,8 @@ def _curve_figures(runs: Sequence[RunSummary]) -> tuple[list[str], list[str]]:
     """The figures that matter first, those by which checkpoints are chosen and the training loss, and the others."""
     kept = _shown_metrics(runs)
     first = dict.fromkeys([run.trained.experiment.best_metric for run in runs] + ["train/loss", "train/nll"])
-    groups = [name for name in first if name in kept], [name for name in kept if name not in first]
-    return tuple([_curve_figure(runs, name) for name in group] for group in groups)  # type: ignore[return-value]
+    shown = {name: _curve_figure(runs, name) for name in kept}
+    return [shown[name] for name in first if name in kept], [shown[name] for name in kept if name not in first]
 
 
 def _shown_metrics(runs: Sequence[RunSummary]) -> list[str]:

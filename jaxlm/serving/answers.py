@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -111,7 +111,7 @@ class Answers:
         usage = dict.fromkeys(("prompt_tokens", "total_tokens"), self._count(texts))
         return {"object": "list", "data": data, "model": self.name, "usage": usage}
 
-    async def complete(self, body: dict[str, Any]) -> "dict[str, Any] | AsyncIterator[dict[str, Any]]":
+    async def complete(self, body: dict[str, Any]) -> "dict[str, Any] | AsyncGenerator[dict[str, Any], None]":
         """The samples of `generate` in OpenAI's form; with `stream` an iterator of their pieces."""
         prompts, request = self._read_completion(body)
         if body.get("stream"):
@@ -145,7 +145,7 @@ class Answers:
     def _draw(self, prompt: str, request: GenerationRequest, on_text: Callable[[str], None]) -> list[Sample]:
         return list(self.pipeline.generate_stream([prompt], request, on_text))
 
-    async def _stream(self, prompt: str, request: GenerationRequest) -> AsyncIterator[dict[str, Any]]:
+    async def _stream(self, prompt: str, request: GenerationRequest) -> AsyncGenerator[dict[str, Any], None]:
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
         loop: Any = asyncio.get_running_loop()
         draw = partial(self._draw, on_text=partial(loop.call_soon_threadsafe, pieces.put_nowait))

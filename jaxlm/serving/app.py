@@ -6,7 +6,7 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class App:
                 raise RequestError(413, f"a body of more than {limit:,} bytes, the limit: send less text at a time")
         return body
 
-    async def _events(self, answer: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+    async def _events(self, answer: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[bytes]:
         """Server-sent events: each piece, an error if one ends the stream, then [DONE]."""
         try:
             with self._place():
@@ -126,7 +126,7 @@ class App:
                 error = self._late()
             yield b"data: " + bytes(_refusal(getattr(error, "status", 500), one_line(error)).body) + b"\n\n"
         finally:
-            await answer.aclose()  # type: ignore[attr-defined]
+            await answer.aclose()
         yield b"data: [DONE]\n\n"
 
 

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 from fixtures.documents import ROOT, anchors, blocks, links, parse_command, prose, split_words
+from fixtures.parsing_only import Accepted, parse_only  # noqa: F401
 
 from docs.course.claims import MODULES
 from docs.course.claims.__main__ import main, make_parser
 from docs.course.claims.course import CLAIMS, FIGURES
 from jaxlm.cli.main import main as jaxlm_main
-from jaxlm.cli.overrides import ExperimentParser
-from jaxlm.cli.parser import CommandParser
 
 COURSE = ROOT / "docs/course"
 PAGES = {
@@ -22,10 +21,6 @@ NUMBERS = sorted({name[3:5] for name in PAGES})
 ALL = {"README.md": (COURSE / "README.md").read_text(encoding="utf-8"), **PAGES}
 WORDS = 400, 750
 """The least and the most words of a page."""
-
-
-class Accepted(BaseException):
-    """The parser took the command line."""
 
 
 def _languages(number: str) -> list[str]:
@@ -88,7 +83,7 @@ def _shell_lines() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(_shell_lines()))
-def test_parsers_accept_every_command_line(line: str, monkeypatch: pytest.MonkeyPatch):
+def test_parsers_accept_every_command_line(line: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     words = split_words(line)
     if words[:3] == ["python", "-m", "docs.course.claims"]:
         assert set(make_parser().parse_args(words[3:]).names) <= set(CLAIMS)
@@ -98,16 +93,9 @@ def test_parsers_accept_every_command_line(line: str, monkeypatch: pytest.Monkey
         return
     command = parse_command("course", line)
     assert command, line
-    for parser, method in ((CommandParser, "parse"), (ExperimentParser, "parse_experiment")):
-        original = getattr(parser, method)
-
-        def parse(self, *arguments, _original=original):
-            _original(self, *arguments)
-            raise Accepted
-
-        monkeypatch.setattr(parser, method, parse)
     if command.words[:2] == ("scale", "grid"):
         return  # its own parser needs no run: tests/cli
+    request.getfixturevalue("parse_only")
     monkeypatch.chdir(ROOT)
     with pytest.raises(Accepted):
         jaxlm_main(list(command.words))

@@ -17,11 +17,11 @@ import pytest
 import test_laws
 from fixtures.cli_runs import environment
 from fixtures.documents import PAGES, CommandLine, blocks, command_lines, named_files, parse_command
+from fixtures.parsing_only import Accepted, parse_only  # noqa: F401
 from fixtures.zoo import Animal
 
 from jaxlm.cli.main import main
-from jaxlm.cli.overrides import ExperimentParser
-from jaxlm.cli.parser import COMMANDS, RECIPES, CommandParser
+from jaxlm.cli.parser import COMMANDS, RECIPES
 from jaxlm.cli.training import recipes
 
 TINY = {
@@ -47,10 +47,6 @@ SMALL_SNIPPET = {
 }  # fmt: skip
 
 
-class Accepted(BaseException):
-    """The parser took the command line; nothing is run. Not an Exception, since `main` reports those."""
-
-
 DATA = os.environ.get("JAXLM_DATA")
 
 
@@ -74,19 +70,6 @@ def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("JAXLM_CACHE", environment()["JAXLM_CACHE"])
     monkeypatch.setattr(sys, "path", list(sys.path))
     return folder
-
-
-@pytest.fixture
-def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every parser raises Accepted instead of returning."""
-    for parser, method in ((CommandParser, "parse"), (ExperimentParser, "parse_experiment")):
-        original = getattr(parser, method)
-
-        def parse(self, *arguments, _original=original):
-            _original(self, *arguments)
-            raise Accepted
-
-        monkeypatch.setattr(parser, method, parse)
 
 
 def run_command(words: tuple[str, ...], stdin: str = "") -> tuple[int, str]:
