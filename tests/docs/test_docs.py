@@ -133,10 +133,12 @@ def test_cheap_commands_run(page: str, inside: Path, capfd):
         code, out = run_command((*words, *tiny), command.stdin)
         assert code == 0, f"{command}: {capfd.readouterr().err}"
         assert len(out.splitlines()) >= len(command.stdin.splitlines())
+    if page == "own-parts.md":
+        check_own_logger(inside)
 
 
-def test_the_logger_of_ones_own_gets_all_metrics(inside: Path):
-    """After the commands of the page."""
+def check_own_logger(inside: Path) -> None:
+    """The logger of the page got all metrics."""
     logged = {tuple(line.split(",")[:2]) for line in (inside / "runs/own/metrics.csv").read_text().splitlines()}
     lines = map(json.loads, (inside / "runs/own/metrics.jsonl").read_text().splitlines())
     assert logged == {
